@@ -1,7 +1,7 @@
-"""Standard scores, computed from label names (never ids), so that anyone can recompute them from predictions.csv.
+"""Standard metrics, computed from label names (never ids), so they can be recomputed from predictions.csv.
 
-To add a metric, add it to the scores of its task type; it appears in eval.json as
-`<task>_<name>`. If lower is better, as for an error, add its name to LOWER_IS_BETTER.
+To add a metric, return it from the scoring function of its task type; it appears in eval.json as `<task>_<name>`. If
+lower is better, add its name to LOWER_IS_BETTER.
 """
 
 import math
@@ -21,19 +21,19 @@ LOWER_IS_BETTER = ("loss", "mae")
 
 
 def lower_is_better(name: str) -> bool:
-    """Whether lower is better for a score, such as `intent_loss`."""
+    """Whether a score, such as `intent_loss`, is better if it is lower."""
     return name == "loss" or name.endswith(tuple(f"_{one}" for one in LOWER_IS_BETTER))
 
 
 def is_better(name: str, new: float, old: float | None) -> bool:
-    """Whether a score has risen, or a loss has fallen. Anything is better than None, and any number than NaN."""
+    """Whether a score improved. Everything is better than None, and every number is better than NaN."""
     if old is None or math.isnan(old):
         return old is None or not math.isnan(new)
     return new < old if lower_is_better(name) else new > old
 
 
 def classification_scores(gold: list[str], predicted: list[str]) -> dict[str, float]:
-    """gold, predicted: one label per text. Macro F1 is over all labels that occur in either."""
+    """Scores one label per text. Macro F1 averages over all labels that occur in gold or predicted."""
     averages = {
         f"{kind}_f1": f1_score(gold, predicted, average=kind, zero_division=0) for kind in ("macro", "weighted")
     }
@@ -41,8 +41,8 @@ def classification_scores(gold: list[str], predicted: list[str]) -> dict[str, fl
 
 
 def multilabel_scores(gold: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
-    """gold, predicted: a list of labels per text. Accuracy: the whole set is right. Micro F1 pools all labels, macro F1
-    averages over them."""
+    """Scores a list of labels per text. Accuracy is the share of exactly matching label sets. Micro F1 pools all
+    labels; macro F1 averages over them."""
     counts = count_matches("multilabel", gold, predicted)
     by_label = label_scores(*counts).values()
     support = counts[2].total()
@@ -55,7 +55,7 @@ def multilabel_scores(gold: list[list[str]], predicted: list[list[str]]) -> dict
 
 
 def regression_scores(gold: list[float], predicted: list[float]) -> dict[str, float]:
-    """gold, predicted: one number per text. A correlation with a constant is 0."""
+    """Scores one number per text. The correlation with a constant is defined as 0."""
     constant = len(set(gold)) == 1 or len(set(predicted)) == 1
     return {
         "pearson": 0.0 if constant else pearsonr(gold, predicted).statistic,
@@ -65,17 +65,17 @@ def regression_scores(gold: list[float], predicted: list[float]) -> dict[str, fl
 
 
 def tagging_scores(gold: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
-    """gold, predicted: a list of tags per text. Entities count as in seqeval: type and both boundaries must match."""
+    """Scores a list of tags per text, by entity as in seqeval: type and both boundaries must match."""
     return micro_scores(*count_matches("tagging", gold, predicted))
 
 
 def span_scores(gold: list[list], predicted: list[list]) -> dict[str, float]:
-    """gold, predicted: a list of [first token, last token, type] per text, counted like entities."""
+    """Scores a list of [first token, last token, type] per text. Type and both boundaries must match."""
     return micro_scores(*count_matches("spans", gold, predicted))
 
 
 def word_scores(gold: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
-    """As classification, over all words together: for tags that are not entities, such as parts of speech."""
+    """Scores every word as a classification, for tags that are not entities, such as parts of speech."""
     return classification_scores(*([tag for tags in side for tag in tags] for side in (gold, predicted)))
 
 
@@ -97,12 +97,12 @@ MAIN = {
 }
 
 
-# ---- counts, from which F1 and the scores of each label follow -------------------------------------------------------
+# ---- counts, F1 and scores per label ---------------------------------------------------------------------------------
 
 
 def items_in(kind: str, label: Any) -> set[tuple]:
-    """The items to count in a text's label: {(type, first token, last token)} for entities and spans, {(tag, position)}
-    for words, otherwise {(label,)}."""
+    """Returns the items of a text's label that are matched: {(type, first token, last token)} for entities and spans,
+    {(tag, position)} for words, otherwise {(label,)}."""
     if kind == "tagging":
         return set(entities_in(label))
     if kind == "spans":
@@ -115,7 +115,7 @@ def items_in(kind: str, label: Any) -> set[tuple]:
 def count_matches(
     kind: str, gold: Sequence[Any], predicted: Sequence[Any]
 ) -> tuple[Counter[str], Counter[str], Counter[str]]:
-    """{label or entity type: how many}: right, predicted, in gold."""
+    """Counts the (right, predicted, gold) items, each as {label or entity type: count}."""
     counters: tuple[Counter[str], Counter[str], Counter[str]] = (Counter(), Counter(), Counter())
     for g, p in zip(gold, predicted):
         gold_items, predicted_items = items_in(kind, g), items_in(kind, p)
@@ -133,12 +133,12 @@ def precision_recall_f1(right: int, predicted: int, gold: int) -> dict[str, floa
 
 
 def micro_scores(*counters: Counter[str]) -> dict[str, float]:
-    """Precision, recall and F1 of all labels together, from `count_matches`."""
+    """Returns micro-averaged precision, recall and F1. counters: from `count_matches`."""
     return precision_recall_f1(*(counter.total() for counter in counters))
 
 
 def label_scores(right: Counter[str], predicted: Counter[str], gold: Counter[str]) -> dict[str, dict[str, float]]:
-    """{label or entity type: {"precision", "recall", "f1", "support"}}, from `count_matches`."""
+    """Returns {label or entity type: {"precision", "recall", "f1", "support"}} from the result of `count_matches`."""
     return {
         label: precision_recall_f1(right[label], predicted[label], gold[label]) | {"support": gold[label]}
         for label in sorted({*predicted, *gold})
@@ -149,19 +149,18 @@ def label_scores(right: Counter[str], predicted: Counter[str], gold: Counter[str
 
 
 def scoring_kind(task: Task) -> str:
-    """Which of SCORES a task uses: those of its type, or of the kind of its labels if its type has none. "words":
-    tagging whose tags are not entities (no B-, I-, …)."""
+    """Returns the key of a task in SCORES: its type, or the kind of its labels for a custom type; "words" for tagging
+    without entities (no B-, I-, …)."""
     kind = task.type if task.type in SCORES else task.kind
     return "words" if kind == "tagging" and not names_entities(task) else kind
 
 
 def score(tasks: dict[str, Task], gold: dict[str, list[Any]], predicted: dict[str, list[Any]]) -> dict[str, float]:
-    """{task}_{metric} for each task, over the texts that have its label (others are None in gold), and for all tasks
-    together:
+    """Computes {task}_{metric} for each task, over its labelled texts, and two scores for all tasks together:
 
-    sentence_accuracy, the share of texts with all their labels right (without regression), and mean_score, the mean of
-    the main scores, if there are several tasks and not all are classification or tagging.
-    tasks: as in labels.json; gold, predicted: {task: list with an entry for each text}.
+    sentence_accuracy, the share of texts with all labels right (regression excluded), and, if there are several tasks
+    and not all are classification or tagging, mean_score, the mean of the main scores.
+    tasks: as in labels.json; gold, predicted: {task: one entry per text}; gold is None for unlabelled texts.
     """
     scores: dict[str, float] = {}
     mains: list[float] = []
@@ -185,20 +184,20 @@ def score(tasks: dict[str, Task], gold: dict[str, list[Any]], predicted: dict[st
 
 
 def is_same(kind: str, gold: Any, predicted: Any) -> bool:
-    """Whether an answer is right as a whole; labels and spans may be in any order."""
+    """Whether an answer matches exactly, ignoring the order of labels and spans."""
     if kind in ("spans", "multilabel"):
         return items_in(kind, gold) == items_in(kind, predicted)
     return gold == predicted
 
 
 def is_right(task: Task, gold: Any, predicted: Any) -> bool | None:
-    """Whether an answer to a text is right as a whole; None for regression, and where there is no label."""
+    """Returns whether the answer to a text matches exactly; None for regression and unlabelled texts."""
     kind = scoring_kind(task)
     return None if gold is None or kind == "regression" else is_same(kind, gold, predicted)
 
 
 def main_scores(tasks: dict[str, Task]) -> list[str]:
-    """The names of the most important scores: those of all tasks together, then the main one of each."""
+    """Returns the names of the most important scores: the joint scores, then the main score of each task."""
     mains = [f"{name}_{MAIN[scoring_kind(task)]}" for name, task in tasks.items()]
     return ["sentence_accuracy", "mean_score", *mains] if len(tasks) > 1 else mains
 
@@ -206,7 +205,7 @@ def main_scores(tasks: dict[str, Task]) -> list[str]:
 def report(
     tasks: dict[str, Task], gold: dict[str, list[Any]], predicted: dict[str, list[Any]]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """{task: {label or entity type: {"precision", "recall", "f1", "support"}}}; regression has no labels."""
+    """Returns {task: {label or entity type: {"precision", "recall", "f1", "support"}}}, without regression tasks."""
     result = {}
     for name, task in tasks.items():
         kind = scoring_kind(task)
@@ -216,7 +215,7 @@ def report(
         result[name] = label_scores(
             *count_matches(kind, *([side[name][i] for i in labelled] for side in (gold, predicted)))
         )
-        if kind == "tagging":  # computed in seqeval's order, so that the last digits are the same
+        if kind == "tagging":  # computed as in seqeval, so the last digits agree
             for scores in result[name].values():
                 precision, recall = scores["precision"], scores["recall"]
                 scores["f1"] = 2 * precision * recall / (precision + recall or 1)
@@ -228,7 +227,7 @@ def labelled_rows(gold: Sequence[Any]) -> list[int]:
 
 
 def table(per_label: dict[str, dict[str, float]], most: int = 40) -> str:
-    """A text table of one task's part of `report`, the most frequent labels first."""
+    """Formats one task of `report` as a text table, with the most frequent labels first."""
     ordered = sorted(per_label.items(), key=lambda item: (-item[1]["support"], item[0]))
     width = max(map(len, per_label), default=5)
     lines = [f"{'':<{width}}  precision  recall      f1  support"]
@@ -242,8 +241,8 @@ def table(per_label: dict[str, dict[str, float]], most: int = 40) -> str:
 def mean_losses(
     parts: Sequence[Mapping[str, Sequence[float]]], combine: Callable[[dict[str, float]], Any]
 ) -> dict[str, float]:
-    """{"loss", "<task>_loss": mean over all labels}. parts: {task: (sum of its losses, number of its labels)} of each
-    batch; combine: {task: loss} -> the total loss, as MyLoss computes it."""
+    """Returns {"loss", "<task>_loss"}, averaged over all labels. parts: {task: (sum of losses, number of labels)} per
+    batch; combine({task: loss}) -> total loss, as in MyLoss."""
     losses = {}
     for name in parts[0] if parts else ():
         total, count = (sum(column) for column in zip(*(part[name] for part in parts)))
@@ -258,8 +257,8 @@ def all_exact(tasks: dict[str, Task]) -> bool:
 
 
 def score_names(tasks: dict[str, Task]) -> list[str]:
-    """The names of all scores and losses of these tasks, found by scoring one text. Raises UserError if two of them
-    would be the same, as can happen with tasks "a" and "a_macro"."""
+    """Returns the names of all scores and losses of these tasks, by scoring one text. Raises UserError if two names are
+    equal, which can happen for tasks named "a" and "a_macro"."""
     blank = {"tagging": ["O"], "spans": [], "words": ["X"], "multilabel": ["x"], "regression": 0.0}
     answers = {name: [blank.get(scoring_kind(task), "")] for name, task in tasks.items()}
     owners = {"loss": "all tasks", "sentence_accuracy": "all tasks", "mean_score": "all tasks"}
@@ -272,7 +271,7 @@ def score_names(tasks: dict[str, Task]) -> list[str]:
 
 
 def default_monitor(tasks: dict[str, Task]) -> str:
-    """The score that picks the best checkpoint: a single task's main score, or sentence_accuracy or mean_score."""
+    """Returns the score that selects the best checkpoint; for several tasks, sentence_accuracy or mean_score."""
     if len(tasks) > 1:
         return "sentence_accuracy" if all_exact(tasks) else "mean_score"
     name, task = next(iter(tasks.items()))

@@ -1,13 +1,12 @@
 """Training tricks, each one class with its formula and paper.
 
-The training step calls the hooks of `Trick` (engine/tricks/trick.py) and refers to no trick by name. To add a
-trick, write a subclass of `Trick` with the hooks it needs and its `switch`, add it to TRICKS at the end of this file,
-and add its option to config.py. EMA, SWA and Soup, which average the weights, are in
-engine/tricks/averages.py.
+The training step only calls the hooks of `Trick` (engine/tricks/trick.py). To add a trick, write a subclass of `Trick`
+with its hooks and its `switch`, add the class to TRICKS at the end of this file, and add its option to config.py. The
+weight averages (EMA, SWA, Soup) are in engine/tricks/averages.py.
 
-Tricks stack: those that change the loss (`wrap_forward`) run inside those that repeat the pass (`passes`), and within
-each kind, later tricks in TRICKS wrap earlier ones. Under gradient accumulation each acts on every micro-batch
-separately; the gradients it adds are scaled like the clean loss.
+Tricks can be combined: those that change the loss (`wrap_forward`) run inside those that repeat the pass (`passes`),
+and within each group later tricks in TRICKS wrap earlier ones. With gradient accumulation, each trick acts on every
+micro-batch separately, and the gradients it adds are scaled like those of the clean loss.
 """
 
 from __future__ import annotations
@@ -43,17 +42,17 @@ from model_utils import MyModel, MyModelOutput, load_with_featurizer, mean_outpu
 logger = logging.getLogger("template")
 
 
-# ---- adversarial training: the gradient at a nearby point with a higher loss -----------------------------------------
+# ---- adversarial training: gradients at a nearby point with a higher loss --------------------------------------------
 
 
 class FGM(Trick):
     """Fast gradient method: adds the gradient at x + r, r = eps * g / ||g||_2, g the gradient of the word embeddings.
 
     Miyato et al., Adversarial Training Methods for Semi-Supervised Text Classification, 2017 (arXiv:1605.07725), in the
-    usual implementation: one norm over the whole embedding matrix. Only rows of tokens in the batch have a gradient, so
-    only these are read, changed and restored, bit for bit.
+    usual implementation: one norm over the whole embedding matrix. Only the rows of tokens in the batch have gradients,
+    so only these are read, changed, and restored exactly.
 
-    model: its `encoder` (or the model itself) must have `get_input_embeddings`, unless emb_name names the parameter.
+    model: must have `get_input_embeddings`, or an `encoder` that has it, unless emb_name names the parameter.
     """
 
     options: tuple[str, ...]
@@ -67,18 +66,18 @@ class FGM(Trick):
         else:
             matching = {name: p for name, p in model.named_parameters() if emb_name in name and p.ndim == 2}
             if len(matching) != 1:
-                several = sorted(matching) or "none"
-                raise UserError(f"emb_name={emb_name!r} must match one embedding matrix, but matches {several}")
+                names = sorted(matching) or "none"
+                raise UserError(f"emb_name={emb_name!r} must match one embedding matrix, but matches {names}")
             (self.weight,) = matching.values()
         if not self.weight.requires_grad:
             raise UserError(f"{type(self).__name__} needs the gradient of the word embeddings, but they are frozen")
 
     @torch.no_grad()
     def attack(self, input_ids: torch.Tensor | None = None) -> None:
-        """Moves the embeddings by r. input_ids: the batch's tokens, any shape; None: all rows that have a gradient.
+        """Adds r to the embeddings. input_ids: the batch's tokens, of any shape; None: all rows with a gradient.
 
-        There is no host sync: duplicate tokens are masked instead of removed with `unique`. If the norm of
-        the gradient is zero or not finite, nothing is moved.
+        Duplicate tokens are masked, not removed with `unique`, to avoid a host sync. If the norm of the gradient is
+        zero or not finite, r is zero.
         """
         if self.saved is not None:
             raise RuntimeError("attack() twice without restore()")
@@ -93,7 +92,7 @@ class FGM(Trick):
 
     @torch.no_grad()
     def ascend(self) -> None:
-        """r <- r + alpha * g / ||g||, scaled back to norm eps if it is longer; the attacked rows become x + r."""
+        """Updates r <- r + alpha * g / ||g||, projects it onto ||r|| <= eps, and sets the rows to x + r."""
         rows, first, values = self.saved
         direction = self.weight.grad[rows].to(torch.promote_types(self.weight.dtype, torch.float32)) * first
         r = self.r + self.alpha * safe_normalize(direction, torch.linalg.vector_norm(direction))
@@ -103,7 +102,7 @@ class FGM(Trick):
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Restores the rows. Does nothing without an attack."""
+        """Restores the attacked rows, if there are any."""
         if self.saved is not None:
             rows, _, values = self.saved
             self.weight[rows] = values
@@ -111,7 +110,7 @@ class FGM(Trick):
 
     @contextmanager
     def perturbed(self, input_ids: torch.Tensor | None = None) -> Iterator[None]:
-        """`with fgm.perturbed(ids): …` — attacked inside, restored after, even on an exception."""
+        """Context manager that attacks the embeddings and restores them on exit, even after an exception."""
         self.attack(input_ids)
         try:
             yield
@@ -119,7 +118,7 @@ class FGM(Trick):
             self.restore()
 
     def passes(self, batch: Batch) -> Generator[bool, None, None]:
-        earlier, self.weight.grad = self.weight.grad, None  # r comes from this micro-batch's gradient alone
+        earlier, self.weight.grad = self.weight.grad, None  # r depends only on this micro-batch's gradient
         yield True
         with self.perturbed(batch.inputs["input_ids"]):
             yield False
@@ -128,9 +127,9 @@ class FGM(Trick):
 
 
 class PGD(FGM):
-    """Projected gradient descent: K times r <- P(r + alpha * g / ||g||_2), g the gradient at x + r and P the projection
-    onto ||r||_2 <= eps; the gradient at the last x + r is added to the clean one. Madry et al., 2018
-    (arXiv:1706.06083), on the word embeddings as in FGM."""
+    """Projected gradient descent on the word embeddings, as in FGM: r <- P(r + alpha * g / ||g||_2), K times, with g
+    the gradient at x + r and P the projection onto ||r||_2 <= eps. The gradient at the last x + r is added to the clean
+    one. Madry et al., 2018 (arXiv:1706.06083)."""
 
     switch, options = "use_pgd", ("fgm_eps", "pgd_alpha", "pgd_steps")
 
@@ -153,11 +152,11 @@ class PGD(FGM):
 
 
 class FreeLB(Trick):
-    """K ascent steps on noise d added to each text's word vectors; averages the K gradients, without a clean pass.
+    """Takes K ascent steps on noise d added to each text's word vectors and averages the K gradients; no clean pass.
 
     d_0 = U(-1, 1) * magnitude / sqrt(L * H); gradient = 1/K * sum of grad L(x + d_k); d_k+1 = P(d_k + alpha * g /
-    ||g||_F), g the gradient of the loss w.r.t. d_k and P the projection onto ||d||_F <= eps, all per text; one dropout
-    mask for all K. Zhu et al., 2020 (arXiv:1909.11764).
+    ||g||_F), with g the gradient of the loss w.r.t. d_k and P the projection onto ||d||_F <= eps, per text. All K
+    passes use the same dropout mask. Zhu et al., 2020 (arXiv:1909.11764).
     """
 
     switch, options = "use_freelb", ("freelb_steps", "freelb_alpha")
@@ -187,9 +186,9 @@ class FreeLB(Trick):
 
 
 class AWP(Trick):
-    """Adversarial weight perturbation: v = gamma * ||w|| * g / ||g|| for each matrix w, g its gradient; the gradient at
-    w + v replaces the one at w. Active from epoch `start`. Wu et al., 2020 (arXiv:2004.05884), whose 0.005 for image
-    networks trained from scratch is far too large for fine-tuning (benchmarks/RESULTS.md)."""
+    """Adversarial weight perturbation: v = gamma * ||w|| * g / ||g|| for each matrix w with gradient g; the gradient at
+    w + v replaces the one at w. Active from epoch `start`. Wu et al., 2020 (arXiv:2004.05884); their gamma of 0.005,
+    for image networks trained from scratch, is far too large for fine-tuning (benchmarks/RESULTS.md)."""
 
     @classmethod
     def build(cls, model: MyModel, config: Config) -> AWP | None:
@@ -234,12 +233,12 @@ class AWP(Trick):
 
 
 class SMART(Trick):
-    """Adds weight * [KL(p || q) + KL(q || p)], p the answers for x and q those for x + r: smoothness under virtual
-    adversarial noise.
+    """Smoothness under virtual adversarial noise: adds weight * [KL(p || q) + KL(q || p)], with p the model's
+    distribution for x and q that for x + r.
 
-    r = r_0 + step * g / ||g|| for each token, r_0 ~ N(0, 1e-5^2), g the gradient of the divergence w.r.t. the noise. p
-    and q share their dropout mask. Both are computed in full precision: half precision cannot resolve such small noise.
-    Jiang et al., 2020 (arXiv:1911.03437); Miyato et al., Virtual Adversarial Training, 2017 (arXiv:1704.03976).
+    r = r_0 + step * g / ||g|| per token, r_0 ~ N(0, 1e-5^2), with g the gradient of the divergence w.r.t. the noise. p
+    and q use the same dropout mask. Both are computed in full precision, because half precision cannot represent the
+    noise. Jiang et al., 2020 (arXiv:1911.03437); Miyato et al., Virtual Adversarial Training, 2017 (arXiv:1704.03976).
     """
 
     switch, options = "use_smart", ("smart_weight",)
@@ -270,18 +269,17 @@ class SMART(Trick):
     def forward_with_noise(
         self, forward: Callable[[], MyModelOutput], noise: torch.Tensor | None, dropout: torch.Tensor
     ) -> MyModelOutput:
-        """The forward pass with noise on the word vectors, under the dropout mask of that random state."""
+        """Runs the forward pass with noise on the word vectors and the dropout mask of the given random state."""
         set_random_state(dropout, next(self.model.parameters()).device)
         with self.noise.added(noise):
             return forward()
 
 
 class RDrop(Trick):
-    """Two passes with independent dropout: (L_1 + L_2) / 2 + alpha / 2 * [KL(p_1 || p_2) + KL(p_2 || p_1)], summed over
-    classes.
+    """Runs two passes with independent dropout: (L_1 + L_2) / 2 + alpha / 2 * [KL(p_1 || p_2) + KL(p_2 || p_1)].
 
-    Liang et al., 2021 (arXiv:2106.14448), with the mean of the two losses, so learning rates stay comparable.
-    The divergence is a mean over labels like the loss; for a CRF it is that of the distributions over paths.
+    Liang et al., 2021 (arXiv:2106.14448), but with the mean of the two losses, so learning rates stay comparable.
+    The divergence is averaged over labels, like the loss. For a CRF it is computed over paths.
     """
 
     switch, options = "use_rdrop", ("rdrop_alpha",)
@@ -292,7 +290,7 @@ class RDrop(Trick):
 
     def wrap_forward(self, forward: Callable[[], MyModelOutput], batch: Batch) -> MyModelOutput:
         first = forward()
-        torch.clear_autocast_cache()  # otherwise the gradients of both passes would be added in half precision
+        torch.clear_autocast_cache()  # otherwise the gradients of the two passes would be summed in half precision
         second = forward()
         output = mean_output([first, second])
         output.total_loss = output.total_loss + self.alpha / 2 * self.model.divergence(first, second, batch)
@@ -303,13 +301,13 @@ class RDrop(Trick):
 
 
 class Distillation(MultiTeacher):
-    """(1 - weight) * loss + weight * temperature^2 * mean over teachers of KL(teacher || student), both at that
-    temperature, averaged like the loss over all texts or words that teachers answered, labelled or not. Tasks without
-    a teacher keep their loss.
+    """Knowledge distillation: (1 - weight) * loss + weight * temperature^2 * mean over teachers of KL(teacher ||
+    student), both at that temperature. The divergence is averaged over all texts or words that the teachers answered,
+    labelled or not. Tasks without a teacher keep their loss.
 
-    The gradient is that of the divergence from the mean of the teachers' distributions, for a CRF over whole paths.
+    The gradient equals that of the divergence from the teachers' mean distribution; for a CRF, over whole paths.
     Hinton et al., 2015 (arXiv:1503.02531); Wang et al., Structural Knowledge Distillation, 2020 (arXiv:2010.05010).
-    folders: checkpoints of this template, with any encoders and tokenizers.
+    folders: runs or checkpoints of this template, with any encoder and tokenizer.
     """
 
     @classmethod
@@ -325,8 +323,8 @@ class Distillation(MultiTeacher):
 
     def wrap_forward(self, forward: Callable[[], MyModelOutput], batch: Batch) -> MyModelOutput:
         output = forward()
-        more = self.divergence(output.logits, batch) - self.loss_of_labels(output.losses)
-        output.total_loss = output.total_loss + self.weight * more
+        difference = self.divergence(output.logits, batch) - self.loss_of_labels(output.losses)
+        output.total_loss = output.total_loss + self.weight * difference
         return output
 
     def begin(self, train_loader: MyDataLoader | MyIterableDataLoader, config: Config) -> None:
@@ -340,8 +338,8 @@ class Distillation(MultiTeacher):
 
 
 class LayerwiseDecay(Trick):
-    """The learning rate decays from the top layer down: lr * decay^(n - l) for layer l of n, lr * decay^n for the
-    embeddings; heads keep their rate.
+    """Decays the learning rate from the top layer down: lr * decay^(n - l) for layer l of n and lr * decay^n for the
+    embeddings. The heads keep their learning rate.
 
     Discriminative fine-tuning, Howard and Ruder, 2018 (arXiv:1801.06146), in the form of Clark et al., ELECTRA, 2020.
     """
@@ -362,13 +360,13 @@ class LayerwiseDecay(Trick):
                 layer = min(self.layer.get(p, self.num_layers), self.num_layers)
                 lr = group["lr"] * self.decay ** (self.num_layers - layer)
                 by_layer.setdefault((number, layer), {**group, "params": [], "lr": lr})["params"].append(p)
-        # From the top layer down: the log shows the rate of the first group
+        # Top layer first, because the log shows the learning rate of the first group
         return [by_layer[key] for key in sorted(by_layer, key=lambda key: (key[0], -key[1]))]
 
 
 class GradualUnfreezing(Trick):
-    """Only the heads train in the first epoch; each later epoch unfreezes `step` more encoder layers, top first;
-    the embeddings come last. Howard and Ruder, 2018 (arXiv:1801.06146)."""
+    """Trains only the heads in the first epoch. Each later epoch unfreezes `step` more encoder layers, top first and
+    embeddings last. Howard and Ruder, 2018 (arXiv:1801.06146)."""
 
     @classmethod
     def build(cls, model: MyModel, config: Config) -> GradualUnfreezing | None:
@@ -377,8 +375,8 @@ class GradualUnfreezing(Trick):
         trick = cls(model, config.unfreeze_layers)
         lowest = min((layer for _, layer in trick.layers), default=0)
         if lowest <= trick.num_layers - config.unfreeze_layers * (config.epochs - 1):
-            few = f"--unfreeze_layers={config.unfreeze_layers}: in {config.epochs} epochs"
-            logger.warning(f"{few} the lowest layers will never train")
+            option = f"--unfreeze_layers={config.unfreeze_layers}"
+            logger.warning(f"{option}: {config.epochs} epochs are too few to unfreeze the lowest layers")
         return trick
 
     def __init__(self, model: MyModel, step: int = 1):
@@ -399,5 +397,5 @@ TRICKS += [EMA, SWA, Soup, LayerwiseDecay, GradualUnfreezing]
 
 
 def build_tricks(model: MyModel, config: Config) -> Tricks:
-    """The tricks enabled by the options."""
+    """Builds the tricks that the options enable."""
     return Tricks(trick for trick in (kind.build(model, config) for kind in TRICKS) if trick)

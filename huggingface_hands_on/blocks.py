@@ -1,6 +1,6 @@
 """Converts texts to blocks of sub-tokens, and blocks to batches of tensors with masked words.
 
-For a pretraining task other than masked words, edit `mask`, then `MaskedTrainer.compute_loss`.
+For another pretraining task, edit `mask` and `MaskedTrainer.compute_loss`.
 """
 
 import shutil
@@ -27,8 +27,8 @@ from huggingface_hands_on.corpus import Texts
 
 
 def word_numbers(text: str) -> np.ndarray:
-    """The word number of each character of a text, so that the sub-tokens of a word can be masked together. Chinese
-    is segmented by rjieba; each kana, punctuation mark or other symbol is a word."""
+    """Returns the word number of each character of a text, for masking the sub-tokens of a word together. Chinese is
+    segmented by rjieba. Every kana, punctuation mark or other symbol is a word."""
     starts = np.zeros(len(text) + 1, int)
     for _, start, _ in split_text(text, "word"):
         starts[start] = 1
@@ -43,7 +43,7 @@ def word_numbers(text: str) -> np.ndarray:
 def encode_texts(
     texts: Iterable[str | list[str]], tokenizer: Any, whole_word: bool
 ) -> Iterator[tuple[list[int], Sequence[int]]]:
-    """Yields (token ids, their word numbers) for each text, without special tokens. Words of a list stay separate."""
+    """Yields (token ids, word numbers) for each text, without special tokens. The words of a list stay separate."""
     texts = iter(texts)
     while chunk := list(islice(texts, 1000)):
         for kind, group in groupby(chunk, type):
@@ -63,8 +63,8 @@ def encode_texts(
 def blocks(
     texts: Iterable[str | list[str]], tokenizer: Any, max_length: int, packing: bool = True, whole_word: bool = True
 ) -> Iterator[dict[str, list[int]]]:
-    """Yields {"input_ids", "words"}: blocks of as many [CLS] text [SEP] as fit into max_length tokens. "words" is -1 at
-    special tokens. The rest of a text that is too long becomes another text, so nothing is lost."""
+    """Packs texts into blocks of [CLS] text [SEP] … with at most max_length tokens, and yields {"input_ids", "words"}.
+    "words" is -1 at special tokens. A text that is too long is split, so nothing is lost."""
     room = max_length - 2
     ids: list[int] = []
     words: list[int] = []
@@ -82,8 +82,8 @@ def blocks(
 
 
 def batch_of(rows: Sequence[dict[str, Any]], tokenizer: Any, first_position: int = 0) -> dict[str, torch.Tensor]:
-    """Tensors for the model from rows of `blocks`, optionally with "labels". Texts of a block do not attend to each
-    other, and the positions of each start from first_position, so packing changes only the speed."""
+    """Converts rows of `blocks`, optionally with "labels", to tensors for the model. The texts of a block do not attend
+    to each other, and their positions all start at first_position, so packing only affects speed."""
     fill = {"input_ids": tokenizer.pad_token_id, "words": -2, "labels": IGNORE}
     batch = {name: pad_sequence([torch.tensor(row[name]) for row in rows], True, fill[name]) for name in rows[0]}
     starts = (batch["words"] == -1) & (batch["input_ids"] == tokenizer.cls_token_id)
@@ -96,7 +96,7 @@ def batch_of(rows: Sequence[dict[str, Any]], tokenizer: Any, first_position: int
 
 
 def masking_collator(config: Any, tokenizer: Any) -> DataCollatorForLanguageModeling:
-    """Masks words, whole ones too: 80 % [MASK], 10 % another token, 10 % unchanged (Devlin et al., 2019)."""
+    """Creates the collator that masks words: 80 % [MASK], 10 % another token, 10 % unchanged (Devlin et al., 2019)."""
     collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=config.mlm_probability)
     # Set afterwards, because the constructor rejects random replacement with whole words
     collator.whole_word_mask = config.whole_word
@@ -106,8 +106,8 @@ def masking_collator(config: Any, tokenizer: Any) -> DataCollatorForLanguageMode
 
 
 def mask(collator: DataCollatorForLanguageModeling, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Masks words of a batch made by `batch_of` with Hugging Face's collator, and adds the labels. The collator detects
-    words by gaps between token offsets, so offsets here have a gap where the word number changes."""
+    """Masks words of a batch from `batch_of` with Hugging Face's collator, and adds the labels. The collator detects
+    word boundaries by gaps between token offsets, so these offsets have a gap where the word number changes."""
     words = batch["words"].clamp(min=-1)
     special: tuple[torch.Tensor, ...] = ((words < 0).long(),)
     if hasattr(DataCollatorForLanguageModeling, "whole_word_mask"):
@@ -143,9 +143,9 @@ class Keyed:
 def build_sets(
     config: Any, collator: DataCollatorForLanguageModeling, texts: Sequence[Texts], key: str
 ) -> tuple[Dataset, Dataset]:
-    """(train, held-out) datasets on disk. Held-out words are masked here, once, so that losses are comparable.
+    """Builds the (train, held-out) datasets on disk. Held-out words are masked only once, so losses are comparable.
 
-    texts: functions that read the training and the held-out texts; key: identifies the cached blocks
+    texts: functions that read the training texts and the held-out texts; key: identifies the cached blocks
     """
 
     def rows(side: int) -> Iterator[dict[str, list[int]]]:
@@ -159,9 +159,9 @@ def build_sets(
                 yield {name: batch[name][0].tolist() for name in ("input_ids", "words", "labels")}
 
     cache = Path(config.output_dir) / ".cache"
-    if cache.exists() and (reason := files.verify(cache)):  # no manifest: the run was killed before it was complete
+    if cache.exists() and (reason := files.verify(cache)):  # no manifest: the run was killed while writing it
         if (cache / "manifest.json").exists():
-            print(f"{cache}: damaged ({reason}); the texts are split into blocks again")
+            print(f"{cache}: damaged ({reason}); rebuilding it")
         shutil.rmtree(cache)
     try:
         train = Dataset.from_generator(Keyed(rows, f"train-{key}"), gen_kwargs={"side": 0}, cache_dir=str(cache))
@@ -170,10 +170,10 @@ def build_sets(
     except DatasetGenerationError as error:
         cause: Any = error
         while cause := cause.__cause__ or cause.__context__:
-            if isinstance(cause, UserError | OSError):  # a problem of the texts or the disk
+            if isinstance(cause, UserError | OSError):  # an error of the texts or the disk
                 raise cause from None
         raise UserError(f"{config.input}: tokenizing the texts gives no tokens ({first_line(error)})") from None
     if all(label == IGNORE for row in held_out for label in row["labels"]):
-        few = "too few held-out texts: none of their words is masked"
+        few = "too few held-out texts, as none of their words is masked"
         raise UserError(f"{config.input}: {few}; raise --held_out_ratio")
     return train, held_out

@@ -1,11 +1,11 @@
-"""Masked-language-model training on your own texts: adapts an encoder to a domain, or trains a new one.
+"""Trains a masked language model on your own texts, to adapt an encoder to a domain or to train a new one.
 
     python huggingface_hands_on/continue_pretrain_task.py --input TEXTS --pretrain_model_path DIR_OR_HUB \\
         --output_dir models/mine
     … --pretrain_model_path models/tokenizer --from_scratch --config mini      trains a new encoder for that tokenizer
 
-The result is a folder for `main.py --pretrain_model_path models/mine`. The same command resumes a run that was killed.
-For a pretraining task other than masked words, edit `blocks.mask`, then `MaskedTrainer.compute_loss`.
+The result is a folder for `main.py --pretrain_model_path models/mine`. Repeat the command to resume a run that was
+killed. For another pretraining task, edit `blocks.mask` and `MaskedTrainer.compute_loss`.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, the repository is one folder up
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository, which is not in the path of a script
 
 from engine.errors import UserError
 from engine.run import files
@@ -39,20 +39,20 @@ SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 51
 class PretrainConfig(CorpusConfig):
     """Options of `huggingface_hands_on/continue_pretrain_task.py`."""
 
-    pretrain_model_path: str = option("", "encoder to continue from, or tokenizer of a new one: folder or hub name")
+    pretrain_model_path: str = option("", "encoder to continue from, or tokenizer of a new encoder: folder or hub name")
     model_hub: Literal["hf", "modelscope"] = option("hf", "where a name is looked up (docs/download.md)")
     from_scratch: bool = option(False, "pretrain a new encoder with the tokenizer of --pretrain_model_path")
-    config: str = option("mini", "size of a new encoder, as in Google's small BERTs", choices=list(SIZES))
-    new_tokens: str = option("", "words to add to the vocabulary: comma-separated, or a file with one per row")
+    config: str = option("mini", "size of a new encoder, as in the small BERT models by Google", choices=list(SIZES))
+    new_tokens: str = option("", "words to add to the vocabulary: comma-separated, or a file with one word per row")
     max_length: int = option(128, "length of a block in sub-tokens; longer texts continue in the next block", low=8)
     packing: bool = option(True, "fill each block with as many texts as fit")
     whole_word: bool = option(True, "mask whole words; Chinese is segmented by rjieba")
-    mlm_probability: float = option(0.15, "share of words to mask in each epoch", low=0, high=1, exclusive=True)
-    epochs: int = option(10, "passes over the texts", low=1)
-    batch_size: int = option(32, "blocks in a micro-batch", low=1)
-    gradient_accumulation_steps: int = option(1, "micro-batches in one optimizer step", low=1)
+    mlm_probability: float = option(0.15, "share of words to mask", low=0, high=1, exclusive=True)
+    epochs: int = option(10, "number of passes over the texts", low=1)
+    batch_size: int = option(32, "blocks per micro-batch", low=1)
+    gradient_accumulation_steps: int = option(1, "micro-batches per optimizer step", low=1)
     lr: float | None = option(None, "peak learning rate (default: by hidden size)", low=0, high=1, exclusive=True)
-    weight_decay: float = option(0.01, "AdamW's decoupled decay", low=0)
+    weight_decay: float = option(0.01, "weight decay of AdamW", low=0)
     early_stop_patience: int = option(3, "stop after N evaluations without a lower held-out loss; 0: never", low=0)
     eval_steps: int = option(0, "evaluate and save every N optimizer steps; 0: every epoch", low=0)
     device: Literal["auto", "cpu", "cuda", "mps", "xpu", "npu"] = option("auto", "auto: the accelerator, if any")
@@ -62,8 +62,8 @@ class PretrainConfig(CorpusConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.pretrain_model_path:
-            either = "the encoder to continue from, or with --from_scratch the tokenizer's folder"
-            raise UserError(f"--pretrain_model_path is needed: {either}")
+            either = "pass the encoder to continue from or, with --from_scratch, the tokenizer's folder"
+            raise UserError(f"--pretrain_model_path is required; {either}")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -75,27 +75,27 @@ class PretrainConfig(CorpusConfig):
 
 
 def main(config: PretrainConfig) -> None:
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU: the Trainer would split each batch over several
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # the Trainer would split batches over several GPUs
     from engine.run.device import to_device
 
     refuse_finished(Path(config.output_dir))
-    to_device(config.device)  # raises UserError if it is not there; the Trainer chooses by itself
+    to_device(config.device)  # raises UserError if it does not exist; the Trainer chooses the device itself
     words = read_words(config.new_tokens, config.encoding)
     train, held_out, texts = read_corpus(config)
 
-    # slow to import, so errors in the options and texts are reported first
+    # slow imports: errors in options and texts are reported before them
     from transformers import logging, set_seed
 
     from huggingface_hands_on import blocks, encoder, masked_training
 
-    logging.set_verbosity_error()  # missing heads are reported by encoder.load_model
+    logging.set_verbosity_error()  # encoder.load_model reports missing heads
     set_seed(config.random_seed)
     model, tokenizer = encoder.load_model(config)
     added = encoder.add_words(words, model, tokenizer)
     if words:
-        rest = len(words) - added
-        known = f"; {rest} are already tokens, or duplicates" if rest else ""
-        print(f"--new_tokens: {added} words added{known}")
+        num_known = len(words) - added
+        note = f"; {num_known} are already tokens or duplicates" if num_known else ""
+        print(f"--new_tokens: {added} words added{note}")
     masked_training.check_model(model, tokenizer, config.max_length, config.packing)
     fingerprint = digest_of(model, tokenizer, texts)
     with claim(config, fingerprint), StopSignals(partial(print, file=sys.stderr)) as stop:
@@ -107,7 +107,7 @@ def main(config: PretrainConfig) -> None:
 
 
 def pretrain(trainer: Any, tokenizer: Any, folder: Path, stop: StopSignals, words_added: int) -> None:
-    """Trains, from the newest checkpoint if there is one, and saves the model to --output_dir."""
+    """Trains from the newest checkpoint, if there is one, and saves the model to --output_dir."""
     millions = sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6
     num_blocks = [len(trainer.train_dataset), len(trainer.eval_dataset)]
     counted = f"{num_blocks[0]} blocks to train on, {num_blocks[1]} held out"
@@ -116,7 +116,7 @@ def pretrain(trainer: Any, tokenizer: Any, folder: Path, stop: StopSignals, word
         print(f"this run uses the CPU: {problem}")
 
     before_path, start = folder / "before.json", newest_checkpoint(folder / "checkpoints")
-    if not before_path.exists():  # scores before training; a resumed run has them already
+    if not before_path.exists():  # scores before training; a resumed run already has them
         files.write_json(before_path, scores_of(trainer))
     before = json.loads(before_path.read_text(encoding="utf-8"))
     print(f"before: {shown(before)}")
@@ -134,15 +134,15 @@ def pretrain(trainer: Any, tokenizer: Any, folder: Path, stop: StopSignals, word
     tokenizer.save_pretrained(folder)
     record = {"before": before, "after": after, "epochs": trainer.state.epoch}
     record |= {"words_added": words_added, "blocks": num_blocks}
-    files.write_json(folder / "pretraining.json", record)  # last: the run is finished
+    files.write_json(folder / "pretraining.json", record)  # written last, it marks the run as finished
     remove_leftovers(folder)
     command = f"python main.py --do_train --do_eval --pretrain_model_path {folder} --data_path dataset/NAME"
     print(f"{folder} is ready: {command}")
 
 
 def scores_of(trainer: Any) -> dict[str, float]:
-    found = trainer.evaluate()
-    return {name: found[f"eval_{name}"] for name in ("masked_loss", "perplexity", "masked_tokens")}
+    scores = trainer.evaluate()
+    return {name: scores[f"eval_{name}"] for name in ("masked_loss", "perplexity", "masked_tokens")}
 
 
 def shown(scores: dict[str, float]) -> str:
@@ -155,7 +155,7 @@ def shown(scores: dict[str, float]) -> str:
 
 @contextmanager
 def claim(config: PretrainConfig, fingerprint: str) -> Iterator[None]:
-    """Locks the output folder for this run. Raises UserError if it holds anything but this run, unfinished."""
+    """Locks the output folder. Raises UserError unless it is empty or contains this run, unfinished."""
     folder, now = Path(config.output_dir), asdict(config) | {"texts, tokenizer and first weights": fingerprint}
     if (folder / "args.json").exists():
         refuse_finished(folder)
@@ -165,7 +165,7 @@ def claim(config: PretrainConfig, fingerprint: str) -> Iterator[None]:
         if newest_checkpoint(folder / "checkpoints"):
             before = {"model_hub": "hf"} | json.loads((folder / "args.json").read_text(encoding="utf-8"))
             if changes := changed_options(before, now, resume_safe=("device", "output_dir")):
-                raise UserError(f"{folder} has an unfinished run, but {'; '.join(changes)}: {ANOTHER}")
+                raise UserError(f"{folder} has an unfinished run with other options ({'; '.join(changes)}); {ANOTHER}")
         else:
             remove_leftovers(folder)
             files.write_json(folder / "args.json", now)
@@ -175,18 +175,18 @@ def claim(config: PretrainConfig, fingerprint: str) -> Iterator[None]:
 def refuse_finished(folder: Path) -> None:
     if (folder / "pretraining.json").exists():
         remove_leftovers(folder)  # the run may have been killed during its cleanup
-        raise UserError(f"{folder} already has a finished model; {ANOTHER}")
+        raise UserError(f"{folder} already contains a finished model; {ANOTHER}")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what only an unfinished run needs."""
+    """Removes the files that only an unfinished run needs."""
     for name in ("checkpoints", ".cache"):
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / "before.json").unlink(missing_ok=True)
 
 
 def newest_checkpoint(root: Path) -> str | None:
-    """The newest valid checkpoint, or None; newer, damaged or incomplete ones are removed."""
+    """Returns the newest valid checkpoint, or None. Removes newer ones, which are damaged or incomplete."""
     for folder in sorted(root.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2])):
         if files.verify(folder) is None:
             return str(folder)
@@ -195,7 +195,7 @@ def newest_checkpoint(root: Path) -> str | None:
 
 
 def digest_of(model: Any, tokenizer: Any, texts: str) -> str:
-    """Digest of everything that a resumed run must have in common with the run that was stopped. texts: their digest"""
+    """Returns a digest of everything that must be the same when a run is resumed. texts: digest of the texts"""
     digest = hashlib.sha256(f"{texts}{tokenizer.backend_tokenizer.to_str()}".encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())

@@ -1,4 +1,4 @@
-"""Reads texts for tokenizer training and pretraining, one at a time, in any format that data_process.py supports."""
+"""Reads texts for tokenizer training and pretraining as a stream, in all formats of data_process.py."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import read_rows
 from preprocess.readers.sources import find_sources, part_of_name
 
-Texts = Callable[[], Iterator[str | list[str]]]  # each call reads the texts again, one at a time
+Texts = Callable[[], Iterator[str | list[str]]]  # each call reads the texts again, as a stream
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,16 @@ class CorpusConfig(ReadingOptions):
 
     def __post_init__(self) -> None:
         if not self.input or not self.output_dir:
-            raise UserError("both --input TEXTS and --output_dir FOLDER are needed")
+            raise UserError("--input TEXTS and --output_dir FOLDER are required")
         check_values(self)
         self.check_reading()
 
 
 def read_corpus(config: CorpusConfig) -> tuple[Texts, Texts, str]:
-    """(train, held out, fingerprint of the files). A text is a string, or a list of words if the data has `tokens`.
+    """Returns (train, held out, fingerprint of the files). A text is a string, or a list of words if it has `tokens`.
 
-    File names decide the part: train is for training, dev is held out, test is never read. Without a dev part, texts
-    are held out by hash, so equal texts stay together.
+    File names determine the part: train is used for training, dev is held out, and test is never read. Without a dev
+    part, texts are held out by hash, so equal texts stay together.
     """
     sources: list[tuple[str | None, Path]]
     if config.format == "hf":
@@ -68,7 +68,7 @@ def read_corpus(config: CorpusConfig) -> tuple[Texts, Texts, str]:
                     yield PART_NAMES.get(str(example.get("split")).lower(), part), example
 
     has_dev = any(part == "dev" for part, _ in sources)
-    # Rows may name their parts, including dev
+    # Rows may have a column with their part, including dev
     if any("split" in example for _, example in islice(with_parts(), 1000)):
         has_dev = has_dev or any(part == "dev" for part, _ in with_parts())
 
@@ -84,15 +84,15 @@ def read_corpus(config: CorpusConfig) -> tuple[Texts, Texts, str]:
 
     for held_out, side in ((False, "to train on"), (True, "to hold out")):
         if next(texts(held_out), None) is None:
-            raise UserError(f"{config.input}: contains no text {side}; empty rows do not count")
+            raise UserError(f"{config.input}: no texts {side}, not counting empty rows")
     sums = "".join(sha256(path) for _, path in sources)
     return partial(texts, False), partial(texts, True), hashlib.sha256(sums.encode()).hexdigest()
 
 
 def read_words(source: str, encoding: str) -> list[str]:
-    """The distinct words of 'a,b', or of a file with one word per row."""
+    """Reads the distinct words of 'a,b', or of a file with one word per row."""
     words, is_file = [part.strip() for part in source.split(",")], False
-    with suppress(OSError):  # a long list is not a valid path
+    with suppress(OSError):  # a long list may not be a valid path
         is_file = Path(source).is_file()
     if is_file:
         words = [row.strip() for _, row in read_rows(source, encoding)]

@@ -1,4 +1,4 @@
-"""Loads the encoder to pretrain, with its masked-language-model head and tokenizer, and adds new words to both."""
+"""Loads the encoder to pretrain with its masked-language-model head and tokenizer, and adds new words to both."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -18,7 +18,7 @@ from engine.run.compat import dtype_option
 
 
 def load_model(config: Any) -> tuple[Any, Any]:
-    """(masked-language model, tokenizer). Raises UserError if they cannot be trained on masked words."""
+    """Loads (masked language model, tokenizer). Raises UserError if they cannot be trained on masked words."""
     needed = ("mask_token", "pad_token", "cls_token", "sep_token")
     name = locate(config.pretrain_model_path, config.model_hub, weights=not config.from_scratch)
     tokenizer = pretrained_tokenizer(name, needed)
@@ -31,41 +31,41 @@ def load_model(config: Any) -> tuple[Any, Any]:
         shape = read_shape(name)
     except UserError:
         raise
-    except Exception as error:  # transformers can raise anything for a third-party folder
+    except Exception as error:  # transformers may raise any exception for a third-party folder
         raise UserError(f"{named}: contains no model ({first_line(error)}); --from_scratch trains a new one") from None
     if type(shape) not in MODEL_FOR_MASKED_LM_MAPPING:
-        raise UserError(f"{named}: {shape.model_type} cannot fill in masked words; use an encoder such as BERT")
+        raise UserError(f"{named}: {shape.model_type} is not a masked language model; use an encoder such as BERT")
     try:
         model, info = AutoModelForMaskedLM.from_pretrained(
             name, config=shape, trust_remote_code=False, output_loading_info=True, **dtype_option(torch.float32)
         )
     except Exception as error:
-        raise UserError(f"{named}: no encoder loads from it ({first_line(error)})") from None
+        raise UserError(f"{named}: its encoder cannot be loaded ({first_line(error)})") from None
     prefix = model.base_model_prefix
     missing = [key for key in info["missing_keys"] if key.startswith(prefix) and "pooler" not in key]
     if missing:
-        raise UserError(f"{named}: lacks weights for {len(missing)} tensors of its config, such as {missing[0]}")
+        raise UserError(f"{named}: {len(missing)} weights of its config are missing, such as {missing[0]}")
     if info["missing_keys"]:
-        print(f"{name} has no masked-language-model head: a new one is added, so its first perplexity means little")
+        print(f"{name}: adding a new masked-language-model head, so the perplexity before training is meaningless")
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise UserError(f"{named}: its tokenizer has more entries than its embedding; they do not match")
+        raise UserError(f"{named}: its tokenizer has more entries than its embedding matrix; use a matching tokenizer")
     if (longest := num_positions(model)) and config.max_length > longest:
-        raise UserError(f"--max_length={config.max_length} is more than the {longest} positions of this encoder")
+        raise UserError(f"--max_length={config.max_length} is more than the encoder's {longest} positions; lower it")
     return model, tokenizer
 
 
 def add_words(words: Iterable[str], model: Any, tokenizer: Any) -> int:
-    """Adds domain words as new tokens, each initialised to the mean of its former sub-tokens. -> number added
+    """Adds domain words as new tokens, initialised to the mean of their former sub-tokens. Returns their number.
 
-    Words with Chinese characters match anywhere in a text, other words only as whole words. A word without known
-    sub-tokens is initialised at random.
+    Words with Chinese characters match anywhere in a text; other words only match as whole words. Words without known
+    sub-tokens are initialised randomly.
     """
     pieces, normalizer = {}, tokenizer.backend_tokenizer.normalizer
     for word in words:
         chinese = bool(regex.search(r"\p{Han}", word))
         word = word if chinese or normalizer is None else normalizer.normalize_str(word).strip()
         ids = tokenizer(word, add_special_tokens=False)["input_ids"]
-        if len(ids) > 1 or ids == [tokenizer.unk_token_id]:  # otherwise it is one token already
+        if len(ids) > 1 or ids == [tokenizer.unk_token_id]:  # otherwise it is already one token
             pieces[AddedToken(word, single_word=not chinese, normalized=not chinese)] = ids
     if not pieces:
         return 0
@@ -78,7 +78,7 @@ def add_words(words: Iterable[str], model: Any, tokenizer: Any) -> int:
         assert output.weight.shape[0] == size and (output.bias is None or len(output.bias) == size)
     except (TypeError, AssertionError):
         kind = model.config.model_type
-        raise UserError(f"--new_tokens: the vocabulary of {kind} cannot be extended here") from None
+        raise UserError(f"--new_tokens: the vocabulary of {kind} cannot be extended; use a BERT-like model") from None
     tables = [model.get_input_embeddings().weight, output.weight, *([] if output.bias is None else [output.bias])]
     with torch.no_grad():
         for number, ids in numbers.items():

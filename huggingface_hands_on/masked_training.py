@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer for masked words: logits of masked positions only, and verified checkpoints."""
+"""Hugging Face's Trainer for masked words, with logits of masked positions only and verified checkpoints."""
 
 import inspect
 import math
@@ -25,15 +25,15 @@ from huggingface_hands_on.blocks import batch_of, mask
 
 
 def inputs_of(model: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The items of a batch that the model's forward accepts."""
-    taken, mask = inspect.signature(model.forward).parameters, batch["attention_mask"]
+    """Returns the items of a batch that the model's forward accepts."""
+    accepted, mask = inspect.signature(model.forward).parameters, batch["attention_mask"]
     if mask.dim() == 4 and not takes_4d_mask():
         batch = batch | {"attention_mask": mask.squeeze(1).long()}
-    return {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in taken}
+    return {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in accepted}
 
 
 def masked_logits(model: Any, inputs: dict[str, torch.Tensor], chosen: torch.Tensor) -> torch.Tensor:
-    """Logits (N, V) of the chosen positions of (B, L) only, so the large vocabulary projection skips all others."""
+    """Computes logits (N, V) only for the positions `chosen` (B, L), to save time in the vocabulary projection."""
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, hidden: (hidden[0][chosen],))
     try:
         return model(**inputs).logits
@@ -42,9 +42,9 @@ def masked_logits(model: Any, inputs: dict[str, torch.Tensor], chosen: torch.Ten
 
 
 def check_model(model: Any, tokenizer: Any, max_length: int, packing: bool) -> None:
-    """Raises UserError unless the model can compute logits at chosen positions only, and keep packed texts separate.
+    """Raises UserError unless the model can compute logits for selected positions and keep packed texts separate.
 
-    With packing, two texts that share a block must get the same logits as each text alone.
+    With packing, two texts in one block must get the same logits as each text alone.
     """
     kind, half = model.config.model_type, max(1, max_length // 2 - 2)
     words = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)) or [tokenizer.mask_token_id]
@@ -56,20 +56,20 @@ def check_model(model: Any, tokenizer: Any, max_length: int, packing: bool) -> N
     model.eval()
     with torch.no_grad():
         try:
-            apart = model(input_ids=alone["input_ids"]).logits.flatten(0, 1)
-            near = 1e-3 * float(apart.std())
+            separate = model(input_ids=alone["input_ids"]).logits.flatten(0, 1)
+            tolerance = 1e-3 * float(separate.std())
             second = torch.arange(half + 2).expand(2, -1) == 1
-            right = torch.allclose(masked_logits(model, alone, second), apart[second.flatten()], atol=near)
-        except Exception as error:  # an unusual architecture can raise anything
-            reason = f"cannot be trained on masked words here ({first_line(error)})"
+            is_equal = torch.allclose(masked_logits(model, alone, second), separate[second.flatten()], atol=tolerance)
+        except Exception as error:  # unusual architectures may raise any exception
+            reason = f"cannot be trained on masked words ({first_line(error)})"
             raise UserError(f"{kind} {reason}; use a BERT-like model") from None
-        if not right:
-            raise UserError(f"{kind} computes logits in a way that is not supported here; use a BERT-like model")
+        if not is_equal:
+            raise UserError(f"{kind} computes logits in an unsupported way; use a BERT-like model")
         if packing:
-            right = False
+            is_equal = False
             with suppress(Exception):
-                right = torch.allclose(model(**inputs_of(model, packed)).logits[0], apart, atol=near)
-            if not right:
+                is_equal = torch.allclose(model(**inputs_of(model, packed)).logits[0], separate, atol=tolerance)
+            if not is_equal:
                 raise UserError(f"{kind} cannot keep the texts of a block separate; add --no_packing")
 
 
@@ -89,7 +89,7 @@ class MaskedTrainer(Trainer):
 
 
 class SealCheckpoints(TrainerCallback):
-    """Writes a manifest of SHA-256 sums, which makes a checkpoint valid. A signal makes it save and stop."""
+    """Writes the manifest of SHA-256 sums that makes a checkpoint valid. Saves and stops after a signal."""
 
     def __init__(self, stop: StopSignals | None) -> None:
         self.stop = stop
@@ -103,7 +103,7 @@ class SealCheckpoints(TrainerCallback):
 
 
 def held_out_scores(prediction: EvalPrediction) -> dict[str, float]:
-    """Mean loss of the masked tokens, and perplexity, its exponential."""
+    """Returns the mean loss of the masked tokens, and the perplexity, its exponential."""
     total, count = prediction.predictions.astype("float64").sum(0)
     perplexity = math.exp(min(total / count, 700.0))
     return {"masked_loss": total / count, "perplexity": perplexity, "masked_tokens": int(count)}
@@ -112,7 +112,7 @@ def held_out_scores(prediction: EvalPrediction) -> dict[str, float]:
 def build_trainer(
     model: Any, collator: Any, sets: Sequence[Any], config: Any, stop: StopSignals | None = None
 ) -> MaskedTrainer:
-    """Hugging Face's Trainer for masked words. sets: (train, held-out)"""
+    """Creates Hugging Face's Trainer for masked words. sets: (train, held-out)"""
     first = first_position(model)
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

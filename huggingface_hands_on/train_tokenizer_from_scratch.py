@@ -2,8 +2,8 @@
 
     python huggingface_hands_on/train_tokenizer_from_scratch.py --input TEXTS --output_dir models/tokenizer
 
-TEXTS: a file, a folder of files, or a quoted pattern; plain text (one text per row), CSV, JSONL, CoNLL, or a processed
-folder. Edit here if your language or domain needs another normalisation or another way to split words.
+TEXTS: a file, a folder, or a quoted pattern; plain text (one text per row), CSV, JSONL, CoNLL, or a processed folder.
+Edit engine/data/tokenizer.py if your language or domain needs another normalisation or pre-tokenizer.
 """
 
 import sys
@@ -16,7 +16,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, the repository is one folder up
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository, which is not in the path of a script
 
 from engine.data.tokenizer import train_tokenizer
 from engine.errors import UserError
@@ -32,16 +32,14 @@ class TokenizerConfig(CorpusConfig):
     model: Literal["wordpiece", "bpe", "unigram", "wordlevel"] = option(
         "wordpiece", "wordpiece (BERT), bpe over bytes (RoBERTa), unigram (XLM-RoBERTa) or wordlevel (whole words)"
     )
-    vocab_size: int = option(8000, "entries of the vocabulary; fewer for a small corpus", low=6)
-    lowercase: bool = option(True, "'Play' and 'play' are one word; accents are removed too")
-    chinese: bool = option(True, "each Chinese character is a separate word, as tagging needs it")
+    vocab_size: int = option(8000, "size of the vocabulary; use fewer entries for a small corpus", low=6)
+    lowercase: bool = option(True, "convert texts to lower case and remove accents")
+    chinese: bool = option(True, "make every Chinese character a separate word, which tagging needs")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.model == "bpe" and self.vocab_size < 300:
-            raise UserError(
-                f"--vocab_size={self.vocab_size} must be a number of at least 300: bpe starts with all bytes"
-            )
+            raise UserError(f"--vocab_size={self.vocab_size} must be at least 300, because bpe starts with all bytes")
 
 
 def main(config: TokenizerConfig) -> None:
@@ -65,7 +63,7 @@ def main(config: TokenizerConfig) -> None:
         counts["tokens"] += len(tokens)
         counts["unknown"] += tokens.count(tokenizer.unk_token_id)
     if not counts["tokens"]:
-        raise UserError(f"{config.input}: tokenizing the texts gives no tokens; all their characters are dropped")
+        raise UserError(f"{config.input}: tokenizing the texts gives no tokens; the tokenizer drops all characters")
     tokenizer.save_pretrained(folder)
     print(f"{folder}: {config.model}, vocabulary of {len(tokenizer)}")
     if len(tokenizer) > config.vocab_size:

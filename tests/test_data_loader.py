@@ -382,7 +382,7 @@ def test_what_is_kept_of_a_long_text_to_classify(tokenizer, truncation, caplog):
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     kept = {"head": ids[:16], "tail": ids[-16:], "head_tail": ids[:4] + ids[-12:]}[truncation]
     assert data.batch([0]).inputs["input_ids"][0].tolist() == [tokenizer.cls_token_id, *kept, tokenizer.sep_token_id]
-    assert f"1 of 2 examples are longer than --max_length 18; {len(ids) - 16} sub-tokens are not seen" in caplog.text
+    assert f"1 of 2 examples are longer than --max_length 18; {len(ids) - 16} sub-tokens are not read" in caplog.text
 
 
 def test_streams_cut_and_say_so(tokenizer, tmp_path):

@@ -165,8 +165,8 @@ def test_the_report_can_be_recomputed(tmp_path, capsys):
     [
         (None, [], "no such file"),
         ("", [], "no text"),
-        ("\n \n\t\n", [], "no text to train on"),
-        ("one text\n", ["--held_out_ratio", "0.000001"], "no text to hold out"),
+        ("\n \n\t\n", [], "no texts to train on"),
+        ("one text\n", ["--held_out_ratio", "0.000001"], "no texts to hold out"),
         ('{"n": 1}\n', ["--format", "jsonl"], "--text_column"),
         ("good\n" * 30, ["--vocab_size", "5"], "--vocab_size=5"),
         ("good\nbad\n" * 30, ["--output_dir", "full", "--held_out_ratio", "0.5"], "is not empty"),
@@ -388,7 +388,7 @@ def test_perplexity_falls_and_starts_where_the_untouched_model_is(options, corpu
             ".lock",
         )
     }
-    with pytest.raises(UserError, match="already has a finished model"):
+    with pytest.raises(UserError, match="already contains a finished model"):
         pretrain(config)
 
 
@@ -526,7 +526,7 @@ def test_models_that_cannot_fill_in_words_are_refused(corpus, tmp_path, options)
         tmp_path / "gpt"
     )
     tokenizer.save_pretrained(tmp_path / "gpt")
-    with pytest.raises(UserError, match="gpt2 cannot fill in masked words"):
+    with pytest.raises(UserError, match="gpt2 is not a masked language model"):
         pretrain(options(pretrain_model_path=str(tmp_path / "gpt")))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (corpus / "bert" / name).read_text()

@@ -1,1 +1,1 @@
-"""Commands to use before and after training, each run as `python -m tools.NAME`. main.py does not need this folder."""
+"""Commands for work before and after training, run as `python -m tools.NAME`. main.py works without this folder."""

@@ -1,1 +1,1 @@
-"""Text to tensors: tokenizer, windows, features, the token cache, batches of similar length."""
+"""Text to tensors: tokenizers, windows, features, the token cache, batches of similar length."""

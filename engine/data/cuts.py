@@ -1,4 +1,4 @@
-"""Logs how much of texts longer than --max_length is cut: nothing is cut silently."""
+"""Counts and logs what is truncated in texts longer than --max_length, so nothing is truncated silently."""
 
 import logging
 from collections import Counter
@@ -14,14 +14,14 @@ logger = logging.getLogger("template")
 
 
 def warn_of_cuts(data: Any, where: str | Path) -> None:
-    """Logs which parts of a MyDataset are cut, and so in no batch."""
+    """Logs how much of a MyDataset is truncated."""
     cuts = Cuts()
     cuts.add(data)
     cuts.log(where, data.tasks)
 
 
 class Cuts:
-    """Counts the parts of MyDatasets that are cut, and so in no batch. counts: {name: initial count}."""
+    """Counts the truncated parts of MyDatasets. counts: {name: initial count}."""
 
     def __init__(self, counts: Mapping[str, int] | Iterable[tuple[str, int]] = ()):
         self.counts = Counter(dict(counts))
@@ -42,34 +42,34 @@ class Cuts:
                 counts[f"outside {name}"] += num_outside(data, name)
 
     def log(self, where: str | Path, tasks: dict[str, Task]) -> None:
-        """Logs what was cut or, if nothing was, how many examples are split into windows."""
+        """Logs what was truncated or, if nothing was, the number of windows."""
         counts, max_length = self.counts, self.counts["max_length"]
         longer = f"{where}: {counts['cut']} of {counts['examples']} examples are longer than --max_length {max_length}"
         if counts["cut"] and any(task.needs_words for task in tasks.values()):
-            logger.warning(f"{longer}; their last {counts['words']} words are not seen and count as O")
+            logger.warning(f"{longer}; their last {counts['words']} words are not read and are tagged O")
         elif counts["cut"]:
-            logger.warning(f"{longer}; {counts['tokens']} sub-tokens are not seen")
+            logger.warning(f"{longer}; {counts['tokens']} sub-tokens are not read")
         elif counts["windows"]:
             text_labels = any(not task.needs_words for task in tasks.values())
             logger.info(
                 f"{where}: examples longer than --max_length {max_length} are read in {counts['windows']} overlapping "
-                "windows" + ("; labels of the whole text come from the first" if text_labels else "")
+                "windows" + ("; text-level labels are predicted from the first one" if text_labels else "")
             )
             for name in tasks:
                 if lost := counts[f"outside {name}"]:
-                    logger.warning(f"{where}: {lost} spans of {name!r} fit into no window; raise --window_stride")
+                    logger.warning(f"{where}: {lost} spans of {name!r} fit in no window; raise --window_stride")
 
 
 def num_outside(data: Any, name: str) -> int:
-    """The number of spans of a task that fit in no window of their text. data: a MyDataset"""
+    """Counts the spans of a task that do not fit into any window of their text. data: a MyDataset"""
     windows: dict[int, list[tuple[int, int]]] = {}
     for example, first, size in zip(
         data.example_index.tolist(), data.columns["first_word"].tolist(), data.columns["word_starts"].lengths.tolist()
     ):
         windows.setdefault(example, []).append((first, first + size))
-    cut = {example: parts for example, parts in windows.items() if len(parts) > 1}
+    split = {example: bounds for example, bounds in windows.items() if len(bounds) > 1}
     return sum(
-        not any(begin <= first and last < end for begin, end in parts)
-        for example, parts in cut.items()
+        not any(begin <= first and last < end for begin, end in bounds)
+        for example, bounds in split.items()
         for first, last, _ in data[example].get(name) or ()
     )

@@ -1,4 +1,4 @@
-"""Converts examples to numeric columns, with any fast tokenizer: a row is an example or a window of one."""
+"""Converts examples to numeric columns with a fast tokenizer. A row is an example or a window of one."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 
 class Featurizer:
-    """Converts examples to numeric columns, with any fast tokenizer.
+    """Converts examples to numeric columns with a fast tokenizer.
 
-    tasks: {name: {"type", "labels", …}} as in labels.json. Every word gets exactly one position (`encode_texts`), and a
-    `Cutter` cuts inputs longer than max_length; stride: default max_length / 4.
-    word_ends: also returns the last sub-token of each word, for models that pool there.
+    Every word gets at least one token (`encode_texts`), and a `Cutter` truncates or splits inputs longer than
+    max_length. stride: overlap of windows in sub-tokens, -1 for truncation; None: max_length / 4.
+    word_ends: also return the last sub-token of each word, for models that use it for pooling.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Featurizer:
         self.pad_to_multiple = 1  # 8 suits a GPU's tensor cores
         self.tagging = any(task.needs_words for task in tasks.values())  # or spans
         self.word_ends = word_ends and self.tagging
-        # Replaces a word, or a text, that yields no token. A byte-level tokenizer has no unknown token
+        # Replaces words and texts without tokens. Byte-level tokenizers have no unknown token
         self.filler = tokenizer.unk_token or tokenizer.pad_token
         decoder = tokenizer.cls_token is None
         self.separator = separator_of(tokenizer) if decoder else None
@@ -55,7 +55,7 @@ class Featurizer:
         self.label_ids = {name: {label: i for i, label in enumerate(task.labels)} for name, task in tasks.items()}
 
     def fingerprint(self) -> str:
-        """A hash of everything that affects the encoding; part of the cache's file name."""
+        """Returns a hash of everything that affects the encoding. It is part of the cache's file name."""
         tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
         del tokenizer["truncation"], tokenizer["padding"]  # set by each call
         version = 4  # increment when the columns change
@@ -64,10 +64,10 @@ class Featurizer:
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """{column: Ragged, or an array with one value per row} for a list of examples; a row is a Feature.
+        """Converts a list of examples to {column: Ragged, or array with one value per row}. Each row is a Feature.
 
         Columns: input_ids, token_type_ids (sentence pairs), example_index, num_cut, labels.<task>, extras.<name>, and
-        for tagging word_starts, num_words (before cutting) and first_word.
+        for tagging word_starts, num_words (before truncation) and first_word.
         """
         features = self.features(examples)
         columns: dict[str, Any] = {
@@ -98,8 +98,8 @@ class Featurizer:
     def labels(
         self, name: str, kind: str, features: list[Feature], examples: list[dict[str, Any]]
     ) -> Ragged | np.ndarray:
-        """The column of a task's labels. A window has the tags of its words and the spans inside it; a text-level
-        label is in the first window."""
+        """Returns the label column of a task. A window has the tags of its words and the spans inside it; a text-level
+        label is only in the first window."""
         label_ids = self.label_ids[name]
         if kind == "tagging":
             tag_ids = []
@@ -121,7 +121,7 @@ class Featurizer:
         return np.array([label_ids.get(value, IGNORE) for value in values], np.int32)  # type: ignore[arg-type]
 
     def features(self, examples: list[dict[str, Any]]) -> list[Feature]:
-        """The Features of a list of examples, in order."""
+        """Returns the Features of a list of examples, in order."""
         by_words = "tokens" in examples[0]
         options = (by_words, self.unit, HAN_CHARACTER, self.blanks, self.separator)
         first, second = map(list, zip(*(texts_to_encode(example, *options) for example in examples)))
@@ -144,8 +144,8 @@ class Featurizer:
 def spans_within(
     feature: Feature, spans: list[Any] | None, label_ids: dict[str, int]
 ) -> list[tuple[int, int, int]] | None:
-    """The spans [(first word, last word, type id)] inside a window, relative to its first word; None if unlabelled.
-    spans: [[first word, last word, type]] of its example."""
+    """Returns the spans inside a window as [(first word, last word, type id)], relative to its first word; None if
+    unlabelled. spans: [[first word, last word, type]] of the example."""
     start, size = feature.first_word, len(feature.word_starts)
     if spans is None:
         return None
@@ -154,15 +154,15 @@ def spans_within(
 
 
 def separator_of(tokenizer: Any) -> str | None:
-    """The separator to insert between two texts; None if the tokenizer adds its own."""
+    """Returns the separator to insert between two texts; None if the tokenizer inserts one."""
     if tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False):
         return None
     return tokenizer.eos_token or "\n"
 
 
 def needs_blanks(tokenizer: Any) -> bool:
-    """Whether the tokenizer joins pre-split words without a space, as GPT-2's and Gemma's do; a leading space then
-    gives the tokens that the model was trained on."""
+    """Whether the tokenizer joins pre-split words without spaces (GPT-2, Gemma), so that words need a leading space to
+    give the tokens that the model was trained on."""
     options = dict(add_special_tokens=False, verbose=False)
     text = tokenizer(["a a"], **options).encodings[0].ids
     glued, apart = (
@@ -172,10 +172,10 @@ def needs_blanks(tokenizer: Any) -> bool:
 
 
 def label_column(task: str) -> str:
-    """The name of a task's column; the prefix avoids clashes with built-in columns."""
+    """Returns the name of a task's label column. The prefix avoids clashes with built-in columns."""
     return f"labels.{task}"
 
 
 def encoded_fingerprint(path: str | Path, featurizer: Featurizer, limit: int | str | None) -> str:
-    """A hash of the file's bytes and of everything that affects their encoding."""
+    """Returns a hash of the file's bytes and of everything that affects their encoding."""
     return hashlib.sha256(f"{sha256(path)}{featurizer.fingerprint()}{limit}".encode()).hexdigest()[:20]

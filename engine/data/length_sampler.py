@@ -11,20 +11,20 @@ from engine.run import distributed
 def length_batches(
     lengths: np.ndarray, rows: np.ndarray, batch_size: int, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Shuffled `rows` -> batches of similar length, in random order. Ties keep their shuffled order."""
+    """Splits shuffled rows into batches of similar length, in random order. Ties keep their shuffled order."""
     ordered = rows[np.argsort(lengths[rows], kind="stable")]
     batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
 class LengthSampler:
-    """Yields each batch's row numbers. shuffled: batches of similar length, reshuffled per epoch; else longest first.
+    """Yields the row numbers of each batch: with a seed, of similar length, reshuffled per epoch; else longest first.
 
-    Rows from index `labelled` on are unlabelled: an epoch takes `ratio` of them per labelled row and starts where the
-    last one ended. With several processes each gets its share of every batch if shuffled, otherwise whole batches.
+    Rows from index `labelled` on are unlabelled: an epoch uses `ratio` of them per labelled row and continues where the
+    last one ended. With several processes, each gets a share of every batch; without a seed, whole batches.
     """
 
-    POOL = 256  # batches sorted together: almost no padding, and still random
+    POOL = 256  # batches per sorted pool: little padding, and still random
 
     def __init__(
         self,
@@ -36,11 +36,11 @@ class LengthSampler:
     ):
         self.lengths, self.seed, self.epoch, self.start = lengths, seed, 0, 0
         self.labelled = len(lengths) if labelled is None else labelled
-        self.others = round(ratio * self.labelled) if self.labelled < len(lengths) else 0  # per epoch
+        self.unlabelled = round(ratio * self.labelled) if self.labelled < len(lengths) else 0  # per epoch
         self.batch_size = batch_size * (1 if seed is None else distributed.size())
 
     def __len__(self) -> int:
-        rows = len(self.lengths) if self.seed is None else self.labelled + self.others
+        rows = len(self.lengths) if self.seed is None else self.labelled + self.unlabelled
         starts = range(0, rows, self.batch_size)
         return len(distributed.share(starts) if self.seed is None else starts)
 
@@ -61,11 +61,11 @@ class LengthSampler:
         return map(distributed.share, batches[self.start :])
 
     def rows_of_epoch(self) -> np.ndarray:
-        """All labelled rows, and this epoch's share of the unlabelled ones."""
+        """Returns all labelled rows and this epoch's share of the unlabelled ones."""
         rows = np.arange(self.labelled)
-        if not self.others:
+        if not self.unlabelled:
             return rows
         order = self.labelled + np.random.default_rng([cast(int, self.seed)]).permutation(
             len(self.lengths) - self.labelled
         )
-        return np.concatenate([rows, order[(self.epoch * self.others + np.arange(self.others)) % len(order)]])
+        return np.concatenate([rows, order[(self.epoch * self.unlabelled + np.arange(self.unlabelled)) % len(order)]])

@@ -1,4 +1,4 @@
-"""Ragged columns, in numpy and Arrow."""
+"""Ragged columns in numpy and Arrow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 
 class Ragged(NamedTuple):
-    """A column whose rows vary in length: row i is values[offsets[i]:offsets[i + 1]]."""
+    """A column of variable-length rows: row i is values[offsets[i]:offsets[i + 1]]."""
 
     values: np.ndarray
     offsets: np.ndarray  # (rows + 1,)
@@ -26,7 +26,7 @@ class Ragged(NamedTuple):
         return np.diff(self.offsets)
 
     def pad(self, rows: np.ndarray, fill: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """(B, W) of the rows, padded to the longest (or a multiple), and the (B, W) mask of real values."""
+        """Pads rows to the longest one, rounded up to `multiple` -> (values, mask of real values), both (B, W)."""
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts
         columns = np.arange(-(-lengths.max(initial=0) // multiple) * multiple)
@@ -42,7 +42,7 @@ def to_arrow(column: Ragged | np.ndarray) -> pa.Array:
 
 
 def to_numpy(column: pa.ChunkedArray) -> Any:
-    """Arrow column -> Ragged or array."""
+    """Converts an Arrow column to a Ragged or an array."""
     if not pa.types.is_list(column.type):
         return column.to_numpy()
     chunks = column.chunks

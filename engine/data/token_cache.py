@@ -1,4 +1,4 @@
-"""Numeric tables cached as Arrow files next to the data, verified before use."""
+"""Caches numeric tables as Arrow files next to the data and verifies them before use."""
 
 import logging
 import os
@@ -14,17 +14,17 @@ from engine.run.command_line import os_error_line
 from engine.run.files import sha256
 
 logger = logging.getLogger("template")
-OURS = re.compile(r"[\w.-]+-[0-9a-f]{20}\.[0-9a-f]{16}\.arrow")  # names of our caches
-KEPT = 24  # files per folder; the least recently used are removed first
+CACHE_NAME = re.compile(r"[\w.-]+-[0-9a-f]{20}\.[0-9a-f]{16}\.arrow")
+KEPT = 24  # files per folder; the least recently used ones are removed
 
 
 def cached_table(
     folder: Path, name: str, make_batches: Callable[[], Iterator[pa.RecordBatch]], schema: pa.Schema | None = None
 ) -> pa.Table:
-    """The Arrow table of make_batches(), an iterator of one or more record batches, memory-mapped from `folder`.
+    """Returns the table of the record batches of make_batches() (at least one), memory-mapped from a cache in `folder`.
 
-    The file name contains `name`, which identifies the inputs of the table, and the file's SHA-256: a damaged file,
-    or one with another schema, is rebuilt. If the folder cannot be written, the table is kept in memory.
+    The file name contains `name`, which identifies the table's inputs, and the SHA-256 of the file. A file that is
+    damaged or has another schema is rebuilt. If the folder is not writable, the table is kept in memory.
     """
     from datasets import Dataset as ArrowDataset
 
@@ -45,12 +45,12 @@ def cached_table(
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        logger.warning(f"no token cache ({os_error_line(error)}); tokens stay in memory and are recomputed in each run")
+        logger.warning(f"no token cache ({os_error_line(error)}); tokens are kept in memory and recomputed in each run")
         return pa.Table.from_batches(list(make_batches()))
 
 
 def find_cache(folder: Path, name: str, schema: pa.Schema | None = None) -> Path | None:
-    """The cached file whose content matches its SHA-256, or None; damaged files are logged and removed."""
+    """Returns the cached file, or None. Files that do not match their SHA-256 are logged and removed."""
     for path in sorted(folder.glob(f"{name}.*.arrow")):
         if sha256(path)[:16] == path.name.split(".")[-2] and has_schema(path, schema):
             with suppress(OSError):  # the folder may be read-only
@@ -62,7 +62,7 @@ def find_cache(folder: Path, name: str, schema: pa.Schema | None = None) -> Path
 
 
 def has_schema(path: Path, schema: pa.Schema | None) -> bool:
-    """Whether an Arrow file has the columns of this schema, by name and type."""
+    """Whether an Arrow file has this schema."""
     if schema is None:
         return True
     try:
@@ -73,12 +73,12 @@ def has_schema(path: Path, schema: pa.Schema | None) -> bool:
 
 
 def clear(folder: Path, kept: int = 0) -> None:
-    """Removes a folder's caches, except the `kept` most recently used token caches and as many teacher caches."""
+    """Removes a folder's caches, except the `kept` most recently used token caches and `kept` teacher caches."""
     with suppress(OSError):
-        ours = [path for path in folder.glob("*.arrow") if OURS.fullmatch(path.name)]
-        caches = sorted(ours, key=lambda path: -path.stat().st_mtime_ns)
-        of_teachers = [path for path in caches if path.name.startswith("teacher-")]
-        old = [path for path in caches if path not in of_teachers][kept:] + of_teachers[kept:]
+        paths = [path for path in folder.glob("*.arrow") if CACHE_NAME.fullmatch(path.name)]
+        caches = sorted(paths, key=lambda path: -path.stat().st_mtime_ns)
+        teachers = [path for path in caches if path.name.startswith("teacher-")]
+        old = [path for path in caches if path not in teachers][kept:] + teachers[kept:]
         for path in old:
             path.unlink()
         if old:

@@ -1,4 +1,4 @@
-"""Tokenizers: loads a pretrained one, or trains one on texts."""
+"""Loads a pretrained tokenizer, or trains one on texts."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger("template")
 SPECIAL = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
 
-# Characters that BERT's normaliser surrounds with spaces: ideographs, but not kana or hangul.
+# Characters that BERT's normaliser surrounds with spaces: ideographs, but not kana or hangul
 IDEOGRAPH = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ceaf\U0002f800-\U0002fa1f"
-# Characters that are always separate words, including ASCII symbols.
+# Characters that are always separate words, including ASCII symbols
 APART = regex.compile(rf"[{IDEOGRAPH}\p{{P}}$+<=>^`|~]")
 
 
 def load_tokenizer(config: Any, texts: Callable[[], Iterator[str]], own: Path | None = None) -> Any:
-    """The pretrained model's tokenizer, or that of --init_from, or one trained on the texts (see `train_tokenizer`).
-    own: the checkpoint of this run from which it resumes, if its encoder is that of --init_from."""
+    """Loads the tokenizer of --pretrain_model_path or --init_from, or trains one on the texts (see `train_tokenizer`).
+
+    own: the checkpoint from which a run that began from --init_from resumes; its tokenizer is used.
+    """
     name: str = config.pretrain_model_path
     needed: Sequence[str] = ("pad_token", "unk_token", "cls_token")
     if own or config.init_from:
@@ -41,7 +43,7 @@ def load_tokenizer(config: Any, texts: Callable[[], Iterator[str]], own: Path | 
         tokenizer.add_tokens(named_tokens(config), special_tokens=True)
         return tokenizer
     if not name:
-        logger.info("no --pretrain_model_path: the tokenizer is trained on the training texts")
+        logger.info("no --pretrain_model_path: training a tokenizer on the training texts")
         tokenizer = train_tokenizer(texts, config.vocab_size)
     else:
         refuse_own(name, "checkpoints")
@@ -52,7 +54,7 @@ def load_tokenizer(config: Any, texts: Callable[[], Iterator[str]], own: Path | 
         if causal:
             require_padding(tokenizer, name)
         elif isinstance(tokenizer.backend_tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
-            # As in RoBERTa, words begin with a space: the first word and pre-split words need one too
+            # As in RoBERTa, words start with a space, so the first word and pre-split words need one too
             tokenizer = pretrained_tokenizer(place, needed, add_prefix_space=True)
             tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         if "is_local" in tokenizer.init_kwargs:  # saved with it: must not depend on whether the hub answered
@@ -84,23 +86,23 @@ def saved_tokenizer(folder: Path) -> Any:
 
 
 def reads_causally(config: Any) -> bool:
-    from engine.model.encoders import is_causal, pretrained_shape  # here, so that other commands need no transformers
+    from engine.model.encoders import is_causal, pretrained_shape  # imported here, as other commands do not need it
 
     return is_causal(pretrained_shape(config))
 
 
 def require_padding(tokenizer: Any, name: str) -> None:
-    """If a decoder's tokenizer has no padding token, pads with its end-of-text token, masked in attention."""
+    """Sets the padding token of a decoder's tokenizer to the end-of-text token, if it has none."""
     if tokenizer.pad_token is None:
         token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
         if token is None:
-            raise UserError(f"--pretrain_model_path {name}: its tokenizer has no token to pad with, not even EOS")
-        logger.info(f"{name} has no padding token: {token} is used instead, and is never attended to or trained on")
+            raise UserError(f"--pretrain_model_path {name}: no padding, EOS, BOS or unknown token to pad with")
+        logger.info(f"{name} has no padding token; using {token}, which is masked in attention and in the loss")
         tokenizer.pad_token = token
 
 
 def pretrained_tokenizer(name: str, needed: Sequence[str], **options: Any) -> Any:
-    """The fast tokenizer of a folder or a hub name. Raises UserError if none loads with the special tokens `needed`."""
+    """Loads the fast tokenizer of a folder or hub name. Raises UserError if it lacks special tokens in `needed`."""
     from transformers import AutoTokenizer
 
     from engine.model.encoders import require_plausible  # here, as it imports torch
@@ -109,12 +111,12 @@ def pretrained_tokenizer(name: str, needed: Sequence[str], **options: Any) -> An
         if (Path(name) / "config.json").exists():
             require_plausible(name)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
-    except Exception as error:  # transformers can raise anything for a third-party folder
-        raise UserError(f"--pretrain_model_path {name}: no tokenizer loads from it ({first_line(error)})") from None
+    except Exception as error:  # transformers may raise any exception for a third-party folder
+        raise UserError(f"--pretrain_model_path {name}: its tokenizer cannot be loaded ({first_line(error)})") from None
     missing = [kind for kind in needed if getattr(tokenizer, kind) is None]
     if missing or not tokenizer.is_fast:
-        lacking = f"its tokenizer has no {', '.join(missing) or 'fast version'}"
-        raise UserError(f"--pretrain_model_path {name}: {lacking}; use a BERT-like model")
+        problem = f"its tokenizer has no {', '.join(missing) or 'fast version'}"
+        raise UserError(f"--pretrain_model_path {name}: {problem}; use a BERT-like model")
     return tokenizer
 
 
@@ -128,11 +130,11 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Trains a fast transformers tokenizer on texts, with BERT's special tokens and [CLS] A [SEP] B [SEP].
 
-    texts: a function that returns a new iterator of strings; it is called up to twice, to save memory. Equal texts
-    give equal bytes. Pre-split text gets the same pieces as raw text: no piece crosses a word boundary.
-    model: "wordpiece" (BERT's) and "wordlevel" (whole words), which leave out units that occur only once so that the
-    embedding of [UNK] is trained too; "bpe" over bytes (RoBERTa's), which covers every text; "unigram" (XLM-RoBERTa's).
-    chinese: each Chinese character is a separate word; otherwise the model learns to segment them.
+    The result is deterministic. No piece crosses a word boundary, so pre-split and raw texts get the same pieces.
+    texts: a function that returns a new iterator of strings; called up to twice, to save memory.
+    model: "wordpiece" (BERT) or "wordlevel" (whole words), which omit units that occur only once, so the embedding of
+    [UNK] is trained too; "bpe" over bytes (RoBERTa), which can encode every text; "unigram" (XLM-RoBERTa).
+    chinese: make every Chinese character a separate word; otherwise the model learns to segment them.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -140,15 +142,15 @@ def train_tokenizer(
     special, room = list(SPECIAL.values()), vocab_size - len(SPECIAL)
     options: dict[str, Any] = dict(vocab_size=vocab_size, special_tokens=special, show_progress=show_progress)
     if model == "wordpiece":
-        # The trainer numbers the ##pieces of single characters by a hash, so ties between merges would be broken
-        # differently in each run (huggingface/tokenizers#1794). As special tokens they have a fixed order.
+        # The trainer orders the ##pieces of single characters by hash, so ties between merges would be broken
+        # differently in each run (huggingface/tokenizers#1794). Special tokens have a fixed order.
         characters = alphabet(texts(), tokenizer.normalizer, room, chinese)
         inner = [f"##{character}" for character in characters if not (chinese and APART.match(character))]
         options |= dict(special_tokens=special + inner, initial_alphabet=characters)
         options["limit_alphabet"] = max(1, len(characters))
         tokenizer.train_from_iterator(texts(), trainers.WordPieceTrainer(**options))
         vocabulary = tokenizer.get_vocab()
-        tokenizer = assemble(model, lowercase, chinese, vocabulary)  # again, with ##pieces as normal tokens
+        tokenizer = assemble(model, lowercase, chinese, vocabulary)  # rebuilt with ##pieces as normal tokens
     elif model == "bpe":
         options["initial_alphabet"] = pre_tokenizers.ByteLevel.alphabet()
         tokenizer.train_from_iterator(texts(), trainers.BpeTrainer(**options))
@@ -168,9 +170,10 @@ def train_tokenizer(
 
 
 def assemble(model: str, lowercase: bool, chinese: bool, vocab: Any = None) -> Tokenizer:
-    """A Tokenizer with the pre-tokenization and the decoding of the model; only `vocab` is learned.
+    """Builds a Tokenizer with the pre-tokenizer and decoder of a model type. Only `vocab` is learned.
 
-    All models split at whitespace and around punctuation first. Decoded text has no spaces between Chinese characters.
+    All model types first split at whitespace and around punctuation. Decoded text has no spaces between Chinese
+    characters.
     """
     unknown, decoder = SPECIAL["unk_token"], cast(Any, decoders.WordPiece())
     pieces: list[Any] = []
@@ -193,7 +196,7 @@ def assemble(model: str, lowercase: bool, chinese: bool, vocab: Any = None) -> T
 
 
 def unigram_pieces(texts: Iterable[str], normalizer: normalizers.Normalizer, size: int) -> list[tuple[str, float]]:
-    """[(piece, log probability)] that SentencePiece learns (Kudo, 2018) from at most 200,000 of the texts.
+    """Learns [(piece, log probability)] with SentencePiece (Kudo, 2018) from at most 200,000 of the texts.
 
     The trainer of `tokenizers` is nondeterministic, and never learns a piece for a word that occurs in no other word.
     """
@@ -210,7 +213,7 @@ def unigram_pieces(texts: Iterable[str], normalizer: normalizers.Normalizer, siz
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=(" ".join(word for word, _ in cut(normalizer.normalize_str(text))) for text in sample),
             model_writer=trained,
-            vocab_size=size + 1,  # including its own unknown piece
+            vocab_size=size + 1,  # including SentencePiece's unknown piece
             hard_vocab_limit=False,
             normalization_rule_name="identity",
             **cast(Any, dict(unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1)),
@@ -224,14 +227,14 @@ def unigram_pieces(texts: Iterable[str], normalizer: normalizers.Normalizer, siz
 
 
 def alphabet(texts: Iterable[str], normalizer: normalizers.Normalizer, size: int, chinese: bool) -> list[str]:
-    """The characters that occur more than once, sorted: the most frequent, up to `size` vocabulary entries."""
+    """Returns the most frequent characters that occur more than once and fit into `size` vocabulary entries, sorted."""
     counts: Counter[str] = Counter()
     for character, count in Counter(chain.from_iterable(texts)).items():
         for normalized in normalizer.normalize_str(character).strip():
             counts[normalized] += count
     kept = []
     for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        size -= 1 if chinese and APART.match(character) else 2  # inside words a character has two entries, X and ##X
+        size -= 1 if chinese and APART.match(character) else 2  # characters in words have two entries, X and ##X
         if count > 1 and size >= 0:
             kept.append(character)
     return sorted(kept)

@@ -1,6 +1,6 @@
-"""Encodes texts so that every word has tokens, cuts them to the input length, and merges the answers of windows.
+"""Encodes texts, truncates them or splits them into windows, and merges the answers of windows.
 
-Only the package tokenizers is used, because every exported folder has a copy of this file.
+Uses only the package tokenizers, because every exported folder has a copy of this file.
 """
 
 import math
@@ -13,19 +13,19 @@ Span = tuple[int, int, int]  # first word, last word, type id
 
 
 class TooLong(ValueError):
-    """An example cannot be cut; the message says why in one line."""
+    """Raised if an example cannot be truncated; the message is a one-line reason."""
 
 
 class Feature(NamedTuple):
-    """One input of the model: an example, or a window of one that is too long."""
+    """One input of the model: an example, or a window of a long one."""
 
-    example: int  # its index in the list of examples
+    example: int  # index in the list of examples
     input_ids: list[int]
     token_types: list[int]
     word_starts: list[int]  # position of the first sub-token of each word; only for tagging
-    word_ends: list[int]  # and of the last
+    word_ends: list[int]  # position of the last sub-token of each word
     first_word: int = 0
-    num_cut: int = 0  # sub-tokens that were cut off
+    num_cut: int = 0  # number of truncated sub-tokens
 
 
 def encode_texts(
@@ -34,8 +34,8 @@ def encode_texts(
     second: list[Any] | None,
     filler: str,
 ) -> list[Encoding]:
-    """Encodes texts or pre-split words, optionally with second texts. Every word gets tokens: the filler replaces words
-    that the tokenizer drops (a space, U+200B, U+FE0F), so that tags never shift. It also replaces an empty text."""
+    """Encodes texts or pre-split words, optionally with second texts. The filler replaces empty texts and words that
+    the tokenizer drops (a space, U+200B, U+FE0F), so every word has a token and tags stay aligned."""
     encodings = list(encode(first, second))
     for i, text in enumerate(first):
         if isinstance(text, list) and (missing := missing_words(encodings[i], len(text))):
@@ -47,17 +47,17 @@ def encode_texts(
 
 
 def words_of_first(encoding: Encoding) -> list[int | None]:
-    """Word index of each token of the first text; None elsewhere."""
+    """Returns the word index of each token in the first text; None for other tokens."""
     return [word if sequence == 0 else None for word, sequence in zip(encoding.word_ids, encoding.sequence_ids)]
 
 
 def missing_words(encoding: Encoding, num_words: int) -> set[int]:
-    """Indices of the words that yielded no token."""
+    """Returns the indices of words without tokens."""
     return set(range(num_words)).difference(words_of_first(encoding))
 
 
 def word_positions(words: Iterable[int | None]) -> tuple[list[int], list[int]]:
-    """Positions of the first and the last sub-token of each word. words: word index of each token"""
+    """Returns the positions of the first and the last sub-token of each word. words: word index of each token"""
     starts, last, before = [], {}, None
     for position, word in enumerate(words):
         if word is not None:
@@ -73,20 +73,20 @@ def pick(values: Sequence[Any], positions: Iterable[int]) -> list[Any]:
 
 
 class Cutter(NamedTuple):
-    """Cuts inputs longer than max_length tokens.
+    """Truncates or splits inputs longer than max_length tokens.
 
-    For word-level labels, splits them into windows of whole words that overlap by at most `stride` sub-tokens (-1: cuts
-    them at the end); otherwise keeps the head, the tail, or a quarter of head and three quarters of tail (Sun et al.,
-    2019, arXiv:1905.05583). In a pair the longer text is cut first.
+    Word-level labels: splits the input into windows of whole words that overlap by at most `stride` sub-tokens (-1:
+    truncates the end). Otherwise: keeps the head, the tail, or a quarter from the head and three quarters from the tail
+    (Sun et al., 2019, arXiv:1905.05583). In pairs, the longer text is truncated first.
     """
 
     max_length: int
     stride: int
     truncation: str
-    by_words: bool  # whether labels are per word
+    by_words: bool  # labels are per word
 
     def features(self, example: int, encoding: Encoding, has_words: bool = True) -> list[Feature]:
-        """The Features of an example. has_words: False if the text is only the filler."""
+        """Returns the Features of an example. has_words: False if the text is only the filler."""
         is_long = len(encoding.ids) > self.max_length
         if is_long and self.by_words and self.stride >= 0:
             return self.windows(example, encoding)
@@ -96,7 +96,7 @@ class Cutter(NamedTuple):
         return [Feature(example, ids, token_types, *word_positions(words), num_cut=len(encoding.ids) - len(kept))]
 
     def kept(self, encoding: Encoding) -> list[int]:
-        """The positions to keep of an input that is too long."""
+        """Returns the positions to keep when an input is truncated."""
         sequences = encoding.sequence_ids
         texts = [[i for i, sequence in enumerate(sequences) if sequence == number] for number in (0, 1)]
         truncation = "head" if self.by_words else self.truncation
@@ -110,13 +110,13 @@ class Cutter(NamedTuple):
         return sorted(kept)
 
     def windows(self, example: int, encoding: Encoding) -> list[Feature]:
-        """The Features of an example with too many words: each has as many whole words as fit, and the second text."""
+        """Splits a long example into Features, each with as many whole words as fit, followed by the second text."""
         inside = [i for i, sequence in enumerate(encoding.sequence_ids) if sequence == 0]
         before, after = range(inside[0]), range(inside[-1] + 1, len(encoding.ids))
         room = self.max_length - len(before) - len(after)
         if room < 4:
-            raise TooLong(f"--max_length {self.max_length}: the second text leaves no room for words to tag; raise it")
-        # each access builds a new list
+            raise TooLong(f"--max_length {self.max_length}: too short for the second text and words to tag; raise it")
+        # every access builds a new list
         all_ids, all_types, word_ids = encoding.ids, encoding.type_ids, encoding.word_ids
         begins = [i - inside[0] for n, i in enumerate(inside) if n == 0 or word_ids[i] != word_ids[inside[n - 1]]]
         ends = [*begins[1:], len(inside)]
@@ -138,7 +138,7 @@ class Cutter(NamedTuple):
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """The number of tokens to keep of two texts, by the strategy longest_first of `tokenizers`."""
+    """Returns how many tokens of two texts to keep, by the strategy longest_first of `tokenizers`."""
     short, long = sorted((first, second))
     long = short if short > room else max(short, room - short)
     if short + long > room:
@@ -147,27 +147,27 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
 
 
 def merge_windows(windows: Iterable[tuple[int, Sequence[Any]]]) -> list[Any]:
-    """Merges overlapping windows, [(first word, list with one item per word)]; a word in two windows is taken from the
-    one whose edge is farther away."""
-    (_, merged), *others = sorted(windows, key=lambda window: window[0])
+    """Merges overlapping windows, [(first word, [item per word])]. A word in two windows is taken from the one whose
+    edge is farther away."""
+    (_, merged), *rest = sorted(windows, key=lambda window: window[0])
     merged = list(merged)
-    for first, items in others:
-        middle = (len(merged) - first + 1) // 2  # half of the words in both
+    for first, items in rest:
+        middle = (len(merged) - first + 1) // 2  # half of the shared words
         merged = merged[: first + middle] + list(items[middle:])
     return merged
 
 
 def merge_spans(windows: Iterable[tuple[int, int, list[Any], list[float]]]) -> tuple[list[Span], list[float]]:
-    """Merges the spans found in the windows of a text into (spans, probabilities) over its words, without duplicates.
+    """Merges the spans predicted in the windows of a text -> (spans, probabilities), without duplicates.
 
-    windows: [(first word, number of words, spans, probabilities)]. If several windows contain a span, the one
-    whose edge is farthest from it decides, even if it did not find it; the ends of the text are not edges.
+    windows: [(first word, number of words, spans, probabilities)]. If several windows contain a span, the window whose
+    edges are farthest from it decides, even if it did not predict the span. The ends of the text are not edges.
     """
     windows = sorted(windows, key=lambda window: window[0])
     text_end = max(first + size for first, size, _, _ in windows)
 
     def room(number: int, start: int, stop: int) -> float:
-        # from a span to the nearer edge of a window; negative if it is not inside
+        # distance from a span to the nearer edge of a window; negative if it is not inside
         first, size = windows[number][:2]
         before, behind = start - first, first + size - 1 - stop
         if before < 0 or behind < 0:

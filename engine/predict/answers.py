@@ -3,11 +3,11 @@
     answers/about.json    the tasks, the options that differ from the defaults, machine and date
     answers/<part>.jsonl  one line per row of dev, test or (in a cross-validation) out_of_fold:
 
-{"id", "text", "text_pair"?, "places"?: [[start, end] of each token in the text], "cut": sub-tokens that were cut off,
+{"id", "text", "text_pair"?, "places"?: [[start, end] of each token in the text], "cut": number of truncated sub-tokens,
 "windows": number of inputs the text was split into, "columns"?: other columns of the row, "answers": {task: {"gold",
 "predicted", "right", "probability", "probabilities"?}}}. gold is null if unlabelled; spans are [first token,
-last token, type]. probability: of the label; a list for tags and spans. probabilities: of a text's labels, at least
-SMALLEST. So a report can be regenerated without the model, and anyone can recompute its figures.
+last token, type]. probability: that of the predicted label; a list for tags and spans. probabilities: those of a text's
+labels, down to SMALLEST. Reports can be regenerated from these files without the model.
 """
 
 import dataclasses
@@ -31,14 +31,14 @@ from engine.schema import AnyOf, Optional, Range
 from engine.task.task import PARTS_OF_A_ROW, TASK, Task, tasks_to_json
 from engine.task.text import text_and_offsets
 
-SMALLEST = 1e-4  # less probable labels are left out
-PARTS = ("out_of_fold", "test", "dev")  # a report gives details of the first that exists
+SMALLEST = 1e-4  # labels below this probability are omitted
+PARTS = ("out_of_fold", "test", "dev")  # a report shows the details of the first one that exists
 # Options that do not affect the model
 UNLISTED = frozenset("do_train do_eval do_predict report_language resume clear_cache output_dir model_version".split())
 
 
 def cuts_and_windows(data: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(sub-tokens cut off, number of inputs) of each example of a MyDataset, each (N,)."""
+    """Returns the number of truncated sub-tokens and of inputs for each example of a MyDataset, each (N,)."""
     windows = np.bincount(data.example_index, minlength=len(data))
     return np.bincount(data.example_index, data.columns["num_cut"], len(data)).astype(int), windows
 
@@ -46,8 +46,8 @@ def cuts_and_windows(data: Any) -> tuple[np.ndarray, np.ndarray]:
 def distribution(
     average: torch.Tensor | None, labels: Sequence[str], predicted: Any, kind: str
 ) -> dict[str, float] | None:
-    """{label: probability} from a head's `to_average` for a text; None if that is not a distribution, since a custom
-    head can return anything."""
+    """Returns {label: probability} for a text from its head's `to_average`, or None if a custom head returned something
+    that is not a distribution."""
     if average is None or average.ndim != 1 or len(average) != len(labels):
         return None
     values = average.double().tolist()
@@ -63,7 +63,7 @@ def distribution(
 def rows_of(
     data: Any, predictions: Predictions, tasks: dict[str, Task], metrics: ModuleType
 ) -> Iterator[dict[str, Any]]:
-    """The stored rows of a MyDataset. metrics: the module metrics.py, which decides whether an answer is right."""
+    """Yields the rows to store for a MyDataset. metrics: the module metrics.py, which decides if an answer is right."""
     kinds = report_kinds(tasks, metrics)
     cut, windows = cuts_and_windows(data)
     labels, probabilities, averages = predictions
@@ -77,8 +77,8 @@ def rows_of(
             row["places"] = offsets
         row |= {"cut": int(cut[i]), "windows": int(windows[i])}
         kept = {name: str(value) for name, value in example.get("kept", {}).items() if value is not None}
-        others = {name: value for name, value in example.items() if name not in {*PARTS_OF_A_ROW, *tasks}}
-        columns = example.get("extras", {}) | kept | others
+        unknown = {name: value for name, value in example.items() if name not in {*PARTS_OF_A_ROW, *tasks}}
+        columns = example.get("extras", {}) | kept | unknown
         if columns := {name: value for name, value in columns.items() if isinstance(value, str | int | float)}:
             row["columns"] = columns
         row["answers"] = {}
@@ -87,27 +87,27 @@ def rows_of(
             answer = {"gold": gold, "predicted": label, "right": metrics.is_right(task, gold, label)}
             answer["probability"] = probability if probability is None else np.round(probability, 6).tolist()
             if kinds[name] in ("classification", "multilabel"):
-                found = distribution(averages[name][i], task.labels, label, kinds[name])
-                answer |= {} if found is None else {"probabilities": found}
+                by_label = distribution(averages[name][i], task.labels, label, kinds[name])
+                answer |= {} if by_label is None else {"probabilities": by_label}
             row["answers"][name] = answer
         yield row
 
 
 def report_kinds(tasks: dict[str, Task], metrics: ModuleType) -> dict[str, str]:
-    """{task: one of ANSWERS}, as metrics.py scores it; a custom kind becomes the one that its labels fit."""
+    """Returns {task: one of ANSWERS}, as scored by metrics.py; a custom kind is replaced by its label format."""
     kinds = {name: metrics.scoring_kind(task) for name, task in tasks.items()}
     return {name: kind if kind in ANSWERS else tasks[name].kind for name, kind in kinds.items()}
 
 
 def write_rows(folder: Path, part: str, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes answers/<part>.jsonl below a run folder."""
+    """Writes answers/<part>.jsonl in a run folder."""
     (folder / "answers").mkdir(exist_ok=True)
     with appearing_whole(folder / "answers" / f"{part}.jsonl") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def write_about(folder: Path, trainer: Any, trained: Any, parts: list[str], metrics: ModuleType, **more: Any) -> None:
-    """Writes answers/about.json. trainer: with the evaluated model; trained: its training options."""
+    """Writes answers/about.json. trainer: has the evaluated model; trained: the options it was trained with."""
     tasks, config, device = trainer.tasks, trainer.config, trainer.device
     name = name_of(device)
     root = Path(__file__).resolve().parents[2]
@@ -132,13 +132,13 @@ def write_about(folder: Path, trainer: Any, trained: Any, parts: list[str], metr
 
 
 def options_of(trained: Any) -> dict[str, Any]:
-    """The options of a training run that affect the model and differ from the defaults."""
+    """Returns the training options that affect the model and differ from their defaults."""
     options = {option.name: (getattr(trained, option.name), option.default) for option in dataclasses.fields(trained)}
     return {name: value for name, (value, default) in options.items() if value != default and name not in UNLISTED}
 
 
 def commit_of(root: Path) -> str:
-    """The commit of a clone, with "+" if tracked files have changed since; "" without git."""
+    """Returns the commit of a clone, followed by "+" if tracked files are modified; "" if git is unavailable."""
 
     def git(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, timeout=10)
@@ -150,8 +150,8 @@ def commit_of(root: Path) -> str:
     return head.stdout.strip() + ("+" if status.stdout.strip() else "") if head.returncode == 0 else ""
 
 
-OF_WORDS = {"tagging", "words", "spans"}
-ANSWERS = {  # the shape of a label, by kind
+WORD_LEVEL = {"tagging", "words", "spans"}
+ANSWERS = {  # schema of a label, by kind
     "classification": str,
     "multilabel": [str],
     "regression": float,
@@ -159,8 +159,8 @@ ANSWERS = {  # the shape of a label, by kind
     "words": [str],
     "spans": [(Range(0), Range(0), str)],
 }
-TEXTS = ("monitor", "data_path", "log", "device", "torch", "commit", "evaluated")
-ABOUT = dict.fromkeys(TEXTS, str) | {
+STRINGS = ("monitor", "data_path", "log", "device", "torch", "commit", "evaluated")
+ABOUT = dict.fromkeys(STRINGS, str) | {
     "tasks": {str: TASK},
     "kinds": {str: AnyOf(*ANSWERS)},
     "main_scores": {str: str},
@@ -174,8 +174,8 @@ ABOUT = dict.fromkeys(TEXTS, str) | {
 PROBABILITY = AnyOf(None, float)
 
 
-def row_shape(kinds: dict[str, str]) -> dict[Any, Any]:
-    """The shape of a row of answers/<part>.jsonl. kinds: {task: one of ANSWERS}"""
+def row_schema(kinds: dict[str, str]) -> dict[Any, Any]:
+    """Returns the schema of a row of answers/<part>.jsonl. kinds: {task: one of ANSWERS}"""
     answers = {
         name: {
             "gold": AnyOf(None, ANSWERS[kind]),
@@ -190,7 +190,7 @@ def row_shape(kinds: dict[str, str]) -> dict[Any, Any]:
         "id": AnyOf(str, float),
         "text": str,
         Optional("text_pair"): AnyOf(str, None),
-        ("places" if set(kinds.values()) & OF_WORDS else Optional("places")): [(Range(0), Range(0))],
+        ("places" if set(kinds.values()) & WORD_LEVEL else Optional("places")): [(Range(0), Range(0))],
         "cut": Range(0),
         "windows": Range(0),
         Optional("columns"): {str: AnyOf(str, bool, float)},
@@ -202,27 +202,27 @@ def read_about(folder: str | Path) -> dict[str, Any]:
     """Reads answers/about.json of a run folder. Raises UserError if it is missing or damaged."""
     path = Path(folder) / "answers/about.json"
     if not path.is_file():
-        raise UserError(f"{folder}: has no answers to report on; {EVALUATE}")
+        raise UserError(f"{folder}: no stored answers; {EVALUATE}")
     about = read_result(path, ABOUT)
     names = set(about["kinds"])
     if not names or names != set(about["tasks"]) or not names <= set(about["main_scores"]):
-        raise UserError(f"{path}: its tasks, kinds and main_scores do not match; {EVALUATE}")
+        raise UserError(f"{path}: tasks, kinds and main_scores do not match; {EVALUATE}")
     return about
 
 
 def read_rows(folder: str | Path, part: str, kinds: dict[str, str]) -> list[dict[str, Any]]:
-    """Reads the rows of a part. Raises UserError for a damaged one. kinds: {task: one of ANSWERS}"""
+    """Reads the rows of a part. Raises UserError if one is damaged. kinds: {task: one of ANSWERS}"""
     path = Path(folder) / "answers" / f"{part}.jsonl"
-    rows = read_result_lines(path, row_shape(kinds))
+    rows = read_result_lines(path, row_schema(kinds))
     for number, row in enumerate(rows, 1):
         size = len(row.get("places", ()))
         for name, kind in kinds.items():
             for label in (row["answers"][name][side] or [] for side in ("gold", "predicted")):
-                if kind in OF_WORDS and ("" in label or num_words(kind, label) > size):
-                    raise UserError(f"{path}, row {number}: {name!r} does not fit its {size} words; {EVALUATE}")
+                if kind in WORD_LEVEL and ("" in label or num_words(kind, label) > size):
+                    raise UserError(f"{path}, row {number}: {name!r} does not fit the row's {size} words; {EVALUATE}")
     return rows
 
 
 def num_words(kind: str, label: list) -> int:
-    """The minimum number of words in a text with these tags or spans."""
+    """Returns the minimum number of words that a text with these tags or spans must have."""
     return len(label) if kind != "spans" else max((span[1] + 1 for span in label), default=0)

@@ -1,8 +1,8 @@
 """Averages several models with the same heads: the folds of a cross-validation, or any runs with the same labels.
 
 Probabilities are averaged; for a CRF, emissions and transitions are averaged instead, which gives the normalised
-geometric mean of the models' distributions over paths. Words are identified by their index in the text, so tokenizers
-may differ.
+geometric mean of the models' distributions over paths. Words are identified by their index in the text, so the models
+may have different tokenizers.
 """
 
 import math
@@ -28,7 +28,7 @@ from engine.task.task import read_tasks
 
 
 def mean_scores(paths: Sequence[Path]) -> dict[str, Any]:
-    """{"folds": [eval.json of each], "mean": …, "std": …}; a score that one fold lacks has no mean."""
+    """Returns {"folds": [eval.json of each], "mean": …, "std": …}, with means of the scores that all folds have."""
     folds = [read_result(path, {str: SCORES}) for path in paths]
     result: dict[str, Any] = {"folds": folds}
     for part, scores in folds[0].items():
@@ -44,7 +44,7 @@ def mean_scores(paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def deciding_state(heads: Any) -> dict[str, dict[str, torch.Tensor]]:
-    """{task: {name: tensor}}, copies of the heads' decoding parameters: thresholds, CRF transitions."""
+    """Returns CPU copies of the heads' decoding parameters (thresholds, CRF transitions): {task: {name: tensor}}."""
     return {
         task: {
             name: tensor.detach().to("cpu", copy=True)
@@ -56,36 +56,36 @@ def deciding_state(heads: Any) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def average_heads(heads: Any, states: list[dict[str, dict[str, torch.Tensor]]]) -> None:
-    """Gives heads the mean of several models' `deciding_state`."""
+    """Loads the mean of several models' `deciding_state` into the heads."""
     for task, head in heads.items():
         means = {name: torch.stack([state[task][name].float() for state in states]).mean(0) for name in states[0][task]}
         head.load_state_dict(means, strict=False)
 
 
 def means_of(head: Head, averages: list[list], seen: Sequence[np.ndarray] | None = None) -> list[Any]:
-    """The mean of several models' outputs for a task, per text; for a head that finds spans (spans, probabilities).
+    """Returns the mean of several models' outputs for a task, per text: (spans, probabilities) if the head finds spans.
 
-    averages: for each model the result of `Trainer.infer` with keep_averages. seen: for each model the number of
-    words of each text that it saw, if any text may be cut. Words that a model cut are averaged over the others.
+    averages: per model, the averages returned by `Trainer.infer`. seen: per model, the number of words read of each
+    text; needed if texts may be truncated. A word is averaged over the models that read it.
     """
     texts = zip(*averages)
     if not head.finds_spans:
-        return [mean_of_words(several) for several in texts]
+        return [mean_of_words(outputs) for outputs in texts]
     sizes = [None] * len(averages[0]) if seen is None else zip(*seen)
-    return [span_pointer.mean_of(several, size and list(map(int, size))) for several, size in zip(texts, sizes)]
+    return [span_pointer.mean_of(outputs, size and list(map(int, size))) for outputs, size in zip(texts, sizes)]
 
 
-def mean_of_words(several: Any) -> torch.Tensor:
-    """The mean of tensors; if their numbers of words differ, (W, C), each word's mean over those that have it."""
-    if len({one.shape for one in several}) == 1:
-        return torch.stack(several).mean(0)
-    return pad_sequence(several, padding_value=math.nan).nanmean(1)
+def mean_of_words(outputs: Any) -> torch.Tensor:
+    """Returns the mean of (W, C) tensors. If W differs, each word is averaged over the tensors that have it."""
+    if len({output.shape for output in outputs}) == 1:
+        return torch.stack(outputs).mean(0)
+    return pad_sequence(outputs, padding_value=math.nan).nanmean(1)
 
 
 def decode(head: Head, means: list[torch.Tensor], size: int = 64) -> list[tuple[Any, Any]]:
-    """[(answer, probability)], as a head decodes them for each text from the means of several models."""
+    """Decodes the mean output for each text with a head -> [(answer, probability)]."""
     by_words, device = head.level == "words", head.linear.weight.device
-    found: list[Any] = [None] * len(means)
+    results: list[Any] = [None] * len(means)
     order = sorted(range(len(means)), key=lambda i: len(means[i]) if by_words else 0)
     for start in range(0, len(order), size):
         rows = order[start : start + size]
@@ -98,16 +98,16 @@ def decode(head: Head, means: list[torch.Tensor], size: int = 64) -> list[tuple[
             inputs["word_mask"] = (torch.arange(logits.shape[1]) < lengths.unsqueeze(1)).to(device)
         answers, probabilities = head.decode(logits.to(device), inputs)
         for i, answer, probability in zip(rows, answers.tolist(), probabilities.tolist()):
-            found[i] = (answer[: len(means[i])], probability[: len(means[i])]) if by_words else (answer, probability)
-    return found
+            results[i] = (answer[: len(means[i])], probability[: len(means[i])]) if by_words else (answer, probability)
+    return results
 
 
 @torch.inference_mode()
 def mean_predictions(
     heads: Any, averages: list[dict[str, list]], data: Any, seen: Sequence[np.ndarray] | None = None
 ) -> Predictions:
-    """Predictions for the examples of a MyDataset that `heads` decode from the mean of several models' outputs; for
-    labels of whole texts they include the mean itself. averages: for each model {task: …}; see `means_of`."""
+    """Returns predictions for a MyDataset, decoded by `heads` from the mean of several models' outputs; for text-level
+    tasks, with that mean. averages: {task: …} per model; see `means_of`."""
     labels, probabilities, means = {}, {}, {}
     for name, head in heads.items():
         mean = means_of(head, [average[name] for average in averages], seen)
@@ -125,7 +125,7 @@ def mean_predictions(
 def calibrate(
     heads: Any, averages: list[dict[str, list]], data: Any, rows: np.ndarray, seen: Sequence[np.ndarray] | None = None
 ) -> None:
-    """Recalibrates heads, such as their thresholds, for the mean of several models on these rows of a MyDataset."""
+    """Recalibrates the heads (their thresholds) on the mean of several models' outputs for rows of a MyDataset."""
     for name, head in heads.items():
         if not head.needs_calibration:
             continue
@@ -149,21 +149,21 @@ class Run(NamedTuple):
 
     @property
     def home(self) -> Path | None:
-        """The folder of the run, if its checkpoint is in one."""
+        """The run folder, if the checkpoint is in one."""
         folder = self.folder.resolve()
         return folder.parents[1] if folder.parent.name == "checkpoints" else None
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """The Runs in these folders; each is a run, whose checkpoints/best is used, or a checkpoint.
+    """Returns a Run for each path, which is a checkpoint or a run folder (checkpoints/best is then used).
 
-    Raises UserError if one is damaged or named twice, or differs from the first in tasks, heads or labels.
+    Raises UserError if one is damaged, listed twice, or differs from the first in tasks, heads or labels.
     """
     folders = [checkpoint_of(Path(path)) for path in paths]
     runs: list[Run] = []
     for folder, name in zip(folders, distinct([name_of(folder) for folder in folders])):
         if folder.resolve() in [run.folder.resolve() for run in runs]:
-            raise UserError(f"{folder}: is named twice; name it once (a selection can give it more weight)")
+            raise UserError(f"{folder}: is listed twice; list it once (a selection can give it more weight)")
         options = read_result(folder / "args.json", {Optional("use_crf"): bool}, "train the run again")
         runs.append(Run(name, folder, read_tasks(folder / "labels.json"), options.get("use_crf", False)))
         refuse_difference(runs[0], runs[-1])
@@ -180,7 +180,7 @@ def name_of(folder: Path) -> str:
 
 
 def facts_of(run: Run, name: str) -> dict[str, Any]:
-    """{property: value} of a run's task, which must be the same in all runs."""
+    """Returns {property: value} for the properties of a task that must be the same in all runs."""
     task = run.tasks[name]
     facts = {"head": "crf_tagging" if run.use_crf and task.type == "tagging" else task.type}
     facts |= {"labels": task.labels, "tokens": task.unit, "pairs of texts": task.pairs}
@@ -191,11 +191,11 @@ def facts_of(run: Run, name: str) -> dict[str, Any]:
 
 
 def refuse_difference(first: Run, run: Run) -> None:
-    """Raises UserError, naming the difference, if a run does not match the first one."""
+    """Raises UserError if a run does not match the first one; the message names the difference."""
     advice = "they cannot be averaged"
     for one, other in ((first, run), (run, first)):
-        if lacking := sorted(one.tasks.keys() - other.tasks.keys()):
-            raise UserError(f"{other.folder}: has no task {lacking[0]!r}, which {one.folder} has; {advice}")
+        if missing := sorted(one.tasks.keys() - other.tasks.keys()):
+            raise UserError(f"{other.folder}: has no task {missing[0]!r}, which {one.folder} has; {advice}")
     for name in run.tasks:
         facts = facts_of(run, name)
         for fact, expected in facts_of(first, name).items():
@@ -211,8 +211,7 @@ def refuse_difference(first: Run, run: Run) -> None:
 
 
 def on_scale_of(first: Run, run: Run, predictions: Predictions) -> Predictions:
-    """Predictions of a run, with its regression averages in standard deviations from the mean of the first run's train
-    part."""
+    """Returns a run's predictions with its regression averages standardised by the first run's mean and std."""
     averages = dict(predictions.averages)
     for name, task in first.tasks.items():
         if task.type == "regression" and (task.mean, task.std) != (run.tasks[name].mean, run.tasks[name].std):
@@ -222,15 +221,15 @@ def on_scale_of(first: Run, run: Run, predictions: Predictions) -> Predictions:
 
 
 class Part:
-    """The outputs of runs, by number, for the examples of a part."""
+    """The outputs of several runs for one part of the data, by run number."""
 
     def __init__(self) -> None:
         self.dataset: Any = None
         self.predictions: dict[int, Predictions] = {}
-        self.seen: dict[int, np.ndarray] = {}  # number of words of each text that a run saw
+        self.seen: dict[int, np.ndarray] = {}  # per run, the number of words read of each text
 
     def add(self, number: int, data: Any, predictions: Predictions) -> None:
-        """Adds a run's predictions. data: the run's MyDataset; the one that cuts least is kept."""
+        """Adds a run's predictions. data: the run's MyDataset; the least truncated one is kept."""
         if self.dataset is None or data.columns["num_cut"].sum() < self.dataset.columns["num_cut"].sum():
             self.dataset = data
         self.predictions[number] = predictions
@@ -240,7 +239,7 @@ class Part:
             np.maximum.at(self.seen[number], data.example_index, ends)
 
     def of(self, members: Iterable[int]) -> dict[str, Any]:
-        """Arguments of `mean_predictions` and `calibrate` for these runs: averages, and the words that were seen."""
+        """Returns the arguments of `mean_predictions` and `calibrate` for these runs."""
         members = sorted(members)
         seen = [self.seen[number] for number in members] if self.seen else None
         return dict(averages=[self.predictions[number].averages for number in members], seen=seen, data=self.dataset)
@@ -251,12 +250,11 @@ class Part:
 
 
 class Committee:
-    """An ensemble of runs; one model is in memory at a time.
+    """An ensemble of runs that keeps one model in memory at a time.
 
-    load: the folder of a checkpoint -> (its Trainer, its Featurizer); loader_of: (a file or a list of examples, a
-    Featurizer, the batch size, the name of the run) -> a MyDataLoader.
-    metrics: the module metrics.py. `label_rows` uses it like a Trainer; the result of `collect_rows` is for
-    `predict_rows`.
+    load(checkpoint folder) -> (Trainer, Featurizer); loader_of(file or list of examples, Featurizer, batch size, run
+    name) -> MyDataLoader; metrics: the module metrics.py.
+    It can replace the Trainer in `label_rows`, with `collect_rows` as `load`.
     """
 
     def __init__(
@@ -278,7 +276,7 @@ class Committee:
         self.is_calibrated = False
 
     def collect(self, sources: Mapping[str, Any]) -> dict[str, Part]:
-        """{title: a file or a list of examples} -> {title: Part} with the outputs of each member."""
+        """Runs each member on {title: file or list of examples} -> {title: Part}."""
         parts = {title: Part() for title in sources}
         for number in tqdm(sorted({*self.members}), desc="runs", leave=False, delay=2):
             run = self.runs[number]
@@ -290,19 +288,19 @@ class Committee:
                 parts[title].add(number, loader.dataset, on_scale_of(self.runs[0], run, predictions))
             heads = trainer.model.output_layer.heads.cpu()
             self.heads, self.states[number] = self.heads or heads, deciding_state(heads)
-            del trainer  # before the next one is loaded
+            del trainer  # free its memory before the next one is loaded
         return parts
 
     def decide(self, members: Collection[int], dev: Any = None, rows: np.ndarray | None = None) -> None:
-        """Sets the heads to the mean transitions and thresholds of these runs. With `dev`, a Part, the thresholds are
-        instead the best ones for the runs together on dev, or on these rows of it."""
+        """Sets the heads' transitions and thresholds to their mean over these runs. If dev, a Part, is given, the
+        thresholds are then recalibrated for the ensemble on dev, or on these rows of it."""
         average_heads(self.heads, [self.states[number] for number in sorted(members)])
         self.members, self.is_calibrated = members, dev is not None
         if self.is_calibrated:
             calibrate(self.heads, rows=np.arange(len(dev.dataset)) if rows is None else rows, **dev.of(members))
 
     def answer(self, part: Part) -> Predictions:
-        """Predictions of the members for a Part."""
+        """Returns the ensemble's predictions for a Part."""
         return mean_predictions(self.heads, **part.of(self.members))
 
     def collect_rows(self, examples: list[dict[str, Any]]) -> Part:

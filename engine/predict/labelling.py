@@ -1,9 +1,9 @@
 """Labels the rows of a file as a stream: in constant memory, in input order, resumable after a kill.
 
-Rows are labelled one pool at a time. Finished rows are in <output>.partial, and <output>.partial.json records how
-many are durable: it is written once the pool's rows are on disk. The output gets its final name at the end.
-Pools begin at fixed row numbers, so a resumed run labels the same batches, and the parts of --shard consist of whole
-pools: concatenated, they have the same bytes as one run.
+Rows are labelled one pool at a time. A finished pool is appended to <output>.partial and synced to disk; then the
+number of durable rows is saved in <output>.partial.json. At the end the output is renamed to its final path.
+Pools start at fixed row numbers, so a resumed run labels the same batches. Shards consist of whole pools:
+concatenated (without their CSV headers), they are byte-identical to the output of one run.
 """
 
 import io
@@ -36,8 +36,8 @@ from engine.task.task import Task
 
 logger = logging.getLogger("template")
 
-POOL, BATCHES = 4096, 64  # maximum rows and batches labelled together, sorted by length for little padding
-# Options that change the output's bytes, and facts that --force_resume may change, since they do not move rows
+POOL, BATCHES = 4096, 64  # maximum rows and batches per pool, which is sorted by length to reduce padding
+# Options that affect the output's bytes. --force_resume may change those in FORCEABLE, as rows keep their positions
 OPTIONS = [*"shard spreadsheet_safe eval_batch_size precision compile".split(), *READING]
 DEFAULTS = {f"--{f.name}": f.default for f in fields(ReadingOptions)}
 CHECKPOINT, POOLS = "SHA-256 of the checkpoint", "rows in a pool"
@@ -52,12 +52,12 @@ def label_rows(
     *checkpoints: str | Path,
     **more: Any,
 ) -> None:
-    """Labels the rows of a file, or the part of them that --shard selects, into a .csv or .jsonl file.
+    """Labels the rows of a file, or of its part given by --shard, and writes a .csv or .jsonl file.
 
-    rows: a TextRows of preprocess/readers/sources.py; load: examples -> a MyDataLoader; path: the output, to which
-    --shard adds its number; checkpoints: the folders of the trainer's model, or of the models of an ensemble; more:
-    other facts that the answers depend on. SIGTERM and SIGINT stop after a batch and raise Interrupted; --resume
-    labels that pool again.
+    rows: a TextRows of preprocess/readers/sources.py; load(examples) -> MyDataLoader; path: the output path, to which
+    --shard adds its number; checkpoints: the folder of the trainer's model, or those of an ensemble's models; more:
+    other facts that affect the answers. SIGTERM and SIGINT stop it after the current batch and raise Interrupted;
+    --resume labels that pool again.
     """
     config, tasks = trainer.config, trainer.tasks
     pool = config.eval_batch_size * min(BATCHES, max(1, POOL // config.eval_batch_size))
@@ -72,19 +72,19 @@ def label_rows(
     refuse_same_file(path, "predict_output", rows.path)
     output = Output(path, facts, len(part), config.spreadsheet_safe)
     trainer.stop = StopSignals(logger.warning, distributed.all_reduce_max, "stopping after this batch")
-    going_on = config.resume or restarts() > 0
-    with distributed.entered_by_first(output.opened(going_on, config.force_resume)) as done, trainer.stop:
+    resuming = config.resume or restarts() > 0
+    with distributed.entered_by_first(output.opened(resuming, config.force_resume)) as done, trainer.stop:
         examples = examples_of(rows, tasks, part.start + done, part.stop)
         bar = tqdm(total=len(part), initial=done, desc="labelling", unit=" rows", leave=False, delay=2)
         try:
             for start in range(part.start + done, part.stop, pool):
                 chunk = list(islice(examples, pool))
                 if len(chunk) < min(pool, part.stop - start):
-                    raise UserError(f"{rows.path}: has fewer rows than when it was checked; label it again")
+                    raise UserError(f"{rows.path}: has fewer rows than when it was checked; run the command again")
                 loader = load(chunk)
-                found = trainer.predict_rows(loader)
+                answers = trainer.predict_rows(loader)
                 if distributed.is_main_process():
-                    output.add(found, loader.dataset)
+                    output.add(answers, loader.dataset)
                 bar.update(len(chunk))
         except Interrupted:
             logger.info(f"stopped; {output.so_far()}; the same command with --resume continues")
@@ -97,26 +97,25 @@ def label_rows(
 
 
 def part_of_shard(size: int, pool: int, shard: str) -> range:
-    """The range of rows that a shard such as "3/16" labels: whole pools; shards differ by at most one pool."""
+    """Returns the range of rows of a shard such as "3/16": whole pools. Shard sizes differ by at most one pool."""
     number, shards = parse_shard(shard)
     pools = -(-size // pool)
     first, end = (min(size, pools * n // shards * pool) for n in (number - 1, number))
     if first == end:
         logger.warning(
-            f"--shard={shard} is empty: shards consist of pools of {pool} rows, and there are only {pools} of them"
+            f"--shard={shard} is empty: shards consist of pools of {pool} rows, and the file has only {pools}"
         )
     return range(first, end)
 
 
 def path_of_shard(path: str | Path, shard: str) -> Path:
-    """The output of a shard: labelled.csv -> labelled-03-of-16.csv, so that names sort as the rows do."""
+    """Returns the output path of a shard: labelled.csv -> labelled-03-of-16.csv. The paths sort in row order."""
     path, (number, shards) = Path(path), parse_shard(shard)
     return path.with_stem(f"{path.stem}-{number:0{len(str(shards))}d}-of-{shards}") if shard else path
 
 
 def check_all(rows: Any, tasks: dict[str, Task]) -> None:
-    """Raises UserError for a row that a model of these tasks cannot read; `TextRows` has checked the rest. Logs how the
-    file was read."""
+    """Logs how the file was read, and raises UserError for rows that a model of these tasks cannot read."""
     for note in rows.notes:
         logger.info(note)
     if not rows.labelled:
@@ -126,7 +125,7 @@ def check_all(rows: Any, tasks: dict[str, Task]) -> None:
 
 
 def examples_of(rows: Any, tasks: dict[str, Task], start: int, stop: int) -> Iterator[dict[str, Any]]:
-    """Yields the examples of rows start to stop, as these tasks need them."""
+    """Yields rows start to stop as examples prepared for these tasks."""
     examples = rows.read()
     before = tqdm(total=start, desc=f"finding row {start + 1}", unit=" rows", leave=False, delay=2)
     for _ in islice(examples, start):
@@ -140,9 +139,9 @@ PROGRESS = {"facts": {str: object}, "rows": Range(0), "bytes": Range(0), "cuts":
 
 
 class Output:
-    """The output file, which appears when all rows are labelled, and its partial state. Only one process writes it.
+    """The output file and its partial state. The file appears once all rows are labelled; only one process writes it.
 
-    facts: {name: value} of everything that the bytes depend on; num_rows: the final number of rows.
+    facts: {name: value} of everything that affects the bytes; num_rows: the final number of rows.
     """
 
     def __init__(self, path: str | Path, facts: dict[str, Any], num_rows: int, spreadsheet_safe: bool = False):
@@ -155,11 +154,11 @@ class Output:
 
     @contextmanager
     def opened(self, resume: bool, force: bool) -> Iterator[int]:
-        """`with output.opened(…) as rows:` — locks the output for this process; `rows` of its rows are done.
+        """Context manager that locks the output for this process and yields the number of finished rows.
 
-        resume: continue a partial output, if there is one; force: also with another model, or other options.
+        resume: continue a partial output, if there is one; force: even with another model or other options.
         """
-        with hold(self.lock, self.path, "name another --predict_output", "choose another --predict_output"):
+        with hold(self.lock, self.path, "choose another --predict_output", "choose another --predict_output"):
             try:
                 require_file(self.path)
                 if not (resume and self.progress.exists() and self.resume(force)):
@@ -172,7 +171,7 @@ class Output:
         self.rows = self.bytes = 0
         if self.partial.exists():
             why = f"{self.progress.name} is missing" if resume else "--resume is not given"
-            logger.warning(f"{self.partial}: rows of an earlier run are discarded, as {why}")
+            logger.warning(f"{self.partial}: discarding the rows of an earlier run, because {why}")
         self.save()
         self.partial.unlink(missing_ok=True)
         open_own(self.partial).close()
@@ -186,12 +185,12 @@ class Output:
             before, self.rows, self.bytes, cuts = (saved[name] for name in PROGRESS)
         except SchemaError:
             raise UserError(f"{self.progress}: damaged, or written by another version; {advice}") from None
-        # An option that did not exist yet counts as having its default value
+        # Options that were added since then had their default values
         before = {name: value for name, value in DEFAULTS.items() if name in self.facts} | before
         changes = changed_options(before, self.facts, FORCEABLE if force else ())
         if changes:
-            can_go_on = not changed_options(before, self.facts, FORCEABLE)
-            advice += ", or add --force_resume to continue anyway" if can_go_on else ""
+            is_forceable = not changed_options(before, self.facts, FORCEABLE)
+            advice += ", or add --force_resume to continue anyway" if is_forceable else ""
             raise UserError(f"{self.partial} was started with different options: {'; '.join(changes)}; {advice}")
         if not self.partial.exists():  # already renamed to its final path, or the run was killed before creating it
             return self.rows == self.num_rows and self.path.exists()
@@ -211,8 +210,7 @@ class Output:
         write_json(self.progress, done, durable=True)
 
     def add(self, rows: Iterable[dict[str, Any]], data: Any) -> None:
-        """Appends the answers to the rows of a MyDataset. Raises UserError if the disk is full; earlier rows
-        are safe."""
+        """Appends the answers for a MyDataset. Raises UserError if writing fails; earlier rows stay safe."""
         text = io.StringIO(newline="")
         write_rows(rows, text, self.path.suffix == ".jsonl", header=not self.rows, spreadsheet_safe=self.safe)
         written, safe = text.getvalue().encode(), self.rows
@@ -225,8 +223,8 @@ class Output:
             self.cuts.add(data)
             self.save()
         except OSError as error:
-            left = f"{safe} of {self.num_rows} rows are safe, and --resume continues"
-            raise UserError(f"{self.partial}: cannot be written ({(error.strerror or '').lower()}); {left}") from None
+            advice = f"{safe} of {self.num_rows} rows are safe, and --resume continues"
+            raise UserError(f"{self.partial}: cannot be written ({(error.strerror or '').lower()}); {advice}") from None
 
     def finish(self) -> None:
         """Renames the file to its final path."""
@@ -234,6 +232,6 @@ class Output:
             os.replace(self.partial, self.path)
             sync(self.path.parent)
         self.progress.unlink()
-        with suppress(OSError):  # Windows keeps it until the lock is released
+        with suppress(OSError):  # Windows cannot delete a locked file
             self.lock.unlink()
         logger.info(f"{self.num_rows} predictions in {self.path}")

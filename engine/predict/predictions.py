@@ -1,4 +1,4 @@
-"""Merges the heads' answers for each text, and writes them to a file."""
+"""Merges the heads' answers for each text and writes them to a file."""
 
 import logging
 import math
@@ -25,29 +25,29 @@ Averages = Literal["none", "texts", "all"]
 
 
 class Predictions(NamedTuple):
-    """Each field is {task: a list with an entry for each example}."""
+    """Predictions for a dataset. Each field is {task: list with one entry per example}."""
 
     labels: dict  # labels, lists of tags, or lists of spans
     probabilities: dict
-    averages: dict  # representations to average over models, if requested: see `to_average` of the distributions
+    averages: dict  # model outputs that an ensemble averages, if requested (see `to_average` of the distributions)
 
 
 class Piece(NamedTuple):
-    """The decoded output of a head for a row: a whole text with one label, or a window of its words."""
+    """A head's decoded output for one row: a text with one label, or a window of words."""
 
-    first: int  # the first word
-    size: int  # the number of words
+    first: int  # index of its first word
+    size: int  # number of words
     answer: Any
     probability: Any
-    average: Any = None  # for averaging over models, if requested; spans are averaged themselves
+    average: Any = None  # to average over models, if requested; spans are averaged directly
 
 
 class Answers:
-    """Collects the heads' answers for the rows of a MyDataset, and merges the windows of an example.
+    """Collects the heads' answers for the rows of a MyDataset and merges the windows of each example.
 
-    calibrate: decode a task only once all its logits are known, and calibrate its head on them. For a head that finds
-    spans, all candidate spans are stored instead, and it is calibrated on those, with windows merged.
-    keep_averages: of which tasks; "texts": only tasks with one label per text, whose averages are small.
+    calibrate: keeps a task's logits until all are known, calibrates its head on them, then decodes. A head that finds
+    spans is calibrated on its candidate spans instead, after the windows are merged.
+    keep_averages: tasks whose averages are kept; "texts": only tasks with one label per text, as these are small.
     """
 
     def __init__(self, heads: Any, data: Any, calibrate: bool = False, keep_averages: Averages = "none"):
@@ -58,7 +58,7 @@ class Answers:
         self.waiting: dict[str, list] = {name: [] for name in calibrated if not heads[name].finds_spans}
         self.calibrated_on_spans = [name for name in calibrated if heads[name].finds_spans]
         self.pieces: dict[str, list[list[Piece]]] = {name: [[] for _ in range(len(data))] for name in heads}
-        # the number of words of each row
+        # number of words per row
         self.num_words: Any = data.columns["word_starts"].lengths if "word_starts" in data.columns else None
 
     def add(self, batch: Any, logits: dict[str, torch.Tensor]) -> None:
@@ -69,7 +69,7 @@ class Answers:
                 self.decode(name, batch, task_logits)
 
     def decode(self, name: str, batch: Any, logits: torch.Tensor) -> None:
-        """Stores the Piece of each row with its example."""
+        """Decodes a batch and stores a Piece for each row with its example."""
         data, head = self.data, self.heads[name]
         by_words = head.level == "words"
         answers, probabilities = head.decode(logits, batch.inputs)
@@ -92,7 +92,7 @@ class Answers:
             self.pieces[name][data.example_index[row]].append(piece)
 
     def gather(self) -> None:
-        """Gathers the answers that all processes decoded."""
+        """Gathers the answers of all processes."""
         if distributed.size() == 1:
             return
         device = next(self.heads.parameters()).device
@@ -101,14 +101,14 @@ class Answers:
             everyone = distributed.gather_in_turn(own)
             self.waiting[name] = [(batch.to(device), logits.to(device)) for batch, logits in everyone]
         for name, pieces in self.pieces.items():
-            own = {example: found for example, found in enumerate(pieces) if found}
+            own = {example: parts for example, parts in enumerate(pieces) if parts}
             self.pieces[name] = merged = cast(list[list], [[] for _ in pieces])
             for answers in distributed.gather(own):
-                for example, found in answers.items():
-                    merged[example] += found
+                for example, parts in answers.items():
+                    merged[example] += parts
 
     def finish(self) -> Predictions:
-        """Calibrates the heads if requested, and merges all answers."""
+        """Calibrates the heads if requested, and returns the merged answers."""
         for name, batches in self.waiting.items():
             labels: Any = torch.cat([batch.labels[name] for batch, _ in batches])
             self.heads[name].calibrate(torch.cat([logits for _, logits in batches]), labels)
@@ -125,11 +125,11 @@ class Answers:
         return Predictions(labels, probabilities, averages)
 
     def merge(self, name: str, example: int) -> tuple[Any, Any, Any]:
-        """(answer, probability, averages) of an example, merged from its rows; words cut off are O."""
+        """Merges the rows of an example -> (answer, probability, average). Truncated words are tagged O."""
         pieces, head, data = self.pieces[name][example], self.heads[name], self.data
         if head.finds_spans:
-            found = merge_spans([(p.first, p.size, p.answer, p.probability) for p in pieces])
-            return *found, found if name in self.keep else None
+            spans = merge_spans([(p.first, p.size, p.answer, p.probability) for p in pieces])
+            return *spans, spans if name in self.keep else None
         if head.level != "words":
             return pieces[0].answer, pieces[0].probability, pieces[0].average
         tag_ids = merge_windows([(piece.first, piece.answer) for piece in pieces])
@@ -144,17 +144,17 @@ class Answers:
 def add_cut_words(
     tag_ids: list[int], probabilities: list[float], num_cut: int, task: Task
 ) -> tuple[list[int], list[float]]:
-    """Tags and probabilities of a text whose last words were cut, with O for those words."""
+    """Appends O, with probability 0, for words that were truncated at the end of a text."""
     return tag_ids + [outside_id(task)] * num_cut, probabilities + [0.0] * num_cut
 
 
 def outside_id(task: Task) -> int:
-    """The id of the tag O, or of the first tag."""
+    """Returns the id of O, or 0 if the task has no O."""
     return task.labels.index("O") if "O" in task.labels else 0
 
 
 def names_entities(task: Task) -> bool:
-    """Whether the tags of a tagging task mark entities (B-, I-, …), not classes of words such as parts of speech."""
+    """Whether the tags of a task mark entities (B-, I-, …) rather than word classes (parts of speech, …)."""
     return are_of_entities(tuple(task.labels))
 
 
@@ -167,9 +167,9 @@ def are_of_entities(labels: tuple[str, ...]) -> bool:
 def prepare_inputs(
     examples: Iterable[dict[str, Any]], tasks: dict[str, Task], path: str | Path = "--predict_file", first: int = 1
 ) -> Iterator[dict[str, Any]]:
-    """Yields the texts to predict on as examples for these tasks: with tokens for tags and spans, with extra columns.
+    """Yields examples prepared for prediction on these tasks: tokenised for tags and spans, with numeric extra columns.
 
-    first: the number of the first text, for messages.
+    first: number of the first text, for error messages.
     """
     extras, unit = extras_of(tasks), token_unit(tasks)
     paired = pairs_of(tasks)
@@ -186,15 +186,14 @@ def prepare_inputs(
 
 
 def check_pairs(example: dict[str, Any], tasks: dict[str, Task]) -> None:
-    """Raises UserError if the tasks read pairs of texts and an example to predict on has one text; warns of an unused
-    second text."""
+    """Raises UserError if the tasks read pairs of texts but the example has one; warns if a second text is unused."""
     paired = pairs_of(tasks)
     if paired and "text_pair" not in example:
         raise UserError(
             "this model was trained on pairs of texts, but --predict_file has one text per row; add --text_pair_column"
         )
     if "text_pair" in example and not paired:
-        logger.warning("this model was trained on single texts: the second texts of --predict_file are not read")
+        logger.warning("this model was trained on single texts; the second texts of --predict_file are ignored")
 
 
 def prediction_row(
@@ -203,12 +202,12 @@ def prediction_row(
     tasks: dict[str, Task],
     is_right: Callable[[Task, Any, Any], bool | None] | None = None,
 ) -> dict[str, Any]:
-    """The output row of an example. answers: {task: (label or tags, probability)}.
+    """Returns the output row of an example. answers: {task: (label or tags, probability)}.
 
-    Columns: id, text, (text_pair,) and for each task its label and probability, or its entities, with text and
-    character offsets into the text column, and its tags; the entities of a task of spans have a probability each.
-    If the example has labels and `is_right` is given, (task, gold, predicted) -> True, False or None, they are followed
-    by <task>_gold (and <task>_gold_tags), <task>_right, and at the end `right`: whether all of them are right.
+    Columns: id, text, (text_pair,) and for each task its label and probability; for tagging, its entities (with their
+    text and character offsets) and tags; for spans, its entities with one probability each.
+    For a labelled example, if is_right(task, gold, predicted) -> bool or None is given: also <task>_gold (and
+    <task>_gold_tags), <task>_right, and as the last column `right`, True if all answers are right.
     """
     text, offsets = text_and_offsets(example, tasks)
     if is_wordless(example):
@@ -224,7 +223,7 @@ def prediction_row(
         gold |= columns_of(f"{name}_gold", kinds[name], example[name], offsets, text) | {f"{name}_right": verdict}
     known = [verdict for verdict in verdicts.values() if verdict is not None]
     gold["right"] = all(known) if known else None
-    # a task that is itself called "right" or "<task>_gold" keeps its column
+    # a task that is named "right" or "<task>_gold" keeps its column
     return row | {name: value for name, value in gold.items() if name not in row}
 
 
@@ -243,18 +242,18 @@ def prediction_rows(
 
 
 def require_finite(example: dict, answers: dict) -> None:
-    """Raises UserError if a value of an answer is not finite."""
+    """Raises UserError if an answer contains NaN or infinity."""
     for name, answer in answers.items():
         numbers = [value for part in answer for value in (part if isinstance(part, list) else [part])]
         if not all(math.isfinite(value) for value in numbers if isinstance(value, float)):
             raise UserError(
                 f"row {example.get('id')}: the model's answer for {name!r} is not a finite number; try --precision "
-                "fp32, and train again if that does not help"
+                "fp32, or train again"
             )
 
 
 def column_kind(task: Task) -> str:
-    """The `kind` of a task's labels in `columns_of`."""
+    """Returns the `kind` argument of `columns_of` for a task."""
     if task.has_spans:
         return "spans"
     if task.is_tagging:
@@ -263,7 +262,7 @@ def column_kind(task: Task) -> str:
 
 
 def write_predictions(rows: Iterable[dict[str, Any]], path: str | Path, spreadsheet_safe: bool = False) -> None:
-    """Writes dicts to a .csv or .jsonl file that appears whole or not at all. Lists are JSON in a CSV."""
+    """Writes rows to a .csv or .jsonl file atomically. In a CSV, lists are encoded as JSON."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with appearing_whole(path) as file:

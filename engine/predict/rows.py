@@ -5,14 +5,14 @@ import json
 from collections.abc import Iterable
 from typing import Any, TextIO
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0")  # starts of formulas in spreadsheets (OWASP, CSV Injection)
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0")  # start a formula in spreadsheets (OWASP, CSV Injection)
 
 
 def write_rows(
     rows: Iterable[dict[str, Any]], file: TextIO, as_jsonl: bool, header: bool = True, spreadsheet_safe: bool = False
 ) -> None:
-    """Writes dicts as lines of an open text file; lists are JSON in a CSV. header: start a CSV with the names of its
-    columns; spreadsheet_safe: put an apostrophe before text cells that a spreadsheet would take for a formula."""
+    """Writes dicts to an open text file. In a CSV, lists are encoded as JSON. header: write the CSV header first;
+    spreadsheet_safe: put an apostrophe before cells that a spreadsheet would run as a formula."""
     to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode  # NaN is not valid JSON
     if as_jsonl:
         file.writelines(to_json(row) + "\n" for row in rows)
@@ -26,5 +26,5 @@ def write_rows(
 
 
 def harmless(cell: Any) -> Any:
-    """A CSV cell that no spreadsheet runs as a formula; numbers stay unchanged."""
+    """Escapes a CSV cell that a spreadsheet would run as a formula. Numbers stay unchanged."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell

@@ -1,1 +1,1 @@
-"""Tasks, as labels.json describes them: tags, extra columns, text and its tokens."""
+"""Tasks and labels.json, tagging schemes, extra columns, texts and their tokens."""

@@ -1,4 +1,4 @@
-"""Tags of words: schemes such as BIO and BIOES, and which tag may follow which."""
+"""Tagging schemes (BIO, BIOES, …), notations of tags, and legal transitions."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -7,25 +7,25 @@ LETTERS = frozenset("BIESMLU")  # of BIO, BIOES, BMES and BILOU
 
 
 class Tag(NamedTuple):
-    """A tag of an entity, such as B-LOC; O has no kind."""
+    """An entity tag such as B-LOC. O has an empty kind."""
 
     letter: str
     kind: str
 
 
 class Notation(NamedTuple):
-    """How the tags of entities are written: B-LOC, LOC-B, b-LOC."""
+    """A notation of entity tags: B-LOC, LOC-B or b-LOC."""
 
-    behind: bool = False  # LOC-B; Korean corpora then write - instead of O: PER_B PER_I -
+    behind: bool = False  # LOC-B; Korean corpora with this notation write - for O: PER_B PER_I -
     lower: bool = False  # b-LOC
-    signs: str = "-_"  # any of them separates the letter from the kind
+    signs: str = "-_"  # accepted separators between letter and kind
 
     @property
     def name(self) -> str:
         return f"X{self.signs[0]}B" if self.behind else f"B{self.signs[0]}X"
 
     def parse(self, tag: str) -> Tag | None:
-        """The parts of a tag; None if it is not in this notation."""
+        """Splits a tag into its parts; returns None if it is not in this notation."""
         if tag == "O" or (tag == "o" and self.lower) or (tag == "-" and self.behind):
             return Tag("O", "")
         letter, sign, kind = (tag[-1:], tag[-2:-1], tag[:-2]) if self.behind else (tag[:1], tag[1:2], tag[2:])
@@ -34,28 +34,28 @@ class Notation(NamedTuple):
         return Tag(letter, kind) if letter.upper() in LETTERS else None
 
 
-STANDARD = Notation(signs="-")  # of the processed folder
+STANDARD = Notation(signs="-")  # used in processed folders
 USUAL = Notation()
 NOTATIONS = [USUAL, Notation(behind=True), Notation(lower=True)]  # the most frequent first
 
 
 def notation_of(tags: Iterable[str]) -> Notation | None:
-    """The notation of all tags; None if they are not entity tags."""
-    different = set(tags)
-    return next((n for n in NOTATIONS if different - {"-"} and all(map(n.parse, different))), None)
+    """Returns the notation of the tags; None if they are not all entity tags in the same one."""
+    distinct = set(tags)
+    return next((n for n in NOTATIONS if distinct - {"-"} and all(map(n.parse, distinct))), None)
 
 
 def parse_tag(tag: str) -> Tag | None:
-    """The parts of a tag in the first notation that matches."""
+    """Splits a tag in the first notation that matches; returns None if none does."""
     return next(filter(None, (notation.parse(tag) for notation in NOTATIONS)), None)
 
 
 class TagFacts:
-    """Evidence for the scheme of lists of tags; that of several blocks of rows can be merged."""
+    """Collects evidence for the scheme of lists of tags; several TagFacts can be merged."""
 
     def __init__(self) -> None:
         self.tags: set[str] = set()
-        self.starts: set[str] = set()  # first letters of tags that no tag of their type precedes
+        self.starts: set[str] = set()  # letters of tags that do not follow a tag of their type
 
     def add(self, tags: Sequence[str]) -> None:
         self.tags.update(tags)
@@ -84,9 +84,9 @@ class TagFacts:
 
 
 def find_scheme(tag_lists: Iterable[Sequence[str]]) -> str | None:
-    """ "bio", "iob1", "bioes", "bmes" or "bilou"; None if the tags do not mark entities (such as parts of speech).
+    """Returns "bio", "iob1", "bioes", "bmes" or "bilou"; None if the tags are not entity tags (parts of speech, …).
 
-    IOB1 writes B- only where an entity follows one of its own type directly (Ramshaw and Marcus, 1995).
+    IOB1 uses B- only for an entity that directly follows one of the same type (Ramshaw and Marcus, 1995).
     """
     facts = TagFacts()
     for tags in tag_lists:
@@ -95,9 +95,9 @@ def find_scheme(tag_lists: Iterable[Sequence[str]]) -> str | None:
 
 
 def may_follow(before: str, tag: str, bioes: bool) -> bool:
-    """Whether `tag` may follow `before`; "O" stands for the start and the end of a text.
+    """Whether `tag` may follow `before`; pass "O" for the start and the end of a text.
 
-    BIO: an I- continues a B- or I- of its type. BIOES (BMES): in addition, an open entity must be closed by an E-.
+    BIO: an I- must follow a B- or I- of its type. BIOES (BMES): an entity started by B- must also be closed by E-.
     """
     is_open = before[:2] in ("B-", "I-", "M-")
     if tag[:2] in ("I-", "E-", "M-"):
@@ -106,5 +106,5 @@ def may_follow(before: str, tag: str, bioes: bool) -> bool:
 
 
 def illegal_tags(tags: Sequence[str]) -> list[int]:
-    """Positions of tags that break BIO or BIOES: an I-, E- or M- that does not follow an open entity of its type."""
+    """Returns the positions of I-, E- and M- tags that do not follow an open entity of their type."""
     return [i for i, (before, tag) in enumerate(zip(["O", *tags], tags)) if not may_follow(before, tag, bioes=False)]

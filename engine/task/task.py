@@ -1,4 +1,4 @@
-"""A task, as labels.json describes it."""
+"""The Task class, and reading and writing labels.json."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -10,7 +10,7 @@ from engine.schema import AnyOf, Optional, Range, SchemaError, read_json
 
 PARTS_OF_A_ROW = ("id", "text", "tokens", "text_pair", "extras", "kept")
 KINDS = ("classification", "multilabel", "regression", "tagging", "spans")  # formats of labels
-IGNORE = -100  # label id where there is no label: torch's ignore_index
+IGNORE = -100  # label id of unlabelled texts and words (torch's ignore_index)
 STATISTICS = {"mean": float, "std": Range(1e-300, 1e300)}
 TASK = {
     "type": str,
@@ -26,16 +26,16 @@ TASK = {
 
 @dataclass(frozen=True)
 class Task:
-    """A task. `type` names its head in HEADS; `kind` is the format of its labels, one of KINDS."""
+    """A task. `type` is the key of its head in HEADS; `kind` is the format of its labels, one of KINDS."""
 
     type: str
-    labels: tuple[str, ...] = ()  # in the order of their ids; none for regression
-    counts: tuple[int, ...] | None = None  # how often each label occurs in train
-    rows: int | None = None  # multilabel: texts in train with labels
+    labels: tuple[str, ...] = ()  # ordered by id; empty for regression
+    counts: tuple[int, ...] | None = None  # number of occurrences of each label in train
+    rows: int | None = None  # multilabel: number of labelled texts in train
     unit: str | None = None  # tagging and spans: the token unit
-    mean: float = 0.0  # regression: of the values in train
+    mean: float = 0.0  # regression: mean and std of the values in train
     std: float = 1.0
-    pairs: bool = False  # whether texts are pairs
+    pairs: bool = False  # texts are pairs
     extras: dict[str, dict[str, float]] | None = None  # {column: {"mean", "std"}} of numeric columns
     kind: str = ""  # default: the type
 
@@ -49,21 +49,21 @@ class Task:
 
     @property
     def is_tagging(self) -> bool:
-        """Whether it has one label per word."""
+        """Whether the task has one label per word."""
         return self.kind == "tagging"
 
     @property
     def has_spans(self) -> bool:
-        """Whether its labels are spans of words, which may overlap."""
+        """Whether the labels are spans of words, which may overlap."""
         return self.kind == "spans"
 
     @property
     def needs_words(self) -> bool:
-        """Whether it needs texts split into tokens."""
+        """Whether the task needs texts split into tokens."""
         return needs_words(self.kind)
 
     def to_json(self) -> dict[str, Any]:
-        """Its object in labels.json, without unset fields."""
+        """Returns the task's object in labels.json, without unset fields."""
         values = asdict(self) | {"kind": None if self.kind == self.type else self.kind}
         if self.kind != "regression":
             del values["mean"], values["std"]
@@ -76,7 +76,7 @@ def needs_words(kind: str) -> bool:
 
 
 def read_tasks(path: str | Path) -> dict[str, Task]:
-    """The tasks of labels.json, in a processed folder or a checkpoint. Raises UserError if it is malformed."""
+    """Reads labels.json of a processed folder or a checkpoint. Raises UserError if it is malformed."""
     try:
         tasks = tasks_of(read_json(path, {str: TASK}))
         for name, task in tasks.items():
@@ -90,30 +90,30 @@ def read_tasks(path: str | Path) -> dict[str, Task]:
             elif task.counts is not None and len(task.counts) != len(task.labels):
                 raise SchemaError(f"{path}: {name}.counts and {name}.labels differ in length")
     except SchemaError as error:
-        raise UserError(f"{error}; create it again, or use an intact one") from None
+        raise UserError(f"{error}; recreate the file, or use an intact copy") from None
     if not tasks:
-        raise UserError(f"{path}: lists no task")
+        raise UserError(f"{path}: contains no tasks")
     require_distinct(path, tasks)
     return tasks
 
 
 def tasks_of(objects: dict[str, dict[str, Any]]) -> dict[str, Task]:
-    """Tasks from the objects of labels.json. Keys that a Task does not have are left out."""
+    """Creates Tasks from the objects of labels.json. Unknown keys are ignored."""
     known = {field.name for field in fields(Task)}
     return {name: Task(**{key: one[key] for key in one if key in known}) for name, one in objects.items()}
 
 
 def tasks_to_json(tasks: dict[str, Task]) -> dict[str, dict[str, Any]]:
-    """The content of labels.json."""
+    """Returns the content of labels.json."""
     return {name: task.to_json() for name, task in tasks.items()}
 
 
 def require_distinct(path: str | Path, names: Iterable[str]) -> None:
-    """Raises UserError if two columns of the predictions would have the same name: a task's, or a field of a row."""
+    """Raises UserError if two columns of the predictions (of tasks, or built-in) would have the same name."""
     owners = dict.fromkeys(PARTS_OF_A_ROW, "the row itself")
     for name in names:
         for column in (name, f"{name}_tags", f"{name}_probability"):
             if column in owners:
-                both = f"{name!r} and {owners[column]!r} would both write the column {column!r}"
+                both = f"{name!r} and {owners[column]} would both write the column {column!r}"
                 raise UserError(f"{path}: {both}; rename the label column")
-            owners[column] = name
+            owners[column] = repr(name)

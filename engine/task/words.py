@@ -1,6 +1,6 @@
-"""Joins the words of a text, finds their offsets and entities, and writes output columns.
+"""Joins words into texts, locates words and entities in texts, and builds output columns.
 
-Only the standard library is used, because every exported folder has a copy of this file.
+Uses only the standard library, because every exported folder has a copy of this file.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,16 +9,16 @@ from typing import Any
 from unicodedata import category
 
 Offsets = list[tuple[int, int]]  # (start, end) of each token in its text
-INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")  # categories of control and format characters, and of blanks
-# Limits for spans, as an untrained model accepts half of all: the minimum score (a probability of 1.8 %), whatever the
-# threshold chosen on dev, and the number of best spans to keep
+INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")  # Unicode categories of control and format characters, and of whitespace
+# Limits for spans, since an untrained model accepts half of all spans: the minimum score (a probability of 1.8 %), even
+# if the threshold chosen on dev is lower, and the maximum number of spans per word
 LOWEST_SCORE, SPANS_PER_WORD = -4.0, 4
 
 
 def join_tokens(tokens: Iterable[str], unit: str, han: Any) -> tuple[str, Offsets]:
-    """Joins tokens into a text. A space separates words, but not Chinese characters.
+    """Joins tokens into a text -> (text, offsets). Words are separated by spaces, but Chinese characters are not.
 
-    han: the compiled pattern of a Chinese character, of `re` or `regex`.
+    han: compiled pattern of a Chinese character (`re` or `regex`).
     """
     text, offsets, end, last = [], [], 0, ""
     for token in tokens:
@@ -33,7 +33,7 @@ def join_tokens(tokens: Iterable[str], unit: str, han: Any) -> tuple[str, Offset
 
 
 def place_tokens(text: str, tokens: Iterable[str]) -> Offsets | None:
-    """The offsets of tokens that occur in the text in this order; None if they do not."""
+    """Returns the offsets of tokens that occur in the text in this order; None if they do not."""
     offsets, end = [], 0
     for token in tokens:
         start = text.find(token, end)
@@ -45,12 +45,12 @@ def place_tokens(text: str, tokens: Iterable[str]) -> Offsets | None:
 
 
 def id_of(given: Any, number: int) -> str:
-    """The id of an input row: the given one, otherwise the row number, from 0."""
+    """Returns the id of an input row: the given one, or else the zero-based row number."""
     return str(number if given is None else given)
 
 
 def text_or_tokens(value: Any, text: Any) -> dict[str, Any]:
-    """The text or tokens of an input row. text: the text of a row with tokens; kept if the tokens are from it"""
+    """Returns the text or tokens of an input row. text: text of a row with tokens; kept if it contains them"""
     if not isinstance(value, list):
         return {"text": value}
     words = [token for token in value if isinstance(token, str)]
@@ -59,19 +59,19 @@ def text_or_tokens(value: Any, text: Any) -> dict[str, Any]:
 
 
 def text_and_offsets(example: dict[str, Any], unit: str, han: Any) -> tuple[str, Offsets | None]:
-    """The text of an example, and the offsets of its tokens, None without tokens."""
+    """Returns the text of an example and the offsets of its tokens; the offsets are None if it has no tokens."""
     text, tokens = example.get("text"), example.get("tokens")
     if tokens is None:
         return example["text"], None
     if text is not None and (offsets := place_tokens(text, tokens)) is not None:
         return text, offsets
-    return join_tokens(tokens, unit, han)  # there is no text, or the tokens are not from it
+    return join_tokens(tokens, unit, han)  # there is no text, or it does not contain the tokens
 
 
 def texts_to_encode(
     example: dict[str, Any], by_words: bool, unit: str, han: Any, blanks: bool, separator: str | None
 ) -> tuple[Any, Any]:
-    """The first and the second text (or None) of an example as its tokenizer reads them; by_words: as lists of words.
+    """Returns the first and the second text (or None) to pass to the tokenizer; by_words: as lists of words.
 
     blanks: words keep their leading space; separator: prepended to the second text, if the tokenizer adds none.
     """
@@ -86,18 +86,18 @@ def texts_to_encode(
 
 
 def with_blanks(words: list[str], unit: str, han: Any) -> list[str]:
-    """Words with their leading space, where `join_tokens` would put one."""
+    """Adds a leading space to the words that `join_tokens` would separate by one."""
     _, offsets = join_tokens(words, unit, han)
     gaps = [False, *(after[0] > before[1] for before, after in pairwise(offsets))]
     return [f" {word}" if gap else word for word, gap in zip(words, gaps)]
 
 
 def entities_in(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """[(type, first token, last token)] of a list of tags, as seqeval's get_entities reads them.
+    """Returns [(type, first token, last token)] for a list of tags, by the rules of seqeval's get_entities.
 
-    This version needs no scikit-learn and skips tokens outside entities.
+    This version does not need scikit-learn and skips tokens outside entities.
     """
-    found, before, kind_before, begin = [], "O", "_", 0
+    spans, before, kind_before, begin = [], "O", "_", 0
     for i, chunk in enumerate([*tags, "O"]):
         if chunk == before == "O":
             kind_before = "_"
@@ -105,11 +105,11 @@ def entities_in(tags: Sequence[str]) -> list[tuple[str, int, int]]:
         tag, kind = chunk[0], chunk[1:].split("-", 1)[-1] or "_"
         another = kind != kind_before
         if before in "ES" or (before in "BI" and tag in "BSO") or (another and before not in "O."):
-            found.append((kind_before, begin, i - 1))
+            spans.append((kind_before, begin, i - 1))
         if tag in "BS" or (tag in "EI" and before in "ESO") or (another and tag not in "O."):
             begin = i
         before, kind_before = tag, kind
-    return found
+    return spans
 
 
 def entity(label: str, start: int, end: int, text: str) -> dict[str, Any]:
@@ -121,16 +121,16 @@ def entities(tags: Sequence[str], offsets: Offsets, text: str) -> list[dict[str,
 
 
 def is_wordless(example: dict[str, Any]) -> bool:
-    """Whether a text has no words, only blanks and invisible characters, and so neither tags nor spans, though the
-    model reads it as [UNK]."""
+    """Whether a text has only whitespace and invisible characters. Its tags and spans are empty, although the model
+    reads an [UNK]."""
     pieces = (*(example.get("tokens") or ()), example.get("text") or "")
     return all(category(character) in INVISIBLE for piece in pieces for character in piece)
 
 
 def columns_of(name: str, kind: str, label: Any, offsets: Any, text: str, probability: Any = None) -> dict[str, Any]:
-    """The output columns of a task's label, gold or predicted; a missing label stays None.
+    """Returns the output columns for a task's label, gold or predicted; a missing label stays None.
 
-    kind: "spans", "entities" (tags that mark entities), "tags" (other tags), or any other for a text-level label.
+    kind: "spans", "entities" (tags that mark entities), "tags" (other tags), or another string for text-level labels.
     """
     if kind == "spans":
         spans = label and [entity(of, offsets[first][0], offsets[last][1], text) for first, last, of in label]
@@ -138,8 +138,8 @@ def columns_of(name: str, kind: str, label: Any, offsets: Any, text: str, probab
             spans = [span | {"probability": round(p, 6)} for span, p in zip(spans, probability)]
         return {name: spans}
     if kind in ("entities", "tags"):
-        found = {name: label and entities(label, offsets, text)} if kind == "entities" else {}
-        return found | {f"{name}_tags": label}
+        columns = {name: label and entities(label, offsets, text)} if kind == "entities" else {}
+        return columns | {f"{name}_tags": label}
     if probability is None:
         return {name: label}
     rounded = [round(p, 6) for p in probability] if isinstance(probability, list) else round(probability, 6)
@@ -149,7 +149,7 @@ def columns_of(name: str, kind: str, label: Any, offsets: Any, text: str, probab
 def row_of(
     example: dict[str, Any], answers: dict[str, tuple[str, Any, Any]], text: str, offsets: Offsets | None
 ) -> dict[str, Any]:
-    """The output row of an example. answers: {task: (kind of `columns_of`, label, probability)}"""
+    """Returns the output row of an example. answers: {task: (kind in `columns_of`, label, probability)}"""
     example = example | {"text": text}
     row: dict[str, Any] = {key: example[key] for key in ("id", "text", "text_pair") if key in example}
     for name, (kind, label, probability) in answers.items():

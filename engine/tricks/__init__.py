@@ -1,1 +1,1 @@
-"""Building blocks of tricks.py: the hooks, perturbations, weight averages, teachers and their soft targets."""
+"""Building blocks of tricks.py: hooks, perturbations, weight averages, teachers and soft targets."""

@@ -1,6 +1,6 @@
-"""Averages of the weights, each a trick (engine/tricks/trick.py) with its formula and paper: EMA, SWA, a model soup.
+"""Weight averaging tricks (engine/tricks/trick.py) with their formulas and papers: EMA, SWA and model soups.
 
-Dev is scored with the average, and the best checkpoint holds it; training continues from the weights themselves.
+The averaged weights are scored on dev and saved in the best checkpoint. Training continues with the original weights.
 """
 
 import logging
@@ -19,7 +19,7 @@ logger = logging.getLogger("template")
 
 
 class Average(Trick):
-    """Keeps an average of the trained weights; dev is scored with it, training does not use it."""
+    """Maintains an average of the trained weights that is used for scoring on dev, but not for training."""
 
     def __init__(self, model: torch.nn.Module):
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -39,7 +39,7 @@ class Average(Trick):
 
     @contextmanager
     def given(self, weights: dict[str, torch.Tensor]) -> Iterator[None]:
-        """A context in which the model temporarily has these weights, {name: tensor}."""
+        """Context manager that temporarily replaces weights of the model. weights: {name: tensor}."""
         swapped = [(self.parameters[name], weight) for name, weight in weights.items()]
         own = [p.data for p, _ in swapped]
         for p, weight in swapped:
@@ -60,9 +60,8 @@ class Average(Trick):
 
 
 class EMA(Average):
-    """Exponential moving average: a <- beta * a + (1 - beta) * w after each step, divided by 1 - beta^t as Adam does
-    with its moments: a_t = sum of beta^(t-i) * w_i / sum of beta^(t-i). So it never contains the weights from before
-    the first step.
+    """Exponential moving average: a <- beta * a + (1 - beta) * w after each step, divided by 1 - beta^t (Adam's bias
+    correction): a_t = sum of beta^(t-i) * w_i / sum of beta^(t-i). The initial weights are not averaged.
 
     Polyak and Juditsky, 1992; Kingma and Ba, 2015 (arXiv:1412.6980), section 7.2.
     """
@@ -80,8 +79,8 @@ class EMA(Average):
 
 
 class SWA(Average):
-    """Stochastic weight averaging: a <- (n * a + w) / (n + 1) at the end of each epoch of the tail, where the rate
-    is constant. Izmailov et al., 2018 (arXiv:1803.05407)."""
+    """Stochastic weight averaging: a <- (n * a + w) / (n + 1) at the end of each of the last epochs, which have a
+    constant learning rate. Izmailov et al., 2018 (arXiv:1803.05407)."""
 
     @classmethod
     def build(cls, model: torch.nn.Module, config: Any) -> "SWA | None":
@@ -115,21 +114,21 @@ class SWA(Average):
 
 
 class Soup(Average):
-    """A model soup: the mean of the weights at the ends of those epochs that do not lower its score on dev.
+    """A greedy model soup: averages the weights of those epochs that do not lower its dev score.
 
-    After an epoch with weights w, the best of three is kept: (n * s + w) / (n + 1), with s the soup of n epochs so far;
-    w alone, which starts a new soup; s unchanged. Ties go to the first of these. It costs a copy of the weights, a
-    second one while dev is scored, and two more evaluations on dev per epoch.
+    After an epoch with weights w, keeps the best on dev of (n * s + w) / (n + 1), where s is the soup of n epochs; w,
+    which starts a new soup; and s. On a tie, the first of these wins. The cost is a copy of the weights, a second one
+    during the evaluation on dev, and two more evaluations per epoch.
 
-    The greedy soup of Wortsman et al., 2022 (arXiv:2203.05482), over the epochs of one run in their order: the paper's
-    order, by score, would require keeping all of them until the end.
+    Wortsman et al., 2022 (arXiv:2203.05482), applied to the epochs of one run in order of time. The paper adds models
+    in order of score, which would require keeping the weights of all epochs.
     """
 
     switch = "use_soup"
 
     def __init__(self, model: torch.nn.Module):
         super().__init__(model)
-        self.score, self.last = math.nan, -1  # nan: worse than any number
+        self.score, self.last = math.nan, -1  # NaN is worse than any number
 
     @torch.no_grad()
     def choose_weights(self, epoch: int, score: Callable[[], float], is_better: Callable[[float, float], bool]) -> None:

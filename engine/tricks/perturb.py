@@ -1,4 +1,4 @@
-"""Helpers for adversarial and consistency training: noise on word vectors, setting gradients aside, checks."""
+"""Helpers for adversarial and consistency training: noise on word vectors, stashed gradients, checks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +11,13 @@ from engine.errors import UserError
 
 
 class WordNoise:
-    """Adds noise to the word vectors that the encoder looks up, by a permanent hook; works with any encoder that has
-    `get_input_embeddings`."""
+    """Adds noise to the encoder's word vectors with a permanent hook. The encoder needs `get_input_embeddings`."""
 
     def __init__(self, model: Any):
         encoder = model.encoder
         self.value: torch.Tensor | None = None
         if getattr(getattr(encoder, "config", None), "is_encoder_decoder", False):
-            encoder = encoder.get_encoder()  # BART has lookup tables in its encoder and in its decoder
+            encoder = encoder.get_encoder()  # BART's encoder and decoder each have an embedding table
         table = encoder.get_input_embeddings()
         self.width = table.embedding_dim
         self.require_lookup(model.encoder, table)
@@ -26,7 +25,7 @@ class WordNoise:
 
     @staticmethod
     def require_lookup(encoder: Any, table: torch.nn.Embedding) -> None:
-        """Raises UserError unless the encoder looks words up in `table`, as (B, L, width), which XLNet does not."""
+        """Raises UserError unless the encoder looks up word vectors in `table` as (B, L, width); XLNet does not."""
         shapes, training, ids = [], encoder.training, torch.ones(1, 3, dtype=torch.long, device=table.weight.device)
         hook = table.register_forward_hook(lambda table, inputs, output: shapes.append(output.shape[:2]))
         encoder.eval()
@@ -42,12 +41,12 @@ class WordNoise:
     def add(self, table: torch.nn.Embedding, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         if self.value is None:
             return output
-        longer = output.shape[1] - self.value.shape[1]  # Longformer pads its input after the text
-        return (output + F.pad(self.value, (0, 0, 0, longer))).to(output.dtype)  # weights may be in bf16
+        padding = output.shape[1] - self.value.shape[1]  # Longformer pads its input
+        return (output + F.pad(self.value, (0, 0, 0, padding))).to(output.dtype)  # weights may be bf16
 
     @contextmanager
     def added(self, value: torch.Tensor | None) -> Iterator[None]:
-        """A context in which `value`, (B, L, width) or None, is added."""
+        """Context manager that adds `value`, (B, L, width), to the word vectors; None adds nothing."""
         self.value = value
         try:
             yield
@@ -56,26 +55,26 @@ class WordNoise:
 
 
 def safe_normalize(direction: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-    """direction / length; 0 where the length is 0 or not finite."""
+    """Returns direction / length, or 0 where the length is 0 or not finite."""
     usable = torch.isfinite(length) & (length > 0)
     return torch.where(usable, direction / length, 0.0)
 
 
 def norm_by_text(delta: torch.Tensor) -> torch.Tensor:
-    """Frobenius norm of each text's noise, (B, 1, 1)."""
+    """Returns the Frobenius norm of each text's noise, (B, 1, 1)."""
     return torch.linalg.vector_norm(delta, dim=(1, 2), keepdim=True)
 
 
 def take_gradients(model: torch.nn.Module) -> list[tuple[torch.nn.Parameter, torch.Tensor | None]]:
-    """Removes the gradients from the parameters and returns [(parameter, its gradient)]."""
-    taken = [(p, p.grad) for p in model.parameters()]
-    for p, _ in taken:
+    """Clears the gradients of all parameters and returns them as [(parameter, gradient)]."""
+    gradients = [(p, p.grad) for p in model.parameters()]
+    for p, _ in gradients:
         p.grad = None
-    return taken
+    return gradients
 
 
-def add_gradients(taken: list[tuple[torch.nn.Parameter, torch.Tensor | None]], share: float = 1.0) -> None:
-    for p, grad in taken:
+def add_gradients(gradients: list[tuple[torch.nn.Parameter, torch.Tensor | None]], share: float = 1.0) -> None:
+    for p, grad in gradients:
         if grad is not None:
             p.grad = grad.mul_(share) if p.grad is None else p.grad.add_(grad, alpha=share)
 

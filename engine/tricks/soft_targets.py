@@ -1,15 +1,15 @@
 """Teachers' answers to the training texts, cached on disk and passed to the heads of a student.
 
-A student stores only the statistics its loss is linear in: the expected statistics of the teacher's distribution
-(probabilities; for a CRF those of tags and of pairs of tags) and its entropy. Most are nearly zero, so they are stored
+The student's loss is linear in the expected statistics of the teacher's distribution (probabilities; for a CRF, those
+of tags and tag pairs), so only these and the entropy are stored. Most values are close to zero, so they are stored
 sparsely, as (word, id, value). Words are identified by their index in the text, so tokenizers may differ.
 
-Pairs of tags would take too much space. p(tag i at word t - 1, tag j at word t) is p(j at t) * p(i | j), and
+Tag pairs would need too much space. They are computed: p(tag i at word t - 1, tag j at word t) = p(j at t) * p(i | j),
 
     p(i | j) = before[t - 1, i] * factors[i, j] / sum over i of the same
 
-where `factors` is the teacher's exp(transitions), the same for all words, and `before` its distribution of a word's tag
-if the text ended there. A teacher without a CRF has factors of 1, and its probabilities as `before`.
+where `factors` is the teacher's exp(transitions), shared by all words, and `before` is the forward distribution: that
+of a word's tag if the text ended there. Without a CRF, `factors` is 1 and `before` equals the teacher's probabilities.
 """
 
 import hashlib
@@ -32,8 +32,8 @@ from engine.run import distributed
 from engine.run.device import can_pin
 from engine.run.files import sha256
 
-CHUNK = 1024  # texts answered and written at a time
-VERSION = 4  # version of the cached format; increment it when the format changes
+CHUNK = 1024  # number of texts per record batch
+VERSION = 4  # of the cached format; increment it when the format changes
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 EMPTY = np.zeros(0, np.int32)
 
@@ -46,7 +46,7 @@ class Sparse(NamedTuple):
     values: np.ndarray
 
     def within(self, first: int, stop: int) -> "Sparse":
-        """The statistics of words first to stop, numbered from `first`."""
+        """Returns the statistics of words first to stop, with word indices relative to `first`."""
         part = slice(*np.searchsorted(self.words, [first, stop]))
         return Sparse(self.words[part] - first, self.ids[part], self.values[part])
 
@@ -59,10 +59,10 @@ class Answer(NamedTuple):
 
     statistics: Sparse
     before: Sparse  # empty if the head does not use pairs of tags
-    entropies: np.ndarray  # of each word
+    entropies: np.ndarray  # per word
 
     def columns(self) -> dict[str, np.ndarray]:
-        """Its arrays, by the names in COLUMNS."""
+        """Returns the arrays by their names in COLUMNS."""
         return dict(zip(COLUMNS, (*self.statistics, *self.before, self.entropies)))
 
     @classmethod
@@ -76,27 +76,27 @@ COLUMNS = (*(f"{part}.{name}" for part in PARTS for name in Sparse._fields), "en
 
 
 class SoftTargets(NamedTuple):
-    """The outputs of all teachers for one task and the rows of a batch. Labels of whole texts have W = 1."""
+    """The outputs of all teachers for one task and the rows of a batch. W is 1 for text-level labels."""
 
-    values: torch.Tensor  # (N,), each divided by the number of teachers
+    values: torch.Tensor  # (N,), divided by the number of teachers
     positions: torch.Tensor  # (4, N): teachers, rows, words, ids
     before_values: torch.Tensor  # (M,); empty if the head does not use pairs of tags
     before_positions: torch.Tensor
     factors: torch.Tensor  # (teachers, C, C)
-    taught: torch.Tensor  # (B, W), the share of teachers that answered
-    entropies: torch.Tensor  # (B, W), the mean over the teachers
+    taught: torch.Tensor  # (B, W), fraction of the teachers that answered
+    entropies: torch.Tensor  # (B, W), mean over the teachers
 
     def to(self, device: torch.device) -> "SoftTargets":
         return SoftTargets(*(tensor.to(device, non_blocking=can_pin(device.type)) for tensor in self))
 
     def pairs(self, num_tags: int) -> list[torch.Tensor]:
-        """(p(tag of each word) over the number of teachers, `before`), each (teachers, B, W, C)."""
+        """Returns (p(tag) of each word / number of teachers, `before`) as dense tensors, each (teachers, B, W, C)."""
         shape = len(self.factors), *self.taught.shape, num_tags
         both = (self.values, self.positions), (self.before_values, self.before_positions)
         return [torch.zeros(shape, device=values.device).index_put(tuple(at), values) for values, at in both]
 
     def whole(self, mask: torch.Tensor) -> torch.Tensor:
-        """Mask of the texts that all teachers answered completely, (B,). mask: (B, W), the real words."""
+        """Returns the mask of texts that all teachers answered completely, (B,). mask: (B, W), True for real words."""
         return (self.taught > mask.float() - 1e-4).all(1) & mask.any(1)
 
 
@@ -104,15 +104,15 @@ class SoftTargets(NamedTuple):
 
 
 class Teacher:
-    """A teacher's answers to all examples of a training set, memory-mapped. Row i belongs to example i.
+    """A teacher's memory-mapped answers to a training set. Row i is the answer to example i.
 
-    folder: its checkpoint; heads: {task: head} of the student; their distributions say if pairs of tags are needed.
+    folder: the teacher's checkpoint; heads: {task: head} of the student, which decide if tag pairs are needed.
     """
 
     def __init__(self, folder: Path, heads: Any, tasks: list[str], temperature: float):
         self.folder, self.tasks, self.temperature = folder, tasks, temperature
         self.heads = {name: heads[name] for name in tasks}
-        self.sha256 = sha256(folder / "manifest.json")  # the manifest lists the checksums of all files
+        self.sha256 = sha256(folder / "manifest.json")  # the manifest contains the checksums of all files
 
     def answer(
         self, data: Any, load: Callable[[], Any], precision: str, device: torch.device, batches_of: Callable[..., Any]
@@ -122,9 +122,8 @@ class Teacher:
         load() -> (model, featurizer, its options); batches_of(examples, featurizer) -> a MyDataLoader.
         """
         pairs = sorted(name for name, head in self.heads.items() if head.distribution.wants_pairs)
-        source = (
-            None if data.cache is None else data.source_fingerprint()
-        )  # answers to a list of examples are not cached
+        # Answers to a list of examples are not cached
+        source = None if data.cache is None else data.source_fingerprint()
         scales = [(head.task.mean, head.task.std) for head in self.heads.values()]
         depends = [VERSION, self.sha256, source, self.temperature, self.tasks, scales, pairs, precision]
         name = f"teacher-{hashlib.sha256(repr(depends).encode()).hexdigest()[:20]}"
@@ -146,7 +145,7 @@ class Teacher:
         self.factors = {name: self.factors_of(name, self.heads[name]) for name in pairs}
 
     def factors_of(self, name: str, head: Any) -> torch.Tensor:
-        """exp(transitions) of the teacher's CRF at the temperature, (C, C), up to a factor; ones without a CRF."""
+        """Returns exp(transitions / temperature) of the teacher's CRF up to a constant, (C, C); ones without a CRF."""
         with safe_open(self.folder / "model.safetensors", "pt") as file:
             key = f"output_layer.heads.{name}.crf.transitions"
             if key not in set(file.keys()):
@@ -156,7 +155,7 @@ class Teacher:
 
     @torch.inference_mode()
     def answers_to(self, model: Any, loader: Any, device: torch.device, dtype: torch.dtype | None) -> pa.RecordBatch:
-        """A record batch with a row for each example of a MyDataLoader."""
+        """Runs the teacher on a MyDataLoader; the record batch has one row per example."""
         data = loader.dataset
         windows: dict[tuple[str, int], list[tuple[int, Answer]]] = {}  # {(task, example): [(first word, answer)]}
         for batch in loader:
@@ -183,7 +182,7 @@ class Teacher:
         return pa.RecordBatch.from_pydict(arrays)
 
     def find(self, task: str, example: int, first: int, size: int) -> Answer:
-        """The answer to words first to first + size of an example; words are counted from `first`."""
+        """Returns the answer to words first to first + size of an example, with word indices relative to `first`."""
         chunk, row = divmod(example, CHUNK)
         cells = {}
         for column in COLUMNS:
@@ -192,18 +191,18 @@ class Teacher:
         answer = Answer.of_columns(cells)
         stop = first + size
         statistics = answer.statistics.within(first, stop)
-        if stride := self.heads[task].distribution.stride:  # spans: only those that end within these words
+        if stride := self.heads[task].distribution.stride:  # spans: drop those that end after these words
             statistics = statistics.where(statistics.words + statistics.ids // stride < size)
         return Answer(statistics, answer.before.within(first, stop), answer.entropies[first:stop])
 
 
 def lists_of(chunk: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
-    """(offsets, values) of an Arrow array of lists, without a copy."""
+    """Returns (offsets, values) of an Arrow list array without a copy."""
     return chunk.offsets.to_numpy(), chunk.values.to_numpy()
 
 
 def rescale_regression(head: Any, student: Any, logits: torch.Tensor) -> torch.Tensor:
-    """A teacher's logits; for regression, rescaled to the mean and standard deviation of the student's train part."""
+    """Converts a teacher's regression logits to the student's mean and std; returns other logits unchanged."""
     own, other = student.task, head.task
     return logits if own.kind != "regression" else (logits * other.std + other.mean - own.mean) / own.std
 
@@ -211,18 +210,18 @@ def rescale_regression(head: Any, student: Any, logits: torch.Tensor) -> torch.T
 def sparse_rows(
     head: Any, stored: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None], inputs: dict[str, torch.Tensor]
 ) -> list[Answer]:
-    """The answer to each row of a batch. stored: the result of `teach` of the head's distribution"""
+    """Returns the answer to each row of a batch. stored: the result of `teach` of the head's distribution"""
     statistics, entropies, before = stored
     mask = inputs["word_mask"] if head.level == "words" else torch.ones_like(entropies, dtype=torch.bool)
     smallest, stride = head.distribution.smallest, head.distribution.stride
-    found = by_row(statistics, smallest, mask, stride)
-    found_before = [Sparse(EMPTY, EMPTY, EMPTY)] * len(mask) if before is None else by_row(before, smallest, mask, 0)
-    lengths = [h[:size] for h, size in zip(entropies.cpu().numpy(), mask.sum(1).tolist())]
-    return [Answer(*answer) for answer in zip(found, found_before, lengths)]
+    statistics_by_row = by_row(statistics, smallest, mask, stride)
+    before_by_row = [Sparse(EMPTY, EMPTY, EMPTY)] * len(mask) if before is None else by_row(before, smallest, mask, 0)
+    entropies_by_row = [h[:size] for h, size in zip(entropies.cpu().numpy(), mask.sum(1).tolist())]
+    return [Answer(*answer) for answer in zip(statistics_by_row, before_by_row, entropies_by_row)]
 
 
 def by_row(values: torch.Tensor, smallest: float, mask: torch.Tensor, stride: int) -> list[Sparse]:
-    """The values (B, W, N) above `smallest` at real words, row by row; ids start from 0 at each word."""
+    """Converts values (B, W, N) to one Sparse per row, with values above `smallest`. Ids start at 0 for each word."""
     large = (values.abs() > smallest) & mask.unsqueeze(2)
     rows, words, ids = large.nonzero().cpu().numpy().T
     borders = np.searchsorted(rows, np.arange(1, len(values)))
@@ -231,13 +230,13 @@ def by_row(values: torch.Tensor, smallest: float, mask: torch.Tensor, stride: in
 
 
 def merge(windows: list[tuple[int, Answer]]) -> Answer:
-    """The answer to a text, merged from its windows [(first word, answer)]; a word is taken from the window whose edge
-    is farther away."""
+    """Merges the answers to the windows of a text, [(first word, answer)]. A word in two windows is taken from the one
+    whose edge is farther away."""
     if len(windows) == 1:
         return windows[0][1]
     windows = sorted(windows, key=lambda window: window[0])
-    spread = [(first, [number] * len(answer.entropies)) for number, (first, answer) in enumerate(windows)]
-    owner = np.array(merge_windows(spread))
+    numbers = [(first, [number] * len(answer.entropies)) for number, (first, answer) in enumerate(windows)]
+    owner = np.array(merge_windows(numbers))
     parts: list[Answer] = []
     for number, (first, answer) in enumerate(windows):
         of_words = owner[first : first + len(answer.entropies)] == number
@@ -252,15 +251,15 @@ def merge(windows: list[tuple[int, Answer]]) -> Answer:
 
 
 class Windows:
-    """The example and the words of each row of a training set. data: a dataset of data_loader.py"""
+    """Maps the rows of a training set to examples and words. data: a dataset of data_loader.py"""
 
     def __init__(self, data: Any):
         columns = getattr(data, "columns", {})
         self.example, self.first = columns.get("example_index"), columns.get("first_word")
 
     def of(self, batch: Any, by_words: bool) -> list[tuple[int, int, int] | None]:
-        """[(example, first word, number of words)] of a batch's rows; None for a row that is not the first of its text,
-        if a text has one label."""
+        """Returns [(example, first word, number of words)] for a batch's rows. For text-level labels, only the first
+        window of a text has an entry; the rest are None."""
         rows = batch.rows.numpy()
         examples = (rows if self.example is None else self.example[rows]).tolist()
         firsts = [0] * len(rows) if self.first is None else self.first[rows].tolist()
@@ -270,7 +269,7 @@ class Windows:
 
 
 def soft_targets(teachers: list[Teacher], name: str, head: Any, batch: Any, windows: Windows) -> SoftTargets:
-    """The SoftTargets of a batch, averaged over the teachers that have the task. windows: of the training set"""
+    """Returns the SoftTargets of a batch, averaged over the teachers of the task. windows: of the training set"""
     by_words = head.level == "words"
     batch_size, width = batch.inputs["word_mask"].shape if by_words else (len(batch.inputs["input_ids"]), 1)
     taught, entropies = torch.zeros(2, batch_size, width)
@@ -293,12 +292,12 @@ def soft_targets(teachers: list[Teacher], name: str, head: Any, batch: Any, wind
     return SoftTargets(values / len(teachers), positions, *joined(before), factors, taught, entropies)
 
 
-def joined(found: list[tuple[int, int, Sparse]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """[(teacher, row, statistics)] -> (values (N,), positions (4, N))"""
-    values = np.concatenate([np.zeros(0, np.float32), *(sparse.values for _, _, sparse in found)])
+def joined(answers: list[tuple[int, int, Sparse]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Concatenates [(teacher, row, statistics)] -> (values (N,), positions (4, N))."""
+    values = np.concatenate([np.zeros(0, np.float32), *(sparse.values for _, _, sparse in answers)])
     positions = np.zeros((4, len(values)), np.int64)
     start = 0
-    for number, row, sparse in found:
+    for number, row, sparse in answers:
         stop = start + len(sparse.values)
         positions[:, start:stop] = np.broadcast_arrays(number, row, sparse.words, sparse.ids)
         start = stop

@@ -1,4 +1,4 @@
-"""Distillation internals: the teachers, and their answers for each step."""
+"""Internals of distillation: the teachers and their answers for each step."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,13 +17,14 @@ from engine.tricks.soft_targets import SoftTargets, Teacher, Windows, soft_targe
 from engine.tricks.trick import Trick
 
 
-def shared_tasks(folder: Path, theirs: Any, ours: dict[str, Task]) -> list[str]:
-    """The names of the tasks that a teacher can teach. Raises UserError if none is shared, or a shared one differs."""
-    names = [name for name in ours if name in theirs]
+def shared_tasks(folder: Path, teacher_tasks: Any, student_tasks: dict[str, Task]) -> list[str]:
+    """Returns the tasks that teacher and student share. Raises UserError if there are none, or one differs."""
+    names = [name for name in student_tasks if name in teacher_tasks]
     if not names:
-        raise UserError(f"--teacher: {folder} has none of the tasks {', '.join(ours)}, only {', '.join(theirs)}")
+        tasks = f"none of the tasks {', '.join(student_tasks)}, only {', '.join(teacher_tasks)}"
+        raise UserError(f"--teacher: {folder} has {tasks}")
     for name in names:
-        own, other = ours[name], theirs[name]
+        own, other = student_tasks[name], teacher_tasks[name]
         if own.kind != other.kind:
             raise UserError(f"--teacher: {name!r} is {other.kind} in {folder}, but {own.kind} here")
         if own.pairs != other.pairs:
@@ -33,13 +34,13 @@ def shared_tasks(folder: Path, theirs: Any, ours: dict[str, Task]) -> list[str]:
             raise UserError(f"--teacher: a token of {name!r} is a {other.unit} in {folder}, not a {own.unit}")
         if own.labels != other.labels:
             differ = sorted(set(own.labels) ^ set(other.labels)) or ["their order"]
-            raise UserError(f"--teacher: {folder} has other labels of {name!r} ({', '.join(differ[:8])})")
+            raise UserError(f"--teacher: {folder} has different labels for {name!r} ({', '.join(differ[:8])})")
     return names
 
 
 @contextmanager
 def unchanged_random_states(device: torch.device) -> Iterator[None]:
-    """A context that restores the states of all random number generators at its end."""
+    """Context manager that restores the states of all random number generators on exit."""
     states = checkpoint.random_states(device)
     try:
         yield
@@ -48,9 +49,9 @@ def unchanged_random_states(device: torch.device) -> Iterator[None]:
 
 
 class MultiTeacher(Trick):
-    """The mean divergence of a model from several teachers, whose answers are computed once.
+    """Computes the mean divergence of a model from several teachers. Each teacher is run once.
 
-    folders: runs or checkpoints; see Distillation in tricks.py.
+    folders: runs or checkpoints. See Distillation in tricks.py.
     """
 
     def __init__(self, model: Any, folders: Iterable[str | Path], temperature: float):
@@ -58,14 +59,14 @@ class MultiTeacher(Trick):
         self.of_step: list[tuple[torch.Tensor, dict[str, SoftTargets]]] = []
         self.counts: dict[str, torch.Tensor] = {}
         self.force, self.teachers = False, list[Teacher]()
-        ours = {name: head.task for name, head in self.heads.items()}
+        tasks = {name: head.task for name, head in self.heads.items()}
         for folder in (checkpoint_of(Path(folder)) for folder in folders):
-            theirs = read_tasks(folder / "labels.json")
-            self.teachers.append(Teacher(folder, self.heads, shared_tasks(folder, theirs, ours), temperature))
+            shared = shared_tasks(folder, read_tasks(folder / "labels.json"), tasks)
+            self.teachers.append(Teacher(folder, self.heads, shared, temperature))
         self.taught = [name for name in self.heads if any(name in teacher.tasks for teacher in self.teachers)]
 
     def ask_teachers(self, data: Any, load: Callable[[Path], Any], batches_of: Callable[..., Any], config: Any) -> None:
-        """Computes each teacher's answers to the texts of a training set, or loads them from the cache.
+        """Computes the teachers' answers to a training set, or loads them from the cache.
 
         load(folder) -> (model, featurizer, its options); batches_of(examples, featurizer) -> a MyDataLoader.
         """
@@ -82,24 +83,24 @@ class MultiTeacher(Trick):
         )
 
     def targets_of(self, batch: Any) -> dict[str, SoftTargets]:
-        """{task: SoftTargets} of a batch on the host."""
+        """Returns {task: SoftTargets} for a batch on the CPU."""
         return {name: soft_targets(self.teachers, name, self.heads[name], batch, self.windows) for name in self.taught}
 
     def count(self, pairs: list[tuple[dict[str, SoftTargets], Any]]) -> dict[str, torch.Tensor]:
-        """{task: number of taught texts or words} in [(targets, batch)]."""
+        """Counts the texts or words with soft targets in [(targets, batch)] -> {task: count}."""
         counts = []
         for targets, batch in pairs:
             distributions = {name: self.heads[name].distribution for name in targets}
-            counts.append({name: distributions[name].num_taught(one, batch.inputs) for name, one in targets.items()})
+            counts.append({name: distributions[name].num_taught(soft, batch.inputs) for name, soft in targets.items()})
         return {name: sum(count[name] for count in counts) for name in counts[0]}
 
     def loss_of_labels(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The weighted label loss of a micro-batch over the tasks with teachers. -> ()"""
+        """Returns the weighted sum of a micro-batch's label losses over the tasks with teachers. -> ()"""
         weights = self.model.loss.task_weights
         return sum(weights.get(name, 1.0) * losses[name] for name in self.taught if name in losses)
 
     def divergence(self, logits: dict[str, torch.Tensor], batch: Any) -> torch.Tensor:
-        """This micro-batch's share of its group's mean divergence from the teachers, with the tasks' weights. -> ()"""
+        """Returns the micro-batch's share of the mean divergence of its optimizer step, weighted by task. -> ()"""
         targets = next((targets for rows, targets in self.of_step if rows is batch.rows), None)
         counts, total = self.counts, torch.zeros(())
         if targets is None:  # the batch is not part of an optimizer step
@@ -114,10 +115,10 @@ class MultiTeacher(Trick):
         return total
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The teachers' checksums, as a run cannot be resumed with other teachers."""
+        """Returns the teachers' checksums, because a run must be resumed with the same teachers."""
         return {"teachers": torch.tensor([list(bytes.fromhex(teacher.sha256)) for teacher in self.teachers])}
 
     def load_state_dict(self, tensors: dict[str, torch.Tensor]) -> None:
         if not (self.force or torch.equal(tensors["teachers"], self.state_dict()["teachers"])):
-            changed = "--teacher: the teachers' checkpoints have changed since"
+            changed = "--teacher: the teachers' checkpoints have changed since the run started"
             raise UserError(f"{changed}; train a new --model_version, or add --force_resume")

@@ -1,4 +1,4 @@
-"""The hooks that a training trick may override, and several tricks as one."""
+"""The base class of training tricks with its hooks, and a list of tricks with the same interface."""
 
 from __future__ import annotations
 
@@ -15,67 +15,66 @@ if TYPE_CHECKING:
 class Trick:
     """Base class of tricks. The hooks do nothing; override those you need. batch: data_loader.Batch."""
 
-    switch = ""  # the option that switches it on
-    options: tuple[str, ...] = ()  # the options that are its arguments, after the model
+    switch = ""  # the option that enables it
+    options: tuple[str, ...] = ()  # the options passed to __init__ after the model
 
     @classmethod
     def build(cls: Any, model: Any, config: Any) -> Trick | None:
-        """The trick, built from the options, or None if they do not switch it on."""
+        """Creates the trick from the options; returns None if it is disabled."""
         if not getattr(config, cls.switch):
             return None
         return cls(model, *(getattr(config, name) for name in cls.options))
 
     def start_epoch(self) -> int:
-        """The number of epochs before the trick acts; early stopping counts from then."""
+        """Returns the first epoch in which the trick is active; early stopping starts counting there."""
         return 0
 
     def param_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Parameter groups for the optimizer -> the groups to use instead."""
+        """Returns the parameter groups to use instead of `groups`."""
         return groups
 
     def begin(self, train_loader: Any, config: Any) -> None:
-        """Called once the training data is known, before a run is resumed. Must not draw random numbers."""
+        """Called once when the training data is loaded, before a run is resumed. Must not use random numbers."""
 
     def before_step(self, group: list) -> None:
-        """Called before the micro-batches of an optimizer step. group: their Batches, as the loader yields them."""
+        """Called before the micro-batches of an optimizer step. group: their Batches, as yielded by the loader."""
 
     def before_epoch(self, epoch: int) -> None:
-        """Called before each epoch, and again when a run resumes within it. epoch: 0 for the first."""
+        """Called before each epoch, and again when a run resumes in it. epoch: zero-based."""
 
     def wrap_forward(self, forward: Callable[[], Any], batch: Any) -> Any:
-        """Runs the forward pass of a micro-batch. forward() -> MyModelOutput, whose total_loss is differentiated."""
+        """Runs the forward pass of a micro-batch. forward() -> MyModelOutput; backward starts from its total_loss."""
         return forward()
 
     def passes(self, batch: Any) -> Generator[bool, None, None]:
-        """Yields once for each forward and backward pass of a micro-batch: whether its losses are logged.
+        """Yields once per forward and backward pass of a micro-batch: True if the losses of this pass are logged.
 
-        The gradients of all passes accumulate. Code after a `yield` runs when that pass is done, or has failed.
+        The gradients of all passes accumulate. The code after a `yield` runs when that pass has finished or failed.
         """
         yield True
 
     def rate_held_from(self) -> float:
-        """The step from which the learning rate is constant."""
+        """Returns the step from which the learning rate is constant."""
         return math.inf
 
     def after_step(self, finite: torch.Tensor) -> None:
-        """Called after an optimizer step. finite: (), whether it changed the weights."""
+        """Called after an optimizer step. finite: (), False if the step was skipped."""
 
     def after_epoch(self, epoch: int) -> None:
-        """Called before dev is scored, and again if a run was interrupted while scoring."""
+        """Called before the evaluation on dev, and again if a run was interrupted during that evaluation."""
 
     def choose_weights(self, epoch: int, score: Callable[[], float], is_better: Callable[[float, float], bool]) -> None:
-        """Called after `after_epoch`, and repeated like it, for a trick that chooses on dev the weights to swap in.
+        """Called after `after_epoch`, and repeated like it, for tricks that choose the weights to swap in by dev score.
 
-        score() -> the monitored score of dev with the model's current weights. is_better(new, old) compares two such
-        scores.
+        score() -> monitored score on dev with the model's current weights; is_better(new, old) compares two scores.
         """
 
     def swap_weights(self) -> AbstractContextManager[None]:
-        """A context in which the model has the weights to score and to save as the best."""
+        """Returns a context manager that gives the model the weights to score and to save as the best."""
         return nullcontext()
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """{name: tensor} of all state that the next step depends on."""
+        """Returns {name: tensor} with all state that later steps depend on."""
         return {}
 
     def load_state_dict(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -83,7 +82,7 @@ class Trick:
 
 
 class Tricks(list[Trick]):
-    """A list of tricks with the interface of one, for the trainer."""
+    """A list of tricks that the trainer uses like a single one."""
 
     def start_epoch(self) -> int:
         return max((trick.start_epoch() for trick in self), default=0)
@@ -105,7 +104,7 @@ class Tricks(list[Trick]):
             trick.before_step(group)
 
     def change_gradients(self) -> bool:
-        """Whether any trick adds forward or backward passes, or trains other parameters from epoch to epoch."""
+        """Whether a trick adds forward or backward passes, or changes which parameters are trained."""
         hooks = ("wrap_forward", "passes", "before_epoch")
         return any(getattr(type(trick), hook) is not getattr(Trick, hook) for trick in self for hook in hooks)
 
@@ -114,13 +113,12 @@ class Tricks(list[Trick]):
             trick.before_epoch(epoch)
 
     def forward(self, forward: Callable[[], Any], batch: Any) -> Any:
-        """The forward pass, wrapped by each trick: a later one wraps those before it."""
+        """Runs the forward pass wrapped by all tricks; later tricks wrap earlier ones."""
         *inner, outer = self
         return outer.wrap_forward(partial(Tricks(inner).forward, forward, batch) if inner else forward, batch)
 
     def passes(self, batch: Any) -> Generator[bool, None, None]:
-        """The forward and backward passes of a micro-batch: each pass of a later trick runs all passes of the tricks
-        before it."""
+        """Yields the nested passes of all tricks: each pass of a later trick runs all passes of the earlier ones."""
         if not self:
             yield True
             return

@@ -305,7 +305,7 @@ def test_without_resume_it_begins_anew_and_says_so(stopped, label, caplog):
     logging.getLogger("template").propagate = True
     stopped.write_bytes(b"from elsewhere")
     assert label() == label("whole.csv")
-    assert "out.csv.partial: rows of an earlier run are discarded, as --resume is not given" in caplog.text
+    assert "out.csv.partial: discarding the rows of an earlier run, because --resume is not given" in caplog.text
 
 
 def test_a_lost_rest_is_labelled_anew(stopped, label):

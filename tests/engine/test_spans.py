@@ -260,7 +260,7 @@ def test_labels_of_windows_are_the_spans_within_them(tokenizer, caplog):
         for f, end, k in zip(first[there].tolist(), last[there].tolist(), kind[there].tolist()):
             found.add((f + firsts[row], end + firsts[row], "xy"[k]))
     assert found == {(0, 0, "x"), (3, 9, "y"), (4, 5, "x"), (18, 19, "y")}
-    assert "1 spans of 'entities' fit into no window" in caplog.text  # [1, 18]
+    assert "1 spans of 'entities' fit in no window" in caplog.text  # [1, 18]
     assert (labels[-2] == IGNORE).all() and labels[-1, 0] == 0 and (labels[-1, 1:] == IGNORE).all()
 
 

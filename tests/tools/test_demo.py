@@ -140,7 +140,7 @@ def test_keys_typed_in_a_terminal(trained):
         bare = re.sub(r"\x1b\[[\d;]*m", "", seen)
         assert all(f"[{one['text']} {one['label']}]" in bare for one in row["slots"])
     terminal.type("w" * (MAX_CHARACTERS + 1) + "\r")
-    assert "error: the text has 10,001 characters; at most 10,000" in terminal.see("text> ")
+    assert "error: the text has 10,001 characters; the maximum is 10,000" in terminal.see("text> ")
     terminal.type("\x04")
     assert terminal.end() == 0
 
@@ -258,7 +258,7 @@ def test_bad_input_is_reported():
         ({"text": "\ud800"}, "lone surrogate"),
         ({"text_pair": None}, "pairs"),
         ({"extras": {}}, "no column 'n'"),
-        ({"extras": {"n": "many"}}, "takes numbers"),
+        ({"extras": {"n": "many"}}, "must be numbers"),
         ({"extras": [1]}, "an object"),
         ({"label": "a"}, "unknown key 'label'"),
     ):
@@ -410,7 +410,7 @@ def test_a_port_that_is_taken_is_one_line():
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(UserError, match=f"{address}: address already in use; choose another one"):
+        with pytest.raises(UserError, match=f"{address}: address already in use; choose another address"):
             demo(DemoConfig(address=address))
     with pytest.raises(UserError, match=r"nowhere\.invalid"):
         listen("nowhere.invalid:80")
@@ -480,4 +480,4 @@ def end_by(server, number):
     with socket.create_connection(("127.0.0.1", server.port)):  # a browser that keeps its connection open
         server.process.send_signal(number)
         assert server.process.wait(60) == 0
-    assert "the page is closed" in server.log.read_text() and "Traceback" not in server.log.read_text()
+    assert "the server has stopped" in server.log.read_text() and "Traceback" not in server.log.read_text()

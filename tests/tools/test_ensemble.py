@@ -479,7 +479,7 @@ def test_labelling_takes_the_threshold_of_dev_or_the_mean_where_there_is_none(te
     for row, example in zip(rows_of(tmp_path / "out.jsonl"), test, strict=True):
         p = np.mean([torch.sigmoid(hand(example)["topics"]).numpy() for hand in hands], 0)
         assert row["topics"] == [label for label, value in zip(head.task.labels, p) if value >= threshold]
-    assert "there is no dev part" in (folder / "train.log").read_text()
+    assert "no dev part to fit" in (folder / "train.log").read_text()
 
 
 def test_one_model_is_in_memory_at_a_time(joint, sample):
@@ -601,7 +601,7 @@ ERRORS = {
     "no run": ([], "RUN"),
     "no such folder": (["A", "nowhere"], "nowhere"),
     "not a run": (["A", "DATA"], "neither a run"),
-    "twice": (["A", "A/checkpoints/best"], "named twice"),
+    "twice": (["A", "A/checkpoints/best"], "listed twice"),
     "damaged": (["A", "DAMAGED"], "model.safetensors has changed since it was written"),
     "without a manifest": (["A", "UNSEALED"], "no readable manifest"),
     "another head": (["A", "PLAIN"], "the head is 'tagging', not 'crf_tagging'"),
@@ -613,7 +613,7 @@ ERRORS = {
     "no data": (["A", "B", "--data_path", "nowhere"], "no labels.json"),
     "unknown score": (["A", "B", "--monitor", "bleu"], "--monitor=bleu"),
     "a loss": (["A", "B", "--monitor", "loss"], "--monitor=loss"),
-    "the folder of a run": (["A", "B", "--output_dir", "HOME", "--model_version", "cutTrue"], "holds a run"),
+    "the folder of a run": (["A", "B", "--output_dir", "HOME", "--model_version", "cutTrue"], "contains a run"),
     "no such device": (["A", "B", "--device", "cuda:9"], "cuda:9"),
     "no such texts": (["A", "B", "--predict_file", "nowhere.txt"], "nowhere.txt"),
     "another kind of output": (["A", "B", "--predict_output", "a.pdf"], "a.pdf"),
@@ -714,7 +714,7 @@ def test_folds_and_an_ensemble_of_them_say_the_same(sample, command, tmp_path):
     assert command("tools.cross_validate", "--data_path", "data", *flags).returncode == 0
     runs = [f"output/data-fold_{number}" for number in range(3)]
     done = command("tools.ensemble", *runs, "--device", "cpu", "--data_path", "data")
-    assert done.returncode == 0 and "its scores here are inflated" in done.stderr, done.stderr
+    assert done.returncode == 0 and "the scores are inflated" in done.stderr, done.stderr
     folds = read_json(tmp_path / "output/data-folds/folds.json")
     assert read_json(tmp_path / "output/ensemble/ensemble.json")["all"]["test"] == folds["test_of_all_folds"]
     names = ["predictions.csv", "answers/test.jsonl"]

@@ -363,7 +363,7 @@ def test_files_are_read_as_main_reads_them(tmp_path):
         ("a.jsonl", "[1]\n", "not a JSON object"),
         ("a.jsonl", '{"text": "a"}\n{"txt": "b"}\n', "row 2: no key 'text'"),
         ("a.jsonl", "{\n", "row 1: not JSON"),
-        ("a.pdf", "x", "ends in .pdf, but this program reads .txt"),
+        ("a.pdf", "x", "ends in .pdf, but the supported formats are .txt"),
         ("a.txt", "fly O\nto O\n\nOslo B-city\n", "seems to have tokens with tags"),
         ("a.txt", "Anna PERSON\nsaid O\n\nno O\n", "seems to have tokens with tags"),
         ("a.txt", '{"text": "a"}\n', "seems to have JSON lines"),
@@ -483,13 +483,13 @@ def test_errors_are_reported_before_anything_is_loaded(joint, tmp_path, monkeypa
             export(ExportConfig(**{"checkpoint": str(joint.best), "output_dir": str(tmp_path / "new"), **options}))
         assert not (tmp_path / "new").exists()
 
-    refused("are needed", checkpoint="")
-    refused("exclude each other", int8=True, fp16=True)
+    refused("are required", checkpoint="")
+    refused("cannot be combined", int8=True, fp16=True)
     refused("no checkpoint there", checkpoint=str(tmp_path / "none"))
     refused("contains other files", output_dir=str(ROOT / "docs"))
     refused("no labels.json", data_path=str(tmp_path))
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    refused("onnxscript: pip install -r tools/export/requirements.txt")
+    refused("onnxscript; pip install -r tools/export/requirements.txt")
 
 
 class Impatient(torch.nn.Module):
@@ -527,7 +527,7 @@ def test_a_tokenizer_that_is_not_fast_is_refused(joint, tmp_path):
     shutil.copytree(joint.best, folder, ignore=shutil.ignore_patterns("tokenizer*"))
     ByT5Tokenizer().save_pretrained(folder)
     seal(folder)
-    with pytest.raises(UserError, match="not a fast one"):
+    with pytest.raises(UserError, match="has a slow tokenizer"):
         export(ExportConfig(checkpoint=str(folder), output_dir=str(tmp_path / "new")))
 
 

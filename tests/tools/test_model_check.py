@@ -361,7 +361,7 @@ def test_logits_that_are_not_finite_end_the_checks(logits, tiny, monkeypatch):
 
 def test_columns_that_no_head_reads_are_found(kinds, monkeypatch):
     failed = failed_checks(case_of(kinds()), monkeypatch, ["extras"])
-    assert failed == {"extras": "no answer changes when age change: no head reads them"}
+    assert failed == {"extras": "no answer changes when age change; no head reads them"}
 
 
 def test_a_loss_of_another_size_is_reported_with_advice(tiny, monkeypatch):

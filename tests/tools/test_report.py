@@ -576,10 +576,10 @@ def test_the_page_is_made_again_without_a_model(trained, tmp_path, monkeypatch):
     before, after = figures_in(trained / "run/report.html"), figures_in(page)
     assert all(after[key] == before[key] for key in ("scores", "tasks", "slices", "learning"))
     assert "概览" in page.read_text(encoding="utf-8")
-    with pytest.raises(UserError, match="never: no run of that name in output"):
+    with pytest.raises(UserError, match="never: no such run in output"):
         report(ReportConfig(runs=("never",)))
     (tmp_path / "output/empty").mkdir()
-    with pytest.raises(UserError, match="no answers"):
+    with pytest.raises(UserError, match="no stored answers"):
         report(ReportConfig(runs=("empty",)))
     assert not (tmp_path / "output/never").exists()
 
@@ -597,7 +597,7 @@ def test_runs_are_compared_on_the_rows_that_they_share(trained, tmp_path):
     assert found["options"] == {"use_crf": [False, None]} and found["left_out"] == 0
     same = compare.paired([bootstrap.statistics_of(class_rows(80), {"mood": "classification"})] * 2, 80)
     assert same["mood_accuracy"][1]["difference_low"] == same["mood_accuracy"][1]["difference_high"] == 0.0
-    for names, said in ((("run", "run"), "at least two"), (("run", "none"), "no run of that name"), ((), "name a run")):
+    for names, said in ((("run", "run"), "at least two"), (("run", "none"), "no such run"), ((), "name one run")):
         with pytest.raises(UserError, match=said):
             report(ReportConfig(runs=names, output_dir=str(output)))
 

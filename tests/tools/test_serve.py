@@ -335,7 +335,7 @@ def test_sigterm_loses_no_request_that_was_accepted(shipped):
         server.process.wait(60)
         for thread in threads:
             thread.join()
-    assert server.process.returncode == 0 and "all accepted requests are answered" in server.said
+    assert server.process.returncode == 0 and "all accepted requests were answered" in server.said
     assert set(found) == {200} and not lost
 
 

@@ -1,1 +1,1 @@
-"""Checks an edited model for `main.py --debug`: docs/checking.md."""
+"""The model checks of `main.py --debug` (docs/checking.md)."""

@@ -1,4 +1,4 @@
-"""Shared by the checks of --debug: the model and data under test, and comparisons of logits."""
+"""Shared code of the --debug checks: the model and data under test, and comparisons of logits."""
 
 import copy
 import subprocess
@@ -25,19 +25,19 @@ Tensors = dict[str, torch.Tensor]  # inputs by name; labels or logits by task
 
 
 class Failed(Exception):
-    """Raised by a check that finds an error, with its description."""
+    """Raised by a check that fails. The message describes the error."""
 
 
 class Skipped(Exception):
-    """Raised by a check that does not apply, with the reason."""
+    """Raised by a check that does not apply. The message is the reason."""
 
 
 @dataclass
 class Case:
-    """The subject of the checks.
+    """The model and data under test.
 
-    build(**changes): a new Trainer with the user's options and these changes, and the data, tokenizer and seed of the
-    run. data: some rows of train. best: the checkpoint of the trial run, or None. command: how to start main.py.
+    build(**changes): returns a new Trainer with the data, tokenizer and seed of the run and the user's options with
+    these changes. data: some rows of train. best: the checkpoint of the trial run, or None. command: starts main.py.
     """
 
     build: Callable[..., Trainer]
@@ -45,7 +45,7 @@ class Case:
     best: Path | None
     command: list
     notes: list[str] = field(default_factory=list)  # unusual but intended behaviour
-    overfitted: MyModel | None = None  # the model after overfitting some texts
+    overfitted: MyModel | None = None  # the model that overfitted some texts
     other: tuple[subprocess.Popen, Path] | None = None  # see other_process in checkpoints.py
 
     @cached_property
@@ -55,16 +55,16 @@ class Case:
 
     @cached_property
     def trained(self) -> MyModel:
-        """The model with the weights of the trial run, or an untrained one. Copy it before changing it."""
+        """The model with the weights of the trial run, if there are any. Copy it before you change it."""
         model = copy.deepcopy(self.trainer.model)
         if self.best is not None:
-            with suppress(UserError):  # another check reports a checkpoint that cannot be loaded
+            with suppress(UserError):  # another check reports checkpoints that cannot be loaded
                 checkpoint.load_weights(model, self.best)
         model.encoder.float()  # so that bf16 rounding is not reported as an error
         return model
 
     def model_and_batch(self, num_rows: int = 8, training: bool = False) -> tuple[MyModel, Batch]:
-        """A copy of the trained model, in this mode, and a batch for it."""
+        """Returns a copy of the trained model in the given mode, and a batch."""
         return copy.deepcopy(self.trained).train(training), self.batch(self.rows[:num_rows])
 
     def batch(self, rows: Iterable[int]) -> Batch:
@@ -72,11 +72,11 @@ class Case:
 
     @cached_property
     def rows(self) -> list[int]:
-        """Up to 16 rows short enough to be padded; those with labels for the most tasks come first."""
+        """Up to 16 rows that are short enough to be padded. Rows with labels for the most tasks come first."""
         longest = min(self.data.featurizer.max_length, num_positions(self.trained.encoder) or 10**6) - 8
-        every = range(len(self.data.lengths))
-        short = [row for row in every if self.data.lengths[row] <= longest]
-        return sorted(short or every, key=self.num_labels, reverse=True)[:16]
+        all_rows = range(len(self.data.lengths))
+        short = [row for row in all_rows if self.data.lengths[row] <= longest]
+        return sorted(short or all_rows, key=self.num_labels, reverse=True)[:16]
 
     def num_labels(self, row: int) -> int:
         return sum(bool(has_label(labels).any()) for labels in self.data.batch([row]).labels.values())
@@ -87,13 +87,13 @@ def has_label(labels: torch.Tensor) -> torch.Tensor:
 
 
 def logits_of(model: MyModel, inputs: Tensors, labels: Tensors | None = None) -> Tensors:
-    """{task: logits} without padding positions."""
+    """Returns {task: logits} without padding positions."""
     heads = model.output_layer.heads
     return {name: heads[name].real_logits(logits, inputs) for name, logits in model(inputs, labels).logits.items()}
 
 
 def difference(first: Tensors, second: Tensors, tolerance: float = 1e-3) -> str | None:
-    """A message with the relative difference of the first task whose logits differ, or None."""
+    """Describes the difference in the first task whose logits differ; returns None if none does."""
     for name, logits in first.items():
         gap = float((logits - second[name]).abs().max() / logits.abs().max().clamp(min=1e-6)) if logits.numel() else 0.0
         if not gap <= tolerance:
@@ -102,13 +102,13 @@ def difference(first: Tensors, second: Tensors, tolerance: float = 1e-3) -> str 
 
 
 def require_same(change: str, first: Tensors, second: Tensors, tolerance: float = 1e-3) -> None:
-    """Raises Failed if logits differ. change: describes the difference between the two runs, for the message."""
-    if wrong := difference(first, second, tolerance):
-        raise Failed(f"{change} {wrong}")
+    """Raises Failed if logits differ. change: what differs between the two runs, as the start of the message."""
+    if message := difference(first, second, tolerance):
+        raise Failed(f"{change} {message}")
 
 
 def padding_mixer(encoder: nn.Module) -> str | None:
-    """The encoder's family if its outputs depend on padding by design, otherwise None."""
+    """Returns the encoder's family if its outputs depend on padding by design, otherwise None."""
     family = getattr(getattr(encoder, "config", None), "model_type", None)
     return family if family in MIXES_PADDING else None
 

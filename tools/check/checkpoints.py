@@ -1,4 +1,4 @@
-"""Checks of checkpoints and predictions, in a resumed run and in a new process."""
+"""Checks that predictions and checkpoints are the same after resuming and in a new process."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from engine.train import checkpoint
 from tools.check.case import Case, Failed, Skipped, padding_mixer
 from trainer import Trainer
 
-NO_SIGNAL = 1000  # stands for a missing signal number
+NO_SIGNAL = 1000  # a signal number that does not exist
 
 
 @torch.enable_grad()
@@ -43,7 +43,7 @@ def check_resume(case: Case) -> None:
         resumed = case.build(**options, model_version="stopped")
         with torch.no_grad():
             for name in dict(resumed.model.named_parameters()).keys() & lora.kept_tensors(resumed.model).keys():
-                resumed.model.get_parameter(name).zero_()  # they must be restored from the checkpoint
+                resumed.model.get_parameter(name).zero_()  # must be restored from the checkpoint
         run_until(resumed, last)
         paths = [trainer.checkpoints / f"step_{last:08d}" / "manifest.json" for trainer in (whole, resumed)]
         expected, actual = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
@@ -75,7 +75,7 @@ def check_prediction(case: Case) -> None:
     for name, labels in predicted.items():
         differ = sum(not is_same(*pair) for pair in zip(labels, evaluation.predicted[name]))
         if differ and (family := padding_mixer(trainer.model.encoder)):
-            case.notes.append(f"{family} mixes padding into its answers: {differ} depend on the batch size")
+            case.notes.append(f"{family} mixes padding into its answers by design: {differ} depend on the batch size")
             return
         if differ:
             raise Failed(f"{differ} of {len(labels)} answers for {name!r} differ between batches of 64 and of 5")
@@ -90,7 +90,7 @@ def is_same(first: Any, second: Any) -> bool:
 
 @contextmanager
 def other_process(case: Case) -> Iterator[tuple[subprocess.Popen, Path]]:
-    """Starts a process that evaluates and labels the rows from the checkpoint alone. Returns it and its folder."""
+    """Context manager that yields a process which evaluates and labels the rows from the checkpoint, and its folder."""
     config = case.trainer.config
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
@@ -111,7 +111,7 @@ def other_process(case: Case) -> Iterator[tuple[subprocess.Popen, Path]]:
 
 def check_other_process(case: Case) -> None:
     if case.other is None or case.best is None:
-        raise Skipped("the trial run left no checkpoint")
+        raise Skipped("the trial run saved no checkpoint")
     process, folder = case.other
     _, errors = process.communicate()
     if process.returncode:

@@ -1,4 +1,4 @@
-"""Checks that outputs depend only on the right inputs, and checks devices and precision."""
+"""Checks that outputs depend only on the right inputs, and checks of devices and precision."""
 
 import copy
 import random
@@ -17,10 +17,10 @@ from tools.check.case import Case, Failed, Skipped, difference, is_own, logits_o
 def check_padding(case: Case) -> None:
     model, batch = case.model_and_batch()
     together, fill = logits_of(model, batch.inputs), {"input_ids": case.data.pad_id}
-    more = min(8, (num_positions(model.encoder) or 10**6) - batch.inputs["input_ids"].shape[1])
+    extra = min(8, (num_positions(model.encoder) or 10**6) - batch.inputs["input_ids"].shape[1])
     by_token = {name: tensor for name, tensor in batch.inputs.items() if name != "extras"}
-    longer = {name: pad(tensor, (0, more), value=fill.get(name, 0)) for name, tensor in by_token.items()}
-    wrong = difference(together, logits_of(model, batch.inputs | longer))
+    padded = {name: pad(tensor, (0, extra), value=fill.get(name, 0)) for name, tensor in by_token.items()}
+    wrong = difference(together, logits_of(model, batch.inputs | padded))
     if wrong is None:
         alone = [logits_of(model, case.batch([row]).inputs) for row in case.rows[:8]]
         wrong = difference({name: torch.cat([logits[name] for logits in alone]) for name in together}, together)
@@ -28,7 +28,7 @@ def check_padding(case: Case) -> None:
         by_design = f"{family} mixes padding into its answers by design"
         case.notes.append(f"{by_design}, so single and batched inputs give different outputs: {wrong}")
     elif wrong:
-        raise Failed(f"with {more} more padding tokens, or alone instead of in a batch, {wrong}")
+        raise Failed(f"with {extra} more padding tokens, or alone instead of in a batch, {wrong}")
 
 
 def check_order(case: Case) -> None:
@@ -44,10 +44,10 @@ def check_other_rows(case: Case) -> None:
     device = case.trainer.device
     changed = {name: tensor.clone() for name, tensor in batch.inputs.items()}
     mask = batch.inputs["attention_mask"].bool()
-    ids, others = batch.inputs["input_ids"][mask], mask.clone()
-    others[0] = False
-    drawn = torch.randint(len(ids), (int(others.sum()),), generator=torch.Generator().manual_seed(0))
-    changed["input_ids"][others] = ids[drawn.to(device)]
+    ids, other_rows = batch.inputs["input_ids"][mask], mask.clone()
+    other_rows[0] = False
+    drawn = torch.randint(len(ids), (int(other_rows.sum()),), generator=torch.Generator().manual_seed(0))
+    changed["input_ids"][other_rows] = ids[drawn.to(device)]
     if "extras" in changed:
         changed["extras"][1:] += 1.0
     for mode in ("evaluation", "training"):
@@ -66,7 +66,7 @@ def check_other_rows(case: Case) -> None:
 
 
 def check_later_words(case: Case) -> None:
-    """For causal encoders: later tokens must not change earlier hidden states."""
+    """Checks that later tokens do not change earlier hidden states of a causal encoder."""
     model, batch = case.model_and_batch(4)
     if not is_causal(model.encoder):
         raise Skipped("the encoder is not causal")
@@ -81,19 +81,19 @@ def check_later_words(case: Case) -> None:
 
 def check_determinism(case: Case) -> None:
     model, batch = case.model_and_batch()
-    seen = []
+    outputs = []
     for seed in (1, 2):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             random.seed(seed)
-            seen.append(logits_of(model, batch.inputs))
-    require_same("between two runs of the same batch", seen[0], seen[1], tolerance=1e-5)
+            outputs.append(logits_of(model, batch.inputs))
+    require_same("between two runs of the same batch", outputs[0], outputs[1], tolerance=1e-5)
 
 
 def check_extras(case: Case) -> None:
     model, batch = case.model_and_batch()
     if "extras" not in batch.inputs:
-        raise Skipped("there are no extra columns")
+        raise Skipped("the data has no extra columns")
     logits, ignored = model(batch.inputs).logits, []
     for number, name in enumerate(case.data.featurizer.extras):
         changed = batch.inputs | {"extras": batch.inputs["extras"].clone()}
@@ -101,7 +101,7 @@ def check_extras(case: Case) -> None:
         if difference(logits, model(changed).logits, tolerance=1e-7) is None:
             ignored.append(name)
     if ignored:
-        raise Failed(f"no answer changes when {shorten(ignored)} change: no head reads them")
+        raise Failed(f"no answer changes when {shorten(ignored)} change; no head reads them")
 
 
 def check_inputs_unchanged(case: Case) -> None:
@@ -111,15 +111,15 @@ def check_inputs_unchanged(case: Case) -> None:
     model.decode(output.logits, batch.inputs)
     for part, earlier in ((batch.inputs, before.inputs), (batch.labels, before.labels)):
         for name in part.keys() | earlier.keys():
-            moved = name not in part or name not in earlier
-            if moved or not torch.equal(part[name].nan_to_num(), earlier[name].nan_to_num()):
+            is_new_or_missing = name not in part or name not in earlier
+            if is_new_or_missing or not torch.equal(part[name].nan_to_num(), earlier[name].nan_to_num()):
                 raise Failed(f"forward or decode changes {name!r} of the batch")
 
 
 def check_device(case: Case) -> None:
-    """With another default device, tensors created without a device cannot be combined with the model's own."""
+    """Changes the default device, so tensors that are created without a device cause an error."""
     model, batch = case.model_and_batch(4)
-    model(batch.inputs, batch.labels)  # creates lazy caches on the right device
+    model(batch.inputs, batch.labels)  # fills lazy caches on the right device
     try:
         with torch.device("meta"):
             output = model(batch.inputs, batch.labels)
@@ -129,7 +129,7 @@ def check_device(case: Case) -> None:
         frames = traceback.extract_tb(error.__traceback__)
         last = [frame for frame in frames if not Path(frame.filename).is_relative_to(in_torch)][-1]
         if not is_own(last.filename):  # raised by another library
-            raise Skipped(f"it cannot be checked for this encoder ({first_line(error)})") from None
+            raise Skipped(f"this encoder cannot be checked ({first_line(error)})") from None
         line = f"{Path(last.filename).name}:{last.lineno} ({last.line})"
         raise Failed(f"{line} uses a tensor that was created without a device ({first_line(error)})") from None
     if wrong := [name for name, logits in output.logits.items() if logits.device != batch.inputs["input_ids"].device]:

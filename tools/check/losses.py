@@ -22,11 +22,11 @@ def check_shapes(case: Case) -> None:
             raise Failed(f"{name!r}: decode {wrong}")
         weights = head.label_weights(labels, batch.inputs)
         if weights.dtype == torch.bool and (weights & ~has_label(labels).view_as(weights)).any():
-            raise Failed(f"{name!r}: label_mask counts missing labels")
+            raise Failed(f"{name!r}: label_mask includes missing labels")
 
 
 def wrong_answers(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
-    """Describes an error of `decode` on these, random or extreme logits; None if there is none."""
+    """Describes an error of `decode` on these, random or extreme logits; returns None if there is none."""
     labels = head.task.labels
     seen: set[int] = set()
     shape = batch.inputs["word_mask"].shape if head.level == "words" else batch.rows.shape
@@ -38,7 +38,7 @@ def wrong_answers(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
             return "returns probabilities that are not between 0 and 1"
         if labels and not answers.is_floating_point() and answers.dtype != torch.bool:
             if answers.min() < 0 or answers.max() >= len(labels):
-                return f"returns label {int(answers.max())} of {len(labels)}: does the head have one logit per label?"
+                return f"returns label {int(answers.max())} of {len(labels)}; the head must have one logit per label"
             seen |= set(answers.flatten().tolist())
         for answer, probability in zip(answers.tolist(), probabilities.tolist()):
             head.to_labels(answer, probability)
@@ -48,7 +48,7 @@ def wrong_answers(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
 
 
 def extreme_logits(logits: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yields logits (B, C) in which one class, or the first classes, dominate: decode must return every label."""
+    """Yields logits (B, C) in which one class, or the first classes, dominate, so decode must return every label."""
     if logits.ndim == 2:
         size = logits.shape[1]
         signs = torch.cat([2 * torch.eye(size) - 1, 1 - 2 * torch.ones(size + 1, size).triu()]).to(logits.device)
@@ -57,7 +57,7 @@ def extreme_logits(logits: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def wrong_spans(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
-    """Describes an error of `decode` on these or random span logits; None if there is none."""
+    """Describes an error of `decode` on these or random span logits; returns None if there is none."""
     sizes = batch.inputs["word_mask"].sum(1).tolist()
     for chosen in (logits, 10 * torch.randn_like(logits)):
         answers, probabilities = head.decode(chosen, batch.inputs)
@@ -85,14 +85,14 @@ def check_first_loss(case: Case) -> None:
         if kind == "multilabel" and case.trainer.config.class_weights == "balanced":
             continue  # the weights of rare labels are unbounded
         expected, shown = expected_first_loss(head, labels)
-        least = 0.0 if kind == "regression" else 0.4 * expected
-        if not least <= loss.item() <= 2.5 * expected + 0.3:
+        minimum = 0.0 if kind == "regression" else 0.4 * expected
+        if not minimum <= loss.item() <= 2.5 * expected + 0.3:
             advice = "if it is not a cross-entropy, set first_loss in the head"
             raise Failed(f"the loss of {name!r} starts at {loss.item():.3g}, not {shown}; {advice}")
 
 
 def expected_first_loss(head: Any, labels: torch.Tensor) -> tuple[float, str]:
-    """The expected loss of random guessing, and its description."""
+    """Returns the expected loss of random guessing and its description."""
     task = head.task
     if head.first_loss is not None:
         return head.first_loss, f"near {head.first_loss:g}"
@@ -110,12 +110,12 @@ def check_mean_loss(case: Case) -> None:
     doubled = select(batch, 2 * list(range(len(batch.rows))))
     once, twice = [model(part.inputs, part.labels).total_loss for part in (batch, doubled)]
     if not abs(twice - once) <= 1e-3 * abs(once):
-        losses = f"the loss is {twice.item():.4g}, with each once {once.item():.4g}"
-        raise Failed(f"with each text twice in the batch {losses}")
+        change = f"from {once.item():.4g} to {twice.item():.4g}"
+        raise Failed(f"the loss changes {change} when the batch contains each text twice")
 
 
 def skip_if_rows_are_compared(case: Case) -> None:
-    """Skips the check if the loss of a row depends on other rows by design, as in contrastive learning."""
+    """Skips the check if losses depend on other rows of the batch by design (contrastive learning, …)."""
     if names := [name for name, head in case.trained.output_layer.heads.items() if head.compares_rows]:
         raise Skipped(f"the loss of {shorten(names)} compares the rows of a batch, so it depends on --batch_size")
 
@@ -132,7 +132,7 @@ def check_accumulation(case: Case) -> None:
     model, batch = case.model_and_batch(9)
     rows = list(range(len(batch.rows)))
     if len(rows) < 2:
-        raise Skipped("there is only one row")
+        raise Skipped("the data has only one row")
     counts = model.count_labels(batch.inputs, batch.labels)
     losses, gradients = [], []
     for parts in ([rows], [rows[: len(rows) // 2], rows[len(rows) // 2 :]]):
@@ -146,8 +146,8 @@ def check_accumulation(case: Case) -> None:
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     gap = float((gradients[0] - gradients[1]).norm() / gradients[0].norm().clamp(min=1e-12))
     if not (abs(losses[0] - losses[1]) <= 1e-3 * abs(losses[0]) and gap <= 1e-2):
-        in_parts = f"the same batch in two parts {losses[1]:.4g}, and the gradients differ by {gap:.1%}"
-        raise Failed(f"one batch has a loss of {losses[0]:.4g}, {in_parts}")
+        values = f"{losses[0]:.4g} in one batch and {losses[1]:.4g} in two parts"
+        raise Failed(f"the loss is {values}, and the gradients differ by {gap:.1%}")
 
 
 @torch.enable_grad()
@@ -159,4 +159,4 @@ def check_no_labels(case: Case) -> None:
     if loss.requires_grad:
         loss.backward()
     if wrong := [name for name, p in model.named_parameters() if p.grad is not None and not (p.grad == 0).all()]:
-        raise Failed(f"texts without labels give {shorten(wrong)} a gradient: is it NaN behind torch.where?")
+        raise Failed(f"texts without labels give {shorten(wrong)} a gradient; look for NaN behind torch.where")

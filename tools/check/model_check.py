@@ -1,7 +1,7 @@
-"""The checks of `main.py --debug`: does an edited model still satisfy the invariants of all models?
+"""Runs the checks of `main.py --debug`, which test if an edited model still has the invariants of all models.
 
-A check is a function of a Case that raises Failed with a description of the error (any other exception is a failure
-too), or Skipped. It runs without gradients unless it enables them. Add checks of your own model to CHECKS.
+A check is a function of a Case that raises Failed with a description of the error, or Skipped; any other exception is a
+failure too. Checks run without gradients unless they enable them. Add checks of your own model to CHECKS.
 """
 
 import logging
@@ -25,7 +25,7 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
     ("shapes, labels and label counts", losses.check_shapes, "the head's forward, decode and label_mask"),
     ("the first loss is near that of random guessing", losses.check_first_loss, "the head's loss; MyLoss"),
     ("the loss is a mean over labels", losses.check_mean_loss, "the head's loss: a sum, which MyLoss averages"),
-    ("accumulation equals one batch", losses.check_accumulation, "losses that use other rows of their batch"),
+    ("accumulation equals one batch", losses.check_accumulation, "losses that depend on other rows of the batch"),
     ("texts without labels have no loss", losses.check_no_labels, "the head's loss where labels are IGNORE or NaN"),
     (
         "every trained parameter gets a gradient, frozen ones none",
@@ -36,9 +36,9 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
     (
         f"the model can overfit {training.NUM_TEXTS} texts",
         training.check_overfitting,
-        "the loss against decode: shifted labels, softmax twice",
+        "differences between loss and decode: shifted labels, softmax twice",
     ),
-    ("answers do not depend on the labels", training.check_labels_unseen, "what forward does with labels"),
+    ("answers do not depend on the labels", training.check_labels_unseen, "how forward uses the labels"),
     ("extra columns change the answers", inputs.check_extras, "inputs['extras'] in the forward of a head"),
     ("padding changes nothing", inputs.check_padding, "attention_mask in encode, pooling and the head"),
     ("the order in a batch changes nothing", inputs.check_order, "sums and norms over dimension 0"),
@@ -48,16 +48,16 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
     ("forward does not change its inputs", inputs.check_inputs_unchanged, "methods ending in _, assignments to inputs"),
     ("the model follows .to(device)", inputs.check_device, "torch.zeros, arange, tensor without device="),
     ("half precision is close to full", inputs.check_half_precision, "large constants, sums of many terms, exp"),
-    ("predictions equal evaluation", checkpoints.check_prediction, "decode, where it depends on the batch"),
+    ("predictions equal evaluation", checkpoints.check_prediction, "decode, if it depends on the batch"),
     ("resuming equals an uninterrupted run", checkpoints.check_resume, "plain attributes, other sources of randomness"),
     ("a new process gives the same answers", checkpoints.check_other_process, "load_checkpoint and build_model"),
 ]
 
 
 def check_model(case: Case) -> dict[str, str]:
-    """Runs all checks and logs a line for each and a summary. Returns {failed check: error}.
+    """Runs all checks and logs one line per check and a summary. Returns {failed check: error}.
 
-    On SIGTERM and SIGINT it raises Interrupted after the current check.
+    After SIGTERM or SIGINT it finishes the current check and raises Interrupted.
     """
     failed: dict[str, str] = {}
     skipped = 0
@@ -76,7 +76,7 @@ def check_model(case: Case) -> dict[str, str]:
                 logger.info(line + "".join(f"; note: {note}" for note in case.notes))
             stop.check()
             if check is losses.check_shapes and "not finite" in message:
-                logger.error("the other checks would fail for the same reason")
+                logger.error("skipping the other checks, which would fail for the same reason")
                 break
     if failed:
         logger.error(f"{len(failed)} of {len(CHECKS)} checks FAILED (exit code 3)")
@@ -86,7 +86,7 @@ def check_model(case: Case) -> dict[str, str]:
 
 
 def run_check(check: Callable[[Case], None], case: Case) -> tuple[str, str]:
-    """("ok", "skipped" or "FAILED", the reason if it is not ok)"""
+    """Runs a check -> ("ok", "skipped" or "FAILED", the reason if it is not ok)."""
     case.notes.clear()
     try:
         with ExitStack() as stack, torch.no_grad():
@@ -100,15 +100,15 @@ def run_check(check: Callable[[Case], None], case: Case) -> tuple[str, str]:
         return "FAILED", str(error)
     except Interrupted:
         raise
-    except Exception as error:  # an edited model can raise anything
+    except Exception as error:  # an edited model may raise any exception
         return "FAILED", describe(error)
     return "ok", ""
 
 
 @contextmanager
 def rehearsal() -> Iterator[list[Exception]]:
-    """`with rehearsal() as failures:` wraps the trial run. An exception is logged as one line, with the traceback in
-    the log file, so that the checks can find the cause. UserError, Interrupted and OSError propagate."""
+    """Context manager for the trial run. Logs an exception as one line, with the traceback in the log file, and adds it
+    to the yielded list, so the checks can find the cause. UserError, Interrupted and OSError propagate."""
     failures: list[Exception] = []
     try:
         yield failures
@@ -116,7 +116,7 @@ def rehearsal() -> Iterator[list[Exception]]:
         raise
     except Exception as error:
         failures.append(error)
-        advice = "The checks run anyway; the traceback is in the log file"
+        advice = "The checks still run; the traceback is in the log file"
         logger.error(f"the trial run FAILED: {describe(error)}. {advice}")
         for handler in logger.handlers:
             if isinstance(handler, logging.FileHandler):
@@ -124,7 +124,7 @@ def rehearsal() -> Iterator[list[Exception]]:
 
 
 def describe(error: Exception) -> str:
-    """type: first line (file:line: code), with the innermost frame in this repository's files outside tools/check."""
+    """Returns "type: first line (file:line: code)" with the innermost frame in this repository, outside tools/check."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_own(frame.filename)]
     own = [frame for frame in frames if Path(frame.filename).parent != Path(__file__).parent]
     position = f" ({Path(own[-1].filename).name}:{own[-1].lineno}: {own[-1].line})" if own else ""

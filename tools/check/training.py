@@ -1,4 +1,4 @@
-"""Checks of training: gradients, registration, and the ability to overfit a few texts."""
+"""Checks of training: gradients, registered modules, and overfitting a few texts."""
 
 import copy
 import time
@@ -16,7 +16,7 @@ from engine.train.optimization import parameter_groups
 from model_utils import MyModel
 from tools.check.case import Case, Failed, Skipped, has_label, logits_of, require_same, shorten
 
-NUM_TEXTS, SECONDS = 20, 25  # texts to overfit, and the time limit for it
+NUM_TEXTS, SECONDS = 20, 25  # number of texts to overfit and time limit
 
 
 @torch.enable_grad()
@@ -31,16 +31,16 @@ def check_gradients(case: Case) -> None:
     if not_finite := [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()]:
         raise Failed(f"the gradient of {shorten(not_finite)} is not finite")
     if zero := [name for name, gradient in gradients.items() if not gradient.any()]:
-        case.notes.append(f"{shorten(zero)} get a gradient of zero: maybe these rows have none of their labels")
+        case.notes.append(f"{shorten(zero)} have zero gradients; perhaps these rows have none of their labels")
     require_used(case, model)
     optimized = {id(p) for group in case.trainer.optimizer.param_groups for p in group["params"]}
     trained = [(name, p) for name, p in case.trainer.model.named_parameters() if p.requires_grad]
     if missing := [name for name, p in trained if id(p) not in optimized]:
-        raise Failed(f"the optimizer does not have {shorten(missing)}")
+        raise Failed(f"the optimizer does not contain {shorten(missing)}")
 
 
 def require_encoder_gradients(model: MyModel, batch: Batch) -> None:
-    """Raises Failed if a task's loss gives the encoder no gradient."""
+    """Raises Failed if the loss of a task gives the encoder no gradient."""
     encoder = [p for p in model.encoder.parameters() if p.requires_grad]
     for name, loss in model(batch.inputs, batch.labels).losses.items():
         if encoder and has_label(batch.labels[name]).any():
@@ -58,19 +58,19 @@ def require_frozen(model: MyModel, config: Config) -> None:
     if lora.base_of(model):
         base = [name for name in parameters if name.startswith("encoder.") and not lora.is_adapter(name)]
         if trained := [name for name in base if parameters[name].requires_grad]:
-            raise Failed(f"{shorten(trained)} of the base model are trained, though only LoRA's matrices should be")
+            raise Failed(f"{shorten(trained)} of the base model are trained, but only LoRA's matrices should be")
         frozen = [name for name in frozen if name not in base]
     if frozen and not (config.freeze_layers or config.unfreeze_layers):
-        raise Failed(f"{shorten(frozen)} are frozen, though --freeze_layers is 0")
+        raise Failed(f"{shorten(frozen)} are frozen, but --freeze_layers is 0")
 
 
 def require_used(case: Case, model: MyModel) -> None:
-    """Raises Failed if trained parameters have no gradient; a few in a library's encoder only get a note."""
+    """Raises Failed if trained parameters have no gradient. A few in a library's encoder only add a note."""
     unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     in_encoder = [name for name in unused if name.startswith("encoder.")]
     few = len(in_encoder) < len(list(model.encoder.parameters())) / 2
     if in_encoder and few and is_of_a_library(model.encoder):
-        case.notes.append(f"{shorten(in_encoder)} of this encoder get no gradient; some families have unused parts")
+        case.notes.append(f"{shorten(in_encoder)} of this encoder get no gradient; some families have unused weights")
         unused = [name for name in unused if name not in in_encoder]
     if unused:
         raise Failed(f"{shorten(unused)} get no gradient")
@@ -90,11 +90,11 @@ def check_registered(case: Case) -> None:
                 continue
             for path, item in unregistered(value, known, f"{name or 'the model'}.{attribute}"):
                 kind = "a module" if isinstance(item, nn.Module) else "a tensor"
-                raise Failed(f"{path} is not registered: {kind} in a plain attribute is not saved, moved or trained")
+                raise Failed(f"{path} is not registered; {kind} in a plain attribute is not saved, moved or trained")
 
 
 def unregistered(value: Any, known: set[int], path: str, depth: int = 3) -> Iterator[tuple[str, Any]]:
-    """Yields (path, item) for modules and tensors in an attribute whose ids are not in `known`."""
+    """Yields (path, item) for the modules and tensors in an attribute whose ids are not in `known`."""
     if isinstance(value, nn.Module | torch.Tensor):
         if id(value) not in known:
             yield path, value
@@ -133,14 +133,14 @@ def check_overfitting(case: Case) -> None:
         if accuracy > 0.89 and (losses[name] < 0.35 * first[name] or config.label_smoothing > 0):
             continue
         if any(p.requires_grad for p in model.encoder.parameters()):
-            fall = f"after {step} steps on {len(rows)} texts the loss is {losses[name]:.3g}, first {first[name]:.3g}"
-            advice = ": loss and decode disagree" if losses[name] < 0.2 * first[name] else ""
-            raise Failed(f"{name!r}: {fall}, with {accuracy:.0%} of the answers right{advice}")
+            change = f"{losses[name]:.3g} (initially {first[name]:.3g}) after {step} steps on {len(rows)} texts"
+            advice = "; loss and decode disagree" if losses[name] < 0.2 * first[name] else ""
+            raise Failed(f"{name!r}: the loss is {change}, and {accuracy:.0%} of the answers are right{advice}")
         case.notes.append(f"{name!r}: with the frozen encoder {accuracy:.0%} of {len(rows)} texts are right")
 
 
 def distinct_rows(case: Case) -> list[int]:
-    """Up to NUM_TEXTS rows with distinct texts, as equal texts may have different labels; labelled rows first."""
+    """Returns up to NUM_TEXTS rows, labelled ones first, with distinct texts, as equal ones may differ in labels."""
     by_text: dict[tuple[int, ...], int] = {}
     for row in sorted(range(len(case.data.lengths)), key=lambda row: (-case.num_labels(row), case.data.lengths[row])):
         by_text.setdefault(tuple(case.data.batch([row]).inputs["input_ids"][0].tolist()), row)
@@ -149,11 +149,11 @@ def distinct_rows(case: Case) -> list[int]:
 
 @torch.no_grad()
 def accuracies(model: MyModel, batch: Batch) -> dict[str, float]:
-    """{task: share of labels predicted correctly}, as counted by the head, in eval mode."""
+    """Returns {task: share of labels predicted correctly in eval mode}, as counted by the head."""
     model.eval()
     decoded = model.decode(model(batch.inputs).logits, batch.inputs)
     heads = model.output_layer.heads
-    counts = {name: heads[name].hits(*found, batch.labels[name]) for name, found in decoded.items()}
+    counts = {name: heads[name].hits(*answer, batch.labels[name]) for name, answer in decoded.items()}
     return {name: hits / num_labels for name, (hits, num_labels) in counts.items() if num_labels}
 
 

@@ -1,1 +1,1 @@
-"""Trains and scores every fold: docs/folds.md."""
+"""Trains and scores every fold of a cross-validation (docs/folds.md)."""

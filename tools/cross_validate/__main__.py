@@ -3,10 +3,10 @@
     python data_process.py --input DATA --output_dir dataset/NAME --n_splits 5
     python -m tools.cross_validate --data_path dataset/NAME --pretrain_model_path bert-base-uncased
 
-Takes main.py's flags. Each fold is a run in OUTPUT_DIR/<version>-fold_<k>; the same command resumes an interrupted one.
-OUTPUT_DIR/<version>-folds gets out_of_fold.csv (each row once, labelled by the model that was not trained on it),
-predictions.csv (the test part, labelled with the folds' mean probabilities), folds.json (scores of each fold,
-mean, standard deviation) and report.html (docs/report.md).
+Accepts the flags of main.py. Each fold is a run in OUTPUT_DIR/<version>-fold_<k>; repeat the command to resume. The
+results are in OUTPUT_DIR/<version>-folds: out_of_fold.csv (every row, labelled by the model that was not trained on
+it), predictions.csv (the test part, labelled with the folds' mean probabilities), folds.json (scores per fold, mean and
+standard deviation) and report.html (docs/report.md).
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ def main(config: Config) -> int:
     folder = config.run_dir.with_name(f"{config.run_dir.name}-folds")
     folder.mkdir(parents=True, exist_ok=True)
     logger = get_logger(folder / "train.log", logging.INFO)
-    rows: list[dict[str, Any]] = []  # the rows of out_of_fold.csv
+    rows: list[dict[str, Any]] = []  # rows of out_of_fold.csv
     answers: list[dict[str, Any]] = []  # the same rows for the report
     averages, head_states, test_set = [], [], None
     for fold in folds:
@@ -76,23 +76,23 @@ def main(config: Config) -> int:
 
 
 def folds_of(config: Config) -> list[Config]:
-    """The options of each fold's run, in order. Raises UserError without folds, or for options of main.py that have no
-    effect on folds or do not work there."""
+    """Returns the options of each fold's run, in order. Raises UserError if there are no folds, or for options of
+    main.py that do not apply to folds."""
     for name in ("predict_file", "predict_output", "checkpoint", "shard", "fold"):
         if getattr(config, name) != getattr(Config, name):
-            advice = "use main.py with --fold, or tools.ensemble, once the folds are trained"
-            raise UserError(f"tools.cross_validate trains and scores every fold; it takes no --{name}: {advice}")
+            advice = "when the folds are trained, use main.py with --fold, or tools.ensemble"
+            raise UserError(f"--{name} cannot be used with tools.cross_validate, which trains every fold; {advice}")
     if is_launched():
         raise UserError("tools.cross_validate trains the folds sequentially in one process; start it without torchrun")
     numbers = sorted(int(path.name[5:]) for path in config.data_dir.glob("fold_*"))
     if not numbers:
-        raise UserError(f"{config.data_dir}: has no folds; make them with data_process.py --n_splits 5")
+        raise UserError(f"{config.data_dir}: no folds; create them with data_process.py --n_splits 5")
     options: dict[str, Any] = dict(do_train=True, do_eval=True, do_predict=False, resume=True)
     return [dataclasses.replace(config, fold=number, **options) for number in numbers]
 
 
 def load_fold(fold: Config) -> tuple[Any, ...]:
-    """(Trainer with the fold's best model, loader of its dev part, loader of the test part or None)."""
+    """Returns (Trainer with the fold's best model, loader of its dev part, loader of the test part or None)."""
     from data_loader import MyDataLoader, MyDataset
     from engine.run.device import to_device
     from main import load_trained
@@ -117,7 +117,7 @@ def log_result(result: dict[str, Any], num_folds: int, logger: logging.Logger) -
 
 
 def write_report(folder: Path, trainer: Any, folds: list[Config], parts: list[str]) -> None:
-    """Writes report.html of all folds from the answers already in the folder. trainer: the Trainer of any fold"""
+    """Writes report.html of all folds from the answers in the folder. trainer: the Trainer of one of the folds"""
     import metrics
     from engine.predict.answers import write_about
     from tools.report.page import show_report

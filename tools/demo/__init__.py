@@ -1,1 +1,1 @@
-"""Labels typed text, in the terminal or in a web page: docs/demo.md."""
+"""Labels typed text in a web page or in the terminal (docs/demo.md)."""

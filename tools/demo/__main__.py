@@ -1,4 +1,4 @@
-"""Labels typed text with the best checkpoint of a run, in a web page on this machine or in the terminal.
+"""Labels typed text with the best checkpoint of a run, on a local web page or in the terminal.
 
 pip install -r tools/demo/requirements.txt
 python -m tools.demo --model_version sample               # a page at http://127.0.0.1:8000
@@ -20,27 +20,27 @@ from logging_config import get_logger
 
 @dataclass
 class DemoConfig:
-    """Options of `tools.demo`; those it shares with main.py mean the same."""
+    """Options of `tools.demo`. Those of main.py have the same meaning."""
 
-    terminal: bool = option(False, "a prompt in the terminal instead of a web page")
-    address: str = option("127.0.0.1:8000", "address of the page; port 0: a free port")
+    terminal: bool = option(False, "use a prompt in the terminal instead of a web page")
+    address: str = option("127.0.0.1:8000", "address of the page; port 0 selects a free port")
     checkpoint: str = option("", "checkpoint folder (default: best of the run)", group="model")
     model_version: str = option("", "name of the run's folder in --output_dir (default: derived from the data)")
     output_dir: str = option("output", "folder of the runs")
-    data_path: str = option(Config.data_path, "processed folder whose test part provides the page's examples")
+    data_path: str = option(Config.data_path, "processed folder; the page shows examples from its test part")
     pretrain_model_path: str = option("", "path of the base model of a LoRA adapter, if it has moved")
     device: str = option("auto", "auto, cpu, cuda:0, mps, xpu, npu", group="machine")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("fp32", "autocast to half precision")
     eval_batch_size: int = option(64, "texts per batch")
-    report_language: Literal["auto", "en", "zh"] = option("auto", "language of the page; auto: as the texts")
+    report_language: Literal["auto", "en", "zh"] = option("auto", "language of the page; auto: that of the texts")
 
     def __post_init__(self) -> None:
         if is_launched():
-            raise UserError("tools.demo works in a single process; start it without torchrun")
-        self.for_run()  # checks them
+            raise UserError("tools.demo runs in a single process; start it without torchrun")
+        self.for_run()  # validates the options
 
     def for_run(self) -> Config:
-        """The main.py options used to load the checkpoint."""
+        """Returns the main.py options that load the checkpoint."""
         names = {field.name for field in dataclasses.fields(Config)}
         return Config(do_predict=True, **{name: value for name, value in vars(self).items() if name in names})
 
@@ -58,7 +58,7 @@ def main(config: DemoConfig) -> int:
             from tools.demo.page import listen, run_demo
         except ImportError as error:
             advice = "pip install -r tools/demo/requirements.txt, or use --terminal, which has no extra dependencies"
-            raise UserError(f"the page needs the package {error.name}: {advice}") from None
+            raise UserError(f"the page needs the package {error.name}; {advice}") from None
         listening = listen(config.address)
     options, size = config.for_run(), config.eval_batch_size
     best = Path(config.checkpoint or options.run_dir / "checkpoints/best")

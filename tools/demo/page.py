@@ -1,13 +1,13 @@
-"""python -m tools.demo: a web page on this machine that labels typed text.
+"""The web page of `python -m tools.demo`, which labels typed text.
 
-    GET  /         the page, without resources from other hosts
-    GET  /example  a random row of the test part, as returned by `Examples.shown`
+    GET  /         the page, which loads nothing from other hosts
+    GET  /example  a random row of the test part, in the format of `Examples.shown`
     POST /label    {"texts": [a string, or {"text" or "tokens", "text_pair"?, "extras"?, "id"?}]}
-                   -> {"answers": [as from a Labeller]}; {"error": a sentence} with 400 for an invalid request, 413 for
-                   one that is too long
+                   -> {"answers": [answers of a Labeller]}; {"error": message} with 400 for an invalid request and 413
+                   for one that is too long
 
-The server listens on the loopback address unless --address is set. There it only answers requests for its own host
-name, which prevents DNS rebinding by other sites in the browser.
+The server listens on the loopback address unless --address is set. On loopback it only answers requests for its own
+host names, which prevents DNS rebinding by other sites in the browser.
 """
 
 import json
@@ -33,12 +33,12 @@ from tools.report.texts import Words, language_of
 from tools.serve import connections
 
 logger = logging.getLogger("template")
-MAX_BYTES = 8_000_000  # per request: enough for MAX_TEXTS pairs of MAX_CHARACTERS in most scripts
+MAX_BYTES = 8_000_000  # per request; enough for MAX_TEXTS pairs of MAX_CHARACTERS in most scripts
 FIELDS = ("text", "send", "another", "examples", "gold", "cut", "none", "unreachable")
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Parses '127.0.0.1:8000', '[::1]:8000' or 'localhost:0' as (host, port). Raises UserError for anything else."""
+    """Parses '127.0.0.1:8000', '[::1]:8000' or 'localhost:0' as (host, port). Raises UserError if it is invalid."""
     host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
@@ -47,13 +47,13 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def listen(address: str) -> socket.socket:
-    """A socket listening at --address. Raises UserError if that fails."""
+    """Opens a listening socket at --address. Raises UserError if that fails."""
     host, port = parse_address(address)
     try:
         return connections.listen(host, port)
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (")[0].lower()
-        raise UserError(f"--address={address}: {reason}; choose another one") from None
+        raise UserError(f"--address={address}: {reason}; choose another address") from None
 
 
 def run_demo(label: Labeller, examples: Examples, listening: socket.socket, address: str, language: str) -> int:
@@ -63,11 +63,11 @@ def run_demo(label: Labeller, examples: Examples, listening: socket.socket, addr
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=3)
     server = uvicorn.Server(config)
     for number in (signal.SIGINT, signal.SIGTERM):
-        # uvicorn shuts down cleanly on a signal and then re-raises it for the previous handler, which is this
+        # uvicorn shuts down on a signal and then re-raises it for the previous handler, which is this one
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     logger.info(f"http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C stops the server)")
     server.run(sockets=[listening])
-    logger.info("the page is closed")
+    logger.info("the server has stopped")
     return 0
 
 
@@ -82,11 +82,11 @@ def page(label: Labeller, examples: Examples, language: str) -> str:
 
 
 def texts_of(body: bytes) -> list[Any]:
-    """The texts of a request. Raises UserError if it is invalid."""
+    """Returns the texts of a request. Raises UserError if it is invalid."""
     try:
         given = json.loads(body)
     except (ValueError, RecursionError):
-        raise UserError("the request is not JSON") from None
+        raise UserError("the request is not valid JSON") from None
     texts = given.get("texts") if isinstance(given, dict) else None
     if not isinstance(texts, list) or not texts:
         raise UserError('the request must be {"texts": [one or more texts]}')
@@ -94,15 +94,15 @@ def texts_of(body: bytes) -> list[Any]:
 
 
 def build_app(label: Labeller, examples: Examples, hosts: list[str], language: str) -> Starlette:
-    """The ASGI application of the server. hosts: host names that requests may use"""
+    """Builds the ASGI application. hosts: host names that requests may use"""
     html, reader = page(label, examples, language), connections.BodyReader(MAX_BYTES)
 
     def show(_: Request) -> HTMLResponse:
         return HTMLResponse(html, headers={"X-Frame-Options": "DENY", "Cache-Control": "no-store"})
 
     def example(_: Request) -> JSONResponse:
-        found = examples.random_row()
-        return JSONResponse(found) if found else JSONResponse({"error": "there are no examples"}, 404)
+        row = examples.random_row()
+        return JSONResponse(row) if row else JSONResponse({"error": "there are no examples"}, 404)
 
     async def answer(request: Request) -> JSONResponse:
         try:
@@ -113,10 +113,10 @@ def build_app(label: Labeller, examples: Examples, hosts: list[str], language: s
             return JSONResponse({"answers": await run_in_threadpool(label, texts)})
         except connections.TooLarge as error:
             return JSONResponse({"error": str(error)}, error.status)
-        except UserError as error:  # its message may contain lone surrogates
+        except UserError as error:  # the message may contain lone surrogates
             return JSONResponse({"error": str(error).encode("utf-8", "replace").decode()}, 400)
-        except ValueError:  # raised by JSON, which has no NaN
-            return JSONResponse({"error": "the model's output is NaN: its training has diverged"}, 500)
+        except ValueError:  # raised for NaN, which JSON does not support
+            return JSONResponse({"error": "the model's output is NaN, as its training diverged; train it again"}, 500)
 
     return Starlette(
         routes=[Route("/", show), Route("/example", example), Route("/label", answer, methods=["POST"])],

@@ -1,6 +1,6 @@
-"""python -m tools.demo --terminal: a terminal prompt that labels each typed text.
+"""The prompt of `python -m tools.demo --terminal`, which labels typed text.
 
-If stdin is not a terminal, each line is a text and there is no prompt. Colours are used only in terminals, unless
+If stdin is not a terminal, every line is a text and no prompt is shown. Colours are used in terminals only, and not if
 NO_COLOR is set (https://no-color.org).
 """
 
@@ -31,7 +31,7 @@ def run_prompt(label: Labeller) -> int:
     is_terminal = stdin.isatty()
     paint = painter(stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb")
     if is_terminal:
-        with contextlib.suppress(ImportError):  # arrow keys, and lines longer than the terminal's limit
+        with contextlib.suppress(ImportError):  # enables arrow keys and long lines
             import readline  # noqa: F401
         print("Type a text; Ctrl-D quits.")
     while True:
@@ -51,7 +51,7 @@ def run_prompt(label: Labeller) -> int:
 
 
 def ask(tasks: Tasks, is_terminal: bool) -> dict[str, Any] | None:
-    """Reads one line for each input: the text, a second text, each column. None if the text is empty."""
+    """Reads the text, the second text and the numeric columns, a line each. Returns None if the text is empty."""
 
     def read(name: str) -> str:
         return input(f"{name}> " if is_terminal else "").removesuffix("\r")
@@ -67,7 +67,7 @@ def ask(tasks: Tasks, is_terminal: bool) -> dict[str, Any] | None:
 
 
 def painter(colours: bool) -> Paint:
-    """Returns paint(text, SGR codes), which colours a text and replaces control characters by U+FFFD."""
+    """Returns paint(text, SGR codes), which colours a text and replaces its control characters with U+FFFD."""
 
     def paint(text: str, *codes: object) -> str:
         plain = "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in text)
@@ -81,7 +81,7 @@ def answer_lines(answer: dict[str, Any], paint: Paint) -> str:
     width = max(len(task["task"]) for task in answer["tasks"])
     lines = [f"  {paint(task['task'].ljust(width), DIM)}  {answer_line(task, paint)}" for task in answer["tasks"]]
     if answer["cut"]:
-        lines.append(f"  {answer['cut']} sub-tokens at the end were cut off: the text is longer than --max_length")
+        lines.append(f"  {answer['cut']} sub-tokens at the end were truncated; the text is longer than --max_length")
     return "\n".join(lines)
 
 
@@ -98,7 +98,7 @@ def answer_line(task: dict[str, Any], paint: Paint) -> str:
 
 
 def marked_line(pieces: list, paint: Paint, colours: Sequence[object] = ()) -> str:
-    """A line with possibly nested entities as [text type], coloured by type."""
+    """Formats a line with possibly nested entities as [text type], coloured by type."""
     line = ""
     for piece in pieces:
         if isinstance(piece, str):

@@ -20,49 +20,49 @@ from tools.report.marked import Mark, split_crossing, tree
 MAX_CHARACTERS = 10_000  # per text
 MAX_TEXTS = 64  # per request
 MAX_ROW = 1_000_000  # bytes of an example row
-MAX_LABELS = 5  # most probable labels to show
+MAX_LABELS = 5  # number of labels to show
 Given = Any  # a text, or {"text" or "tokens", "text_pair"?, "extras"?: {column: number}, "id"?}; not yet checked
 KEYS = ("text", "tokens", "text_pair", "extras", "id")
 Tasks = dict[str, Any]  # as in labels.json
 
 
 def as_example(given: Given, tasks: Tasks) -> dict[str, Any]:
-    """An example for these tasks. Raises UserError if the input is invalid."""
+    """Converts typed input to an example for these tasks. Raises UserError if the input is invalid."""
     given = {"text": given} if isinstance(given, str) else given
     tokens = given.get("tokens", [""]) if isinstance(given, dict) else None
     are_strings = isinstance(tokens, list) and bool(tokens) and all(isinstance(token, str) for token in tokens)
     if not are_strings or not given.keys() & {"text", "tokens"} or not isinstance(given.get("text", ""), str):
         raise UserError('each text must be a string, or an object with a string "text" or a list of strings "tokens"')
     if unknown := sorted(given.keys() - {*KEYS}):
-        raise UserError(f"unknown key {unknown[0]!r}; a text may have {', '.join(KEYS)}")
+        raise UserError(f"unknown key {unknown[0]!r}; the keys are {', '.join(KEYS)}")
     if pairs_of(tasks) and not isinstance(given.get("text_pair"), str):
-        raise UserError("this model reads pairs of texts: text_pair must be a string")
+        raise UserError("this model reads pairs of texts; text_pair must be a string")
     if not isinstance(given.get("extras") or {}, dict):
-        raise UserError("extras must be an object with a number for each column")
+        raise UserError("extras must be an object with one number per column")
     read = [key for key in ("text", "tokens", *(["text_pair"] if pairs_of(tasks) else [])) if key in given]
     example = {"id": str(given.get("id", "0"))} | {key: given[key] for key in read}
     if not text_of(example).strip():
         raise UserError("the text is empty")
     for text in (" ".join(given[key]) if key == "tokens" else given[key] for key in read):
         if len(text) > MAX_CHARACTERS:
-            raise UserError(f"the text has {len(text):,} characters; at most {MAX_CHARACTERS:,} are allowed")
+            raise UserError(f"the text has {len(text):,} characters; the maximum is {MAX_CHARACTERS:,}")
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UserError("the text contains a lone surrogate, or bytes that are not UTF-8")
     return next(prepare_inputs([example | {"extras": given.get("extras") or {}}], tasks, "typed"))
 
 
 class Labeller:
-    """`label(texts)` labels typed texts with a Trainer's model.
+    """A function label(texts) that labels typed texts with the model of a Trainer.
 
-    load: examples -> a MyDataLoader. Concurrent calls run one at a time.
+    load(examples) -> MyDataLoader. Concurrent calls run one at a time.
     """
 
     def __init__(self, trainer: Any, load: Callable[[list[dict[str, Any]]], Any]) -> None:
         self.trainer, self.tasks, self.load, self.lock = trainer, trainer.tasks, load, Lock()
 
     def __call__(self, texts: Sequence[Given]) -> list[dict[str, Any]]:
-        """[{"prediction": as in predictions.jsonl, "tasks": [results of `view`], "cut": truncated sub-tokens}].
-        Raises UserError if a text is invalid."""
+        """Returns [{"prediction": row of predictions.jsonl, "tasks": [results of `view`], "cut": truncated
+        sub-tokens}]. Raises UserError if a text is invalid."""
         examples = [as_example(text, self.tasks) for text in texts]
         with self.lock:
             loader = self.load(examples)
@@ -81,10 +81,10 @@ class Labeller:
 def view(
     example: dict[str, Any], name: str, tasks: Tasks, label: Any, probability: Any = None, average: Any = None
 ) -> dict[str, Any]:
-    """A task's answer or gold label for display: {"task", "kind"} and
+    """Formats a task's answer or gold label for display, as {"task", "kind"} and
 
-    for words: "marked", the text in pieces: strings, and {"label", "colour", "first", "inside": pieces};
-    for regression: "value"; for labels: "labels", [[label, probability or None, whether chosen]], likeliest first.
+    for tags and spans "marked", the text in pieces: strings and {"label", "colour", "first", "inside": pieces};
+    for regression "value"; otherwise "labels", [[label, probability or None, is_chosen]], most probable first.
     """
     task = tasks[name]
     kind = task.kind
@@ -94,37 +94,37 @@ def view(
     if isinstance(label, int | float) and not task.labels:
         return shown | {"value": label}
     chosen = label if isinstance(label, list) else [label]
-    found = distribution(average, task.labels, label, kind)
-    if found is None:
-        several = isinstance(probability, list) and len(probability) == len(chosen)
-        found = dict(zip(chosen, probability if several else [probability] * len(chosen)))
-    likeliest = sorted(found.items(), key=lambda item: -(item[1] or 0))
+    by_label = distribution(average, task.labels, label, kind)
+    if by_label is None:
+        has_one_each = isinstance(probability, list) and len(probability) == len(chosen)
+        by_label = dict(zip(chosen, probability if has_one_each else [probability] * len(chosen)))
+    likeliest = sorted(by_label.items(), key=lambda item: -(item[1] or 0))
     kept = [item for number, item in enumerate(likeliest) if number < MAX_LABELS or item[0] in chosen]
     return shown | {"labels": [[name, p, name in chosen] for name, p in kept]}
 
 
 def marked(example: dict[str, Any], task: Any, tasks: Tasks, label: Any) -> list:
-    """The pieces of a text, marked with its entities or, for other tags, the tag of each word."""
+    """Splits a text into pieces marked with its entities or, for other tags, with the tag of each word."""
     text, spans = text_and_offsets(example, tasks)
     assert spans is not None  # the example has tokens
     kinds = sorted({tag.partition("-")[2] or tag for tag in task.labels if tag != "O"})
     if task.has_spans:
         kinds = list(task.labels)
-        found = [entity(kind, spans[first][0], spans[last][1], text) for first, last, kind in label]
+        items = [entity(kind, spans[first][0], spans[last][1], text) for first, last, kind in label]
     elif task.is_tagging and names_entities(task):
-        found = entities(label, spans, text)
+        items = entities(label, spans, text)
     else:
         kinds = task.labels
-        found = [entity(tag, start, end, text) for tag, (start, end) in zip(label, spans) if tag != "O"]
-    marks = [Mark(e["start"], e["end"], e["label"], "right") for e in found if e["start"] < e["end"]]
+        items = [entity(tag, start, end, text) for tag, (start, end) in zip(label, spans) if tag != "O"]
+    marks = [Mark(e["start"], e["end"], e["label"], "right") for e in items if e["start"] < e["end"]]
     colours = {kind: number % 8 for number, kind in enumerate(kinds)}
     return pieces(tree(text, split_crossing(marks)), colours)
 
 
-def pieces(found: list, colours: dict[str, int]) -> list:
+def pieces(nested: list, colours: dict[str, int]) -> list:
     """Converts a tree from tools/report/marked.py to JSON."""
     items: list = []
-    for item in found:
+    for item in nested:
         if not isinstance(item, str):
             mark, inside = item
             colour = colours.get(mark.label, 0)
@@ -134,7 +134,7 @@ def pieces(found: list, colours: dict[str, int]) -> list:
 
 
 class Examples:
-    """Example rows from the test part of the first folder that has the model's tasks and labels; none are cached."""
+    """Reads example rows from the test part of the first folder that has the model's tasks and labels."""
 
     def __init__(self, folders: Iterable[str | Path], tasks: Tasks) -> None:
         self.tasks, self.path = tasks, next((p for p in map(Path, folders) if fits(p, tasks)), None)
@@ -146,7 +146,7 @@ class Examples:
             return list(filter(None, (self.shown(line) for line, _ in zip(file, range(most)))))
 
     def random_row(self, rng: Any = random) -> dict[str, Any] | None:
-        """A random row, biased towards long ones; None if no valid row is found."""
+        """Returns a random row, biased towards long ones; None if no valid row is found."""
         if self.path is None:
             return None
         with open(self.path / "test.jsonl", "rb") as file:
@@ -156,12 +156,12 @@ class Examples:
                 start = max(0, position - MAX_ROW)
                 file.seek(start)
                 file.seek(start + file.read(position - start).rfind(b"\n") + 1)
-                if found := self.shown(file.readline(MAX_ROW)):
-                    return found
+                if row := self.shown(file.readline(MAX_ROW)):
+                    return row
         return None
 
     def shown(self, line: bytes) -> dict[str, Any] | None:
-        """A row as {"given": input for `as_example`, "gold": [results of `view`]}; None if it is invalid here."""
+        """Converts a row to {"given": input of `as_example`, "gold": [results of `view`]}; None if it is invalid."""
         try:
             row = json.loads(line)
             given = {"text": text_and_offsets(row, self.tasks)[0]}
@@ -177,8 +177,8 @@ class Examples:
 def fits(folder: Path, tasks: Tasks) -> bool:
     """Whether a data folder has a test part and the labels of these tasks."""
     try:
-        found = read_tasks(folder / "labels.json")
-        labels = [{name: task.labels for name, task in side.items()} for side in (found, tasks)]
+        folder_tasks = read_tasks(folder / "labels.json")
+        labels = [{name: task.labels for name, task in side.items()} for side in (folder_tasks, tasks)]
         return labels[0] == labels[1] and (folder / "test.jsonl").is_file()
     except (OSError, UserError):
         return False

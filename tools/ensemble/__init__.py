@@ -1,1 +1,1 @@
-"""Combines several trained runs into one model, and measures which runs help: docs/ensemble.md."""
+"""Combines several trained runs into one model and measures which runs help (docs/ensemble.md)."""

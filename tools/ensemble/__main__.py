@@ -1,14 +1,14 @@
-"""Combines several trained runs into one model: scores them on dev and test, selects on dev, and labels texts.
+"""Combines several trained runs into one model: scores runs on dev and test, selects runs on dev, and labels texts.
 
     python -m tools.ensemble output/a output/b output/c
     python -m tools.ensemble output/a output/b output/c --predict_file texts.txt --predict_output labelled.csv
 
-A RUN is a run folder (its checkpoints/best is used) or a checkpoint folder. Encoders and tokenizers may differ; tasks,
+RUN is a run folder (its checkpoints/best is used) or a checkpoint folder. Encoders and tokenizers may differ; tasks,
 labels and heads (CRF or not) must be the same. Probabilities are averaged; for a CRF, path scores (docs/ensemble.md).
 
-Without --predict_file it scores each run, all runs together, and the runs that a greedy search on dev selects, with the
-gain over the best single run. OUTPUT_DIR/ensemble gets ensemble.json with all these scores, and eval.json,
-predictions.csv of the test part and report.html for all runs together, or for the selected ones with --select.
+Without --predict_file, it scores each run, all runs together, and the runs selected by a greedy search on dev, and
+compares them with the best single run. The results are in OUTPUT_DIR/ensemble: ensemble.json with all scores, and
+eval.json, predictions.csv of the test part and report.html for all runs or, with --select, for the selected runs.
 """
 
 import dataclasses
@@ -40,30 +40,30 @@ logger = logging.getLogger("template")
 
 @dataclass(frozen=True)
 class EnsembleConfig(ReadingOptions):
-    """Options of `tools.ensemble`; those it shares with main.py mean the same."""
+    """Options of `tools.ensemble`. Those of main.py have the same meaning."""
 
     runs: tuple[str, ...] = option((), "two or more run folders or checkpoint folders", positional="RUN")
-    data_path: str = option("", "processed folder with the dev and test parts (default: the first run's)")
-    select: bool = option(False, "label and report with the runs selected on dev, instead of all")
-    monitor: str = option("", "dev score to select by, such as slots_f1 (default: the first run's)")
+    data_path: str = option("", "processed folder with the dev and test parts (default: that of the first run)")
+    select: bool = option(False, "label and report with the runs selected on dev instead of all runs")
+    monitor: str = option("", "dev score to optimise, such as slots_f1 (default: that of the first run)")
     output_dir: str = option("output", "parent folder of the ensemble's folder")
     model_version: str = option("ensemble", "name of the ensemble's folder")
     predict_file: str = option("", "file to label, in any format that data_process.py reads", group="labelling")
     predict_output: str = option("", ".csv or .jsonl to write (default: predictions.csv in the ensemble's folder)")
-    resume: bool = option(False, "continue an interrupted labelling, or start if there is none")
+    resume: bool = option(False, "resume an interrupted labelling if there is one")
     force_resume: bool = option(False, "resume even if checkpoints or options have changed")
     spreadsheet_safe: bool = option(False, "put an apostrophe before cells that a spreadsheet would run as formulas")
     device: str = option("auto", "auto, cpu, cuda:0, mps, xpu, npu", group="machine")
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "autocast to half precision")
     eval_batch_size: int = option(64, "texts per batch; scores do not depend on it")
     pretrain_model_path: str = option("", "path of the base model of LoRA adapters, if it has moved")
-    report_language: Literal["auto", "en", "zh"] = option("auto", "language of report.html; auto: as the texts")
+    report_language: Literal["auto", "en", "zh"] = option("auto", "language of report.html; auto: that of the texts")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "runs", tuple(self.runs))
         if len(self.runs) < 2:
-            raise UserError("name two or more runs; to evaluate a single run use main.py --do_eval")
-        self.for_runs()  # checks them
+            raise UserError("name two or more runs; use main.py --do_eval to evaluate a single run")
+        self.for_runs()  # validates the options
 
     @property
     def folder(self) -> Path:
@@ -71,7 +71,7 @@ class EnsembleConfig(ReadingOptions):
         return Path(self.output_dir) / self.model_version
 
     def for_runs(self) -> Config:
-        """The main.py options used to load each run and to label texts."""
+        """Returns the main.py options that load each run and label texts."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(Config) if f.name in vars(self)}
         return Config(do_predict=bool(self.predict_file), **values)
 
@@ -93,25 +93,25 @@ def main(config: EnsembleConfig) -> None:
     options = dataclasses.replace(config.for_runs(), data_path=str(data_path))
     texts = texts_of(options) if config.predict_file else None
     if (config.folder / "args.json").exists() or (config.folder / "checkpoints").exists():
-        raise UserError(f"{config.folder} holds a run of main.py; name the ensemble's folder with --model_version")
+        raise UserError(f"{config.folder} contains a run of main.py; choose another folder with --model_version")
     keep_freed_memory(device)
-    with lock_folder(config.folder, "name another folder with --model_version"):
+    with lock_folder(config.folder, "choose another folder with --model_version"):
         get_logger(config.folder / "train.log")
-        for run, its_config in zip(runs, trained):
-            if parts and its_config.data_dir.resolve() != data_path.resolve():
-                leak = f"if that contains dev or test texts of {data_path}, its scores here are inflated"
-                logger.warning(f"{run.name} was trained on {its_config.data_dir}: {leak}")
+        for run, run_config in zip(runs, trained):
+            if parts and run_config.data_dir.resolve() != data_path.resolve():
+                leak = f"if that contains dev or test texts of {data_path}, the scores are inflated"
+                logger.warning(f"{run.name} was trained on {run_config.data_dir}; {leak}")
         load = partial(load_trained, config=options, device=device)
         committee = Committee(runs, load, loader_of, options, device, metrics)
         if texts:
             label(committee, config, monitor, parts.get("dev"), texts)
         else:
             score(committee, config, monitor, parts)
-            leave_report(committee, config, trained, list(parts))
+            report(committee, config, trained, list(parts))
 
 
 def parts_of(config: EnsembleConfig, runs: list["Run"], trained: list[Config]) -> tuple[Path, dict[str, Path]]:
-    """(processed folder, {"dev", "test": file} of existing parts, or {} to label without dev)."""
+    """Returns (processed folder, {"dev", "test": file} of existing parts); {} if labelling does not need dev."""
     from preprocess.schema import check_same_labels
 
     data_path = Path(config.data_path) if config.data_path else trained[0].data_dir
@@ -120,17 +120,17 @@ def parts_of(config: EnsembleConfig, runs: list["Run"], trained: list[Config]) -
         return data_path, {}
     if not exists:
         missing = f"{data_path}, on which {runs[0].name} was trained, does not exist"
-        raise UserError(f"{missing}; name a processed folder with --data_path")
+        raise UserError(f"{missing}; pass a processed folder with --data_path")
     check_same_labels(data_path, runs[0].tasks)
     parts = {part: data_path / f"{part}.jsonl" for part in ("dev", "test")}
     parts = {part: path for part, path in parts.items() if path.exists()}
     if not parts or (config.select and "dev" not in parts):
-        raise UserError(f"{data_path}: no dev.jsonl to score and select on; name another folder with --data_path")
+        raise UserError(f"{data_path}: no dev.jsonl to score and select on; pass another folder with --data_path")
     return data_path, parts
 
 
 def calibrates(tasks: dict[str, Task]) -> bool:
-    """Whether any head fits something on dev, such as thresholds."""
+    """Whether a head is calibrated on dev (thresholds)."""
     from model_utils import HEADS
 
     return any(getattr(HEADS.get(task.type), "needs_calibration", False) for task in tasks.values())
@@ -139,7 +139,7 @@ def calibrates(tasks: dict[str, Task]) -> bool:
 def loader_of(
     source: str | Path | list[dict[str, Any]], featurizer: "Featurizer", batch_size: int, name: str
 ) -> "MyDataLoader":
-    """A MyDataLoader over a processed file or a list of texts to label. name: the run's name, for warnings"""
+    """Creates a MyDataLoader for a processed file or a list of texts to label. name: the run's name, for warnings"""
     from data_loader import MyDataLoader, MyDataset
     from engine.data.cuts import warn_of_cuts
 
@@ -150,7 +150,7 @@ def loader_of(
 
 
 def label(committee: "Committee", config: EnsembleConfig, monitor: str, dev_path: Path | None, texts: Any) -> None:
-    """Labels --predict_file with the mean of all runs or, with --select, of those selected on dev."""
+    """Labels --predict_file with the mean of all runs or, with --select, of the runs selected on dev."""
     from engine.predict.labelling import label_rows
     from tools.ensemble.selection import Selection
 
@@ -163,15 +163,15 @@ def label(committee: "Committee", config: EnsembleConfig, monitor: str, dev_path
         committee.decide(members, dev)
         depends["SHA-256 of dev"] = sha256(dev_path)[:16]
     elif calibrates(committee.tasks):
-        logger.warning("there is no dev part to fit thresholds on (--data_path); they are the mean of the runs'")
+        logger.warning("no dev part to fit thresholds on (--data_path); using the mean of the runs' thresholds")
     checkpoints = [committee.runs[member].folder for member in committee.members]
     output = config.predict_output or config.folder / "predictions.csv"
     label_rows(committee, texts, committee.collect_rows, output, *checkpoints, **depends)
 
 
 def score(committee: "Committee", config: EnsembleConfig, monitor: str, paths: dict[str, Path]) -> None:
-    """Scores each run, all runs and the selected ones; logs the scores and writes ensemble.json. Writes eval.json,
-    predictions.csv and answers/ for all runs or, with --select, for the selected ones."""
+    """Scores each run, all runs together and the selected runs; logs the scores and writes ensemble.json. Writes
+    eval.json, predictions.csv and answers/ for all runs or, with --select, for the selected runs."""
     from engine.predict.answers import rows_of, write_rows
     from engine.predict.predictions import prediction_rows, write_predictions
     from tools.ensemble.selection import assess, summary
@@ -191,18 +191,18 @@ def score(committee: "Committee", config: EnsembleConfig, monitor: str, paths: d
         write_predictions(rows, folder / "predictions.csv", config.spreadsheet_safe)
 
 
-def leave_report(committee: "Committee", config: EnsembleConfig, trained: list[Config], parts: list[str]) -> None:
-    """Writes report.html from the answers in the folder, with all runs' learning curves and shared options."""
+def report(committee: "Committee", config: EnsembleConfig, trained: list[Config], parts: list[str]) -> None:
+    """Writes report.html from the answers in the folder, with the learning curves and shared options of all runs."""
     from engine.predict.answers import options_of, write_about
     from tools.report.page import show_report
 
     homes = [run.home for run in committee.runs if run.home]
     folds = [os.path.relpath(home, config.folder.resolve().parent) for home in dict.fromkeys(homes)]
-    first, *others = map(options_of, trained)
-    shared = {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
-    seeds = ", ".join(str(its_config.random_seed) for its_config in trained)
-    more = dict(folds=folds, options=shared, seed=seeds)
-    write_about(config.folder, committee, trained[0], parts, committee.metrics, **more)
+    first, *rest = map(options_of, trained)
+    shared = {name: value for name, value in first.items() if all(other.get(name) == value for other in rest)}
+    seeds = ", ".join(str(run_config.random_seed) for run_config in trained)
+    extra = dict(folds=folds, options=shared, seed=seeds)
+    write_about(config.folder, committee, trained[0], parts, committee.metrics, **extra)
     show_report(config.folder, config.report_language, config.spreadsheet_safe)
 
 

@@ -1,4 +1,4 @@
-"""Selects the runs of an ensemble on dev, and estimates without selection bias whether the selection helps."""
+"""Selects the runs of an ensemble on dev, and estimates the gain of the selection without selection bias."""
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,34 +16,34 @@ from engine.task.task import Task
 from tools.report.bootstrap import SHARE, TIMES, statistics_of
 from tools.report.compare import paired
 
-Order = list[tuple[int, float]]  # members in selection order, each with the resulting score
+Order = list[tuple[int, float]]  # members in order of selection, with the score after each
 MOST = 50  # maximum number of members of a selection
-SHARES, SEED = 5, 20240101  # folds of dev for cross-fitting; seed of the split
+SHARES, SEED = 5, 20240101  # number of folds for cross-fitting on dev; seed of the split
 
 
 def select(number: int, score: Callable[[list[int]], float], better: Callable[[float, float], bool]) -> Order:
-    """Greedy forward selection with replacement (Caruana et al., Ensemble Selection from Libraries of Models, 2004) of
-    members 0 … number - 1.
+    """Selects members from 0 … number - 1 by greedy forward selection with replacement (Caruana et al., Ensemble
+    Selection from Libraries of Models, 2004).
 
-    Starts with the best member and repeatedly adds the one that gives the best score, until none improves it. Adding a
-    member again raises its weight; ties go to the first. score: members -> value; better: (new, old) -> bool
+    Starts with the best member and repeatedly adds the member that improves the score most, until none does. Adding a
+    member again raises its weight. Ties go to the first. score(members) -> value; better(new, old) -> bool
     """
     chosen: Order = []
     while len(chosen) < MOST:
         members = [member for member, _ in chosen]
-        top = 0, score([*members, 0])
+        best = 0, score([*members, 0])
         for member in range(1, number):
             value = score([*members, member])
-            if better(value, top[1]):
-                top = member, value
-        if chosen and not better(top[1], chosen[-1][1]):
+            if better(value, best[1]):
+                best = member, value
+        if chosen and not better(best[1], chosen[-1][1]):
             break
-        chosen.append(top)
+        chosen.append(best)
     return chosen
 
 
 class Selection:
-    """Chooses members of a committee. dev: its dev Part; monitor: the dev score to optimise."""
+    """Selects members of a committee. dev: its dev Part; monitor: the dev score to optimise."""
 
     def __init__(self, committee: Committee, dev: Part, monitor: str) -> None:
         self.committee, self.dev, self.monitor = committee, dev, monitor
@@ -52,7 +52,7 @@ class Selection:
         self.fits = any(head.needs_calibration for head in committee.heads.values())
 
     def labels(self, members: Collection[int], rows: np.ndarray) -> dict[str, list]:
-        """{task: labels} of these members for all of dev, with thresholds fitted on these rows."""
+        """Returns {task: labels} of these members for all of dev, with thresholds fitted on these rows."""
         key = *sorted(members), rows.tobytes() if self.fits else b""
         if key not in self.cache:
             self.committee.decide(members, self.dev, rows)
@@ -60,7 +60,7 @@ class Selection:
         return self.cache[key]
 
     def order(self, rows: np.ndarray | None = None) -> Order:
-        """The selection on these rows of dev, or on all. Raises UserError if dev has no label to score."""
+        """Selects members on these rows of dev, or on all. Raises UserError if dev has no labels to score."""
         inside, metrics = np.arange(self.size) if rows is None else rows, self.committee.metrics
 
         def only_inside(labels: dict[str, list]) -> dict[str, list]:
@@ -78,13 +78,13 @@ class Selection:
         return order
 
     def groups(self, order: Order) -> dict[str, list[int]]:
-        """{"best", "all", "selected": members}; "best" is the best run alone."""
+        """Returns {"best", "all", "selected": members}; "best" is the best single run."""
         members = [member for member, _ in order]
         return {"best": members[:1], "all": list(range(len(self.committee.runs))), "selected": members}
 
     def cross_fitted(self) -> dict[str, dict[str, float]]:
-        """{group: scores} on dev by cross-fitting: each fold is labelled by the members chosen on the other folds, with
-        thresholds fitted on the other folds. {} if dev has a single row."""
+        """Computes {group: scores} on dev by cross-fitting: each fold is labelled by members that were selected, and
+        whose thresholds were fitted, on the other folds. {} if dev has a single row."""
         answers: dict[str, dict[str, list]] = {}
         folds = np.array_split(np.random.default_rng(SEED).permutation(self.size), SHARES) if self.size > 1 else []
         for fold in tqdm(folds, desc="cross-fitting on dev", leave=False, delay=2):
@@ -99,8 +99,8 @@ class Selection:
 
 
 def monitor_of(asked: str, trained: str, tasks: dict[str, Task], metrics: ModuleType) -> str:
-    """The score to select by: `asked`, otherwise the run's --monitor, otherwise the default. Raises UserError if
-    `asked` cannot be computed from answers alone, such as the loss."""
+    """Returns the score to optimise: `asked`, otherwise the run's --monitor, otherwise the default. Raises UserError if
+    `asked` cannot be computed from answers (the loss)."""
     names = [name for name in metrics.score_names(tasks) if not name.endswith("loss")]
     if asked and asked not in names:
         raise UserError(f"--monitor={asked} is not one of the scores: {', '.join(names)}")
@@ -110,9 +110,9 @@ def monitor_of(asked: str, trained: str, tasks: dict[str, Task], metrics: Module
 def assess(
     committee: Committee, parts: Mapping[str, Part], monitor: str
 ) -> tuple[dict[str, Any], dict[str, dict[str, Predictions]]]:
-    """(content of ensemble.json, {group: {title: Predictions}}) from {"dev", "test": Part}, or one of them.
+    """Scores the runs and groups of runs -> (content of ensemble.json, {group: {title: Predictions}}).
 
-    Groups are "all" and, if there is a dev part, "best" (a single run) and "selected".
+    parts: {"dev", "test": Part}, or one of them. Groups: "all" and, with a dev part, "best" (one run) and "selected".
     """
     names, tasks, metrics = [run.name for run in committee.runs], committee.tasks, committee.metrics
     gold, dev = {title: part.gold(tasks) for title, part in parts.items()}, parts.get("dev")
@@ -151,8 +151,8 @@ def assess(
 def gains(
     committee: Committee, data: Any, answers: Mapping[str, Predictions]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """{group: {score: {"difference", "low", "high"}}} of "all" and "selected" over "best", by a paired bootstrap; {}
-    without labels. answers: {group: Predictions for a MyDataset}"""
+    """Compares "all" and "selected" with "best" by a paired bootstrap -> {group: {score: {"difference", "low",
+    "high"}}}; {} without labels. answers: {group: Predictions for a MyDataset}"""
     tasks, metrics, groups = committee.tasks, committee.metrics, ("best", "all", "selected")
     kinds, mains = report_kinds(tasks, metrics), metrics.main_scores(tasks)[-len(tasks) :]
     statistics = [statistics_of(list(rows_of(data, answers[group], tasks, metrics)), kinds) for group in groups]
@@ -170,7 +170,7 @@ def gains(
 
 
 def table(title: str, rows: Mapping[str, Mapping[str, str]], names: Sequence[str]) -> str:
-    """A plain-text table. rows: {its title: {column: cell}}; names: the columns."""
+    """Formats a plain-text table. rows: {row title: {column: cell}}; names: the columns."""
     width = max(map(len, rows))
     widths = {name: max(len(name), *(len(cells.get(name, "–")) for cells in rows.values())) for name in names}
     lines = [f"{title}:", f"{'':<{width}}  {'  '.join(name.rjust(size) for name, size in widths.items())}"]
@@ -181,7 +181,7 @@ def table(title: str, rows: Mapping[str, Mapping[str, str]], names: Sequence[str
 
 
 def score_table(title: str, rows: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> str:
-    """A table of scores. rows: {its title: {score: value}}; names: the scores to show if any row has them."""
+    """Formats a table of scores. rows: {row title: {score: value}}; names: the scores to show if a row has them."""
     columns = [name for name in names if any(name in scores for scores in rows.values())]
     if not columns:
         return f"{title}: no labels to score"
@@ -204,14 +204,14 @@ def summary(
         lines.append(score_table(f"{title}, {len(part.dataset)} texts", rows, names))
     if "dev_cross_fitted" in result["all"]:
         rows = {title: result[group]["dev_cross_fitted"] for group, title in ({"best": "best run"} | titles).items()}
-        lines.append(score_table("dev, cross-fitted (each fifth by the runs chosen on the rest)", rows, names))
+        lines.append(score_table("dev, cross-fitted (each fifth by the runs selected on the rest)", rows, names))
     if "best" in result:
         lines += selection_summary(result, metrics.is_better)
     if gain := result.get("gain_on_test"):
         rows = {
             titles[group]: {
-                name: f"{found['difference']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
-                for name, found in scores.items()
+                name: f"{cell['difference']:+.4f} [{cell['low']:+.4f}, {cell['high']:+.4f}]"
+                for name, cell in scores.items()
             }
             for group, scores in gain.items()
         }
@@ -222,7 +222,7 @@ def summary(
 
 
 def selection_summary(result: dict[str, Any], is_better: Callable[[str, float, float], bool]) -> list[str]:
-    """Lines on the selection's steps, its optimism on dev, and whether it beats using all runs."""
+    """Describes the steps of the selection, its optimism on dev, and its comparison with all runs."""
     monitor, chosen, number = result["monitor"], result["selected"], len(result["runs"])
     steps = zip(chosen["runs"], chosen[f"dev_{monitor}_with_each"])
     lines = [f"selected on dev, {monitor} with each: " + ", ".join(f"{name} {value:.4f}" for name, value in steps)]
@@ -230,8 +230,8 @@ def selection_summary(result: dict[str, Any], is_better: Callable[[str, float, f
     if selected is None or every is None:
         return lines
     lines.append(
-        f"the selection has {monitor} {chosen['dev'][monitor]:.4f} on dev, which is optimistic: it was selected there; "
-        f"cross-fitted it is {selected:.4f}, and {every:.4f} for all {number}"
+        f"the selection has {monitor} {chosen['dev'][monitor]:.4f} on dev, which is optimistic, because it was "
+        f"selected there; cross-fitted, it has {selected:.4f}, and all {number} have {every:.4f}"
     )
     verdict = ("better", "use --select") if is_better(monitor, selected, every) else ("not better", "use all")
     return [*lines, f"cross-fitted, the selection is {verdict[0]} than all {number}: {verdict[1]}"]

@@ -1,1 +1,1 @@
-"""Exports a checkpoint as a folder that labels texts without torch: docs/export.md."""
+"""Exports a checkpoint to a folder that labels texts without torch (docs/export.md)."""

@@ -1,4 +1,4 @@
-"""Compares the answers of an exported folder with those of the checkpoint in torch."""
+"""Compares the answers of an export with those of the checkpoint in torch."""
 
 from __future__ import annotations
 
@@ -15,54 +15,55 @@ if TYPE_CHECKING:
     from tools.export.predictor import Predictor
 
 logger = logging.getLogger("template")
-TOLERANCE = 1e-4  # for probabilities, and for regression values in standard deviations
+TOLERANCE = 1e-4  # for probabilities, and for standardised regression values
 
 
 def load_predictor(folder: Path) -> Predictor:
-    """A Predictor for an exported folder, from this repository's predictor.py rather than the folder's copy."""
-    from tools.export.predictor import Predictor  # imported lazily: onnxruntime may be missing
+    """Creates a Predictor for an exported folder, from this repository's predictor.py, not the folder's copy."""
+    from tools.export.predictor import Predictor  # imported lazily, as onnxruntime may be missing
 
-    seal(folder)  # the predictor refuses files that are not in its manifest
+    seal(folder)  # the predictor rejects files that are not in its manifest
     return Predictor(folder)
 
 
 def answers_of(predictor: Predictor, data: MyDataset) -> list[dict[str, list]]:
-    """[{task: labels}, {task: probabilities}] of a Predictor."""
+    """Labels a MyDataset with a Predictor -> [{task: labels}, {task: probabilities}]."""
     rows = [data[i] for i in range(len(data))]
     answers = predictor.answers(predictor.encode(rows))
     return [{name: [answer[name][part] for answer in answers] for name in data.tasks} for part in (0, 1)]
 
 
-def num_different(predictor: Predictor, theirs: Predictions, ours: list[dict[str, list]]) -> int:
-    """Number of examples whose answers differ. theirs: Predictions of the checkpoint; ours: from `answers_of`"""
-    labels, probabilities = ours
+def num_different(predictor: Predictor, expected: Predictions, actual: list[dict[str, list]]) -> int:
+    """Counts examples with different answers. expected: Predictions of the checkpoint; actual: from `answers_of`"""
+    labels, probabilities = actual
     different = set()
     for name, task in predictor.tasks.items():
-        for i, pair in enumerate(zip(theirs.labels[name], labels[name])):
+        for i, pair in enumerate(zip(expected.labels[name], labels[name])):
             if task["head"] == "regression":
-                alike = abs(pair[0] - pair[1]) <= TOLERANCE * task["std"]
+                is_same = abs(pair[0] - pair[1]) <= TOLERANCE * task["std"]
             else:
-                alike = pair[0] == pair[1] and is_close(theirs.probabilities[name][i], probabilities[name][i])
-            if not alike:
+                is_same = pair[0] == pair[1] and is_close(expected.probabilities[name][i], probabilities[name][i])
+            if not is_same:
                 different.add(i)
     return len(different)
 
 
-def is_close(theirs: Any, ours: Any) -> bool:
-    """Whether probabilities agree. None, which a Predictor returns for tags, agrees with anything."""
-    if ours is None or theirs is None:
+def is_close(expected: Any, actual: Any) -> bool:
+    """Whether probabilities agree. None, which a Predictor returns for tags, agrees with every value."""
+    if actual is None or expected is None:
         return True
-    pairs = zip(theirs, ours) if isinstance(ours, list) else [(theirs, ours)]
+    pairs = zip(expected, actual) if isinstance(actual, list) else [(expected, actual)]
     return all(abs(a - b) <= TOLERANCE for a, b in pairs)
 
 
-def require_same(predictor: Predictor, theirs: Predictions, ours: list[dict[str, list]]) -> None:
-    """Raises UserError if more than 1 % of the answers of an fp32 Predictor differ from the checkpoint's."""
-    number = len(next(iter(theirs.labels.values())))
-    wrong = num_different(predictor, theirs, ours)
-    logger.info(f"{number - wrong} of {number} dev examples are answered as in torch, probabilities within {TOLERANCE}")
+def require_same(predictor: Predictor, expected: Predictions, actual: list[dict[str, list]]) -> None:
+    """Raises UserError if more than 1 % of the answers of an fp32 Predictor differ from those of the checkpoint."""
+    number = len(next(iter(expected.labels.values())))
+    wrong = num_different(predictor, expected, actual)
+    same = f"{number - wrong} of {number} dev examples have the same answers as in torch"
+    logger.info(f"{same}, probabilities within {TOLERANCE}")
     if wrong > 0.01 * number:
         raise UserError(
-            f"{wrong} of {number} dev examples are answered differently than in torch: a custom head or encoder does "
-            "something that tools/export does not support; nothing was written"
+            f"{wrong} of {number} dev examples have answers that differ from torch; a custom head or encoder is "
+            "not supported by tools/export; nothing was written"
         )

@@ -1,4 +1,4 @@
-"""Exports a trained model as one ONNX graph, from inputs to the logits of each task, for any batch size and length."""
+"""Exports a model as one ONNX graph from inputs to the logits of each task, with dynamic batch size and length."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from model_utils import BiLSTM, MyModel
 
 NEEDED = "pip install -r tools/export/requirements.txt"
-MAX_BYTES = 2**30  # limit for tensors inside the graph's file, which may have at most 2 GB
+MAX_BYTES = 2**30  # maximum size of tensors in the graph file, which is limited to 2 GB
 
 
 def require_packages() -> None:
@@ -35,13 +35,13 @@ def require_packages() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(f"tools.export needs the package {error.name}: {NEEDED}") from None
+        raise UserError(f"tools.export needs the package {error.name}; {NEEDED}") from None
     if not hasattr(torch.onnx, "ops"):
-        raise UserError(f"tools.export needs torch 2.8 or newer, and this is {torch.__version__}: export elsewhere")
+        raise UserError(f"tools.export needs torch 2.8 or newer, but this is {torch.__version__}; export elsewhere")
 
 
 class LogitsOnly(nn.Module):
-    """A MyModel that takes positional tensors, in the order of `names`, and returns the logits of each task."""
+    """Wraps a MyModel: takes tensors in the order of `names` and returns the logits of each task."""
 
     def __init__(self, model: MyModel, names: list[str]):
         super().__init__()
@@ -52,9 +52,9 @@ class LogitsOnly(nn.Module):
 
 
 class PaddedLSTM(nn.Module):
-    """The BiLSTM of model_utils.py as ONNX LSTM operators, one per layer, which take sequence lengths.
+    """The BiLSTM of model_utils.py with one ONNX LSTM operator per layer, which accepts sequence lengths.
 
-    torch's packed sequences cannot be exported. Its gate order is i, f, g, o; that of ONNX is i, o, f, g.
+    Packed sequences of torch cannot be exported. The gate order is i, f, g, o in torch, and i, o, f, g in ONNX.
     """
 
     def __init__(self, encoder: BiLSTM):
@@ -64,12 +64,12 @@ class PaddedLSTM(nn.Module):
         self.sizes = [layer.hidden_size for layer in layers]
         for number, layer in enumerate(layers):
             for kind in ("weight_ih", "weight_hh", "bias"):
-                ways = [self.reordered(layer, kind, way) for way in ("", "_reverse")]
-                self.register_buffer(f"{kind}_{number}", torch.stack(ways))
+                directions = [self.reordered(layer, kind, suffix) for suffix in ("", "_reverse")]
+                self.register_buffer(f"{kind}_{number}", torch.stack(directions))
 
-    def reordered(self, layer: nn.LSTM, kind: str, way: str) -> torch.Tensor:
-        """A parameter of one direction in ONNX's gate order; the two biases are concatenated."""
-        names = [f"{name}_l0{way}" for name in (("bias_ih", "bias_hh") if kind == "bias" else (kind,))]
+    def reordered(self, layer: nn.LSTM, kind: str, suffix: str) -> torch.Tensor:
+        """Returns a parameter of one direction in ONNX's gate order. The two biases are concatenated."""
+        names = [f"{name}_l0{suffix}" for name in (("bias_ih", "bias_hh") if kind == "bias" else (kind,))]
         parts = [getattr(layer, name).detach().chunk(4) for name in names]
         return torch.cat([torch.cat([i, o, f, g]) for i, f, g, o in parts])
 
@@ -95,7 +95,7 @@ class PaddedLSTM(nn.Module):
 
 
 def merge_adapter(encoder: nn.Module) -> None:
-    """Merges LoRA adapters: replaces each adapted layer by a plain one with the weight W + alpha / r * B A."""
+    """Merges LoRA adapters: replaces each adapted layer with a plain one whose weight is W + alpha / r * B A."""
     for name, module in list(encoder.named_modules()):
         if hasattr(module, "base_layer") and hasattr(module, "get_delta_weight"):
             delta = module.get_delta_weight(lora.ADAPTER)
@@ -106,7 +106,7 @@ def merge_adapter(encoder: nn.Module) -> None:
 
 
 def prepare(model: MyModel) -> MyModel:
-    """The model, changed in place for export: fp32, adapter merged, BiLSTM replaced by PaddedLSTM."""
+    """Prepares a model for export, in place: converts it to fp32, merges adapters, replaces BiLSTM with PaddedLSTM."""
     if lora.base_of(model):
         merge_adapter(model.encoder)
         del model.encoder.lora_base
@@ -117,8 +117,10 @@ def prepare(model: MyModel) -> MyModel:
     return model.eval()
 
 
-def example_inputs(featurizer: Featurizer, makes: Callable[[list[dict[str, Any]]], Batch]) -> dict[str, torch.Tensor]:
-    """Example inputs: two texts of different lengths; all dimensions differ in size."""
+def example_inputs(
+    featurizer: Featurizer, batch_of: Callable[[list[dict[str, Any]]], Batch]
+) -> dict[str, torch.Tensor]:
+    """Returns example inputs: two texts of different lengths, so that all dimensions have different sizes."""
     examples = []
     for number, words in enumerate((["a"] * 3, ["b"] * 5)):
         example: dict[str, Any] = {"id": str(number), "text": " ".join(words)}
@@ -129,14 +131,14 @@ def example_inputs(featurizer: Featurizer, makes: Callable[[list[dict[str, Any]]
         if featurizer.extras:
             example["extras"] = dict.fromkeys(featurizer.extras)
         examples.append(example)
-    return makes(examples).inputs
+    return batch_of(examples).inputs
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences the exporter, whose warnings are not actionable and which prints the whole graph if tracing fails."""
-    unread = io.StringIO()
-    with warnings.catch_warnings(), redirect_stdout(unread), redirect_stderr(unread):
+    """Context manager that silences the exporter, which logs useless warnings and prints the graph if tracing fails."""
+    output = io.StringIO()
+    with warnings.catch_warnings(), redirect_stdout(output), redirect_stderr(output):
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         try:
@@ -146,7 +148,7 @@ def quiet() -> Iterator[None]:
 
 
 def forget_sources(graph_model: Any) -> None:
-    """Removes the exporter's source locations from all nodes: they are long and contain local paths."""
+    """Removes source locations from all nodes, because they are long and contain local paths."""
     graph = graph_model.graph
     for node in graph.all_nodes():
         node.doc_string = None
@@ -160,15 +162,15 @@ def forget_sources(graph_model: Any) -> None:
 
 
 def write_graph(model: MyModel, inputs: dict[str, torch.Tensor], path: Path) -> None:
-    """Writes a prepared model as ONNX and checks it with onnx. inputs: an example
+    """Writes a prepared model as ONNX and validates the file. inputs: from `example_inputs`
 
-    Raises UserError if torch cannot export the encoder. Tensors go to a second file if they exceed 1 GB in total.
+    Raises UserError if torch cannot export the encoder. Tensors of more than 1 GB in total are saved in a second file.
     """
     import onnx
 
     names, tensors = list(inputs), tuple(inputs.values())
-    free = torch.export.Dim.DYNAMIC
-    shapes = tuple({0: free} if name == "extras" else {0: free, 1: free} for name in names)
+    dynamic = torch.export.Dim.DYNAMIC
+    shapes = tuple({0: dynamic} if name == "extras" else {0: dynamic, 1: dynamic} for name in names)
     outputs = [f"logits_{number}" for number in range(len(model.output_layer.heads))]
     module = LogitsOnly(model, names).eval()
     try:
@@ -182,11 +184,11 @@ def write_graph(model: MyModel, inputs: dict[str, torch.Tensor], path: Path) -> 
                 output_names=outputs,
                 verbose=False,
             )
-    except Exception as error:  # an encoder that torch cannot trace can raise anything
+    except Exception as error:  # tracing an unsupported encoder may raise any exception
         kind = getattr(getattr(model.encoder, "config", None), "model_type", type(model.encoder).__name__)
         cause = first_line(error.__cause__ or error)
         raise UserError(f"torch cannot export {kind} to ONNX ({type(error).__name__}: {cause})") from None
-    assert program  # not None, since dynamo is used
+    assert program  # is not None with dynamo=True
     forget_sources(program.model)
     size = sum(p.numel() * p.element_size() for p in (*model.parameters(), *model.buffers()))
     program.save(str(path), external_data=size > MAX_BYTES)

@@ -6,9 +6,9 @@
 
     python shipped/predictor.py texts.txt labelled.jsonl
 
-Every exported folder has a copy of tools/export/predictor.py and, as predictor_*.py, of the modules of engine/ that it
-shares with main.py: the same words, windows, truncation and columns as `main.py --do_predict`.
-Shapes: B texts, L tokens, W words, C labels, T types of spans.
+Every exported folder has a copy of tools/export/predictor.py and, as predictor_*.py, of modules of engine/, so words,
+windows, truncation and output columns are the same as with `main.py --do_predict`.
+Shapes: B texts, L tokens, W words, C labels, T span types.
 """
 
 import argparse
@@ -39,7 +39,7 @@ if TYPE_CHECKING or not (HERE / "predictor_schema.py").exists():
     from engine.schema import AnyOf, Optional, Range, SchemaError, parse_json, read_json
     from engine.task import words as task_words
     from engine.task.signs import PAIR_NAMES, PAIRS, TAG, TEXT_NAMES, by_usual, encoding_of_marks, inline_syntax
-else:  # in an exported folder, which must not change
+else:  # in an exported folder, where no __pycache__ is written
     sys.path.append(str(HERE))
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     import predictor_words as task_words
@@ -54,7 +54,7 @@ else:  # in an exported folder, which must not change
 MAX_TOKENS = 512  # per batch; larger batches are slower
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "word_starts", "word_ends", "word_mask", "extras")
 Example = dict[str, Any]  # a valid row: text or tokens, and id, text_pair, extras
-Task = dict[str, Any]  # as in predictor.json
+Task = dict[str, Any]  # a task of predictor.json
 Answer = tuple[Any, Any]  # (label, probability)
 
 NUMBERS = {"mean": float, "std": Range(1e-300, 1e300)}
@@ -69,7 +69,7 @@ TASK = {
     Optional("mean"): float,
     Optional("std"): float,
 }
-NEEDED = {  # {head: keys that its task must have as well}
+NEEDED = {  # {head: additional keys that its task must have}
     "multilabel": ["threshold"],
     "regression": ["mean", "std"],
     "tagging": ["outside", "entities"],
@@ -107,7 +107,7 @@ def sha256_of(path: Path) -> str:
 
 
 def require_whole(folder: Path) -> dict[str, Any]:
-    """The settings of an exported folder. Raises InputError if a file was changed or cannot be used."""
+    """Reads the settings of an exported folder. Raises InputError if a file is missing, changed or malformed."""
     try:
         manifest = read_json(folder / "manifest.json", {str: str})
         for name in sorted({"model.onnx", "predictor.json", "tokenizer.json", *manifest}):
@@ -119,37 +119,38 @@ def require_whole(folder: Path) -> dict[str, Any]:
     except SchemaError as error:
         raise InputError(f"{error}; export the model again") from None
     for name, task in settings["tasks"].items():
-        absent = [key for key in NEEDED.get(task["head"], ()) if key not in task]
+        missing = [key for key in NEEDED.get(task["head"], ()) if key not in task]
         if (task["head"] != "regression" and not task["labels"]) or "" in task["labels"]:
-            absent.append("labels")
-        if absent or task.get("outside", 0) >= max(1, len(task["labels"])):
-            what = absent[0] if absent else "outside"
-            raise InputError(f"{folder / 'predictor.json'}: the task {name!r} has no usable {what!r}")
+            missing.append("labels")
+        if missing or task.get("outside", 0) >= max(1, len(task["labels"])):
+            key = missing[0] if missing else "outside"
+            problem = f"{key!r} of the task {name!r} is missing or invalid"
+            raise InputError(f"{folder / 'predictor.json'}: {problem}; export the model again")
     return settings
 
 
 def usable(path: Path, load: Callable[[Path], Any]) -> Any:
-    """Returns load(path), and raises InputError for any exception of a library."""
+    """Returns load(path), and converts exceptions of libraries to InputError."""
     try:
         return load(path)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: cannot be used ({reason[:200]}); export the model again") from None
+        raise InputError(f"{path}: cannot be loaded ({reason[:200]}); export the model again") from None
 
 
 # ---- inputs ----------------------------------------------------------------------------------------------------------
 
 
 class Encoded(NamedTuple):
-    """A row that has been tokenised."""
+    """A tokenised row."""
 
     example: Example
     features: list[Feature]
-    num_tokens: int  # of the whole text, before windows or truncation
+    num_tokens: int  # before windows or truncation
 
 
 class Encoder:
-    """Encodes rows as the Featurizer of engine/data/features.py does. It keeps no state between calls."""
+    """Encodes rows like the Featurizer of engine/data/features.py. Keeps no state between calls."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]):
         self.path = folder / "tokenizer.json"
@@ -166,15 +167,15 @@ class Encoder:
         self.patterns = dict(zip(settings["patterns"], compiled))
 
     def __call__(self, rows: Iterable[Any], before: int = 0) -> list[Encoded]:
-        """before: number of rows of the file before these, for messages"""
+        """Encodes rows. before: number of preceding rows in the file, for error messages"""
         examples = [self.example(row, f"row {number}") for number, row in enumerate(rows, before + 1)]
         encoded = []
         try:
             encodings = self.tokenize(examples)
         except BaseException as error:
-            if type(error).__name__ != "PanicException":  # from Rust; not a subclass of Exception
+            if type(error).__name__ != "PanicException":  # of Rust; not a subclass of Exception
                 raise
-            raise InputError(f"{self.path}: cannot be used ({error}); export the model again") from None
+            raise InputError(f"{self.path}: cannot be loaded ({error}); export the model again") from None
         for number, (example, encoding) in enumerate(zip(examples, encodings)):
             try:
                 features = self.cutter.features(number, encoding)
@@ -184,7 +185,7 @@ class Encoder:
         return encoded
 
     def example(self, row: Any, where: str) -> Example:
-        """Validates a text, a list of tokens, or a dict (text, tokens, text_pair, extras, id), and returns a dict."""
+        """Validates a text, a list of tokens, or a dict (text, tokens, text_pair, extras, id) -> dict."""
         if isinstance(row, str):
             row = {"text": row}
         elif isinstance(row, list | tuple):
@@ -198,7 +199,7 @@ class Encoder:
         if not isinstance(example.get("text", ""), str) or not isinstance(example.get("text_pair", ""), str):
             raise InputError(f"{where}: `text` and `text_pair` must be strings")
         if self.pairs and "text_pair" not in example:
-            raise InputError(f"{where}: this model was trained on pairs of texts and needs a `text_pair` too")
+            raise InputError(f"{where}: this model was trained on pairs of texts; add a `text_pair`")
         if not self.pairs:
             example.pop("text_pair", None)
         for text in (*tokens, example.get("text", ""), example.get("text_pair", "")):
@@ -211,7 +212,7 @@ class Encoder:
         return example
 
     def numbers(self, given: dict[str, Any], where: str) -> list[float]:
-        """The extra columns of a row, standardised by the mean and deviation of train; 0 for missing values."""
+        """Returns the extra columns of a row, standardised with the mean and std of train; missing values become 0."""
         values = []
         for name, of_train in self.extras.items():
             if name not in given:
@@ -221,7 +222,7 @@ class Encoder:
                 number = math.nan if cell is None or (isinstance(cell, str) and not cell.strip()) else float(cell)
             except (TypeError, ValueError, OverflowError):
                 shown = repr(cell) if len(repr(cell)) < 80 else f"{repr(cell)[:80]}…"
-                raise InputError(f"{where}: {name} is {shown}, but it must be a number") from None
+                raise InputError(f"{where}: {name} is {shown}, but must be a number") from None
             if math.isinf(number):
                 raise InputError(f"{where}: {name} is {cell!r}, which is not finite")
             values.append(0.0 if math.isnan(number) else (number - of_train["mean"]) / of_train["std"])
@@ -234,8 +235,8 @@ class Encoder:
             options = (by_words, self.unit or "word", self.han, self.blanks, self.separator)
             if texts := [task_words.texts_to_encode(examples[i], *options) for i in rows]:
                 first, second = map(list, zip(*texts))
-                found = encode_texts(self.encode, first, second if self.pairs else None, self.filler)
-                for i, encoding in zip(rows, found):
+                encoded = encode_texts(self.encode, first, second if self.pairs else None, self.filler)
+                for i, encoding in zip(rows, encoded):
                     encodings[i] = encoding
         return encodings
 
@@ -244,7 +245,7 @@ class Encoder:
         by_words = isinstance(first[0], list)
         if len(first) == 1:  # avoids the thread pool of encode_batch
             return [self.tokenizer.encode(first[0], second and second[0], is_pretokenized=by_words)]
-        encode = self.tokenizer.encode_batch if by_words else self.tokenizer.encode_batch_fast  # without word_ids
+        encode = self.tokenizer.encode_batch if by_words else self.tokenizer.encode_batch_fast  # returns no word_ids
         return encode(first if second is None else list(zip(first, second)), is_pretokenized=by_words)
 
 
@@ -263,12 +264,12 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 def viterbi(
     emissions: np.ndarray, start: np.ndarray, transitions: np.ndarray, end: np.ndarray, mask: np.ndarray
 ) -> np.ndarray:
-    """Viterbi paths (B, W) of a linear-chain CRF. Forbidden transitions have a score of -10,000.
+    """Returns the Viterbi paths (B, W) of a linear-chain CRF. Forbidden transitions have a score of -10,000.
 
-    emissions (B, W, C), transitions (C, C), mask (B, W): ones, then zeros in each row.
+    emissions: (B, W, C), transitions: (C, C), mask: (B, W), right-padded.
     """
     batch, width, num_tags = emissions.shape
-    into = np.ascontiguousarray(transitions.T)  # into[j, i]: from i to j
+    into = np.ascontiguousarray(transitions.T)  # into[j, i]: transition from i to j
     score = start + emissions[:, 0]
     scores, paths = [score], np.empty((batch, num_tags, num_tags), np.float32)
     for t in range(1, width):
@@ -285,28 +286,28 @@ def viterbi(
 
 
 def find_spans(logits: np.ndarray, size: int, threshold: float) -> tuple[list[tuple[int, ...]], list[float]]:
-    """The spans of one text of `size` words whose score reaches the threshold: [(first word, last word, type id)] and
-    their probabilities. logits: (W, W + 2T), scores of word pairs, then of the starts and the ends of each type"""
+    """Returns the spans of a text of `size` words whose score reaches the threshold, [(first word, last word, type
+    id)], and their probabilities. logits: (W, W + 2T), scores of word pairs, of starts per type and of ends per type"""
     width = len(logits)
     types = (logits.shape[1] - width) // 2
     pairs, starts, ends = np.split(logits[:size], [width, width + types], axis=1)
     scores = pairs[:, :size, None] + starts[:, None] + ends[None]
     scores[np.tril_indices(size, -1)] = -np.inf
-    taken = scores > max(task_words.LOWEST_SCORE, threshold - 1e-3)
+    is_kept = scores > max(task_words.LOWEST_SCORE, threshold - 1e-3)
     most = task_words.SPANS_PER_WORD * size
-    if taken.sum() > most:
-        taken &= scores >= np.partition(scores.ravel(), -most)[-most]
-    probabilities = sigmoid(scores[taken].astype(np.float64))
+    if is_kept.sum() > most:
+        is_kept &= scores >= np.partition(scores.ravel(), -most)[-most]
+    probabilities = sigmoid(scores[is_kept].astype(np.float64))
     lowest = float(sigmoid(np.array(threshold, np.float64)))
-    found = [(tuple(span), p) for span, p in zip(np.argwhere(taken).tolist(), probabilities.tolist()) if p >= lowest]
-    return [span for span, _ in found], [p for _, p in found]
+    spans = [(tuple(span), p) for span, p in zip(np.argwhere(is_kept).tolist(), probabilities.tolist()) if p >= lowest]
+    return [span for span, _ in spans], [p for _, p in spans]
 
 
 class Predictor:
     """Labels rows: texts, lists of tokens, or dicts with "text" or "tokens", and optional "text_pair" and "extras".
 
-    folder: what tools.export wrote. threads: threads per batch (default: all cores this process may use). Raises
-    InputError (a ValueError) for an invalid row. It may be called from several threads at once.
+    folder: written by tools.export. threads: threads per batch (default: all cores that this process may use). Raises
+    InputError (a ValueError) for an invalid row. It is thread-safe.
     """
 
     def __init__(self, folder: str | Path, threads: int | None = None):
@@ -328,7 +329,7 @@ class Predictor:
             raise InputError(f"{folder / 'model.onnx'}: does not match predictor.json; export the model again")
 
     def load_arrays(self, path: Path) -> dict[str, np.ndarray]:
-        """Loads {name: array} of CRF parameters, and checks their shapes."""
+        """Loads the CRF parameters {name: array} and checks their shapes."""
         crfs = [task for task in self.tasks.values() if task["head"] == "crf"]
         arrays: dict[str, np.ndarray] = {}
         if crfs:
@@ -341,21 +342,21 @@ class Predictor:
         return arrays
 
     def __call__(self, rows: Iterable[Any], batch_size: int = 64) -> list[dict[str, Any]]:
-        """A dict per row, in order, with the columns that main.py writes to predictions.jsonl.
+        """Labels rows. Returns one dict per row, in order, with the columns of predictions.jsonl of main.py.
 
-        text, (id, text_pair,) and for each task <task> and <task>_probability, which are lists for several labels.
-        Regression has <task> only. Tags and spans have <task>: [{"label", "text", "start", "end"}], with offsets into
-        the text; tags also have <task>_tags, and each span a "probability".
+        Columns: text, (id, text_pair,) and for each task <task> and <task>_probability, which are lists for multilabel
+        tasks. Regression only has <task>. Tagging and spans have <task>: [{"label", "text", "start", "end"}] with
+        offsets into the text; tagging also has <task>_tags, and each span has a "probability".
         """
         encoded = self.encode(rows)
         return [self.row(row.example, answer) for row, answer in zip(encoded, self.answers(encoded, batch_size))]
 
     def count_tokens(self, rows: Iterable[Any]) -> list[int]:
-        """Number of sub-tokens of each row, including special ones, before windows or truncation."""
+        """Counts the tokens of each row, including special ones, before windows or truncation."""
         return [row.num_tokens for row in self.encode(rows)]
 
     def answers(self, encoded: list[Encoded], batch_size: int = 64) -> list[dict[str, Answer]]:
-        """[{task: (label, probability)}] of encoded rows; spans are [first word, last word, type]."""
+        """Labels encoded rows -> [{task: (label, probability)}]. Spans are [first word, last word, type]."""
         features = sorted(chain(*(row.features for row in encoded)), key=lambda feature: -len(feature.input_ids))
         pieces: list[dict[str, list]] = [{name: [] for name in self.tasks} for _ in encoded]
         for batch in batches_of(features, batch_size):
@@ -366,22 +367,22 @@ class Predictor:
                 for feature, piece in zip(batch, self.decode(task, logits, inputs, batch)):
                     pieces[feature.example][name].append((feature.first_word, len(feature.word_starts), piece))
         return [
-            {name: self.merge(task, found[name], row.example) for name, task in self.tasks.items()}
-            for row, found in zip(encoded, pieces)
+            {name: self.merge(task, windows[name], row.example) for name, task in self.tasks.items()}
+            for row, windows in zip(encoded, pieces)
         ]
 
     def require_usable(self, name: str, task: Task, logits: np.ndarray, example: Example) -> None:
-        """Raises InputError if the logits of a task do not fit its labels, or are not finite."""
+        """Raises InputError if the shape of a task's logits does not fit its labels, or they are not finite."""
         width = logits.shape[-1]
         fits = {"regression": logits.ndim == 1, "spans": width > 2 * len(task["labels"])}
         if not fits.get(task["head"], width == len(task["labels"])):
-            raise InputError(f"{self.folder}: model.onnx answers {name!r} with labels that predictor.json lacks")
+            raise InputError(f"{self.folder}: the logits of {name!r} do not fit predictor.json; export the model again")
         if not np.isfinite(logits).all():
             shown = repr(example.get("id", example.get("text", "")))[:60]
             raise InputError(f"the model's answer for {name!r} is not a finite number, near the row {shown}")
 
     def batch(self, features: list[Feature], encoded: list[Encoded]) -> dict[str, np.ndarray]:
-        """{input: array} of some features, padded to the longest."""
+        """Returns {input: array} of a batch of features, padded to the longest one."""
         size, length = len(features), max(len(feature.input_ids) for feature in features)
         width = max(len(feature.word_starts) for feature in features)
         ids = np.full((size, length), self.pad_id, np.int64)
@@ -404,7 +405,7 @@ class Predictor:
     def decode(
         self, task: Task, logits: np.ndarray, inputs: dict[str, np.ndarray], features: list[Feature]
     ) -> list[Any]:
-        """The decoded answer of a task for each feature of a batch; tags as ids."""
+        """Decodes the answer of a task for each feature of a batch. Tags are ids."""
         head = task["head"]
         if head == "classification":
             probabilities = softmax(logits)
@@ -426,8 +427,8 @@ class Predictor:
         return [row[:size] for row, size in zip(tags.tolist(), sizes)]
 
     def merge(self, task: Task, pieces: list[tuple[int, int, Any]], example: Example) -> Answer:
-        """Merges a row's windows into one answer. A label of the whole text comes from the first window; truncated
-        words are O."""
+        """Merges the windows of a row into one answer. Text-level labels are from the first window; truncated
+        words are tagged O."""
         labels, head = task["labels"], task["head"]
         if head == "spans":
             spans, probabilities = merge_spans((first, size, *piece) for first, size, piece in pieces)
@@ -445,7 +446,7 @@ class Predictor:
         return answer, None
 
     def row(self, example: Example, answers: dict[str, Answer]) -> dict[str, Any]:
-        """The output columns of a row."""
+        """Returns the output columns of a row."""
         text, offsets = task_words.text_and_offsets(example, self.encode.unit or "word", self.encode.han)
         columns = {}
         for name, answer in answers.items():
@@ -459,7 +460,7 @@ class Predictor:
 
 
 def batches_of(features: list[Feature], batch_size: int) -> Iterator[list[Feature]]:
-    """Batches of features sorted by length, longest first: at most `batch_size` and about MAX_TOKENS tokens each."""
+    """Yields batches of features sorted by length, of at most `batch_size` and about MAX_TOKENS tokens."""
     begin = 0
     while begin < len(features):
         size = min(batch_size, max(1, MAX_TOKENS // len(features[begin].input_ids)))
@@ -468,7 +469,7 @@ def batches_of(features: list[Feature], batch_size: int) -> Iterator[list[Featur
 
 
 def num_cores() -> int:
-    """Number of cores this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -477,7 +478,7 @@ def num_cores() -> int:
 
 FORMS = ".txt (one text per row), .csv, .tsv or .jsonl"
 NAMES = "|".join(map(re.escape, ["tokens", *TEXT_NAMES]))
-OTHER_FORMS: list[tuple[str, Any, str]] = [  # other formats of a .txt: (name, which rows must match, pattern)
+OTHER_FORMS: list[tuple[str, Any, str]] = [  # other formats of a .txt: (name, rows that must match, pattern)
     ("JSON lines", all, r"\{"),
     ("JSON", next, r"\[\s*([\[{]|$)|\{\s*$"),
     ("a table", next, rf"(?i)(.*[\t,;|])?\s*({NAMES})\s*[\t,;|]|.*[\t,;|]\s*({NAMES})\s*$|.*_!_"),
@@ -491,14 +492,14 @@ OTHER_FORMS: list[tuple[str, Any, str]] = [  # other formats of a .txt: (name, w
 ]
 
 
-def refused(path: Path, what: str) -> InputError:
+def unsupported(path: Path, what: str) -> InputError:
     lines = """JSON lines, {"text": "fly to Oslo"} or {"tokens": ["fly", "to", "Oslo"]}"""
     advice = f"write {lines}, or label it with main.py --predict_file"
-    return InputError(f"{path}: {what}, but this program reads {FORMS}; {advice}")
+    return InputError(f"{path}: {what}, but the supported formats are {FORMS}; {advice}")
 
 
 def open_text(path: Path, encoding: str, newline: str = "\n") -> io.TextIOWrapper:
-    """Opens a text file, decompressed if it ends in .gz. auto: UTF-16 or UTF-32 by byte order mark, otherwise UTF-8"""
+    """Opens a text file, decompressed if it ends in .gz. encoding auto: UTF-16 or UTF-32 by BOM, otherwise UTF-8"""
     try:
         io.TextIOWrapper(io.BytesIO(), encoding="utf-8" if encoding == "auto" else encoding)
     except (LookupError, ValueError):
@@ -511,16 +512,16 @@ def open_text(path: Path, encoding: str, newline: str = "\n") -> io.TextIOWrappe
 
 
 def read_rows(path: str | Path, options: Any) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a file to label: .txt (one text per row), .csv, .tsv or .jsonl, as main.py reads them. Raises
-    InputError for files that main.py would read differently."""
+    """Yields the rows of a .txt (one text per row), .csv, .tsv or .jsonl file like main.py. Raises InputError for files
+    that main.py would read differently."""
     path = Path(path)
     if path.is_dir():
-        raise refused(path, "is a folder")
+        raise unsupported(path, "is a folder")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     suffix = (Path(path.stem) if path.suffix.lower() == ".gz" else path).suffix.lower()
     if suffix not in ("", ".txt", ".csv", ".tsv", ".jsonl", ".ndjson"):
-        raise refused(path, f"ends in {suffix}")
+        raise unsupported(path, f"ends in {suffix}")
     with open_text(path, options.encoding, "" if suffix == ".csv" else "\n") as file:
         lines = file if suffix == ".csv" else (line.removesuffix("\n").removesuffix("\r") for line in file)
         if suffix == ".csv":
@@ -535,26 +536,26 @@ def read_rows(path: str | Path, options: Any) -> Iterator[dict[str, Any]]:
 
 
 def texts_only(path: Path, lines: Iterator[str]) -> Iterator[str]:
-    """The lines of a .txt. Raises InputError if they may not be one text each."""
+    """Returns the lines of a .txt. Raises InputError if they seem to be in another format."""
     head = list(islice(lines, 1000))
     filled = [row for row in head if row.strip()]
     rows = [row for row in filled if not row.startswith("#")] or filled
     words = [row.split() for row in rows]
-    if "" in head[:-1]:  # blank rows, as in CoNLL, where a sentence may have an intent row
+    if "" in head[:-1]:  # blank rows separate sentences in CoNLL, which may also have intent rows
         rows = [row for row, cells in zip(rows, words) if len(cells) > 1] or rows
         if all(len(cells) == 2 for cells in words) and any(cells[1] == "O" for cells in words):
-            raise refused(path, "seems to have tokens with tags (CoNLL)")
+            raise unsupported(path, "seems to have tokens with tags (CoNLL)")
     refuse_marked(path, head)
     for what, which, pattern in OTHER_FORMS if rows else ():
         if which(bool(re.match(pattern, row)) for row in (rows if which is all else filled)):
-            raise refused(path, f"seems to have {what}")
+            raise unsupported(path, f"seems to have {what}")
     return chain(head, lines)
 
 
 def read_table(path: Path, table: Iterator[list[str]], options: Any) -> Iterator[dict[str, Any]]:
     header = [name.strip() for name in next(table, [])]
     if twice := [name for number, name in enumerate(header) if name and name in header[:number]]:
-        raise InputError(f"{path}: two columns are called {twice[0]!r}; rename one")
+        raise InputError(f"{path}: two columns are named {twice[0]!r}; rename one")
     text, pair = find_columns(path, header, options)
     head = list(islice(table, 200))
     full = [dict(zip(header, cells)) for cells in head if len(cells) == len(header) and any(cells)]
@@ -567,37 +568,37 @@ def read_table(path: Path, table: Iterator[list[str]], options: Any) -> Iterator
 
 
 def refuse_marked(path: Path, texts: list[Any], columns: Iterable[list[str]] = ()) -> None:
-    """Raises InputError if the first texts are lists, or have entity markup or a tag per word."""
+    """Raises InputError if the first texts are lists, have entity markup, or have a column with a tag per word."""
     filled = [text for text in texts if isinstance(text, str) and text.strip()]
     if filled and (inline_syntax(filled) or all(re.match(r"\s*\[.*\]\s*$", text, re.S) for text in filled)):
-        raise refused(path, "seems to have texts that are lists or have entity markup")
+        raise unsupported(path, "seems to have texts that are lists or have entity markup")
     sizes = [len(text.split()) for text in texts if isinstance(text, str)]
     for tags in ([items_of(cell) for cell in column] for column in columns if filled):
         as_tags = all(re.fullmatch(TAG, tag) for row in tags for tag in row)
         if sizes == list(map(len, tags)) and (as_tags or ({*sizes} <= {0, 1} and ["O"] in tags)):
-            raise refused(path, "seems to have a column with a tag for each word")
+            raise unsupported(path, "seems to have a column with a tag for each word")
 
 
 def items_of(cell: str) -> list[str]:
-    """The words of a cell, or the items of a list in it."""
+    """Splits a cell into words, or into the items of a list."""
     return re.findall(r"""['"]([^'"]*)['"]""", cell) if cell.startswith("[") else cell.split()
 
 
 def read_objects(path: Path, lines: Iterable[str], options: Any) -> Iterator[dict[str, Any]]:
-    """Yields rows of JSON lines; the first thousand objects determine the keys."""
+    """Yields the rows of JSON lines. The keys are determined from the first thousand objects."""
     objects = parse_lines(path, lines)
     head = list(islice(objects, 1000))
     # Prodigy's tokens are objects
     if names := dict.fromkeys(k for item in head for k in item if k != "tokens" or "{" not in str(item[k])[:2]):
         text, pair = find_columns(path, list(names), options)
-        answered = {*names} & {"output", "response", "completion"} and {*names} & {"instruction", "prompt", "query"}
-        if not options.text_column and (answered or {*names} & {"messages", "conversations"}):
-            raise refused(path, "the objects seem to be instructions or dialogues")
+        has_answers = {*names} & {"output", "response", "completion"} and {*names} & {"instruction", "prompt", "query"}
+        if not options.text_column and (has_answers or {*names} & {"messages", "conversations"}):
+            raise unsupported(path, "the objects seem to be instructions or dialogues")
         refuse_marked(path, [item.get(text) for item in head[:200]])
         for number, item in enumerate(chain(head, objects)):
             item = item or {key: "" for key in (text, pair) if key}
-            if absent := [key for key in (text, pair) if key and key not in item]:
-                raise InputError(f"{path}, row {number + 1}: no key {absent[0]!r}, which other rows have")
+            if missing := [key for key in (text, pair) if key and key not in item]:
+                raise InputError(f"{path}, row {number + 1}: no key {missing[0]!r}, which other rows have")
             yield input_row(item, number, text, pair)
 
 
@@ -613,20 +614,20 @@ def parse_lines(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def find_columns(path: Path, names: list[str], options: Any) -> tuple[str, str | None]:
-    """(column of the text, of the second text or None): from options, otherwise by usual names."""
+    """Returns the columns of the text and of the second text (or None), from options or else by their names."""
     if not (options.text_column or options.text_pair_column or "tokens" in names):
         for pair in PAIRS:
             if {*pair} <= {*names}:
                 return pair
     chosen: list[Any] = []
     for flag, usual in (("text_column", ["tokens", *TEXT_NAMES]), ("text_pair_column", PAIR_NAMES)):
-        wanted = getattr(options, flag)
-        if wanted and wanted not in names:
-            raise InputError(f"{path}: no column {wanted!r} (--{flag}); the columns are: {', '.join(names)}")
-        chosen.append(wanted or next(iter(by_usual(usual, names)), None))
+        given = getattr(options, flag)
+        if given and given not in names:
+            raise InputError(f"{path}: no column {given!r} (--{flag}); the columns are: {', '.join(names)}")
+        chosen.append(given or next(iter(by_usual(usual, names)), None))
     if chosen[0] is None:
-        found = f"cannot tell which column is the text; add --text_column: {', '.join(names)}"
-        raise InputError(f"{path}: {found}; if the file has another format, label it with main.py --predict_file")
+        problem = f"cannot tell which column is the text; add --text_column: {', '.join(names)}"
+        raise InputError(f"{path}: {problem}; if the file has another format, label it with main.py --predict_file")
     return chosen[0], chosen[1]
 
 
@@ -639,13 +640,13 @@ def input_row(values: dict[str, Any], number: int, text: str, pair: str | None) 
 
 
 def write_file(rows: Iterable[dict[str, Any]], path: Path, spreadsheet_safe: bool = False) -> None:
-    """Writes dicts to a .csv or .jsonl file atomically."""
+    """Writes rows to a .csv or .jsonl file atomically."""
     if path.exists() and not path.is_file():
-        raise InputError(f"{path}: is {'a folder' if path.is_dir() else 'not a file'}; name another one")
+        raise InputError(f"{path}: is {'a folder' if path.is_dir() else 'not a file'}; choose another path")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # never follow a link that someone placed there
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # never follows a link placed by someone else
     try:
         with open(os.open(temporary, flags, 0o666), "w", encoding="utf-8", newline="") as file:
             write_rows(rows, file, path.suffix == ".jsonl", spreadsheet_safe=spreadsheet_safe)
@@ -660,17 +661,17 @@ def label_file(options: argparse.Namespace) -> None:
     if not options.output.endswith((".jsonl", ".csv")):
         raise InputError(f"{options.output}: must end in .jsonl or .csv")
     if output.exists() and os.path.exists(options.texts) and output.samefile(options.texts):
-        raise InputError(f"{options.output}: is the input file; name another one to write")
+        raise InputError(f"{options.output}: is the input file; choose another output")
     rows = read_rows(options.texts, options)
     first = next(rows, None)
     if first is None:
-        raise InputError(f"{options.texts}: the file is empty; there is nothing to label")
+        raise InputError(f"{options.texts}: the file is empty; nothing to label")
     predictor = Predictor(Path(__file__).parent, options.threads or None)
     write_file(labelled(predictor, chain([first], rows), options.batch_size), output, options.spreadsheet_safe)
 
 
 def labelled(predictor: Predictor, rows: Iterator[dict[str, Any]], batch_size: int) -> Iterator[dict[str, Any]]:
-    """Yields the output columns of each row."""
+    """Labels rows in chunks and yields the output columns of each row."""
     done = 0
     while chunk := list(islice(rows, 64 * batch_size)):
         encoded = predictor.encode(chunk, done)
@@ -684,8 +685,8 @@ def main() -> int:
     parser.add_argument("texts", help=f"{FORMS}, or any of these with .gz")
     parser.add_argument("output", help=".jsonl or .csv to write atomically")
     parser.add_argument("--batch_size", type=whole_number(1, 65536), default=64, help="texts per batch [64]")
-    parser.add_argument("--threads", type=whole_number(0, 1024), default=0, help="processor cores to use [all]")
-    parser.add_argument("--text_column", default="", help="column of the text (default: found by its name)")
+    parser.add_argument("--threads", type=whole_number(0, 1024), default=0, help="CPU cores to use [all]")
+    parser.add_argument("--text_column", default="", help="column of the text (default: detected by name)")
     parser.add_argument("--text_pair_column", default="", help="column of the second text of a pair")
     parser.add_argument("--encoding", default="auto", help="encoding of the texts: auto (UTF-8, UTF-16), gb18030, …")
     parser.add_argument(
@@ -699,7 +700,7 @@ def main() -> int:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         message = f"{options.texts}: cannot be decompressed ({error}); it is damaged or not a .gz file"
     except UnicodeError as error:
-        other = "name another, such as gb18030 or big5"
+        other = "try another, such as gb18030 or big5"
         message = f"{options.texts}: cannot be read with --encoding {options.encoding} ({error}); {other}"
     except OSError as error:
         message = str(error)

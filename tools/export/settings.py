@@ -1,4 +1,4 @@
-"""Writes the predictor's settings next to the graph: predictor.json, and arrays.npz with CRF parameters."""
+"""Writes the predictor's settings: predictor.json, arrays.npz with CRF parameters, and tokenizer.json."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from engine.model.head import Head
     from model_utils import MyModel
 
-# (methods that decode and name labels): the predictor's kind of head. A custom head that inherits both is supported;
-# one that overrides either needs code in tools/export/predictor.py and an entry here
+# {(methods that decode and name labels): head in the predictor}. Custom heads that inherit both methods are supported;
+# those that override one need code in tools/export/predictor.py and an entry here
 HEADS = {
     ("ClassificationHead.decode", "Head.to_labels"): "classification",
     ("MultilabelHead.decode", "MultilabelHead.to_labels"): "multilabel",
@@ -31,18 +31,18 @@ HEADS = {
     ("CRFTaggingHead.decode", "CRFTaggingHead.to_labels"): "crf",
     ("SpanHead.decode", "SpanHead.to_labels"): "spans",
 }
-KEPT = ("type", "kind", "labels", "unit", "mean", "std", "pairs")  # keys of a task in labels.json
+KEPT = ("type", "kind", "labels", "unit", "mean", "std", "pairs")  # exported keys of a task in labels.json
 
 
 def class_of(pattern: str) -> str:
-    """Converts a pattern of the package regex to a character class [...] for Python's re, which lacks \\p{Han}."""
+    """Converts a pattern of the package regex to a character class [...] for re, which does not support \\p{Han}."""
     everything = "".join(map(chr, range(sys.maxunicode + 1)))
     runs = [(ord(m.group()[0]), ord(m.group()[-1])) for m in regex.finditer(f"(?V1)(?:{pattern})+", everything)]
     return "[" + "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in runs) + "]"
 
 
 def patterns() -> tuple[dict[str, str], str]:
-    """({unit: the pattern of a token in `split_text`}, the pattern of a Chinese character) for Python's re."""
+    """Returns ({unit: pattern of a token in `split_text`}, pattern of a Chinese character) for Python's re."""
     classes = {pattern: class_of(pattern) for pattern in text.CLASSES}
     word = text.WORD.removeprefix("(?V1)")
     for pattern in sorted(classes, key=len, reverse=True):  # one class may contain another
@@ -51,19 +51,19 @@ def patterns() -> tuple[dict[str, str], str]:
 
 
 def kind_of_head(name: str, head: Head) -> str:
-    """The predictor's kind of head, which determines decoding. Raises UserError if there is none."""
+    """Returns the head's kind in the predictor, which determines decoding. Raises UserError if there is none."""
     kind = type(head)
-    known = HEADS.get((kind.decode.__qualname__, kind.to_labels.__qualname__))
-    if known is None:
+    exported = HEADS.get((kind.decode.__qualname__, kind.to_labels.__qualname__))
+    if exported is None:
         raise UserError(
-            f"the head of {name!r}, {kind.__name__}, has its own decoding, which predictor.py does not support; "
+            f"the head of {name!r}, {kind.__name__}, overrides decoding, which predictor.py does not support; "
             "add it to tools/export/predictor.py and to HEADS in tools/export/settings.py"
         )
-    return known
+    return exported
 
 
 def write_settings(folder: Path, model: MyModel, featurizer: Featurizer) -> None:
-    """Writes predictor.json, arrays.npz and tokenizer.json of a model into a folder."""
+    """Writes predictor.json, arrays.npz and tokenizer.json of a model to a folder."""
     arrays: dict[str, np.ndarray] = {}
     tasks: dict[str, dict[str, Any]] = {}
     for number, (name, head) in enumerate(model.output_layer.heads.items()):

@@ -1,4 +1,4 @@
-"""Makes an ONNX graph smaller: weights in int8 by onnxruntime's dynamic quantisation, or everything in fp16."""
+"""Makes an ONNX graph smaller: int8 weights by onnxruntime's dynamic quantisation, or an fp16 graph."""
 
 import logging
 import tempfile
@@ -6,16 +6,16 @@ from pathlib import Path
 
 
 def to_int8(path: Path) -> None:
-    """Converts the weights of a graph's matrix products and embeddings to int8.
+    """Quantises the weights of a graph's matrix products and embeddings to int8.
 
-    Each column of a weight has its own scale. Activations are quantised at run time, so no calibration is needed.
-    Weights take 7 of the 8 bits: with 8, a processor without VNNI could overflow silently.
+    Scales are per column. Activations are quantised at run time, so no calibration is needed. Weights use 7 of the 8
+    bits, because 8 could overflow silently on CPUs without VNNI.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         small = Path(folder) / path.name
-        logging.disable(logging.WARNING)  # it recommends a preprocessing step that has no effect here
+        logging.disable(logging.WARNING)  # recommends a preprocessing step that has no effect here
         try:
             quantize_dynamic(
                 path,
@@ -24,7 +24,7 @@ def to_int8(path: Path) -> None:
                 per_channel=True,
                 reduce_range=True,
                 weight_type=QuantType.QInt8,
-                extra_options={"DefaultTensorType": 1},  # float, where a shape cannot be inferred
+                extra_options={"DefaultTensorType": 1},  # float, if a type cannot be inferred
             )
         finally:
             logging.disable(logging.NOTSET)
@@ -33,7 +33,7 @@ def to_int8(path: Path) -> None:
 
 
 def to_fp16(path: Path) -> None:
-    """Converts a graph's weights and computation to fp16; the types of inputs and outputs stay."""
+    """Converts weights and computation of a graph to fp16. Inputs and outputs keep their types."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -44,7 +44,7 @@ def to_fp16(path: Path) -> None:
 
 
 def data_of(path: Path) -> Path:
-    """The external tensor file of a large graph."""
+    """Returns the path of a large graph's external tensor file."""
     return path.with_name(f"{path.name}.data")
 
 

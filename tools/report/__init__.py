@@ -1,2 +1,2 @@
-"""report.html: the results of a run on one page. figures computes the numbers, svg draws plots, texts has the strings,
-and page combines them. The input is the answers that engine/predict/answers.py stores at evaluation."""
+"""Creates report.html, which shows the results of a run on one page, from the answers that engine/predict/answers.py
+stored at evaluation. figures computes the numbers, svg draws the plots, texts has the strings, page combines them."""

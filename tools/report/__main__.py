@@ -3,8 +3,8 @@
     python -m tools.report sample
     python -m tools.report baseline with_crf other_seed
 
-A RUN is a folder, or its name in --output_dir. `main.py --do_eval` writes the report of its run as well. With several
-runs, the first is the baseline.
+RUN is a run folder or the name of a run in --output_dir. With several runs, the first one is the baseline.
+`main.py --do_eval` also writes the report of its run.
 """
 
 import sys
@@ -23,21 +23,21 @@ class ReportConfig:
     """Options of `tools.report`."""
 
     runs: tuple[str, ...] = option((), "run folders, or their names in --output_dir", positional="RUN")
-    output_dir: str = option("output", "folder of the runs; a comparison is written here")
-    report_language: Literal["auto", "en", "zh"] = option("auto", "language of the page; auto: as the texts")
+    output_dir: str = option("output", "folder of the runs; comparisons are written here")
+    report_language: Literal["auto", "en", "zh"] = option("auto", "language of the page; auto: that of the texts")
     spreadsheet_safe: bool = option(False, "put an apostrophe before cells that a spreadsheet would run as formulas")
 
     def __post_init__(self) -> None:
         check_values(self)
         self.runs = tuple(self.runs)
         if not self.runs:
-            raise UserError("name a run, or several to compare")
+            raise UserError("no RUN given; name one run, or several to compare")
         if is_launched():
-            raise UserError("tools.report works in a single process; start it without torchrun")
+            raise UserError("tools.report runs in a single process; start it without torchrun")
 
 
 def main(config: ReportConfig) -> None:
-    """Writes the report of one run into its folder, or the comparison of several into --output_dir."""
+    """Writes the report of one run to its folder, or the comparison of several runs to --output_dir."""
     from tools.report.compare import folder_of, show_comparison
     from tools.report.page import show_report
 

@@ -1,9 +1,9 @@
-"""Confidence intervals of scores by the percentile bootstrap over the rows of a part.
+"""Confidence intervals of scores by the percentile bootstrap over rows.
 
-Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13. A resample draws N of N rows with replacement;
-here it is a vector of weights, the number of times each row was drawn. All scores except Spearman's are functions of
-sums over rows, so a resample is a product of the weights and the rows' statistics: 100,000 rows take seconds. All
-scores and all runs of a comparison use the same resamples, so differences are paired.
+Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13. A resample draws N of N rows with replacement
+and is represented by weights, the number of times each row was drawn. All scores except Spearman's are functions of
+sums over rows, so they are computed from the product of the weights and per-row statistics, in seconds for 100,000
+rows. All scores and all runs of a comparison use the same resamples, so differences are paired.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -32,7 +32,7 @@ class OfWeights(NamedTuple):
 
 
 def weights_of(num_rows: int, times: int = TIMES, seed: int = SEED, cells: int = 2**22) -> Iterator[np.ndarray]:
-    """Yields chunks (R, N) of row counts, `times` resamples in total."""
+    """Yields the weights of `times` resamples in chunks (R, N)."""
     rng = np.random.default_rng(seed)
     size = max(1, cells // max(1, num_rows))
     for start in range(0, times, size):
@@ -41,7 +41,7 @@ def weights_of(num_rows: int, times: int = TIMES, seed: int = SEED, cells: int =
 
 
 def evaluate(statistics: Sequence[Statistic | OfWeights], weights: np.ndarray) -> Scores:
-    """The scores of resamples with these weights (R, N)."""
+    """Computes the scores of resamples with these weights (R, N)."""
     scores: Scores = {}
     for statistic in statistics:
         if isinstance(statistic, OfWeights):
@@ -52,25 +52,25 @@ def evaluate(statistics: Sequence[Statistic | OfWeights], weights: np.ndarray) -
 
 
 def point(statistics: Sequence[Statistic | OfWeights], num_rows: int) -> dict[str, float]:
-    """{score: value on the original rows}."""
+    """Returns {score: value on the original rows}."""
     return {name: float(values[0]) for name, values in evaluate(statistics, np.ones((1, num_rows))).items()}
 
 
 def resample(
     statistics: Sequence[Statistic | OfWeights], num_rows: int, times: int = TIMES, seed: int = SEED
 ) -> Scores:
-    found = [evaluate(statistics, weights) for weights in weights_of(num_rows, times, seed)]
-    return {name: np.concatenate([scores[name] for scores in found]) for name in found[0]}
+    chunks = [evaluate(statistics, weights) for weights in weights_of(num_rows, times, seed)]
+    return {name: np.concatenate([scores[name] for scores in chunks]) for name in chunks[0]}
 
 
 def interval(values: np.ndarray, share: float = SHARE) -> list[float]:
-    """The percentile interval [low, high] that covers `share` of the resamples."""
+    """Returns the percentile interval [low, high] that covers `share` of the resamples."""
     low, high = np.quantile(values, [(1 - share) / 2, (1 + share) / 2])
     return [float(low), float(high)]
 
 
 def add_mean_score(scores: dict[str, Any], mains: Sequence[str]) -> None:
-    """Adds mean_score, the mean of the tasks' main scores, to {score: value or values} if all exist."""
+    """Adds mean_score, the mean of the tasks' main scores `mains`, to {score: value or values} if all exist."""
     if len(mains) > 1 and all(name in scores for name in mains):
         scores["mean_score"] = sum(scores[name] for name in mains) / len(mains)
 
@@ -79,13 +79,13 @@ def add_mean_score(scores: dict[str, Any], mains: Sequence[str]) -> None:
 
 
 def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    """top / bottom, 0 where bottom is 0."""
+    """Returns top / bottom, or 0 where bottom is 0."""
     return np.divide(top, bottom, out=np.zeros(np.broadcast(top, bottom).shape), where=bottom > 0)
 
 
 def per_label(tables: Sequence[Sequence[Collection[str]]], labels: Sequence[str]) -> csr_matrix:
-    """(N, 3K) counts for each row: right, predicted and gold of each label. tables: per row, three lists of labels with
-    possible repetitions"""
+    """Returns (N, 3K) counts per row: right, predicted and gold for each label. tables: per row, the three lists of
+    labels, which may contain duplicates"""
     number = {label: i for i, label in enumerate(labels)}
     rows: list[int] = []
     columns: list[int] = []
@@ -98,7 +98,7 @@ def per_label(tables: Sequence[Sequence[Collection[str]]], labels: Sequence[str]
 
 
 def f1_by_label(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """F1 (R, K), gold counts (R, K) and which labels occur (R, K), from sums (R, 3K)."""
+    """Returns F1, gold counts and the mask of labels that occur, each (R, K), from sums (R, 3K)."""
     right, predicted, gold = np.split(np.asarray(sums, float), 3, 1)
     return ratio(2 * right, predicted + gold), gold, predicted + gold > 0
 
@@ -110,7 +110,7 @@ def averages(sums: np.ndarray) -> Scores:
 
 
 def label_statistics(kind: str, pairs: Sequence[tuple[Any, Any]]) -> list[Statistic]:
-    """Statistics for classification, words and multilabel. pairs: [(gold, predicted)] of the rows, gold may be None"""
+    """Returns statistics for classification, words and multilabel. pairs: [(gold or None, predicted)] per row"""
     tables: list[tuple[Collection[str], Collection[str], Collection[str]]] = []
     is_exact = []
     for gold, predicted in pairs:
@@ -149,7 +149,7 @@ def share_of(sums: np.ndarray, name: str = "accuracy") -> Scores:
 
 
 def entity_statistics(pairs: Sequence[tuple[set, set] | None]) -> list[Statistic]:
-    """Statistics for entities. pairs: per row, the sets of gold and predicted entities, or None"""
+    """Returns statistics for entities. pairs: per row, the sets of gold and predicted entities, or None"""
     rows = [(0, 0, 0) if p is None else (len(p[0] & p[1]), len(p[1]), len(p[0])) for p in pairs]
 
     def scores(sums: np.ndarray) -> Scores:
@@ -161,10 +161,10 @@ def entity_statistics(pairs: Sequence[tuple[set, set] | None]) -> list[Statistic
 
 
 def regression_statistics(pairs: Sequence[tuple[float | None, float]]) -> list[Statistic | OfWeights]:
-    """Statistics for regression. pairs: (gold, predicted) of each row, gold None if missing"""
+    """Returns statistics for regression. pairs: [(gold or None, predicted)] per row"""
     has_gold = np.array([gold is not None for gold, _ in pairs])
     gold, predicted = (np.array([0.0 if p[0] is None else p[side] for p in pairs], float) for side in (0, 1))
-    x, y = (np.where(has_gold, v - v[has_gold].mean(), 0.0) for v in (gold, predicted))  # centred for precision
+    x, y = (np.where(has_gold, v - v[has_gold].mean(), 0.0) for v in (gold, predicted))  # centred to avoid cancellation
     columns = np.stack([has_gold, x, y, x * x, y * y, x * y, np.where(has_gold, abs(gold - predicted), 0.0)], 1)
 
     def scores(sums: np.ndarray) -> Scores:
@@ -173,7 +173,7 @@ def regression_statistics(pairs: Sequence[tuple[float | None, float]]) -> list[S
         return {"pearson": correlation(sxy - sx * sy / n, sxx - sx**2 / n, syy - sy**2 / n), "mae": error / n}
 
     def spearman(weights: np.ndarray) -> Scores:
-        """Pearson's correlation of the ranks within each resample."""
+        """Computes Pearson's correlation of the ranks within each resample."""
         weights = np.asarray(weights[:, has_gold], float)
         total = np.maximum(weights.sum(1, keepdims=True), 1)
         x, y = (mid_ranks(values[has_gold], weights) - (total + 1) / 2 for values in (gold, predicted))
@@ -183,13 +183,13 @@ def regression_statistics(pairs: Sequence[tuple[float | None, float]]) -> list[S
 
 
 def correlation(products: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Correlation from centred sums; 0 if one side is constant."""
+    """Computes a correlation from centred sums; 0 if one side is constant."""
     scale = np.sqrt(np.maximum(first, 0) * np.maximum(second, 0))
     return np.divide(products, scale, out=np.zeros_like(products), where=scale > 1e-12)
 
 
 def mid_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(R, N) ranks of values (N,) with multiplicities `weights`; equal values share their mean rank."""
+    """Ranks values (N,) with multiplicities `weights` (R, N) -> (R, N). Equal values get their mean rank."""
     group = np.unique(values, return_inverse=True)[1]
     order = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))
@@ -198,7 +198,7 @@ def mid_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def statistics_for(kind: str, answers: Sequence[dict[str, Any]]) -> Sequence[Statistic | OfWeights]:
-    """The statistics of a task's main scores. answers: the task's answer of each row, from answers.py"""
+    """Returns the statistics of a task's scores. answers: the task's answer in each row, from answers.py"""
     pairs = [(answer["gold"], answer["predicted"]) for answer in answers]
     if kind in ("tagging", "spans"):
         return entity_statistics([None if g is None else (items_in(kind, g), items_in(kind, p)) for g, p in pairs])
@@ -206,24 +206,24 @@ def statistics_for(kind: str, answers: Sequence[dict[str, Any]]) -> Sequence[Sta
 
 
 def named(task: str, scores: Callable[[np.ndarray], Scores]) -> Callable[[np.ndarray], Scores]:
-    """The same scores, named as in eval.json."""
+    """Renames scores as in eval.json."""
     return lambda sums: {f"{task}_{name}": values for name, values in scores(sums).items()}
 
 
 def statistics_of(rows: Sequence[dict[str, Any]], kinds: dict[str, str]) -> list[Statistic | OfWeights]:
-    """All statistics of a part's rows: of each task with labels, and sentence_accuracy."""
-    found: list[Statistic | OfWeights] = []
+    """Returns the statistics of all tasks with labels, and of sentence_accuracy."""
+    statistics: list[Statistic | OfWeights] = []
     for task, kind in kinds.items():
         answers = [row["answers"][task] for row in rows]
         if any(answer["gold"] is not None for answer in answers):
-            found += [item._replace(scores=named(task, item.scores)) for item in statistics_for(kind, answers)]
+            statistics += [item._replace(scores=named(task, item.scores)) for item in statistics_for(kind, answers)]
     verdicts = np.array([row_verdict(row) for row in rows], float).reshape(len(rows), 2)
     if verdicts[:, 1].any():
-        found.append(Statistic(csr_matrix(verdicts), lambda sums: share_of(sums, "sentence_accuracy")))
-    return found
+        statistics.append(Statistic(csr_matrix(verdicts), lambda sums: share_of(sums, "sentence_accuracy")))
+    return statistics
 
 
 def row_verdict(row: dict[str, Any]) -> tuple[int, int]:
-    """(1 if all answers of a row are correct, 1 if it has labels)."""
+    """Returns two flags, 1 or 0: all answers of the row are correct; the row has labels."""
     known = [answer["right"] for answer in row["answers"].values() if answer["right"] is not None]
     return int(bool(known) and all(known)), int(bool(known))

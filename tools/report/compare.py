@@ -1,9 +1,9 @@
-"""Compares several runs on one page, from their folders.
+"""Compares several runs on one page.
 
     python -m tools.report baseline with_crf other_seed
 
-The first is the baseline. Scores have intervals, and differences have paired ones: both runs are scored on the same
-resamples of the same rows (bootstrap.py).
+The first run is the baseline. Scores have confidence intervals. Those of differences are paired: both runs are scored
+on the same resamples of the same rows (bootstrap.py).
 """
 
 import logging
@@ -25,13 +25,13 @@ logger = logging.getLogger("template")
 
 
 def compare_runs(output_dir: str | Path, names: Sequence[str], language: str = "auto") -> Path:
-    """Writes comparison.html of runs, given as names in output_dir or paths, into output_dir. Returns its path."""
+    """Writes a comparison of runs, given as names in output_dir or paths, to output_dir. Returns its path."""
     folders = [folder_of(output_dir, name) for name in names]
     if len(set(folders)) < 2:
-        raise UserError(f"{' '.join(names)}: name at least two different runs")
-    found, rows = figures_of(folders)
+        raise UserError(f"{' '.join(names)}: the same run; name at least two different runs")
+    results, rows = figures_of(folders)
     words = Words(language_of(language, [row["text"] for row in rows[0]]))
-    view = {"found": found, "pictures": pictures(found, words), "table": table_of(found, rows)}
+    view = {"found": results, "pictures": pictures(results, words), "table": table_of(results, rows)}
     path = Path(output_dir) / f"comparison-{'-'.join(folder.name for folder in folders)}"[:200]
     path = path.with_name(path.name + ".html")
     write_page(path, "compare.html.jinja", words, view | {"times": bootstrap.TIMES})
@@ -44,29 +44,29 @@ def show_comparison(output_dir: str | Path, names: Sequence[str], language: str 
 
 
 def folder_of(output_dir: str | Path, name: str) -> Path:
-    """The folder of a run. Raises UserError if it does not exist or was not evaluated."""
+    """Returns the folder of a run. Raises UserError if it does not exist or was not evaluated."""
     folder = next((path for path in (Path(output_dir) / name, Path(name)) if path.is_dir()), None)
     if folder is None:
-        raise UserError(f"{name}: no run of that name in {output_dir}, and no such folder")
+        raise UserError(f"{name}: no such run in {output_dir}, and no such folder")
     read_about(folder)
     return folder
 
 
 def figures_of(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Row]]]:
-    """(JSON-serialisable figures, [each run's rows that all runs share, in the same order])."""
+    """Computes (JSON-serialisable figures, [rows of each run]), restricted to the rows that all runs share."""
     abouts = [read_about(folder) for folder in folders]
     kinds = {n: kind for n, kind in abouts[0]["kinds"].items() if all(a["kinds"].get(n) == kind for a in abouts)}
     part = next((part for part in PARTS if all(part in about["parts"] for about in abouts)), None)
     if not kinds or part is None:
-        raise UserError(f"{folders[0]} and the other runs have no task and part in common; there is nothing to compare")
+        raise UserError(f"{folders[0]} and the other runs share no task and part; compare runs on the same data")
     rows = [read_rows(folder, part, kinds) for folder in folders]
     most, rows = max(map(len, rows)), common(rows, kinds)
     if not rows[0]:
-        raise UserError(f"the {part} parts of {folders[0]} and the other runs have no rows in common")
+        raise UserError(f"{folders[0]} and the other runs share no rows of {part}; compare runs on the same data")
     names = distinct([folder.resolve().name for folder in folders])
     options = [about["options"] | {"random_seed": about["seed"]} for about in abouts]
     differ = {n: [o.get(n) for o in options] for n in sorted({n for o in options for n in o})}
-    statistics = [bootstrap.statistics_of(found, kinds) for found in rows]
+    statistics = [bootstrap.statistics_of(run_rows, kinds) for run_rows in rows]
     return {
         "names": names,
         "kinds": kinds,
@@ -82,14 +82,14 @@ def figures_of(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Row]]
 
 
 def key_of(row: Row, kinds: dict[str, str]) -> tuple[str | None, ...]:
-    """A key that identifies a row across runs: its id, text and labels."""
+    """Returns a key that identifies a row across runs: its id, texts and labels."""
     gold = [str(row["answers"][name]["gold"]) for name in kinds]
     return str(row["id"]), row["text"], row.get("text_pair"), *gold
 
 
 def common(rows: Sequence[Sequence[Row]], kinds: dict[str, str]) -> list[list[Row]]:
-    """Each run's rows that all runs share, in the order of the first run; one per key."""
-    tables = [{key_of(row, kinds): row for row in found} for found in rows]
+    """Returns each run's rows that all runs share, one per key, in the order of the first run."""
+    tables = [{key_of(row, kinds): row for row in run_rows} for run_rows in rows]
     keys = [key for key in tables[0] if all(key in table for table in tables)]
     return [[table[key] for key in keys] for table in tables]
 
@@ -97,10 +97,11 @@ def common(rows: Sequence[Sequence[Row]], kinds: dict[str, str]) -> list[list[Ro
 def paired(
     statistics: Sequence[Sequence[bootstrap.Statistic | bootstrap.OfWeights]], size: int, mains: Sequence[str] = ()
 ) -> dict[str, list[dict[str, float]]]:
-    """{score: [{"value", "low", "high"} of each run]}; all but the first run also have "difference", "difference_low",
-    "difference_high" and "better", 1 or -1 if the interval excludes 0. mains: scores to add mean_score for"""
-    draws = [bootstrap.resample(found, size) for found in statistics]
-    points = [bootstrap.point(found, size) for found in statistics]
+    """Returns {score: [{"value", "low", "high"} per run]}; all runs but the first also have "difference",
+    "difference_low", "difference_high" and "better": 1 or -1 if the interval excludes 0, else 0. mains: the scores that
+    mean_score averages"""
+    draws = [bootstrap.resample(own, size) for own in statistics]
+    points = [bootstrap.point(own, size) for own in statistics]
     for draw, scores in zip(draws, points):
         bootstrap.add_mean_score(draw, mains)
         bootstrap.add_mean_score(scores, mains)
@@ -120,47 +121,47 @@ def paired(
     return table
 
 
-def pictures(found: dict[str, Any], words: Words) -> list[tuple[str, svg.Plot, list[str]]]:
-    """[(title, plot, names)] of training loss, dev loss, the monitored score and throughput, all runs overlaid."""
-    runs = [(name, history) for name, histories in zip(found["names"], found["learning"]) for history in histories]
+def pictures(figures: dict[str, Any], words: Words) -> list[tuple[str, svg.Plot, list[str]]]:
+    """Plots training loss, dev loss, monitored score and throughput of all runs -> [(title, plot, names)]."""
+    runs = [(name, history) for name, histories in zip(figures["names"], figures["learning"]) for history in histories]
     labels = [name if name.split(" (")[0] == run["name"] else f"{name} · {run['name']}" for name, run in runs]
-    monitor = found["abouts"][0]["monitor"]
-    chosen = [
+    monitor = figures["abouts"][0]["monitor"]
+    curves = [
         (f"{words('loss')} · {words('train_loss')}", "steps", "loss"),
         (f"{words('loss')} · {words('dev_loss')}", "epochs", "dev_loss"),
         (words("monitored", monitor=monitor), "epochs", f"dev_{monitor}"),
         (words("throughput"), "pace", "examples_per_second"),
     ]
     result = []
-    for title, kind, key in chosen:
+    for title, kind, key in curves:
         series = [([r["step"] for r in run[kind]], [r.get(key) for r in run[kind]]) for _, run in runs]
         if any(svg.finite(values) for _, values in series):
             result.append((title, svg.lines(series, words("step"), "", title), labels))
     return result
 
 
-def table_of(found: dict[str, Any], rows: Sequence[Sequence[Row]]) -> dict[str, Any]:
-    """Like page.table_of, with the answers of each run, for rows on which the runs' correctness differs."""
+def table_of(figures: dict[str, Any], rows: Sequence[Sequence[Row]]) -> dict[str, Any]:
+    """Like page.table_of, but with the answers of every run, for rows that only some runs answered correctly."""
     numbers: dict[tuple[str, str], int] = {}
-    kinds, kept, size, count = found["kinds"], [], 0, 0
-    for several in zip(*rows):
-        verdicts = {name: [row["answers"][name]["right"] for row in several] for name in kinds}
+    kinds, kept, size, count = figures["kinds"], [], 0, 0
+    for run_rows in zip(*rows):
+        verdicts = {name: [row["answers"][name]["right"] for row in run_rows] for name in kinds}
         if all(len(set(values)) == 1 for values in verdicts.values()):
             continue
         count += 1
-        first, cells = several[0], []
+        first, cells = run_rows[0], []
         labels: set[tuple[str, str]] = set()
         for name, kind in kinds.items():
             gold = first["answers"][name]["gold"]
-            answers = [row["answers"][name] for row in several]
+            answers = [row["answers"][name] for row in run_rows]
             shown = [[shown_answer(kind, first, a["predicted"]), a["right"], None] for a in answers]
             cells.append([shown_answer(kind, first, gold), shown])
             labels |= {(name, label) for label in labels_of(kind, gold)}
-        found_labels = [numbers.setdefault((n, short(x, 60)), len(numbers)) for n, x in sorted(labels)[:20]]
+        label_numbers = [numbers.setdefault((n, short(x, 60)), len(numbers)) for n, x in sorted(labels)[:20]]
         right = int(all(values[0] is not False for values in verdicts.values()))
-        record = [found["part"], short(str(first["id"]), 60), short(first["text"], 280), right, cells, found_labels]
+        record = [figures["part"], short(str(first["id"]), 60), short(first["text"], 280), right, cells, label_numbers]
         size += size_of(record)
         if size + 80 * len(numbers) <= TABLE_BYTES:
             kept.append(record)
-    labelled = list(map(list, numbers))
-    return {"tasks": list(kinds), "labels": labelled, "rows": kept, "all": count, "runs": found["names"]}
+    label_names = list(map(list, numbers))
+    return {"tasks": list(kinds), "labels": label_names, "rows": kept, "all": count, "runs": figures["names"]}

@@ -1,6 +1,6 @@
-"""Computes the page's figures from the rows that answers.py stores. Shares are between 0 and 1.
+"""Computes the page's figures from the rows stored by answers.py. Shares are between 0 and 1.
 
-Each docstring fully defines its figure, so that tests can compute it independently.
+Each docstring is a complete definition, so tests can compute the figure independently.
 """
 
 from collections import Counter
@@ -9,27 +9,27 @@ from typing import Any
 
 import numpy as np
 
-Row = dict[str, Any]  # as answers.py stores it
+Row = dict[str, Any]  # as stored by answers.py
 Answer = dict[str, Any]  # a row's answer to a task
 BINS = 10  # for calibration
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
 def confusions(gold: Sequence[str], predicted: Sequence[str]) -> list[list]:
-    """[[gold label, predicted label, count, share of the gold label]] of the errors, most frequent first."""
+    """Counts errors -> [[gold label, predicted label, count, share of the gold label]], most frequent first."""
     support = Counter(gold)
     pairs = Counter((g, p) for g, p in zip(gold, predicted) if g != p)
     return [[g, p, count, count / support[g]] for (g, p), count in most_frequent(pairs)]
 
 
 def most_frequent(counts: Counter) -> list[tuple[Any, int]]:
-    """[(item, count)], most frequent first, then in order of the items."""
+    """Returns [(item, count)], most frequent first; ties are sorted by item."""
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def matrix(gold: Sequence[str], predicted: Sequence[str], most: int = 16) -> dict[str, Any]:
-    """{"labels", "counts", "all"} of the confusion matrix, with gold labels as rows. With more than `most` labels, only
-    the most frequently confused ones are kept, in order of frequency."""
+    """Returns {"labels", "counts", "all"} of the confusion matrix; rows are gold labels. If there are more than `most`
+    labels, it only has the most frequently confused ones. Labels are in order of frequency."""
     frequency = Counter(gold) + Counter(predicted)
     wrong = Counter(label for g, p in zip(gold, predicted) if g != p for label in (g, p))
     chosen = sorted(frequency, key=lambda label: (-wrong[label], -frequency[label], label))[:most]
@@ -39,15 +39,15 @@ def matrix(gold: Sequence[str], predicted: Sequence[str], most: int = 16) -> dic
 
 
 def bin_numbers(confidence: Sequence[float] | np.ndarray, bins: int) -> np.ndarray:
-    """The bin of each confidence: [0, 1/bins], (1/bins, 2/bins], …"""
+    """Assigns confidences to bins [0, 1/bins], (1/bins, 2/bins], … -> bin numbers."""
     return np.clip(np.ceil(np.asarray(confidence, float) * bins).astype(int) - 1, 0, bins - 1)
 
 
 def calibration(confidence: Sequence[float], right: Sequence[bool], bins: int = BINS) -> dict[str, Any]:
-    """{"ece", "bins": [{"low", "high", "count", "confidence", "accuracy"}]}.
+    """Returns {"ece", "bins": [{"low", "high", "count", "confidence", "accuracy"}]}.
 
-    ECE, the expected calibration error (Naeini et al., 2015; Guo et al., 2017, equation 3): the mean over the rows of
-    |accuracy - mean confidence| of their bin; the bins are those of `bin_numbers`.
+    ECE is the expected calibration error (Naeini et al., 2015; Guo et al., 2017, equation 3): the mean over rows of
+    |accuracy - mean confidence| of the row's bin (`bin_numbers`).
     """
     columns = {"confidence": np.asarray(confidence, float), "accuracy": np.asarray(right, float)}
     number = bin_numbers(confidence, bins)
@@ -64,13 +64,13 @@ def calibration(confidence: Sequence[float], right: Sequence[bool], bins: int = 
 
 
 def histogram(confidence: Sequence[float], right: Sequence[bool], bins: int = 20) -> list[list[int]]:
-    """[[right, wrong] counts of each of `bins` equal parts of 0 to 1]."""
+    """Counts right and wrong answers in equal bins of 0 to 1 -> [[right, wrong] per bin]."""
     number, is_right = bin_numbers(confidence, bins), np.asarray(right, bool)
     return np.stack([np.bincount(number[side], minlength=bins) for side in (is_right, ~is_right)], 1).tolist()
 
 
 def coverage(confidence: Sequence[float], right: Sequence[bool]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(thresholds, coverages, accuracies) for abstaining below each confidence that occurs, highest first.
+    """Returns (thresholds, coverages, accuracies) for abstaining below each occurring confidence, highest first.
 
     Coverage is the share of rows with at least this confidence; accuracy is the share of correct rows among them.
     """
@@ -79,18 +79,18 @@ def coverage(confidence: Sequence[float], right: Sequence[bool]) -> tuple[np.nda
 
 
 def descending(values: Sequence[float], right: Sequence[bool]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(distinct values, highest first; number of values at least as high; number of correct ones among these)"""
+    """Returns (distinct values, highest first; number of values >= each; number of correct ones among these)."""
     unsorted = np.asarray(values, float)
     order = np.argsort(-unsorted, kind="stable")
     ordered = unsorted[order]
-    last = np.flatnonzero(np.diff(ordered, append=-1) != 0)  # the last of each run of equal values
+    last = np.flatnonzero(np.diff(ordered, append=-1) != 0)  # last of each run of equal values
     return ordered[last], last + 1, np.asarray(right, float)[order].cumsum()[last]
 
 
 def coverage_table(
     confidence: Sequence[float], right: Sequence[bool], thresholds: Sequence[float] = THRESHOLDS
 ) -> list[dict[str, float | None]]:
-    """[{"threshold", "coverage", "accuracy"}]; accuracy is None if no row reaches the threshold."""
+    """Returns [{"threshold", "coverage", "accuracy"}]; accuracy is None if no row reaches the threshold."""
     table: list[dict[str, float | None]] = []
     for threshold in thresholds:
         sure = np.asarray(confidence, float) >= threshold
@@ -100,28 +100,28 @@ def coverage_table(
 
 
 def thinned(*columns: np.ndarray, most: int = 160) -> list[list[float]]:
-    """The columns of a curve's points, evenly subsampled to `most`; both ends are kept."""
+    """Subsamples the points of a curve evenly to at most `most`, keeping both ends. columns: coordinates"""
     size = len(columns[0])
     kept = np.unique(np.linspace(0, size - 1, min(size, most)).round().astype(int))
     return [column[kept].tolist() for column in columns]
 
 
 def threshold_curve(probabilities: Sequence[dict[str, float]], gold: Sequence[set[str]]) -> dict[str, Any]:
-    """{"thresholds", "precision", "recall", "f1", "best": {"threshold", "f1"}} of a multilabel task: micro-averaged
-    scores of the labels whose probability reaches the threshold. probabilities: {label: p} of each text"""
+    """Returns {"thresholds", "precision", "recall", "f1", "best": {"threshold", "f1"}} of a multilabel task. The scores
+    are micro-averaged, with labels predicted if p >= threshold. probabilities: {label: p} per text"""
     pairs = [(p, label in g) for row, g in zip(probabilities, gold) for label, p in row.items()]
     support = sum(map(len, gold))
     if not pairs or not support:
         return {"thresholds": [], "precision": [], "recall": [], "f1": [], "best": None}
-    thresholds, taken, right = descending(*zip(*pairs))
-    f1 = 2 * right / (taken + support)
+    thresholds, num_predicted, right = descending(*zip(*pairs))
+    f1 = 2 * right / (num_predicted + support)
     best = {"threshold": float(thresholds[f1.argmax()]), "f1": float(f1.max())}
-    columns = thinned(thresholds, right / taken, right / support, f1)
+    columns = thinned(thresholds, right / num_predicted, right / support, f1)
     return dict(zip(("thresholds", "precision", "recall", "f1"), columns)) | {"best": best}
 
 
 def error_pairs(gold: Sequence[set[str]], predicted: Sequence[set[str]]) -> tuple[list[list], list[list]]:
-    """([[missed label, invented label, number of texts]] of errors that occur together in a multilabel task,
+    """Counts the errors of a multilabel task -> ([[missed label, invented label, texts with both]],
     [[label, times missed, times invented]]), most frequent first."""
     together: Counter[tuple[str, str]] = Counter()
     missed: Counter[str] = Counter()
@@ -137,8 +137,8 @@ def error_pairs(gold: Sequence[set[str]], predicted: Sequence[set[str]]) -> tupl
 def residuals(
     gold: Sequence[float], predicted: Sequence[float], bins: int = 20, most: int = 1500
 ) -> dict[str, Any] | None:
-    """For regression: {"points": [[gold, predicted]], at most `most`, picked evenly by gold; "edges", "counts" of
-    the histogram of predicted - gold; "mean", "std", "rmse", "r2"}. Uses only finite predictions; None without any."""
+    """Analyses the errors of finite predictions -> {"points": [[gold, predicted]] (at most `most`, evenly by gold),
+    "edges" and "counts" (histogram of predicted - gold), "mean", "std", "rmse", "r2"}; None if there are none."""
     finite = np.isfinite(np.asarray(predicted, float))
     x, y = np.asarray(gold, float)[finite], np.asarray(predicted, float)[finite]
     if not len(x):
@@ -162,13 +162,13 @@ def residuals(
 
 
 def num_tokens(row: Row) -> int:
-    """Length in tokens, or in characters if the row has no tokens."""
+    """Returns the length in tokens, or in characters if the row has no tokens."""
     return len(row["places"]) if "places" in row else len(row["text"])
 
 
 def slices(rows: Sequence[Row], most_values: int = 20) -> list[tuple[str, list[tuple[str, list[int]]]]]:
-    """[(criterion, [(name, [row numbers])])]: quartiles of the length (none empty; equal lengths stay together),
-    truncated or windowed rows if any, and text columns with 2 to `most_values` values."""
+    """Groups rows by length quartile (equal lengths stay together), truncation, windows, and text columns with 2 to
+    `most_values` values -> [(criterion, [(name, [row numbers])])], without empty groups."""
     lengths = np.array([num_tokens(row) for row in rows])
     edges = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75, 1], method="higher"))
     quartile = np.searchsorted(edges, lengths)
@@ -178,31 +178,31 @@ def slices(rows: Sequence[Row], most_values: int = 20) -> list[tuple[str, list[t
         if len(inside):
             low, high = lengths[inside].min(), lengths[inside].max()
             groups.append((f"{low}" if low == high else f"{low} – {high}", inside.tolist()))
-    found = [("length", groups)] if len(groups) > 1 else []
+    result = [("length", groups)] if len(groups) > 1 else []
     for name, test in (("cut", lambda row: row["cut"] > 0), ("windows", lambda row: row["windows"] > 1)):
-        chosen = [i for i, row in enumerate(rows) if test(row)]
-        if chosen:
-            others = sorted({*range(len(rows))} - {*chosen})
-            found.append((name, [("yes", chosen), *([("no", others)] if others else [])]))
+        selected = [i for i, row in enumerate(rows) if test(row)]
+        if selected:
+            rest = sorted({*range(len(rows))} - {*selected})
+            result.append((name, [("yes", selected), *([("no", rest)] if rest else [])]))
     for name in dict.fromkeys(name for row in rows for name in row.get("columns", ())):
         values = [row.get("columns", {}).get(name) for row in rows]
         counts = Counter(value for value in values if isinstance(value, str))
         if 2 <= len(counts) <= most_values:
             groups = [(value, [i for i, v in enumerate(values) if v == value]) for value, _ in counts.most_common()]
-            found.append((name, groups))
-    return found
+            result.append((name, groups))
+    return result
 
 
 # ---- confidence and errors -------------------------------------------------------------------------------------------
 
 
 def row_confidence(kind: str, answer: Answer) -> float | None:
-    """The confidence of an answer: the probability of a label; for several labels that of the least confident decision,
-    positive or negative; for tags and spans that of the least confident one. None for regression."""
-    p, several = answer["probability"], answer.get("probabilities")
+    """Returns the confidence of an answer: the probability of its label or, for multilabel, tags and spans, that of the
+    least confident decision. Not predicting a label is a decision, too. None for regression."""
+    p, by_label = answer["probability"], answer.get("probabilities")
     if kind == "multilabel":
-        taken = set(answer["predicted"])
-        sure = [v if label in taken else 1 - v for label, v in (several or {}).items()]
+        predicted = set(answer["predicted"])
+        sure = [v if label in predicted else 1 - v for label, v in (by_label or {}).items()]
         return min(sure or known(p), default=1.0)
     if isinstance(p, list):
         return min(known(p), default=None)
@@ -210,22 +210,23 @@ def row_confidence(kind: str, answer: Answer) -> float | None:
 
 
 def known(probability: float | list | None) -> list[float]:
-    """One or more probabilities as a list without None; a custom head may return none."""
+    """Returns one or more probabilities as a list without None, which custom heads may return."""
     values = probability if isinstance(probability, list) else [probability]
     return [value for value in values if value is not None]
 
 
 def with_probability(predicted: list, probability: list | None) -> list[tuple]:
-    """[(label, tag or span, probability)], without those that lack a probability."""
+    """Pairs labels, tags or spans with their probabilities. Omits those without a probability."""
     pairs = zip(predicted, probability if isinstance(probability, list) else [])
     return [(label, value) for label, value in pairs if value is not None]
 
 
 def error_confidence(kind: str, answer: Answer) -> float | None:
-    """The confidence of the wrong part of an answer; None if nothing is wrong.
+    """Returns the confidence of the wrong part of an answer; None if nothing is wrong.
 
-    A label: its probability. Several labels: the most confident wrong decision. Tags: the most confident wrong tag.
-    Spans: the most confident invented one, 0 if spans are only missed. Regression: the absolute error.
+    Classification: the probability of the label. Multilabel: that of the most confident wrong decision. Tags: that of
+    the most confident wrong tag. Spans: that of the most confident invented span; 0 if spans are only missed.
+    Regression: the absolute error.
     """
     gold, predicted, p = answer["gold"], answer["predicted"], answer["probability"]
     if gold is None or answer["right"]:
@@ -233,9 +234,9 @@ def error_confidence(kind: str, answer: Answer) -> float | None:
     if kind == "regression":
         return abs(predicted - gold)
     if kind == "multilabel":
-        several = answer.get("probabilities") or dict(with_probability(predicted, p))
+        by_label = answer.get("probabilities") or dict(with_probability(predicted, p))
         wrong = {*gold} ^ {*predicted}
-        return max((several.get(x, 0) if x in predicted else 1 - several.get(x, 0) for x in wrong), default=None)
+        return max((by_label.get(x, 0) if x in predicted else 1 - by_label.get(x, 0) for x in wrong), default=None)
     if kind == "spans":
         gold_spans = {tuple(span) for span in gold}
         sure = (value for span, value in with_probability(predicted, p) if tuple(span) not in gold_spans)

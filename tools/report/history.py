@@ -1,4 +1,4 @@
-"""The learning curves of a run, from its folder."""
+"""Reads the learning curves and the log of a run, and diagnoses overfitting."""
 
 import json
 import re
@@ -17,22 +17,22 @@ History = dict[str, Any]  # from read_history
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The numeric values of each record in a .jsonl file of a run; [] if it does not exist. Invalid lines, such as one
-    truncated by a kill, are skipped."""
+    """Reads the numeric values of each record in a .jsonl file of a run; [] if it does not exist. Skips invalid lines,
+    which a killed run may leave."""
     if not path.is_file():
         return []
-    found = []
+    records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         with suppress(ValueError, RecursionError):
             record = json.loads(line)
             if not mismatch(record, STEP):
-                found.append({name: value for name, value in record.items() if not mismatch(value, Number)})
-    return found
+                records.append({name: value for name, value in record.items() if not mismatch(value, Number)})
+    return records
 
 
 def read_history(folder: str | Path) -> History:
-    """{"steps": [records of losses], "epochs": [records of dev scores], "pace": [records of throughput.jsonl]} by step.
-    If a resumed run repeated a step, the last record is used."""
+    """Reads {"steps": [losses], "epochs": [dev scores], "pace": [throughput]}, each a list of records in order of
+    steps. If a resumed run repeated a step, the last record is used."""
     records = read_lines(Path(folder) / "metrics.jsonl")
     steps = {r["step"]: r for r in records if "lr" in r and r.get("loss") is not None}
     epochs = {r["epoch"]: r for r in records if any(name.startswith("dev_") for name in r)}
@@ -42,16 +42,16 @@ def read_history(folder: str | Path) -> History:
 
 
 def epoch_losses(history: History) -> list[tuple[int, float | None, float | None]]:
-    """[(epoch, mean training loss, dev loss)]; the mean is over the epoch's records, None without any."""
-    found = []
+    """Returns [(epoch, mean training loss, dev loss)]; the mean over an epoch's records is None if there are none."""
+    result = []
     for record in history["epochs"]:
         losses = [r["loss"] for r in history["steps"] if r["epoch"] == record["epoch"]]
-        found.append((record["epoch"] + 1, float(np.mean(losses)) if losses else None, record.get("dev_loss")))
-    return found
+        result.append((record["epoch"] + 1, float(np.mean(losses)) if losses else None, record.get("dev_loss")))
+    return result
 
 
 def best_epoch(history: History, monitor: str) -> int | None:
-    """The epoch, from 1, with the best dev score; ties go to the earlier. None without scores."""
+    """Returns the one-based epoch with the best dev score, the first one on ties; None without scores."""
     lower = metrics.lower_is_better(monitor)
     scores = [(r["epoch"] + 1, r.get(f"dev_{monitor}")) for r in history["epochs"]]
     scores = [(epoch, -value if lower else value) for epoch, value in scores if value is not None and value == value]
@@ -59,18 +59,17 @@ def best_epoch(history: History, monitor: str) -> int | None:
 
 
 def verdict(history: History, monitor: str) -> tuple[str, dict[str, Any]]:
-    """(key of a sentence in texts.py, its values): the diagnosis of over- and underfitting.
+    """Diagnoses over- and underfitting -> (key of a sentence in texts.py, its values).
 
-    T(e) is the mean training loss of epoch e, D(e) the dev loss after it, m the epoch with the lowest D, and n the
-    last of at least two epochs:
+    Let T(e) be the mean training loss of epoch e, D(e) the dev loss after it, m the epoch with the lowest D, and n the
+    last epoch:
 
-    - "overfit": D(n) > 1.05 D(m), and T(n) < T(m): the training loss still fell while the dev loss rose by more than
-      5 %. "overfit_score_rises" if the monitored score was nevertheless best after m: the model becomes overconfident
-      before it becomes worse.
+    - "overfit": D(n) > 1.05 D(m) and T(n) < T(m), that is, the dev loss rose by more than 5 % while the training loss
+      fell. "overfit_score_rises" if the monitored score was best after m, as an overconfident model is not yet worse.
     - "underfit": otherwise, if n is both m and the best epoch, and D fell by more than 2 % in the last epoch.
-    - "level": anything else. "short": fewer than two epochs; no diagnosis.
+    - "level": otherwise. "short": fewer than two epochs, so there is no diagnosis.
 
-    T and D are not compared: label smoothing, class weights and dropout change the level of T.
+    T is never compared with D, because label smoothing, class weights and dropout change T.
     """
     losses: list[Any] = [item for item in epoch_losses(history) if None not in item and item[2] == item[2]]
     if len(losses) < 2:
@@ -87,15 +86,15 @@ def verdict(history: History, monitor: str) -> tuple[str, dict[str, Any]]:
 
 
 def read_log(path: str | Path | None) -> dict[str, Any]:
-    """{"warnings": [[message, count]], "started", "ended", "stopped_early"} of a train.log."""
-    is_there = path and Path(path).is_file()
-    lines = Path(path or "").read_text(encoding="utf-8", errors="replace").splitlines() if is_there else []
+    """Reads {"warnings": [[message, count]], "started", "ended", "stopped_early"} from a train.log."""
+    exists = path and Path(path).is_file()
+    lines = Path(path or "").read_text(encoding="utf-8", errors="replace").splitlines() if exists else []
     pattern = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ (\w+) (.*)")
-    found = [match.groups() for match in map(pattern.match, lines) if match]
-    warnings = Counter(message for _, level, message in found if level in ("WARNING", "ERROR"))
+    records = [match.groups() for match in map(pattern.match, lines) if match]
+    warnings = Counter(message for _, level, message in records if level in ("WARNING", "ERROR"))
     return {
         "warnings": [[message, count] for message, count in warnings.items()],
-        "started": found[0][0] if found else None,
-        "ended": found[-1][0] if found else None,
-        "stopped_early": any(message.startswith("stopped early") for _, _, message in found),
+        "started": records[0][0] if records else None,
+        "ended": records[-1][0] if records else None,
+        "stopped_early": any(message.startswith("stopped early") for _, _, message in records),
     }

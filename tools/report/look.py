@@ -7,28 +7,28 @@ from typing import Any
 import metrics
 from tools.report.texts import Words
 
-Finding = tuple[float, str, str, dict[str, Any]]  # weight, section of the page, key in texts.py, its values
+Finding = tuple[float, str, str, dict[str, Any]]  # weight, page section, key in texts.py, values
 Shorten = Callable[[Any], str]  # shortens text from the data
 
 
-def candidates(found: dict[str, Any]) -> list[Finding]:
-    """Candidate findings; the weight of each is roughly the share of all errors it concerns."""
+def candidates(figures: dict[str, Any]) -> list[Finding]:
+    """Returns all candidate findings. A weight is roughly the share of all errors that the finding concerns."""
     result: list[Finding] = []
-    for name, task in found["tasks"].items():
+    for name, task in figures["tasks"].items():
         wrong = max(1, task["rows"] - task["right"])
         result += task_candidates(name, task, wrong)
-    suspects = found["suspects"]
+    suspects = figures["suspects"]
     if suspects:
-        first, rows = suspects[0], max(1, sum(size for part, size in found["sizes"].items() if part != "train"))
+        first, rows = suspects[0], max(1, sum(size for part, size in figures["sizes"].items() if part != "train"))
         values = {"n": len(suspects), "part": first["part"], "id": first["id"]}
         values |= {"given": first["gold_shown"], "likely": first["likely_shown"]}
-        if len(suspects) <= 0.05 * rows:  # beyond that, mostly false alarms of a weak model
+        if len(suspects) <= 0.05 * rows:  # more are mostly false alarms of a weak model
             result.append((0.6, "errors", "look_suspects", values))
-    for history in found["learning"][:1]:
+    for history in figures["learning"][:1]:
         if history["verdict"] in ("overfit", "underfit"):
             result.append((0.35, "learning", history["verdict"], history["numbers"]))
-    result += slice_candidates(found)
-    for message, _ in found["log"]["warnings"][:1]:
+    result += slice_candidates(figures)
+    for message, _ in figures["log"]["warnings"][:1]:
         result.append((0.15, "glance", "look_warning", {"message": message}))
     return result
 
@@ -80,12 +80,12 @@ def entity_candidates(name: str, task: dict[str, Any]) -> list[Finding]:
     return result
 
 
-def slice_candidates(found: dict[str, Any]) -> list[Finding]:
-    """The slice of at least 20 rows with the worst main score, if its interval is below the score of all rows."""
-    whole = {entry["name"]: entry["value"] for entry in found["scores"].get(found["main"], ())}
-    score = next((name for name in found["about"]["shown_scores"] if name in whole), None)
+def slice_candidates(figures: dict[str, Any]) -> list[Finding]:
+    """Returns the slice of at least 20 rows with the worst main score, if its interval is below the overall score."""
+    whole = {entry["name"]: entry["value"] for entry in figures["scores"].get(figures["main"], ())}
+    score = next((name for name in figures["about"]["shown_scores"] if name in whole), None)
     worst: list[Finding] = []
-    for table in found["slices"]:
+    for table in figures["slices"]:
         for group in table["groups"]:
             cell = group["scores"].get(score)
             if (
@@ -100,10 +100,10 @@ def slice_candidates(found: dict[str, Any]) -> list[Finding]:
     return sorted(worst, key=lambda item: -item[0])[:1]
 
 
-def worth_a_look(found: dict[str, Any], most: int = 3) -> list[Finding]:
-    """The candidates with the largest weights, one per kind."""
+def worth_a_look(figures: dict[str, Any], most: int = 3) -> list[Finding]:
+    """Returns the candidates with the largest weights, one per kind."""
     chosen: list[Finding] = []
-    for item in sorted(candidates(found), key=lambda item: -item[0]):
+    for item in sorted(candidates(figures), key=lambda item: -item[0]):
         if item[2] not in [other[2] for other in chosen]:
             chosen.append(item)
     return chosen[:most]
@@ -115,7 +115,7 @@ def sentence(item: Finding, words: Words, short: Shorten) -> str:
 
 
 def shown(name: str, value: Any, words: Words, short: Shorten) -> Any:
-    """Formats a value for a sentence; translates names of the page."""
+    """Formats a value for a sentence, and translates it if the page has a name for it."""
     if name == "more":
         return words("more_sure" if value else "less_sure")
     if name == "verdict" or (name == "part" and value in ("train", "dev", "test", "out_of_fold")):

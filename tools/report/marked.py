@@ -1,4 +1,4 @@
-"""Texts with inline entity marks, including nested and crossing ones."""
+"""Marks entities in texts, including nested and crossing ones."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,15 +8,15 @@ from tools.report.figures import Row
 
 
 class Mark(NamedTuple):
-    start: int  # characters
+    start: int  # in characters
     end: int
     label: str
     verdict: str  # one of entities.VERDICTS
-    first: bool = True  # whether the entity begins here; False for the later pieces of a split entity
+    first: bool = True  # False for later pieces of a split entity
 
 
 def split_crossing(marks: Sequence[Mark]) -> list[Mark]:
-    """The marks, split into pieces so that any two are disjoint or nested; outer ones first."""
+    """Splits marks so that any two pieces are disjoint or nested. Returns the pieces, outer ones first."""
     todo = sorted(marks, key=outer_first)
     done: list[Mark] = []
     while todo:
@@ -36,33 +36,33 @@ def outer_first(mark: Mark) -> tuple[int, int]:
 
 
 def tree(text: str, marks: Sequence[Mark], start: int = 0, end: int | None = None) -> list:
-    """A slice of a text as a nested list: strings and (Mark, such a list of its inside). marks: of `split_crossing`"""
+    """Nests a slice of a text: a list of strings and (Mark, nested list of its content). marks: of `split_crossing`"""
     end = len(text) if end is None else end
-    found: list[Any] = []
+    parts: list[Any] = []
     position = start
     marks = [mark for mark in marks if start <= mark.start and mark.end <= end]
     while marks:
         mark = marks[0]
-        inside = [other for other in marks[1:] if other.start < mark.end]
+        inside = [inner for inner in marks[1:] if inner.start < mark.end]
         if mark.start > position:
-            found.append(text[position : mark.start])
-        found.append((mark, tree(text, inside, mark.start, mark.end)))
+            parts.append(text[position : mark.start])
+        parts.append((mark, tree(text, inside, mark.start, mark.end)))
         position, marks = mark.end, marks[1 + len(inside) :]
-    return [*found, text[position:end]] if position < end else found
+    return [*parts, text[position:end]] if position < end else parts
 
 
 def marks_of(row: Row, matches: Sequence[Match], side: str) -> list[Mark]:
-    """Marks of the entities of one side of a row, "gold" or "predicted"."""
-    found, places = [], row["places"]
+    """Returns the marks of the "gold" or "predicted" entities of a row. side: which of these"""
+    marks, places = [], row["places"]
     for match in matches:
         if entity := getattr(match, side):
             kind, first, last = entity
-            found.append(Mark(places[first][0], places[last][1], kind, match.verdict))
-    return split_crossing([mark for mark in found if mark.start < mark.end])
+            marks.append(Mark(places[first][0], places[last][1], kind, match.verdict))
+    return split_crossing([mark for mark in marks if mark.start < mark.end])
 
 
 def window(row: Row, matches: Sequence[Match], most: int = 600, before: int = 120) -> tuple[int, int]:
-    """(start, end) of the excerpt of a long text, which starts shortly before the first error."""
+    """Returns (start, end) of the excerpt of a long text that starts shortly before the first error."""
     size = len(row["text"])
     if size <= most:
         return 0, size
@@ -73,7 +73,7 @@ def window(row: Row, matches: Sequence[Match], most: int = 600, before: int = 12
 
 
 def drawn(row: Row, matches: Sequence[Match], side: str) -> list:
-    """The tree of a row's text within `window`, with the entities of one side."""
+    """Returns the tree of a row's text within `window`, with the entities of one side."""
     start, end = window(row, matches)
     marks = [m for m in marks_of(row, matches, side) if m.start < end and m.end > start]
     marks = [m._replace(start=max(m.start, start), end=min(m.end, end)) for m in marks]

@@ -2,8 +2,8 @@
 
     python -m tools.report NAME
 
-The page is a single file with its style, script and plots, and makes no network requests. jinja2 escapes text from the
-data (`json_in_page` does within JSON). Its size is bounded for any amount of data.
+The page is a single file with style, script and plots, and makes no network requests. Text from the data is escaped by
+jinja2, and in JSON by `json_in_page`. The size of the page is bounded for any amount of data.
 """
 
 import csv
@@ -33,13 +33,13 @@ GALLERY = 40  # texts shown with their entities
 
 
 def short(value: Any, most: int = 80) -> str:
-    """Truncates text from the data to `most` characters, with its length appended."""
+    """Truncates text from the data to `most` characters and appends its length."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= most else f"{text[:most]}… ({len(text):,})"
 
 
 def show(value: Any, most: int = 160) -> str:
-    """A label of any kind as a readable string."""
+    """Formats a label of any kind as a readable string."""
     if value is None:
         return "–"
     if isinstance(value, float):
@@ -50,7 +50,7 @@ def show(value: Any, most: int = 160) -> str:
 
 
 def json_in_page(value: Any) -> Markup:
-    """JSON that is safe inside a script element: it cannot close it or open a comment."""
+    """Encodes JSON that is safe in a script element: it cannot close the element or open a comment."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -58,7 +58,7 @@ def json_in_page(value: Any) -> Markup:
 
 
 def plain(value: Any, most: int = 300) -> Any:
-    """Figures for the page, with long strings truncated and non-finite numbers as None."""
+    """Truncates long strings in figures for the page, and replaces non-finite numbers with None."""
     if isinstance(value, dict):
         return {short(str(key), most): plain(item, most) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -70,11 +70,11 @@ def plain(value: Any, most: int = 300) -> Any:
 
 def environment(words: Words) -> Environment:
     loader = FileSystemLoader(TEMPLATES, encoding="utf-8")
-    found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    found.globals |= {"t": words, "json_in_page": json_in_page, "zip": zip, "verdicts": entities.VERDICTS}
-    found.filters |= {"short": short, "show": show, "score": lambda x: "–" if x is None else f"{x:.4f}"}
-    found.filters |= {"percent": lambda x: "–" if x is None else f"{100 * x:.1f}"}
-    return found
+    env = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env.globals |= {"t": words, "json_in_page": json_in_page, "zip": zip, "verdicts": entities.VERDICTS}
+    env.filters |= {"short": short, "show": show, "score": lambda x: "–" if x is None else f"{x:.4f}"}
+    env.filters |= {"percent": lambda x: "–" if x is None else f"{100 * x:.1f}"}
+    return env
 
 
 def raw(name: str) -> Markup:
@@ -82,9 +82,9 @@ def raw(name: str) -> Markup:
 
 
 def write_page(path: Path, template: str, words: Words, view: dict[str, Any]) -> None:
-    """Renders a template with the page's style and script. view: its variables; "found" has the figures"""
-    more = {"words": words, "style": raw("page.css"), "script": raw("page.js"), "figures": plain(view["found"])}
-    html = environment(words).get_template(template).render(view | more)
+    """Renders a template with the page's style and script. view: its variables; "found" is required: the figures"""
+    shared = {"words": words, "style": raw("page.css"), "script": raw("page.js"), "figures": plain(view["found"])}
+    html = environment(words).get_template(template).render(view | shared)
     with appearing_whole(path) as file:
         file.write(html)
 
@@ -93,32 +93,32 @@ def write_page(path: Path, template: str, words: Words, view: dict[str, Any]) ->
 
 
 def make_report(folder: str | Path, language: str = "auto", spreadsheet_safe: bool = False) -> tuple[Path, list[str]]:
-    """Writes report.html and suspicious.csv into a run folder. Returns (path, [the main findings in English]). Raises
+    """Writes report.html and suspicious.csv to a run folder. Returns (path, [main findings in English]). Raises
     UserError if the folder has no answers."""
-    found, rows = collect(folder)
+    results, rows = collect(folder)
     everything = [row for part in rows.values() for row in part]
     words = Words(language_of(language, [row["text"] for row in everything]))
-    for item in [*found["suspects"], *found["mistakes"][:LISTED]]:
-        item |= differences(found["about"]["kinds"][item["task"]], everything[item["row"]], item)
-    chosen = look.worth_a_look(found)
+    for item in [*results["suspects"], *results["mistakes"][:LISTED]]:
+        item |= differences(results["about"]["kinds"][item["task"]], everything[item["row"]], item)
+    findings = look.worth_a_look(results)
     suspicious = Path(folder) / "suspicious.csv"
-    write_suspicious(suspicious, found["suspects"], everything_by_part(rows), spreadsheet_safe)
+    write_suspicious(suspicious, results["suspects"], everything_by_part(rows), spreadsheet_safe)
     view = {
-        "found": found,
-        "listed": {key: found.pop(key) for key in ("suspects", "mistakes")},
+        "found": results,
+        "listed": {key: results.pop(key) for key in ("suspects", "mistakes")},
         "texts": everything,
-        "look": [(item[1], look.sentence(item, words, short)) for item in chosen],
+        "look": [(item[1], look.sentence(item, words, short)) for item in findings],
         "slice_title": lambda by: look.slice_title(by, words, short),
-        "learning": [learning_pictures(history, words) for history in found["learning"]],
-        "tasks": {name: task_view(name, task, rows[found["main"]], words) for name, task in found["tasks"].items()},
-        "table": table_of(rows, found["about"]["kinds"]),
+        "learning": [learning_pictures(history, words) for history in results["learning"]],
+        "tasks": {name: task_view(name, task, rows[results["main"]], words) for name, task in results["tasks"].items()},
+        "table": table_of(rows, results["about"]["kinds"]),
         "most": LISTED // 4,
         "times": bootstrap.TIMES,
         "seed": bootstrap.SEED,
     }
     path = Path(folder) / "report.html"
     write_page(path, "page.html.jinja", words, view)
-    return path, [look.sentence(item, Words("en"), short) for item in chosen]
+    return path, [look.sentence(item, Words("en"), short) for item in findings]
 
 
 def show_report(folder: str | Path, language: str = "auto", spreadsheet_safe: bool = False) -> None:
@@ -130,7 +130,7 @@ def show_report(folder: str | Path, language: str = "auto", spreadsheet_safe: bo
 
 
 def everything_by_part(rows: dict[str, list[Row]]) -> list[tuple[str, Row]]:
-    return [(part, row) for part, found in rows.items() for row in found]
+    return [(part, row) for part, part_rows in rows.items() for row in part_rows]
 
 
 def write_suspicious(
@@ -152,7 +152,7 @@ def write_suspicious(
 
 
 def learning_pictures(history: dict[str, Any], words: Words) -> dict[str, Any]:
-    """{"name", "pictures": [(title, plot, [names of its lines])], "said": the diagnosis} of one training run."""
+    """Plots one training run -> {"name", "pictures": [(title, plot, [names of its lines])], "said": diagnosis}."""
     steps, epochs, pace = history["steps"], history["epochs"], history["pace"]
     ends = [record["step"] for record in epochs]
     best = [(ends[history["best"] - epochs[0]["epoch"] - 1], words("best"))] if history["best"] and ends else []
@@ -180,7 +180,7 @@ def learning_pictures(history: dict[str, Any], words: Words) -> dict[str, Any]:
 
 
 def task_view(name: str, task: dict[str, Any], rows: Sequence[Row], words: Words) -> dict[str, Any]:
-    """The plots and marked texts of a task."""
+    """Returns the plots and marked texts of a task."""
     view: dict[str, Any] = {"pictures": []}
 
     def add(title: str, picture: svg.Plot, names: Sequence[str] = (), kinds: str = "s") -> None:
@@ -207,22 +207,22 @@ def task_view(name: str, task: dict[str, Any], rows: Sequence[Row], words: Words
         picture = svg.lines(points, words("threshold"), "", title, y_range=(0, 1.05), x_range=(0, 1), marks=mark)
         add(title, picture, [words(key) for key in ("precision", "recall", "f1")])
     if task.get("residuals"):
-        found = task["residuals"]
-        add(words("against"), svg.scatter(found["points"], words("gold"), words("predicted"), words("against")))
-        counts = [[count] for count in found["counts"]]
+        residuals = task["residuals"]
+        add(words("against"), svg.scatter(residuals["points"], words("gold"), words("predicted"), words("against")))
+        counts = [[count] for count in residuals["counts"]]
         title = words("residuals")
-        add(title, svg.stacked(counts, found["edges"], title, words("count"), title))
+        add(title, svg.stacked(counts, residuals["edges"], title, words("count"), title))
     if isinstance(task.get("errors"), dict):
         view["gallery"] = gallery(name, task["kind"], rows)
     return view
 
 
 def gallery(name: str, kind: str, rows: Sequence[Row]) -> dict[str, Any]:
-    """{"texts": [{"id", "verdicts", "kinds", "cut", "gold", "predicted"}], "all", "types"}: texts with entity errors,
-    the most confident errors first; each side as from `marked.tree`."""
+    """Returns {"texts": [{"id", "verdicts", "kinds", "cut", "gold", "predicted"}], "all", "types"} with the texts that
+    have entity errors, most confident errors first. gold, predicted: from `marked.tree`."""
     confidences = [(figures.error_confidence(kind, row["answers"][name]), row) for row in rows]
     wrong = [(sure, row) for sure, row in confidences if sure is not None]
-    found = []
+    texts = []
     for _, row in sorted(wrong, key=lambda pair: pair[0], reverse=True)[:GALLERY]:
         matches = entities.matches_of(kind, row["answers"][name])
         start, end = marked.window(row, matches)
@@ -230,12 +230,12 @@ def gallery(name: str, kind: str, rows: Sequence[Row]) -> dict[str, Any]:
         verdicts = sorted({match.verdict for match in matches})
         kinds = sorted({match.either[0] for match in matches})
         cut = (start, end, len(row["text"]))
-        found.append({"id": row["id"], "verdicts": verdicts, "kinds": kinds, "cut": cut} | sides)
-    return {"texts": found, "all": len(wrong), "types": type_numbers(name, kind, rows)}
+        texts.append({"id": row["id"], "verdicts": verdicts, "kinds": kinds, "cut": cut} | sides)
+    return {"texts": texts, "all": len(wrong), "types": type_numbers(name, kind, rows)}
 
 
 def type_numbers(name: str, kind: str, rows: Sequence[Row]) -> dict[str, int]:
-    """{type: number}, numbered by frequency; the number sets its colour."""
+    """Numbers entity types by frequency -> {type: number}. The number determines the colour."""
     sides = [row["answers"][name][side] for row in rows for side in ("gold", "predicted")]
     counts = Counter(entity[0] for side in sides if side is not None for entity in items_in(kind, side))
     return {label: number for number, (label, _) in enumerate(figures.most_frequent(counts))}
@@ -245,14 +245,14 @@ def type_numbers(name: str, kind: str, rows: Sequence[Row]) -> dict[str, int]:
 
 
 def shown_answer(kind: str, row: Row, label: Any) -> str:
-    """A label in the table; for tags and spans, the entities."""
+    """Formats a label for the table; tags and spans as their entities."""
     if label is None or kind not in ("tagging", "spans"):
         return show(label)
     return short(entity_list(row, items_in(kind, label)), 160)
 
 
 def differences(kind: str, row: Row, item: dict[str, Any]) -> dict[str, str]:
-    """{"gold_shown", "predicted_shown", "likely_shown"}: labels as strings; for entities only those that differ."""
+    """Formats labels -> {"gold_shown", "predicted_shown", "likely_shown"}, with only those entities that differ."""
     sides = {side: item[side] for side in ("gold", "predicted", "likely") if side in item}
     if kind not in ("tagging", "spans"):
         cut = str if kind == "classification" else show
@@ -260,20 +260,20 @@ def differences(kind: str, row: Row, item: dict[str, Any]) -> dict[str, str]:
     sets = {side: items_in(kind, label) for side, label in sides.items()}
     other = sets["predicted"]
     return {
-        f"{side}_shown": entity_list(row, found - (sets["gold"] if found is other or side == "likely" else other))
-        for side, found in sets.items()
+        f"{side}_shown": entity_list(row, own - (sets["gold"] if own is other or side == "likely" else other))
+        for side, own in sets.items()
     }
 
 
-def entity_list(row: Row, found: set[entities.Entity]) -> str:
-    """ "city: Oslo; time: noon": entities as a string."""
-    ordered = sorted(found, key=entities.position)
+def entity_list(row: Row, items: set[entities.Entity]) -> str:
+    """Formats entities as "city: Oslo; time: noon"."""
+    ordered = sorted(items, key=entities.position)
     spans = [(kind, row["places"][first][0], row["places"][last][1]) for kind, first, last in ordered]
     return "; ".join(f"{kind}: {row['text'][start:end]}" for kind, start, end in spans) or "–"
 
 
 def labels_of(kind: str, label: Any) -> set[str]:
-    """The labels that filter a row of the table."""
+    """Returns the labels by which a row of the table can be filtered."""
     if label is None or kind == "regression":
         return set()
     if kind in ("tagging", "spans"):
@@ -282,10 +282,10 @@ def labels_of(kind: str, label: Any) -> set[str]:
 
 
 def table_of(rows: dict[str, list[Row]], kinds: dict[str, str]) -> dict[str, Any]:
-    """{"tasks", "labels", "rows", "all"}: rows for the page's script, wrong ones first, up to TABLE_BYTES.
+    """Selects rows for the page's script, wrong ones first, up to TABLE_BYTES -> {"tasks", "labels", "rows", "all"}.
 
-    A row is [part, id, text, right, [[gold, [[predicted, right, confidence]]] of each task], [numbers of labels]];
-    right is 1, 0 or null. The selected rows are then in file order again.
+    A row is [part, id, text, right, [[gold, [[predicted, right, confidence]]] per task], [label numbers]]; right is 1,
+    0 or null. The selected rows are in file order.
     """
     numbers: dict[tuple[str, str], int] = {}
     names, size, kept = list(kinds), 0, []
@@ -304,11 +304,11 @@ def table_of(rows: dict[str, list[Row]], kinds: dict[str, str]) -> dict[str, Any
             cells.append([gold, [[predicted, answer["right"], sure]]])
             labels |= {(name, label) for side in ("gold", "predicted") for label in labels_of(kind, answer[side])}
         size -= 80 * len(numbers)
-        found = [numbers.setdefault((name, short(label, 60)), len(numbers)) for name, label in sorted(labels)[:20]]
+        label_numbers = [numbers.setdefault((n, short(x, 60)), len(numbers)) for n, x in sorted(labels)[:20]]
         size += 80 * len(numbers)
         right = verdict[i][0] if verdict[i][1] else None
         text = short(row["text"] + (f" ⏐ {row['text_pair']}" if "text_pair" in row else ""), 280)
-        record = [part, short(str(row["id"]), 60), text, right, cells, found]
+        record = [part, short(str(row["id"]), 60), text, right, cells, label_numbers]
         size += size_of(record)
         if size > TABLE_BYTES:
             break
@@ -318,5 +318,5 @@ def table_of(rows: dict[str, list[Row]], kinds: dict[str, str]) -> dict[str, Any
 
 
 def size_of(record: list) -> int:
-    """The approximate size of a row in the page, in bytes."""
+    """Returns the approximate size of a row in the page, in bytes."""
     return len(json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"))

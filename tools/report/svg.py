@@ -1,7 +1,7 @@
 """Draws plots as SVG for the page, without matplotlib.
 
-Two curves of twenty points take 5 kB instead of matplotlib's 19 kB. The page's CSS sets the colours for light, dark and
-print; the browser provides fonts, so Chinese needs none on this machine. All text is escaped.
+Two curves of twenty points need 5 kB, compared with matplotlib's 19 kB. The page's CSS sets the colours for light, dark
+and print. The browser provides the fonts, so Chinese text needs no installed font. All text is escaped.
 """
 
 import math
@@ -17,7 +17,7 @@ Labels = Sequence[tuple[float, str]]  # [(value, label)]
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers from `low` to `high`."""
+    """Returns round numbers between `low` and `high`."""
     if not high > low:
         return [low]
     raw = (high - low) / about
@@ -28,7 +28,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A number as an axis label."""
+    """Formats a number as an axis label."""
     if 0 < abs(value) < 1e-3 or abs(value) >= 1e5:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
@@ -40,7 +40,7 @@ def finite(values: Iterable[float | None]) -> list[float]:
 
 
 def span(values: Iterable[float | None], room: float = 0.06) -> Range:
-    """(low, high) around the values with a margin; never an empty range."""
+    """Returns the range (low, high) of the values plus a margin; it is never empty."""
     known = finite(values) or [0.0, 1.0]
     low, high = min(known), max(known)
     margin = (high - low) * room or abs(high) * 0.1 or 1.0
@@ -48,12 +48,12 @@ def span(values: Iterable[float | None], room: float = 0.06) -> Range:
 
 
 class Plot:
-    """A plot: axes and the SVG parts drawn on them."""
+    """A plot with axes and the SVG parts drawn on them."""
 
     def __init__(
         self, x_range: Range, y_range: Range, x_label: str, y_label: str, describes: str, x_ticks: Labels | None = None
     ):
-        """x_ticks: replace the round numbers on the x axis"""
+        """x_ticks: used instead of round numbers on the x axis"""
         self.x_range, self.y_range, self.describes = x_range, y_range, describes
         self.parts: list[str] = []
         for value in ticks(*y_range):
@@ -82,7 +82,7 @@ class Plot:
         self.add(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
 
     def line(self, xs: Iterable[float], ys: Iterable[float | None], kind: str, dots: bool | None = None) -> None:
-        """Draws a line through the finite points. dots: whether each is marked (default: if there are at most 24)"""
+        """Draws a line through the finite points. dots: mark every point (default: if there are at most 24)"""
         points = [(x, y) for x, y in zip(xs, ys) if y is not None and math.isfinite(y)]
         if not points:
             return
@@ -99,14 +99,14 @@ class Plot:
         self.add(f'<rect class="bar {kind}" {shape}><title>{escape(tip)}</title></rect>')
 
     def mark(self, x: float, text: str, kind: str = "mark", row: int = 0) -> None:
-        """Draws a vertical line with a label at its top, or `row` lines of text below."""
+        """Draws a vertical line with a label at the top. row: moves the label down by this many lines"""
         at = self.x(x)
         self.add(f'<path class="{kind}" d="M{at:.1f} {TOP + 4}V{HEIGHT - BOTTOM}"/>')
         right = at > WIDTH * 0.7
         self.text(at + (-5 if right else 5), TOP + 14 * (1 + row), text, "end" if right else "start", f"{kind}-text")
 
     def __html__(self) -> Markup:
-        """The complete plot; called by jinja2."""
+        """Returns the complete SVG element. Called by jinja2."""
         box = f'viewBox="0 0 {WIDTH} {HEIGHT}"'
         return Markup(f'<svg {box} role="img" aria-label="{escape(self.describes)}">{"".join(self.parts)}</svg>')
 
@@ -120,7 +120,7 @@ def lines(
     x_range: Range | None = None,
     marks: Labels = (),
 ) -> Plot:
-    """A line plot. series: [(xs, ys)], coloured in this order"""
+    """Draws a line plot. series: [(xs, ys)], coloured in this order"""
     xs = finite([x for points, _ in series for x in points]) or [0, 1]
     y_range = y_range or span([y for _, points in series for y in points])
     x_range = x_range or ((min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 1, max(xs) + 1))
@@ -133,7 +133,7 @@ def lines(
 
 
 def reliability(bins: Sequence[dict[str, Any]], x_label: str, y_label: str, describes: str) -> Plot:
-    """A reliability diagram: accuracy per bin as bars, mean confidence as dots, and the diagonal."""
+    """Draws a reliability diagram: accuracy per bin as bars, mean confidence as dots, and the diagonal."""
     plot = Plot((0, 1), (0, 1), x_label, y_label, describes)
     filled = [cell for cell in bins if cell["count"]]
     for cell in filled:
@@ -149,7 +149,7 @@ def reliability(bins: Sequence[dict[str, Any]], x_label: str, y_label: str, desc
 def stacked(
     counts: Sequence[Sequence[int]], edges: Sequence[float], x_label: str, y_label: str, describes: str
 ) -> Plot:
-    """A stacked histogram. counts: [[count of each kind] of each bar]; edges: one more than bars"""
+    """Draws a stacked histogram. counts: [[count per kind] per bar]; edges: of the bars, one more than bars"""
     top = max(map(sum, counts), default=0) or 1
     plot = Plot((edges[0], edges[-1]), (0, top * 1.06), x_label, y_label, describes)
     for low, high, cell in zip(edges, edges[1:], counts):
@@ -162,10 +162,10 @@ def stacked(
 
 
 def scatter(points: Sequence[Sequence[float]], x_label: str, y_label: str, describes: str) -> Plot:
-    """A scatter plot of [(x, y)] with equal axis ranges and the diagonal."""
-    both = span([value for point in points for value in point])
-    plot = Plot(both, both, x_label, y_label, describes)
-    plot.add(f'<path class="diagonal" d="M{plot.x(both[0])} {plot.y(both[0])}L{plot.x(both[1])} {plot.y(both[1])}"/>')
+    """Draws a scatter plot of [(x, y)] with equal axis ranges and the diagonal."""
+    ends = span([value for point in points for value in point])
+    plot = Plot(ends, ends, x_label, y_label, describes)
+    plot.add(f'<path class="diagonal" d="M{plot.x(ends[0])} {plot.y(ends[0])}L{plot.x(ends[1])} {plot.y(ends[1])}"/>')
     for x, y in points:
         plot.add(f'<circle class="point s0" cx="{plot.x(x):.1f}" cy="{plot.y(y):.1f}" r="2.4"/>')
     return plot

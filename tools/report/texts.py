@@ -1,4 +1,4 @@
-"""The page's strings. templates/en.json and zh.json have the same keys; {names} are filled in."""
+"""The strings of the page, from templates/en.json and zh.json, which have the same keys and {placeholders}."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ TEXTS = {name: json.loads((TEMPLATES / f"{name}.json").read_text(encoding="utf-8
 
 
 class Words:
-    """The page's strings in one language: words("score"), words("best_of", best=3, …)."""
+    """The strings of the page in one language: words("score"), words("best_of", best=3, …)."""
 
     def __init__(self, language: str):
         self.language, self.texts = language, TEXTS[language]
@@ -22,7 +22,7 @@ class Words:
 
 
 def language_of(choice: str, texts: Sequence[str]) -> str:
-    """ "en" or "zh"; "auto": Chinese if most letters of the texts are."""
+    """Resolves "auto" to "zh" if most letters of the texts are Chinese, otherwise to "en"."""
     if choice != "auto":
         return choice
     joined = "".join(text[:200] for text in texts[:500])

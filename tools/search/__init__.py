@@ -1,1 +1,1 @@
-"""Hyperparameter search: the search space, Optuna's study, the runs of both stages, and the results."""
+"""Hyperparameter search: the search space, the Optuna study, the runs of both stages, and the results."""

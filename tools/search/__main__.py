@@ -1,16 +1,16 @@
-"""Searches hyperparameters with Optuna, and tests whether the best beat the defaults.
+"""Searches hyperparameters with Optuna, and tests if the best ones are better than the defaults.
 
     pip install -r tools/search/requirements.txt
     python -m tools.search --data_path dataset/NAME --pretrain_model_path bert-base-uncased --trials 30 --jobs 2
     python -m tools.search --options="--use_crf --epochs 6" --space "lr=1e-4..3e-3:log pooling=first,mean"
 
-Stage 1, the search: each trial is one training run of main.py; the first uses the defaults. TPE proposes trials from
-the dev scores so far, and trials that score worse than the median are pruned. Stage 2, the finalists: the best trials
-and the default are trained with several seeds. The mean dev score selects the winner; test measures its gain.
+Stage 1, search: each trial is one training run of main.py; the first one uses the defaults. TPE proposes trials based
+on the dev scores so far, and trials that score worse than the median are pruned. Stage 2, finalists: the best trials
+and the default are trained with several seeds. The winner has the best mean dev score; its gain is measured on test.
 
-A space lists options of main.py with their values: a range as in lr=1e-4..1e-3:log (:log if it spans powers of ten) or
-a list as in pooling=first,mean. head_multiple is --head_lr divided by --lr, warmup_share is --warmup_epochs divided by
---epochs. The same command resumes a search that was stopped or killed. docs/search.md explains the results.
+A space lists options of main.py with a range (lr=1e-4..1e-3:log, where :log selects a logarithmic scale) or a list of
+values (pooling=first,mean). head_multiple is --head_lr divided by --lr, and warmup_share is --warmup_epochs divided by
+--epochs. Repeat the command to resume a search that was stopped or killed. docs/search.md explains the results.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ def main(config: SearchConfig) -> int:
     try:
         import optuna  # noqa: F401
     except ImportError as error:
-        raise UserError(f"tools.search needs the package {error.name}: {NEEDED}") from None
+        raise UserError(f"tools.search needs the package {error.name}; {NEEDED}") from None
     plan = make_plan(config)
     folder = config.folder
-    others = {path.name for path in folder.iterdir()} - {".lock"} if folder.is_dir() else set()
-    if folder.is_file() or (others and JOURNAL not in others):
+    existing = {path.name for path in folder.iterdir()} - {".lock"} if folder.is_dir() else set()
+    if folder.is_file() or (existing and JOURNAL not in existing):
         raise UserError(f"--results {folder}: contains other files; choose an empty or new folder")
-    with hold(folder / ".lock", folder, "name another folder with --results", "choose another --results"):
+    with hold(folder / ".lock", folder, "choose another folder with --results", "choose another --results"):
         return search(plan)
 
 
 def search(plan: Plan) -> int:
-    """Runs the remainder of both stages and writes the results. Returns the exit code."""
+    """Runs or resumes both stages and writes the results. Returns the exit code."""
     from tools.search import outcome
     from tools.search.finals import FinalStage
     from tools.search.study import Study
@@ -79,7 +79,7 @@ def search(plan: Plan) -> int:
     except Interrupted:
         counts = study.counts()
         ended = counts["finished"] + counts["pruned"] + counts["failed"]
-        logger.info(f"stopped, with {ended} of {config.trials} trials done; the same command resumes the search")
+        logger.info(f"stopped after {ended} of {config.trials} trials; the same command resumes the search")
         raise
     finally:
         rows = outcome.write_trials(plan, study)
@@ -99,16 +99,16 @@ def require_same(study: Study, plan: Plan) -> None:
                 part = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))[0]
                 name, old, new = f"{name}: {part}", old.get(part), new.get(part)
             change = f"{name} was {old}, is {new}"
-            raise UserError(f"{plan.folder} contains another search ({change}); name another folder with --results")
+            raise UserError(f"{plan.folder} contains another search ({change}); choose another folder with --results")
 
 
 def nothing_finished(study: Study) -> int:
-    """The exit code if no trial finished: that of main.py if all trials failed."""
+    """Returns the exit code if no trial finished: that of main.py if all trials failed."""
     failed = study.of_state("failed")
     if not failed or len(failed) < len(study.trials):
-        raise UserError("no trial finished in this time; the same command with more --hours resumes the search")
+        raise UserError("no trial finished within --hours; the same command with more --hours resumes the search")
     last = failed[-1].user_attrs
-    print(f"error: all {len(failed)} trials failed; the last one: {last['reason']}", file=sys.stderr)
+    print(f"error: all {len(failed)} trials failed, the last one with: {last['reason']}", file=sys.stderr)
     return 128 - last["code"] if last["code"] < 0 else last["code"] or 2
 
 

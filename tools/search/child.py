@@ -1,4 +1,4 @@
-"""Runs main.py as child processes, for scripts that start many runs."""
+"""Runs main.py in child processes, for scripts that start many runs."""
 
 import ctypes
 import os
@@ -10,27 +10,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Options of main.py that such scripts set themselves
+# Options of main.py that these scripts set themselves
 SET_BY_SCRIPT = "data_path pretrain_model_path debug fold model_version output_dir checkpoint random_seed".split()
 PR_SET_PDEATHSIG = 1
 LIBC: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def end_with_parent() -> None:
-    """Runs in the child: on Linux, requests a SIGTERM (save and exit) when the parent is killed."""
+    """Makes Linux send SIGTERM (save and exit) to this child process when the parent is killed."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Child:
-    """A command whose output is appended to a log. Ctrl-C in the terminal only reaches the parent."""
+    """A process whose output is appended to a log. Ctrl-C in the terminal only reaches the parent."""
 
     def __init__(self, command: Sequence[str], log: Path, jobs: int) -> None:
-        """jobs: number of processes in parallel; they share the cores unless OMP_NUM_THREADS is set."""
+        """jobs: number of parallel processes; they share the cores unless OMP_NUM_THREADS is set."""
         threads = str(max(1, (os.cpu_count() or 1) // jobs))
         env = {"OMP_NUM_THREADS": threads, "TQDM_DISABLE": "1"} | dict(os.environ)
         self.log, self.start = log, time.perf_counter()
         self.code: int | None = None
-        self.used: Any = None  # resource usage, after the end
+        self.used: Any = None  # resource usage, known after the end
         with open(log, "a", encoding="utf-8") as file:
             self.log_begins = file.tell()
             self.process = subprocess.Popen(
@@ -44,7 +44,7 @@ class Child:
             )
 
     def wait(self, options: int = 0) -> int | None:
-        """Waits for the end. Returns the exit code, negative if a signal killed the process."""
+        """Waits for the end. Returns the exit code, which is negative if a signal killed the process."""
         if self.code is None:
             pid, status, used = os.wait4(self.process.pid, options)
             if pid:
@@ -53,11 +53,11 @@ class Child:
         return self.code
 
     def poll(self) -> int | None:
-        """Like `wait`, but non-blocking: None while it runs."""
+        """Like `wait`, but does not block: returns None while the process runs."""
         return self.wait(os.WNOHANG)
 
     def terminate(self) -> None:
-        """Requests it to save and exit."""
+        """Asks the process to save and exit."""
         if self.code is None:
             os.kill(self.process.pid, signal.SIGTERM)
 
@@ -67,7 +67,7 @@ class Child:
 
     @property
     def cpu_seconds(self) -> float:
-        """CPU time including finished children. While it runs, 0 except on Linux."""
+        """CPU time including finished children. While the process runs, it is 0 except on Linux."""
         if self.used:
             return self.used.ru_utime + self.used.ru_stime
         try:
@@ -77,7 +77,7 @@ class Child:
         return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
     def last_line(self) -> str:
-        """The last line of its output, or the signal that killed it."""
+        """Returns the last line of output, or the signal that killed the process."""
         if self.code is not None and self.code < 0:
             name = signal.Signals(-self.code).name
             return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")

@@ -1,4 +1,4 @@
-"""The second stage of a search: trains the best trials and the default with several seeds."""
+"""The second stage of a search, which trains the best trials and the default with several seeds."""
 
 import json
 import logging
@@ -21,24 +21,24 @@ logger = logging.getLogger("template")
 class FinalStage:
     """Trains the finalists and the default with several seeds, then scores the winner and the default on test.
 
-    numbers: the trials, the default first; seeds: one per run of a trial; bar: a tqdm over the runs
+    numbers: the trials, default first; seeds: one run per trial and seed; bar: tqdm over the runs
     """
 
     def __init__(self, plan: Plan, study: Study, numbers: Sequence[int], seeds: Sequence[int], bar: tqdm) -> None:
         self.plan, self.study, self.numbers, self.seeds, self.bar = plan, study, numbers, seeds, bar
-        self.failed: dict[int, str] = {}  # {number: reason}; not stored, so a restart retries them
+        self.failed: dict[int, str] = {}  # {trial number: reason}; not stored, so a restart retries them
 
-    def find(self, number: int, seed: int, what: str = "final") -> dict[str, Any] | None:
-        """{"epoch", "dev": {score: value}}, or {score: value} of "test"; None if that run is not done."""
-        return self.study.get(f"{what} {number} {seed}")
+    def find(self, number: int, seed: int, kind: str = "final") -> dict[str, Any] | None:
+        """Returns {"epoch", "dev": {score: value}}, or {score: value} for kind "test"; None if the run is not done."""
+        return self.study.get(f"{kind} {number} {seed}")
 
-    def of_all_seeds(self, number: int, what: str = "final") -> list[dict[str, Any]] | None:
-        """`find` for each seed; None if a run is not done."""
-        found = [result for seed in self.seeds if (result := self.find(number, seed, what))]
-        return found if len(found) == len(self.seeds) else None
+    def of_all_seeds(self, number: int, kind: str = "final") -> list[dict[str, Any]] | None:
+        """Returns the results of `find` for all seeds; None if a run is not done."""
+        results = [result for seed in self.seeds if (result := self.find(number, seed, kind))]
+        return results if len(results) == len(self.seeds) else None
 
     def ranked(self) -> list[int]:
-        """The candidates that finished with all seeds, by mean dev score, best first."""
+        """Returns the candidates that finished with all seeds, by mean dev score, best first."""
         means = {}
         for number in self.numbers:
             if results := self.of_all_seeds(number):
@@ -50,12 +50,12 @@ class FinalStage:
         return self.plan.folder / f"runs/final-{number:04d}-seed-{seed}"
 
     def run(self, stop: StopSignals) -> int | None:
-        """Runs the stage. Returns the winner by mean dev score, or None if no candidate finished with all seeds."""
+        """Runs the stage. Returns the trial with the best mean dev score, or None if none finished with all seeds."""
         runs = [(number, seed) for seed in self.seeds for number in self.numbers]
         self.bar.reset(len(runs))
         jobs = []
         for number, seed in runs:
-            test = number == 0 and self.plan.has_test  # the default's test scores are always needed
+            test = number == 0 and self.plan.has_test  # the test scores of the default are always needed
             if not self.find(number, seed) or (test and not self.find(number, seed, "test")):
                 jobs.append(FinalJob(self, number, seed, train=True, test=test))
         self.run_all(jobs, len(runs), stop)
@@ -75,7 +75,7 @@ class FinalStage:
         return winner
 
     def run_all(self, jobs: list["FinalJob"], total: int, stop: StopSignals) -> None:
-        """Runs jobs, except further seeds of a trial that failed. total: of the progress bar"""
+        """Runs jobs, and skips further seeds of trials that failed. total: that of the progress bar"""
         if not jobs:
             return
 
@@ -96,15 +96,15 @@ class FinalStage:
 
 
 class FinalJob(Job):
-    """A finalist with one seed. test: also score the test part"""
+    """A run of a finalist with one seed. test: also score the test part"""
 
     keeps_checkpoints = True
 
     def __init__(self, stage: FinalStage, number: int, seed: int, train: bool, test: bool) -> None:
         self.stage, self.study, self.number, self.seed, self.test = stage, stage.study, number, seed, test
         values = self.study.trials[number].user_attrs["values"]
-        what = [*(["--do_train", "--resume"] if train else []), *(["--do_eval"] if test else [])]
-        super().__init__(stage.plan, stage.folder(number, seed).name, values, seed, *what)
+        flags = [*(["--do_train", "--resume"] if train else []), *(["--do_eval"] if test else [])]
+        super().__init__(stage.plan, stage.folder(number, seed).name, values, seed, *flags)
 
     def finish(self) -> None:
         self.interrupted()
@@ -121,7 +121,7 @@ class FinalJob(Job):
         self.study.set(f"final {self.number} {self.seed}", {"epoch": best, "dev": scores})
 
     def interrupted(self) -> None:
-        """Adds its CPU time to that of the stage."""
+        """Adds the CPU time of the run to that of the stage."""
         seconds = self.study.get("final_cpu_seconds", 0.0) + self.child.cpu_seconds
         self.study.set("final_cpu_seconds", round(seconds, 2))
         self.stage.clock.store()

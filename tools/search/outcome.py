@@ -1,4 +1,4 @@
-"""The results of a search: trials.csv, search.json, search.svg, and the output in the terminal."""
+"""Writes the results of a search (trials.csv, search.json, search.svg) and prints a summary."""
 
 import math
 import statistics
@@ -18,8 +18,8 @@ Row = dict[str, Any]
 
 
 def trial_rows(study: Study) -> list[Row]:
-    """[{"number", "state", "score", "best_epoch", "params", "values", "default", "epochs", "reason", …}] in order.
-    score: the best dev score, up to pruning for pruned trials; None without one"""
+    """Returns [{"number", "state", "score", "best_epoch", "params", "values", "default", "epochs", "reason", …}] in
+    order. score: the best dev score of the epochs that the trial has run; None if there is none"""
     rows = []
     for trial in study.trials:
         scores, attributes = trial.intermediate_values, trial.user_attrs
@@ -33,7 +33,7 @@ def trial_rows(study: Study) -> list[Row]:
 
 
 def write_trials(plan: Plan, study: Study) -> list[Row]:
-    """Writes trials.csv, one line per trial, and search.svg. Returns the rows of `trial_rows`."""
+    """Writes trials.csv, with one line per trial, and search.svg. Returns the result of `trial_rows`."""
     rows = trial_rows(study)
     last = max((int(epoch) for row in rows for epoch in row["epochs"]), default=0)
     lines = []
@@ -54,26 +54,26 @@ def write_trials(plan: Plan, study: Study) -> list[Row]:
 
 def write_results(plan: Plan, study: Study, rows: list[Row], stage: FinalStage | None, winner: int | None) -> None:
     """Writes search.json and prints the results. rows: from `trial_rows`; stage: None without finalists"""
-    spent = cost(study)
-    found: dict[str, Any] = {"monitor": plan.monitor, "known_by": plan.known_by, "trials": rows, "cost": spent}
+    costs = cost(study)
+    result: dict[str, Any] = {"monitor": plan.monitor, "known_by": plan.known_by, "trials": rows, "cost": costs}
     print(f"\n{trial_table(plan, rows)}\n")
     best = study.ranked()[0].number if winner is None else winner
     if stage is not None and winner is not None:
-        compared = compare(stage, winner, plan.scores)
-        found |= {"finalists": finalists(stage), "winner": winner, "gain_over_default": compared}
+        gains = compare(stage, winner, plan.scores)
+        result |= {"finalists": finalists(stage), "winner": winner, "gain_over_default": gains}
         seeds = f"over {plan.config.seeds} seeds"
         print(f"dev, mean ± standard deviation {seeds}:\n\n{finals_table(stage, plan.scores)}\n")
-        print("\n".join(verdict_lines(plan, study, winner, compared)) + "\n")
+        print("\n".join(verdict_lines(plan, study, winner, gains)) + "\n")
     elif stage is not None:
-        print("no finalist finished with all seeds; the command below is that of the best trial\n")
-    found["command"] = plan.command_to_copy(study.trials[best].user_attrs["values"])
-    write_json(plan.folder / "search.json", found)
-    print("\n".join(cost_lines(spent, study.counts())))
-    print(f"results: {plan.folder}/search.json, trials.csv, search.svg\n\n{found['command']}")
+        print("no finalist finished with all seeds; the command below runs the best trial\n")
+    result["command"] = plan.command_to_copy(study.trials[best].user_attrs["values"])
+    write_json(plan.folder / "search.json", result)
+    print("\n".join(cost_lines(costs, study.counts())))
+    print(f"results: {plan.folder}/search.json, trials.csv, search.svg\n\n{result['command']}")
 
 
 def cost(study: Study) -> dict[str, Any]:
-    """The cost of both stages, and an estimate of what pruning saved: the remaining epochs at the trial's speed."""
+    """Returns the cost of both stages, and the estimated savings of pruning (remaining epochs at the trial's speed)."""
     saved = 0.0
     for trial in study.of_state("pruned"):
         if times := trial.user_attrs.get("times"):
@@ -89,7 +89,7 @@ def cost(study: Study) -> dict[str, Any]:
 
 
 def finalists(stage: FinalStage) -> list[Row]:
-    """One row per finalist with its scores of each seed, None where a run failed."""
+    """Returns one row per finalist with its scores for each seed, which are None if the run failed."""
     return [
         {
             "number": number,
@@ -103,31 +103,32 @@ def finalists(stage: FinalStage) -> list[Row]:
 
 
 def compare(stage: FinalStage, winner: int, scores: Sequence[str]) -> dict[str, Row] | None:
-    """{score: {"part", "default", "winner", "gain", "low", "high", "verdict"}} over the same seeds on test, or on dev
-    if there is no test part; None if a run failed. Gains are signed: positive is better, including for losses."""
-    part, what = ("test", "test") if stage.plan.has_test else ("dev", "final")
-    before, after = stage.of_all_seeds(0, what), stage.of_all_seeds(winner, what)
+    """Compares the winner with the default over the same seeds on test, or on dev if there is no test part ->
+    {score: {"part", "default", "winner", "gain", "low", "high", "verdict"}}; None if a run failed. Positive gains are
+    improvements, including for losses."""
+    part, kind = ("test", "test") if stage.plan.has_test else ("dev", "final")
+    before, after = stage.of_all_seeds(0, kind), stage.of_all_seeds(winner, kind)
     if before is None or after is None:
         return None
     if part == "dev":
         before, after = ([result["dev"] for result in results] for results in (before, after))
-    found = {}
+    gains_by_score = {}
     for score in scores:
         if not all(score in result for result in before + after):
-            continue  # no such labels in this part
+            continue  # this part has no such labels
         default, best = ([result[score] for result in results] for results in (before, after))
         gains = [new - old if is_percent(score) else old - new for old, new in zip(default, best)]
         bounds = interval(gains)
-        found[score] = {"part": part, "default": default, "winner": best, "gain": statistics.fmean(gains)}
-        found[score] |= {"low": bounds and bounds[0], "high": bounds and bounds[1], "verdict": verdict(bounds)}
-    return found
+        gains_by_score[score] = {"part": part, "default": default, "winner": best, "gain": statistics.fmean(gains)}
+        gains_by_score[score] |= {"low": bounds and bounds[0], "high": bounds and bounds[1], "verdict": verdict(bounds)}
+    return gains_by_score
 
 
 # ---- in the terminal -------------------------------------------------------------------------------------------------
 
 
 def is_percent(score: str) -> bool:
-    """Whether a score is a share, for which higher is better, rather than a loss or an error."""
+    """Whether a score is shown in percent: higher is better, so it is not a loss or an error."""
     return not metrics.lower_is_better(score)
 
 
@@ -136,7 +137,7 @@ def shown(value: float, score: str, sign: str = "") -> str:
 
 
 def spread(values: list[float], score: str) -> str:
-    """Mean and deviation of a score as '97.78 ± 0.09'."""
+    """Formats mean and standard deviation of a score as '97.78 ± 0.09'."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{shown(statistics.fmean(values), score)} ± {shown(deviation, score)}"
 
@@ -147,7 +148,7 @@ def aligned(rows: list[list[str]]) -> str:
 
 
 def trial_table(plan: Plan, rows: list[Row]) -> str:
-    """A table of the best trials and the default."""
+    """Formats a table of the best trials and the default."""
     order = {"finished": 0, "pruned": 1, "failed": 2, "stopped": 3}
 
     def rank(row: Row) -> tuple[int, float, int]:
@@ -155,9 +156,9 @@ def trial_table(plan: Plan, rows: list[Row]) -> str:
         return order[row["state"]], score, row["number"]
 
     ranked = sorted(rows, key=rank)
-    chosen = ranked[:SHOWN] + [row for row in ranked[SHOWN:] if row["default"]]
+    selected = ranked[:SHOWN] + [row for row in ranked[SHOWN:] if row["default"]]
     lines = [["trial", f"dev {plan.monitor}", "epoch", *plan.space, "seconds", ""]]
-    for row in chosen:
+    for row in selected:
         notes = ["default"] if row["default"] else []
         notes += [row["state"]] if row["state"] != "finished" else []
         notes += [f"same as {row['twin']}"] if "twin" in row else []
@@ -165,8 +166,8 @@ def trial_table(plan: Plan, rows: list[Row]) -> str:
         epoch = str(row.get("best_epoch", len(row["epochs"]) or "-"))
         options = [str(row["params"].get(name, "-")) for name in plan.space]
         lines.append([str(row["number"]), score, epoch, *options, f"{row.get('seconds', 0):.0f}", " ".join(notes)])
-    more = len(ranked) - len(chosen)
-    return aligned(lines) + (f"\n… {more} more in trials.csv" if more else "")
+    num_hidden = len(ranked) - len(selected)
+    return aligned(lines) + (f"\n… {num_hidden} more in trials.csv" if num_hidden else "")
 
 
 def finals_table(stage: FinalStage, scores: Sequence[str]) -> str:
@@ -180,28 +181,28 @@ def finals_table(stage: FinalStage, scores: Sequence[str]) -> str:
     return aligned(lines)
 
 
-def verdict_lines(plan: Plan, study: Study, winner: int, compared: dict[str, Row] | None) -> list[str]:
-    """Lines on the winner and its gain on data that was not used for selection."""
-    if compared is None:
-        return [f"trial {winner} wins on dev; some of its runs or of the default's failed, so its gain is unknown"]
+def verdict_lines(plan: Plan, study: Study, winner: int, gains: dict[str, Row] | None) -> list[str]:
+    """Describes the winner and its gain over the default."""
+    if gains is None:
+        return [f"trial {winner} wins on dev; its gain is unknown, because some runs failed"]
     if winner == 0:
-        scores = ", ".join(f"{score} {spread(found['default'], score)}" for score, found in compared.items())
+        scores = ", ".join(f"{score} {spread(cell['default'], score)}" for score, cell in gains.items())
         part = "test" if plan.has_test else "dev"
         return [f"the default wins: no finalist has a better mean on dev; its scores on {part}: {scores}"]
     lines = [f"trial {winner} wins on dev; its gains over the default:"]
-    for score, found in compared.items():
-        ends = [shown(found[end], score, "+") for end in ("low", "high") if found[end] is not None]
-        gain = shown(found["gain"], score, "+") + (f" [{', '.join(ends)}]" if ends else "")
-        sides = f"default {spread(found['default'], score)}, winner {spread(found['winner'], score)}"
-        lines.append(f"{found['part']} {score}: {sides}; gain {gain}, {found['verdict']}")
+    for score, cell in gains.items():
+        ends = [shown(cell[end], score, "+") for end in ("low", "high") if cell[end] is not None]
+        gain = shown(cell["gain"], score, "+") + (f" [{', '.join(ends)}]" if ends else "")
+        sides = f"default {spread(cell['default'], score)}, winner {spread(cell['winner'], score)}"
+        lines.append(f"{cell['part']} {score}: {sides}; gain {gain}, {cell['verdict']}")
     if not plan.has_test:
-        lines.append("there is no test part: these are the dev scores that selected it, which are optimistic;")
+        lines.append("there is no test part; these are the dev scores that selected the winner, which are optimistic;")
         lines.append("hold out some data with data_process.py --test_ratio 0.1")
-    elif compared.get(plan.monitor, {}).get("verdict") != "significant":
-        lines.append("with other seeds the sign could change: the default may be as good")
+    elif gains.get(plan.monitor, {}).get("verdict") != "significant":
+        lines.append("with other seeds the sign could change, so the default may be as good")
     scored = {name.split()[1] for name in study.stored.user_attrs if name.startswith("test ")} - {"0"}
     if len(scored) > 1:
-        lines.append(f"test has now been scored for {len(scored)} winners of this extended search, so trust it less")
+        lines.append(f"test has now been scored for {len(scored)} winners of this extended search; trust it less")
     return lines
 
 

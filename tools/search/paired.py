@@ -1,21 +1,21 @@
-"""Confidence intervals of differences over the same seeds, and whether they exclude zero."""
+"""Confidence intervals of paired differences over seeds, and their significance."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-FEWEST = 5  # minimum seeds for an interval; coverage is wrong with fewer
+FEWEST = 5  # minimum number of seeds; with fewer, the coverage is wrong
 
 
 def interval(
     differences: Sequence[float] | np.ndarray, level: float = 0.95, draws: int = 10_000
 ) -> tuple[float, float] | None:
-    """(low, high) of the mean of paired differences by the smoothed bootstrap-t; None for fewer than FEWEST, or if all
-    are equal.
+    """Returns the interval (low, high) of the mean of paired differences by the smoothed bootstrap-t; None for fewer
+    than FEWEST differences, or if all are equal.
 
-    Samples are drawn from the differences with added normal noise of Silverman's bandwidth; without it, samples of a
-    few seeds can have a deviation near zero, which makes intervals far too wide. At 5 seeds without a true difference
-    the plain percentile bootstrap calls 16 % significant, this one 5 %.
+    Samples are drawn from the differences with added normal noise (Silverman's bandwidth), because samples of a few
+    seeds can otherwise have a standard deviation near zero, which makes intervals far too wide. With 5 seeds and no
+    true difference, the percentile bootstrap has 16 % false positives, and this one 5 %.
     Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5; Polansky and Schucany, Kernel Smoothing
     to Improve Bootstrap Confidence Intervals, 1997; Silverman, Density Estimation, 1986, equation 3.28.
     """
@@ -26,7 +26,7 @@ def interval(
     mean, deviation, generator = values.mean(), values.std(ddof=1), np.random.default_rng(0)
     drawn = values[generator.integers(0, count, (draws // 2, count))]
     noise = 1.06 * deviation * count**-0.2 * generator.normal(size=drawn.shape)
-    samples = np.concatenate([drawn + noise, drawn - noise])  # makes the interval of -differences the mirror image
+    samples = np.concatenate([drawn + noise, drawn - noise])  # antithetic, so the interval of -differences is mirrored
     ratios = (samples.mean(1) - mean) / samples.std(1, ddof=1)
     low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
     return mean - high * deviation, mean - low * deviation

@@ -1,4 +1,4 @@
-"""search.svg: plots of the scores by trial number and by each searched option."""
+"""Draws search.svg: scores by trial number and by each searched option."""
 
 import math
 import random
@@ -9,7 +9,7 @@ from tools.report import svg
 from tools.search.space import Dimension, Space
 
 COLUMNS = 2
-LEGEND = 30  # its height
+LEGEND = 30  # height of the legend
 KINDS = {"finished": "done", "pruned": "pruned"}
 STYLE = """<style>
 svg { font-family: system-ui, sans-serif; background: #fff; }
@@ -20,7 +20,7 @@ svg { font-family: system-ui, sans-serif; background: #fff; }
 </style>"""
 
 
-Trial = dict[str, Any]  # {"number", "state", "score", "params", "default"}; score: of the best epoch
+Trial = dict[str, Any]  # {"number", "state", "score", "params", "default"}; score: that of the best epoch
 
 
 def draw(trials: Sequence[Trial], space: Space, monitor: str, lower: bool) -> str:
@@ -55,7 +55,7 @@ class Picture:
             plot.add(f'<circle class="dot {kind}" {position} r="{radius}">{tip}</circle>')
 
     def history(self) -> svg.Plot:
-        """Plots scores by trial number, and the best so far as a line."""
+        """Plots scores by trial number, and the best score so far as a line."""
         last = max([trial["number"] for trial in self.trials], default=1)
         numbers = [(value, svg.number(value)) for value in svg.ticks(0, last) if value == int(value)]
         plot = svg.Plot((-0.5, last + 0.5), self.y_range, "trial", self.y_label, "history", numbers)
@@ -70,7 +70,7 @@ class Picture:
         return plot
 
     def against(self, name: str, dimension: Dimension) -> svg.Plot:
-        """Plots scores against an option; listed values are categories, and their dots are jittered."""
+        """Plots scores against an option. Listed values are categories with jittered dots."""
         points = [(trial["params"][name], trial) for trial in self.trials if name in trial["params"]]
         x_ticks: list[tuple[float, str]] = []
         if dimension.choices:
@@ -92,10 +92,10 @@ class Picture:
 
 
 def log_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """[(logarithm, label)] at powers of ten, with some multiples if there would be fewer than three."""
+    """Returns [(logarithm, label)] at powers of ten; if there are fewer than three, at multiples too."""
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
         values = [step * 10**power for power in range(math.floor(low), math.ceil(high) + 1) for step in steps]
-        found = [value for value in values if low - 1e-9 <= math.log10(value) <= high + 1e-9]
-        if len(found) > 2:
+        ticks = [value for value in values if low - 1e-9 <= math.log10(value) <= high + 1e-9]
+        if len(ticks) > 2:
             break
-    return [(math.log10(value), svg.number(value)) for value in found]
+    return [(math.log10(value), svg.number(value)) for value in ticks]

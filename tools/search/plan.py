@@ -1,4 +1,4 @@
-"""The options of a search, and the plan derived from them; all validation happens here, before anything runs."""
+"""The options of a search and the plan derived from them. All validation happens here, before anything runs."""
 
 import logging
 import shlex
@@ -20,24 +20,24 @@ logger = logging.getLogger("template")
 class SearchConfig:
     """Options of `tools.search`."""
 
-    data_path: str = option("dataset/sample", "processed folder, made by data_process.py", group="what is trained")
+    data_path: str = option("dataset/sample", "processed folder, created by data_process.py", group="training")
     pretrain_model_path: str = option("", "save_pretrained folder or hub name; empty: from scratch")
     options: str = option("", 'flags of main.py for all runs, such as --options="--use_crf --epochs 6"')
-    space: str = option("", "options to search and their values (default: the main options, around their defaults)")
+    space: str = option("", "options to search and their values (default: the main options around their defaults)")
     monitor: str = option("", "dev score to optimise, such as slots_f1 or loss (default: by task)")
 
     trials: int = option(30, "number of trials, including the default", group="search", low=1)
-    hours: float = option(0.0, "end the search after this total time and continue with the finalists; 0: never", low=0)
-    jobs: int = option(1, "runs in parallel; they share the cores", low=1)
+    hours: float = option(0.0, "maximum hours of the search including restarts, without finalists; 0: no limit", low=0)
+    jobs: int = option(1, "number of parallel runs; they share the cores", low=1)
     seed: int = option(666, "seed of the proposals; with --jobs 1 it determines the trials", low=0, high=2**32 - 1)
-    startup: int = option(8, "trials that must have ended before TPE proposes; until then they are random", low=1)
-    prune: bool = option(True, "stop trials that score worse than the median (--no_prune: never)")
-    prune_after: int = option(2, "epochs before a trial can be stopped", low=1)
+    startup: int = option(8, "number of random trials before TPE starts", low=1)
+    prune: bool = option(True, "stop trials that score worse than the median (--no_prune disables it)")
+    prune_after: int = option(2, "number of epochs before a trial can be pruned", low=1)
 
     finalists: int = option(
-        3, "best trials to train with several seeds, besides the default; 0: only search", group="finalists", low=0
+        3, "number of best trials to train again with several seeds; 0: search only", group="finalists", low=0
     )
-    seeds: int = option(5, "seeds per finalist; an interval needs five", low=1)
+    seeds: int = option(5, "number of seeds per finalist; intervals need at least five", low=1)
 
     results: str = option("", "folder of the results (default: output/search-NAME)", group="files")
 
@@ -55,10 +55,10 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class Plan:
-    """The state shared by all parts of a search.
+    """The settings shared by all parts of a search.
 
-    flags: of all runs, besides the paths. lower: whether a lower score is better. has_test: whether the data has a test
-    part. scores: names of the scores to report. known_by: identifies the search.
+    flags: flags of all runs, without paths. lower: lower scores are better. has_test: the data has a test part. scores:
+    names of the scores to report. known_by: identifies the search.
     """
 
     config: SearchConfig
@@ -75,15 +75,15 @@ class Plan:
     def folder(self) -> Path:
         return self.config.folder
 
-    def command(self, run: str, values: Values, seed: int, *what: str) -> list[str]:
-        """The command of a run. values: options in addition to flags; what: flags such as --do_train"""
+    def command(self, run: str, values: Values, seed: int, *actions: str) -> list[str]:
+        """Returns the command of a run. values: options in addition to `flags`; actions: --do_train, …"""
         paths = ["--data_path", self.config.data_path, "--pretrain_model_path", self.config.pretrain_model_path]
         folder = ["--output_dir", str(self.folder / "runs"), "--model_version", run, "--random_seed", str(seed)]
-        flags = [*paths, *self.flags, "--monitor", self.monitor, *as_flags(values), *what]
+        flags = [*paths, *self.flags, "--monitor", self.monitor, *as_flags(values), *actions]
         return [sys.executable, str(ROOT / "main.py"), *flags, *folder]
 
     def command_to_copy(self, values: Values) -> str:
-        """The command of main.py for a trial's options."""
+        """Returns the command of main.py with the options of a trial, to copy."""
         words = ["python", "main.py", "--data_path", self.config.data_path]
         words += ["--pretrain_model_path", path] if (path := self.config.pretrain_model_path) else []
         words += [*self.flags, *(["--monitor", self.config.monitor] if self.config.monitor else [])]
@@ -95,7 +95,7 @@ def as_flags(values: Values) -> list[str]:
 
 
 def make_plan(config: SearchConfig) -> Plan:
-    """The plan of a search. Raises UserError if an option is invalid."""
+    """Creates the plan of a search. Raises UserError if an option is invalid."""
     import metrics
     from data_process import make_sample
     from preprocess.example import PARTS
@@ -106,30 +106,30 @@ def make_plan(config: SearchConfig) -> Plan:
         make_sample(base.data_dir)
     tasks = load_labels(base.data_dir)
     if missing := [part for part in ("train", "dev") if not (base.data_dir / f"{part}.jsonl").exists()]:
-        raise UserError(f"{base.data_dir}: has no {missing[0]}.jsonl; a search needs {' and '.join(PARTS[:2])}")
+        raise UserError(f"{base.data_dir}: no {missing[0]}.jsonl; a search needs {' and '.join(PARTS[:2])}")
     monitor = config.monitor or metrics.default_monitor(tasks)
     if monitor not in (names := metrics.score_names(tasks)):
         raise UserError(f"--monitor={monitor} is not one of the scores: {', '.join(names)}")
     flags = shlex.split(config.options)
     if base.epochs == 0:
-        raise UserError("--options: --epochs 0 trains nothing; use 1 or more")
+        raise UserError("--options: --epochs 0 trains nothing; use at least 1")
     if base.is_auto("epochs"):
         base = replace(base, epochs=count_epochs(base))
         flags += ["--epochs", str(base.epochs)]
     resolver, space = space_of(config, base, fixed, [task.type for task in tasks.values()])
 
     scores = [name for name in dict.fromkeys([monitor, *metrics.main_scores(tasks)]) if name in names]
-    left_out = {*RESUME_SAFE, "data_path", "pretrain_model_path"}  # the paths are identified by their contents
+    ignored = {*RESUME_SAFE, "data_path", "pretrain_model_path"}  # the paths are identified by their contents
     known_by = data_and_model(base.data_dir, config.pretrain_model_path) | {"monitor": monitor, "seed": config.seed}
     known_by |= {"startup": config.startup, "prune_after": config.epochs_before_pruning}
     known_by |= {"space": {name: str(dimension) for name, dimension in space.items()}}
-    known_by["options"] = {name: str(value) for name, value in asdict(base).items() if name not in left_out}
+    known_by["options"] = {name: str(value) for name, value in asdict(base).items() if name not in ignored}
     lower, has_test = metrics.lower_is_better(monitor), (base.data_dir / "test.jsonl").exists()
     return Plan(config, resolver, space, flags, monitor, lower, has_test, scores, known_by)
 
 
 def base_of(config: SearchConfig) -> tuple[Config, set[str]]:
-    """(the Config shared by all runs, the names of the options that --options sets)."""
+    """Returns the Config shared by all runs, and the names of the options set by --options."""
     try:
         words = shlex.split(config.options)
     except ValueError as error:
@@ -137,14 +137,13 @@ def base_of(config: SearchConfig) -> tuple[Config, set[str]]:
     paths: dict[str, Any] = {"data_path": config.data_path, "pretrain_model_path": config.pretrain_model_path}
     base = parse_args(Config, [*as_flags(paths), *words])
     given, defaults = asdict(base), asdict(Config(**paths))
-    if taken := [name for name in NOT_FOR_TRIALS if given[name] != defaults[name]]:
-        raise UserError(f"--options: --{taken[0]} is not allowed; tools.search sets it for each run")
+    if forbidden := [name for name in NOT_FOR_TRIALS if given[name] != defaults[name]]:
+        raise UserError(f"--options: --{forbidden[0]} is not allowed; tools.search sets it for each run")
     return base, {*given_options(Config, words)[0]}
 
 
 def count_epochs(base: Config) -> int:
-    """The value of --epochs auto for the batch size of `base`. All trials use it, so that scores after an epoch are
-    comparable."""
+    """Resolves --epochs auto for the batch size of `base`. All trials use this value, so they are comparable."""
     from engine.train.optimization import epochs_of, is_pretrained, steps_per_epoch
 
     with open(base.data_dir / "train.jsonl", "rb") as file:
@@ -156,7 +155,7 @@ def count_epochs(base: Config) -> int:
 
 
 def space_of(config: SearchConfig, base: Config, fixed: set[str], kinds: list[str]) -> tuple[Resolver, Space]:
-    """The Resolver and the space. Raises UserError with one line per error."""
+    """Returns the Resolver and the space. Raises UserError with one line per error."""
     known = {field.name: field for field in fields(Config) if field.name not in {*RESUME_SAFE, *NOT_FOR_TRIALS}}
     space, errors = parse_space(config.space, known, fixed)
     errors = [f"--options: {line}" for line in base.unused_options(kinds)] + errors
@@ -165,7 +164,7 @@ def space_of(config: SearchConfig, base: Config, fixed: set[str], kinds: list[st
         from engine.model.encoders import pretrained_shape
 
         if (shape := pretrained_shape(base)) is None:
-            raise UserError(f"{base.pretrain_model_path or base.init_from}: no encoder loads from it")
+            raise UserError(f"{base.pretrain_model_path or base.init_from}: its encoder cannot be loaded")
     resolver = Resolver(base, kinds, shape)
     if not config.space:
         space = default_space(resolver, fixed)

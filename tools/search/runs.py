@@ -1,4 +1,4 @@
-"""The processes of a search: runs of main.py in parallel, monitored by one loop."""
+"""Runs main.py in parallel processes that one loop monitors."""
 
 import shutil
 import time
@@ -16,11 +16,11 @@ from tools.search.space import Values
 from tools.search.study import Study
 
 TICK = 0.1  # polling interval in seconds
-PATIENCE = 120  # seconds to wait for a run of a killed search to save and exit
+PATIENCE = 120  # seconds to wait until a run of a killed search has saved and exited
 
 
 def dev_scores(folder: Path) -> list[tuple[int, dict[str, float]]]:
-    """[(epoch from 1, {score: dev value})] of a run so far."""
+    """Reads the dev scores of a run so far -> [(one-based epoch, {score: value})]."""
     return [
         (record["epoch"] + 1, {name[4:]: value for name, value in record.items() if name.startswith("dev_")})
         for record in read_history(folder)["epochs"]
@@ -28,13 +28,13 @@ def dev_scores(folder: Path) -> list[tuple[int, dict[str, float]]]:
 
 
 def best_of(folder: Path, monitor: str) -> tuple[int | None, dict[str, float]]:
-    """(epoch from 1, {score: dev value}) of a run's best checkpoint; (None, {}) without one."""
+    """Reads the dev scores of a run's best checkpoint -> (one-based epoch, {score: value}), or (None, {})."""
     best = best_epoch(read_history(folder), monitor)
     return best, {} if best is None else dict(dev_scores(folder)).get(best, {})
 
 
 class Clock:
-    """Seconds a stage took, summed over restarts of the search. name: the key in the study"""
+    """Measures the seconds of a stage, summed over restarts of the search. name: key in the study"""
 
     def __init__(self, study: Study, name: str) -> None:
         self.study, self.name, self.before, self.start = study, name, study.get(name, 0.0), time.monotonic()
@@ -47,16 +47,16 @@ class Clock:
 
 
 class Job:
-    """A run as a process. name: its folder's; what: flags such as --do_train"""
+    """A run in its own process. name: that of the run's folder; flags: --do_train, …"""
 
     keeps_checkpoints = False
 
-    def __init__(self, plan: Plan, name: str, values: Values, seed: int, *what: str) -> None:
+    def __init__(self, plan: Plan, name: str, values: Values, seed: int, *flags: str) -> None:
         self.plan, self.name, self.folder = plan, name, plan.folder / "runs" / name
-        self.command = plan.command(name, values, seed, *what)
+        self.command = plan.command(name, values, seed, *flags)
 
     def start(self) -> None:
-        """Starts the process after any process of a killed search has released the run."""
+        """Starts the process when the run is not locked by a process of a killed search."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         lock = self.folder / ".lock"
         if lock.exists():
@@ -64,17 +64,17 @@ class Job:
                 with FileLock(lock, timeout=PATIENCE):
                     pass
             except Timeout:
-                raise UserError(f"{self.folder} is in use by another process; end it and start again") from None
+                raise UserError(f"{self.folder} is in use by another process; stop it and try again") from None
         self.child = Child(self.command, self.folder.with_name(f"{self.name}.log"), self.plan.config.jobs)
 
     def watch(self) -> None:
-        """Called repeatedly while it runs."""
+        """Called repeatedly while the run is active."""
 
     def finish(self) -> None:
-        """Called after the end: collects the results."""
+        """Called after the run: collects the results."""
 
     def interrupted(self) -> None:
-        """Called when the search stops it: saves its state."""
+        """Called when the search was stopped: saves state."""
 
     def tidy(self) -> None:
         """Removes large files that are no longer needed."""
@@ -85,8 +85,8 @@ class Job:
 
 
 def run_jobs(next_job: Callable[[], Job | None], slots: int, stop: StopSignals) -> None:
-    """Runs jobs from next_job() until it returns None and all jobs have ended. On a signal all jobs save and exit, and
-    Interrupted is raised."""
+    """Runs the jobs of next_job() until it returns None and all jobs have ended. On a signal, all jobs save and exit,
+    and Interrupted is raised."""
     running: list[Job] = []
     try:
         while True:

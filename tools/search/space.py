@@ -1,9 +1,9 @@
-"""The search space: the options of main.py to vary, and their values.
+"""The search space: options of main.py and the values to try.
 
     lr=1e-4..1e-3:log head_multiple=3..30:log weight_decay=0..0.1 epochs=3,6,10 use_fgm=True,False
 
-A range has a lowest and a highest value, and :log for a logarithmic scale; other values are listed. Two names are not
-options of main.py: head_multiple is --head_lr divided by --lr, warmup_share is --warmup_epochs divided by --epochs.
+A range has a lowest and a highest value, and :log selects a logarithmic scale; other values are listed. Two names are
+not options of main.py: head_multiple is --head_lr / --lr, and warmup_share is --warmup_epochs / --epochs.
 """
 
 import argparse
@@ -31,7 +31,7 @@ NOT_FOR_TRIALS = [
 
 @dataclass(frozen=True)
 class Dimension:
-    """The values of an option: those of `choices`, or from `low` to `high`."""
+    """The values of an option: `choices`, or the range from `low` to `high`."""
 
     choices: tuple[Any, ...] = ()
     low: float = 0.0
@@ -44,7 +44,7 @@ class Dimension:
         return isinstance(value, int | float) and self.low <= value <= self.high
 
     def ends(self) -> tuple[Any, ...]:
-        """Values to validate: if the ends of a range are valid, all values between them are."""
+        """Returns the values to validate. If the ends of a range are valid, all values between them are valid."""
         return self.choices or (self.low, self.high)
 
     def __str__(self) -> str:
@@ -61,8 +61,8 @@ Values = Mapping[str, Any]  # {name: value} of options of main.py, or of a point
 
 
 def parse_space(text: str, fields: dict[str, Field], fixed: set[str]) -> tuple[Space, list[str]]:
-    """Parses --space. Returns (the space, one line per error). fields: {name: field} of the main.py options that a
-    trial may vary; fixed: names that --options sets"""
+    """Parses --space -> (space, one line per error). fields: {name: field} of the main.py options that trials may vary;
+    fixed: names set by --options"""
     space: Space = {}
     errors: list[str] = []
     for part in text.split():
@@ -73,7 +73,7 @@ def parse_space(text: str, fields: dict[str, Field], fixed: set[str]) -> tuple[S
             if name in space:
                 raise UserError(f"{name} is given twice")
             if clash := ({name, MADE_OF.get(name, name)} & fixed) or ({name, MADE_OF.get(name)} & set(space)):
-                raise UserError(f"{name}: {clash.pop()} is set already, by --options or another part")
+                raise UserError(f"{name}: {clash.pop()} is already set by --options or another part of --space")
             require_known(name, fields)
             space[name] = parse_values(name, values, fields.get(name))
         except UserError as error:
@@ -82,21 +82,21 @@ def parse_space(text: str, fields: dict[str, Field], fixed: set[str]) -> tuple[S
 
 
 def require_known(name: str, fields: dict[str, Field]) -> None:
-    """Raises UserError unless a trial may vary this option."""
+    """Raises UserError unless trials may vary this option."""
     if name in NOT_FOR_TRIALS:
-        raise UserError(f"{name} is not a hyperparameter: tools.search sets it itself")
+        raise UserError(f"{name} is not a hyperparameter; tools.search sets it")
     if name not in fields and name not in MADE_OF:
-        near = difflib.get_close_matches(name, [*fields, *MADE_OF], 1)
-        meant = f"; did you mean {near[0]}?" if near else "; see python main.py --help"
-        raise UserError(f"{name} is not an option of main.py that changes the result{meant}")
+        similar = difflib.get_close_matches(name, [*fields, *MADE_OF], 1)
+        advice = f"; did you mean {similar[0]}?" if similar else "; see python main.py --help"
+        raise UserError(f"{name} is not an option of main.py that changes the result{advice}")
 
 
 def parse_values(name: str, values: str, field: Field | None) -> Dimension:
-    """Parses '1e-4..1e-3:log' or '16,32' as a Dimension. field: the option's, or None for MADE_OF"""
+    """Parses '1e-4..1e-3:log' or '16,32' as a Dimension. field: that of the option, or None for names in MADE_OF"""
     if ".." not in values:
         choices = tuple(parse_value(name, value, field) for value in values.split(","))
         if len(set(choices)) < len(choices) or len(choices) < 2:
-            raise UserError(f"{name}={values}: name two or more different values; put a single one into --options")
+            raise UserError(f"{name}={values}: list at least two different values; set a single value with --options")
         return Dimension(choices)
     if field is not None and (type_of(field) not in (int, float) or field.metadata["parse"]):
         example = "True,False" if field.type is bool else ",".join(choices_of(field) or ("a", "b"))
@@ -104,7 +104,7 @@ def parse_values(name: str, values: str, field: Field | None) -> Dimension:
     borders, _, scale = values.partition(":")
     low, high = (parse_value(name, border, field) for border in borders.split("..", 1))
     if not low < high:
-        raise UserError(f"{name}={values}: the range is empty, {low:g} is not below {high:g}")
+        raise UserError(f"{name}={values}: the range is empty, as {low:g} is not below {high:g}")
     if scale not in ("", "log") or values.endswith(":"):
         raise UserError(f"{name}={values}: only :log may follow the range")
     if scale and low <= 0:
@@ -113,16 +113,16 @@ def parse_values(name: str, values: str, field: Field | None) -> Dimension:
 
 
 def parse_value(name: str, text: str, field: Field | None) -> Any:
-    """Parses a value like main.py. Raises UserError if it is invalid."""
+    """Parses a value like main.py does. Raises UserError if it is invalid."""
     kind: type = float if field is None else type_of(field)
     parse = (field and field.metadata["parse"]) or (parse_bool if kind is bool else kind)
     try:
         value = parse(text)
     except (ValueError, argparse.ArgumentTypeError):
-        words = {int: "a whole number", float: "a number", bool: "True or False"}.get(kind, "a value of it")
+        words = {int: "a whole number", float: "a number", bool: "True or False"}.get(kind, "a valid value")
         raise UserError(f"{name}: {text!r} is not {words}") from None
     if name == "epochs" and value == Config.auto_values()["epochs"]:
-        raise UserError("epochs: auto cannot be searched, as it depends on the data; list numbers")
+        raise UserError("epochs: auto cannot be searched, because it depends on the data; list numbers")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name}: {text!r} is not finite")
     if field is not None and choices_of(field) and value not in choices_of(field):
@@ -130,21 +130,21 @@ def parse_value(name: str, text: str, field: Field | None) -> Any:
     return value
 
 
-# ---- from points of the space to options and back --------------------------------------------------------------------
+# ---- conversion between points of the space and options --------------------------------------------------------------
 
 
 class Resolver:
-    """Converts a point of the space to options of main.py. base: the Config shared by all trials; kinds: the types of
-    the tasks; shape: the config of the pretrained encoder, or None"""
+    """Converts points of the space to options of main.py. base: Config shared by all trials; kinds: types of the tasks;
+    shape: config of the pretrained encoder, or None"""
 
     def __init__(self, base: Config, kinds: Sequence[str], shape: Any) -> None:
-        from engine.train.optimization import learning_rates  # torch, slow to import
+        from engine.train.optimization import learning_rates  # imports torch, which is slow
 
         self.base, self.kinds, self.shape = base, kinds, shape
         self.lr, self.head_lr = learning_rates(SimpleNamespace(config=shape), base)
 
     def values(self, point: Values) -> dict[str, Any]:
-        """{option of main.py: value} of a point, without options that have no effect at it."""
+        """Converts a point to {option of main.py: value}, without options that have no effect at this point."""
         values = {name: value for name, value in point.items() if name not in MADE_OF}
         if "head_multiple" in point:
             head_lr = values.get("lr", self.lr) * point["head_multiple"]
@@ -156,11 +156,11 @@ class Resolver:
         return {name: value for name, value in values.items() if not needs[name] or on & set(needs[name])}
 
     def config(self, point: Values) -> Config:
-        """The Config of a trial. Raises UserError if its options contradict each other."""
+        """Returns the Config of a trial. Raises UserError if its options contradict each other."""
         return replace(self.base, **self.values(point))
 
     def default(self, space: Space) -> dict[str, Any]:
-        """The point of the defaults, without options whose default is outside the space."""
+        """Returns the point of the defaults, without options whose default is outside the space."""
         from engine.model.encoders import pooling_of
 
         pooling, word_pooling = pooling_of(self.base, self.shape)
@@ -185,8 +185,8 @@ class Resolver:
         return point
 
     def errors(self, space: Space) -> list[str]:
-        """One line per option of the space with a value that main.py would refuse or that would have no effect."""
-        found, before = [], set(self.base.unused_options(self.kinds))
+        """Returns one line per option with a value that main.py would reject or that would have no effect."""
+        lines, before = [], set(self.base.unused_options(self.kinds))
         fields = self.base.__dataclass_fields__
         for name, dimension in space.items():
             needs = fields[name].metadata["needs"] if name in fields else []
@@ -198,14 +198,14 @@ class Resolver:
                     idle = set(self.config(point).unused_options(self.kinds)) - before
                     kept = self.values(point)
                 except UserError as error:
-                    found.append(f"--space: {name}={value}: {error}")
+                    lines.append(f"--space: {name}={value}: {error}")
                     break
                 if idle or MADE_OF.get(name, name) not in kept:
-                    without = f"has no effect without {' or '.join(needs)}: add it to --options or --space"
+                    without = f"has no effect without {' or '.join(needs)}; add it to --options or --space"
                     why = sorted(idle)[0] if idle else without
-                    found.append(f"--space: {name}={value}: {why}")
+                    lines.append(f"--space: {name}={value}: {why}")
                     break
-        return found
+        return lines
 
 
 def rounded(value: float) -> float:
@@ -217,8 +217,8 @@ def rounded(value: float) -> float:
 
 
 def default_space(resolver: Resolver, fixed: set[str]) -> Space:
-    """A space around the defaults for the options relevant to these tasks and this encoder. fixed: names that --options
-    sets, which are not searched"""
+    """Returns a space around the defaults of the options that matter for these tasks and this encoder. fixed: names set
+    by --options, which are not searched"""
     lr, pretrained = resolver.lr, resolver.shape is not None
     space = {
         "lr": Dimension(low=rounded(lr / 4), high=min(rounded(lr * 4), 0.5), log=True),
@@ -234,5 +234,5 @@ def default_space(resolver: Resolver, fixed: set[str]) -> Space:
         space["pooling"] = Dimension(("auto", "mean"))
     if any(words):
         space["word_pooling"] = Dimension(("auto", "mean"))
-    taken = fixed | {name for name, of in MADE_OF.items() if of in fixed}
-    return {name: dimension for name, dimension in space.items() if name not in taken}
+    excluded = fixed | {name for name, of in MADE_OF.items() if of in fixed}
+    return {name: dimension for name, dimension in space.items() if name not in excluded}

@@ -1,8 +1,7 @@
-"""The trials of a search in an Optuna journal: proposes the next trial, decides on pruning, and stores the costs.
+"""Stores the trials of a search in an Optuna journal, proposes trials, and decides on pruning.
 
-The journal is a JSONL file; each line is synced to disk before the next is written. A proposal depends only on the
-seed, the trial number and the earlier trials, not on state in memory: a search that resumes after a stop or a kill
-makes the same proposals.
+The journal is a JSONL file whose lines are synced to disk one by one. A proposal only depends on the seed, the trial
+number and the earlier trials, not on state in memory, so a resumed search makes the same proposals.
 """
 
 import json
@@ -26,7 +25,7 @@ from engine.run.command_line import first_line
 from tools.search.space import Dimension, Space, Values, rounded
 
 FULL_TRIALS = 4  # trials that must finish before pruning starts
-COMPARED = 3  # trials that must have reached the same epoch
+COMPARED = 3  # trials that must have reached the same epoch before pruning
 STATES = {
     TrialState.COMPLETE: "finished",
     TrialState.PRUNED: "pruned",
@@ -44,28 +43,28 @@ def distribution(dimension: Dimension) -> BaseDistribution:
 
 
 def open_journal(path: Path) -> JournalStorage:
-    """Opens the storage in a file, where a killed process may have left a partial line and a lock. Raises UserError if
-    it is not an Optuna journal."""
+    """Opens an Optuna journal, and removes the partial line and the lock that a killed process may have left. Raises
+    UserError if the file is not an Optuna journal."""
     if path.exists():
         try:
-            *lines, half = path.read_bytes().split(b"\n")
+            *lines, partial = path.read_bytes().split(b"\n")
             operations = [json.loads(line) for line in lines]
             is_journal = all(isinstance(operation, dict) and "op_code" in operation for operation in operations)
         except (ValueError, RecursionError, OSError):
             is_journal = False
-        if not is_journal or (half and not half.startswith(b"{")):
-            advice = "move it away or choose another folder for the results"
-            raise UserError(f"{path}: is not a journal of a search; {advice}")
-        os.truncate(path, path.stat().st_size - len(half))
+        if not is_journal or (partial and not partial.startswith(b"{")):
+            advice = "move it away, or choose another folder with --results"
+            raise UserError(f"{path}: is not the journal of a search; {advice}")
+        os.truncate(path, path.stat().st_size - len(partial))
     Path(f"{path}.lock").unlink(missing_ok=True)  # the lock on the results folder ensures a single writer
     return JournalStorage(JournalFileBackend(str(path)))
 
 
 class Study:
-    """The trials so far, and the next one.
+    """The trials of a search.
 
-    lower: whether a lower score is better; seed: for the proposals; startup: random trials before TPE starts;
-    prune_after: epochs before a trial may be pruned, None for no pruning
+    lower: lower scores are better; seed: of the proposals; startup: number of random trials before TPE starts;
+    prune_after: number of epochs before a trial may be pruned, None for no pruning
     """
 
     def __init__(self, path: Path, space: Space, lower: bool, seed: int, startup: int, prune_after: int | None) -> None:
@@ -75,7 +74,7 @@ class Study:
         self.lower, self.seed, self.startup, self.prune_after = lower, seed, startup, prune_after
         self.direction = StudyDirection.MINIMIZE if lower else StudyDirection.MAXIMIZE
         try:
-            # Only stores trials: `propose` uses a copy, so that a trial is stored with all of its options or not at all
+            # It only stores trials. `propose` uses a copy, so trials are stored with all options or not at all
             self.stored = optuna.create_study(
                 storage=open_journal(path),
                 study_name="search",
@@ -85,14 +84,14 @@ class Study:
             )
         except UserError:
             raise
-        except Exception as error:  # a malformed operation can raise anything
+        except Exception as error:  # a malformed operation may raise any exception
             raise UserError(f"{path}: cannot be read ({first_line(error)}); move it away to search again") from None
 
     # ---- storage -----------------------------------------------------------------------------------------------------
 
     @property
     def trials(self) -> list[FrozenTrial]:
-        """All trials, in order. Their user_attrs: "default", "epochs", "seconds", "cpu_seconds", "reason", …"""
+        """All trials, in order. user_attrs: "default", "epochs", "seconds", "cpu_seconds", "reason", …"""
         return self.stored.get_trials(deepcopy=False)
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -108,7 +107,7 @@ class Study:
             trial.set_user_attr(name, value)
 
     def handle(self, number: int) -> Trial:
-        """Optuna's mutable Trial object."""
+        """Returns Optuna's mutable Trial object."""
         return optuna.trial.Trial(self.stored, self.trials[number]._trial_id)
 
     # ---- one trial -------------------------------------------------------------------------------------------------
@@ -116,7 +115,7 @@ class Study:
     def propose(self, number: int) -> dict[str, Any]:
         """Proposes {name: value} for the trial with this number."""
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
-        # group: the default trial lacks options whose default is outside the space
+        # group=True, because the default trial has no value for options whose default is outside the space
         sampler = TPESampler(n_startup_trials=self.startup, group=True, seed=seed)
         copy = optuna.create_study(direction=self.direction, sampler=sampler)
         copy.add_trials(self.trials)
@@ -134,7 +133,7 @@ class Study:
         steps: dict[int, float] | None = None,
         **attributes: Any,
     ) -> int:
-        """Stores a trial with all its values in one write. state: a name of STATES. Returns its number."""
+        """Stores a complete trial in one write. state: a name in STATES. Returns the trial number."""
         trial = create_trial(
             state=STATE_OF[state],
             value=value,
@@ -147,28 +146,28 @@ class Study:
         return len(self.trials) - 1
 
     def report(self, number: int, epoch: int, score: float) -> None:
-        """Stores a dev score unless it is stored already. epoch: from 1"""
+        """Stores a dev score unless it is already stored. epoch: one-based"""
         if epoch not in self.trials[number].intermediate_values:
             self.handle(number).report(score, epoch)
 
     def should_prune(self, number: int) -> bool:
-        """Whether the best dev score of a trial is worse than the median after the same epoch, among trials with the
-        same number of epochs: after two epochs a schedule of three is further along than one of ten."""
+        """Whether the best dev score of a trial is worse than the median after the same epoch. Only trials with equal
+        --epochs are compared, because otherwise their learning rate schedules have progressed differently."""
         trial = self.trials[number]
         if self.prune_after is None:
             return False
         epochs, finished = trial.user_attrs["epochs"], self.of_state("finished")
-        alike = [other for other in finished if other.user_attrs["epochs"] == epochs]
+        comparable = [t for t in finished if t.user_attrs["epochs"] == epochs]
         view = optuna.create_study(direction=self.direction)
-        view.add_trials(alike)
+        view.add_trials(comparable)
         pruner = MedianPruner(FULL_TRIALS, n_warmup_steps=self.prune_after, n_min_trials=COMPARED)
         return pruner.prune(view, trial)
 
     def end(self, number: int, state: str, value: float | None = None) -> None:
-        """Ends a trial. state: a name of STATES"""
+        """Ends a trial. state: a name in STATES"""
         self.stored.tell(number, value, STATE_OF[state])
 
-    # ---- all of them -----------------------------------------------------------------------------------------------
+    # ---- all trials ------------------------------------------------------------------------------------------------
 
     def of_state(self, *names: str) -> list[FrozenTrial]:
         return [trial for trial in self.trials if STATES[trial.state] in names]
@@ -180,11 +179,11 @@ class Study:
         return {name: len(self.of_state(name)) for name in STATE_OF}
 
     def twin(self, values: Values) -> FrozenTrial | None:
-        """An earlier trial with the same options of main.py, and hence the same result; None without one."""
+        """Returns an earlier trial with the same options, and therefore the same result; None if there is none."""
         return next((t for t in self.of_state("finished", "pruned") if t.user_attrs["values"] == values), None)
 
     def ranked(self) -> list[FrozenTrial]:
-        """Finished trials, best first; ties by number, without twins."""
+        """Returns the finished trials without twins, best first. Ties are sorted by number."""
         finished = [trial for trial in self.of_state("finished") if "twin" not in trial.user_attrs]
         sign = 1 if self.lower else -1
         return sorted(finished, key=lambda trial: (sign * (trial.value or 0.0), trial.number))

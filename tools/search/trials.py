@@ -1,4 +1,4 @@
-"""The first stage of a search: many trials with one seed."""
+"""The first stage of a search, which runs many trials with one seed."""
 
 import logging
 import math
@@ -13,21 +13,21 @@ from tools.search.runs import Clock, Job, best_of, dev_scores, run_jobs
 from tools.search.study import Study
 
 logger = logging.getLogger("template")
-HOPELESS = 5  # the search ends after this many failed trials without a success
+HOPELESS = 5  # the search ends after this many failed trials if none succeeded
 
 
 class SearchStage:
-    """Runs trials until the number or the time limit is reached. bar: a tqdm over the trials"""
+    """Runs trials until the maximum number or the time limit is reached. bar: tqdm over the trials"""
 
     def __init__(self, plan: Plan, study: Study, bar: tqdm) -> None:
         self.plan, self.study, self.bar, self.trials = plan, study, bar, plan.config.trials
         self.limit = 3600 * plan.config.hours or float("inf")
         self.clock = Clock(study, "search_seconds")
-        self.left = [trial.number for trial in study.of_state("stopped")]  # left over from a stopped search
+        self.unfinished = [trial.number for trial in study.of_state("stopped")]
 
     def run(self, stop: StopSignals) -> None:
         enough = len(self.study.trials) >= self.trials or self.study.get("search_seconds", 0) > self.limit
-        if enough and not self.left:
+        if enough and not self.unfinished:
             return
         self.update_bar()
         try:
@@ -36,16 +36,16 @@ class SearchStage:
             self.clock.store()
         if self.out_of_time():
             ended = len(self.study.trials) - self.study.counts()["stopped"]
-            logger.info(f"--hours are used up: the search ends with {ended} of {self.trials} trials done")
+            logger.info(f"--hours reached; the search ends after {ended} of {self.trials} trials")
 
     def out_of_time(self) -> bool:
         return self.clock.seconds() > self.limit
 
     def next_job(self) -> Job | None:
-        """The next trial that needs a process, or None."""
+        """Returns the next trial that needs a process, or None."""
         while not self.out_of_time() and not self.is_hopeless():
-            if self.left:
-                return TrialJob(self, self.left.pop(0))
+            if self.unfinished:
+                return TrialJob(self, self.unfinished.pop(0))
             if len(self.study.trials) >= self.trials:
                 return None
             if (number := self.add(len(self.study.trials))) is not None:
@@ -54,11 +54,11 @@ class SearchStage:
         return None
 
     def is_hopeless(self) -> bool:
-        counts = self.study.counts()  # running trials do not count yet
+        counts = self.study.counts()  # running trials are not included
         return counts["failed"] >= HOPELESS and not counts["finished"] + counts["pruned"]
 
     def add(self, number: int) -> int | None:
-        """Stores trial `number`. Returns its number, or None if it needs no process. The first is the default."""
+        """Stores trial `number`; trial 0 is the default. Returns its number, or None if it needs no process."""
         resolver, study, default = self.plan.resolver, self.study, number == 0
         point = resolver.default(self.plan.space) if default else study.propose(number)
         values = {} if default else resolver.values(point)
@@ -85,11 +85,11 @@ class SearchStage:
         trial, state = self.study.trials[number], self.study.state(number)
         attributes = trial.user_attrs
         if "twin" in attributes:
-            outcome = f"has the options of trial {attributes['twin']} and is not run again"
+            outcome = f"has the same options as trial {attributes['twin']} and is not run again"
         elif state == "finished":
             outcome = f"dev {self.plan.monitor} {trial.value:.4f} after epoch {attributes['best_epoch']}"
         else:
-            outcome = f"{state}: {attributes.get('reason', 'the time is used up')}"
+            outcome = f"{state}: {attributes.get('reason', 'no time left')}"
         logger.info(f"trial {number} ({' '.join(as_flags(attributes['values'])) or 'the default'}) {outcome}")
 
     def update_bar(self) -> None:
@@ -102,7 +102,7 @@ class SearchStage:
 
 
 class TrialJob(Job):
-    """A trial, which reports each epoch to the study and stops if it is pruned."""
+    """A trial that reports every epoch to the study and stops if it is pruned."""
 
     def __init__(self, stage: SearchStage, number: int) -> None:
         self.stage, self.study, self.number = stage, stage.study, number
@@ -111,7 +111,7 @@ class TrialJob(Job):
         super().__init__(stage.plan, f"{number:04d}", attributes["values"], seed, "--do_train", "--resume")
         self.epochs, self.seen = attributes["epochs"], (trial.last_step or 1) - 1
         self.before = {name: attributes.get(name, 0.0) for name in ("seconds", "cpu_seconds")}
-        self.times: list[Any] = attributes.get("times", [])  # [epoch, seconds until its score]
+        self.times: list[Any] = attributes.get("times", [])  # [[epoch, seconds until its score]]
         self.verdict: str | None = None  # "failed", "pruned" or "time"
         self.reason: str | None = None
 
@@ -125,7 +125,7 @@ class TrialJob(Job):
             self.give_up("time")
 
     def read(self) -> None:
-        """Reports new dev scores in order of epochs, so that the result does not depend on timing."""
+        """Reports new dev scores in order of epochs, so the result does not depend on timing."""
         for epoch, scores in dev_scores(self.folder):
             if self.verdict is None and epoch > self.seen:
                 self.seen = epoch
@@ -133,7 +133,7 @@ class TrialJob(Job):
 
     def report(self, epoch: int, scores: dict[str, float]) -> None:
         monitor = self.plan.monitor
-        if monitor not in scores:  # main.py reports it
+        if monitor not in scores:  # main.py reports this
             return
         for name in (monitor, "loss"):
             if not math.isfinite(scores.get(name, 0.0)):
@@ -142,14 +142,14 @@ class TrialJob(Job):
         self.times = [*self.times, [epoch, self.cost()["seconds"]]]
         self.study.note(self.number, times=self.times, **self.cost())
         if epoch < self.epochs and self.study.should_prune(self.number):
-            self.give_up("pruned", f"worse than the median of the others after epoch {epoch}")
+            self.give_up("pruned", f"worse than the median of the other trials after epoch {epoch}")
 
     def give_up(self, verdict: str, reason: str | None = None) -> None:
         self.verdict, self.reason = verdict, reason
         self.child.terminate()
 
     def finish(self) -> None:
-        if self.verdict == "time" and self.child.code == 0:  # it had just finished
+        if self.verdict == "time" and self.child.code == 0:  # it finished in the meantime
             self.verdict = None
         self.read()
         self.study.note(self.number, **self.cost())
@@ -157,13 +157,13 @@ class TrialJob(Job):
             self.verdict, self.reason = "failed", self.child.last_line()
         best, scores = best_of(self.folder, self.plan.monitor)
         if self.verdict is None and best is None:
-            self.verdict, self.reason = "failed", "it has no dev score"
+            self.verdict, self.reason = "failed", "no dev score"
         if self.reason:
             self.study.note(self.number, reason=self.reason, code=self.child.code)
         if self.verdict is None:
             self.study.note(self.number, best_epoch=best)
             self.study.end(self.number, "finished", scores[self.plan.monitor])
-        elif self.verdict != "time":  # out of time: it stays open and can be resumed
+        elif self.verdict != "time":  # a trial that ran out of time can be resumed
             self.study.end(self.number, self.verdict)
         if self.verdict != "time":
             self.tidy()

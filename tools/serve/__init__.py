@@ -1,1 +1,1 @@
-"""Serves an exported model over HTTP: docs/serving.md."""
+"""Serves an exported model over HTTP (docs/serving.md)."""

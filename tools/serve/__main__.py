@@ -1,18 +1,18 @@
-"""Serves an exported model (tools.export) over HTTP: texts in, labels out.
+"""Serves an exported model (tools.export) over HTTP.
 
     pip install -r tools/serve/requirements.txt
     python -m tools.serve shipped --port 8000
 
-    POST /predict  {"texts": "a text"} or {"texts": [one or more]}  -> {"answers": [the columns of each text]}
+    POST /predict  {"texts": "a text"} or {"texts": [one or more]}  -> {"answers": [one object per text]}
     GET  /labels   the tasks and their labels
-    GET  /health   whether the server is up
+    GET  /health   the state of the server
     GET  /metrics  metrics for Prometheus
-    GET  /docs     an interactive page of the API (OpenAPI)
+    GET  /docs     interactive API documentation (OpenAPI)
 
 Texts of all requests are batched together: while the model is busy, the next batch is collected from texts of similar
-length. A request that cannot be answered within --max_latency_ms is refused with 503 immediately, which keeps the queue
-short. On SIGTERM the server answers all accepted requests, then exits. A server needs only this folder, the exported
-one and engine/run/flags.py (see Dockerfile). Edit app.py to change the format of requests, or to require a key.
+length. A request that cannot be answered within --max_latency_ms is rejected with 503 immediately, which keeps the
+queue short. On SIGTERM the server answers all accepted requests and exits. It only needs this folder, the exported one
+and engine/run/flags.py (see Dockerfile). Edit app.py to change the request format, or to require an API key.
 """
 
 import argparse
@@ -30,12 +30,12 @@ try:
     from tools.serve.metrics import Metrics
     from tools.serve.server import Server
 except ImportError as error:
-    print(f"error: {error.name} is missing: pip install -r tools/serve/requirements.txt", file=sys.stderr)
+    print(f"error: {error.name} is not installed; pip install -r tools/serve/requirements.txt", file=sys.stderr)
     sys.exit(2)
 from engine.run.flags import OneLineParser, one_line, whole_number
 from tools.serve.connections import host_names, listen
 
-LAST_CALL = 5  # seconds after SIGTERM in which partially received requests are still answered
+LAST_CALL = 5  # seconds after SIGTERM during which partially received requests are still answered
 
 
 def fail(message: str) -> NoReturn:
@@ -44,7 +44,7 @@ def fail(message: str) -> NoReturn:
 
 
 def build_server(options: argparse.Namespace, listening: socket.socket, hosts: list[str]) -> Server:
-    """Creates the Server for an exported folder, not yet running."""
+    """Creates the Server of an exported folder without starting it."""
     folder = Path(options.folder)
     if not (folder / "predictor.py").is_file():
         fail(f"{folder}: no exported model; create one: python -m tools.export --checkpoint … --output_dir …")
@@ -52,7 +52,7 @@ def build_server(options: argparse.Namespace, listening: socket.socket, hosts: l
     try:
         module = importlib.import_module("predictor")
     except ImportError as error:
-        fail(f"{error.name} is missing: pip install -r {folder}/requirements.txt")
+        fail(f"{error.name} is not installed; pip install -r {folder}/requirements.txt")
     try:
         predictor = module.Predictor(options.folder, options.threads or None)
     except module.InputError as error:
@@ -71,18 +71,18 @@ def parse() -> argparse.Namespace:
         parser.add_argument(name, type=whole_number(low, high), default=default, help=help)
 
     parser.add_argument("folder", help="folder written by tools.export")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves the network without a password [127.0.0.1]")
+    parser.add_argument("--host", default="127.0.0.1", help="address; 0.0.0.0 is open to the network [127.0.0.1]")
     add("--port", 8000, "0: a free port [8000]", low=0, high=65535)
-    add("--threads", 0, "processor cores for the model [all]", low=0, high=1024)
+    add("--threads", 0, "CPU cores for the model [all]", low=0, high=1024)
     add("--batch_size", 32, "maximum number of texts labelled together [32]", high=65536)
-    add("--max_latency_ms", 1000, "requests that would take longer are refused with 503 [1000]")
-    add("--max_queue", 1024, "maximum number of waiting texts; more are refused with 503 [1024]")
+    add("--max_latency_ms", 1000, "requests that would take longer are rejected with 503 [1000]")
+    add("--max_queue", 1024, "maximum number of waiting texts; more are rejected with 503 [1024]")
     add("--max_texts", 64, "maximum number of texts in a request [64]")
     add("--max_characters", 10_000, "maximum number of characters in a text [10000]")
     add("--max_bytes", 1_000_000, "maximum size of a request in bytes [1000000]")
-    add("--max_body_ms", 10_000, "requests that take longer to arrive are refused with 408 [10000]")
-    add("--max_idle_s", 30, "seconds until a connection that sends no request or reads no answer is closed [30]")
-    hosts = "accepted host names, comma-separated [its own on 127.0.0.1, otherwise any]"
+    add("--max_body_ms", 10_000, "requests that take longer to arrive are rejected with 408 [10000]")
+    add("--max_idle_s", 30, "close connections that send no request or read no answer for this long, in seconds [30]")
+    hosts = "accepted host names, comma-separated [its own on 127.0.0.1, otherwise all]"
     parser.add_argument("--hosts", default="", help=hosts)
     options = parser.parse_args()
     names = [name.strip() for name in options.hosts.split(",") if name.strip()]
@@ -104,10 +104,10 @@ def main() -> None:
         signal.signal(number, lambda *_: None)  # uvicorn re-raises it for the previous handler
     print(f"http://{options.host}:{listening.getsockname()[1]}/docs  (Ctrl-C stops the server)", flush=True)
     if hosts == ["*"]:
-        print("it accepts requests for any host name; restrict them with --hosts NAME,NAME", flush=True)
+        print("requests for any host name are accepted; restrict them with --hosts NAME,NAME", flush=True)
     server.run(sockets=[listening])
     cut_off = server.metrics.cut_off
-    result = f"{cut_off} requests were cut off" if cut_off else "all accepted requests are answered"
+    result = f"{cut_off} requests were cut off" if cut_off else "all accepted requests were answered"
     print(f"{result}; the server has stopped", flush=True)
 
 

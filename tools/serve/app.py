@@ -1,4 +1,4 @@
-"""The routes of tools.serve. Edit this file to change the format of requests, or to require a key."""
+"""The routes of tools.serve. Edit this file to change the request format, or to require an API key."""
 
 import asyncio
 import contextlib
@@ -26,8 +26,7 @@ FORM += "`extras` and `id` if needed"
 
 
 class Row(BaseModel):
-    """A text or its tokens, and optionally a second text and numeric columns, as the model needs. The answer has the
-    same id."""
+    """A text or its tokens, with a second text and numeric columns if needed. The answer has the same id."""
 
     model_config = ConfigDict(extra="forbid")
     id: Annotated[str, BeforeValidator(str)] | None = None
@@ -38,14 +37,14 @@ class Row(BaseModel):
 
 
 class Request(BaseModel):
-    """One text, or several, answered in the same order."""
+    """One or more texts, which are answered in the same order."""
 
     model_config = ConfigDict(extra="forbid")
     texts: str | Row | list[str | Row]
 
 
 class Service:
-    """The handlers of all routes. predictor: from the exported folder; input_error: its exception for invalid texts"""
+    """The handlers of all routes. predictor: that of the exported folder; input_error: its error for invalid texts"""
 
     def __init__(self, predictor: Any, input_error: type[Exception], options: Namespace, metrics: Metrics) -> None:
         self.predictor, self.input_error, self.options, self.metrics = predictor, input_error, options, metrics
@@ -66,18 +65,18 @@ class Service:
         running.cancel()
 
     async def predict(self, request: Request) -> Response:
-        """The labels of each text: the columns of `main.py --do_predict`, task by task."""
+        """Labels texts. Each answer has the columns of `main.py --do_predict`."""
         answers = await self.batcher.ask(self.rows_of(request))
         self.metrics.texts.inc(len(answers))
         return answered({"answers": answers})
 
     def rows_of(self, request: Request) -> list[batcher.Row]:
-        """The texts of a request as rows for the predictor. Raises InputError if one is invalid, before it is batched
-        with texts of other requests."""
+        """Converts the texts of a request to rows for the predictor. Raises InputError for invalid texts here, before
+        they are batched with texts of other requests."""
         texts = request.texts if isinstance(request.texts, list) else [request.texts]
         rows = [text if isinstance(text, str) else text.model_dump(exclude_none=True) for text in texts]
         if not 0 < len(rows) <= self.options.max_texts:
-            raise HTTPException(413 if rows else 400, f"a request has 1 to {self.options.max_texts} texts")
+            raise HTTPException(413 if rows else 400, f"a request must have 1 to {self.options.max_texts} texts")
         for number, row in enumerate(rows, 1):
             if batcher.cost_of(row) > self.options.max_characters + batcher.COST_PER_TEXT:
                 raise HTTPException(413, f"text {number} has more than {self.options.max_characters:,} characters")
@@ -85,12 +84,12 @@ class Service:
         return rows
 
     async def labels(self) -> Response:
-        """{task: {"type", "labels"}}"""
+        """Returns {task: {"type", "labels"}}."""
         tasks = self.predictor.tasks.items()
         return answered({name: {"type": task["type"], "labels": task["labels"]} for name, task in tasks})
 
     async def health(self) -> Response:
-        """200, or 503 while the server shuts down."""
+        """Returns 200, or 503 while the server shuts down."""
         status, code = ("ok", 200) if self.metrics.stopping is None else ("stopping", 503)
         return answered({"status": status, "waiting": len(self.batcher.waiting)}, code)
 
@@ -104,33 +103,33 @@ class Service:
 
 
 async def not_valid(_: Any, error: RequestValidationError) -> Response:
-    """A 400 that does not echo the input, which may be long or binary."""
-    found = error.errors()[0]
-    where = ".".join(map(str, found["loc"]))[:100]
-    return answered({"detail": f"{where}: {found['msg']}; a request is {FORM}"}, 400)
+    """Returns a 400 that does not echo the input, which may be long or binary."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))[:100]
+    return answered({"detail": f"{where}: {first['msg']}; a request must be {FORM}"}, 400)
 
 
 async def not_labelled(_: Any, error: Exception) -> Response:
-    return answered({"detail": f"{error}; a request is {FORM}"}, 400)
+    return answered({"detail": f"{error}; a request must be {FORM}"}, 400)
 
 
 async def busy(_: Any, error: batcher.Busy) -> Response:
-    return answered({"detail": "the server is busy; try again"}, 503, {"Retry-After": str(math.ceil(error.args[0]))})
+    return answered({"detail": "the server is busy; retry later"}, 503, {"Retry-After": str(math.ceil(error.args[0]))})
 
 
 def build_app(service: Service, hosts: list[str]) -> FastAPI:
-    """The ASGI application. hosts: host names that requests may use"""
+    """Builds the ASGI application. hosts: host names that requests may use"""
     about: dict[str, Any] = {"title": "Text labelling", "description": "Texts in, labels out."}
     app = FastAPI(**about, lifespan=service.lifespan, docs_url=None, redoc_url=None)
-    app.openapi_version = "3.0.2"  # the version that the bundled Swagger page supports
+    app.openapi_version = "3.0.2"  # the version supported by the bundled Swagger page
     limits = {"most_bytes": service.options.max_bytes, "seconds": service.options.max_body_ms / 1000}
     app.add_middleware(Limits, metrics=service.metrics, **limits)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)  # the outermost
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)  # outermost
     app.mount("/swagger", StaticFiles(directory=swagger_ui_path))
     handlers: list = [(RequestValidationError, not_valid), (service.input_error, not_labelled), (batcher.Busy, busy)]
     for kind, handler in handlers:
         app.add_exception_handler(kind, handler)
-    refusals: dict = {"4XX": {"description": "not valid, or too long"}, 503: {"description": "overloaded"}}
+    refusals: dict = {"4XX": {"description": "invalid or too long"}, 503: {"description": "overloaded"}}
     app.add_api_route("/predict", service.predict, methods=["POST"], responses=refusals)
     app.add_api_route("/labels", service.labels)
     app.add_api_route("/health", service.health)

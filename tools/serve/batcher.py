@@ -1,5 +1,5 @@
 """Batches the texts of all requests: while the model is busy, the next batch is collected from texts of similar length.
-A request that cannot be answered in time is refused immediately, which keeps the queue short."""
+Requests that cannot be answered in time are rejected immediately, which keeps the queue short."""
 
 import asyncio
 import time
@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 from tools.serve.metrics import Metrics
 
 COST_PER_TEXT = 40  # fixed cost of a text, in characters
-Row = str | dict[str, Any]  # as the predictor of an exported folder takes it
+Row = str | dict[str, Any]  # input of the predictor of an exported folder
 Label = Callable[[list[Row]], list[Any]]
 
 
 class Busy(Exception):
-    """The server is overloaded. The argument is the number of seconds to wait before a retry."""
+    """Raised if the server is overloaded. The argument is the number of seconds to wait before a retry."""
 
 
 class Waiting(NamedTuple):
@@ -25,7 +25,7 @@ class Waiting(NamedTuple):
 
 
 def cost_of(row: Row) -> int:
-    """Cost of a text: its characters, one more per token if tokens are given, and a constant."""
+    """Returns the cost of a text: its characters, plus one per given token, plus a constant."""
     parts = row.values() if isinstance(row, dict) else [row]
     return COST_PER_TEXT + sum(len(part) + (sum(map(len, part)) if isinstance(part, list) else 0) for part in parts)
 
@@ -33,8 +33,8 @@ def cost_of(row: Row) -> int:
 class Batcher:
     """Batches the texts of many requests and labels them in a separate thread.
 
-    label: rows -> answers, with an exception for a row that cannot be labelled. seconds: maximum latency;
-    requests that would take longer are refused. most_waiting: maximum number of texts in the queue.
+    label(rows) -> answers, with an exception in place of the answer to a row that cannot be labelled. seconds: maximum
+    latency; requests that would take longer are rejected. most_waiting: maximum number of texts in the queue.
     """
 
     def __init__(self, label: Label, batch_size: int, most_waiting: int, seconds: float, metrics: Metrics) -> None:
@@ -47,7 +47,7 @@ class Batcher:
         self.ended: float | None = None  # when the last batch ended, if the queue was not empty
 
     def warm_up(self, row: Row) -> None:
-        """Warms up the model with one text, and estimates the speed on a batch of it."""
+        """Warms up the model with one text, and measures the speed on a batch of copies of it."""
         self.label([row])
         start = time.perf_counter()
         answers = self.label([row] * self.batch_size)
@@ -56,7 +56,7 @@ class Batcher:
             raise answers[0]
 
     async def ask(self, rows: list[Row]) -> list[Any]:
-        """The answers to the rows of a request. Raises Busy if they would take too long."""
+        """Returns the answers to the rows of a request. Raises Busy if they would take too long."""
         costs = [cost_of(row) for row in rows]
         ahead = self.running + sum(text.cost for text in self.waiting)
         expected = (ahead + sum(costs)) / self.speed
@@ -70,7 +70,7 @@ class Batcher:
         return await asyncio.gather(*(text.answer for text in added))
 
     def next_batch(self) -> list[Waiting]:
-        """Removes the longest-waiting text and those nearest to it in length from the queue."""
+        """Takes the longest-waiting text and the texts of most similar length from the queue."""
         first = self.waiting[0].cost
         nearest = sorted(range(len(self.waiting)), key=lambda i: abs(self.waiting[i].cost - first))
         chosen = set(nearest[: self.batch_size])
@@ -80,7 +80,7 @@ class Batcher:
         return batch
 
     async def run(self) -> None:
-        """Labels texts as they arrive, in an endless loop."""
+        """Labels texts as they arrive. Never returns."""
         loop = asyncio.get_running_loop()
         while True:
             await self.arrived.wait()
@@ -91,11 +91,11 @@ class Batcher:
             start = time.perf_counter()
             try:
                 answers = await loop.run_in_executor(self.thread, self.label, [text.row for text in batch])
-            except Exception as error:  # raised by the model: fails all requests of this batch only
+            except Exception as error:  # raised by the model; only fails the requests of this batch
                 answers = [error] * len(batch)
             now = time.perf_counter()
             speed = self.running / (now - (self.ended or start))
-            if len(batch) > self.batch_size // 4 or speed > self.speed:  # in a small batch fixed costs dominate
+            if len(batch) > self.batch_size // 4 or speed > self.speed:  # fixed costs dominate in small batches
                 self.speed += 0.2 * (speed - self.speed)
             self.running, self.ended = 0, now if self.waiting else None
             self.metrics.batch_size.observe(len(batch))
@@ -110,14 +110,14 @@ class Batcher:
 
 
 def labeller(predictor: Callable, batch_size: int, input_error: type[Exception]) -> Label:
-    """A function rows -> answers, with an InputError in place of the answer for a row that cannot be labelled."""
+    """Returns the `label` of a Batcher: rows -> answers, with an InputError for each row that cannot be labelled."""
 
     def label(rows: list[Row]) -> list[Any]:
         try:
             return predictor(rows, batch_size)
         except input_error as error:
             if len(rows) == 1:
-                return [input_error(str(error).removeprefix("row 1: "))]  # the number is not that in the request
+                return [input_error(str(error).removeprefix("row 1: "))]  # it is not the row's number in the request
             return [answer for row in rows for answer in label([row])]
 
     return label

@@ -1,15 +1,15 @@
-"""Shared by tools.serve and tools.demo: sockets, accepted host names and request bodies. Needs no package."""
+"""Sockets, accepted host names and request bodies of tools.serve and tools.demo. Needs no extra packages."""
 
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]  # ASGI's
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]  # of ASGI
 
 
 class TooLarge(Exception):
-    """A body that is not read completely. status: HTTP status of the response"""
+    """Raised for a body that is not read completely. status: HTTP status of the response"""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
@@ -17,7 +17,7 @@ class TooLarge(Exception):
 
 
 def listen(host: str, port: int, backlog: int | None = None) -> socket.socket:
-    """A listening socket at this address. Raises OSError if there is none, or it is in use."""
+    """Opens a listening socket. Raises OSError if the address does not exist or is in use."""
     family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listening = socket.create_server(address[:2], family=family, backlog=backlog)
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # otherwise an answer waits 40 ms for an ACK
@@ -25,15 +25,15 @@ def listen(host: str, port: int, backlog: int | None = None) -> socket.socket:
 
 
 def host_names(host: str, listening: socket.socket) -> list[str]:
-    """Host names that requests may use: only its own on a loopback address, to prevent DNS rebinding by other sites in
-    the browser; otherwise any."""
+    """Returns the host names that requests may use: on a loopback address only its own names, which prevents DNS
+    rebinding by other sites in the browser, and otherwise "*"."""
     if not ipaddress.ip_address(listening.getsockname()[0]).is_loopback:
         return ["*"]
     return [f"[{host}]" if ":" in host else host, "localhost", "127.0.0.1", "[::1]"]
 
 
 async def discard(receive: Receive, most: int = 1 << 25) -> None:
-    """Drains up to `most` bytes of a body: a client that is still sending might not read the response."""
+    """Drains up to `most` bytes of a body, because a client that is still sending may not read the response."""
     while most > 0:
         message = await receive()
         most -= len(message.get("body", b""))
@@ -42,14 +42,14 @@ async def discard(receive: Receive, most: int = 1 << 25) -> None:
 
 
 class BodyReader:
-    """Reads request bodies of at most `most_bytes`, and at most `most_in_transit` for all bodies in transit."""
+    """Reads request bodies of at most `most_bytes` each, and `most_in_transit` in total at any time."""
 
     def __init__(self, most_bytes: int, most_in_transit: float = float("inf")) -> None:
         self.most_bytes, self.most_in_transit = most_bytes, most_in_transit
         self.in_transit = 0
 
     async def read(self, receive: Receive) -> bytes:
-        """The body of a request; only its beginning if the client disconnects. Raises TooLarge."""
+        """Reads the body of a request, or its start if the client disconnects. Raises TooLarge."""
         parts: list[bytes] = []
         size, more = 0, True
         try:
@@ -63,7 +63,7 @@ class BodyReader:
                         await discard(receive)
                     raise TooLarge(413, f"a request may have at most {self.most_bytes:,} bytes")
                 if more and self.in_transit > self.most_in_transit:
-                    raise TooLarge(503, "too many requests are in transit; try again")
+                    raise TooLarge(503, "too many requests are in transit; retry later")
             return b"".join(parts)
         finally:
             self.in_transit -= size

@@ -1,4 +1,4 @@
-"""Limits of request bodies, and the metrics of all answers."""
+"""Limits request bodies and records the metrics of all responses."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tools.serve.connections import BodyReader, TooLarge
 from tools.serve.metrics import Metrics
 
-BODIES_IN_TRANSIT = 16  # bodies of the maximum length that may be in transit at once
+BODIES_IN_TRANSIT = 16  # maximum-size bodies that may be in transit at once
 
 
 def answered(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -20,8 +20,8 @@ def answered(value: Any, status: int = 200, headers: dict[str, str] | None = Non
 
 
 class Limits:
-    """ASGI middleware that limits request bodies and counts responses: 413 for a body that is too long, 408 for one
-    that does not arrive in time, 503 if too many are in transit.
+    """ASGI middleware that limits request bodies and counts responses. It returns 413 for a body that is too long, 408
+    for one that does not arrive in time, and 503 if too many are in transit.
 
     most_bytes: maximum size of a body; seconds: time for a body to arrive
     """
@@ -52,7 +52,7 @@ class Limits:
             messages.append({"type": "http.request", "body": body, "more_body": False})
         except TooLarge as error:
             app = answered({"detail": str(error)}, error.status, {"Connection": "close"})
-        except asyncio.TimeoutError:  # not yet a TimeoutError in Python 3.10
+        except asyncio.TimeoutError:  # is not a TimeoutError in Python 3.10
             late = {"detail": f"the request did not arrive within {self.seconds:g} seconds"}
             app = answered(late, 408, {"Connection": "close"})
         try:
@@ -60,7 +60,7 @@ class Limits:
         except asyncio.CancelledError:
             self.metrics.cut_off += 1
             raise
-        finally:  # also reached by an exception of the model, which becomes a 500
+        finally:  # also after an exception of the model, which becomes a 500
             path = getattr(scope.get("route"), "path", "other")
             self.metrics.requests.labels(path, status).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""The server of tools.serve: shutdown answers all accepted requests, and idle connections are closed."""
+"""The server of tools.serve, which answers all accepted requests before it exits and closes idle connections."""
 
 import asyncio
 import contextlib
@@ -14,21 +14,21 @@ import uvicorn
 
 from tools.serve.metrics import Metrics
 
-MAX_CONNECTIONS = 512  # beyond this, those idle longest are closed
-DRAIN = 1.0  # seconds after SIGTERM in which open connections are still answered; then they are closed
+MAX_CONNECTIONS = 512  # if there are more, those idle longest are closed
+DRAIN = 1.0  # seconds after SIGTERM during which open connections are still answered, before they are closed
 
 
 class Server(uvicorn.Server):
-    """On the first signal it stops accepting connections, answers open ones with `Connection: close`, and exits. A
-    second signal ends it sooner.
+    """A server that stops accepting connections on the first signal, answers open ones with `Connection: close`, and
+    exits. A second signal makes it exit sooner.
 
-    idle: seconds after which a connection is closed that sends no request or does not read its response
+    idle: seconds after which connections are closed that do not send a request or do not read the response
     """
 
     def __init__(self, config: uvicorn.Config, listening: socket.socket, idle: float, metrics: Metrics) -> None:
         super().__init__(config)
         self.listening, self.idle, self.metrics = listening, idle, metrics
-        self.waits: dict[Any, tuple] = {}  # {connection: (what it is waiting for, since when)}
+        self.waits: dict[Any, tuple] = {}  # {connection: (result of `awaited`, start time)}
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.metrics.stopping is not None:
@@ -43,12 +43,12 @@ class Server(uvicorn.Server):
                 server.close()
         self.close_idle()
         ends = await super().on_tick(counter) or seconds > DRAIN
-        for _ in range(2 * ends):  # turns of the loop: closing a connection loses its unread request
+        for _ in range(2 * ends):  # let the loop read pending requests, which closing a connection would lose
             await asyncio.sleep(0)
         return ends
 
     def close_idle(self) -> None:
-        """Aborts connections that have waited too long for the client, and the oldest if there are too many."""
+        """Aborts connections that waited too long for the client, and the oldest if there are too many."""
         now, before, connections = time.monotonic(), self.waits, self.server_state.connections
         self.waits = {}
         for connection in connections:
@@ -63,7 +63,7 @@ class Server(uvicorn.Server):
 
 
 def awaited(connection: Any) -> tuple[str, int] | None:
-    """What a connection waits for: the next request, or the client reading the response; None if nothing."""
+    """Returns the client action that a connection waits for, ("a request" or "reading", id), or None."""
     cycle = connection.cycle
     if cycle is None or cycle.response_complete:
         return "a request", id(cycle)
@@ -71,15 +71,15 @@ def awaited(connection: Any) -> tuple[str, int] | None:
 
 
 def refuse_new_connections(listening: socket.socket) -> None:
-    """On Linux, makes the kernel drop all further SYNs, so that no client is connected but not accepted when the socket
-    is closed, which would lose its request. `listen(0)` does not help: clients beyond that queue appear connected.
+    """Makes the kernel drop all further SYNs (Linux only). Otherwise a client could be connected but not accepted when
+    the socket is closed, and its request would be lost. `listen(0)` does not prevent this.
 
-    The filter is a classic BPF program on the TCP header: man 7 socket, SO_ATTACH_FILTER.
+    The filter is a classic BPF program on the TCP header (man 7 socket, SO_ATTACH_FILTER).
     """
     if sys.platform != "linux":
         return
     program = [(0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 2**32 - 1)]
     #          load the flags    SYN: next, else skip  drop           accept
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
-    with contextlib.suppress(OSError):  # unsupported by the kernel, as in some sandboxes
+    with contextlib.suppress(OSError):  # some sandboxes do not support it
         listening.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HP", len(program), ctypes.addressof(code)))
