@@ -438,14 +438,14 @@ def many_tags(evidence: Evidence) -> str | None:
     return None
 
 
-COLUMN = "name the columns with --token_column and --tag_column"
-TEXT = "name the columns with --text_column and --label_column"
+COLUMN = "specify the columns with --token_column and --tag_column"
+TEXT = "specify the columns with --text_column and --label_column"
 SEVERAL = "for several labels, add --label_type TASK=multilabel --label_separator '\\n'; or check for an open quote"
 GATES = [
     Gate("one_word", one_word, f"{COLUMN}, and the sentences with --sentence_column or blank rows"),
     Gate("one_example", one_example, "end sentences with a blank row, --sentence_end '.' or --sentence_column NAME"),
     Gate("counted_tokens", counted, COLUMN),
-    Gate("id_text", numbers_as_texts, "name the text column with --text_column"),
+    Gate("id_text", numbers_as_texts, "specify the text column with --text_column"),
     Gate("glued", glued, f"remove the number, or {COLUMN}"),
     Gate("csv_quotes", csv_quotes, "add --format csv --delimiter '\\t' to read quotes, also around line breaks"),
     Gate("encoding", wrong_encoding, "specify the encoding with --encoding"),

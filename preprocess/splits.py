@@ -99,8 +99,8 @@ def rows_of(given: np.ndarray, number: int) -> np.ndarray:
 
 
 def split_rows(given: np.ndarray, size: int, strata: Strata, config: Any) -> dict[str, np.ndarray]:
-    """Returns {part: (N,) rows}: the given split, or else a seeded, stratified one. given: (rows,) 1, 2, 3 for train,
-    dev, test, or empty. If it is empty, the rows are also shuffled."""
+    """Returns {part: (N,) rows}: the given split, or else a seeded, stratified one. given: 1, 2 or 3 (train, dev, test)
+    for each row, or an empty array. If it is empty, the rows are also shuffled."""
     parts = {part: rows_of(given, number) for number, part in enumerate(PARTS, 1)}
     if len(given) and not len(parts["train"]):
         raise UserError(f"{config.input}: has {[part for part in PARTS if len(parts[part])]}, but no train part")
@@ -109,7 +109,7 @@ def split_rows(given: np.ndarray, size: int, strata: Strata, config: Any) -> dic
     missing = {part: ratio for part, ratio in ratios.items() if ratio and not len(parts[part])}
     codes = strata.of(slice(None)) if missing else None
     if not config.n_splits:
-        strata.values = []  # frees memory for `codes`
+        strata.values = []  # no longer needed, and as large as `codes`
     for part, ratio in missing.items():
         train_codes = codes if codes is None or train is None else codes[train]
         codes = None if part == "dev" else codes  # dev is the last part

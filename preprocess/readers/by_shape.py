@@ -198,7 +198,7 @@ def find_reading(path: str | Path, objects: Sequence[Values], options: ReadOptio
     for other in best[1:]:
         if [outcome(best[0], row) for row in rows] != [outcome(other, row) for row in rows]:
             both = f"{best[0].shape.name!r} and {other.shape.name!r}"
-            raise UserError(f"{path}: the objects fit the shapes {both} equally well; name one with --shape")
+            raise UserError(f"{path}: the objects fit the shapes {both} equally well; select one with --shape")
     if best:
         settle(best[0], rows[0], options)
     return best[0] if best else None

@@ -201,8 +201,8 @@ def wrong_width(layout: Layout, where: str, row: str, cells: Cells) -> UserError
 
 
 def is_comment(layout: Layout, row: str, cells: Cells, where: str, is_new: bool, options: ReadOptions) -> bool:
-    """Whether a row that starts with the comment prefix is a comment. With --comment it always is. Otherwise a row with
-    # before a sentence is one if it cannot be a token with its tag."""
+    """Whether a row that starts with the comment prefix is a comment; always True with --comment. Otherwise, a # row
+    before a sentence is a comment if it cannot be a token with its tag."""
     if options.comment:
         return options.comment != NO_COMMENTS
     fits = layout.fits(cells)

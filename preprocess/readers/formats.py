@@ -130,7 +130,7 @@ def find_format(path: Path, options: ReadOptions) -> str:
         return detected
     is_table = "if it is a table, add --delimiter (' ': a label, then the text)"
     hint = is_table if options.labelled else f"texts end in .txt, {', '.join(SUFFIXES)}"
-    raise UserError(f"{path}: unknown format; name it with --format {{{','.join(READERS)}}}; {hint}")
+    raise UserError(f"{path}: unknown format; specify it with --format {{{','.join(READERS)}}}; {hint}")
 
 
 def find_form(path: Path) -> str | None:

@@ -90,7 +90,7 @@ def parts_of(path: Path, content: dict[str, Any]) -> dict[str, tuple[str, Rows]]
         return None
     if unknown := [key for key in lists if key not in named]:
         problem = f"the keys {', '.join(named)} are parts, but {', '.join(unknown)} is not"
-        raise UserError(f"{path}: {problem}; name the rows with --rows_key, or write each part to its own file")
+        raise UserError(f"{path}: {problem}; select the rows with --rows_key, or write each part to its own file")
     return {key: (part, as_rows(path, lists[key])) for key, part in named.items()}
 
 
@@ -171,7 +171,7 @@ def the_list(path: Path, content: dict[str, Any]) -> Rows:
     with_text = {key: rows for key, rows in lists.items() if any(map(has_text, rows[:9]))} or lists
     first = next(iter(with_text.values()), [content])
     if len(with_text) > 1:
-        raise UserError(f"{path}: several lists could be the rows; name one with --rows_key {' or '.join(with_text)}")
+        raise UserError(f"{path}: several lists could be the rows; select one with --rows_key {' or '.join(with_text)}")
     return first
 
 

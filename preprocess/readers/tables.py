@@ -212,7 +212,7 @@ def columns_by_name(head: Head, options: ReadOptions) -> Columns:
     refuse_other_tasks(head, options)
     if is_doubtful and not options.text_column:
         problem = "looks like data" if is_data(head) else "has no usual column names"
-        advice = f"{quote_advice(head.names, options)}name the columns with --text_column and --label_column"
+        advice = f"{quote_advice(head.names, options)}specify the columns with --text_column and --label_column"
         raise UserError(f"{head.path}: row 1 {problem}; {advice}; {no_header}")
     if repeated := [name for name, number in Counter(head.names).items() if number > 1]:
         advice = no_header if is_doubtful else head.listed

@@ -28,7 +28,7 @@ NUMBER = re.compile(r"\d+([-.]\d+)*")  # also the ranges (1-2) and empty nodes (
 # Chunk types of CoNLL-2000 and CoNLL-2003; these files have chunk tags next to entity tags
 CHUNKS = set("NP VP PP ADVP ADJP SBAR PRT CONJP INTJ LST UCP".split())
 STARS = re.compile(r"(\((?P<kind>[^()*\s]+))?\*?(?P<end>\))?")  # CoNLL-2012: (GPE* *) is B-GPE I-GPE
-ADVICE = "name the columns with --token_column and --tag_column"
+ADVICE = "specify the columns with --token_column and --tag_column"
 Cells = list[str]
 Row = tuple[int, Cells]  # (row number, cells); a row without cells ends a sentence
 

@@ -594,7 +594,7 @@ def narrow(monkeypatch):
 
 LONG = "y" * 1200
 HOSTILE = {
-    "csv": ("a.csv", f"text,label\na,x\n{LONG},y\n", ["row 3", "longer than 1,000 characters"]),
+    "csv": ("a.csv", f"text,label\na,x\n{LONG},y\n", ["row 3", "limit of 1,000 characters"]),
     "csv, a quote without end": ("a.csv", 'text,label\na,x\n"' + "y,\n" * 900, ["row 3", "quote"]),
     "csv, quotes on and on": ("a.csv", "text,label\na,x\n" + '"bb\nb",' * 900, ["row 3", "longer than", "quote"]),
     "tsv": ("a.tsv", f"text\tlabel\na\tx\n{LONG}\ty\n", ["row 3", "limit of 1,000"]),
