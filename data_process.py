@@ -2,9 +2,9 @@
 
     python data_process.py --input FILE_OR_FOLDER --output_dir dataset/NAME
 
-The folder contains train.jsonl, dev.jsonl, (test.jsonl) and labels.json. Each line is one example:
-`id`; `text` or `tokens`; optional `text_pair`; and one key per task: a string, one tag per token, spans of tokens, ...
-Edit here to change the sequence of stages. The stages are in preprocess/: formats in readers/, labels in labels/,
+The folder contains train.jsonl, dev.jsonl, labels.json and optionally test.jsonl. Each line is one example: `id`;
+`text` or `tokens`; optionally `text_pair`; and one key per task: a string, one tag per token, spans of tokens, ...
+To change the sequence of stages, edit this file. The stages are in preprocess/: formats in readers/, labels in labels/,
 splits in splits.py, data checks in checks/.
 """
 
@@ -43,10 +43,10 @@ class DataConfig(RawOptions):
     """Options of `data_process.py`."""
 
     input: str = option("", "file or folder of raw data")
-    output_dir: str = option("", "processed folder to write, such as dataset/NAME")
+    output_dir: str = option("", "processed folder to write, for example dataset/NAME")
     label_type: str = option(
         "",
-        "types of tasks, if not detected correctly, such as 'score=regression,topics=multilabel,entities=spans'; "
+        "types of tasks, if not detected correctly: 'score=regression,topics=multilabel,entities=spans'; "
         "also classification, tagging, or a custom kind",
     )
     label_separator: str = option(",", "separator between the labels in a multilabel cell")
@@ -60,10 +60,10 @@ class DataConfig(RawOptions):
     label_names: str = option(
         "", "label names in order, comma-separated, if labels are lists of 0 and 1 (or in labels.txt)"
     )
-    preview: bool = option(False, "only show how the input is read, with ten examples, and write nothing")
-    check: bool = option(False, "only check the input, raw or processed, and write nothing")
-    max_length: int = option(256, "for --check: the maximum length that training will use")
-    pretrain_model_path: str = option("", "for --check: the model whose tokenizer training will use")
+    preview: bool = option(False, "print how the input is read and ten examples, without writing anything")
+    check: bool = option(False, "check the input (raw or processed), without writing anything")
+    max_length: int = option(256, "maximum length in training, for --check")
+    pretrain_model_path: str = option("", "model used in training, whose tokenizer --check applies")
     model_hub: Literal["hf", "modelscope"] = option("hf", "where its name is looked up (docs/download.md)")
     dev_ratio: float = option(0.1, "share of examples for dev, if the data has no dev part")
     test_ratio: float = option(0.1, "share of examples for test, if the data is a single part")
@@ -71,7 +71,7 @@ class DataConfig(RawOptions):
 
     def __post_init__(self) -> None:
         if not self.input or not (self.output_dir or self.check or self.preview):
-            raise UserError("both --input FILE_OR_FOLDER and --output_dir dataset/NAME are needed")
+            raise UserError("--input FILE_OR_FOLDER and --output_dir dataset/NAME are required")
         check_values(self)
         self.check_reading()
         self.label_types_by_name()
@@ -86,7 +86,7 @@ class DataConfig(RawOptions):
             )
 
     def label_types_by_name(self) -> dict[str, str]:
-        """{task: type} of --label_type."""
+        """Returns {task: type} from --label_type."""
         parts = [part.strip() for part in self.label_type.split(",") if part.strip()]
         types = dict(part.rpartition("=")[::2] for part in parts)
         if "" in types or not set(types.values()) <= set(KINDS):
@@ -98,17 +98,16 @@ class DataConfig(RawOptions):
 
 
 def prepare(config: DataConfig) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Task], list[Note]]:
-    """(parts, tasks, notes) of raw input or a processed folder, as lists. Every example has "_where", its source."""
+    """Returns (parts, tasks, notes) of raw input or a processed folder, as lists. "_where" is the source of an
+    example."""
     with Prepared(config) as data:
         parts = {part: list(rows) for part, rows in data.parts.items()}
     return parts, data.tasks or collect_labels(parts, data.kinds, data.types), data.notes
 
 
 def process(config: DataConfig) -> None:
-    """Converts raw input to a processed folder, with --check only prints the report, with --preview only examples.
-
-    Nothing is written unless all rows are valid: the folder is replaced as a whole or left unchanged.
-    """
+    """Converts raw input to a processed folder. With --check, only prints the report; with --preview, only examples.
+    Nothing is written unless all rows are valid. The folder is replaced as a whole or left unchanged."""
     folder = Path(config.output_dir)
     source = Path(config.input)
     if not (config.check or config.preview):
@@ -126,21 +125,21 @@ def process(config: DataConfig) -> None:
             keep(check_and_write(config, data, new), new / "checks.json")
         if config.n_splits:
             folds = f"{config.n_splits} folds in {folder}/fold_0 …"
-            print(f"{folds}; python -m tools.cross_validate --data_path {folder} trains them all")
+            print(f"{folds}; to train them all: python -m tools.cross_validate --data_path {folder}")
         print(f"wrote {folder}: " + ", ".join(f"{len(rows)} {part}" for part, rows in data.parts.items()))
 
 
 def check_and_write(config: DataConfig, data: Prepared, folder: Path | None = None) -> list[Note]:
-    """Checks all rows in one pass, writes them to `folder` if given, prints a summary and returns the notes."""
+    """Checks all rows in one pass, writes them to `folder` if given, and prints a summary. Returns the notes."""
     with ExitStack() as stack:
         paths = {part: folder / f"{part}.jsonl" for part in data.parts} if folder else {}
         files = {part: stack.enter_context(open(path, "wb")) for part, path in paths.items()}
-        found = look_through(data.parts, data.kinds, files)
-    tasks = data.tasks or label_info(found.labels, data.parts, data.kinds, data.types)
+        results = look_through(data.parts, data.kinds, files)
+    tasks = data.tasks or label_info(results.labels, data.parts, data.kinds, data.types)
     if folder:
         write_labels(folder, tasks)
-    print_summary(data.parts, tasks, found.labels)
-    notes = run_checks(data.parts, tasks, data.notes, found)
+    print_summary(data.parts, tasks, results.labels)
+    notes = run_checks(data.parts, tasks, data.notes, results)
     if featurizer := featurizer_for_checks(config, data.parts, tasks):  # last: its threads are not fork-safe
         notes += with_rows(check_encoding(data.parts, tasks, featurizer))
     show(notes)
@@ -148,7 +147,7 @@ def check_and_write(config: DataConfig, data: Prepared, folder: Path | None = No
 
 
 def make_sample(folder: Path) -> None:
-    """Creates the processed folder of the sample if it does not exist; safe if several processes call it at once."""
+    """Creates the processed folder of the sample if it does not exist. Safe to call from several processes at once."""
     if (folder / "labels.json").exists():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -159,10 +158,8 @@ def make_sample(folder: Path) -> None:
 
 
 def write_folds(folder: Path, data: Prepared) -> None:
-    """Writes a processed folder fold_<k> for each fold. The main folder then gets the parts of fold 0.
-
-    All folds share one list of labels, so that their models can be averaged.
-    """
+    """Writes a processed folder fold_<k> for each fold, and uses fold 0 as train and dev of the main folder. All folds
+    have the same list of labels, so that their models can be averaged."""
     pool, folds = data.folds()
     data.tasks = collect_labels({"train": pool}, data.kinds, data.types)
     rest = {"test": data.parts["test"]} if "test" in data.parts else {}
@@ -173,9 +170,9 @@ def write_folds(folder: Path, data: Prepared) -> None:
 
 
 def featurizer_for_checks(config: DataConfig, parts: dict[str, Any], tasks: dict[str, Task]) -> "Featurizer | None":
-    """The Featurizer that training would use; None for more than 50,000 examples, except with --check."""
+    """Returns the Featurizer that training would use, or None for more than 50,000 examples without --check."""
     if not config.check and sum(map(len, parts.values())) > 50_000:
-        print("tokenizer checks are skipped for data of this size; --check runs them")
+        print("skipping the tokenizer checks for data of this size; --check runs them")
         return None
     from engine.data.features import Featurizer
     from engine.data.tokenizer import load_tokenizer

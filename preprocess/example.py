@@ -1,6 +1,6 @@
-"""Examples as the readers yield them: dicts with "_where" (the source), "text" or "tokens", and a key per task.
+"""Examples as the readers yield them: dicts with "_where" (the source), "text" or "tokens", and one key per task.
 
-Defines the names of their other keys and of the parts, and checks their texts.
+Defines the names of the other keys and of the parts, and checks texts.
 """
 
 import json
@@ -21,32 +21,32 @@ PART_NAMES = {
     **dict.fromkeys(("testa", "验证集", "开发集"), "dev"),  # testa, testb: CoNLL-2003
     **dict.fromkeys(("test", "testing", "testb", "测试", "测试集"), "test"),
 }
-PART_WORD = re.compile(r"^.*\d(?=[a-z])|\d+$")  # numbers around the name of a part: wnut17train, train2
+PART_WORD = re.compile(r"^.*\d(?=[a-z])|\d+$")  # numbers before or after the name of a part: wnut17train, train2
 CAPITAL = re.compile(r"(?<=[a-z])(?=(?:Train|Dev|Valid|Val|Test|Data|Set)(?![a-z]))")  # trainData
 TEXT_KEYS = ("text", "tokens", "text_pair")
 HIDDEN = ("_where", "split", "group")  # keys that are not written
 RESERVED = (*PARTS_OF_A_ROW, *HIDDEN)  # keys other than labels
 SENTENCE_ENDS = frozenset(".。!！?？…")
-MOST_TOKENS, MOST_CHARACTERS = 50, 2000  # of a text that is alone in its file; few are longer
+MAX_TOKENS, MAX_CHARACTERS = 50, 2000  # usual maximum length of a text that is alone in its file
 
 
 def part_words(path: str | Path) -> list[str]:
-    """The words in a file name or key that name parts."""
+    """Returns the words in a file name or key that are names of parts."""
     words = [word.lower() for piece in re.split(r"[._\-\s]+", Path(path).name) for word in CAPITAL.split(piece)]
     words = [word if word in PART_NAMES else PART_WORD.sub("", word) for word in words]
     return [word for word in words if word in PART_NAMES]
 
 
 def part_of_name(path: str | Path) -> str | None:
-    """The part named by a file's name (train.csv, atis.dev.txt, wnut17train.conll, test-00000-of-00001.parquet) or by a
-    key (oos_val), or None, also if it names several."""
-    found = {PART_NAMES[word] for word in part_words(path)}
-    return found.pop() if len(found) == 1 else None
+    """Returns the part in a file name (train.csv, atis.dev.txt, wnut17train.conll, test-00000-of-00001.parquet) or key
+    (oos_val), or None if there is none or more than one."""
+    parts = {PART_NAMES[word] for word in part_words(path)}
+    return parts.pop() if len(parts) == 1 else None
 
 
-def cut(text: str, most: int = 60) -> str:
+def cut(text: str, limit: int = 60) -> str:
     """Truncates a long text for a one-line message."""
-    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)"
 
 
 def shown(value: Any) -> str:
@@ -55,20 +55,20 @@ def shown(value: Any) -> str:
 
 
 def file_of(where: str) -> str:
-    """The file of "FILE, row 7"; a source without a number is a file."""
+    """Returns FILE of a source "FILE, row 7". A source without a number is a file."""
     head, _, number = where.rpartition(" ")
     file, comma, word = head.rpartition(", ")
     return file if comma and number.isdecimal() and " " not in word else where
 
 
 def abbreviate(names: Iterable[object], limit: int = 12, width: int = 60) -> str:
-    """The first of many names, for a one-line message. width: maximum characters per name"""
+    """Formats the first of many names for a one-line message. width: maximum number of characters per name."""
     shown = [cut(str(name) if str(name).isprintable() else repr(name), width) for name in names]
     return ", ".join(shown[:limit]) + (f", … ({len(shown) - limit:,} more)" if len(shown) > limit else "")
 
 
 def same_file(where: str, other: str) -> str:
-    """`other` without the path that `where` contains, so that a message names it once."""
+    """Returns `other` without the path that `where` contains, so that a message has the path only once."""
     head, comma, row = other.rpartition(", ")
     if comma and where.startswith(f"{head}, "):
         return row
@@ -77,7 +77,7 @@ def same_file(where: str, other: str) -> str:
 
 
 def check_text(example: Example, may_be_empty: bool = False, advice: str = "") -> None:
-    """Raises UserError unless the example has a usable text or tokens. advice: appended if it is empty"""
+    """Raises UserError unless the example has a usable text or tokens. advice: appended if the text is empty."""
     where, tokens, text = example["_where"], example.get("tokens"), example.get("text")
     if "tokens" in example:
         if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
@@ -91,7 +91,7 @@ def check_text(example: Example, may_be_empty: bool = False, advice: str = "") -
 
 
 def check_characters(example: Example) -> None:
-    """Raises UserError for a lone surrogate, which JSON can store, but UTF-8 and tokenizers cannot."""
+    """Raises UserError for a lone surrogate, which JSON can store but UTF-8 and tokenizers cannot."""
     for value in example.values():
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             value = "".join(value)
@@ -102,7 +102,7 @@ def check_characters(example: Example) -> None:
 
 
 def encode(text: str, where: str) -> bytes:
-    """The text as UTF-8. Raises UserError for a lone surrogate."""
+    """Encodes a text as UTF-8. Raises UserError for a lone surrogate."""
     try:
         return text.encode()
     except UnicodeEncodeError:
@@ -110,27 +110,25 @@ def encode(text: str, where: str) -> bytes:
 
 
 def length_of(example: Example) -> int:
-    """Number of tokens of an example, or of characters if it has no tokens."""
+    """Returns the number of tokens of an example, or of characters if it has no tokens."""
     return len(example.get("tokens") or example["text"])
 
 
 def is_whole_file(examples: Sequence[Example]) -> bool:
-    """Whether the one to three examples of a file are probably its whole text, because no delimiter was found.
-
-    A single example is then too long or has several sentence ends; the longest of two or three has many sentence ends.
-    """
+    """Whether the one to three examples of a file are probably its whole text, because no delimiter was found. A single
+    example must be very long or have several sentence ends. Of two or three, the longest must have many."""
     longest = max(examples, key=length_of)
     length, tokens = length_of(longest), longest.get("tokens")
     if tokens is None:
-        return len(examples) == 1 and length >= MOST_CHARACTERS
+        return len(examples) == 1 and length >= MAX_CHARACTERS
     ends = sum(token in SENTENCE_ENDS for token in tokens[:-1])
     if len(examples) > 1:
-        return length >= 4 * MOST_TOKENS and ends >= 10
-    return length >= MOST_TOKENS or (ends > 1 and length > 20)
+        return length >= 4 * MAX_TOKENS and ends >= 10
+    return length >= MAX_TOKENS or (ends > 1 and length > 20)
 
 
 def counts_up(cells: Sequence[str]) -> bool:
-    """Whether cells are consecutive whole numbers."""
+    """Returns True if the cells are consecutive whole numbers."""
     if not all(cell.isdecimal() and len(cell) < 16 for cell in cells):
         return False
     return all(int(after) == int(before) + 1 for before, after in pairwise(cells))

@@ -1,4 +1,4 @@
-"""Reads the input to disk, determines the kinds of tasks and splits rows into parts."""
+"""Reads the input into temporary files, infers the kinds of the tasks, and splits the rows into parts."""
 
 import tempfile
 from collections import deque
@@ -32,17 +32,15 @@ from preprocess.storage.parallel import in_order
 
 
 class Prepared:
-    """The data that `data_process.py` writes, without its labels.json. A context manager.
+    """The data that `data_process.py` writes, without labels.json. A context manager. tasks: the content of labels.json
+    if the input has one, otherwise None. notes: changes to the data."""
 
-    tasks: labels.json if the input has one, otherwise None; notes: on changes to the data.
-    """
-
-    understood: Understanding  # of each file, by its reader
+    understood: Understanding  # how each file was read
     parts: dict[str, Rows]
     kinds: dict[str, str]
     form: Callable[[list[int], list[Example]], list[Example]]
     strata: Strata
-    presence: dict[str, np.ndarray]  # {task: (rows,) whether a row has its label}
+    presence: dict[str, np.ndarray]  # {task: (rows,) whether a row has a label}
 
     def __init__(self, config: Any) -> None:
         self.config, self.store = config, Store(room_for(config.output_dir))
@@ -76,12 +74,12 @@ class Prepared:
             raise UserError(f"{config.input}: this format has no column {config.group_column!r} (--group_column)")
         chosen = {name: KINDS[kind] for name, kind in self.types.items()}
         self.form = form = Form(unescaped(config.label_separator), config.unit, config.tag_scheme, chosen)
-        found = survey_all(form, store, store.fill(chain([dict(first)], examples)), first)
-        evidence = gather(store, form, found.values, config.text_column)
+        survey = survey_all(form, store, store.fill(chain([dict(first)], examples)), first)
+        evidence = gather(store, form, survey.values, config.text_column)
         name_positions(evidence, config)
         accepted = check_accepted(config.accept)
         refuse(evidence, accepted, after_labels=False)
-        self.notes, given = decide_form(form, store, found, first)
+        self.notes, part_numbers = decide_form(form, store, survey, first)
         self.kinds, self.strata, self.dropped = form.kinds, Strata(form.kinds), form.dropped
         with_presence = list(self.kinds) if config.n_splits and len(self.kinds) > 1 else []
         label_pass = LabelPass(form, self.strata.name, bool(config.group_column), with_presence)
@@ -90,10 +88,10 @@ class Prepared:
         evidence.tags = labelled.tags_of_tasks(form)
         refuse(evidence, accepted, after_labels=True)
         self.notes += choose_schemes(form, store, labelled)
-        self.set_parts(split_rows(given, len(store) - len(self.dropped), self.strata, config))
+        self.set_parts(split_rows(part_numbers, len(store) - len(self.dropped), self.strata, config))
 
     def set_parts(self, rows: dict[str, np.ndarray]) -> None:
-        """Creates Rows from the row numbers of each part, which are kept only if folds are needed."""
+        """Creates Rows from the row numbers of each part. Keeps the numbers only if folds are needed."""
         self.parts = {part: self.of_rows(numbers) for part, numbers in rows.items()}
         if self.config.n_splits:
             self.rows = rows
@@ -101,7 +99,7 @@ class Prepared:
             del self.strata
 
     def of_rows(self, rows: np.ndarray) -> Rows:
-        """The Rows with these numbers, counted without dropped rows."""
+        """Returns the Rows with these numbers, which do not count dropped rows."""
         if len(self.dropped):
             rows = np.delete(np.arange(len(self.store), dtype=np.uint32), self.dropped)[rows]
         return Rows(self.store, self.form, rows)
@@ -110,7 +108,7 @@ class Prepared:
         """Reads a processed folder, to check it again."""
         if self.config.group_column:
             advice = "use --group_column with the raw data"
-            raise UserError(f"{folder}: a processed folder does not store groups; {advice}")
+            raise UserError(f"{folder}: processed folders do not store groups; {advice}")
         self.understood = Understanding({str(folder): "a processed folder"})
         self.tasks, parts = load_labels(folder), {}
         for part in PARTS:
@@ -141,7 +139,7 @@ class Prepared:
         self.presence = {name: np.array(is_present) for name, is_present in presence.items()}
 
     def folds(self) -> tuple[Rows, list[tuple[Rows, Rows]]]:
-        """(Rows of train and dev together, [(train, dev) Rows of each fold])."""
+        """Returns (Rows of train and dev together, [(train, dev) Rows of each fold])."""
         config = self.config
         pool = np.concatenate([self.rows["train"], self.rows.get("dev", self.rows["train"][:0])])
         folds = split_folds(pool, self.strata, config)
@@ -149,18 +147,18 @@ class Prepared:
             for part, rows in zip(("train", "dev"), fold):
                 for name, is_present in self.presence.items():
                     if not is_present[rows].any():
-                        empty = f"{part} of fold {number} would have no label of {name!r}"
-                        raise UserError(f"--n_splits {config.n_splits}: {empty}; use fewer folds")
+                        problem = f"{part} of fold {number} would have no label of {name!r}"
+                        raise UserError(f"--n_splits {config.n_splits}: {problem}; use fewer folds")
         return self.of_rows(pool), [(self.of_rows(train), self.of_rows(dev)) for train, dev in folds]
 
 
 def unchanged(numbers: list[int], examples: list[Example]) -> list[Example]:
-    """A Form that changes nothing, for processed examples."""
+    """Returns processed examples unchanged; has the interface of a Form."""
     return examples
 
 
 def room_for(output_dir: str) -> Path | None:
-    """A folder for temporary files: the closest existing parent of output_dir, or None for the system's default."""
+    """Returns a folder for temporary files: the closest existing parent of output_dir, or None for the default."""
     if not output_dir:
         return None
     folder = next(parent for parent in Path(output_dir).absolute().parents if parent.is_dir())
@@ -182,6 +180,6 @@ def write_parts(folder: Path, parts: Mapping[str, Rows]) -> None:
 
 
 def encode_block(parts: Mapping[str, Rows], block: tuple[str, int, int]) -> tuple[str, bytes]:
-    """(part, lines) of a block of rows, in the format of the processed folder."""
+    """Returns (part, lines) of a block of rows, in the format of the processed folder."""
     part, start, stop = block
     return part, encode_rows(parts[part][start:stop])

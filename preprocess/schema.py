@@ -1,6 +1,6 @@
 """The processed folder: reads, checks and writes its rows and labels.
 
-labels.json is {task: {"type", "labels", "counts", …}}; train.jsonl, dev.jsonl and test.jsonl have one example per line
+labels.json is {task: {"type", "labels", "counts", …}}. train.jsonl, dev.jsonl and test.jsonl have one example per line
 (see data_process.py). Training and prediction read no other data files.
 """
 
@@ -28,14 +28,14 @@ def load_labels(data_path: str | Path) -> Tasks:
     path = Path(data_path) / "labels.json"
     if not path.exists():
         command = f"python data_process.py --input RAW --output_dir {data_path}"
-        raise UserError(f"{data_path}: contains no labels.json; make the folder with: {command}")
+        raise UserError(f"{data_path}: contains no labels.json; create the folder with: {command}")
     for part in PARTS:
         require_file(path.with_name(f"{part}.jsonl"))
     return read_tasks(path)
 
 
 def data_and_model(data_path: str | Path, model_path: str) -> dict[str, str]:
-    """{"data": …, "model": …}: digests of a run's inputs other than its options; the name of a hub model."""
+    """Returns {"data", "model"}: digests of a run's inputs other than its options, or the name of a hub model."""
     load_labels(data_path)
     data, model = Path(data_path), Path(model_path)
     name = "/".join(model.parts[-2:]) or "from scratch"
@@ -45,42 +45,37 @@ def data_and_model(data_path: str | Path, model_path: str) -> dict[str, str]:
 
 
 def check_row(example: Any, tasks: Tasks, where: str, needs_labels: bool = True) -> None:
-    """Raises UserError unless a row of a processed file, or one to predict on, has all inputs of these tasks. Labels
-    may be missing (null)."""
+    """Raises UserError unless a row has all inputs of these tasks. Labels can be missing (null)."""
     if not isinstance(example, dict) or not ("text" in example or "tokens" in example):
-        raise UserError(f"{where}: must be a JSON object with `text` or `tokens`")
+        raise UserError(f"{where}: expected a JSON object with `text` or `tokens`")
     check_text({"_where": where, **example}, may_be_empty=not needs_labels)
     if extras := extras_of(tasks):
         require_extras(example, extras, where)
     for name, task in tasks.items():
         if needs_labels:
             if name not in example:
-                raise UserError(f"{where}: has no label for the task {name!r}; use null for a missing label")
+                raise UserError(f"{where}: has no label for the task {name!r}; use null if it is missing")
             check_label({"_where": where, **example}, name, task.kind)
         if task.needs_words and "tokens" not in example:
-            raise UserError(f"{where}: has no `tokens`, which the task {name!r} needs")
+            raise UserError(f"{where}: has no `tokens`, which the task {name!r} requires")
 
 
 def require_known_labels(example: dict, known: dict[str, set], where: str) -> None:
-    """Raises UserError for a label that is not in labels.json: training would ignore it. known: {task: its labels}"""
+    """Raises UserError for a label that is not in labels.json: training would ignore it. known: {task: labels}."""
     for name, labels_of_task in known.items():
         label = example[name]
         for item in label if isinstance(label, list) else [label]:
             item = item[2] if isinstance(item, list) else item  # a span is [first token, last token, type]
             if item is not None and item not in labels_of_task:
-                raise UserError(
-                    f"{where}: the label {item!r} of {name!r} is not in labels.json, so nothing would be learned from "
-                    "it; correct it, or make the folder again with data_process.py"
-                )
+                problem = f"the label {item!r} of {name!r} is not in labels.json"
+                raise UserError(f"{where}: {problem}; correct it, or create the folder again with data_process.py")
 
 
 def read_processed(
     path: str | Path, tasks: Tasks, start: int = 0, stop: int | None = None, strict: bool = False
 ) -> Iterator[tuple[str, Example]]:
-    """Yields (where, example) of a processed .jsonl between two byte positions, each checked.
-
-    strict: also check that all labels are in labels.json, as training requires; dev and test may have others.
-    """
+    """Yields (source, example) of a processed .jsonl file between two byte positions, and checks each row. strict:
+    whether to require all labels to be in labels.json, as training does. dev and test can have others."""
     known = {name: set(task.labels) for name, task in tasks.items() if task.kind != "regression"}
     with open(path, "rb") as file:
         file.seek(start)
@@ -89,10 +84,10 @@ def read_processed(
             try:
                 example = parse_json(line.decode())
             except (ValueError, RecursionError) as error:
-                made = "make the folder again with data_process.py"
-                raise UserError(f"{where}: not JSON ({first_line(error)}); {made}") from None
+                advice = "create the folder again with data_process.py"
+                raise UserError(f"{where}: not JSON ({first_line(error)}); {advice}") from None
             check_row(example, tasks, where)
-            if b"\\ud" in line.lower() or b"\xed" in line:  # either may be a lone surrogate
+            if b"\\ud" in line.lower() or b"\xed" in line:  # could be a lone surrogate
                 check_characters({"_where": where, **example})
             if strict:
                 require_known_labels(example, known, where)
@@ -103,7 +98,7 @@ def read_processed(
 
 
 def training_texts(path: str | Path) -> Iterator[str]:
-    """Yields the texts of a processed file, to train a tokenizer on."""
+    """Yields the texts of a processed file, to train a tokenizer."""
     for _, example in read_processed(path, {}):
         yield text_of(example, with_pair=True)
 
@@ -111,27 +106,27 @@ def training_texts(path: str | Path) -> Iterator[str]:
 def part_of(data_path: str | Path, part: str) -> Path:
     path = Path(data_path) / f"{part}.jsonl"
     if not path.exists():
-        raise UserError(f"{path}: no such part; name the texts to predict on with --predict_file")
+        raise UserError(f"{path}: no such file; to predict on other texts, add --predict_file")
     return path
 
 
 def check_same_labels(data_path: str | Path, tasks: Tasks) -> None:
-    """Raises UserError if a data folder's tasks and labels differ from those that a model was trained with."""
+    """Raises UserError if the tasks and labels of a data folder differ from those of a trained model."""
     data_tasks = load_labels(data_path)
     for name in data_tasks.keys() | tasks.keys():
         in_data, in_model = (set(side[name].labels if name in side else ()) for side in (data_tasks, tasks))
         if in_data != in_model:
-            added, lacking = (shorten(names) or "none" for names in (in_data - in_model, in_model - in_data))
-            only = f"only in the data: {added}; only in the model: {lacking}"
-            raise UserError(f"{data_path}: its labels of {name!r} differ from the model's: {only}")
+            added, missing = (shorten(names) or "none" for names in (in_data - in_model, in_model - in_data))
+            difference = f"only in the data: {added}; only in the model: {missing}"
+            raise UserError(f"{data_path}: the labels of {name!r} differ from the model's; {difference}")
 
 
-def shorten(names: Collection[str], most: int = 8) -> str:
-    return ", ".join(sorted(names)[:most]) + (f", … ({len(names) - most} more)" if len(names) > most else "")
+def shorten(names: Collection[str], limit: int = 8) -> str:
+    return ", ".join(sorted(names)[:limit]) + (f", … ({len(names) - limit} more)" if len(names) > limit else "")
 
 
 def encode_rows(examples: Iterable[Example]) -> bytes:
-    """The lines of a processed file for these examples, as bytes."""
+    """Returns the lines of a processed file for these examples, as bytes."""
     return "".join([LINE({k: e[k] for k in e if k not in HIDDEN}) + "\n" for e in examples]).encode()
 
 
@@ -141,18 +136,18 @@ def write_labels(folder: Path, tasks: Tasks) -> None:
 
 
 def require_own_folder(folder: Path, source: Path) -> None:
-    """Raises UserError if the output folder is not a folder, or contains anything but an earlier processed folder."""
-    inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    """Raises UserError unless the output folder is new, empty, or an earlier processed folder."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     parts = {f"{part}.jsonl" for part in PARTS}
-    ours = r"(?s)labels\.json|checks\.json|\.cache|fold_\d+|\.template-new|\.(.*\.)?tmp"
-    strange = {name for name in inside - parts if not re.fullmatch(ours, name)}
-    if not strange and "labels.json" not in inside:
-        strange = {name for name in inside if name in parts or name.startswith("fold_")}
-    for fold in folder.glob("fold_*/*") if not strange else ():
-        if fold.name not in parts and not re.fullmatch(ours, fold.name):
-            strange.add(f"{fold.parent.name}/{fold.name}")
-    if strange or (folder.exists() and not folder.is_dir()):
-        found = shorten(strange) or "it is not a folder"
-        raise UserError(f"--output_dir {folder}: contains other files ({found}); choose an empty or new folder")
+    own_names = r"(?s)labels\.json|checks\.json|\.cache|fold_\d+|\.template-new|\.(.*\.)?tmp"
+    foreign = {name for name in names - parts if not re.fullmatch(own_names, name)}
+    if not foreign and "labels.json" not in names:
+        foreign = {name for name in names if name in parts or name.startswith("fold_")}
+    for fold in folder.glob("fold_*/*") if not foreign else ():
+        if fold.name not in parts and not re.fullmatch(own_names, fold.name):
+            foreign.add(f"{fold.parent.name}/{fold.name}")
+    if foreign or (folder.exists() and not folder.is_dir()):
+        problem = shorten(foreign) or "it is not a folder"
+        raise UserError(f"--output_dir {folder}: contains other files ({problem}); choose an empty or new folder")
     if folder.resolve() in (source.resolve(), *source.resolve().parents):
         raise UserError(f"--output_dir {folder}: contains the input; choose another folder")

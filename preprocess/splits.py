@@ -1,6 +1,6 @@
-"""Assigns examples to train, dev and test, or to folds of a cross-validation: seeded, stratified.
+"""Splits examples into train, dev and test, or into cross-validation folds: seeded and stratified.
 
-Examples are row numbers from 0 here; their strata and groups are arrays of a few bytes per example.
+Examples are row numbers from 0. Their strata and groups are arrays of a few bytes per example.
 """
 
 import random
@@ -19,20 +19,20 @@ STEP = 1 << 18  # rows per counting step
 
 
 class Strata:
-    """Strata for splits: the classes of the first classification task; otherwise label sets by their rarest label;
-    otherwise values by decile. Also holds the groups, which must not be split."""
+    """The strata and groups for splits. Groups must not be split. Strata are the classes of the first classification
+    task, or else the rarest label of each label set, or else the deciles of the values."""
 
     def __init__(self, kinds: Mapping[str, str]) -> None:
         order = ("classification", "multilabel", "regression")
         self.name = next((name for kind in order for name in kinds if kinds[name] == kind), None)
         self.kind = None if self.name is None else kinds[self.name]
-        self.known: dict[Any, int] = {}  # {class or tuple of labels: its number}
+        self.known: dict[Any, int] = {}  # {class or tuple of labels: number}
         self.known_groups: dict[str, int] = {}
-        self.values: list[np.ndarray] = []  # per block, as self.groups
+        self.values: list[np.ndarray] = []  # one array per block, as in self.groups
         self.groups: list[np.ndarray] = []
 
     def add(self, values: list[Any] | None, groups: list[str] | None) -> None:
-        """Adds labels and groups of the next rows."""
+        """Adds the labels and groups of the next rows."""
         if values is not None and self.kind == "regression":
             self.values.append(np.array([float("nan") if value is None else value for value in values], np.float64))
         elif values is not None:
@@ -42,7 +42,7 @@ class Strata:
             self.groups.append(numbered(groups, self.known_groups))
 
     def of(self, rows: np.ndarray | slice) -> np.ndarray | None:
-        """(N,) the stratum of each of these rows, numbered in the order of names; None if there are none."""
+        """Returns (N,) the stratum of each row, numbered in the order of names, or None if there are no strata."""
         if self.name is None:
             return None
         self.values = [np.concatenate(self.values)]
@@ -59,32 +59,32 @@ class Strata:
         return ranks(map(str, names))[values]
 
     def groups_of(self, rows: np.ndarray) -> np.ndarray:
-        """(N,) the group of each of these rows, numbered in the order of names."""
+        """Returns (N,) the group of each row, numbered in the order of names."""
         return ranks(self.known_groups)[np.concatenate(self.groups)[rows]]
 
 
 def numbered(names: Iterable[Hashable], known: dict[Any, int]) -> np.ndarray:
-    """(N,) the number of each name in `known`, which is extended with new names; in the smallest sufficient dtype."""
+    """Returns (N,) the number of each name in `known`, in the smallest sufficient dtype. Adds new names to `known`."""
     numbers = [known.setdefault(name, len(known)) for name in names]
     return np.array(numbers, np.min_scalar_type(len(known)))
 
 
 def ranks(names: Iterable[str]) -> np.ndarray:
-    """(N,) the rank of each name among the sorted distinct names, so that a split does not depend on row order."""
+    """Returns (N,) the rank of each name among the sorted names, so that a split does not depend on row order."""
     names = list(names)
     rank_of = {name: rank for rank, name in enumerate(sorted(set(names)))}
     return np.array([rank_of[name] for name in names], np.uint8 if len(rank_of) < 256 else np.uint32)
 
 
 def deciles(values: np.ndarray) -> np.ndarray:
-    """(N,) the decile of each value, 0 to 9; 10 if it is missing."""
+    """Returns (N,) the decile of each value from 0 to 9, or 10 if it is missing."""
     ordered = np.sort(values[~np.isnan(values)])
     tenths = 10 * np.searchsorted(ordered, values) // max(1, len(ordered))
     return np.where(np.isnan(values), 10, tenths).astype(np.uint8)
 
 
 def count(codes: np.ndarray, minimum: int = 0) -> np.ndarray:
-    """np.bincount in steps, as it would convert all numbers to eight bytes at once."""
+    """Calls np.bincount in steps, because it would convert all numbers to eight bytes at once."""
     result = np.zeros(max(minimum, int(codes.max()) + 1 if len(codes) else 0), np.int64)
     for start in range(0, len(codes), STEP):
         result += np.bincount(codes[start : start + STEP], minlength=len(result))
@@ -92,27 +92,25 @@ def count(codes: np.ndarray, minimum: int = 0) -> np.ndarray:
 
 
 def rows_of(given: np.ndarray, number: int) -> np.ndarray:
-    """(N,) the rows where `given` equals `number`."""
+    """Returns (N,) the rows where `given` equals `number`."""
     starts = range(0, len(given), STEP)
-    found = [start + np.flatnonzero(given[start : start + STEP] == number) for start in starts]
-    return np.concatenate([rows.astype(np.uint32) for rows in found] or [np.zeros(0, np.uint32)])
+    blocks = [start + np.flatnonzero(given[start : start + STEP] == number) for start in starts]
+    return np.concatenate([rows.astype(np.uint32) for rows in blocks] or [np.zeros(0, np.uint32)])
 
 
 def split_rows(given: np.ndarray, size: int, strata: Strata, config: Any) -> dict[str, np.ndarray]:
-    """{part: (N,) rows}: the given split if there is one, otherwise a seeded, stratified one.
-
-    given: (rows,) 1, 2, 3 for train, dev, test; empty if no part is given, in which case the rows are shuffled
-    """
+    """Returns {part: (N,) rows}: the given split, or else a seeded, stratified one. given: 1, 2 or 3 (train, dev, test)
+    for each row, or an empty array. If it is empty, the rows are also shuffled."""
     parts = {part: rows_of(given, number) for number, part in enumerate(PARTS, 1)}
     if len(given) and not len(parts["train"]):
-        raise UserError(f"{config.input}: parts {[part for part in PARTS if len(parts[part])]}, but none to train on")
+        raise UserError(f"{config.input}: has {[part for part in PARTS if len(parts[part])]}, but no train part")
     train = parts.pop("train") if len(given) else None
     ratios = {"dev": config.dev_ratio} if len(given) else {"test": config.test_ratio, "dev": config.dev_ratio}
-    wanted = {part: ratio for part, ratio in ratios.items() if ratio and not len(parts[part])}
-    codes = strata.of(slice(None)) if wanted else None
+    missing = {part: ratio for part, ratio in ratios.items() if ratio and not len(parts[part])}
+    codes = strata.of(slice(None)) if missing else None
     if not config.n_splits:
-        strata.values = []  # frees as much memory as `codes` take
-    for part, ratio in wanted.items():
+        strata.values = []  # no longer needed, and as large as `codes`
+    for part, ratio in missing.items():
         train_codes = codes if codes is None or train is None else codes[train]
         codes = None if part == "dev" else codes  # dev is the last part
         number = max(1, round(ratio * size))
@@ -129,11 +127,8 @@ def split_rows(given: np.ndarray, size: int, strata: Strata, config: Any) -> dic
 def set_aside(
     rows: np.ndarray | None, codes: np.ndarray | None, sizes: tuple[int, int], part: str, strata: Strata, config: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(remaining rows, rows for a part): by group if requested, otherwise stratified if possible.
-
-    rows: (N,), or None for all; codes: (N,) their strata, or None if there are none; sizes: the total, and
-    roughly how many rows to hold out
-    """
+    """Returns (remaining rows, rows for a part): by group if requested, otherwise stratified if possible. rows: (N,),
+    or None for all. codes: (N,) their strata, or None. sizes: (total, approximate number of rows to hold out)."""
     total, size = sizes
     seed, number = config.random_seed, total if rows is None else len(rows)
     if config.group_column:
@@ -141,57 +136,57 @@ def set_aside(
 
         rows = np.arange(total, dtype=np.uint32) if rows is None else rows
         if len(np.unique(groups := strata.groups_of(rows))) < 2:
-            few = f"{config.group_column!r} has too few groups to hold out {part}"
-            raise UserError(f"{config.input}: {few}; provide train, dev and test yourself")
+            problem = f"{config.group_column!r} has too few groups to hold out {part}"
+            raise UserError(f"{config.input}: {problem}; provide separate train, dev and test files")
         splitter = GroupShuffleSplit(1, test_size=min(0.9, size / len(rows)), random_state=seed)
-        kept, taken = next(splitter.split(rows, groups=groups))
-        print(f"no {part} part given: {len(taken)} examples held out by {config.group_column!r}, seed {seed}")
-        return rows[kept], rows[taken]
+        kept, held_out = next(splitter.split(rows, groups=groups))
+        print(f"no {part} part given: {len(held_out)} examples held out by {config.group_column!r}, seed {seed}")
+        return rows[kept], rows[held_out]
     counts, rare = np.array([number]) if codes is None else count(codes), np.zeros(0, np.uint32)
-    if (counts == 1).any():  # classes of one example stay in train
+    if (counts == 1).any():  # classes with one example stay in train
         rows = np.arange(total, dtype=np.uint32) if rows is None else rows
         is_rare = (counts == 1)[np.zeros(number, np.uint8) if codes is None else codes]
         rare, rows, codes = rows[is_rare], rows[~is_rare], codes if codes is None else codes[~is_rare]
     shared = number - len(rare)
     if size >= shared:
-        reason = f"{number} examples are too few to split; provide train, dev and test yourself"
+        reason = f"{number} examples are too few to split; provide separate train, dev and test files"
         if number >= 20 and len(rare) > number / 2:
-            only = f"most labels of {strata.name!r} occur only once"
-            reason = f"{only}; if they are numbers, add --label_type {strata.name}=regression"
+            problem = f"most labels of {strata.name!r} occur only once"
+            reason = f"{problem}; if they are numbers, add --label_type {strata.name}=regression"
         raise UserError(f"{config.input}: {reason}")
     stratified = codes is not None and min(size, shared - size) >= (counts >= 2).sum()
-    kept, taken = draw(shared if rows is None else rows, codes if stratified else None, size, seed)
-    how = f"stratified by {strata.name!r}" if stratified else "at random"
-    print(f"no {part} part given: {len(taken)} examples held out {how}, seed {seed}")
-    return np.concatenate([kept, rare]) if len(rare) else kept, taken
+    kept, held_out = draw(shared if rows is None else rows, codes if stratified else None, size, seed)
+    method = f"stratified by {strata.name!r}" if stratified else "at random"
+    print(f"no {part} part given: {len(held_out)} examples held out {method}, seed {seed}")
+    return np.concatenate([kept, rare]) if len(rare) else kept, held_out
 
 
 def draw(rows: np.ndarray | int, codes: np.ndarray | None, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(remaining rows, `size` drawn rows), equal to the result of scikit-learn's train_test_split.
+    """Returns (remaining rows, `size` drawn rows), equal to the result of scikit-learn's train_test_split.
 
-    That function builds lists of Python integers, which would take more memory than all else here. rows: (N,), or N
-    for rows 0 to N - 1; codes: (N,) strata, or None
+    That function builds lists of Python integers, which would use more memory than everything else here. rows: (N,), or
+    N for rows 0 to N - 1. codes: (N,) strata, or None.
     """
     random_state = np.random.RandomState(seed)
     if codes is None:
-        mixed = np.arange(rows, dtype=np.uint32) if isinstance(rows, int) else rows.copy()
-        random_state.shuffle(mixed)
-        return mixed[size:].copy(), mixed[:size].copy()
+        shuffled = np.arange(rows, dtype=np.uint32) if isinstance(rows, int) else rows.copy()
+        random_state.shuffle(shuffled)
+        return shuffled[size:].copy(), shuffled[:size].copy()
     counts = count(codes)
     (present,) = np.nonzero(counts)
-    stays = shares(counts[present], len(codes) - size, random_state)
-    goes = shares(counts[present] - stays, size, random_state)
+    num_kept = shares(counts[present], len(codes) - size, random_state)
+    num_drawn = shares(counts[present] - num_kept, size, random_state)
     kept, drawn = np.empty(len(codes) - size, np.uint32), np.empty(size, np.uint32)
-    for mixed, stay, go, before, drawn_before in zip(
+    for shuffled, keep, take, before, drawn_before in zip(
         by_stratum(None if isinstance(rows, int) else rows, codes, present, counts),
-        stays,
-        goes,
-        np.cumsum(stays) - stays,
-        np.cumsum(goes) - goes,
+        num_kept,
+        num_drawn,
+        np.cumsum(num_kept) - num_kept,
+        np.cumsum(num_drawn) - num_drawn,
     ):
-        random_state.shuffle(mixed)
-        kept[before : before + stay] = mixed[:stay]
-        drawn[drawn_before : drawn_before + go] = mixed[stay : stay + go]
+        random_state.shuffle(shuffled)
+        kept[before : before + keep] = shuffled[:keep]
+        drawn[drawn_before : drawn_before + take] = shuffled[keep : keep + take]
     random_state.shuffle(kept)
     random_state.shuffle(drawn)
     return kept, drawn
@@ -200,7 +195,7 @@ def draw(rows: np.ndarray | int, codes: np.ndarray | None, size: int, seed: int)
 def by_stratum(
     rows: np.ndarray | None, codes: np.ndarray, present: np.ndarray, counts: np.ndarray
 ) -> Iterator[np.ndarray]:
-    """Yields the rows of each stratum, in order. rows: None for all rows"""
+    """Yields the rows of each stratum, in order. rows: None for all rows."""
     if len(present) <= 100:
         for stratum in present:
             yield rows_of(codes, stratum) if rows is None else rows[codes == stratum]
@@ -212,37 +207,37 @@ def by_stratum(
 
 
 def shares(counts: np.ndarray, size: int, random_state: np.random.RandomState) -> np.ndarray:
-    """(N,) how many of `size` rows to draw from each stratum: in proportion; the remainder goes to the largest
-    fractions, and ties are broken at random."""
+    """Returns (N,) how many of `size` rows to draw from each stratum, in proportion to its size. The remainder goes to
+    the largest fractions. Ties are broken at random."""
     exact = counts / counts.sum() * size
     result = np.floor(exact)
-    rest = exact - result
-    left = int(size - result.sum())
-    for value in np.sort(np.unique(rest))[::-1] if left > 0 else ():
-        (tied,) = np.where(rest == value)
-        chosen = random_state.choice(tied, size=min(len(tied), left), replace=False)
+    fractions = exact - result
+    remaining = int(size - result.sum())
+    for value in np.sort(np.unique(fractions))[::-1] if remaining > 0 else ():
+        (tied,) = np.where(fractions == value)
+        chosen = random_state.choice(tied, size=min(len(tied), remaining), replace=False)
         result[chosen] += 1
-        left -= len(chosen)
-        if left == 0:
+        remaining -= len(chosen)
+        if remaining == 0:
             break
     return result.astype(int)
 
 
 def split_folds(pool: np.ndarray, strata: Strata, config: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-    """[(train, dev) rows of each fold]; each row of `pool` is in exactly one dev part."""
+    """Returns the (train, dev) rows of each fold. Each row of `pool` is in exactly one dev part."""
     from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
     codes = strata.of(pool)
     codes = np.zeros(len(pool), np.int64) if codes is None else codes.astype(np.int64)
     groups = strata.groups_of(pool) if config.group_column else None
-    most, what = (len(pool), "examples") if groups is None else (len(np.unique(groups)), "groups")
-    if config.n_splits > most:
-        raise UserError(f"--n_splits {config.n_splits} is more than the {most} {what}")
+    limit, unit = (len(pool), "examples") if groups is None else (len(np.unique(groups)), "groups")
+    if config.n_splits > limit:
+        raise UserError(f"--n_splits {config.n_splits} is more than the number of {unit} ({limit})")
     # Classes with fewer examples than folds form one stratum
     codes = np.where(count(codes)[codes] >= config.n_splits, codes, -1)
     stratified, plain = (StratifiedGroupKFold, GroupKFold) if config.group_column else (StratifiedKFold, KFold)
     splitter = stratified if len(np.unique(codes)) > 1 else plain
     folds = splitter(config.n_splits, shuffle=True, random_state=config.random_seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about classes with fewer examples than folds, see above
+        warnings.simplefilter("ignore")  # classes with fewer examples than folds, see above
         return [(pool[train], pool[dev]) for train, dev in folds.split(pool, codes, groups)]

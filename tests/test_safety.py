@@ -159,7 +159,7 @@ def test_a_strangers_checkpoint_executes_nothing_and_is_one_line(tiny, command, 
             [
                 line
                 for line in done.stderr.splitlines()
-                if line.startswith("error: ") and "no encoder loads from it" in line
+                if line.startswith("error: ") and "its encoder cannot be loaded" in line
             ]
         )
         == 1
@@ -170,7 +170,7 @@ def test_a_dataset_folder_with_a_script_does_not_execute_it(yes, tmp_path):
     folder, canary = tmp_path / "evil", tmp_path / "canary"
     folder.mkdir()
     (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')\n")
-    with pytest.raises(UserError, match="cannot be loaded as a dataset"):
+    with pytest.raises(UserError, match="cannot load it as a dataset"):
         process(DataConfig(input=str(folder), output_dir=str(tmp_path / "out"), format="hf"))
     assert not canary.exists()
 

@@ -140,7 +140,7 @@ def build_transformer(
         except UserError:
             raise
         except Exception as error:  # transformers can raise anything for a third-party folder
-            raise UserError(f"{checkpoint}: no encoder loads from it ({first_line(error)})") from None
+            raise UserError(f"{checkpoint}: its encoder cannot be loaded ({first_line(error)})") from None
     elif config.pretrain_model_path:
         place = locate(config.pretrain_model_path, config.model_hub, weights=True)
         encoder = load_pretrained(place, None, config.load_dtype)
@@ -234,7 +234,7 @@ def load_pretrained(name: str | Path, revision: str | None = None, dtype: str = 
     except UserError:
         raise
     except Exception as error:  # transformers can raise anything for a third-party folder
-        raise UserError(f"--pretrain_model_path {name}: no encoder loads from it ({first_line(error)})") from None
+        raise UserError(f"--pretrain_model_path {name}: its encoder cannot be loaded ({first_line(error)})") from None
     missing = [key for key in found["missing_keys"] if "pooler" not in key]
     if missing:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The base class of the data checks, and row access by position."""
+"""The base class of the data checks, and access to rows by position."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,19 +13,19 @@ from preprocess.labels.statistics import LabelStatistics
 from preprocess.storage.arrow import pick
 from preprocess.storage.facts import Facts, Note, Sample
 
-Parts = Mapping[str, Sequence[Example]]  # {part: examples with "_where", their source}, read on access
-Tasks = Mapping[str, Any]  # as in labels.json
+Parts = Mapping[str, Sequence[Example]]  # {part: examples with "_where", read on access}
+Tasks = Mapping[str, Any]  # {task: its entry in labels.json}
 # Texts and labels that look like a missing value
 PLACEHOLDERS = set("nan null none n/a na nil undefined - -- ? unknown todo tbd xxx 无 暂无 空".split())
 
 
 class Context:
-    """The settings of a run of the checks. kinds: {task: kind}"""
+    """The settings of the checks. kinds: {task: kind}."""
 
     def __init__(self, parts: Parts, kinds: Mapping[str, str]) -> None:
         self.kinds = kinds
         self.folder: Path | None = getattr(parts["train"], "folder", None)  # for temporary files
-        self.own_ids: bool = getattr(parts["train"], "own_ids", True)  # otherwise ids are the row numbers
+        self.own_ids: bool = getattr(parts["train"], "own_ids", True)  # if False, ids are row numbers
         head = parts["train"][:1000]
         tokens = [token for e in head for token in e.get("tokens", ())]
         self.glued = sum(bool(re.fullmatch(r"\S\d+", token)) for token in tokens) > 0.5 * len(tokens)
@@ -41,20 +41,20 @@ def has_foreign_tags(examples: Sequence[Example], name: str) -> bool:
 
 
 class Check(Facts):
-    """A data check, which collects facts in its attributes and derives notes from them.
+    """A data check, which collects statistics in its attributes and derives notes from them.
 
     `look` runs on blocks of rows in several processes, with a new instance per block. The instances are merged in row
-    order, and `notes` of the result is shown. A check without `look` can read the rows again in `notes`.
+    order, and the notes of the merged instance are printed. A check without `look` can read the rows again in `notes`.
     """
 
     def __init__(self, context: Context) -> None:
-        """Sets all attributes, before any row is seen."""
+        """Sets all attributes, before any row is read."""
 
     def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
-        """Records facts of a block of examples that starts at row `start` of the part."""
+        """Processes a block of examples that starts at row `start` of the part."""
 
     def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
-        """Yields the findings; notes without rows are not shown. labels: counts of labels and lengths"""
+        """Yields the findings. Notes without rows are not printed. labels: statistics of labels and lengths."""
         raise NotImplementedError
 
 
@@ -67,7 +67,7 @@ class AllRows:
         self.starts = np.cumsum([0, *map(len, parts.values())])
 
     def part_numbers(self, positions: Any) -> Any:
-        """Maps one or more positions to indices of parts in `names`."""
+        """Returns the index in `names` of the part at each position."""
         return self.starts.searchsorted(positions, "right") - 1
 
     def part(self, position: int) -> str:
@@ -85,15 +85,15 @@ class AllRows:
 
     def examples(self, positions: np.ndarray) -> list[Example]:
         numbers = self.part_numbers(positions)
-        found: dict[int, Example] = {}
+        examples: dict[int, Example] = {}
         for number, name in enumerate(self.names):
-            inside = positions[numbers == number]
-            found |= zip(inside.tolist(), pick(self.parts[name], (inside - self.starts[number]).tolist()))
-        return [found[position] for position in positions.tolist()]
+            in_part = positions[numbers == number]
+            examples |= zip(in_part.tolist(), pick(self.parts[name], (in_part - self.starts[number]).tolist()))
+        return [examples[position] for position in positions.tolist()]
 
 
 def sampled(items: Sequence[Any] | np.ndarray, shown: Callable[[Any], str]) -> Sample:
-    """A Sample of shown(item); `shown` is called only for the items that are kept."""
+    """Returns a Sample of shown(item). `shown` is called only for the stored items."""
     sample = Sample([shown(item) for item in items[: Sample.most]])
     sample.number = getattr(items, "number", len(items))
     return sample

@@ -27,12 +27,12 @@ class Ids(Check):
     def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
         rows = AllRows(parts)
         firsts, positions = repeats(self.ids.column)
-        again = sampled(np.sort(positions[positions != firsts]), lambda row: f"{rows.where(row)}: {rows[row]['id']}")
-        yield Note("ids are used more than once", again, "predictions cannot be matched to examples by id")
+        repeated = sampled(np.sort(positions[positions != firsts]), lambda row: f"{rows.where(row)}: {rows[row]['id']}")
+        yield Note("ids are used more than once", repeated, "predictions cannot be matched to examples by id")
 
 
 class Duplicates(Check):
-    """Duplicates, near duplicates, and duplicates with different labels; only these rows are read again."""
+    """Finds duplicates, near duplicates, and duplicates with different labels. Only these rows are read again."""
 
     def __init__(self, context: Context) -> None:
         self.texts = Series(context.folder)
@@ -47,15 +47,15 @@ class Duplicates(Check):
         rows, step = AllRows(parts), step_of(parts["train"])
         blocks = (positions[start : start + step] for start in range(0, len(positions), step))
         hashed = in_order(partial(hash_again, rows, list(tasks)), blocks)
-        keys, *of_tasks = map(np.concatenate, zip(*hashed))
+        keys, *label_hashes = map(np.concatenate, zip(*hashed))
         yield from repeated_texts(keys, positions, rows)
-        yield from conflicting_labels(keys, positions, rows, dict(zip(tasks, of_tasks)))
-        begin = np.maximum.accumulate(np.where(positions == firsts, np.arange(len(positions)), 0))
-        apart = rows.part_numbers(positions) != rows.part_numbers(firsts)
-        near = np.stack([positions, firsts], axis=1)[apart & (keys != keys[begin])]
+        yield from conflicting_labels(keys, positions, rows, dict(zip(tasks, label_hashes)))
+        group_starts = np.maximum.accumulate(np.where(positions == firsts, np.arange(len(positions)), 0))
+        in_other_part = rows.part_numbers(positions) != rows.part_numbers(firsts)
+        near = np.stack([positions, firsts], axis=1)[in_other_part & (keys != keys[group_starts])]
         similar = sampled(near, lambda pair: rows.pair(pair, " and"))
-        what = "texts of two parts differ only in case, whitespace or punctuation"
-        yield Note(what, similar, "nearly a leak: keep each in one part")
+        finding = "texts of two parts differ only in case, whitespace or punctuation"
+        yield Note(finding, similar, "this is close to leakage; keep such texts in the same part")
 
 
 class SwappedPairs(Check):
@@ -71,13 +71,13 @@ class SwappedPairs(Check):
 
     def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
         swapped = [np.zeros(0, np.int64)]
-        for (positions, values), (others, turned) in buckets(self.pairs.column, self.swapped.column):
+        for (positions, values), (others, swapped_values) in buckets(self.pairs.column, self.swapped.column):
             if len(values):
                 known, first = np.unique(values, return_index=True)
-                at = np.minimum(np.searchsorted(known, turned), len(known) - 1)
-                swapped.append(others[(known[at] == turned) & (positions[first[at]] < others)])
+                at = np.minimum(np.searchsorted(known, swapped_values), len(known) - 1)
+                swapped.append(others[(known[at] == swapped_values) & (positions[first[at]] < others)])
         rows = sampled(np.sort(np.concatenate(swapped)), AllRows(parts).where)
-        advice = "fine for a symmetric task; otherwise check which order is meant"
+        advice = "ignore this for a symmetric task; otherwise check which order is right"
         yield Note("pairs that also occur in reverse order", rows, advice)
 
 
@@ -87,16 +87,16 @@ class Groups(Check):
 
     def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
         if "group" in examples[0]:
-            alone = [("", part, start + n) for n in range(len(examples))]
+            unique_keys = [("", part, start + n) for n in range(len(examples))]
             groups = [e.get("group") for e in examples]
-            self.groups.of_block = hashes([own if g in (None, "") else str(g) for own, g in zip(alone, groups)])
+            self.groups.of_block = hashes([key if g in (None, "") else str(g) for key, g in zip(unique_keys, groups)])
 
     def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
         rows = AllRows(parts)
         firsts, positions = repeats(self.groups.column)
-        apart = np.unique(firsts[rows.part_numbers(positions) != rows.part_numbers(firsts)])
-        shared = sampled(apart, lambda first: shared_group(rows, positions[firsts == first].tolist()))
-        yield Note("groups that two parts share", shared, "scores would be too high: keep each group in one part")
+        in_several_parts = np.unique(firsts[rows.part_numbers(positions) != rows.part_numbers(firsts)])
+        shared = sampled(in_several_parts, lambda first: shared_group(rows, positions[firsts == first].tolist()))
+        yield Note("groups that two parts share", shared, "keep each group in one part; otherwise scores are too high")
 
 
 def shared_group(rows: AllRows, positions: list[int]) -> str:
@@ -109,8 +109,8 @@ class Letters(dict[int, int | None]):
     """A table for str.translate that keeps letters, digits, marks and line feeds."""
 
     def __missing__(self, code: int) -> int | None:
-        stays = code == 10 or unicodedata.category(chr(code))[0] in "LNM"
-        self[code] = code if stays else None
+        is_kept = code == 10 or unicodedata.category(chr(code))[0] in "LNM"
+        self[code] = code if is_kept else None
         return self[code]
 
 
@@ -118,14 +118,14 @@ LETTERS = Letters()
 
 
 def plain(example: Example) -> str:
-    """The text without case, whitespace, punctuation and character width; equal for near duplicates."""
+    """Normalises case, whitespace, punctuation and character width, so that near duplicates become equal."""
     text = text_of(example) + "\n" + example.get("text_pair", "")
     text = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
     return text.translate(LETTERS) if len(text) > 8 else text
 
 
 def hash_again(rows: AllRows, names: list[str], positions: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Hashes of each position's text, and of its label for each task."""
+    """Returns hashes of the text at each position, and of its label for each task."""
     examples = rows.examples(positions)
     texts = [(tuple(e["tokens"]) if "tokens" in e else e["text"], e.get("text_pair")) for e in examples]
     labels = [hashes([None if e[name] is None else repr(e[name]) for e in examples]) for name in names]
@@ -133,18 +133,18 @@ def hash_again(rows: AllRows, names: list[str], positions: np.ndarray) -> tuple[
 
 
 def groups_of_equal(keys: np.ndarray, positions: np.ndarray) -> Iterator[np.ndarray]:
-    """Groups of two or more row indices with the same key, ordered by their first rows."""
+    """Yields groups of two or more row indices with the same key, ordered by their first rows."""
     order = np.lexsort([positions, keys])
     ordered = keys[order]
-    begins = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    ends = np.append(begins[1:], len(order))
-    several = np.flatnonzero(ends - begins > 1)
-    for i in several[np.argsort(positions[order[begins[several]]])]:
-        yield order[begins[i] : ends[i]]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    ends = np.append(starts[1:], len(order))
+    repeated = np.flatnonzero(ends - starts > 1)
+    for i in repeated[np.argsort(positions[order[starts[repeated]]])]:
+        yield order[starts[i] : ends[i]]
 
 
 def repeated_texts(keys: np.ndarray, positions: np.ndarray, rows: AllRows) -> Iterator[Note]:
-    """Notes on texts that are duplicated within a part or across parts."""
+    """Yields notes on texts that are duplicated within a part or across parts."""
     within: dict[str, Sample] = defaultdict(Sample)
     across: dict[tuple[str, str], Sample] = defaultdict(Sample)
     for group in groups_of_equal(keys, positions):
@@ -157,29 +157,30 @@ def repeated_texts(keys: np.ndarray, positions: np.ndarray, rows: AllRows) -> It
             first_in.setdefault(part, position)
     shown = partial(sampled, shown=lambda pair: rows.pair(pair, ", as"))
     for part, copies in within.items():
-        advice = "remove them, or keep them if they are as frequent in production"
+        advice = "remove them, unless they are as frequent in production"
         yield Note(f"{part}: texts that repeat an earlier example", shown(copies), advice)
     for (other, part), copies in across.items():
-        advice = "scores would be too high: remove them from one of the parts"
+        advice = "remove them from one of the parts; otherwise scores are too high"
         yield Note(f"{part}: texts that also occur in {other}", shown(copies), advice)
 
 
 def conflicting_labels(
     keys: np.ndarray, positions: np.ndarray, rows: AllRows, labels: Mapping[str, np.ndarray]
 ) -> Iterator[Note]:
-    """Notes on equal texts with different labels. labels: {task: hash of each row's label}"""
+    """Yields notes on equal texts with different labels. labels: {task: hash of each row's label}."""
     conflicts: dict[str, Sample] = {name: Sample() for name in labels}
     for group in groups_of_equal(keys, positions):
-        for name, of_rows in labels.items():
-            labelled = [row for row in zip(positions[group].tolist(), of_rows[group].tolist()) if row[1] != hash(None)]
+        for name, row_hashes in labels.items():
+            pairs = zip(positions[group].tolist(), row_hashes[group].tolist())
+            labelled = [pair for pair in pairs if pair[1] != hash(None)]
             seen = {label for _, label in labelled[:1]}
             for position, label in labelled[1:]:
                 if seen != {label}:
                     conflicts[name].add((position, labelled[0][0]))
                 seen.add(label)
-    for name, pairs in conflicts.items():
-        conflicting = sampled(pairs, partial(conflict, rows, name))
-        advice = "decide which is right; a model cannot learn both"
+    for name, rows_of_task in conflicts.items():
+        conflicting = sampled(rows_of_task, partial(conflict, rows, name))
+        advice = "decide which label is right; a model cannot learn both"
         yield Note(f"{name}: the same text has different labels", conflicting, advice)
 
 

@@ -1,4 +1,4 @@
-"""Checks of entities, given as tags or as spans: their scheme, borders, and how consistently they are annotated."""
+"""Checks of entities (tags or spans): the tag scheme, boundaries, and the consistency of annotation."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,14 +17,14 @@ from preprocess.storage.arrow import blocks_of
 from preprocess.storage.facts import Column, Facts, FirstRows, Note, Sample, Series, frequent, hashes
 from preprocess.storage.parallel import in_order
 
-NO_BORDER = "()[]《》“”\"'$#@.%+"  # punctuation at which entities may begin or end
+NO_BORDER = "()[]《》“”\"'$#@.%+"  # punctuation that entities can start or end with
 
 Words = tuple[str, ...]
-Block = tuple[str, int, int]  # part, first row, end
+Block = tuple[str, int, int]  # (part, first row, end)
 
 
 class EntityFacts(Facts):
-    """Facts about the entities of one task."""
+    """Statistics of the entities of one task."""
 
     def __init__(self, context: Context) -> None:
         self.parts: set[str] = set()  # parts with at least one entity
@@ -33,7 +33,7 @@ class EntityFacts(Facts):
         self.crossing = Sample()
         self.long = Sample()
         self.edges = Sample()
-        self.surfaces = Series(context.folder)  # hashes of each entity's words
+        self.surfaces = Series(context.folder)  # hashes of the words of each entity
 
 
 class Entities(Check):
@@ -50,36 +50,36 @@ class Entities(Check):
                     if name in context.spans:
                         add_if(facts.crossing, e, first_crossing(e, name))
                     else:
-                        look_at_scheme(facts, e, name)
-                    surfaces += look_at_borders(facts, e, name)
+                        check_tags(facts, e, name)
+                    surfaces += check_borders(facts, e, name)
             facts.surfaces.of_block = hashes(surfaces)
 
     def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
         for name, facts in self.tasks.items():
             kind, names = tasks[name].kind, tasks[name].labels
             if kind == "spans":
-                advice = "fine if intended; nested spans lie entirely inside another span"
+                advice = "correct them, unless such overlaps are intended"
                 yield Note(f"{name}: spans that overlap without being nested", facts.crossing, advice)
             elif find_scheme([names]) is None:
                 continue
             else:
-                advice = "seqeval still counts them as entities; write B- where one begins"
+                advice = "start entities with B-; seqeval counts these as entities anyway"
                 yield Note(f"{name}: I-, E- or M- tags that continue no entity of the same type", facts.illegal, advice)
                 bioes = any(label.startswith(("E-", "S-")) for label in names)
                 unfinished = facts.unfinished if bioes else []
-                yield Note(f"{name}: entities without an end tag", unfinished, "the scheme requires an E- or S- there")
-            advice = "a tag may have been extended by mistake"
+                yield Note(f"{name}: entities without an end tag", unfinished, "the scheme requires E- or S- there")
+            advice = "check whether a tag was extended by mistake"
             yield Note(f"{name}: long entities that fill most of their text", facts.long, advice)
             edges = facts.edges if facts.edges.number < max(10, 0.02 * len(facts.surfaces.column)) else []
-            yield Note(f"{name}: entities begin or end with punctuation", edges, "boundaries may be off by one")
+            yield Note(f"{name}: entities start or end with punctuation", edges, "check for boundaries off by one")
             yield from consistency_notes(parts, name, facts.surfaces.column)
             rows = [f"{parts[part][0]['_where']}: {part}" for part in parts if part not in facts.parts]
-            what = "span" if kind == "spans" else "entity"
-            yield Note(f"{name}: a part has no {what} at all", rows, "its F1 can only be 0")
+            kind_name = "span" if kind == "spans" else "entity"
+            yield Note(f"{name}: parts without any {kind_name}", rows, "the F1 of such a part is always 0")
 
 
 def first_crossing(e: Example, name: str) -> str | None:
-    """Formats the first two spans of an example that overlap without being nested, or returns None."""
+    """Formats the first two spans that overlap without being nested, or returns None."""
     spans = sorted((first, -last) for first, last, _ in e[name])
     for number, (first, last) in enumerate(spans):
         for other, end in spans[number + 1 :]:
@@ -89,13 +89,13 @@ def first_crossing(e: Example, name: str) -> str | None:
 
 
 def entities_of(e: Example, name: str) -> list[tuple[str, int, int, list[str]]]:
-    """(type, first token, last token, tokens) of an example's entities, given as tags or spans."""
+    """Returns (type, first token, last token, tokens) of the entities of an example, from tags or spans."""
     label = e[name]
-    found = [(kind, *ends) for *ends, kind in label] if label and isinstance(label[0], list) else entities_in(label)
-    return [(kind, first, last, e["tokens"][first : last + 1]) for kind, first, last in found]
+    entities = [(kind, *ends) for *ends, kind in label] if label and isinstance(label[0], list) else entities_in(label)
+    return [(kind, first, last, e["tokens"][first : last + 1]) for kind, first, last in entities]
 
 
-def look_at_scheme(facts: EntityFacts, e: Example, name: str) -> None:
+def check_tags(facts: EntityFacts, e: Example, name: str) -> None:
     """Records the first illegal tag and the first entity without an end tag."""
     tags, where = e[name], e["_where"]
     for i in illegal_tags(tags)[:1]:
@@ -106,7 +106,7 @@ def look_at_scheme(facts: EntityFacts, e: Example, name: str) -> None:
             break
 
 
-def look_at_borders(facts: EntityFacts, e: Example, name: str) -> list[Words]:
+def check_borders(facts: EntityFacts, e: Example, name: str) -> list[Words]:
     """Records suspicious entity boundaries of an example. Returns the words of each entity."""
     surfaces = []
     for label, first, last, words in entities_of(e, name):
@@ -123,29 +123,29 @@ def is_punctuation(token: str) -> bool:
 
 
 def consistency_notes(parts: Parts, name: str, surfaces: Column) -> Iterator[Note]:
-    """Notes on inconsistently annotated words; rereads all rows if some entities are frequent."""
-    often = frequent(surfaces, 10)
-    found = WordTypes()
-    for of_block in again(parts, partial(count_types, parts, name, often)) if often else ():
-        found.merge(of_block)
+    """Yields notes on inconsistently annotated words. Reads all rows again if there are frequent entities."""
+    frequent_hashes = frequent(surfaces, 10)
+    types = WordTypes()
+    for block in again(parts, partial(count_types, parts, name, frequent_hashes)) if frequent_hashes else ():
+        types.merge(block)
     rare = Sample()
-    for words, counts in found.counts.items():
+    for words, counts in types.counts.items():
         label, count = min(counts.items(), key=lambda item: (item[1], item[0]))
         if len(counts) > 1 and count == 1:
             usual = counts.most_common(1)[0][0]
-            rare.add(f"{found.first[words][label]}: {' '.join(words)!r} is {label} once, otherwise {usual}")
-    what = f"{name}: the same words nearly always have one type, and another once"
-    yield Note(what, rare, "probably an annotation error: check the row")
-    totals = {words: counts.total() for words, counts in found.counts.items() if len(words) >= 2}
+            rare.add(f"{types.first[words][label]}: {' '.join(words)!r} is {label} once, otherwise {usual}")
+    finding = f"{name}: the same words nearly always have one type, and another once"
+    yield Note(finding, rare, "check the row; this is probably an annotation error")
+    totals = {words: counts.total() for words, counts in types.counts.items() if len(words) >= 2}
     outside: dict[Words, Sample] = defaultdict(Sample)
-    for of_block in again(parts, partial(find_outside, parts, name, by_first_pair(totals))) if totals else ():
-        for words, rows in of_block.items():
+    for block in again(parts, partial(find_outside, parts, name, by_first_pair(totals))) if totals else ():
+        for words, rows in block.items():
             outside[words].merge(rows)
             if outside[words].number > 0.05 * totals[words]:
                 outside[words].clear()
     missed = [row for words, rows in outside.items() if rows.number <= 0.05 * totals[words] for row in rows]
-    what = f"{name}: words that are nearly always entities are O here"
-    yield Note(what, missed, "probably missed in annotation: check the rows")
+    finding = f"{name}: words that are nearly always entities are O here"
+    yield Note(finding, missed, "check the rows; the annotators probably missed these")
 
 
 def again(parts: Parts, look: Callable[[Block], Any]) -> Iterator[Any]:
@@ -154,7 +154,7 @@ def again(parts: Parts, look: Callable[[Block], Any]) -> Iterator[Any]:
 
 
 class WordTypes(Facts):
-    """Entity types by surface."""
+    """Counts of entity types by surface."""
 
     def __init__(self) -> None:
         self.counts: dict[Words, Counter[str]] = defaultdict(Counter)
@@ -162,19 +162,19 @@ class WordTypes(Facts):
 
 
 def count_types(parts: Parts, name: str, often: Mapping[int, int], block: Block) -> WordTypes:
-    """The types of a block's frequent entities. often: hashes of their words"""
-    found, (part, start, stop) = WordTypes(), block
+    """Counts the types of a block's frequent entities. often: hashes of their words."""
+    types, (part, start, stop) = WordTypes(), block
     for e in parts[part][start:stop]:
         for label, _, _, tokens in entities_of(e, name) if e[name] else ():
             words = tuple(tokens)
             if hash(words) in often:
-                found.counts[words][label] += 1
-                found.first[words].setdefault(label, e["_where"])
-    return found
+                types.counts[words][label] += 1
+                types.first[words].setdefault(label, e["_where"])
+    return types
 
 
 def by_first_pair(entities: Iterable[Words]) -> dict[Words, list[Words]]:
-    """{first two words: entities that begin with them}"""
+    """Returns {first two words: entities that start with them}."""
     result: dict[Words, list[Words]] = defaultdict(list)
     for words in entities:
         result[words[:2]].append(words)
@@ -182,8 +182,8 @@ def by_first_pair(entities: Iterable[Words]) -> dict[Words, list[Words]]:
 
 
 def find_outside(parts: Parts, name: str, by_pair: Mapping[Words, list[Words]], block: Block) -> dict[Words, Sample]:
-    """Rows of a block with unannotated words that are an entity elsewhere. by_pair: see by_first_pair"""
-    found: dict[Words, Sample] = defaultdict(Sample)
+    """Returns the rows in which words without annotation are an entity elsewhere. by_pair: see by_first_pair."""
+    rows: dict[Words, Sample] = defaultdict(Sample)
     part, start, stop = block
     for e in parts[part][start:stop]:
         tokens = e["tokens"]
@@ -193,12 +193,12 @@ def find_outside(parts: Parts, name: str, by_pair: Mapping[Words, list[Words]], 
                 for words in by_pair.get(pair, ()) if outside[i] else ():
                     end = i + len(words)
                     if tuple(tokens[i:end]) == words and all(outside[i:end]):
-                        found[words].add(f"{e['_where']}: {' '.join(words)!r}")
-    return found
+                        rows[words].add(f"{e['_where']}: {' '.join(words)!r}")
+    return rows
 
 
 def is_outside(e: Example, name: str) -> list[bool]:
-    """Whether each token of an example is outside all entities."""
+    """Returns for each token whether it is outside all entities."""
     if not e[name] or isinstance(e[name][0], str):
         return [tag == "O" for tag in e[name] or ["O"] * len(e["tokens"])]
     inside = {position for first, last, _ in e[name] for position in range(first, last + 1)}

@@ -1,4 +1,4 @@
-"""Checks of labels for all tasks except spans: names, class balance, label sets and numbers."""
+"""Checks of labels, except spans: names, class balance, label sets and numbers."""
 
 import math
 import re
@@ -15,16 +15,16 @@ from preprocess.labels.statistics import LabelStatistics
 from preprocess.storage.facts import Note, Sample
 
 Counts = Mapping[str, Counter[str]]  # {part: {label: count}}
-First = Mapping[str, Mapping[str, str]]  # {part: {label: its first row, formatted}}
+First = Mapping[str, Mapping[str, str]]  # {part: {label: first row with it, formatted}}
 
 LETTER = r"[^\W\d_]"
-# Blanks between letters and digits, and hyphens between letters; before a digit, a hyphen may be a sign
+# Blanks between letters and digits, and hyphens between letters. A hyphen before a digit could be a minus sign
 BETWEEN = re.compile(rf"(?<={LETTER})[\s_-]+(?={LETTER})|(?<={LETTER})[\s_]+(?=\d)|(?<=\d)[\s_]+(?={LETTER})")
 
 
 class Labels(Check):
     def __init__(self, context: Context) -> None:
-        self.without = {name: Sample() for name in context.kinds}  # rows of multilabel tasks without a label
+        self.without = {name: Sample() for name in context.kinds}  # {multilabel task: rows without a label}
 
     def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
         for name, kind in context.kinds.items():
@@ -48,41 +48,41 @@ class Labels(Check):
             if kind == "multilabel":
                 size = len(parts["train"])
                 none = labels.empty[name]["train"] + labels.missing[name]["train"]
-                advice = "is an empty set meant, or is the label missing (null)?"
+                advice = "use null if the label is missing; an empty set means none of the labels"
                 without = [] if none > 0.05 * size else self.without[name]
                 yield Note(f"{name}: rows with no label at all", without, advice)
                 always = [first["train"][label] for label, n in counts["train"].items() if n == size > 1]
-                yield Note(f"{name}: labels that every row has", always, "there is nothing to learn: remove them")
+                yield Note(f"{name}: labels that every row has", always, "remove them; there is nothing to learn")
 
 
 def label_names(name: str, tags: bool, counts: Counts, first: First) -> Iterator[Note]:
-    """Notes on labels that are missing from a part, rare, or similar to another. tags: whether the labels are tags"""
+    """Yields notes on labels that are missing from a part, rare, or similar. tags: whether the labels are tags."""
     train, dev = counts["train"], counts.get("dev")
     for part, present in counts.items():
         unseen = [first[part][label] for label in sorted(present.keys() - train.keys())]
-        advice = "they always count as wrong: move some to train, or merge them"
+        advice = "move some rows to train, or merge labels; otherwise they always count as wrong"
         yield Note(f"{name}: labels of {part} that never occur in train", unseen, advice)
     once = [first["train"][label] for label in sorted(train) if train[label] == 1]
-    advice = "one example is too few to learn from: merge, collect more, or remove"
+    advice = "merge labels, collect more examples, or remove them; one example is too few to learn from"
     yield Note(f"{name}: labels that occur only once in train", once, advice)
     untested = [first["train"][x] for x in sorted(train) if dev is not None and train[x] >= 20 and not dev[x]]
-    yield Note(f"{name}: labels of train that are missing from dev", untested, "split again, stratified")
+    yield Note(f"{name}: labels of train that are missing from dev", untested, "split the data again, stratified")
     if not tags:
         alike = labels_alike(counts, first)
-        yield Note(f"{name}: labels that differ only in case, spaces or width", alike, "probably one label: merge them")
-    odd = [first[part][x] for part in counts for x in sorted(counts[part]) if x.strip().lower() in PLACEHOLDERS]
-    yield Note(f"{name}: labels that look like a missing value", odd, "leave the label empty (null) if there is none")
+        yield Note(f"{name}: labels that differ only in case, spaces or width", alike, "merge them if they are equal")
+    missing = [first[part][x] for part in counts for x in sorted(counts[part]) if x.strip().lower() in PLACEHOLDERS]
+    yield Note(f"{name}: labels that look like a missing value", missing, "use null if there is no label")
 
 
 def folded_label(label: str) -> str:
-    """A label without case, spaces and width. Signs and digits are kept: -1 and 1, A+ and A, 1-2 and 12 differ."""
+    """Normalises case, spaces and width. Keeps signs and digits, as -1 and 1, A+ and A, 1-2 and 12 differ."""
     text = unicodedata.normalize("NFKC", label).casefold()
     text = BETWEEN.sub("", text.strip())
     return text + "".join(sign for sign in label if sign.isdigit() and not sign.isdecimal())
 
 
 def labels_alike(counts: Counts, first: First) -> list[str]:
-    """The first row of the rarest label of each group that differs only in case, spaces or width, and the others."""
+    """Returns one row per group of labels that differ only in case, spaces or width: the rarest label, and the rest."""
     folded: dict[str, set[str]] = defaultdict(set)
     rows = []
     total = sum(counts.values(), Counter[str]())
@@ -98,23 +98,23 @@ def labels_alike(counts: Counts, first: First) -> list[str]:
 
 def class_balance(name: str, counts: Counts, first: First) -> Iterator[Note]:
     train = counts["train"]
-    label, most = train.most_common(1)[0]
-    if most / train.total() > 0.95 and train.total() >= 20:
-        rows = [f"{first['train'][label]} {most / train.total():.1%}"]
-        advice = "use macro F1, not accuracy; try --class_weights balanced"
+    label, count = train.most_common(1)[0]
+    if count / train.total() > 0.95 and train.total() >= 20:
+        rows = [f"{first['train'][label]} {count / train.total():.1%}"]
+        advice = "use macro F1 instead of accuracy, and try --class_weights balanced"
         yield Note(f"{name}: one label covers nearly all of train", rows, advice)
     for part, other in counts.items():
-        if min(other.total(), train.total()) >= 30:  # train does not differ from itself
+        if min(other.total(), train.total()) >= 30:  # never differs for train itself
             shares = {x: (train[x] / train.total(), other[x] / other.total()) for x in train if other[x]}
             if sum(abs(a - b) for a, b in shares.values()) / 2 > 0.2:
                 worst = max(shares, key=lambda x: abs(shares[x][0] - shares[x][1]))
                 rows = [f"{worst!r} is {shares[worst][0]:.0%} of train, {shares[worst][1]:.0%} of {part}"]
-                what = f"{name}: labels are distributed differently in {part} than in train"
-                yield Note(what, rows, "split again, stratified, unless this is intended")
+                finding = f"{name}: labels are distributed differently in {part} than in train"
+                yield Note(finding, rows, "split the data again, stratified, unless this is intended")
 
 
 class Numbers(Check):
-    """Regression labels."""
+    """Checks regression labels."""
 
     def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
         for name, task in tasks.items():
@@ -133,16 +133,16 @@ def far_numbers(name: str, task: Any, parts: Parts, columns: Mapping[str, np.nda
     rows, values = AllRows(parts), np.concatenate(list(columns.values()))
     far = np.flatnonzero(np.abs(values - middle) > limit)
     shown = sampled(far, lambda row: f"{rows.where(row)}: {values[row]:g}")
-    return Note(f"{name}: values far from all others", shown, "a unit or a decimal point may be wrong")
+    return Note(f"{name}: values far from all others", shown, "check the units and decimal points")
 
 
 def compare_numbers(name: str, task: Any, part: str, values: np.ndarray, where: str) -> Iterator[Note]:
-    """Notes on a part whose values are constant or are distributed differently than in train."""
+    """Yields notes on a part whose values are constant or have another distribution than in train."""
     if len(values) > 1 and values.min() == values.max():
         rows = [f"{where}: {values[0]:g}"]
-        yield Note(f"{name}: all values of {part} are the same", rows, "no correlation can be computed")
+        yield Note(f"{name}: all values of {part} are the same", rows, "correlations cannot be computed")
     elif part != "train" and len(values) >= 30:
         mean = math.fsum(values) / len(values)
         if abs(mean - task.mean) > 0.5 * task.std:
             rows = [f"mean {mean:.4g} and {task.mean:.4g}"]
-            yield Note(f"{name}: values of {part} differ from train", rows, "split again unless this is intended")
+            yield Note(f"{name}: values of {part} differ from train", rows, "split again, unless this is intended")

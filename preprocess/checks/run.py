@@ -1,6 +1,6 @@
 """Runs the data checks of `python data_process.py`, which find problems before training.
 
-Edit here to add a check for your own data: a subclass of Check (base.py), and its name in CHECKS.
+To add a check for your own data, write a subclass of Check (base.py) and add it to CHECKS.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,45 +26,47 @@ from preprocess.storage.parallel import in_order
 CHECKS: list[type[Check]] = [Ids, Duplicates, SwappedPairs, Groups, Texts, Tokens, Lengths, Labels, Numbers, Entities]
 
 
-class Looked(Facts):
-    """Results of one pass over some rows. labels: statistics for labels.json and the summary"""
+class CheckResults(Facts):
+    """Results of one pass over some rows. labels: statistics for labels.json and the summary."""
 
     def __init__(self, context: Context) -> None:
         self.checks = {check: check(context) for check in CHECKS}
         self.labels = LabelStatistics(context.folder)
 
 
-def look_through(parts: Parts, kinds: Mapping[str, str], files: Mapping[str, BinaryIO] | None = None) -> Looked:
-    """Runs all checks in one pass over the rows, and writes each part to files[part]. kinds: {task: kind}"""
+def look_through(parts: Parts, kinds: Mapping[str, str], files: Mapping[str, BinaryIO] | None = None) -> CheckResults:
+    """Runs all checks in one pass over the rows, and writes each part to files[part]. kinds: {task: kind}."""
     context, blocks = Context(parts, kinds), list(blocks_of(parts))
-    found, look = Looked(context), partial(look_at_block, parts, context, bool(files))
+    results, look = CheckResults(context), partial(look_at_block, parts, context, bool(files))
     size = sum(map(len, parts.values()))
     with tqdm(total=size, desc="rows", unit=" rows", leave=False, delay=2) as bar:
-        for (part, start, stop), (of_block, lines) in zip(blocks, in_order(look, blocks)):
-            found.merge(of_block)
+        for (part, start, stop), (block_results, lines) in zip(blocks, in_order(look, blocks)):
+            results.merge(block_results)
             if files:
                 files[part].write(lines)
             bar.update(stop - start)
-    return found
+    return results
 
 
-def look_at_block(parts: Parts, context: Context, write: bool, block: Block) -> tuple[Looked, bytes]:
-    """The results for a block of rows, and its lines for the processed folder."""
+def look_at_block(parts: Parts, context: Context, write: bool, block: Block) -> tuple[CheckResults, bytes]:
+    """Returns the results for a block of rows, and its lines for the processed folder."""
     part, start, stop = block
-    examples, found = parts[part][start:stop], Looked(context)
-    for check in found.checks.values():
+    examples, results = parts[part][start:stop], CheckResults(context)
+    for check in results.checks.values():
         check.look(part, start, examples, context)
-    found.labels.look(part, examples, context.kinds)
-    return found, encode_rows(examples) if write else b""
+    results.labels.look(part, examples, context.kinds)
+    return results, encode_rows(examples) if write else b""
 
 
-def run_checks(parts: Parts, tasks: Tasks, notes: Iterable[Note] = (), found: Looked | None = None) -> list[Note]:
-    """All notes with rows, those of the processing first. found: the result of `look_through`, if it has run"""
-    if found is None:
-        found = look_through(parts, {name: task.kind for name, task in tasks.items()})
+def run_checks(
+    parts: Parts, tasks: Tasks, notes: Iterable[Note] = (), results: CheckResults | None = None
+) -> list[Note]:
+    """Returns all notes that have rows, starting with `notes`. results: from `look_through`, if it has run."""
+    if results is None:
+        results = look_through(parts, {name: task.kind for name, task in tasks.items()})
     notes = list(notes)
-    for check in tqdm(found.checks.values(), desc="data checks", leave=False, delay=2):
-        notes += check.notes(parts, tasks, found.labels)
+    for check in tqdm(results.checks.values(), desc="data checks", leave=False, delay=2):
+        notes += check.notes(parts, tasks, results.labels)
     return with_rows(notes)
 
 
@@ -73,19 +75,19 @@ def with_rows(notes: Iterable[Note]) -> list[Note]:
 
 
 def keep(notes: Sequence[Note], path: Path) -> None:
-    """Writes the notes and the first rows of each to a JSON file for the report of a run."""
+    """Writes the notes and their first rows to a JSON file for the report of a run."""
     rows = [[cut(row, 300) for row in n.rows[:3]] for n in notes]
-    kept = [{"what": n.what, "count": n.number, "rows": r, "advice": n.advice} for n, r in zip(notes, rows)]
-    write_json(path, kept)
+    items = [{"what": n.what, "count": n.number, "rows": r, "advice": n.advice} for n, r in zip(notes, rows)]
+    write_json(path, items)
 
 
-def show(notes: list[Note], most: int = 3) -> None:
-    """Prints each note: the finding, its count, its first rows and advice."""
+def show(notes: list[Note], max_rows: int = 3) -> None:
+    """Prints each note: the finding, the number of rows, the first rows and the advice."""
     if not notes:
         print("checks: no problems found")
         return
     print(f"checks: {len(notes)} possible problems")
     for note in notes:
-        more = f"; and {note.number - most} more" if note.number > most else ""
-        rows = "; ".join(cut(row, 300) for row in note.rows[:most])
-        print(f"  - {note.what} ({note.number}): {rows}{more}\n      -> {note.advice}")
+        remaining = f"; and {note.number - max_rows} more" if note.number > max_rows else ""
+        rows = "; ".join(cut(row, 300) for row in note.rows[:max_rows])
+        print(f"  - {note.what} ({note.number}): {rows}{remaining}\n      -> {note.advice}")

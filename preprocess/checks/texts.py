@@ -1,4 +1,4 @@
-"""Checks of the texts: unexpected characters and markup, odd tokens, lengths."""
+"""Checks of the texts: unexpected characters and markup, unusual tokens, and lengths."""
 
 import html
 import math
@@ -27,7 +27,7 @@ GARBLED = re.compile(f"{BADNESS_RE.pattern} | 锟斤拷 | 烫烫烫", BADNESS_RE
 MARKUP = re.compile(r"</?(?:p|br|div|span|a|b|i|img|td|tr|li)\b[^<>]*>|&(?:[a-z]{2,8}|#\d{2,6});")
 LOOK_ALIKE = "аеорсухіјѕАВЕКМНОРСТХΑΒΕΖΗΙΚΜΝΟΡΤΥΧο"  # Cyrillic and Greek letters that look Latin
 HALF_WIDTH = re.compile("[0-9A-Za-z]")
-# A cheap prefilter: most texts contain none of these, and GARBLED alone takes 40 µs per text
+# A fast prefilter: few texts match it, whereas GARBLED alone takes 40 µs per text
 SUSPECT = re.compile(
     "[\ufffd\uff10-\uff19\uff21-\uff3a\uff41-\uff5a<&]|[\u0080-\u024f\u02c6-\u02dd\u2013-\u2122]{2}|锟斤拷|烫烫烫"
 )
@@ -37,8 +37,8 @@ HARMLESS_BLANKS = "\n\r\t\u3000\u00a0"
 Test = Callable[[str], str | None]
 
 
-def suspicious(text: str) -> bool:
-    """Whether a test of IN_TEXTS could match a text; a fast prefilter."""
+def is_suspicious(text: str) -> bool:
+    """Whether a test of IN_TEXTS could match the text (a fast prefilter)."""
     if not text.isprintable():  # contains control, format, private or unassigned characters, or whitespace
         for blank in HARMLESS_BLANKS:
             text = text.replace(blank, "")
@@ -64,8 +64,8 @@ def private(text: str) -> str | None:
 
 
 def markup(text: str) -> str | None:
-    found = first_match(MARKUP, text)
-    return found if found and (found[0] == "<" or html.unescape(found) != found) else None
+    match = first_match(MARKUP, text)
+    return match if match and (match[0] == "<" or html.unescape(match) != match) else None
 
 
 control: Test = partial(first_match, "[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
@@ -74,14 +74,14 @@ garbled: Test = partial(first_match, GARBLED)
 mixed_script: Test = partial(first_match, rf"\b(?=\w*[{LOOK_ALIKE}])(?=\w*[A-Za-z])\w{{3,}}")
 full_width: Test = partial(first_match, "[\uff10-\uff19\uff21-\uff3a\uff41-\uff5a]")
 IN_TEXTS: list[tuple[Test, str, str]] = [  # (test of a text, finding, advice)
-    (control, "control characters in texts", "they come from a broken export: remove them"),
+    (control, "control characters in texts", "remove them; they come from a broken export"),
     (undecodable, "characters that could not be decoded (U+FFFD)", "read the source again with --encoding"),
     (garbled, "texts decoded with the wrong encoding", "read the source again with --encoding"),
-    (invisible, "invisible characters in texts", "two texts that look the same differ: remove them"),
-    (private, "private or unassigned characters in texts", "not in any vocabulary: replace them"),
-    (markup, "markup or HTML entities in texts", "convert them to plain text with html.unescape and a parser"),
-    (mixed_script, "words that mix Latin and look-alike letters", "they are tokenized differently than they look"),
-    (full_width, "both full-width and half-width letters or digits", "NFKC normalisation unifies them"),
+    (invisible, "invisible characters in texts", "remove them; texts that look equal are different"),
+    (private, "private or unassigned characters in texts", "replace them; no vocabulary has them"),
+    (markup, "markup or HTML entities in texts", "convert the texts to plain text with html.unescape and a parser"),
+    (mixed_script, "words that mix Latin and look-alike letters", "replace them; tokenizers distinguish them"),
+    (full_width, "both full-width and half-width letters or digits", "unify them with NFKC normalisation"),
 ]
 
 
@@ -116,40 +116,40 @@ def has_empty_pair(e: Example) -> bool:
     return "text_pair" in e and not e["text_pair"].strip()
 
 
-QUOTED = "the TSV was written with CSV quoting: add --format csv --delimiter '\\t', or unquote them"
-BLANKS = "harmless for most tokenizers; strip them to find duplicates"
-IN_EXAMPLES: list[tuple[Callable[[Example], str | bool | None], str, str]] = [  # as above, but tests examples
+QUOTED = "the TSV has CSV quotes; add --format csv --delimiter '\\t', or remove the quotes"
+BLANKS = "strip them to find duplicates; most tokenizers ignore them"
+IN_EXAMPLES: list[tuple[Callable[[Example], str | bool | None], str, str]] = [  # (test of an example, finding, advice)
     (is_quoted, "texts in CSV quotes, with doubled quotes inside", QUOTED),
-    (has_outer_blanks, "texts begin or end with whitespace", BLANKS),
-    (looks_missing, "texts that look like a missing value", "they are used as texts: remove the rows if they are not"),
-    (has_no_letter, "texts without a letter or digit", "there is little to learn from them"),
+    (has_outer_blanks, "texts start or end with whitespace", BLANKS),
+    (looks_missing, "texts that look like a missing value", "remove the rows if they are not texts"),
+    (has_no_letter, "texts without a letter or digit", "check whether they are useful for training"),
     (is_own_pair, "both texts of a pair are the same", "check the export"),
     (has_empty_pair, "one text of a pair is empty", "check the export"),
 ]
 
 
 class Texts(Check):
-    """Signs that texts were decoded or exported incorrectly."""
+    """Finds signs that texts were decoded or exported incorrectly."""
 
     def __init__(self, context: Context) -> None:
-        self.with_half_width: set[str] = set()  # parts
-        self.rows = {what: Sample() for _, what, _ in (*IN_TEXTS, *IN_EXAMPLES)}
+        self.with_half_width: set[str] = set()  # parts with half-width characters
+        self.rows = {finding: Sample() for _, finding, _ in (*IN_TEXTS, *IN_EXAMPLES)}
 
     def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
         if any(HALF_WIDTH.search(text_of(e)) for e in examples):
             self.with_half_width.add(part)
         for e in examples:
-            if suspicious(text_of(e)) or suspicious(e.get("text_pair", "")):
-                for test, what, _ in IN_TEXTS:
-                    add_if(self.rows[what], e, next((ascii(hit) for text in texts_of(e) if (hit := test(text))), None))
-            for of_example, what, _ in IN_EXAMPLES:
-                if result := of_example(e):
-                    add_if(self.rows[what], e, result)
+            if is_suspicious(text_of(e)) or is_suspicious(e.get("text_pair", "")):
+                for test, finding, _ in IN_TEXTS:
+                    result = next((ascii(match) for text in texts_of(e) if (match := test(text))), None)
+                    add_if(self.rows[finding], e, result)
+            for test_example, finding, _ in IN_EXAMPLES:
+                add_if(self.rows[finding], e, test_example(e))
 
     def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
-        for test, what, advice in (*IN_TEXTS, *IN_EXAMPLES):
+        for test, finding, advice in (*IN_TEXTS, *IN_EXAMPLES):
             if test is not full_width or self.with_half_width:
-                yield Note(what, self.rows[what], advice)
+                yield Note(finding, self.rows[finding], advice)
 
 
 class Tokens(Check):
@@ -170,22 +170,22 @@ class Tokens(Check):
 
     def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
         yield Note("tokens that are empty", self.empty, "they become [UNK]; check how the text was split")
-        advice = "remove the number; such tokens are in no vocabulary"
+        advice = "remove the number; no vocabulary has such tokens"
         yield Note("tokens are characters with a number appended", self.glued, advice)
-        advice = "tags may be shifted by a column: check the delimiter"
+        advice = "check the delimiter; the tags could be shifted by a column"
         yield Note("tokens that are or contain whitespace", self.blank, advice)
 
 
 def first_token(tokens: Sequence[str], pattern: str, shown: Callable[[str], str]) -> str | None:
-    """shown(token) of the first token that matches a pattern, or None."""
+    """Returns shown(token) of the first token that matches a pattern, or None."""
     return next((shown(token) for token in tokens if re.fullmatch(pattern, token)), None)
 
 
 class Lengths(Check):
-    """Outliers in text length, and parts whose length distributions differ."""
+    """Finds outliers in text length, and parts whose length distribution differs from train."""
 
     def __init__(self, context: Context) -> None:
-        self.longest = Series(context.folder)  # one per block
+        self.longest = Series(context.folder)  # maximum length per block
 
     def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
         self.longest.of_block = np.array([max(map(length_of, examples))])
@@ -203,28 +203,26 @@ class Lengths(Check):
                 for e in parts[part][start:stop]:
                     add_if(long, e, str(length_of(e)) if length_of(e) > limit else None)
         long.number = sum(count for of_part in lengths.values() for n, count in of_part.items() if n > limit)
-        yield Note("texts far longer than the others", long, "a missing end of row, or several texts in one?")
+        yield Note("texts far longer than the others", long, "check for missing line ends and joined texts")
         for part in parts:
             yield from compare_lengths(lengths["train"], lengths[part], part)
 
 
 def weighted_median(values: Sequence[float] | np.ndarray, counts: Sequence[int]) -> float:
-    """The weighted median; the lower of the two middle values for an even total."""
+    """Returns the weighted median: the lower of the two middle values for an even total."""
     return float(np.quantile(values, 0.5, weights=counts, method="inverted_cdf"))
 
 
-def compare_lengths(train: Counter[int], others: Counter[int], part: str) -> Iterator[Note]:
+def compare_lengths(train: Counter[int], other: Counter[int], part: str) -> Iterator[Note]:
     """Yields a note if the length distribution of a part differs from that of train (Kolmogorov-Smirnov, p < 0.001).
-
-    scipy.stats.ks_2samp needs all lengths instead of their counts, and its import takes 60 MB.
-    """
-    sizes = train.total(), others.total()
+    scipy.stats.ks_2samp would need all lengths instead of their counts, and importing it takes 60 MB."""
+    sizes = train.total(), other.total()
     if part != "train" and min(sizes) >= 30:
-        unlikely = 1.95 * math.sqrt(sum(sizes) / (sizes[0] * sizes[1]))
-        lengths = sorted(train.keys() | others.keys())
-        below = [np.cumsum([counts[n] for n in lengths]) / counts.total() for counts in (train, others)]
-        if np.abs(below[0] - below[1]).max() > max(0.15, unlikely):
-            medians = [weighted_median(list(counts), list(counts.values())) for counts in (train, others)]
+        critical_value = 1.95 * math.sqrt(sum(sizes) / (sizes[0] * sizes[1]))
+        lengths = sorted(train.keys() | other.keys())
+        cumulative = [np.cumsum([counts[n] for n in lengths]) / counts.total() for counts in (train, other)]
+        if np.abs(cumulative[0] - cumulative[1]).max() > max(0.15, critical_value):
+            medians = [weighted_median(list(counts), list(counts.values())) for counts in (train, other)]
             rows = [f"median {medians[0]:g} in train, {medians[1]:g} in {part}"]
-            advice = "the parts differ in kind: split again unless this is intended"
+            advice = "split the data again, unless this is intended"
             yield Note(f"{part}: texts are longer or shorter than in train", rows, advice)

@@ -1,4 +1,4 @@
-"""Checks of the tokenized texts: lost tokens and entities, unknown characters."""
+"""Checks of the tokenized texts: lost tokens and entities, and unknown characters."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def check_encoding(parts: Parts, tasks: Tasks, featurizer: "Featurizer") -> Iterator[Note]:
-    """Notes on the data after tokenization: texts over max_length, tokens that vanish, unknown characters."""
+    """Yields notes on the tokenized data: texts over max_length, lost tokens and unknown characters."""
     tokenizer, length = featurizer.tokenizer, featurizer.max_length
     special = [token for token in tokenizer.all_special_tokens if token.strip()]
     rows: dict[str, Sample] = defaultdict(Sample)
@@ -27,19 +27,19 @@ def check_encoding(parts: Parts, tasks: Tasks, featurizer: "Featurizer") -> Iter
         words = [e["tokens"] if "tokens" in e else e["text"] for e in chunk]
         options = dict(is_split_into_words="tokens" in chunk[0], add_special_tokens=False, verbose=False)
         for e, encoding in zip(chunk, tokenizer(words, **options).encodings):
-            for what, detail in encoding_faults(e, encoding, featurizer, tasks, special):
-                rows[what].add(f"{e['_where']}: {detail}")
-    advice = "raise it; otherwise tagging uses windows and classification --truncation"
+            for fault, detail in encoding_faults(e, encoding, featurizer, tasks, special):
+                rows[fault].add(f"{e['_where']}: {detail}")
+    advice = "increase it; otherwise texts are split into windows (tagging) or truncated (classification)"
     yield Note(f"texts are longer than --max_length {length}", rows["long"], advice)
-    advice = "windows (--window_stride) cover them; a larger --max_length is faster"
-    yield Note(f"entities lie beyond --max_length {length}", rows["entity"], advice)
-    advice = "they are read as [UNK], so tags do not shift; remove them if they carry no meaning"
+    advice = "they are covered by windows (--window_stride); a larger --max_length is faster"
+    yield Note(f"entities are beyond --max_length {length}", rows["entity"], advice)
+    advice = "they are replaced with [UNK], so that tags do not shift; remove them if they are meaningless"
     yield Note("tokens vanish in the tokenizer", rows["vanished"], advice)
     share = rows["unknown"].number / sum(map(len, parts.values()))
     if share > 0.1:
         advice = "use another tokenizer, or add them with --new_tokens of continue_pretrain_task.py"
         yield Note(f"characters become [UNK] ({share:.1%} of the rows)", rows["unknown"], advice)
-    advice = "they are read as special tokens: add markers with --special_tokens"
+    advice = "they are read as special tokens; add markers with --special_tokens"
     yield Note("texts contain special tokens of the tokenizer", rows["special"], advice)
 
 
@@ -48,12 +48,12 @@ def encoding_faults(
 ) -> Iterator[tuple[str, str]]:
     """Yields (kind, detail) of each tokenization problem of an example."""
     tokenizer, pair, tokens = featurizer.tokenizer, e.get("text_pair"), e.get("tokens")
-    room = featurizer.max_length - 2
+    max_tokens = featurizer.max_length - 2
     if pair:
-        room -= len(tokenizer(pair, add_special_tokens=False)["input_ids"]) + 1
-    if len(encoding.ids) > room:
+        max_tokens -= len(tokenizer(pair, add_special_tokens=False)["input_ids"]) + 1
+    if len(encoding.ids) > max_tokens:
         yield "long", f"{len(encoding.ids) + 2} sub-tokens"
-        kept = set(encoding.word_ids[:room])
+        kept = set(encoding.word_ids[:max_tokens])
         for name, task in tasks.items():
             if task.needs_words and e[name]:
                 lost = [(label, words) for label, _, last, words in entities_of(e, name) if last not in kept]

@@ -1,7 +1,7 @@
 """Converts raw examples to those of the processed folder.
 
-Two passes over all examples determine the conversion: survey.py decides the kind of each task, and label_pass.py checks
-each label and chooses tag schemes.
+Two passes over all examples determine the conversion: survey.py infers the kind of each task; label_pass.py checks the
+labels and chooses tag schemes.
 """
 
 from dataclasses import dataclass, field
@@ -24,22 +24,22 @@ from preprocess.storage.facts import Note
 class Form:
     """Converts examples of the raw files to those of the processed folder."""
 
-    separator: str  # of the labels in a cell
-    unit: str  # of tokens, for spans over a text
+    separator: str  # delimiter of the labels in a cell
+    unit: str  # token unit for spans over a text, see split_text
     tag_scheme: str
     chosen: dict[str, str]  # {task: kind} from --label_type
-    names: list[str] = field(default_factory=list)  # of the tasks
+    names: list[str] = field(default_factory=list)  # names of the tasks
     kinds: dict[str, str] = field(default_factory=dict)  # {task: kind}
     dashed: list[str] = field(default_factory=list)  # tasks in which "-" means no label
-    dropped: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # rows whose only label is such a "-"
+    dropped: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # dropped rows: their only label is "-"
     over_text: list[str] = field(default_factory=list)  # tasks whose labels are spans over characters
     over_tokens: list[str] = field(default_factory=list)  # tasks whose labels are spans over tokens
     from_tags: list[str] = field(default_factory=list)  # tasks whose tags become spans
     schemes: dict[str, Scheme] = field(default_factory=dict)  # {task: Scheme}
-    positions: dict[str, list[str]] = field(default_factory=dict)  # {task of lists of 0 and 1: names of the positions}
+    positions: dict[str, list[str]] = field(default_factory=dict)  # {multi-hot task: names of the positions}
 
     def __call__(self, numbers: list[int], examples: list[Example]) -> list[Example]:
-        """The examples in their output form, plus "_where". numbers: their row numbers in the store"""
+        """Returns the examples in their output form, plus "_where". numbers: their row numbers in the store."""
         self.label(examples)
         for example in examples:
             for name, scheme in self.schemes.items():
@@ -73,8 +73,7 @@ class Form:
         return notes
 
     def normalize(self, example: Example) -> None:
-        """Converts part names, extra columns (to numbers), multi-hot lists (to labels) and, with several tasks, empty
-        cells (to None)."""
+        """Normalises part names, numbers in extra columns, multi-hot lists and (with several tasks) empty cells."""
         if "split" in example:
             example["split"] = PART_NAMES[str(example["split"]).lower()]
         if "extras" in example:
@@ -88,7 +87,7 @@ class Form:
                 example[name] = None
 
     def kept(self, batch: Batch) -> list[Example]:
-        """The examples of a batch without the dropped ones."""
+        """Returns the examples of a batch without the dropped ones."""
         if not len(self.dropped):
             return list(batch)
         dropped = np.isin(np.arange(batch.start, batch.start + len(batch)), self.dropped)
@@ -96,14 +95,14 @@ class Form:
 
 
 def check_labels(example: Example, kinds: dict[str, str], separator: str) -> None:
-    """Converts an example's labels to their stored form. Raises UserError unless at least one is usable."""
+    """Converts the labels of an example to their stored form. Raises UserError unless at least one is usable."""
     where, has_label = example["_where"], False
     for name, kind in kinds.items():
         if kind == "multilabel" and isinstance(example.get(name), str):
             example[name] = as_list(example[name], separator)
         if example.get(name) is None and len(kinds) == 1:
-            advice = "--drop_unlabelled drops such rows; pass texts without labels to --predict_file"
-            raise UserError(f"{where}: has no label {name!r} (it is null); {advice}")
+            advice = "add --drop_unlabelled to drop such rows, or pass texts without labels to --predict_file"
+            raise UserError(f"{where}: has no label {name!r} (null); {advice}")
         example[name] = check_label(example, name, kind)
         has_label = has_label or example[name] is not None
     if not has_label:

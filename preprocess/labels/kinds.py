@@ -1,9 +1,10 @@
-"""The kinds of tasks, and label validation.
+"""The kinds of tasks, and the validation of labels.
 
 Kinds: "classification" (a string), "multilabel" (a list of strings), "regression" (a number), "tagging" (one tag per
-token), "spans" (a list of [first token, last token, type], both ends included). Spans of characters become tags of
-tokens, so their task is tagging too, unless some spans overlap.
-Edit here to add a kind of task.
+token), "spans" (a list of [first token, last token, type], with inclusive ends). Spans of characters become tags, so
+their task is tagging, unless spans overlap.
+
+To add a kind of task, edit this file.
 """
 
 import math
@@ -16,19 +17,19 @@ from engine.task.extras import MAX_NUMBER
 from preprocess.example import Example, shown
 from preprocess.labels.literals import literal
 
-# Each kind of task, and the kind whose label format it uses: KINDS["ordinal"] = "classification" adds a custom kind
+# {kind: kind with the same label format}; to add a custom kind: KINDS["ordinal"] = "classification"
 KINDS = {kind: kind for kind in task.KINDS}
 TAG_NAMES = ("slots", "tags", "ner", "ner_tags")  # labels with these names are tags, never label sets
-SET_NAMES = ("intent", "intents")  # lists with these names are label sets, even next to tokens
-MOST_LABELS = 100_000  # per task
-NO_LABEL = ("", "nan", "null", "na", "n/a", "#n/a")  # --drop_unlabelled treats these as missing
+SET_NAMES = ("intent", "intents")  # lists with these names are label sets, also if there are tokens
+MAX_LABELS = 100_000  # per task
+NO_LABEL = ("", "nan", "null", "na", "n/a", "#n/a")  # missing labels for --drop_unlabelled
 
 
 def as_list(cell: str, separator: str) -> list[Any]:
-    """The labels in a cell: a JSON or Python list, or a string split at the separator."""
+    """Returns the labels in a cell: a JSON or Python list, or a string split at the separator."""
     cell = cell.strip()
-    if cell.startswith("[") and isinstance(found := literal(cell), list):
-        return found
+    if cell.startswith("[") and isinstance(labels := literal(cell), list):
+        return labels
     if cell[:1] + cell[-1:] == "[]":  # [red, blue]
         cell = cell[1:-1]
     return [part for part in cell.split(separator) if part.strip()]
@@ -39,10 +40,10 @@ def is_number(text: str) -> bool:
 
 
 def check_label(example: Example, name: str, kind: str) -> Any:
-    """The label in its stored form, or None if it is missing. Raises UserError if it is invalid."""
+    """Returns the label in its stored form, or None if it is missing. Raises UserError if it is invalid."""
     where, label = example["_where"], example.get(name)
     if kind == "classification" and type(label) is str and label.strip():
-        return label.strip()  # the usual case
+        return label.strip()
     if label is None or (isinstance(label, float) and math.isnan(label)):
         return None
     if kind == "tagging":
@@ -57,17 +58,17 @@ def check_set(label: Any, name: str, where: str) -> list[str]:
     label = label if isinstance(label, list) else [label]
     label = [str(item) if isinstance(item, int) and not isinstance(item, bool) else item for item in label]
     if not all(isinstance(item, str) and item.strip() for item in label):
-        raise UserError(f"{where}: {name!r} must be a list of labels, non-empty strings")
+        raise UserError(f"{where}: {name!r} must be a list of labels (non-empty strings)")
     return sorted({item.strip() for item in label})
 
 
 def check_tags(label: Any, name: str, where: str, tokens: list[str] | None) -> list[str]:
     if tokens is None:
-        raise UserError(f"{where}: {name!r} is a list of tags, which needs a list of `tokens`")
+        raise UserError(f"{where}: {name!r} is a list of tags, but there is no list of `tokens`")
     if not isinstance(label, list) or "" in label or {*map(type, label)} - {str}:
         numbers = isinstance(label, list) and int in {*map(type, label)}
-        advice = "; replace numbers by the names of the tags" if numbers else ""
-        raise UserError(f"{where}: {name!r} must be a list of tags, non-empty strings{advice}")
+        advice = "; replace numbers with the names of the tags" if numbers else ""
+        raise UserError(f"{where}: {name!r} must be a list of tags (non-empty strings){advice}")
     if len(label) != len(tokens):
         raise UserError(f"{where}: {len(tokens)} tokens, but {len(label)} tags in {name!r}")
     return label
@@ -75,20 +76,20 @@ def check_tags(label: Any, name: str, where: str, tokens: list[str] | None) -> l
 
 def check_spans(label: Any, name: str, where: str, tokens: list[str] | None) -> list[list]:
     if tokens is None:
-        raise UserError(f"{where}: {name!r} has spans of tokens, which need a list of `tokens`")
+        raise UserError(f"{where}: {name!r} has spans of tokens, but there is no list of `tokens`")
     for span in label if isinstance(label, list) else [label]:
         if not (isinstance(span, list | tuple) and len(span) == 3 and isinstance(span[2], str) and span[2]):
             raise UserError(f"{where}: {name!r} must be a list of [first token, last token, type], found {shown(span)}")
         if not (type(span[0]) is int and type(span[1]) is int and 0 <= span[0] <= span[1] < len(tokens)):
-            raise UserError(f"{where}: the span {shown(span)} of {name!r} lies outside the {len(tokens)} tokens")
+            raise UserError(f"{where}: the span {shown(span)} of {name!r} is outside the {len(tokens)} tokens")
     return [list(span) for span in sorted({tuple(span) for span in label})]
 
 
 def check_number(label: Any, name: str, where: str) -> float:
     if isinstance(label, bool) or not (isinstance(label, int | float) or (isinstance(label, str) and is_number(label))):
-        advice = f"--label_type {name}=classification reads it as a class name"
+        advice = f"if it is a class name, add --label_type {name}=classification"
         if isinstance(label, str) and label.strip().lower() in NO_LABEL:
-            advice = "--drop_unlabelled drops such rows"
+            advice = "add --drop_unlabelled to drop such rows"
         raise UserError(f"{where}: the label {name}={shown(label)} is not a number; {advice}")
     number = math.inf if isinstance(label, int) and abs(label) > MAX_NUMBER else float(label)
     if not abs(number) <= MAX_NUMBER:
@@ -101,22 +102,22 @@ def check_class(label: Any, name: str, where: str) -> str:
     if isinstance(label, bool):
         return str(label).lower()
     if isinstance(label, float) and label.is_integer():
-        label = int(label)  # pandas stores integers as floats if values are missing
+        label = int(label)  # pandas stores integers as floats if a column has missing values
     label = str(label) if isinstance(label, int | float) else label
     if not isinstance(label, str):
         raise UserError(f"{where}: the label {name}={shown(label)} is not a string")
     if not label.strip():
-        raise UserError(f"{where}: the label {name!r} is empty; --drop_unlabelled drops such rows")
+        raise UserError(f"{where}: the label {name!r} is empty; add --drop_unlabelled to drop such rows")
     return label.strip()
 
 
 def check_label_names(name: str, labels: list[str]) -> None:
-    """Raises UserError for more than MOST_LABELS labels (probably an id or text column), and for mixed spellings of yes
-    and no, such as 1 and true in JSON (the task would have four labels)."""
-    if len(labels) > MOST_LABELS:
-        such = f"such as {shown(labels[0])} and {shown(labels[-1])}"
-        many = f"the task {name!r} has {len(labels):,} labels in train ({such}), more than {MOST_LABELS:,}"
-        raise UserError(f"{many}: name the label column with --label_column")
+    """Raises UserError for more than MAX_LABELS labels (probably ids or texts), or for mixed spellings of yes and no.
+    Mixed spellings, such as 1 and true in JSON, would give four labels."""
+    if len(labels) > MAX_LABELS:
+        examples = f"{shown(labels[0])}, …, {shown(labels[-1])}"
+        problem = f"the task {name!r} has {len(labels):,} labels in train ({examples}), more than {MAX_LABELS:,}"
+        raise UserError(f"{problem}; specify the label column with --label_column")
     written = {label.lower() for label in labels}
     if written <= {"true", "false", "1", "0"} and written & {"true", "false"} and written & {"1", "0"}:
-        raise UserError(f"the task {name!r} has the labels {', '.join(labels)}: write yes and no consistently")
+        raise UserError(f"the task {name!r} has the labels {', '.join(labels)}; write yes and no consistently")

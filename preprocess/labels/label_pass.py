@@ -1,4 +1,4 @@
-"""The parallel second pass over all examples: checks each label, and collects statistics for tag schemes and splits."""
+"""The parallel second pass over all examples: checks the labels, and collects statistics for tag schemes and splits."""
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,12 +22,12 @@ class Labelled(Facts):
     """Results of the second pass for one block, or merged."""
 
     def __init__(self) -> None:
-        self.rows: dict[tuple[str, str], Sample] = defaultdict(Sample)  # {(what, advice): rows} of notes
-        self.tags: dict[tuple[str, str], TagFacts] = defaultdict(TagFacts)  # {(task, file): its tags}
-        self.presence: dict[str, list[np.ndarray]] = defaultdict(list)  # {task: whether each row has its label}
+        self.rows: dict[tuple[str, str], Sample] = defaultdict(Sample)  # notes, {(message, advice): rows}
+        self.tags: dict[tuple[str, str], TagFacts] = defaultdict(TagFacts)  # {(task, file): tags}
+        self.presence: dict[str, list[np.ndarray]] = defaultdict(list)  # {task: whether each row has a label}
 
     def tags_of_tasks(self, form: Form) -> dict[str, dict[str, TagFacts]]:
-        """{task: {file: its tags}}"""
+        """Returns {task: {file: tags}}."""
         of_task: dict[str, dict[str, TagFacts]] = {name: {} for name in tagged_tasks(form)}
         for (name, file), facts in self.tags.items():
             of_task[name][file] = facts
@@ -36,26 +36,26 @@ class Labelled(Facts):
 
 @dataclass
 class LabelPass:
-    """The second pass over a block: checks its labels, and collects statistics for splits and tag schemes."""
+    """The second pass over a block: checks the labels, and collects statistics for splits and tag schemes."""
 
     form: Form
     stratify_by: str | None  # the task that splits are stratified by
     with_groups: bool
-    with_presence: Sequence[str]  # the tasks whose presence is recorded
+    with_presence: Sequence[str]  # tasks for which to record the rows with a label
 
     def __call__(self, batch: Batch) -> tuple[Labelled, list[Any] | None, list[str] | None]:
-        """(results; classes, label sets or numbers to stratify by, None where missing; groups)"""
-        examples, found = self.form.kept(batch), Labelled()
-        for what, rows, advice in self.form.label(examples):
-            found.rows[what, advice].merge(rows)
+        """Returns (results; the labels to stratify by, None where missing; groups)."""
+        examples, results = self.form.kept(batch), Labelled()
+        for message, rows, advice in self.form.label(examples):
+            results.rows[message, advice].merge(rows)
         for name in tagged_tasks(self.form):
             for example in examples:
                 if example[name] is not None:
-                    found.tags[name, file_of(example["_where"])].add(example[name])
+                    results.tags[name, file_of(example["_where"])].add(example[name])
         for name in self.with_presence:
-            found.presence[name].append(np.array([e[name] is not None for e in examples]))
+            results.presence[name].append(np.array([e[name] is not None for e in examples]))
         strata = [e[self.stratify_by] for e in examples] if self.stratify_by else None
-        return found, strata, list(map(group_of, examples)) if self.with_groups else None
+        return results, strata, list(map(group_of, examples)) if self.with_groups else None
 
 
 def tagged_tasks(form: Form) -> list[str]:
@@ -63,32 +63,32 @@ def tagged_tasks(form: Form) -> list[str]:
 
 
 def group_of(example: Example) -> str:
-    """The group of an example; groups stay in one part. An example without one forms its own group."""
+    """Returns the group of an example; a group stays in one part. By default, each example is its own group."""
     return example["_where"] if example.get("group") in (None, "") else str(example["group"])
 
 
 def label_all(
     store: Store, label_pass: LabelPass, add_strata: Callable[[list[Any] | None, list[str] | None], None]
 ) -> Labelled:
-    """Runs a LabelPass over all blocks. add_strata: called with the strata and groups of each block"""
-    found = Labelled()
+    """Runs a LabelPass over all blocks. add_strata: called with the strata and groups of each block."""
+    results = Labelled()
     batches = tqdm(store.batches(), desc="labels", total=len(store.arrays), leave=False, delay=2)
     for of_block, strata, groups in in_order(label_pass, batches):
-        found.merge(of_block)
+        results.merge(of_block)
         add_strata(strata, groups)
-    return found
+    return results
 
 
-def choose_schemes(form: Form, store: Store, found: Labelled) -> list[Note]:
+def choose_schemes(form: Form, store: Store, results: Labelled) -> list[Note]:
     """Chooses the tag schemes of a form. Returns notes."""
-    notes = [Note(what, rows, advice) for (what, advice), rows in found.rows.items()]
-    for name, files in found.tags_of_tasks(form).items():
+    notes = [Note(message, rows, advice) for (message, advice), rows in results.rows.items()]
+    for name, files in results.tags_of_tasks(form).items():
         to_spans = name in form.from_tags
-        wanted = "bio" if to_spans else form.tag_scheme
-        written = written_tags(name, files, wanted)
+        target = "bio" if to_spans else form.tag_scheme
+        written = written_tags(name, files, target)
         if written:
             files = tags_as_read(form, store, name, written)
-        scheme, scheme_notes = choose_scheme(name, files, wanted, to_spans, partial(rows_with_tags, form, store, name))
+        scheme, scheme_notes = choose_scheme(name, files, target, to_spans, partial(rows_with_tags, form, store, name))
         if scheme is not None or written:
             form.schemes[name] = replace(scheme or Scheme({}, "", False), written=written)
         notes += scheme_notes
@@ -96,20 +96,20 @@ def choose_schemes(form: Form, store: Store, found: Labelled) -> list[Note]:
 
 
 def tags_as_read(form: Form, store: Store, name: str, written: Mapping[str, Mapping[str, str]]) -> dict[str, TagFacts]:
-    """{file: facts of a task's tags, normalised by `written`}"""
+    """Returns {file: statistics of a task's tags, normalised by `written`}."""
     files: dict[str, TagFacts] = defaultdict(TagFacts)
     for batch in store.batches():
         examples = form.kept(batch)
         form.label(examples)
         for e in examples:
             if e[name] is not None:
-                same = written.get(file := file_of(e["_where"]))
-                files[file].add([same[tag] for tag in e[name]] if same else e[name])
+                normalised = written.get(file := file_of(e["_where"]))
+                files[file].add([normalised[tag] for tag in e[name]] if normalised else e[name])
     return files
 
 
 def rows_with_tags(form: Form, store: Store, name: str, tags: Collection[str]) -> Sample:
-    """The rows that have any of these tags for a task."""
+    """Returns the rows with any of these tags."""
     rows = Sample()
     for batch in store.batches():
         examples = form.kept(batch)

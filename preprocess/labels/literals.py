@@ -1,4 +1,4 @@
-"""Lists and objects written in a string, as JSON, Python or NumPy print them."""
+"""Parses lists and objects that are written as JSON, or as Python or NumPy prints them."""
 
 import ast
 import json
@@ -6,17 +6,17 @@ import re
 from contextlib import suppress
 from typing import Any
 
-MOST_LITERAL = 2**20  # maximum characters of a Python literal, which takes much more memory than JSON
+MAX_LITERAL = 2**20  # maximum length of a Python literal, which needs much more memory than JSON
 STRING = r"(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
 NUMPY = re.compile(rf"\[\s*(?:{STRING}(?:\s+{STRING})+|-?[\d.]+(?:\s+-?[\d.]+)+)\s*\]")  # printed without commas
-TWO_STRINGS = re.compile(rf"(?:{STRING}|[^'\"])*?{STRING}\s*{STRING}")  # Python would concatenate them
+TWO_STRINGS = re.compile(rf"(?:{STRING}|[^'\"])*?{STRING}\s*{STRING}")  # Python concatenates these
 
 
 def literal(cell: str) -> list[Any] | dict[Any, Any] | None:
-    """Parses a cell as a list or object; None if it is neither."""
+    """Parses a cell as a list or object. Returns None if it is neither."""
     cell = cell.strip()
-    if found := re.fullmatch(r"(?s)array\((.*?)(?:,\s*dtype=[^)]*)?\)", cell):
-        cell = found[1].strip()
+    if match := re.fullmatch(r"(?s)array\((.*?)(?:,\s*dtype=[^)]*)?\)", cell):
+        cell = match[1].strip()
     if cell[:1] == cell[-1:] == '"':  # double-encoded JSON
         with suppress(ValueError):
             cell = json.loads(cell).strip()
@@ -27,7 +27,7 @@ def literal(cell: str) -> list[Any] | dict[Any, Any] | None:
     if NUMPY.fullmatch(cell):
         with suppress(ValueError, SyntaxError):
             return [ast.literal_eval(item) for item in re.findall(rf"{STRING}|[^\s\[\]]+", cell)]
-    if len(cell) > MOST_LITERAL or TWO_STRINGS.match(cell):
+    if len(cell) > MAX_LITERAL or TWO_STRINGS.match(cell):
         return None
     with suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
         return as_lists(ast.literal_eval(cell))
@@ -35,7 +35,7 @@ def literal(cell: str) -> list[Any] | dict[Any, Any] | None:
 
 
 def as_lists(value: Any) -> Any:
-    """Converts tuples and sets in a Python value to lists, as in JSON. Raises ValueError for other containers."""
+    """Converts tuples and sets to lists, as in JSON. Raises ValueError for other containers."""
     if isinstance(value, set | frozenset):
         return sorted(map(as_lists, value))
     if isinstance(value, list | tuple):

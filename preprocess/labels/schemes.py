@@ -1,6 +1,6 @@
-"""Detects the tag scheme of a task, and converts tags to another.
+"""Detects the tag scheme of a task, and converts tags to another scheme.
 
-Edit here to read another tag scheme.
+To read another tag scheme, edit this file.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,8 +16,8 @@ from preprocess.storage.facts import Note, Sample
 class Scheme:
     """Converts the tags of a task to another scheme.
 
-    sources: {file: its scheme}; runs: tags are bare types, and adjacent equal tags form one entity; written: {file:
-    {tag: normalised to B-X or O}}, see `read_tags`
+    sources: {file: scheme}. runs: whether tags are types without prefixes, so that adjacent equal tags form one entity.
+    written: {file: {tag: normalised to B-X or O}}, see `read_tags`.
     """
 
     sources: Mapping[str, str | None]
@@ -27,58 +27,58 @@ class Scheme:
 
     def convert(self, tags: Sequence[str], where: str) -> Sequence[str]:
         file = file_of(where)
-        if same := self.written.get(file):
-            tags = [same[tag] for tag in tags]
+        if normalised := self.written.get(file):
+            tags = [normalised[tag] for tag in tags]
         if self.runs:
             tags = runs_to_bio(tags)
         source = self.sources.get(file)
         return convert_tags(tags, source, self.target) if source and source != self.target else tags
 
 
-SIGNS = "-_:/.|–—−"  # between letter and type
+SIGNS = "-_:/.|–—−"  # delimiters between letter and type
 ORDERS = ((False, False), (False, True), (True, False), (True, True))  # (the letter is a suffix, it is lower case)
 WRITTEN = [Notation(behind, lower, sign) for behind, lower in ORDERS for sign in SIGNS]
-ONLY_TYPE = "entity"  # the type of entities tagged B, I and O without types
+ONLY_TYPE = "entity"  # type of entities in tags B, I and O
 
 
 def read_tags(tags: Collection[str]) -> tuple[dict[str, str], str] | None:
-    """({tag: normalised to B-X or O}, notation of a file's tags); None if only some tags look like B-X or X-B.
-
-    The dict is empty if nothing changes. Tags that are not entities, such as parts of speech, are only stripped.
-    """
+    """Returns ({tag: normalised to B-X or O}, notation), or None if only some tags look like B-X or X-B. The dict is
+    empty if nothing changes. Tags other than entities, such as parts of speech, are only stripped."""
     bare = {tag: tag.strip() for tag in tags}
     outside = {tag for tag in bare.values() if tag in ("O", "o", "-")}
     marked = {*bare.values()} - outside
-    standard, how = dict[str, str](), ""
+    standard, notation_name = dict[str, str](), ""
     if marked and len(outside) < 2:
-        found = ((as_prefixes(marked, notation, bool(outside)), notation.name) for notation in WRITTEN)
-        standard, how = next((pair for pair in found if pair[0]), ({}, ""))
-    if not how and len(outside) == 1 and marked & {*"BIbi"} and {tag.upper() for tag in marked} <= LETTERS:
-        standard, how = {tag: f"{tag.upper()}-{ONLY_TYPE}" for tag in marked}, "B"
-    if not how and any(map(is_prefixed, marked)) and (outside or has_both_letters(marked)):
+        candidates = ((as_prefixes(marked, notation, bool(outside)), notation.name) for notation in WRITTEN)
+        standard, notation_name = next((pair for pair in candidates if pair[0]), ({}, ""))
+    if not notation_name and len(outside) == 1 and marked & {*"BIbi"} and {tag.upper() for tag in marked} <= LETTERS:
+        standard, notation_name = {tag: f"{tag.upper()}-{ONLY_TYPE}" for tag in marked}, "B"
+    if not notation_name and any(map(is_prefixed, marked)) and (outside or has_both_letters(marked)):
         return None
-    written = {tag: standard.get(name, "O") if how else name for tag, name in bare.items()}
+    written = {tag: standard.get(name, "O") if notation_name else name for tag, name in bare.items()}
     if all(tag == name for tag, name in written.items()):
         return {}, ""
-    return written, how if any(bare[tag] != name for tag, name in written.items()) else "B-X with blanks"
+    return written, notation_name if any(bare[tag] != name for tag, name in written.items()) else "B-X with blanks"
 
 
 def is_prefixed(tag: str) -> bool:
-    """Whether a tag looks like one with B or I."""
-    found = parse_tag(tag)
-    return found is not None and found.letter in "BIbi"
+    """Whether a tag has the prefix or suffix B or I."""
+    parsed = parse_tag(tag)
+    return parsed is not None and parsed.letter in "BIbi"
 
 
 def as_prefixes(tags: Collection[str], notation: Notation, outside: bool) -> dict[str, str]:
-    """{tag: as B-X} if all tags fit the notation and are entities, otherwise {}. outside: whether others are O"""
-    parts = {tag: found for tag in tags if (found := notation.parse(tag))}
+    """Returns {tag: as B-X} if all tags fit the notation and are entities, or else {}. outside: whether O is a tag."""
+    parts = {tag: parsed for tag in tags if (parsed := notation.parse(tag))}
     if len(parts) < len(tags):
         return {}
     letters = {part.letter.upper() for part in parts.values()}
-    several = len({*parts.values()}) > len({part.kind for part in parts.values()})  # some type has two letters
-    enough = several or (outside and not notation.behind and len(parts) > 1 and letters <= {*"BISU"})
+    has_pair = len({*parts.values()}) > len({part.kind for part in parts.values()})  # a type with two letters
+    are_entities = has_pair or (outside and not notation.behind and len(parts) > 1 and letters <= {*"BISU"})
     is_usual = notation == STANDARD
-    return {tag: f"{part.letter.upper()}-{part.kind}" for tag, part in parts.items()} if is_usual or enough else {}
+    if not is_usual and not are_entities:
+        return {}
+    return {tag: f"{part.letter.upper()}-{part.kind}" for tag, part in parts.items()}
 
 
 def has_both_letters(tags: Collection[str]) -> bool:
@@ -89,7 +89,7 @@ def has_both_letters(tags: Collection[str]) -> bool:
 
 
 def runs_to_bio(tags: Sequence[str]) -> list[str]:
-    """Converts bare types, such as PER and O, to BIO: a run of equal tags is an entity."""
+    """Converts tags without prefixes (PER, O) to BIO: a run of equal tags is an entity."""
     return [tag if tag == "O" else f"{'I' if tag == before else 'B'}-{tag}" for before, tag in zip(["O", *tags], tags)]
 
 
@@ -110,56 +110,56 @@ def convert_tags(tags: Sequence[str], source: str, target: str) -> list[str]:
     return tags
 
 
-def written_tags(name: str, files: Mapping[str, TagFacts], wanted: str) -> dict[str, dict[str, str]]:
-    """{file: {tag: normalised to B-X or O}} of files whose tags use another notation, which is printed."""
+def written_tags(name: str, files: Mapping[str, TagFacts], tag_scheme: str) -> dict[str, dict[str, str]]:
+    """Returns {file: {tag: normalised to B-X or O}} of files that use another notation, and prints the notation."""
     result = {}
     for file, facts in files.items():
-        if wanted == "keep":
-            same, how = {tag: tag.strip() for tag in facts.tags}, ""
-            same = same if any(tag != bare for tag, bare in same.items()) else {}
+        if tag_scheme == "keep":
+            normalised, notation_name = {tag: tag.strip() for tag in facts.tags}, ""
+            normalised = normalised if any(tag != bare for tag, bare in normalised.items()) else {}
         else:
-            same, how = read_tags(facts.tags) or ({}, "")
-        if same:
-            result[file] = same
-            example = next(f"{tag!r} is read as {bare!r}" for tag, bare in sorted(same.items()) if tag != bare)
-            kinds = f"; they name no type, which is called {ONLY_TYPE!r}" if how == "B" else ""
-            kept = "" if wanted == "keep" else " (--tag_scheme keep keeps them)"
-            print(f"{file}: the tags of {name!r} are not written as B-X: {cut(example, 200)}{kept}{kinds}")
+            normalised, notation_name = read_tags(facts.tags) or ({}, "")
+        if normalised:
+            result[file] = normalised
+            example = next(f"{tag!r} is read as {bare!r}" for tag, bare in sorted(normalised.items()) if tag != bare)
+            kinds = f"; the type is {ONLY_TYPE!r}, as they have none" if notation_name == "B" else ""
+            advice = "" if tag_scheme == "keep" else " (--tag_scheme keep keeps them)"
+            print(f"{file}: the tags of {name!r} are not written as B-X: {cut(example, 200)}{advice}{kinds}")
     return result
 
 
 def choose_scheme(
     name: str,
     files: Mapping[str, TagFacts],
-    wanted: str,
+    tag_scheme: str,
     to_spans: bool,
     find_rows: Callable[[Collection[str]], Sample],
 ) -> tuple[Scheme | None, list[Note]]:
-    """The conversion of a task's tags, or None; and notes.
+    """Returns (the Scheme that converts a task's tags, or None; notes).
 
-    wanted: "keep", a scheme, or "auto": BIO, or BIOES if all files use BIOES, BMES or BILOU. to_spans: the tags become
-    spans. find_rows: returns the rows with any of these tags.
+    tag_scheme: "keep", a scheme, or "auto" (BIO, or BIOES if all files use BIOES, BMES or BILOU). to_spans: whether the
+    tags become spans. find_rows: returns the rows with any of the given tags.
     """
     sources = {file: facts.scheme for file, facts in files.items()}
     tags = {tag for facts in files.values() for tag in facts.tags}
     strange = {tag for tag in tags if not STANDARD.parse(tag)}
     runs, notes = False, []
-    if wanted != "keep" and "O" in tags and len(tags) > 1 and not any(sources.values()):
+    if tag_scheme != "keep" and "O" in tags and len(tags) > 1 and not any(sources.values()):
         if len(strange) < len(tags) / 2 or any(map(is_prefixed, tags)):
-            advice = "entities cannot be recognised until they are corrected"
+            advice = "correct them; otherwise entities are not recognised"
             notes = [Note(f"{name}: some tags do not follow the tag scheme", find_rows(strange), advice)]
         else:
-            print(f"the tags of {name!r} have no B- and I-: runs of equal tags are written as entities in BIO")
+            print(f"the tags of {name!r} have no B- and I-; writing runs of equal tags as entities in BIO")
             runs, sources = True, dict.fromkeys(files, "bio")
     if to_spans and not runs and (strange or not any(sources.values())):
-        raise UserError(f"--label_type {name}=spans: its tags are not entities (B-, I-, …), so there are no spans")
-    if wanted == "keep" or not any(sources.values()):
+        raise UserError(f"--label_type {name}=spans: the tags are not entities (B-, I-, …), so there are no spans")
+    if tag_scheme == "keep" or not any(sources.values()):
         return None, notes
     present = set(sources.values()) - {None}
-    target = wanted if wanted != "auto" else ("bio" if present & {"bio", "iob1"} else "bioes")
+    target = tag_scheme if tag_scheme != "auto" else ("bio" if present & {"bio", "iob1"} else "bioes")
     for file, source in sources.items():
         if source and source != target:
-            print(f"{file}: the tags of {name!r} are {source.upper()}, written as {target.upper()}")
+            print(f"{file}: converting the tags of {name!r} from {source.upper()} to {target.upper()}")
     mixed = [f"{file}: {source.upper()}" for file, source in sources.items() if source] if len(present) > 1 else []
-    note = Note(f"{name}: files have different tag schemes", mixed, f"all were written as {target.upper()}")
+    note = Note(f"{name}: files have different tag schemes", mixed, f"all were converted to {target.upper()}")
     return Scheme(sources, target, runs), [note]

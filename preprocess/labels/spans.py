@@ -1,6 +1,6 @@
-"""Reads spans over a text, such as entities, in any common format, and converts them to tags or spans of tokens.
+"""Reads spans over a text (such as entities) in the common formats, and converts them to tags or spans of tokens.
 
-Edit here to read spans in another format.
+To read spans in another format, edit this file.
 """
 
 from bisect import bisect_left, bisect_right
@@ -15,8 +15,8 @@ from preprocess.example import Example, shown
 from preprocess.labels.kinds import check_label
 from preprocess.storage.facts import Note
 
-Span = tuple[int, int, str]  # start and end in characters, end exclusive; label
-Piece = tuple[str, int, int]  # token; its start and end in characters
+Span = tuple[int, int, str]  # (start, exclusive end, label), in characters
+Piece = tuple[str, int, int]  # (token, start, end), in characters
 SPAN_KEYS = [  # common names of a span's start, end, label and surface
     ("start", "start_offset", "start_idx", "begin"),
     ("end", "end_offset", "end_idx"),
@@ -26,7 +26,7 @@ SPAN_KEYS = [  # common names of a span's start, end, label and surface
 
 
 class StoredSpan(NamedTuple):
-    """A raw span; None for missing values."""
+    """A raw span. Missing values are None."""
 
     start: Any
     end: Any
@@ -39,14 +39,14 @@ class StoredSpan(NamedTuple):
 
 
 def is_spans(value: Any) -> bool:
-    """Whether a label is a list of spans, or CLUENER's dict of them."""
+    """Whether a label is a list of spans, or a dict of spans as in CLUENER."""
     return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict | list) for item in value))
 
 
 def read_all_spans(examples: list[Example], names: list[str]) -> None:
-    """Converts the labels of these tasks, spans over `text` in any supported form, to lists of Span."""
+    """Converts spans over `text` in any supported form to lists of Span. names: the tasks with such labels."""
     if names and examples and "text" not in examples[0]:
-        raise UserError(f"{examples[0]['_where']}: {names[0]!r} has spans of characters; they need a text, not tokens")
+        raise UserError(f"{examples[0]['_where']}: {names[0]!r} has spans of characters, but there is no `text`")
     for example in examples:
         for name in names:
             if example.get(name) is not None:
@@ -54,27 +54,27 @@ def read_all_spans(examples: list[Example], names: list[str]) -> None:
 
 
 def read_spans(value: Any, text: str, where: str) -> list[Span]:
-    """The spans in text order.
+    """Returns the spans in text order. Surfaces in the data must match the text.
 
-    value: [{"start", "end", "label"}] or other common names of these, [[start, end, label]] (doccano), or CLUENER's
-    {label: {surface: [[first, last]]}}, whose ends are inclusive. Surfaces in the data must match the text.
+    value: [{"start", "end", "label"}] or other common names of these keys, [[start, end, label]] (doccano), or
+    CLUENER's {label: {surface: [[first, last]]}} with inclusive ends.
     """
     spans = []
     fields = fields_of_dict(value, where) if isinstance(value, dict) else (fields_of(item, text) for item in value)
     for span in fields:
         start, end, label, surface, _ = span
         if not span.has_place() or not isinstance(label, str) or not label:
-            given = ", ".join(map(shown, (start, end, label)))
-            raise UserError(f"{where}: a span needs a start, an end and a label, found {given}")
+            values = ", ".join(map(shown, (start, end, label)))
+            raise UserError(f"{where}: a span needs a start, an end and a label, found {values}")
         if surface and text[start:end] != surface and text[start : end + 1] == surface:
             end += 1  # ends are inclusive in the data
         ends = from_utf16(text, start, end) if surface and text[start:end] != surface else None
         if ends and text[slice(*ends)] == surface:
-            advice = "which matches if offsets count UTF-16 units (an emoji is two): add --offsets utf16"
-            raise UserError(f"{where}: the span {start} to {end} gives {shown(surface)}, {advice}")
+            problem = f"matches {shown(surface)} only if offsets are UTF-16 units (an emoji is two)"
+            raise UserError(f"{where}: the span {start} to {end} {problem}; add --offsets utf16")
         if not 0 <= start < end <= len(text):
-            outside = f"lies outside the text, which has {len(text)} characters"
-            raise UserError(f"{where}: the span {start} to {end} of {shown(label)} {outside}")
+            problem = f"is outside the text of {len(text)} characters"
+            raise UserError(f"{where}: the span {start} to {end} of {shown(label)} {problem}")
         if surface and text[start:end] != surface:
             called = f"is {shown(text[start:end])}, but the data gives {shown(surface)}"
             raise UserError(f"{where}: the span {start} to {end} {called}; correct one of them")
@@ -82,20 +82,20 @@ def read_spans(value: Any, text: str, where: str) -> list[Span]:
     return sorted(set(spans))
 
 
-def from_utf16(text: str, *places: int) -> list[int] | None:
-    """Converts offsets in UTF-16 units, as in JavaScript and Java (an emoji is two), to characters; None if one is
-    outside the text or inside a character."""
+def from_utf16(text: str, *offsets: int) -> list[int] | None:
+    """Converts offsets in UTF-16 units (an emoji is two) to characters. Returns None if one is outside the text or
+    inside a character."""
     raw = text.encode("utf-16-le", "surrogatepass")
-    if min(places) < 0 or 2 * max(places) > len(raw):
+    if min(offsets) < 0 or 2 * max(offsets) > len(raw):
         return None
     try:
-        return [len(raw[: 2 * place].decode("utf-16-le")) for place in places]
+        return [len(raw[: 2 * offset].decode("utf-16-le")) for offset in offsets]
     except UnicodeDecodeError:
         return None
 
 
 def fields_of_dict(value: dict, where: str) -> Iterator[StoredSpan]:
-    """The spans of CLUENER's {label: {surface: [[first, last]]}}."""
+    """Yields the spans of CLUENER's {label: {surface: [[first, last]]}}."""
     for label, surfaces in value.items():
         if not isinstance(surfaces, dict):
             raise UserError(f"{where}: entities must be {{label: {{surface: [[first, last]]}}}} or a list of spans")
@@ -106,7 +106,7 @@ def fields_of_dict(value: dict, where: str) -> Iterator[StoredSpan]:
 
 
 def fields_of(item: Any, text: str = "") -> StoredSpan:
-    """One span. text: decides whether the ambiguous key `entity` is the surface or the label"""
+    """Returns the StoredSpan of an item. text: shows whether the ambiguous key `entity` is the surface or the label."""
     if not isinstance(item, dict):
         return StoredSpan(*item) if isinstance(item, list) and len(item) == 3 else StoredSpan(item, None, None)
     start, end, label, surface = (next((item[key] for key in keys if key in item), None) for keys in SPAN_KEYS)
@@ -121,20 +121,18 @@ def fields_of(item: Any, text: str = "") -> StoredSpan:
 
 
 def without_overlaps(spans: Iterable[Span]) -> tuple[list[Span], list[Span]]:
-    """(spans kept, spans dropped): of two spans that share a character the longer is kept, then the earlier."""
+    """Returns (kept, dropped). Of two spans that share a character, keeps the longer one, then the earlier one."""
     kept: list[Span] = []
     dropped: list[Span] = []
     for span in sorted(spans, key=lambda span: (span[0] - span[1], span[0], span[2])):
-        clash = any(span[0] < other[1] and other[0] < span[1] for other in kept)
-        (dropped if clash else kept).append(span)
+        is_overlapping = any(span[0] < other[1] and other[0] < span[1] for other in kept)
+        (dropped if is_overlapping else kept).append(span)
     return sorted(kept), dropped
 
 
 def tokenize_spans(examples: list[Example], names: list[str], unit: str, nested: Collection[str] = ()) -> list[Note]:
-    """Adds `tokens` to examples whose labels are lists of Span, and converts the labels to tags; `text` is kept.
-
-    unit: see split_text; nested: the tasks whose labels become spans of tokens instead. Returns notes on the changes.
-    """
+    """Adds `tokens` to examples whose labels are lists of Span, and converts the labels to tags. Keeps `text`. unit:
+    see split_text. nested: tasks whose labels become spans of tokens instead. Returns notes on the changes."""
     overlapping, inside, blank = [], [], []
     for example in examples:
         where, text, spans = example["_where"], example["text"], {}
@@ -158,18 +156,18 @@ def tokenize_spans(examples: list[Example], names: list[str], unit: str, nested:
             if number < len(task_spans):
                 blank.append(where)
     name = names[0]
-    longer = f"the longer of each pair was kept; --label_type {name}=spans keeps both"
+    advice = f"the longer of each pair was kept; --label_type {name}=spans keeps both"
     return [
-        Note(f"{name}: spans overlap", overlapping, longer),
-        Note(f"{name}: spans begin or end inside a word", inside, "the words were split there; try --unit character"),
+        Note(f"{name}: spans overlap", overlapping, advice),
+        Note(f"{name}: spans start or end inside a word", inside, "these words were split; try --unit character"),
         Note(f"{name}: spans contain only whitespace", blank, "they were dropped; correct the data"),
     ]
 
 
 def token_spans(example: Example, name: str) -> list[Span]:
-    """The spans of tokens of an example, with exclusive ends; each is stored as [first token, last token, label]."""
-    found = check_label(example, name, "spans") if example.get(name) is not None else None
-    return [(first, last + 1, label) for first, last, label in found or ()]
+    """Returns the token spans of an example. Converts [first token, last token, label] to exclusive ends."""
+    spans = check_label(example, name, "spans") if example.get(name) is not None else None
+    return [(first, last + 1, label) for first, last, label in spans or ()]
 
 
 def token_spans_to_tags(examples: list[Example], name: str) -> Note:
@@ -179,24 +177,24 @@ def token_spans_to_tags(examples: list[Example], name: str) -> Note:
         if example.get(name) is not None:
             tokens = example["tokens"]
             kept, dropped = without_overlaps(token_spans(example, name))
-            example[name] = spans_to_tags(kept, [(token, place, place + 1) for place, token in enumerate(tokens)])
+            example[name] = spans_to_tags(kept, [(token, n, n + 1) for n, token in enumerate(tokens)])
             overlapping += [f"{example['_where']}: {' '.join(tokens[a:b])!r} ({label})" for a, b, label in dropped]
     advice = f"the longer of each pair was kept; --label_type {name}=spans keeps both"
     return Note(f"{name}: spans overlap", overlapping, advice)
 
 
 def split_at_borders(pieces: Iterable[Piece], borders: Collection[int]) -> list[Piece]:
-    """Splits the pieces further at span boundaries."""
+    """Splits the pieces at span boundaries."""
     result = []
     for token, start, end in pieces:
-        inside = sorted(border for border in borders if start < border < end)
-        for a, b in zip([start, *inside], [*inside, end]):
+        inner = sorted(border for border in borders if start < border < end)
+        for a, b in zip([start, *inner], [*inner, end]):
             result.append((token[a - start : b - start], a, b))
     return result
 
 
 def spans_to_tags(spans: Sequence[Span], pieces: Iterable[Piece]) -> list[str]:
-    """BIO tags of the pieces. The spans must be sorted and must not overlap."""
+    """Returns the BIO tags of the pieces. The spans must be sorted and must not overlap."""
     tags, number, last = [], 0, None
     for _, start, end in pieces:
         while number < len(spans) and spans[number][1] <= start:
@@ -208,15 +206,15 @@ def spans_to_tags(spans: Sequence[Span], pieces: Iterable[Piece]) -> list[str]:
 
 
 def spans_to_tokens(spans: Iterable[Span], pieces: Sequence[Piece]) -> list[list]:
-    """[[first token, last token, label]] of the spans, whose boundaries must be boundaries of pieces; spans of only
-    whitespace have no token and are dropped."""
+    """Returns [[first token, last token, label]] of spans that start and end at borders of pieces. Drops spans of only
+    whitespace, which contain no token."""
     starts, ends = [start for _, start, _ in pieces], [end for _, _, end in pieces]
-    found = {(bisect_left(starts, start), bisect_right(ends, end) - 1, label) for start, end, label in spans}
-    return [list(span) for span in sorted(found) if span[0] <= span[1]]
+    token_spans = {(bisect_left(starts, start), bisect_right(ends, end) - 1, label) for start, end, label in spans}
+    return [list(span) for span in sorted(token_spans) if span[0] <= span[1]]
 
 
 def mostly_chinese(texts: Iterable[str]) -> bool:
-    """Whether most letters of the texts are Chinese or kana."""
+    """Returns True if most letters of the texts are Chinese or kana."""
     text = "".join(texts)
     letters, chinese = (regex.subn(pattern, "", text)[1] for pattern in (r"\p{L}", HAN))
     return 2 * chinese > letters

@@ -1,4 +1,4 @@
-"""labels.json: the ordered labels of each task with their counts, and other metadata that a model needs."""
+"""Computes labels.json: the ordered labels of each task with their counts, and other metadata that a model needs."""
 
 import math
 import statistics
@@ -21,21 +21,21 @@ from preprocess.storage.facts import Column, Facts, FirstRows, Series
 
 
 class LabelStatistics(Facts):
-    """Statistics of labels, lengths and extra columns over all rows, for labels.json, the summary and the checks."""
+    """Statistics of labels, lengths and extra columns over all rows."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.lengths: dict[str, Counter[int]] = defaultdict(Counter)  # {part: {length: rows}}
-        self.missing: dict[str, Counter[str]] = defaultdict(Counter)  # {task: {part: rows without its label}}
-        self.empty: dict[str, Counter[str]] = defaultdict(Counter)  # {task: {part: rows with no label in the list}}
+        self.lengths: dict[str, Counter[int]] = defaultdict(Counter)  # {part: {length: number of rows}}
+        self.missing: dict[str, Counter[str]] = defaultdict(Counter)  # {task: {part: rows without a label}}
+        self.empty: dict[str, Counter[str]] = defaultdict(Counter)  # {task: {part: rows with an empty set}}
         self.counts: dict[tuple[str, str], Counter[Any]] = defaultdict(Counter)  # {(task, part): {label: count}}
         self.first: dict[tuple[str, str], FirstRows] = defaultdict(FirstRows)  # {(task, part): first row of each label}
         series = partial(Series, folder, np.float64)
         self.numbers: dict[tuple[str, str], Series] = defaultdict(series)  # {(task, part): NaN where missing}
-        self.extras: dict[str, Series] = defaultdict(series)  # {column: values in train that are not missing}
-        self.tokens: Counter[str] = Counter()  # "long", "blank": blocks of train with such tokens
+        self.extras: dict[str, Series] = defaultdict(series)  # {column: values in train, without missing ones}
+        self.tokens: Counter[str] = Counter()  # {"long", "blank": train blocks with such tokens}
 
     def look(self, part: str, examples: Sequence[Example], kinds: Mapping[str, str]) -> None:
-        """Records a block of examples. kinds: {task: kind}"""
+        """Adds a block of examples. kinds: {task: kind}."""
         self.lengths[part].update(map(length_of, examples))
         for name, kind in kinds.items():
             self.look_at_task(part, examples, name, kind)
@@ -74,22 +74,24 @@ class LabelStatistics(Facts):
 def collect_labels(
     parts: Mapping[str, Sequence[Example]], kinds: Mapping[str, str], types: Mapping[str, str] | None = None
 ) -> dict[str, Task]:
-    """The tasks of {part: examples}, see `label_info`."""
-    found = LabelStatistics()
+    """Returns the tasks of {part: examples}, see `label_info`."""
+    total = LabelStatistics()
     for part, start, stop in blocks_of(parts):
-        of_block = LabelStatistics()
-        of_block.look(part, parts[part][start:stop], kinds)
-        found.merge(of_block)
-    return label_info(found, parts, kinds, types or {})
+        block = LabelStatistics()
+        block.look(part, parts[part][start:stop], kinds)
+        total.merge(block)
+    return label_info(total, parts, kinds, types or {})
 
 
 def label_info(
     found: LabelStatistics, parts: Mapping[str, Sequence[Example]], kinds: Mapping[str, str], types: Mapping[str, str]
 ) -> dict[str, Task]:
-    """The type of each task, and its ordered labels with their counts in train.
+    """Returns the tasks: their types, and the ordered labels with their counts in train.
 
-    Tagging tasks also have "unit", the kind of token; regression has mean and standard deviation instead of labels.
-    Also whether texts are pairs, the extra columns, and the kind of a custom type. types: {task: its custom type}
+    Tagging tasks also have "unit", the kind of token. Regression tasks have the mean and standard deviation instead of
+    labels. All tasks also record whether texts are pairs, the extra columns, and the kind of a custom type.
+
+    types: {task: custom type}.
     """
     require_distinct("the data", kinds)
     info: dict[str, dict[str, Any]] = {}
@@ -105,10 +107,10 @@ def label_info(
         names = sorted(counts, key=lambda label: (label != "O", label))
         check_label_names(name, names)
         if names and len(names) < 2 and kind in ("classification", "tagging"):
-            single = f"has the single label {shown(names[0])} in train"
-            raise UserError(f"the task {name!r} {single}: there is nothing to learn")
+            problem = f"has the single label {shown(names[0])} in train"
+            raise UserError(f"the task {name!r} {problem}; there is nothing to learn")
         if not names:
-            raise UserError(f"the task {name!r} has no label in train: all label lists are empty")
+            raise UserError(f"the task {name!r} has no label in train; all label lists are empty")
         info[name] = {"type": kind, "labels": names, "counts": [counts[label] for label in names]}
         if kind == "multilabel":
             info[name]["rows"] = len(parts["train"]) - found.missing[name]["train"]
@@ -128,7 +130,7 @@ def label_info(
 
 
 def present_in(column: Column) -> Iterator[float]:
-    """Yields the values of a column that are not missing."""
+    """Yields the values of a column, without missing ones."""
     for _, values in column.chunks():
         yield from values[~np.isnan(values)].tolist()
 
@@ -137,14 +139,14 @@ def mean_and_deviation(name: str, column: Column) -> dict[str, float]:
     number = sum(int((~np.isnan(values)).sum()) for _, values in column.chunks())
     mean, deviation = math.fsum(present_in(column)) / number, statistics.pstdev(present_in(column))
     if deviation == 0:
-        raise UserError(f"the task {name!r} has the single value {mean:g} in train: there is nothing to learn")
+        raise UserError(f"the task {name!r} has the single value {mean:g} in train; there is nothing to learn")
     return {"mean": mean, "std": deviation}
 
 
 def print_summary(parts: Mapping[str, Sequence[Example]], tasks: Mapping[str, Task], found: LabelStatistics) -> None:
-    """Prints an overview of the data: sizes, lengths, labels."""
+    """Prints the sizes, lengths and labels of the data."""
     unit = "tokens" if "tokens" in parts["train"][0] else "characters"
-    print(f"{'part':<8}{'examples':>9}   length in {unit}: median   95 %   99 %   most")
+    print(f"{'part':<8}{'examples':>9}   length in {unit}: median   95 %   99 %    max")
     for part, rows in parts.items():
         lengths, counts = np.array(sorted(found.lengths[part].items())).T
         ranks = [min(len(rows) - 1, int(share * len(rows))) for share in (0.5, 0.95, 0.99, 1)]
@@ -160,7 +162,7 @@ def print_summary(parts: Mapping[str, Sequence[Example]], tasks: Mapping[str, Ta
         print(f"task {name}: {task.type}, {len(per_label)} labels ({common}{', …' if len(per_label) > 3 else ''})")
         if task.kind == "multilabel":
             none = {part: found.empty[name][part] for part in parts}
-            print(f"task {name}: rows with an empty label set, which are kept: {none}")
+            print(f"task {name}: rows with an empty label set (kept): {none}")
         missing = {part: found.missing[name][part] for part in parts}
         if any(missing.values()):
-            print(f"task {name}: rows without a label, which this task ignores: {missing}")
+            print(f"task {name}: rows without a label (ignored by this task): {missing}")

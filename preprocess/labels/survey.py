@@ -1,4 +1,4 @@
-"""The parallel first pass over all examples: rejects unusable rows, and decides the kind of each task."""
+"""The parallel first pass over all examples. It rejects unusable rows and infers the kind of each task."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -28,7 +28,7 @@ from preprocess.storage.arrow import Batch, Store
 from preprocess.storage.facts import Facts, Note, Sample
 from preprocess.storage.parallel import in_order
 
-SPAN_KINDS = (None, "tagging", "spans")  # values of --label_type allowed for labels that are spans over a text
+SPAN_KINDS = (None, "tagging", "spans")  # values of --label_type that are allowed for spans over a text
 
 
 class Survey(Facts):
@@ -37,22 +37,19 @@ class Survey(Facts):
     def __init__(self) -> None:
         self.values: dict[str, Values] = defaultdict(Values)  # {task: Values}
         self.dashes: dict[str, list[int]] = defaultdict(list)  # {task: row numbers of the label "-"}
-        self.parts: list[np.ndarray] = []  # (rows,) 1, 2, 3 for train, dev, test, or empty; of each block
-        self.names_seen: set[tuple[str, ...]] = set()  # label names known in each block
+        self.parts: list[np.ndarray] = []  # per block (rows,): 1, 2, 3 for train, dev, test; or empty
+        self.names_seen: set[tuple[str, ...]] = set()  # label names known when each block was read
 
 
-def decide_form(form: Form, store: Store, found: Survey, first: Example) -> tuple[list[Note], np.ndarray]:
-    """Determines the kinds of a Form for the examples of a store.
-
-    Returns (notes on the conversion; the parts of the rows that are kept, see Survey). A row may lack some
-    tasks' labels if it has those of another.
-    """
-    values, parts = found.values, np.concatenate(found.parts)
-    notes = list(drop_dashes(form, store, found))
-    over = [n for n in form.names if form.chosen.get(n) in SPAN_KINDS and values[n].kind == "spans"]
-    form.over_text, form.over_tokens = ([], over) if "tokens" in first else (over, [])
+def decide_form(form: Form, store: Store, survey: Survey, first: Example) -> tuple[list[Note], np.ndarray]:
+    """Determines the kinds of a Form for the examples of a store. Returns (notes, parts of the kept rows, see Survey).
+    A row can lack the label of a task if it has another label."""
+    values, parts = survey.values, np.concatenate(survey.parts)
+    notes = list(drop_dashes(form, store, survey))
+    span_tasks = [n for n in form.names if form.chosen.get(n) in SPAN_KINDS and values[n].kind == "spans"]
+    form.over_text, form.over_tokens = ([], span_tasks) if "tokens" in first else (span_tasks, [])
     overlaps: Counter[str] = Counter()
-    if over:
+    if span_tasks:
         for overlapping in in_order(partial(overlapping_tasks, form=form), store.batches()):
             overlaps.update(overlapping)
         if form.unit == "auto" and form.over_text:
@@ -64,98 +61,102 @@ def decide_form(form: Form, store: Store, found: Survey, first: Example) -> tupl
     for name in form.names:
         if name not in form.chosen:
             notes += doubtful_numbers(form, store, name, values[name])
-    form.from_tags = [name for name, kind in form.kinds.items() if kind == "spans" and name not in over]
+    form.from_tags = [name for name, kind in form.kinds.items() if kind == "spans" and name not in span_tasks]
     return notes, np.delete(parts, form.dropped) if len(parts) else parts
 
 
 def survey_all(form: Form, store: Store, batches: Iterable[Batch], first: Example) -> Survey:
-    """Checks all rows of a store, which fills as `batches` is consumed, and sets the names of the form."""
-    found = Survey()
+    """Checks all rows of a store, which grows while `batches` is consumed, and sets the names of the form."""
+    survey = Survey()
     survey_block = partial(surveyed, form=form, first=first, shapes=store.shapes)
-    for of_block in in_order(survey_block, batches):
-        found.merge(of_block)
+    for block in in_order(survey_block, batches):
+        survey.merge(block)
     form.names = names_of(store.shapes)
     if unknown := sorted(set(form.chosen) - set(form.names)):
-        joined = f"; --label_column {unknown[0]}={'+'.join(form.names)} combines columns of 0 and 1 into one task"
-        advice = joined if form.chosen[unknown[0]] == "multilabel" and len(form.names) > 1 else ""
-        raise UserError(f"--label_type names {', '.join(unknown)}, but the labels are {', '.join(form.names)}{advice}")
-    if found.names_seen != {tuple(form.names)}:  # names in later blocks change the meaning of an empty cell
+        combine = f"; --label_column {unknown[0]}={'+'.join(form.names)} combines columns of 0 and 1 into one task"
+        advice = combine if form.chosen[unknown[0]] == "multilabel" and len(form.names) > 1 else ""
+        raise UserError(f"--label_type: no label {', '.join(unknown)}; the labels are {', '.join(form.names)}{advice}")
+    if survey.names_seen != {tuple(form.names)}:  # later names change the meaning of empty cells
         return survey_all(form, store, store.batches(), first)
-    return found
+    return survey
 
 
 def names_of(shapes: Iterable[tuple[str, ...]]) -> list[str]:
-    """The label names in all observed tuples of keys."""
+    """Returns the label names in all observed tuples of keys."""
     return list(dict.fromkeys(key for shape in list(shapes) for key in shape if key not in RESERVED))
 
 
 def surveyed(batch: Batch, form: Form, first: Example, shapes: Iterable[tuple[str, ...]]) -> Survey:
-    """The first pass over a block: rejects rows that cannot be trained on, and collects the Values of their labels."""
-    examples, form, found = list(batch), replace(form, names=names_of(shapes)), Survey()
+    """Surveys a block: rejects rows that cannot be used in training, and collects the Values of their labels."""
+    examples, form, survey = list(batch), replace(form, names=names_of(shapes)), Survey()
     for example in examples:
         check_shape(example, first)
         form.normalize(example)
     for name in form.names:
-        found.values[name].add(examples, name)
-        if found.values[name].dashes:
-            found.dashes[name] = [number for number, e in enumerate(examples, batch.start) if e.get(name) == "-"]
+        survey.values[name].add(examples, name)
+        if survey.values[name].dashes:
+            survey.dashes[name] = [number for number, e in enumerate(examples, batch.start) if e.get(name) == "-"]
     parts = [PARTS.index(e["split"]) + 1 for e in examples] if "split" in first else []
-    found.parts.append(np.array(parts, np.uint8))
-    found.names_seen.add(tuple(form.names))
-    return found
+    survey.parts.append(np.array(parts, np.uint8))
+    survey.names_seen.add(tuple(form.names))
+    return survey
 
 
 def check_shape(example: Example, first: Example) -> None:
-    """Raises UserError unless an example has the same text keys as the first, and a part if the first has one."""
+    """Raises UserError unless an example has the same text keys as the first one, and a part if the first one has."""
     where = example["_where"]
     if any((key in example) != (key in first) for key in TEXT_KEYS):
-        has, wanted = (sorted(e.keys() & TEXT_KEYS) for e in (example, first))
+        has, expected = (sorted(e.keys() & TEXT_KEYS) for e in (example, first))
         other = same_file(where, first["_where"])
-        raise UserError(f"{where}: has {' and '.join(has)}, but {other} has {' and '.join(wanted)}")
-    check_text(example, advice="; --drop_empty drops such rows")
+        raise UserError(f"{where}: has {' and '.join(has)}, but {other} has {' and '.join(expected)}")
+    check_text(example, advice="; add --drop_empty to drop such rows")
     check_characters(example)
     if "split" in example and str(example["split"]).lower() not in PART_NAMES:
         raise UserError(f"{where}: split {shown(example['split'])} must be one of train, dev, test")
     if ("split" in example) != ("split" in first):
-        without = where if "split" in first else first["_where"]
-        raise UserError(f"{without}: has no part (train, dev, test), but other rows have one")
+        source = where if "split" in first else first["_where"]
+        raise UserError(f"{source}: has no part (train, dev, test), but other rows have one")
 
 
-def drop_dashes(form: Form, store: Store, found: Survey) -> Iterator[Note]:
-    """Treats the label "-" as missing where it means that; with a single task such rows are dropped. Yields notes."""
+def drop_dashes(form: Form, store: Store, survey: Survey) -> Iterator[Note]:
+    """Treats the label "-" as missing in tasks where it has this meaning. Yields notes. If there is only one task, the
+    rows are dropped."""
     is_single = len(form.names) == 1
     for name in form.names:
-        if name in form.chosen or not found.values[name].dashes_mean_none:
-            found.values[name].keep_dashes()
+        if name in form.chosen or not survey.values[name].dashes_mean_none:
+            survey.values[name].keep_dashes()
             continue
         form.dashed.append(name)
         if is_single:
-            form.dropped = np.array(found.dashes[name], np.int64)
-        rows = Sample([e["_where"] for e in store.pick(found.dashes[name][: Sample.most])])
-        rows.number = len(found.dashes[name])
-        done = "these rows are dropped" if is_single else "they count as unlabelled"
-        advice = f"{done}; if it is a class: --label_type {name}=classification"
+            form.dropped = np.array(survey.dashes[name], np.int64)
+        rows = Sample([e["_where"] for e in store.pick(survey.dashes[name][: Sample.most])])
+        rows.number = len(survey.dashes[name])
+        action = "these rows were dropped" if is_single else "they are unlabelled"
+        advice = f"{action}; if it is a class, add --label_type {name}=classification"
         yield Note(f"{name}: the label '-' means that there is no gold label", rows, advice)
 
 
 def overlapping_tasks(batch: Batch, form: Form) -> dict[str, bool]:
-    """{task: whether spans of a text overlap} in a block."""
+    """Returns {task: whether any spans overlap} for a block."""
     examples = form.kept(batch)
     for example in examples:
         form.normalize(example)
     read_all_spans(examples, form.over_text)
-    found = {name: any(without_overlaps(e.get(name) or ())[1] for e in examples) for name in form.over_text}
-    return found | {name: any(without_overlaps(token_spans(e, name))[1] for e in examples) for name in form.over_tokens}
+    result = {name: any(without_overlaps(e.get(name) or ())[1] for e in examples) for name in form.over_text}
+    return result | {
+        name: any(without_overlaps(token_spans(e, name))[1] for e in examples) for name in form.over_tokens
+    }
 
 
 def kind_of_task(form: Form, name: str, values: Values, *, has_tokens: bool, overlaps: Counter[str]) -> str:
-    """The kind of a task: from --label_type, otherwise from its labels. overlaps: {task: blocks with overlaps}"""
+    """Returns the kind of a task, from --label_type or else from its labels. overlaps: {task: blocks with overlaps}."""
     chosen = form.chosen.get(name)
     if chosen not in SPAN_KINDS:
         return chosen
     if name in (*form.over_text, *form.over_tokens):
         if chosen is None and overlaps[name]:
-            print(f"the spans of {name!r} overlap: a spans task (--label_type {name}=tagging keeps the longer of two)")
+            advice = f"--label_type {name}=tagging keeps the longer of two"
+            print(f"the spans of {name!r} overlap, so the task type is spans ({advice})")
             return "spans"
         return chosen or "tagging"
     if chosen == "spans":
@@ -164,18 +165,18 @@ def kind_of_task(form: Form, name: str, values: Values, *, has_tokens: bool, ove
         return "tagging" if name in TAG_NAMES or (has_tokens and name not in SET_NAMES) else "multilabel"
     if chosen == "tagging" and values.kind != "spans" and values.first:
         where, label = values.first
-        needs = f"--label_type {name}=tagging needs a tag for each token"
-        raise UserError(f"{where}: {needs}, but the label is {shown(label)}")
+        problem = f"--label_type {name}=tagging requires one tag per token"
+        raise UserError(f"{where}: {problem}, but the label is {shown(label)}")
     return values.kind
 
 
 def doubtful_numbers(form: Form, store: Store, name: str, values: Values) -> Iterator[Note]:
-    """Notes on labels that may be either numbers or class names."""
+    """Yields notes on labels that could be either numbers or class names."""
     if form.kinds[name] == "regression":
         numbers = sorted(values.numbers)
         if values.first and values.count >= 20 and len(numbers) <= 10 and all(map(float.is_integer, numbers)):
             rows = [f"{values.first[0]}: {', '.join(f'{value:g}' for value in numbers)}"]
-            advice = f"if they are class names: --label_type {name}=classification"
+            advice = f"if they are class names, add --label_type {name}=classification"
             yield Note(f"{name}: few distinct values, all whole numbers", rows, advice)
     elif form.kinds[name] == "classification" and values.decimals > 0.8 * values.count:
         words = Sample()
@@ -186,6 +187,6 @@ def doubtful_numbers(form: Form, store: Store, name: str, values: Values) -> Ite
                 is_missing = label is None or (name in form.dashed and label == "-")
                 if not is_missing and not is_number(str(label)):
                     words.add(f"{e['_where']}: {shown(label)}")
-        leave = "if the label is a score, correct these, or leave them empty (with several tasks)"
-        advice = f"{leave}, and add --label_type {name}=regression"
+        correct = "if the label is a score, correct these rows (or, with several tasks, empty the cells)"
+        advice = f"{correct}, and add --label_type {name}=regression"
         yield Note(f"{name}: nearly all labels are numbers, but not these", words, advice)

@@ -12,24 +12,22 @@ from preprocess.labels.spans import is_spans
 
 @dataclass
 class Values:
-    """Statistics of a task's labels without None; mergeable across blocks.
+    """Statistics of a task's labels, without None. Statistics of several blocks can be merged. "-" is counted
+    separately, because it can mean that the label is missing."""
 
-    "-", which may mean that the label is missing, is counted separately.
-    """
-
-    count: int = 0  # labels
-    decimals: int = 0  # numbers with a decimal point
+    count: int = 0  # number of labels
+    decimals: int = 0  # number of labels with a decimal point
     dashes: int = 0
     any_spans: bool = False
     any_list: bool = False
     any_float: bool = False
-    any_sign: bool = False  # a string without letters and digits
-    all_numbers: bool = True  # int or float
-    all_numeric: bool = True  # strings that are written as numbers
-    broken: str | None = None  # a string with a line break or tab inside
+    any_sign: bool = False  # any string without letters and digits
+    all_numbers: bool = True  # all int or float
+    all_numeric: bool = True  # all strings that are numbers
+    broken: str | None = None  # a string that contains a line break or tab
     words: set[str] = field(default_factory=set)  # the first strings
     numbers: set[float] = field(default_factory=set)  # the first distinct values
-    first: tuple[str, Any] | None = None  # (where, label)
+    first: tuple[str, Any] | None = None  # (source, label)
 
     def add(self, examples: list[Example], name: str) -> None:
         values = [e[name] for e in examples if e.get(name) is not None]
@@ -85,8 +83,8 @@ class Values:
 
     @property
     def dashes_mean_none(self) -> bool:
-        """Whether "-" among words means no label, as in OCNLI and SNLI. Next to other signs ("+") it is an ordinary
-        label."""
+        """Whether "-" among words means that there is no label, as in OCNLI and SNLI. It is an ordinary label if other
+        signs ("+") are also labels."""
         return self.dashes > 0 and len(self.words) >= 2 and not self.any_sign
 
     def keep_dashes(self) -> None:
@@ -98,7 +96,7 @@ class Values:
 
     @property
     def kind(self) -> str:
-        """The kind inferred from these labels: spans, list, regression or classification."""
+        """The kind that these labels imply: spans, list, regression or classification."""
         if self.any_spans or self.any_list:
             return "spans" if self.any_spans else "list"
         is_regression = (self.all_numbers and self.any_float) or (self.all_numeric and self.decimals > 0)

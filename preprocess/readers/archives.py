@@ -1,4 +1,4 @@
-"""Zip archives, which are read as the folder or file they contain."""
+"""Zip archives, which are read as the folder or file that they contain."""
 
 import shutil
 import tempfile
@@ -14,7 +14,7 @@ UNPACKED: dict[str, str] = {}  # {extraction folder: its archive}
 
 
 def as_named(text: str) -> str:
-    """Replaces paths of extracted files in a text by FILE.zip/NAME."""
+    """Replaces the paths of extracted files in a text with FILE.zip/NAME."""
     for folder, archive in UNPACKED.items():
         text = text.replace(folder, archive)
     return text
@@ -25,21 +25,21 @@ def is_archive(path: Path) -> bool:
 
 
 def unpacked(path: Path, stack: ExitStack) -> Path:
-    """Unpacks an archive. Returns its innermost folder, which exists until the stack is closed."""
-    room = Path(stack.enter_context(tempfile.TemporaryDirectory())) / path.name
+    """Unpacks an archive. Returns its innermost folder, which is deleted when the stack is closed."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / path.name
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [one for one in archive.infolist() if not one.is_dir() and not is_hidden(one.filename)]
-            size = sum(one.file_size for one in members)
-            room.mkdir()
-            UNPACKED[str(room)] = as_named(str(path))
-            if size > 0.9 * shutil.disk_usage(room).free:
-                too_many = f"{size:,} bytes when decompressed, too many for the disk of {tempfile.gettempdir()}"
-                raise UserError(f"{path}: {too_many}")
-            archive.extractall(room, members)
+            members = [file for file in archive.infolist() if not file.is_dir() and not is_hidden(file.filename)]
+            size = sum(member.file_size for member in members)
+            folder.mkdir()
+            UNPACKED[str(folder)] = as_named(str(path))
+            if size > 0.9 * shutil.disk_usage(folder).free:
+                problem = f"not enough space in {tempfile.gettempdir()} for the {size:,} decompressed bytes"
+                raise UserError(f"{path}: {problem}")
+            archive.extractall(folder, members)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError) as error:
         raise UserError(f"{path}: not a readable .zip file ({first_line(error)}); unpack it") from None
-    return innermost(room)
+    return innermost(folder)
 
 
 def is_hidden(name: str) -> bool:
@@ -49,13 +49,13 @@ def is_hidden(name: str) -> bool:
 def innermost(path: Path) -> Path:
     """Descends while a folder contains only one folder that is not named after a part."""
     while path.is_dir():
-        inside = [one for one in path.iterdir() if not is_hidden(one.name)]
-        if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.lower() in PART_NAMES:
+        entries = [entry for entry in path.iterdir() if not is_hidden(entry.name)]
+        if len(entries) != 1 or not entries[0].is_dir() or entries[0].name.lower() in PART_NAMES:
             break
-        (path,) = inside
+        (path,) = entries
     return path
 
 
 def note(text: str) -> None:
-    """Prints a note of a reader."""
+    """Prints a message from a reader."""
     print(as_named(text))

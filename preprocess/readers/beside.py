@@ -1,4 +1,4 @@
-"""Plain text files with labels in a parallel second file, or with one file per class."""
+"""Reads plain texts with labels in a parallel file, or with one file per class."""
 
 import re
 from collections.abc import Collection, Iterator
@@ -12,22 +12,22 @@ from preprocess.readers.archives import note
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import named_rows, open_bytes, rows_side_by_side, split_words
 
-# Words in the name of a file with texts, and in the name of the file with their labels
+# Words in the names of files with texts and of files with labels
 TEXT_WORDS = set("text texts sentence sentences x in input inputs data txt".split())
 LABEL_WORDS = set("label labels target targets y tag tags intent intents 标签".split())
-# Words in the names of files that are not a class
+# Words that show that a file name is not a class
 OTHER_WORDS = set(
     "corpus vocab vocabulary classes class dict stopwords source words readme license mapping map".split()
 )
 OTHER_WORDS |= set("map index list names all raw clean notes output result results".split()) | TEXT_WORDS | LABEL_WORDS
-# File names that are certainly classes; others must be confirmed with --format class_files
+# Names that are certainly classes; other names must be confirmed with --format class_files
 CLASS_WORDS = set("pos neg neu positive negative neutral good bad spam ham true false real fake yes no".split())
-HEAD_ROWS = 200  # rows used to recognise texts with a tag per word
+HEAD_ROWS = 200  # rows used to detect one tag per word
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx", ".conllu", ".conll", ".ann")
 
 
 def name_pieces(path: Path) -> list[str]:
-    """The words of a file's name, and the delimiters between them."""
+    """Returns the words of a file name, with the delimiters between them."""
     name = path.name[: -len(path.suffix)] if path.suffix.lower() == ".gz" else path.name
     return re.split(r"([._\-\s]+)", name)
 
@@ -37,13 +37,13 @@ def words_of(path: Path) -> list[str]:
 
 
 def label_file_of(path: Path) -> Path | None:
-    """The parallel label file of a text file: train.labels for train.txt, y_train.txt for x_train.txt."""
+    """Returns the label file next to a text file (train.labels for train.txt, y_train.txt for x_train.txt), or None."""
     words = {*words_of(path)}
     if words & LABEL_WORDS or not path.is_file() or path.suffix.lower() in TABLES:
         return None
     for other in sorted(path.parent.iterdir()):
-        found = {*words_of(other)}
-        is_beside = found & LABEL_WORDS and found - LABEL_WORDS - TEXT_WORDS == words - TEXT_WORDS
+        other_words = {*words_of(other)}
+        is_beside = other_words & LABEL_WORDS and other_words - LABEL_WORDS - TEXT_WORDS == words - TEXT_WORDS
         is_plain = is_beside and other.is_file() and other.suffix.lower() not in (*TABLES, ".intent")
         if is_plain and number_of_rows(other) == number_of_rows(path):
             return other
@@ -59,16 +59,16 @@ def number_of_rows(path: Path) -> int:
 
 
 def read_beside(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """One text per row; a parallel file has a label, or a tag per word, in the same row. For prediction, empty rows
-    keep their positions."""
+    """Reads one text per row, and from a parallel file its label or one tag per word. If labels are not needed, empty
+    rows are kept, so that each prediction keeps its row number."""
     beside = label_file_of(path)
     if beside is None:
-        raise UserError(f"{path}: no file with the same number of labels next to it, such as {path.stem}.labels")
+        raise UserError(f"{path}: no label file with the same number of rows (such as {path.stem}.labels)")
     head = list(islice(rows_side_by_side([path, beside], options.encoding), HEAD_ROWS))
     pairs = [(split_words(text), split_words(label)) for _, (text, label) in head]
-    fits = all(len(words) == len(tags) for words, tags in pairs)
-    fits = fits or notation_of(tag for _, tags in pairs for tag in tags) is not None
-    tagged = fits and any(len(tags) > 1 for _, tags in pairs)
+    is_parallel = all(len(words) == len(tags) for words, tags in pairs)
+    is_parallel = is_parallel or notation_of(tag for _, tags in pairs for tag in tags) is not None
+    tagged = is_parallel and any(len(tags) > 1 for _, tags in pairs)
     columns = {"text": path.name, "tags" if tagged else "label": beside.name}
     options.understood.add(path, "texts with labels next to them", **columns)
     for where, (text, label) in rows_side_by_side([path, beside], options.encoding):
@@ -81,19 +81,19 @@ def read_beside(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def classes_of(files: list[Path]) -> dict[Path, str] | None:
-    """{file: its class}: its name without words common to all names and those of parts; None if the names are not
-    classes."""
+    """Returns {file: class}, or None if the file names are not classes. The class is the file name without the words
+    that all names share and without names of parts."""
     words = {path: [word for word in words_of(path) if word not in PART_NAMES and word != "txt"] for path in files}
     common = set.intersection(*map(set, words.values())) if words else set()
-    words_of_class = {path: {*found} - common for path, found in words.items()}
-    classes = {path: class_of(path, found) for path, found in words_of_class.items()}
+    words_of_class = {path: {*file_words} - common for path, file_words in words.items()}
+    classes = {path: class_of(path, distinct) for path, distinct in words_of_class.items()}
     unusual = any(not name or name.isdigit() or words_of_class[path] & OTHER_WORDS for path, name in classes.items())
     is_repeated = len({(part_of_name(path), name) for path, name in classes.items()}) < len(classes)
     return None if unusual or is_repeated or len({*classes.values()}) < 2 else classes
 
 
 def class_of(path: Path, words: Collection[str]) -> str:
-    """The words of a file name that name its class, in their original spelling."""
+    """Returns the words of a file name that name its class, with their original case and delimiters."""
     name, pieces = "", name_pieces(path)
     for delimiter, word in zip(["", *pieces[1::2]], pieces[::2]):
         if word.lower() in words:
@@ -102,21 +102,21 @@ def class_of(path: Path, words: Collection[str]) -> str:
 
 
 def class_files(folder: Path) -> list[Path]:
-    """The plain text files of a folder, sorted."""
+    """Returns the plain text files of a folder, sorted."""
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith((".", "README"))]
     return [path for path in files if path.suffix.lower() not in (*TABLES, ".md", ".py")]
 
 
 def read_class_files(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """A folder with one file per class and one text per row."""
+    """Reads a folder with one file per class and one text per row."""
     files = class_files(path)
-    classes, listed = classes_of(files), abbreviate(file.name for file in files)
+    classes, file_names = classes_of(files), abbreviate(file.name for file in files)
     if classes is None:
-        raise UserError(f"{path}: needs one text file per class, named after the class; it has {listed}")
+        raise UserError(f"{path}: needs one text file per class, named after the class; found {file_names}")
     names = list(dict.fromkeys(classes.values()))
     is_sure = all(map(part_of_name, files)) or {name.lower() for name in names} <= CLASS_WORDS
     if options.format != "class_files" and not is_sure:
-        raise UserError(f"{path}: {listed} may each have the texts of one class; if so, add --format class_files")
+        raise UserError(f"{path}: {file_names} could be one class each; if so, add --format class_files")
     note(f"{path}: one class for each of the {len(names)} files ({abbreviate(names)})")
     for file, name in classes.items():
         part = part_of_name(file)

@@ -1,6 +1,6 @@
-"""Reads JSON objects by one of SHAPES: finds the shape that the first objects have, and converts all of them.
+"""Reads JSON objects by one of SHAPES: selects the shape that fits the first objects, and converts all of them.
 
-Every span becomes {"start", "end", "label", "text"} in characters, or [first token, last token, label].
+Spans become {"start", "end", "label", "text"} in characters, or [first token, last token, label].
 """
 
 from collections import Counter
@@ -20,13 +20,13 @@ from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.paths import MISSING, Convert, Values, at, is_at, key_of, task_of
 from preprocess.readers.shapes import KEY, VALUE, Shape, Spans
 
-HEAD = 200  # the first objects, which determine the shape
-FROM_TEXTS = 0.8  # the minimum share of values found in their texts; other values sometimes match by chance
+HEAD = 200  # number of first objects that determine the shape
+FROM_TEXTS = 0.8  # minimum share of values found in their texts; a lower share can be chance
 
 
-def stored_spans(spans: Spans, found: Any) -> Iterator[StoredSpan]:
-    """Yields the spans of one object. found: the value at their path"""
-    for key, item in entries(rows_of_columns(found) if spans.columns else found):
+def stored_spans(spans: Spans, value: Any) -> Iterator[StoredSpan]:
+    """Yields the spans of one object. value: the value at their path."""
+    for key, item in entries(rows_of_columns(value) if spans.columns else value):
         label = key if spans.label == KEY else at(item, spans.label)
         surface = item if spans.surface == VALUE else at(item, spans.surface) if spans.surface else None
         surface = surface if isinstance(surface, str) else None
@@ -44,37 +44,37 @@ def stored_spans(spans: Spans, found: Any) -> Iterator[StoredSpan]:
             yield StoredSpan(start, end, label, surface)
 
 
-def is_complete(span: StoredSpan, by_place: bool) -> bool:
-    """Whether a span has a label and its position, or its surface instead."""
-    found = span.has_place() if by_place else bool(span.surface)
-    return found and isinstance(span.label, str) and bool(span.label)
+def is_complete(span: StoredSpan, by_offsets: bool) -> bool:
+    """Whether a span has a label, and its offsets or surface. by_offsets: whether offsets are stored."""
+    is_located = span.has_place() if by_offsets else bool(span.surface)
+    return is_located and isinstance(span.label, str) and bool(span.label)
 
 
-def entries(found: Any) -> Iterator[tuple[str, Any]]:
-    """(key, span) of a dict of spans or of lists of spans; the key is "" in a list of spans."""
-    if isinstance(found, list):
-        yield from (("", item) for item in found)
-    for key, items in found.items() if isinstance(found, dict) else ():
+def entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yields (key, span) from a dict of spans or of lists of spans. The key is "" for a list of spans."""
+    if isinstance(value, list):
+        yield from (("", item) for item in value)
+    for key, items in value.items() if isinstance(value, dict) else ():
         is_span = not isinstance(items, list) or (items and type(items[0]) is int)
         yield from ((key, item) for item in ([items] if is_span else items))
 
 
-def rows_of_columns(found: Any) -> Any:
-    """[{"start", "end", …}] of {"start": […], "end": […], …}; [MISSING] of other values."""
-    lists = isinstance(found, dict) and found and all(isinstance(value, list) for value in found.values())
-    if not lists or len({len(value) for value in found.values()}) > 1:
+def rows_of_columns(columns: Any) -> Any:
+    """Converts {"start": […], "end": […], …} to [{"start", "end", …}]; returns [MISSING] for other values."""
+    are_lists = isinstance(columns, dict) and columns and all(isinstance(each, list) for each in columns.values())
+    if not are_lists or len({len(column) for column in columns.values()}) > 1:
         return [MISSING]
-    return [dict(zip(found, row)) for row in zip(*found.values())]
+    return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
 
 def ends_of(pieces: Any) -> tuple[Any, Any]:
-    """The first start and last end of [0, 1, 2], or of [[0, 4], [6, 9]]."""
+    """Returns the first start and the last end of positions [0, 1, 2] or ranges [[0, 4], [6, 9]]."""
     first, last = (pieces[0], pieces[-1]) if isinstance(pieces, list) and pieces else (MISSING, MISSING)
     return at(first, "0") if isinstance(first, list) else first, at(last, "1") if isinstance(last, list) else last
 
 
 def is_continuous(pieces: Any) -> bool:
-    """Whether positions, or ranges, are contiguous."""
+    """Whether positions or ranges are contiguous."""
     if not isinstance(pieces, list) or not pieces:
         return True
     ranges = pieces if isinstance(pieces[0], list) else [[place, place + 1] for place in pieces if type(place) is int]
@@ -87,7 +87,7 @@ def is_surface(tokens: Sequence[str], surface: str) -> bool:
 
 
 class SpanTask(NamedTuple):
-    """A task whose labels are spans. inclusive: whether their ends are inclusive; is_sure: whether that is certain"""
+    """A task whose labels are spans. inclusive: whether the ends are inclusive. is_sure: whether this is certain."""
 
     name: str
     path: str
@@ -97,15 +97,15 @@ class SpanTask(NamedTuple):
 
 @dataclass
 class Reading:
-    """How to read the objects of a file: by a shape, with details inferred from the first objects."""
+    """Converts the objects of a file by a shape, with details inferred from the first objects."""
 
     path: str | Path
     shape: Shape
     spans: list[SpanTask] = field(default_factory=list)
-    convert: Convert | None = None  # of shapes with `find`
+    convert: Convert | None = None  # from the shape's `find`
     tasks: list[str] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)  # {what is skipped: how often}
-    weight: int = 0  # the number of paths that the shape names
+    counts: Counter[str] = field(default_factory=Counter)  # {message: number of skipped items}
+    weight: int = 0  # number of paths in the shape; the largest weight wins
 
     def __call__(self, values: Values, where: str) -> Values:
         """Converts an object to one with `text` or `tokens`, and labels keyed by task."""
@@ -125,23 +125,24 @@ class Reading:
         return values | found
 
     def read_spans(self, task: SpanTask, stored: Any, found: Values, where: str) -> list[Any] | None:
-        """The spans of a task in one object. stored: the value at their path; found: has the text or tokens"""
+        """Returns the spans of a task in one object. stored: the value at their path. found: the converted text or
+        tokens."""
         spans, result = self.shape.spans, list[Any]()
         assert spans
         if stored is MISSING or stored is None:
             return [] if spans.may_lack else None
-        by_place, tokens = bool(spans.start or spans.pieces), found["tokens"] if self.shape.tokens else None
+        by_offsets, tokens = bool(spans.start or spans.pieces), found["tokens"] if self.shape.tokens else None
         for span in stored_spans(spans, stored):
-            if not is_complete(span, by_place):
+            if not is_complete(span, by_offsets):
                 raise UserError(f"{where}: a span of {task.name!r} needs a start, an end and a label, as in other rows")
             if not span.continuous:
-                self.counts["discontinuous spans, which are skipped"] += 1
+                self.counts["discontinuous spans skipped"] += 1
                 continue
             start, end = span.start, span.end
-            if not by_place:
+            if not by_offsets:
                 start = found["text"].find(span.surface)
                 if start < 0 or start != found["text"].rfind(span.surface):
-                    self.counts[f"texts in which a value does not occur exactly once; they have no {task.name}"] += 1
+                    self.counts[f"texts without {task.name}, because a value does not occur exactly once"] += 1
                     return None
                 end = start + len(str(span.surface))
             end += task.inclusive
@@ -153,56 +154,58 @@ class Reading:
         return result
 
     def report(self) -> None:
-        for what, number in self.counts.items():
-            note(f"{self.path}: {number:,} {what}")
+        for message, number in self.counts.items():
+            note(f"{self.path}: {number:,} {message}")
 
 
 def check_tokens(span: StoredSpan, tokens: list[str], inclusive: bool, where: str) -> None:
-    """Raises UserError for a span outside the tokens, or with a wrong surface. span: with an exclusive end"""
+    """Raises UserError if a span is outside the tokens or has a wrong surface. span: with an exclusive end."""
     start, end, label, surface, _ = span
-    how = f"with its end {'inclusive' if inclusive else 'exclusive'} (--span_end overrides)"
-    place = f"{where}: the span {start} to {end - inclusive} of {shown(label)}"
+    end_type = f"with its end {'inclusive' if inclusive else 'exclusive'} (--span_end overrides)"
+    source = f"{where}: the span {start} to {end - inclusive} of {shown(label)}"
     if not 0 <= start < end <= len(tokens):
-        raise UserError(f"{place} lies outside the {len(tokens)} tokens, or is empty, {how}")
+        raise UserError(f"{source} is empty or outside the {len(tokens)} tokens, {end_type}")
     if surface and not is_surface(tokens[start:end], surface):
         called = f"is {shown(' '.join(tokens[start:end]))}, but the data gives {shown(surface)}"
-        raise UserError(f"{place} {called}, {how}")
+        raise UserError(f"{source} {called}, {end_type}")
 
 
 # ---- which shape ---------------------------------------------------------------------------------------------------
 
 
 def find_reading(path: str | Path, objects: Sequence[Values], options: ReadOptions) -> Reading | None:
-    """The Reading that fits the first objects of a file; None if text, tokens and labels are under usual keys, or if no
-    shape fits. Raises UserError if several different shapes fit equally well."""
+    """Returns the Reading that fits the first objects of a file. Raises UserError if several fit equally well. Returns
+    None if no shape fits, or if text, tokens and labels have usual keys."""
     rows = [values for values in objects[:HEAD] if isinstance(values, dict)]
-    wanted = [shape for shape in shapes.SHAPES if options.shape in ("auto", shape.name)]
+    candidates = [shape for shape in shapes.SHAPES if options.shape in ("auto", shape.name)]
     if options.shape == "none" or not rows:
         return None
-    if not wanted:
+    if not candidates:
         names = ", ".join(shape.name for shape in shapes.SHAPES)
         raise UserError(f"--shape {options.shape!r} is not one of: auto, none, {names}")
-    readings = [reading for shape in wanted if (reading := fitting(path, shape, rows, options))]
+    readings = [reading for shape in candidates if (reading := fitting(path, shape, rows, options))]
     usual = any({"tokens", *TEXT_NAMES} & row.keys() for row in rows)
     if not options.labelled and not readings and (not usual or options.shape != "auto"):
-        readings = [found for shape in wanted if (found := fitting(path, shape, rows, options, needs_spans=False))]
+        readings = [
+            reading for shape in candidates if (reading := fitting(path, shape, rows, options, needs_spans=False))
+        ]
     for reading in readings if not options.labelled else ():
         reading.spans.clear()
     if options.shape != "auto" and not readings:
         raise UserError(f"{path}: the first {len(rows)} objects do not fit --shape {options.shape!r}")
-    best = max((reading.weight for reading in readings), default=0)
-    fit = [reading for reading in readings if reading.weight == best]
-    for other in fit[1:]:
-        if [outcome(fit[0], row) for row in rows] != [outcome(other, row) for row in rows]:
-            both = f"{fit[0].shape.name!r} and {other.shape.name!r}"
-            raise UserError(f"{path}: the objects fit the shapes {both} equally well; name one with --shape")
-    if fit:
-        settle(fit[0], rows[0], options)
-    return fit[0] if fit else None
+    most = max((reading.weight for reading in readings), default=0)
+    best = [reading for reading in readings if reading.weight == most]
+    for other in best[1:]:
+        if [outcome(best[0], row) for row in rows] != [outcome(other, row) for row in rows]:
+            both = f"{best[0].shape.name!r} and {other.shape.name!r}"
+            raise UserError(f"{path}: the objects fit the shapes {both} equally well; select one with --shape")
+    if best:
+        settle(best[0], rows[0], options)
+    return best[0] if best else None
 
 
 def outcome(reading: Reading, row: Values) -> Any:
-    """The object converted by a Reading, or the error message."""
+    """Returns the object converted by a Reading, or the error message."""
     try:
         return reading(row, "")
     except UserError as error:
@@ -210,18 +213,18 @@ def outcome(reading: Reading, row: Values) -> Any:
 
 
 def settle(reading: Reading, row: Values, options: ReadOptions) -> None:
-    """Keeps the tasks in --label_column, and records how they are read. Raises UserError if it is unclear whether
+    """Keeps only the tasks in --label_column, and records how they are read. Raises UserError if it is unclear whether
     the ends of their spans are inclusive."""
     reading.counts.clear()
-    wanted, shape = split_names(options.label_column), reading.shape
-    reading.spans = [task for task in reading.spans if not wanted or task.name in wanted]
+    selected, shape = split_names(options.label_column), reading.shape
+    reading.spans = [task for task in reading.spans if not selected or task.name in selected]
     if doubtful := [task.name for task in reading.spans if not task.is_sure]:
-        doubt = "do not show whether their ends are inclusive (no span of one token, none up to the last token)"
+        problem = "could have inclusive or exclusive ends (no span has one token or reaches the last token)"
         advice = "add --span_end inclusive or --span_end exclusive"
-        raise UserError(f"{reading.path}: the spans of {doubtful[0]!r} {doubt}; {advice}")
+        raise UserError(f"{reading.path}: the spans of {doubtful[0]!r} {problem}; {advice}")
     unit = "tokens" if shape.tokens else "characters"
-    how = {task.name: f" ({unit}, ends {('exclusive', 'inclusive')[task.inclusive]})" for task in reading.spans}
-    labels = ", ".join(f"{task}{how.get(task, '')}" for task in reading.tasks)
+    details = {task.name: f" ({unit}, ends {('exclusive', 'inclusive')[task.inclusive]})" for task in reading.spans}
+    labels = ", ".join(f"{task}{details.get(task, '')}" for task in reading.tasks)
     text = key_of(path, row) if (path := shape.tokens or shape.text) else None
     if not options.labelled:
         options.understood.unread.update(reading.tasks)
@@ -231,7 +234,8 @@ def settle(reading: Reading, row: Values, options: ReadOptions) -> None:
 def fitting(
     path: str | Path, shape: Shape, rows: Sequence[Values], options: ReadOptions, needs_spans: bool = True
 ) -> Reading | None:
-    """The Reading of a shape, or None if an object lacks one of its paths (of spans only if they are needed)."""
+    """Returns the Reading of a shape, or None if an object lacks one of its paths. needs_spans: whether the paths of
+    spans are required."""
     if not all(is_at(row, needed) for needed in shape.also for row in rows):
         return None
     tasks = [task_of(label) for label in shape.labels if any(is_at(row, label) for row in rows)]
@@ -258,27 +262,27 @@ def are_tokens(value: Any) -> bool:
 
 
 def with_spans(reading: Reading, spans: Spans, rows: Sequence[Values], options: ReadOptions) -> Reading | None:
-    """Adds the tasks whose values are spans of this form. Returns the Reading, or None without such tasks."""
+    """Adds the tasks whose values are spans of this form. Returns the Reading, or None if there are no such tasks."""
     for path in dict.fromkeys([*spans.path.split("|"), *split_names(options.label_column)]):
-        found = spans_in(spans, rows, path)
-        if not found or task_of(path) in (reading.shape.text, reading.shape.tokens):
+        matches = spans_in(spans, rows, path)
+        if not matches or task_of(path) in (reading.shape.text, reading.shape.tokens):
             continue
         task: SpanTask | None = SpanTask(task_of(path), path, inclusive=False)
         if spans.start or spans.pieces:
-            task = inclusive_or_not(reading.shape, path, [pair for pair in found if pair[0].continuous], options)
-        elif sum(str(span.surface) in at(row, reading.shape.text) for span, row in found) < FROM_TEXTS * len(found):
+            task = inclusive_or_not(reading.shape, path, [pair for pair in matches if pair[0].continuous], options)
+        elif sum(str(span.surface) in at(row, reading.shape.text) for span, row in matches) < FROM_TEXTS * len(matches):
             task = None
         if task:
             reading.tasks.append(task.name)
             reading.spans.append(task)
-            has_surface = bool(spans.surface) and any(span.surface for span, _ in found)
+            has_surface = bool(spans.surface) and any(span.surface for span, _ in matches)
             named = [spans.start or spans.surface, spans.start and spans.end, spans.label, spans.pieces, has_surface]
             reading.weight += sum(map(bool, named))
     return reading if reading.spans else None
 
 
 def spans_in(spans: Spans, rows: Sequence[Values], path: str) -> list[tuple[StoredSpan, Values]]:
-    """[(span, its object)] of all objects; empty if some lack the path or have spans of another form."""
+    """Returns [(span, its object)] of all objects, or [] if some lack the path or have spans of another form."""
     stored = [(row, at(row, path)) for row in rows]
     present = [(row, value) for row, value in stored if value is not MISSING and value is not None]
     if not spans.may_lack and any(value is MISSING for _, value in stored):
@@ -288,25 +292,25 @@ def spans_in(spans: Spans, rows: Sequence[Values], path: str) -> list[tuple[Stor
     items = [item for _, value in present if isinstance(value, list) for item in value]
     if spans.without and any(is_at(item, spans.without) for item in items):
         return []
-    found = [(span, row) for row, value in present for span in stored_spans(spans, value)]
-    return found if all(is_complete(span, bool(spans.start or spans.pieces)) for span, _ in found) else []
+    pairs = [(span, row) for row, value in present for span in stored_spans(spans, value)]
+    return pairs if all(is_complete(span, bool(spans.start or spans.pieces)) for span, _ in pairs) else []
 
 
 def inclusive_or_not(
     shape: Shape, path: str, found: Sequence[tuple[StoredSpan, Values]], options: ReadOptions
 ) -> SpanTask | None:
-    """The task at a path. --span_end, the surfaces, the spans or the shape decide whether its ends are inclusive; None
-    if they can be neither.
+    """Returns the task at a path, with inclusive or exclusive ends, or None if neither is possible.
 
-    A span with start = end implies inclusive ends; one that ends after the last token implies exclusive ends.
+    --span_end, the surfaces, the spans or the shape decide. Ends are inclusive if any span has start = end, and
+    exclusive if any ends after the last token.
     """
     spans = shape.spans
     assert spans
     ends = [(span, at(row, shape.tokens or shape.text)) for span, row in found]
-    behind = any(span.end >= len(whole) for span, whole in ends)
+    past_end = any(span.end >= len(whole) for span, whole in ends)
     task = SpanTask(task_of(path), path, inclusive=bool(spans.inclusive))
-    if not shape.tokens:  # offsets.py applies --span_end; spans.py compares surfaces row by row
-        return task._replace(inclusive=options.span_end == "auto" and task.inclusive and not behind)
+    if not shape.tokens:  # offsets.py applies --span_end; spans.py compares surfaces
+        return task._replace(inclusive=options.span_end == "auto" and task.inclusive and not past_end)
     if any(span.end > len(whole) for span, whole in ends):
         return None
     if options.span_end != "auto":
@@ -315,7 +319,7 @@ def inclusive_or_not(
     for last in (0, 1):
         if named and all(is_surface(whole[span.start : span.end + last], str(span.surface)) for span, whole in named):
             return task._replace(inclusive=bool(last))
-    same = any(span.start == span.end for span, _ in ends)
-    if behind or same:
-        return None if behind and same else task._replace(inclusive=same)
+    single_token = any(span.start == span.end for span, _ in ends)
+    if past_end or single_token:
+        return None if past_end and single_token else task._replace(inclusive=single_token)
     return task._replace(is_sure=spans.inclusive is not None)

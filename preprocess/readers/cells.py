@@ -1,4 +1,4 @@
-"""Table cells that are serialised lists or objects, or one tag per word."""
+"""Parses table cells that are serialised lists or objects, or that have one tag per word."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,11 +16,11 @@ from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.raw_files import split_words
 
 Read = Callable[[str], Any]
-KEPT_AS_TEXT = ("classification", "regression")  # types in --label_type whose labels are never lists
+KEPT_AS_TEXT = ("classification", "regression")  # label types whose labels are never lists
 
 
 def tags_in(cell: str) -> list[str] | None:
-    """The tags in a cell such as "O O B-LOC", one per word; None for other cells."""
+    """Returns the tags in a cell with one tag per word ("O O B-LOC"), or None."""
     tags = split_words(cell)
     return tags if tags and all(map(USUAL.parse, tags)) else None
 
@@ -30,24 +30,24 @@ def is_empty(cell: str) -> bool:
 
 
 class Cells:
-    """Parses text and label cells; the parsers are inferred from the first rows."""
+    """Parses text and label cells. The first rows determine the parser of each column."""
 
     def __init__(self, head: Head, columns: Columns, options: ReadOptions) -> None:
         self.path, self.options, self.text = head.path, options, columns.text
-        self.readers: dict[str, Read] = {}  # {column: the parser of its cells}
-        self.tasks: dict[str, str] = {}  # {label column that is parsed: its task}
-        self.keys: dict[str, list[str]] = {}  # {column: the keys of its objects}
+        self.readers: dict[str, Read] = {}  # {column: parser of its cells}
+        self.tasks: dict[str, str] = {}  # {parsed label column: its task}
+        self.keys: dict[str, list[str]] = {}  # {column: keys of its objects}
         usual = {name: name for name in alike(LABEL_NAMES, head.names) if name not in (columns.text, columns.pair)}
-        labels = columns.labels if options.labelled else usual  # unread labels show whether the text is a list of words
+        labels = columns.labels if options.labelled else usual  # even unread labels show how the text is split
         by_name = {name: [row[i] for row in head.rows] for i, name in enumerate(head.names)}
         texts = by_name[columns.text]
         if sum(is_strings(literal(text)) for text in texts) > 0.5 * sum(not is_empty(text) for text in texts):
             self.readers[columns.text] = literal
         for task, source in labels.items() if "structured" not in split_names(options.accept) else ():
             if isinstance(source, str):
-                self.look_at(task, source, by_name[source], texts)
+                self.choose_parser(task, source, by_name[source], texts)
 
-    def look_at(self, task: str, column: str, cells: list[str], texts: list[str]) -> None:
+    def choose_parser(self, task: str, column: str, cells: list[str], texts: list[str]) -> None:
         """Chooses the parser of a label column."""
         read: Read | None = next((read for read in (literal, tags_in) if all_fit(cells, read)), None)
         if read is None or self.options.label_types.get(task) in KEPT_AS_TEXT:
@@ -59,17 +59,17 @@ class Cells:
         if read is tags_in and not any(len(value) > 1 for value, _ in values):
             return
         are_tags = all(is_strings(value) and all(map(USUAL.parse, value)) for value, _ in values)
-        if are_tags:  # split the text into the tagged words
+        if are_tags:  # the text is split into words as the tags require
             self.readers.setdefault(self.text, fits[0] if fits else split_words)
         if not self.options.labelled:
             return
         if all(is_plain_object(value) for value, _ in values):
             self.keys[column] = keys_of_cells(self.path, task, [value for value, _ in values])
         self.readers[column], self.tasks[column] = read, task
-        note(f"{self.path}: the cells of {task!r} are read as {'tags' if are_tags else 'lists or objects'}")
+        note(f"{self.path}: reading the cells of {task!r} as {'tags' if are_tags else 'lists or objects'}")
 
     def __call__(self, values: dict[str, Any], where: str) -> dict[str, Any]:
-        """The row with parsed cells."""
+        """Returns the row with parsed cells."""
         if not self.readers:
             return values
         return values | {column: self.value(column, values[column], where) for column in self.readers}
@@ -83,7 +83,7 @@ class Cells:
             return None if is_label else cell
         value = read(cell)
         if value is None:
-            raise UserError(f"{where}: {task!r} is {shown(cell)}, but a list or object in other rows")
+            raise UserError(f"{where}: {task!r} is {shown(cell)}, but other rows have a list or object")
         return read_cell(value, where, task, self.keys[column]) if column in self.keys else value
 
 

@@ -1,6 +1,6 @@
-"""Finds the columns of a table, or keys of JSON objects, for the text, the labels and other inputs.
+"""Finds the table columns or JSON keys of the text, the labels and other inputs.
 
-Edit here, or engine/task/signs.py, to recognise your own column names without a flag.
+To recognise other names without a flag, edit this file or engine/task/signs.py.
 """
 
 import re
@@ -17,13 +17,12 @@ from preprocess.readers.archives import note
 from preprocess.readers.inline import without_marks
 from preprocess.readers.options import ReadOptions, split_names
 
-NUMBER_NAMES = "score rating stars similarity".split()  # labels if none of LABEL_NAMES is present
-# Used if none of these is present either; the first match counts
+NUMBER_NAMES = "score rating stars similarity".split()  # labels if no column is in LABEL_NAMES
+# Labels if no column is in NUMBER_NAMES either; the first match is used
 OTHER_LABEL_NAMES = "sentiment emotion topic polarity 情感 情感标签 情感倾向 情感极性 情绪 分类 类型 意图 实体".split()
 OTHER_LABEL_NAMES += "评分 星级 得分 打分 分数 相似度 gold_label is_duplicate".split()
-PART_COLUMNS = (
-    "split partition set subset dataset part data_split 划分 数据集".split()
-)  # only if their values are names of parts
+# Used only if all values are names of parts
+PART_COLUMNS = "split partition set subset dataset part data_split 划分 数据集".split()
 # Unsupported tasks, and sets of keys that identify their data
 OTHER_TASKS: dict[str, list[set[str]]] = {
     "questions with answers in a text (as in SQuAD)": [{"paragraphs"}, {"qas"}, {"question", "context", "answers"}],
@@ -51,7 +50,7 @@ OTHER_TASKS: dict[str, list[set[str]]] = {
         {"translation"},
     ],
 }
-# Ways to use data of an unsupported task, apart from a column with one label per text
+# How to convert data of unsupported tasks
 HELP = {
     "events with triggers and arguments": "triggers can be read as spans: "
     'convert each to {"start": …, "end": …, "label": its type} in a list under `entities`',
@@ -64,7 +63,7 @@ YES = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": 
 
 
 class NoLabels(UserError):
-    """Raised for a file without a label column. names: its columns"""
+    """Raised for a file without a label column. names: the columns of the file."""
 
     def __init__(self, message: str, names: Iterable[str]) -> None:
         super().__init__(message)
@@ -72,7 +71,7 @@ class NoLabels(UserError):
 
 
 class Columns(NamedTuple):
-    """The roles of the columns. labels: {task: its label column, or a list of columns of 0 and 1}."""
+    """The roles of the columns. labels: {task: label column, or list of columns of 0 and 1}."""
 
     text: str
     pair: str | None
@@ -85,20 +84,19 @@ class Columns(NamedTuple):
 
     @property
     def sources(self) -> list[str]:
-        """All label columns."""
+        """Returns all label columns."""
         return [name for source in self.labels.values() for name in ([source] if isinstance(source, str) else source)]
 
     def order(self, names: Sequence[str]) -> list[str]:
-        """The keys of an example in table column order, which the processed folder keeps; empty if `example` already
-        returns that order."""
+        """Returns the keys of an example in table order, or [] if `example` already has this order."""
         roles = {self.part: ["split"], "id": ["id"], self.text: ["text", "tokens"], self.pair: ["text_pair"]}
         roles |= {source: [task] for task, source in self.labels.items() if isinstance(source, str)}
-        made = ["id", "split", "text", "tokens", "text_pair", *self.labels]
+        default = ["id", "split", "text", "tokens", "text_pair", *self.labels]
         order = [key for name in names for key in roles.get(name, ())]
-        return ["_where", *order] if order != [key for key in made if key in order] else []
+        return ["_where", *order] if order != [key for key in default if key in order] else []
 
     def example(self, values: Mapping[str, Any], where: str) -> Example:
-        """The example of a row. A role from an option takes precedence, even for a column called `id`."""
+        """Converts a row to an Example. Roles named by options take precedence, even for a column called `id`."""
         example: Example = {"_where": where}
         for key, column in (("id", "id"), ("split", self.part)):
             if column and values.get(column) is not None and column not in (self.text, self.pair, *self.sources):
@@ -121,23 +119,23 @@ class Columns(NamedTuple):
 
 @dataclass(frozen=True)
 class Head:
-    """The head of a table or of objects: its column names or keys, and its first rows in that order."""
+    """The column names of a table or keys of objects, and the first rows with values in that order."""
 
     path: str | Path
     names: list[str]
     rows: list[list[Any]]
-    listed: str  # the names, formatted for messages
+    listed: str  # the names as text for messages
 
-    def pick(self, flag: str, wanted: Iterable[str], usual: Iterable[str] = (), needed: bool = True) -> list[str]:
-        """The columns that an option names, otherwise all columns with usual names."""
-        wanted = [name for name in wanted if name]
-        if absent := [name for name in wanted if name not in self.names]:
-            headless = "if row 1 is not a header, add --no_header: columns are then numbered; "
-            advice = headless if absent[0].isdigit() and self.names[0] != "0" else ""
-            raise self.lacks(flag, f"no column {absent[0]!r} (--{flag}); {advice}{self.listed}")
-        columns = wanted or by_usual(usual, self.names)
+    def pick(self, flag: str, selected: Iterable[str], usual: Iterable[str] = (), needed: bool = True) -> list[str]:
+        """Returns the columns named by an option, or else all columns with usual names."""
+        selected = [name for name in selected if name]
+        if missing := [name for name in selected if name not in self.names]:
+            no_header = "if row 1 is not a header, add --no_header: columns are then numbered; "
+            advice = no_header if missing[0].isdigit() and self.names[0] != "0" else ""
+            raise self.lacks(flag, f"no column {missing[0]!r} (--{flag}); {advice}{self.listed}")
+        columns = selected or by_usual(usual, self.names)
         if needed and not columns:
-            raise self.lacks(flag, f"cannot find the column; add --{flag}; {self.listed}")
+            raise self.lacks(flag, f"no column has a usual name; add --{flag}; {self.listed}")
         return columns
 
     def lacks(self, flag: str, reason: str) -> UserError:
@@ -145,36 +143,34 @@ class Head:
         return NoLabels(message, self.names) if flag == "label_column" else UserError(message)
 
     def columns_of_marks(self) -> list[str]:
-        """The columns that contain only 0 and 1 in the first rows."""
+        """Returns the columns that contain only 0 and 1 in the first rows."""
         columns = {name: {str(row[i]).strip().lower() for row in self.rows} for i, name in enumerate(self.names)}
-        found = [name for name, cells in columns.items() if cells and cells <= YES.keys()]
-        return found if any(YES[cell] for name in found for cell in columns[name]) else []
+        binary = [name for name, cells in columns.items() if cells and cells <= YES.keys()]
+        return binary if any(YES[cell] for name in binary for cell in columns[name]) else []
 
 
 def refuse_other_tasks(head: Head, options: ReadOptions) -> None:
-    """Raises UserError for data of an unsupported task, naming the task."""
+    """Raises UserError for data of an unsupported task, and names the task."""
     names = {*head.names}
     if not options.labelled or options.label_column or {*LABEL_NAMES} & names:
         return
-    for what, identifying in OTHER_TASKS.items():
+    for task, identifying in OTHER_TASKS.items():
         if any(keys <= names for keys in identifying):
             kinds = "classification, multilabel, regression, tagging and spans"
             advice = "a column with one label per text can be read with --label_column NAME"
-            advice += f"; {HELP[what]}" if what in HELP else ""
-            raise UserError(f"{head.path}: contains {what}, but the supported tasks are {kinds}; {advice}")
+            advice += f"; {HELP[task]}" if task in HELP else ""
+            raise UserError(f"{head.path}: contains {task}, but the supported tasks are {kinds}; {advice}")
 
 
 def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) -> Columns:
-    """The Columns named by options, otherwise those with usual names; prints them.
-
-    known: label columns according to the file format.
-    """
+    """Finds and prints the columns: those named by options, or else those with usual names. known: label columns
+    defined by the file format."""
     path, names, listed = head.path, head.names, head.listed
     if not known:
         refuse_other_tasks(head, options)
     text, pair = find_texts(head, options)
     inline = find_inline(head, options, text, known)
-    if not options.labelled:  # a trained model knows which extra columns it needs
+    if not options.labelled:  # the trained model defines the extra columns
         options.understood.add_columns(text=repr(text), pair=pair, entities=inline and f"marks {inline}, removed")
         extras = [name for name in names if name not in (text, pair, "id", "split")]
         options.understood.unread.update(alike([*LABEL_NAMES, *NUMBER_NAMES, *OTHER_LABEL_NAMES], extras))
@@ -187,28 +183,28 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
     columns = Columns(text, pair, labels, extras, kept, group, part, inline)
     used = columns.sources
     if text in used or pair in used:
-        raise UserError(f"{path}: --label_column names a text column; {listed}")
+        raise UserError(f"{path}: --label_column is a text column; {listed}")
     for task in labels:
         if task in RESERVED or set(task) & set(".,="):
-            raise UserError(f"{path}: a label column cannot be called {task!r}; rename it")
+            raise UserError(f"{path}: {task!r} is not allowed as the name of a label column; rename it")
     if both := sorted({*extras} & {text, pair, *used}):
-        raise UserError(f"{path}: --extra_columns names {both[0]!r}, which is the text or a label; {listed}")
-    taken = {text, pair, *used, *extras, *kept, group, part, "id"}
-    unused = [name for name in names if name not in taken]
+        raise UserError(f"{path}: --extra_columns: {both[0]!r} is the text or a label; {listed}")
+    used_columns = {text, pair, *used, *extras, *kept, group, part, "id"}
+    unused = [name for name in names if name not in used_columns]
     shown = f", second text from {pair!r}" if pair else ""
     shown += f", extra inputs from {', '.join(map(repr, extras))}" if extras else ""
     shown += f", parts from {part!r}" if part else ""
     shown += f", entities marked as {inline} (--shape none keeps the marks)" if inline else ""
     shown += f", kept for the report: {', '.join(map(repr, kept))}" if kept else ""
-    left_out = f"; not used: {abbreviate(unused)}" if unused else ""
+    not_used = f"; not used: {abbreviate(unused)}" if unused else ""
     options.understood.columns.update(names)
     options.understood.add_columns(text=repr(text), pair=pair, labels=abbreviate(map(repr, used)))
-    note(f"{path}: text from {text!r}{shown}, labels from {abbreviate(map(repr, used))}{left_out}")
+    note(f"{path}: text from {text!r}{shown}, labels from {abbreviate(map(repr, used))}{not_used}")
     return columns
 
 
 def find_texts(head: Head, options: ReadOptions) -> tuple[str, str | None]:
-    """The columns of the text and, for pairs, of the second text."""
+    """Returns the columns of the text and of the second text (for pairs)."""
     if not (options.text_column or options.text_pair_column or "tokens" in head.names):
         for pair in PAIRS:
             if len(both := alike(pair, head.names)) == 2:
@@ -218,26 +214,26 @@ def find_texts(head: Head, options: ReadOptions) -> tuple[str, str | None]:
 
 
 def find_part(head: Head, options: ReadOptions) -> str | None:
-    """The column that names the part of each row: --split_column, `split`, or one whose values are all names of
-    parts. Unless its name is usual, train must be among them."""
+    """Returns the split column: --split_column, `split`, or a column whose values are all names of parts. If the name
+    of the column is unusual, train must be one of the values."""
     if options.split_column:
         return head.pick("split_column", [options.split_column])[0]
     if "split" in head.names:
         return "split"
-    usual, taken = alike(PART_COLUMNS, head.names), split_names(options.label_column) + [options.text_column]
+    usual, other_roles = alike(PART_COLUMNS, head.names), split_names(options.label_column) + [options.text_column]
     for name in dict.fromkeys([*usual, *head.names]):
         position = head.names.index(name)
         values = {str(row[position]).strip().lower() for row in head.rows if position < len(row)}
-        parts = {PART_NAMES.get(value) for value in values} if name not in taken else {None}
+        parts = {PART_NAMES.get(value) for value in values} if name not in other_roles else {None}
         if parts and None not in parts and (name in usual or ("train" in parts and not alike([name], USUAL_ROLES))):
             return name
     return None
 
 
 def find_inline(head: Head, options: ReadOptions, text: str, known: Sequence[str]) -> str | None:
-    """The syntax of inline entity markup, which becomes the task `slots`; None without markup."""
-    wanted = split_names(options.label_column)
-    if options.shape == "none" or known or "slots" in head.names or (wanted and "slots" not in wanted):
+    """Returns the syntax of inline entity markup in the texts, which becomes the task `slots`, or None."""
+    selected = split_names(options.label_column)
+    if options.shape == "none" or known or "slots" in head.names or (selected and "slots" not in selected):
         return None
     position = head.names.index(text)
     texts = [row[position] for row in head.rows if position < len(row)]
@@ -247,20 +243,18 @@ def find_inline(head: Head, options: ReadOptions, text: str, known: Sequence[str
 def find_labels(
     head: Head, options: ReadOptions, known: Sequence[str], texts: set[str | None], needed: bool = True
 ) -> dict[str, str | list[str]]:
-    """{task: its column, or columns of 0 and 1}: from --label_column, otherwise those with usual names.
-
-    needed: whether one is required; if not, `slots` comes from the texts.
-    """
+    """Returns {task: its column, or columns of 0 and 1} from --label_column, or else from usual names. needed: whether
+    a label column is required; if not, the texts have inline entity markup."""
     names = [name for name in head.names if name not in texts]
-    wanted = [name for name in split_names(options.label_column) if needed or name != "slots"]
+    selected = [name for name in split_names(options.label_column) if needed or name != "slots"]
     usual = [name for name in known or LABEL_NAMES if name in names] or [name for name in NUMBER_NAMES if name in names]
     usual = usual or alike(OTHER_LABEL_NAMES, names)[:1] or alike([*LABEL_NAMES, *NUMBER_NAMES], names)[:1]
-    if needed and not wanted and not usual and len(binary := head.columns_of_marks()) > 1:
+    if needed and not selected and not usual and len(binary := head.columns_of_marks()) > 1:
         advice = f"--label_column labels={'+'.join(binary)} combines them into one multilabel task"
-        found = f"no column has a usual label name, but {len(binary)} contain only 0 and 1"
-        raise UserError(f"{head.path}: {found}; {advice}")
+        problem = f"no column has a usual label name, but {len(binary)} columns contain only 0 and 1"
+        raise UserError(f"{head.path}: {problem}; {advice}")
     labels: dict[str, str | list[str]] = {}
-    for name in wanted:
+    for name in selected:
         task, joined, columns = name.partition("=")
         if joined and name not in head.names:
             labels[task.strip()] = head.pick("label_column", [column.strip() for column in columns.split("+")])
@@ -270,7 +264,7 @@ def find_labels(
 
 
 def names_marked(columns: list[str], values: Mapping[str, Any], where: str) -> list[str] | None:
-    """The names of the columns that contain 1; None if all cells are empty or -1 (unknown)."""
+    """Returns the names of the columns that contain 1, or None if all cells are empty or -1 (unknown)."""
     cells = [str(values.get(name) if values.get(name) is not None else "").strip().lower() for name in columns]
     if all(cell in ("", "-1", "nan") for cell in cells):
         return None
@@ -281,6 +275,7 @@ def names_marked(columns: list[str], values: Mapping[str, Any], where: str) -> l
 
 
 def are_joined_intents(names: Iterable[Any], options: ReadOptions) -> bool:
-    """Whether an intent `a#b` is two intents, as in MixATIS, so labels are lists. names: all, or the first ones"""
-    chosen = options.label_types.get("intent") == "classification"
-    return not chosen and any(isinstance(name, str) and JOINED_INTENTS.fullmatch(name) for name in names)
+    """Whether intents such as `a#b` are two intents each (as in MixATIS), so that labels are lists. names: all intents,
+    or those of the first rows."""
+    is_single = options.label_types.get("intent") == "classification"
+    return not is_single and any(isinstance(name, str) and JOINED_INTENTS.fullmatch(name) for name in names)

@@ -1,4 +1,4 @@
-"""CoNLL files, with one token and its tags per row and blank rows between sentences, and CoNLL-U."""
+"""Reads CoNLL files (one token with its tags per row, blank rows between sentences) and CoNLL-U."""
 
 import re
 from collections import Counter
@@ -31,22 +31,21 @@ from preprocess.readers.token_rows import (
 )
 
 HEAD_ROWS = 5000  # rows used to find the columns
-NO_COMMENTS = "none"  # the value of --comment for a file without comments
+NO_COMMENTS = "none"  # value of --comment for files without comments
 CONLLU = "id form lemma upos xpos feats head deprel deps misc".split()
-GLOBAL_COLUMNS = "# global.columns ="  # CoNLL-U Plus names its columns in its first row
+GLOBAL_COLUMNS = "# global.columns ="  # the header of CoNLL-U Plus
 CONLL_2012 = "#begin document"
 BREAKS = ("-DOCSTART-", CONLL_2012, "#end document")
 KEY_AND_VALUE = re.compile(r"#+ ?[\w.:-]+ ?=")  # a comment: "# text = …"
-NUMBERED = regex.compile(r"(?s)^(\X)(\d{1,4})$")  # a character, also an emoji of several code points, and a number
-ODD_TOKENS = 0.01  # the maximum share of tokens without a number; Weibo NER has a few
+NUMBERED = regex.compile(r"(?s)^(\X)(\d{1,4})$")  # a character (or an emoji of several code points) and a number
+MAX_UNNUMBERED = 0.01  # maximum share of tokens without a number; Weibo NER has a few
 
 
 def read_conll(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """One token and tag per row, blank rows between sentences; optionally PATH.intent with one intent per sentence, or
-    a row with only the intent at the beginning or end of each sentence.
+    """Reads CoNLL: one token and tag per row, with blank rows between sentences.
 
-    The token is the first column that is not numbering, the tag the last. A token may itself be a space: `' ' + ' ' +
-    'O'`.
+    The token is the first column that is not a row number, and the tag is the last column. A token can be a space: `' '
+    + ' ' + 'O'`. Intents are optional: one per row of PATH.intent, or a separate first or last row of each sentence.
     """
     layout = conll_layout(path, options)
     options.understood.add(path, "CoNLL", **layout.shown())
@@ -59,11 +58,11 @@ def read_conll(path: Path, options: ReadOptions) -> Iterator[Example]:
             intent = block.pop(layout.intent)[0] if len(block[layout.intent]) == 1 else ""
             intent = intent.split("#") if are_sets else intent
             if not intent or not all(len(cells) == len(layout.names) for cells in block):
-                raise UserError(f"{path}, row {start}: expected exactly one intent row, as in the other sentences")
+                raise UserError(f"{path}, row {start}: expected one intent row, as in the other sentences")
         if beside is not None:
             if number > len(beside):
-                more = f"more sentences (the next begins in row {start})"
-                raise UserError(f"{path}.intent: {len(beside)} rows, but {path} has {more}")
+                problem = f"more sentences (the next one starts at row {start})"
+                raise UserError(f"{path}.intent: {len(beside)} rows, but {path} has {problem}")
             intent = beside[number - 1]
         example = example_of(layout, start, block, options)
         if intent is not None and options.labelled:
@@ -75,7 +74,7 @@ def read_conll(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def intents_beside(path: Path, options: ReadOptions) -> list[str] | None:
-    """The intents in PATH.intent, without trailing blank rows; None if the file does not exist."""
+    """Returns the intents in PATH.intent without trailing blank rows, or None if the file does not exist."""
     if not Path(f"{path}.intent").exists():
         return None
     intents = [row.strip() for _, row in read_rows(f"{path}.intent", options.encoding)]
@@ -85,7 +84,7 @@ def intents_beside(path: Path, options: ReadOptions) -> list[str] | None:
 
 
 def own_intents(path: Path, layout: Layout, options: ReadOptions) -> Iterator[str]:
-    """All intents of a file whose sentences have a row with their intent."""
+    """Yields the intents of a file in which each sentence has an intent row."""
     if layout.intent is not None:
         for _, block in sentences(layout, conll_rows(path, layout, options, report=False)):
             if len(block[layout.intent]) == 1:
@@ -93,13 +92,13 @@ def own_intents(path: Path, layout: Layout, options: ReadOptions) -> Iterator[st
 
 
 def split_row(row: str) -> Cells:
-    """The cells of a CoNLL row, which are delimited by tabs or spaces."""
+    """Splits a CoNLL row at tabs, or at spaces if there are none."""
     if "\t" in row:
         return row.rstrip("\t").split("\t")
     cells = row.rstrip(" ").split(" ")
-    if "" not in cells:  # the usual case
+    if "" not in cells:
         return cells
-    return [" " if row.startswith("  ") else cells[0], *filter(None, cells[1:])]  # a token may be a space
+    return [" " if row.startswith("  ") else cells[0], *filter(None, cells[1:])]  # the token can be a space
 
 
 def is_break(row: str) -> bool:
@@ -125,29 +124,29 @@ def conll_layout(path: Path, options: ReadOptions) -> Layout:
     blocks = [[cells for cells in block if len(cells) == width] for block in blocks]
     titled = are_titles(blocks[0][0] if blocks[0] else [], options)
     names = blocks[0].pop(0) if titled else [str(number) for number in range(width)]
-    found = TokenHead(path, names, [block for block in blocks if block], titled)
+    token_head = TokenHead(path, names, [block for block in blocks if block], titled)
     is_conll_2012 = width > 11 and any(row.startswith(CONLL_2012) for row in head)
     if is_conll_2012 and not options.token_column and not options.tag_column:
         options = replace(options, token_column="3", tag_column="10")
-    layout = find_layout(found, options, intent=intent)
+    layout = find_layout(token_head, options, intent=intent)
     if options.header and not titled and not layout.notation and not layout.starred:
-        refuse_title(found, layout)
+        refuse_title(token_head, layout)
     return layout
 
 
 def refuse_title(head: TokenHead, layout: Layout) -> None:
-    """Raises UserError if row 1 may name the columns: its tag occurs nowhere else, as no other tag does."""
+    """Raises UserError if row 1 could be a header: its cells occur nowhere below, where tags repeat."""
     for column in layout.tags.values():
         first, *tags = head.column(column)
         if len(tags) > 20 and first not in tags and min(Counter(tags).values()) > 1:
             names = head.blocks[0][0]
-            named = f"--token_column {names[layout.token]} --tag_column {names[column]}"
-            may_be = f"row 1 ({' '.join(names)[:60]!r}) may name the columns: add {named}, or remove it"
-            raise UserError(f"{head.path}: {may_be}; --no_header reads it as a token")
+            options = f"--token_column {names[layout.token]} --tag_column {names[column]}"
+            problem = f"row 1 ({' '.join(names)[:60]!r}) could be a header; add {options}, or remove the row"
+            raise UserError(f"{head.path}: {problem}; if it is a token, add --no_header")
 
 
 def are_titles(cells: Cells, options: ReadOptions) -> bool:
-    """Whether the first row names the columns: it has usual names of a token and a tag, or names from options."""
+    """Whether the first row is a header: it has usual names of a token and a tag column, or names from options."""
     plain = {plain_name(cell) for cell in cells}
     named = plain_name((options.token_column or options.tag_column).split(",")[0])
     usual = plain & {*TOKEN_NAMES} and plain & {*TAG_NAMES}
@@ -155,19 +154,19 @@ def are_titles(cells: Cells, options: ReadOptions) -> bool:
 
 
 def intent_row(blocks: list[list[Cells]], width: int) -> int | None:
-    """The position of the row with the intent in every sentence: 0 or -1; None if there are no such rows."""
-    for place, others in ((-1, slice(None, -1)), (0, slice(1, None))):
-        fits = (len(b) > 1 and len(b[place]) == 1 and all(len(cells) == width for cells in b[others]) for b in blocks)
+    """Returns the position (0 or -1) of the intent row in every sentence, or None."""
+    for position, others in ((-1, slice(None, -1)), (0, slice(1, None))):
+        fits = (len(b) > 1 and len(b[position]) == 1 and {*map(len, b[others])} == {width} for b in blocks)
         if len(blocks) > 1 and width > 1 and all(fits):
-            return place
+            return position
     return None
 
 
 def conll_rows(path: Path, layout: Layout, options: ReadOptions, report: bool = True) -> Iterator[Row]:
-    """The rows of a CoNLL file without comments; blank rows, which end sentences, have no cells."""
+    """Yields the rows of a CoNLL file without comments. A blank row, which ends a sentence, has no cells."""
     numbered = has_numbered_characters(path, layout, options.encoding)
     if numbered and report:
-        note(f"{path}: each character is followed by its position in its word (科0 技1), which is removed")
+        note(f"{path}: removing the position in the word after each character (科0 技1)")
     is_new, skipped, width, prefix = True, 0, len(layout.names), comment_prefix(options)
     is_title = not layout.names[0].isdigit()
     for number, row in read_rows(path, options.encoding):
@@ -191,19 +190,19 @@ def conll_rows(path: Path, layout: Layout, options: ReadOptions, report: bool = 
         is_new = False
         yield number, cells
     if skipped and report:
-        note(f"{path}: {skipped:,} rows are skipped as comments (--comment none reads them)")
+        note(f"{path}: {skipped:,} rows skipped as comments (--comment none reads them)")
 
 
 def wrong_width(layout: Layout, where: str, row: str, cells: Cells) -> UserError:
     if len(cells) < 2 or not cells[0]:
-        return UserError(f"{where}: needs a token and a tag, found {row[:60]!r}")
+        return UserError(f"{where}: expected a token and a tag, found {row[:60]!r}")
     advice = "if it is a comment, pass its prefix with --comment"
-    return UserError(f"{where}: {len(cells)} columns instead of {len(layout.names)}: {row[:60]!r}; {advice}")
+    return UserError(f"{where}: expected {len(layout.names)} columns, found {len(cells)}: {row[:60]!r}; {advice}")
 
 
 def is_comment(layout: Layout, row: str, cells: Cells, where: str, is_new: bool, options: ReadOptions) -> bool:
-    """Whether a row that starts with the comment prefix is a comment: always with --comment; a row with # is one before
-    a sentence if it cannot be a token and its tag."""
+    """Whether a row that starts with the comment prefix is a comment; always True with --comment. Otherwise, a # row
+    before a sentence is a comment if it cannot be a token with its tag."""
     if options.comment:
         return options.comment != NO_COMMENTS
     fits = layout.fits(cells)
@@ -213,56 +212,53 @@ def is_comment(layout: Layout, row: str, cells: Cells, where: str, is_new: bool,
     if fits is None and not is_new:
         return False
     if named or fits is None or not (fits or is_new):
-        advice = "--comment '#' skips such rows, --comment none reads them as tokens"
-        raise UserError(f"{where}: {row[:60]!r} may be a comment or a token; {advice}")
+        advice = "add --comment '#' to skip such rows, or --comment none to read them as tokens"
+        raise UserError(f"{where}: {row[:60]!r} could be a comment or a token; {advice}")
     return not fits
 
 
 def has_numbered_characters(path: Path, layout: Layout, encoding: str) -> bool:
-    """Whether the tokens of a CoNLL file are characters with their position in the word, as in Weibo NER: 科0 技1. A
-    few may lack the number."""
-    before, num_tokens, num_odd = -1, 0, 0
+    """Whether tokens are characters with an index, as in Weibo NER (科0 技1). A few may lack the index."""
+    previous, num_tokens, num_unnumbered = -1, 0, 0
     for _, row in read_rows(path, encoding):
         if is_break(row):
-            before = -1
+            previous = -1
             continue
         cells = split_row(row)
         match = NUMBERED.fullmatch(cells[layout.token] if len(cells) == len(layout.names) else cells[0])
         num_tokens += 1
-        if match is not None and int(match[2]) in (0, before + 1):
-            before = int(match[2])
+        if match is not None and int(match[2]) in (0, previous + 1):
+            previous = int(match[2])
             continue
-        before, num_odd = -1, num_odd + 1
-        if num_odd > 3 + ODD_TOKENS * num_tokens:  # decided early
+        previous, num_unnumbered = -1, num_unnumbered + 1
+        if num_unnumbered > 3 + MAX_UNNUMBERED * num_tokens:  # no need to read on
             return False
-    return num_tokens > 1 and num_odd <= ODD_TOKENS * num_tokens
+    return num_tokens > 1 and num_unnumbered <= MAX_UNNUMBERED * num_tokens
 
 
 # ---- CoNLL-U -------------------------------------------------------------------------------------------------------
 
 
 def read_conllu(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """CoNLL-U: ten columns per token; the tags are --tag_column or --label_column, otherwise UPOS, or XPOS if there is
-    no UPOS. CoNLL-U Plus names its columns in its first row. MISC keys of all tokens (`name=B-PER`) are also columns.
-    If a column beyond the ten has entity tags, it is the default.
-    """
+    """Reads CoNLL-U and CoNLL-U Plus. Keys of MISC that all tokens have (`name=B-PER`) are also columns. The tags are
+    --tag_column or --label_column, or by default the last extra column with entity tags, UPOS or XPOS."""
     columns = conllu_columns(path, options.encoding)
     head = [cells for _, cells in islice(conllu_rows(path, options, columns), HEAD_ROWS) if cells]
     tokens = [misc_of(cells, columns) | dict(zip(columns, cells)) for cells in head]
     names = [*columns, *(key for key in next(iter(tokens), {}) if key not in columns and all(key in t for t in tokens))]
     listed = f"{'CoNLL-U' if columns == CONLLU else 'it'} has {', '.join(names)}"
     flag = "tag_column" if options.tag_column else "label_column"
-    wanted = [name.lower() for name in split_names(options.tag_column or options.label_column)]
-    wanted = [names[int(name)] if name.isdigit() and int(name) < len(names) else name for name in wanted]
-    if unknown := [name for name in wanted if name not in names or name in ("id", "form")]:
+    selected = [name.lower() for name in split_names(options.tag_column or options.label_column)]
+    selected = [names[int(name)] if name.isdigit() and int(name) < len(names) else name for name in selected]
+    if unknown := [name for name in selected if name not in names or name in ("id", "form")]:
         raise UserError(f"{path}: no column {unknown[0]!r} (--{flag}); {listed}")
-    if not wanted and options.labelled:
-        wanted = usual_tags(tokens, names)
-        if not wanted:
-            raise UserError(f"{path}: cannot find the column of the tags; add --tag_column; {listed}")
-    options.understood.add(path, "CoNLL-U", token="form", tag=", ".join(wanted))
-    names = [*columns, *(name for name in wanted if name not in columns)]
-    tags = {re.sub("[.,=]", "_", name): names.index(name) for name in wanted}
+    if not selected and options.labelled:
+        selected = usual_tags(tokens, names)
+        if not selected:
+            raise UserError(f"{path}: no usual tag column; add --tag_column; {listed}")
+    options.understood.add(path, "CoNLL-U", token="form", tag=", ".join(selected))
+    names = [*columns, *(name for name in selected if name not in columns)]
+    tags = {re.sub("[.,=]", "_", name): names.index(name) for name in selected}
     layout = Layout(path, names, columns.index("form"), tags, may_be_one=True)
     for start, block in sentences(layout, conllu_rows(path, options, columns, names[len(columns) :])):
         example = example_of(layout, start, block, options)
@@ -270,49 +266,47 @@ def read_conllu(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def conllu_columns(path: Path, encoding: str) -> list[str]:
-    """The columns of CoNLL-U, or of CoNLL-U Plus from its first row."""
+    """Returns the columns of CoNLL-U, or those in the header of CoNLL-U Plus."""
     _, first = next(read_rows(path, encoding), (1, ""))
     if not first.startswith(GLOBAL_COLUMNS):
         return CONLLU
     columns = first.removeprefix(GLOBAL_COLUMNS).lower().split()
     if "form" not in columns or len(set(columns)) < len(columns):
-        raise UserError(f"{path}, row 1: needs distinct columns, one of them FORM, found {first[:60]!r}")
+        raise UserError(f"{path}, row 1: expected distinct columns including FORM, found {first[:60]!r}")
     return columns
 
 
 def misc_of(cells: Cells, columns: list[str]) -> dict[str, str]:
-    """The keys and values in MISC, the tenth column: SpaceAfter=No|name=B-PER."""
+    """Returns the keys and values in MISC, the tenth column (SpaceAfter=No|name=B-PER)."""
     items = cells[columns.index("misc")].split("|") if "misc" in columns else []
     pairs = [item.partition("=")[::2] for item in items if "=" in item]
     return {key.lower(): value for key, value in pairs}
 
 
 def usual_tags(tokens: list[dict[str, str]], names: list[str]) -> list[str]:
-    """The tag column of CoNLL-U: the last extra column with entities, otherwise UPOS or XPOS."""
+    """Returns the default tag column of CoNLL-U in a list: the last extra column with entity tags, or UPOS, or XPOS."""
     cells = {name: {token[name].strip() for token in tokens} for name in names}
-    if own := [name for name in names if name not in CONLLU and notation_of(cells[name])]:
-        return own[-1:]
-    usual = [name for name in names if name in ("upos", "xpos")]
-    return [name for name in usual if cells[name] != {"_"}][:1] or usual[:1]
+    if extra := [name for name in names if name not in CONLLU and notation_of(cells[name])]:
+        return extra[-1:]
+    candidates = [name for name in names if name in ("upos", "xpos")]
+    return [name for name in candidates if cells[name] != {"_"}][:1] or candidates[:1]
 
 
 def conllu_rows(path: Path, options: ReadOptions, columns: list[str], of_misc: Sequence[str] = ()) -> Iterator[Row]:
-    """The rows of CoNLL-U without comments, ranges (1-2) and empty nodes (1.1); blank rows have no cells.
-
-    of_misc: MISC keys whose values are additional cells
-    """
-    needed = "the ten columns of CoNLL-U" if columns == CONLLU else f"the columns {', '.join(columns)}"
+    """Yields the rows of CoNLL-U without comments, ranges (1-2) and empty nodes (1.1). A blank row has no cells.
+    of_misc: MISC keys whose values are added as cells."""
+    expected = "the ten columns of CoNLL-U" if columns == CONLLU else f"the columns {', '.join(columns)}"
     for number, row in read_rows(path, options.encoding):
         if not row.strip():
             yield number, []
         elif not row.startswith("#"):
             cells = row.split("\t")
-            place = cells[columns.index("id")] if "id" in columns and len(cells) == len(columns) else "1"
-            if len(cells) != len(columns) or not all(cells) or not re.fullmatch(r"\d+([-.]\d+)?", place):
-                raise UserError(f"{path}, row {number}: needs {needed}, found {row[:80]!r}")
+            token_id = cells[columns.index("id")] if "id" in columns and len(cells) == len(columns) else "1"
+            if len(cells) != len(columns) or not all(cells) or not re.fullmatch(r"\d+([-.]\d+)?", token_id):
+                raise UserError(f"{path}, row {number}: expected {expected}, found {row[:80]!r}")
             misc = misc_of(cells, columns) if of_misc else {}
-            if place.isdigit() and (absent := [key for key in of_misc if key not in misc]):
+            if token_id.isdigit() and (missing := [key for key in of_misc if key not in misc]):
                 token = cells[columns.index("form")]
-                raise UserError(f"{path}, row {number}: {token!r} has no {absent[0]}= in MISC, as other tokens have")
-            if place.isdigit():
+                raise UserError(f"{path}, row {number}: {token!r} has no {missing[0]}= in MISC, unlike other tokens")
+            if token_id.isdigit():
                 yield number, [*cells, *(misc[key] for key in of_misc)]

@@ -1,4 +1,4 @@
-"""Flattens objects so that text, tokens and labels have their own keys, before columns are identified."""
+"""Flattens JSON objects, so that text, tokens and labels have their own keys, before columns are identified."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,19 +16,19 @@ from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.paths import MISSING, Convert, Values, at, is_at, key_of, task_of
 from preprocess.readers.selection import JOINED, join_texts
 
-HEAD = 200  # objects whose keys are considered
+HEAD = 200  # number of first objects whose keys are considered
 BY_NAME = "text_column text_pair_column label_column group_column extra_columns keep_columns split_column".split()
 Names = tuple[str, str]
 
 
 @dataclass
 class Conversion:
-    """The conversion steps of a file's objects; objects in standard form need none."""
+    """The steps that convert a file's objects. Objects in standard form need none."""
 
     path: str | Path
-    options: ReadOptions  # updated where a step renames keys
-    known: Sequence[str] = ()  # keys that are certainly labels
-    from_lists: Callable[[Any, str], Any] | None = None  # converts rows that are lists; the first step
+    options: ReadOptions  # a step that renames keys updates them
+    known: Sequence[str] = ()  # keys known to be labels
+    from_lists: Callable[[Any, str], Any] | None = None  # the first step, for rows that are lists
     steps: list[Convert] = field(default_factory=list)
     reading: Reading | None = None
 
@@ -36,20 +36,20 @@ class Conversion:
     def of(
         cls, path: str | Path, head: Sequence[tuple[str, Any]], options: ReadOptions, known: Sequence[str]
     ) -> "Conversion":
-        """The Conversion for the first objects. head: (where, object) of each"""
-        found = cls(path, options, known)
+        """Builds the Conversion from the first objects. head: (source, object) pairs."""
+        conversion = cls(path, options, known)
         values = [values for _, values in head if values is not None]
         if values and all(isinstance(each, list) or is_numbered(each) for each in values):
-            found.from_lists = found.list_step(values)
-        pairs = [(where, found(values, where)) for where, values in head]
+            conversion.from_lists = conversion.list_step(values)
+        pairs = [(where, conversion(values, where)) for where, values in head]
         pairs = [(where, values) for where, values in pairs if isinstance(values, dict)]
         for find in (dotted_step, join_step, shape_step, label_step, intents_step) if pairs else ():
-            if step := find([values for _, values in pairs], found):
-                found.steps.append(step)
+            if step := find([values for _, values in pairs], conversion):
+                conversion.steps.append(step)
                 pairs = [(where, step(values, where)) for where, values in pairs]
-        if found.reading:
-            found.reading.counts.clear()
-        return found
+        if conversion.reading:
+            conversion.reading.counts.clear()
+        return conversion
 
     def __call__(self, values: Any, where: str) -> Any:
         if self.from_lists and isinstance(values, dict | list):
@@ -59,20 +59,20 @@ class Conversion:
         return values
 
     def list_step(self, rows: Sequence[Any]) -> Callable[[Any, str], Any]:
-        """Names the values of rows that are lists: text and label in pairs, otherwise 0, 1, …."""
-        places = [values if isinstance(values, list) else cells_of(values) for values in rows]
-        if any(isinstance(value, dict) for values in places for value in values):
+        """Returns the step that names the values of list rows: text and label for pairs, otherwise 0, 1, …."""
+        lists = [values if isinstance(values, list) else cells_of(values) for values in rows]
+        if any(isinstance(value, dict) for values in lists for value in values):
             return lambda values, where: with_keys(values)
         chosen = (self.options.text_column, self.options.label_column)
         by_option: dict[Names, Names] = {("0", "1"): ("text", "label"), ("1", "0"): ("label", "text")}
-        names = by_option.get(chosen) or (None if any(chosen) else names_of_pairs(places))
+        names = by_option.get(chosen) or (None if any(chosen) else names_of_pairs(lists))
         if chosen in by_option:
             self.options = replace(self.options, text_column="", label_column="")
         return partial(with_names, names=names)
 
 
 def is_numbered(values: Any) -> bool:
-    """Whether an object was a list: its keys are 0, 1, … and optionally split."""
+    """Whether an object is a converted list, with the keys 0, 1, … and optionally split."""
     return isinstance(values, dict) and "0" in values and all(key.isdecimal() or key == "split" for key in values)
 
 
@@ -81,17 +81,17 @@ def cells_of(values: Values) -> list[Any]:
 
 
 def with_names(values: Any, where: str, *, names: Names | None) -> Any:
-    """Converts a list row to an object keyed by the names of a pair, or by numbers."""
+    """Converts a list row to an object. names: the keys of a pair, or None to number the values."""
     values = with_keys(values)
     if not names or not isinstance(values, dict):
         return values
     if not {"0", "1"} <= values.keys() <= {"0", "1", "split"}:
-        raise UserError(f"{where}: not a pair of {' and '.join(names)}, as the first rows are")
+        raise UserError(f"{where}: expected a pair of {' and '.join(names)}, as in the first rows")
     return {{"0": names[0], "1": names[1]}.get(key, key): value for key, value in values.items()}
 
 
 def names_of_pairs(rows: Sequence[Sequence[Any]]) -> Names | None:
-    """("text", "label") or the reverse for pairs if one side is longer and the other repeats more; otherwise None."""
+    """Returns ("text", "label") or the reverse if one side of the pairs is longer and repeats less, or None."""
     if any(len(row) != 2 or not isinstance(row[0], str) or not isinstance(row[1], str | int) for row in rows):
         return None
     first, second = ({str(row[place]) for row in rows} for place in (0, 1))
@@ -103,74 +103,74 @@ def names_of_pairs(rows: Sequence[Sequence[Any]]) -> Names | None:
     return None
 
 
-def dotted_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
-    """Copies values that options name by path, such as --label_column labels.score, to the last key of the path."""
-    taken = {key for values in rows[:HEAD] for key in values}
+def dotted_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None:
+    """Copies values that options name by a path (--label_column labels.score) to the last key of the path."""
+    keys = {key for values in rows[:HEAD] for key in values}
     paths: dict[str, str] = {}
     for option in BY_NAME:
-        names = split_names(getattr(found.options, option))
+        names = split_names(getattr(conversion.options, option))
         for path in names:
-            if "." in path and path not in taken and any(is_at(values, path) for values in rows[:HEAD]):
-                paths[task_of(path) if task_of(path) not in taken else path.replace(".", "_")] = path
+            if "." in path and path not in keys and any(is_at(values, path) for values in rows[:HEAD]):
+                paths[task_of(path) if task_of(path) not in keys else path.replace(".", "_")] = path
         renamed = {path: key for key, path in paths.items()}
         if renamed.keys() & {*names}:
             changed: dict[str, Any] = {option: ",".join(renamed.get(name, name) for name in names)}
-            found.options = replace(found.options, **changed)
+            conversion.options = replace(conversion.options, **changed)
     if not paths:
         return None
 
     def convert(values: Values, where: str) -> Values:
-        more = {key: at(values, path) for key, path in paths.items()}
-        return values | {key: value for key, value in more.items() if value is not MISSING}
+        copied = {key: at(values, path) for key, path in paths.items()}
+        return values | {key: value for key, value in copied.items() if value is not MISSING}
 
     return convert
 
 
-def join_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
+def join_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None:
     """Joins the texts under the keys in --join_columns."""
-    wanted = split_names(found.options.join_columns)
-    if not wanted:
+    joined = split_names(conversion.options.join_columns)
+    if not joined:
         return None
     known = dict.fromkeys(key for values in rows for key in values)
-    if absent := [name for name in wanted if name not in known]:
-        raise UserError(f"{found.path}: no key {absent[0]!r} (--join_columns); its keys are: {abbreviate(known)}")
-    text = JOINED.join(wanted)
-    found.options = replace(found.options, text_column=text, join_columns="")
+    if missing := [name for name in joined if name not in known]:
+        raise UserError(f"{conversion.path}: no key {missing[0]!r} (--join_columns); the keys are: {abbreviate(known)}")
+    text = JOINED.join(joined)
+    conversion.options = replace(conversion.options, text_column=text, join_columns="")
 
     def convert(values: Values, where: str) -> Values:
-        parts = [values.get(name) for name in wanted]
-        if odd := [name for name, part in zip(wanted, parts) if not isinstance(part, str | None)]:
-            raise UserError(f"{where}: {odd[0]!r} is not a text (--join_columns)")
-        return {key: value for key, value in values.items() if key not in wanted} | {text: join_texts(parts)}
+        parts = [values.get(name) for name in joined]
+        if invalid := [name for name, part in zip(joined, parts) if not isinstance(part, str | None)]:
+            raise UserError(f"{where}: {invalid[0]!r} is not a text (--join_columns)")
+        return {key: value for key, value in values.items() if key not in joined} | {text: join_texts(parts)}
 
     return convert
 
 
-def shape_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
-    """Reads objects by a shape of SHAPES, unless the format defines the labels (Label Studio)."""
-    reading = None if found.known else find_reading(found.path, rows, found.options)
+def shape_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None:
+    """Selects a shape of SHAPES, unless the format already defines the labels (Label Studio)."""
+    reading = None if conversion.known else find_reading(conversion.path, rows, conversion.options)
     if reading is None:
         return None
     shape, first = reading.shape, rows[:HEAD]
     used = {key_of(path, first[0]) for path in (shape.text, shape.tokens, *shape.labels) if path}
     used |= {task.name for task in reading.spans}
-    others = [name for name in LABEL_NAMES if any(name in values for values in first) and name not in used]
-    found.known = [*dict.fromkeys([*reading.tasks, *others])] if found.options.labelled else ()
-    found.reading = reading
+    other_labels = [name for name in LABEL_NAMES if any(name in values for values in first) and name not in used]
+    conversion.known = [*dict.fromkeys([*reading.tasks, *other_labels])] if conversion.options.labelled else ()
+    conversion.reading = reading
     return reading
 
 
-def label_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
-    """Converts label objects: {"key": value} with the same key in all rows, or names with 0 and 1. Raises UserError for
-    other objects."""
-    if not found.options.labelled:
+def label_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None:
+    """Converts labels that are objects: {"key": value} with the same key in all rows, or names with 0 and 1. Raises
+    UserError for other objects."""
+    if not conversion.options.labelled:
         return None
-    wanted = split_names(found.options.label_column)
+    selected = split_names(conversion.options.label_column)
     keys: dict[str, list[str]] = {}
-    for name in wanted or found.known or alike(LABEL_NAMES, [key for values in rows[:HEAD] for key in values]):
+    for name in selected or conversion.known or alike(LABEL_NAMES, [key for values in rows[:HEAD] for key in values]):
         cells = [values[name] for values in rows if values.get(name) is not None]
         if cells and all(map(is_plain_object, cells)):
-            keys[name] = keys_of_cells(found.path, name, cells)
+            keys[name] = keys_of_cells(conversion.path, name, cells)
 
     def convert(values: Values, where: str) -> Values:
         cells = {name: values[name] for name in keys if values.get(name) is not None}
@@ -179,10 +179,10 @@ def label_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
     return convert if keys else None
 
 
-def intents_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
+def intents_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None:
     """Splits intents such as `a#b`."""
     intents = [values.get("intent") for values in rows]
-    if not found.options.labelled or not are_joined_intents(intents, found.options):
+    if not conversion.options.labelled or not are_joined_intents(intents, conversion.options):
         return None
 
     def convert(values: Values, where: str) -> Values:
@@ -196,28 +196,28 @@ def intents_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
 
 
 def is_plain_object(value: Any) -> bool:
-    """Whether a value is an object without nested lists or objects."""
+    """Whether a value is a non-empty object without nested lists or objects."""
     return (
         isinstance(value, dict) and bool(value) and all(isinstance(v, str | int | float | None) for v in value.values())
     )
 
 
 def keys_of_cells(path: str | Path, name: str, cells: Sequence[Values]) -> list[str]:
-    """The keys of labels that are objects with one key, or with values 0 and 1. Raises UserError for others."""
+    """Returns the keys of labels that are objects with one key, or with values 0 and 1. Raises UserError for others."""
     keys = list(dict.fromkeys(key for cell in cells for key in cell))
     are_marks = {str(value).lower() for cell in cells for value in cell.values()} <= YES.keys()
     if all(cell.keys() == cells[0].keys() for cell in cells) and are_marks == (len(keys) > 1):
         return keys
-    several = f"{name!r} has several values ({', '.join(keys[:8])})"
-    raise UserError(f"{path}: {several}; choose with --label_column {name}.{keys[0]}")
+    problem = f"{name!r} has several values ({', '.join(keys[:8])})"
+    raise UserError(f"{path}: {problem}; select one with --label_column {name}.{keys[0]}")
 
 
 def read_cell(cell: Any, where: str, name: str, keys: list[str]) -> Any:
-    """The label in an object: the value of its only key, or the names of the keys with 1."""
+    """Returns the label in an object: the value of its only key, or the names of the keys with 1."""
     if not isinstance(cell, dict) or {*cell} != {*keys}:
-        raise UserError(f"{where}: {name!r} lacks the keys {', '.join(keys[:8])} of the first rows, or has others")
+        raise UserError(f"{where}: the keys of {name!r} differ from those of the first rows ({', '.join(keys[:8])})")
     if len(keys) == 1:
         return cell[keys[0]]
     if not all(str(value).lower() in YES for value in cell.values()):
-        raise UserError(f"{where}: {name!r} has a value that is neither 0 nor 1, as in the first rows")
+        raise UserError(f"{where}: {name!r} has a value other than 0 and 1, unlike the first rows")
     return [key for key in keys if YES[str(cell[key]).lower()]]

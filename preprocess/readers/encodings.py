@@ -1,6 +1,6 @@
-"""Detects the encoding of a file that is not UTF-8: it must decode, and the result must look like text.
+"""Detects the encoding of a file that is not UTF-8, by whether it can be decoded and the result looks like text.
 
-Edit here to detect another encoding: add one line to ENCODINGS.
+To detect another encoding, add one line to ENCODINGS.
 """
 
 import codecs
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-import ftfy.bad_codecs  # noqa: F401 - registers cesu-8: surrogate pairs encoded as UTF-8, by Java and Oracle
+import ftfy.bad_codecs  # noqa: F401 - registers cesu-8, which Java and Oracle write
 import regex
 
 from engine.errors import UserError
 
-FEW = 40  # non-ASCII characters; with so few, common characters may be missing by chance
-# The most frequent characters: a large share of any text, but not of text decoded with a wrong encoding
+FEW = 40  # with fewer non-ASCII characters, common ones can be missing by chance
+# The most frequent characters. They make up a large share of any text that was decoded with the right encoding
 SIMPLIFIED = (
     "的一是不了在有人我他这中大来上个国到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可她里后小么心多天而能好都"
     "然没日于起还发成事只作当想看文无开手十用主行方又如前所本见经头面公同三已老从动两长"
@@ -38,26 +38,26 @@ WESTERN = [  # letters other than a-z of the languages written in cp1252
 ]
 CENTRAL = ["ąćęłńóśźż", "áčďéěíňóřšťúůýžäľô", "áéíóöőúüű", "ăâîșțşţ", "čćđšž"]  # Polish, Czech, Hungarian, …
 BALTIC = ["āčēģīķļņšūž", "ąčęėįšųūž", "äöõüšž"]  # Latvian, Lithuanian, Estonian
-# Signs that occur next to words but not inside them
+# Signs found next to words but not inside them
 SAFE_SIGNS = r"[“”‘’–—…•€£©®™°«»\u00a0½¡¿]"
 ODD_SIGNS = r"[¡¢¤¦¨¬¯±²³´µ¶¸¹¼½¾¿×÷ˇ˘˙˝˛]"
 BESIDE = r"[¡¢£¤¥¦¨©ª«¬®¯°±²³´µ¶¸¹º»¼½¾¿×÷‚ƒ„…†‡ˆ‰‹‘“”•˜›€™˙˝˛ˇ]"
 
 
 class Script(NamedTuple):
-    """An encoding and the statistics of its texts."""
+    """Statistics of the texts in an encoding."""
 
-    known: str  # pattern of nearly all of its non-ASCII characters
-    letters: str  # pattern of its letters
+    known: str  # pattern of nearly all non-ASCII characters
+    letters: str  # pattern of the letters
     usual: list[str]  # frequent letters of each language
-    least: float  # the minimum share of frequent letters, in one language
-    part: float  # the minimum share of letters among non-ASCII characters
+    least: float  # minimum share of the frequent letters of one language
+    part: float  # minimum share of letters among non-ASCII characters
     wide: bool = False  # whether each letter is a word or syllable
 
 
 @dataclass(frozen=True)
 class Encoding:
-    names: tuple[str, ...]  # an encoding and its extensions; the first that decodes is used
+    names: tuple[str, ...]  # an encoding and its extensions; the first valid one is used
     language: str
     script: Script
 
@@ -67,7 +67,7 @@ CHINESE = rf"[\p{{Han}}{SIGNS}]"
 JAPANESE = r"[\p{Han}\u3000-\u30ff\uff00-\uff60\uffe0-\uffef\u2010-\u2026\u2160-\u217f①-⑳㈱×]"
 KOREAN = rf"[\p{{Hangul}}\p{{Han}}{SIGNS}]"
 PUNCTUATION = r"\u00a0\u00ad¡¿«»‹›‘’‚“”„–—…•·§©®™°£€¥½¼¾×±²³ªº´№ฯ฿ๆ،؛؟"
-KANA_ONLY = r"[\u3040-\u30ff]"  # without half-width kana, as Chinese bytes may decode to these
+KANA_ONLY = r"[\u3040-\u30ff]"  # excludes half-width kana, which Chinese bytes can decode to
 
 
 def wide(known: str, letters: str, usual: str, least: float, part: float) -> Script:
@@ -101,7 +101,7 @@ ENCODINGS = [
 ]
 
 
-COMMON_PARTS = {  # {encoding: first bytes of its common characters, and the encoding that has only these}
+COMMON_PARTS = {  # {encoding: (first bytes of its common characters, an encoding of only these characters)}
     "gb18030": (range(0xB0, 0xF8), "gb2312"),
     **dict.fromkeys(("big5", "cp950", "big5hkscs"), (range(0xA4, 0xC7), "big5")),
     "cp949": (range(0xB0, 0xC9), "euc_kr"),
@@ -109,35 +109,35 @@ COMMON_PARTS = {  # {encoding: first bytes of its common characters, and the enc
 
 
 def choose_encoding(paths: Sequence[str], sample: bytes, decodes: Callable[[str, str], bool]) -> tuple[str, str, str]:
-    """(encoding, language, beginning of the text) of non-UTF-8 files. Raises UserError if none fits, or two fit about
-    equally well.
+    """Returns (encoding, language, first words) of non-UTF-8 files.
 
-    sample: the beginning of the files; decodes: whether an entire file is valid in an encoding.
+    sample: the start of the files. decodes: returns True if an entire file is valid in an encoding. Raises UserError if
+    no encoding fits, or if two fit about equally well.
     """
 
     def in_all(name: str) -> bool:
         return all(decodes(path, name) for path in paths)
 
-    found: list[tuple[float, str, Encoding, str]] = []  # (fit, name, encoding, text)
+    fits: list[tuple[float, str, Encoding, str]] = []  # (score, name, encoding, text)
     for encoding in ENCODINGS:
         name, text = next(((n, t) for n in encoding.names if (t := decoded(sample, n)) and in_all(n)), ("", ""))
-        fit = fit_of(text, encoding, name) if name else 0.0
-        if fit > 0 and all(text != other for *_, other in found):
-            found.append((fit, name, encoding, text))
-    found.sort(key=lambda one: -one[0])
-    if not found:
+        score = fit_of(text, encoding, name) if name else 0.0
+        if score > 0 and all(text != other for *_, other in fits):
+            fits.append((score, name, encoding, text))
+    fits.sort(key=lambda encoding: -encoding[0])
+    if not fits:
         examples = "--encoding latin-1, cp1251, gb18030, big5, shift_jis or euc_kr"
-        raise UserError(f"{paths[0]}, row {row_of_error(sample)}: not UTF-8, and not plausible text in any "
-                        f"encoding that can be detected; name the encoding, such as {examples}")  # fmt: skip
-    choices = [(name, one.language, begin_of(text, one.script.letters)) for _, name, one, text in found[:2]]
-    if len(found) > 1 and found[1][0] >= 0.5 * found[0][0]:
+        raise UserError(f"{paths[0]}, row {row_of_error(sample)}: not UTF-8, and no other encoding gives plausible "
+                        f"text; specify it, for example {examples}")  # fmt: skip
+    choices = [(name, e.language, begin_of(text, e.script.letters)) for _, name, e, text in fits[:2]]
+    if len(fits) > 1 and fits[1][0] >= 0.5 * fits[0][0]:
         shown = " or ".join(f"--encoding {name} ({begin!r}, {language})" for name, language, begin in choices)
-        raise UserError(f"{paths[0]}: not UTF-8; it may be {shown}: add the right one")
+        raise UserError(f"{paths[0]}: not UTF-8; add the right encoding: {shown}")
     return choices[0]
 
 
 def decoded(sample: bytes, encoding: str) -> str | None:
-    """Decodes a sample, which may end inside a character; None if it is invalid."""
+    """Decodes a sample, which can end inside a character. Returns None if it is invalid."""
     try:
         return codecs.getincrementaldecoder(encoding)().decode(sample)
     except UnicodeError:
@@ -145,14 +145,14 @@ def decoded(sample: bytes, encoding: str) -> str | None:
 
 
 def begin_of(text: str, letters: str) -> str:
-    """The first words with letters of a pattern, for a message."""
+    """Returns the first words with letters that match a pattern, for a message."""
     foreign = r"[^\x00-\x7f]"
-    found = [regex.search(rf"(?V1)\w{{0,8}}{part}.{{0,8}}", text) for part in (rf"[{letters}&&{foreign}]", foreign)]
-    return next((match[0] for match in found if match), "")
+    matches = [regex.search(rf"(?V1)\w{{0,8}}{part}.{{0,8}}", text) for part in (rf"[{letters}&&{foreign}]", foreign)]
+    return next((match[0] for match in matches if match), "")
 
 
 def row_of_error(sample: bytes) -> int:
-    """The number of the first row that is not UTF-8."""
+    """Returns the number of the first row that is not UTF-8."""
     try:
         codecs.getincrementaldecoder("utf-8")().decode(sample)
     except UnicodeDecodeError as error:
@@ -167,44 +167,46 @@ def is_damaged_utf8(sample: bytes) -> bool:
 
 
 def fit_of(text: str, encoding: Encoding, name: str) -> float:
-    """How well a text fits an encoding, from 0 to 1, by its share of usual letters."""
+    """Returns how well a text fits an encoding, from 0 to 1, based on the share of frequent letters."""
     script, foreign = encoding.script, regex.sub(r"[\x00-\x7f]", "", text)
     if regex.search(r"(?V1)[\p{Co}\p{Cn}\p{Cs}\x00-\x08\x0e-\x19\x1c-\x1f\x7f-\x9f\ufffd]", text):
         return 0.0
     if not foreign or share(foreign, script.known) < 0.95:
         return 0.0
     letters = "".join(regex.findall(f"(?V1){script.letters}", foreign))
-    usual = max(share(letters, f"[{some}{some.upper()}]") for some in script.usual)
+    frequent = max(share(letters, f"[{some}{some.upper()}]") for some in script.usual)
     if script.wide:
-        one = rf"(?<!{script.letters}){script.letters}(?!{script.letters})"
-        alone = rf"(?<=[a-z]){one}|{one}(?=[a-z])"  # a single wide letter in a Latin word, as in cp1252 text
+        single = rf"(?<!{script.letters}){script.letters}(?!{script.letters})"
+        isolated = rf"(?<=[a-z]){single}|{single}(?=[a-z])"  # one wide letter in a Latin word, as in cp1252
         is_odd = share(foreign, script.letters) < script.part or rare(letters, name) > 0.1
-        if is_odd or count(text, alone) > 0.3 * len(letters):
+        if is_odd or count(text, isolated) > 0.3 * len(letters):
             return 0.0
-        return max(usual, 0.01) if usual >= script.least or 4 <= len(letters) < FEW else 0.0
+        return max(frequent, 0.01) if frequent >= script.least or 4 <= len(letters) < FEW else 0.0
     in_latin = r"\p{Latin}" in script.letters
     if not letters:
         return 0.5 if in_latin and share(foreign, SAFE_SIGNS) == 1 else 0.0
-    if usual < script.least or not are_words(text, len(foreign), in_latin):
+    if frequent < script.least or not are_words(text, len(foreign), in_latin):
         return 0.0
     if not in_latin and count(letters, r"\p{Lu}") > 0.6 * len(letters):  # KOI8-R and cp1251 swap upper and lower case
         return 0.0
-    return usual ** min(len(letters), 400)
+    return frequent ** min(len(letters), 400)
 
 
 def are_words(text: str, num_foreign: int, in_latin: bool) -> bool:
-    """Whether letters form plausible words: no signs inside or at the ends, no capitals in the middle; few accents in
-    Latin script, no words of mixed scripts otherwise."""
+    """Whether the letters form plausible words. Signs inside or at the ends of words and capitals in the middle are
+    implausible, and so are words of mixed scripts or, in Latin script, many accents."""
     foreign = r"[^\x00-\x7f\P{L}]"
-    odd = count(text, rf"(?<=\p{{L}})({ODD_SIGNS}|{BESIDE}(?=\p{{L}}))")
-    odd += count(text, rf"(?<=\p{{Ll}})(?=\p{{Lu}}){foreign}|(?<=\p{{Ll}}{foreign})[A-Z]|(?<![\p{{L}}\p{{M}}])\p{{M}}")
+    implausible = count(text, rf"(?<=\p{{L}})({ODD_SIGNS}|{BESIDE}(?=\p{{L}}))")
+    implausible += count(
+        text, rf"(?<=\p{{Ll}})(?=\p{{Lu}}){foreign}|(?<=\p{{Ll}}{foreign})[A-Z]|(?<![\p{{L}}\p{{M}}])\p{{M}}"
+    )
     if not in_latin:
-        odd += count(text, rf"[a-zA-Z]{foreign}|{foreign}[a-zA-Z]")
-        return odd <= 0.05 * num_foreign and num_foreign >= 8
-    odd += 4 * count(text, rf"{foreign}{{4}}")
+        implausible += count(text, rf"[a-zA-Z]{foreign}|{foreign}[a-zA-Z]")
+        return implausible <= 0.05 * num_foreign and num_foreign >= 8
+    implausible += 4 * count(text, rf"{foreign}{{4}}")
     attached = count(text, rf"(?<=[a-zA-Z]){foreign}|{foreign}(?=[a-zA-Z])")
     in_words = count(text, rf"(?<=\p{{L}}){foreign}|{foreign}(?=\p{{L}})")
-    return odd <= 0.05 * num_foreign and attached > 0.5 * in_words
+    return implausible <= 0.05 * num_foreign and attached > 0.5 * in_words
 
 
 def count(text: str, pattern: str) -> int:
@@ -216,14 +218,14 @@ def share(text: str, pattern: str) -> float:
 
 
 def rare(letters: str, encoding: str) -> float:
-    """The share of letters that are outside the common part of an encoding."""
+    """Returns the share of letters outside the common part of an encoding."""
     common = common_part(encoding)
     return sum(letter not in common for letter in letters) / max(1, len(letters)) if common else 0.0
 
 
 @cache
 def common_part(encoding: str) -> frozenset[str]:
-    """The common characters that an encoding lists first; empty if it has no such part."""
+    """Returns the common characters, which an encoding lists first, or an empty set if it has no such part."""
     leads, codec = COMMON_PARTS.get(encoding, ((), ""))
     pairs = bytes(byte for lead in leads for trail in range(0x40, 0xFF) for byte in (lead, trail))
     return frozenset(pairs.decode(codec, "ignore")) if codec else frozenset()

@@ -1,8 +1,8 @@
-"""The readers of raw files, one per format, and format detection.
+"""Readers of raw files, one per format, and format detection.
 
-A reader is a generator of examples (see preprocess/example.py), with optional `text_pair`, `id` and `split`. The larger
-readers are in tables.py, objects.py, tagged.py and folders.py.
-Edit here to add your own format: one reader and one line in READERS.
+A reader is a generator of examples (see preprocess/example.py). `text_pair`, `id` and `split` are optional keys. The
+larger readers are in tables.py, objects.py, tagged.py and folders.py. To add a format, write a reader and add one line
+to READERS.
 """
 
 import re
@@ -34,13 +34,13 @@ HEAD_BYTES = 2**16  # first bytes of a file, used to detect its format
 
 
 def read_txt(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """One text per row, without labels."""
+    """Reads one text per row, without labels."""
     for number, row in read_rows(path, options.encoding):
         yield {"_where": f"{path}, row {number}", "text": row}
 
 
 def read_fasttext(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """fastText: `__label__NAME a text`, labels before or after the text; several labels per row make a set."""
+    """Reads fastText rows, `__label__NAME a text`. The task is multilabel if any row has several labels."""
     several = any(len(fasttext_labels(row)[1]) > 1 for _, row in named_rows(path, options.encoding))
     for where, row in named_rows(path, options.encoding):
         text, labels = fasttext_labels(row)
@@ -48,7 +48,7 @@ def read_fasttext(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def fasttext_labels(row: str) -> tuple[str, list[str]]:
-    """(text, labels) of a fastText row."""
+    """Splits a fastText row into (text, labels). The labels come before or after the text."""
     text, labels = row.strip(), []
     while match := re.match(rf"{FASTTEXT}(\S+?),?(?:\s+|$)", text):
         labels.append(match[1])
@@ -87,16 +87,16 @@ READERS: dict[str, Reader] = {
     "inline": read_inline,
     "webanno": read_webanno,
 }
-FOLDERS = ("seq", "classes", "class_files", "brat")  # formats of a folder
+FOLDERS = ("seq", "classes", "class_files", "brat")  # formats of folders
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix that determines the format, in lower case; .csv for data.csv.gz."""
+    """Returns the suffix that determines the format, in lower case (.csv for data.csv.gz)."""
     return (Path(path.stem) if path.suffix.lower() == ".gz" else path).suffix.lower()
 
 
 def find_format(path: Path, options: ReadOptions) -> str:
-    """The name of the reader for a file or folder: --format, otherwise by its name and first rows."""
+    """Returns the name of the reader for a file or folder: --format, or else detected from its name and first rows."""
     if options.format not in ("auto", *READERS):
         raise UserError(f"--format {options.format} is not one of: auto, {', '.join(READERS)}")
     if options.format in FOLDERS and not path.is_dir():
@@ -113,7 +113,7 @@ def find_format(path: Path, options: ReadOptions) -> str:
     if options.delimiter and suffix not in SUFFIXES:
         return "csv"
     if suffix == ".xls":
-        raise UserError(f"{path}: the old format of Excel; save it as .xlsx or CSV")
+        raise UserError(f"{path}: .xls files are not supported; save it as .xlsx or CSV")
     if suffix in SUFFIXES and suffix != ".tsv":
         return SUFFIXES[suffix]
     rows = head_of(path, options.encoding)
@@ -125,43 +125,42 @@ def find_format(path: Path, options: ReadOptions) -> str:
         return format_of_tokens(rows, may_be_table=False) or "conll"
     if label_file_of(path):
         return "beside"
-    found = format_of_rows(rows) if options.labelled else format_of_texts(path, rows, options)
-    if found and (found != "txt" or suffix in TEXT_SUFFIXES):
-        return found
+    detected = format_of_rows(rows) if options.labelled else format_of_texts(path, rows, options)
+    if detected and (detected != "txt" or suffix in TEXT_SUFFIXES):
+        return detected
     is_table = "if it is a table, add --delimiter (' ': a label, then the text)"
     hint = is_table if options.labelled else f"texts end in .txt, {', '.join(SUFFIXES)}"
-    raise UserError(f"{path}: unknown format; name it with --format {{{','.join(READERS)}}}; {hint}")
+    raise UserError(f"{path}: unknown format; specify it with --format {{{','.join(READERS)}}}; {hint}")
 
 
 def find_form(path: Path) -> str | None:
-    """The labelled format of a file's first rows, or None."""
+    """Detects the labelled format of a file from its first rows, or returns None."""
     return format_of_rows(head_of(path, "auto"))
 
 
 def format_of_texts(path: Path, rows: list[str], options: ReadOptions) -> str:
-    """The format of a file whose texts need no labels: txt, unless its first rows have another. Raises UserError if it
-    is ambiguous."""
+    """Detects the format of a file whose labels are not needed (default: txt). Raises UserError if it is ambiguous."""
     head = [row for row in rows if row.strip()] or [""]
-    found = format_of_rows(rows) or "txt"
+    detected = format_of_rows(rows) or "txt"
     cells = [name.strip() for name in re.split("\t" if "\t" in head[0] else "[,;|]", head[0])]
     named = not options.header or (len(cells) > 1 and bool(alike(["tokens", *TEXT_NAMES], cells)))
-    may_be = {  # alternatives to texts
+    alternatives = {
         "word_tags": all(len(row.split()) == 1 for row in head) and "word/tag",
         "tsv": not named and len(head) > 1 == len({row.count("\t") for row in head}) and "columns between tabs",
         "txt": (named and f"a table, as row 1 is {shown(head[0])}")
-        or (are_bare_tokens(rows) and "tokens, one in each row (--token_column 0)"),
+        or (are_bare_tokens(rows) and "one token per row (--token_column 0)"),
     }
-    if may_be.get(found):
-        advice = "--format txt reads each row as a text, --format word_tags, tsv or csv (with --text_column) the other"
-        raise UserError(f"{path}: its rows may be texts, or {may_be[found]}; {advice}")
-    if found in ("conll", "conllu", "sentence_rows"):
+    if alternatives.get(detected):
+        advice = "add --format txt for one text per row, or --format word_tags, tsv or csv (with --text_column)"
+        raise UserError(f"{path}: rows could be texts or {alternatives[detected]}; {advice}")
+    if detected in ("conll", "conllu", "sentence_rows"):
         return tokens_of(path, rows, options, may_be_table="\t" in head[0]) or "txt"
     is_text = {"jsonl": not all(row.startswith("{") for row in head), "tsv": not named}
-    return "txt" if is_text.get(found) else found
+    return "txt" if is_text.get(detected) else detected
 
 
 def format_of_rows(rows: list[str]) -> str | None:
-    """Detects the labelled format of the first rows of a file; None for others."""
+    """Detects the labelled format of the first rows of a file, or returns None."""
     head = [row for row in rows if row.strip()] or [""]
     names = [name.strip() for name in re.split("[,;|]", head[0])]
     tokens = format_of_tokens(rows, may_be_table="\t" in head[0])
@@ -180,8 +179,8 @@ def format_of_rows(rows: list[str]) -> str | None:
 
 
 def format_of_tokens(rows: list[str], may_be_table: bool) -> str | None:
-    """The format of rows with a tag per word, or None. may_be_table: rows with tabs may not be tokens, so blank rows
-    between sentences, or one word per row, are required as evidence."""
+    """Detects the format of rows with one tag per word, or returns None. may_be_table: if True, further evidence is
+    required: blank rows between sentences, or one word per row."""
     head = [row for row in rows if row.strip()]
     if not head:
         return None
@@ -201,27 +200,27 @@ def format_of_tokens(rows: list[str], may_be_table: bool) -> str | None:
 
 
 def tokens_of(path: Path, rows: list[str], options: ReadOptions, may_be_table: bool) -> str | None:
-    """The format of rows of tokens with tags; None for tables and texts. If the rows need no labels, blank rows between
-    sentences or entity tags are required as evidence."""
-    found = format_of_tokens(rows, may_be_table)
+    """Returns the format of rows of tokens with tags, or None for tables and texts. If labels are not needed, blank
+    rows between sentences or entity tags are required as evidence."""
+    detected = format_of_tokens(rows, may_be_table)
     if options.labelled:
-        return found
+        return detected
     rows = rows if rows[-1].strip() else rows[:-1]
     head = [row for row in rows if row.strip()]
     widths = {len(split_row(row)) for row in [row for row in head if not row.startswith("#")] or head}
-    if found != "conll" or options.token_column:
-        return found
+    if detected != "conll" or options.token_column:
+        return detected
     if len(widths - {1}) != 1:
         return None
     tags = [USUAL.parse(split_row(row)[-1].strip()) for row in head]
     if len(head) == len(rows) and not any(tag and tag.letter in "BS" for tag in tags):
-        what = "each row is a token with its tag, or a text that ends with O"
-        raise UserError(f"{path}: {what}: --token_column 0 reads tokens; write texts as .csv or .jsonl")
-    return found
+        problem = "rows could be tokens with tags, or texts that end with O"
+        raise UserError(f"{path}: {problem}; add --token_column 0 for tokens, or save texts as .csv or .jsonl")
+    return detected
 
 
 def head_of(path: Path, encoding: str) -> list[str]:
-    """The first complete rows of a file."""
+    """Returns the first complete rows of a file."""
     with open_bytes(path) as file:
         raw = file.read(HEAD_BYTES)
     encoding = encoding_of(path, report=False) if encoding == "auto" else encoding
@@ -233,8 +232,8 @@ def head_of(path: Path, encoding: str) -> list[str]:
 
 
 def are_tagged(rows: list[str], bare: bool = False) -> bool:
-    """Whether rows are tokens with tags: one of the last columns has entity tags; bare: or bare entity types and O, as
-    in `Anna PERSON`. A header may precede them, and comments may be among them."""
+    """Whether rows are tokens with tags, possibly with a header and comments. bare: also accept bare entity types and
+    O, as in `Anna PERSON`, in the last column."""
     rows = [row for row in rows if not row.startswith(("-DOCSTART-", "#"))] or rows
     table = [split_row(row) for row in rows]
     titles = [plain_name(cell) for cell in table[0]] if not bare else []
@@ -255,7 +254,7 @@ def are_tagged(rows: list[str], bare: bool = False) -> bool:
 
 
 def are_bare_tokens(rows: list[str]) -> bool:
-    """Whether rows are single, mostly short words, with blank rows between sentences."""
+    """Whether each row is one word, mostly short, with blank rows between sentences."""
     words = [row.strip() for row in rows if row.strip()]
     blank = any(not row.strip() for row in rows[: len(rows) - 2])
     return (
@@ -269,6 +268,6 @@ def are_single_words(rows: list[str]) -> bool:
 
 
 def are_word_tags(row: str) -> bool:
-    """Whether every word of a row is followed by its tag: 我/r 爱/v [北京/ns 大学/n]nt"""
+    """Whether every word of a row has a tag after a slash: 我/r 爱/v [北京/ns 大学/n]nt"""
     pieces = pieces_of(row)
     return bool(pieces) and all(map(WORD_TAG.fullmatch, pieces))

@@ -1,7 +1,6 @@
-"""Inline entity markup: `at [nine am](time)`, `at [time : nine am]`, `at {{time:nine am}}`; texts in pieces (Snips);
-and Rasa's files of marked examples (Markdown and YAML).
+"""Reads entity markup (`at [nine am](time)`, `at [time : nine am]`, `at {{time:nine am}}`), Snips and Rasa files.
 
-To add another syntax: one line in INLINE of engine/task/signs.py.
+To add a syntax, add one line to INLINE of engine/task/signs.py.
 """
 
 import json
@@ -26,7 +25,7 @@ Span = dict[str, Any]
 
 
 def without_marks(text: str, syntax: str, where: str) -> tuple[str, list[Span]]:
-    """(plain text, spans) of a text with marks. Raises UserError for unmatched marks."""
+    """Removes the marks from a text. Returns (plain text, spans). Raises UserError for unmatched marks."""
     plain, spans, end = "", [], 0
     for match in re.finditer(INLINE[syntax], text):
         plain += text[end : match.start()]
@@ -35,13 +34,13 @@ def without_marks(text: str, syntax: str, where: str) -> tuple[str, list[Span]]:
     plain += text[end:]
     if spans and (signs := [sign for sign in ("[", "]", "{{", "}}") if sign in plain and sign in syntax]):
         raise UserError(
-            f"{where}: {signs[0]!r} is left over next to marks {syntax!r}; correct it (marks cannot be nested)"
+            f"{where}: unmatched {signs[0]!r} in a text with marks {syntax!r}; correct it (marks cannot be nested)"
         )
     return plain, spans
 
 
 def label_of(match: re.Match[str], where: str) -> str:
-    """The label of a mark; Rasa also writes `[nine am]{"entity": "time", "role": "start"}`."""
+    """Returns the label of a mark, also from Rasa's `[nine am]{"entity": "time", "role": "start"}`."""
     if match["label"]:
         return match["label"]
     try:
@@ -51,31 +50,31 @@ def label_of(match: re.Match[str], where: str) -> str:
 
 
 def find_marked(rows: Sequence[Values], options: ReadOptions) -> Convert | None:
-    """Converts MASSIVE's `annot_utt`, if any have marks; without marks it must equal `utt`."""
+    """Returns a converter of MASSIVE's `annot_utt`, or None if there are no marks. The text must equal `utt`."""
     if not any(re.search(INLINE[MASSIVE], str(row["annot_utt"])) for row in rows):
         return None
 
     def convert(values: Values, where: str) -> Values:
         if not isinstance(marked := values.get("annot_utt"), str):
-            raise UserError(f"{where}: 'annot_utt' is not a string, as in the first rows")
+            raise UserError(f"{where}: 'annot_utt' is not a string, unlike in the first rows")
         plain, spans = without_marks(marked, MASSIVE, where)
         stored = values.get("utt", plain)
         if isinstance(stored, str) and stored.split() != plain.split():
-            raise UserError(f"{where}: 'annot_utt' without its marks is not 'utt'")
+            raise UserError(f"{where}: 'annot_utt' without its marks differs from 'utt'")
         return {"text": plain, "slots": spans}
 
     return convert
 
 
 def find_chunks(rows: Sequence[Values], options: ReadOptions) -> Convert | None:
-    """Converts Snips's {"data": [{"text": "add "}, {"text": "a song", "entity": "title"}]}."""
+    """Returns a converter of Snips's {"data": [{"text": "add "}, {"text": "a song", "entity": "title"}]}, or None."""
     if not all(is_chunks(row.get("data")) for row in rows):
         return None
 
     def convert(values: Values, where: str) -> Values:
         chunks: Any = values.get("data")
         if not is_chunks(chunks):
-            raise UserError(f"{where}: a piece of the text has no `text`")
+            raise UserError(f"{where}: an item of `data` has no `text`")
         pieces = ((c["text"], c.get("slot_name") or c.get("entity") or c.get("alias")) for c in chunks)
         text, spans = join_pieces(pieces)
         return {"text": text, "slots": spans}
@@ -88,7 +87,7 @@ def is_chunks(value: Any) -> bool:
 
 
 def join_pieces(pieces: Iterable[tuple[str, Any]]) -> tuple[str, list[list[Any]]]:
-    """(text, spans as [start, end, label]) of (piece, its label or ""). Spans exclude blanks around a piece."""
+    """Joins (piece, label) pairs. Returns (text, spans as [start, end, label]) without the blanks around a piece."""
     text, spans = "", []
     for piece, label in pieces:
         if label and (bare := piece.strip()):
@@ -99,10 +98,10 @@ def join_pieces(pieces: Iterable[tuple[str, Any]]) -> tuple[str, list[list[Any]]
 
 
 def read_inline(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """One text per row, with inline entity markup."""
+    """Reads one text per row, with inline entity markup."""
     syntax = inline_syntax([row for _, row in islice(named_rows(path, options.encoding), HEAD_ROWS)])
     if syntax is None:
-        raise UserError(f"{path}: its rows have no entity markup, such as {' or '.join(INLINE)}")
+        raise UserError(f"{path}: no entity markup found; expected {' or '.join(INLINE)}")
     options.understood.add(path, "texts with marks", text="rows", slots=syntax)
     for where, row in named_rows(path, options.encoding):
         text, spans = without_marks(row, syntax, where)
@@ -110,7 +109,7 @@ def read_inline(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def read_rasa(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """Rasa's examples in Markdown (`## intent:greet`, then `- hello`) or YAML (`- intent: greet`, `examples: |`)."""
+    """Reads Rasa's examples in Markdown (`## intent:greet`, `- hello`) or YAML (`- intent: greet`, `examples: |`)."""
     options.understood.add(path, "Rasa", text="examples", intent="headings", slots="[text](entity)")
     intent = None
     for where, row in named_rows(path, options.encoding):
@@ -121,12 +120,12 @@ def read_rasa(path: Path, options: ReadOptions) -> Iterator[Example]:
         elif intent and (match := re.match(r"\s*[-*]\s+(.+?)\s*$", row)):
             if re.match(r"text:\s*\|?$", match[1]):
                 advice = "write them as `- hello` below `examples: |`"
-                raise UserError(f"{where}: examples with `text:` are not read; {advice}")
+                raise UserError(f"{where}: examples with `text:` are not supported; {advice}")
             text, spans = without_marks(match[1], "[nine am](time)", where)
             yield {"_where": where, "text": text, "intent": intent, "slots": spans}
 
 
 def is_rasa(rows: Sequence[str]) -> bool:
-    """Whether the first rows of a file are Rasa's intent examples, not its stories."""
+    """Whether the first rows of a file are Rasa's intent examples (and not its stories)."""
     markdown = any(re.match(r"##\s*intent:", row) for row in rows)
     return markdown or (any(re.match(r"nlu:\s*$", row) for row in rows) and any(map(RASA_INTENT.match, rows)))

@@ -1,4 +1,4 @@
-"""Instruction data and dialogues with a model, read as classification if the answers are few and short."""
+"""Reads instruction data and dialogues as classification, if the answers are few and short."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,66 +12,66 @@ from preprocess.readers.paths import Convert, Values
 QUESTION_KEYS = ("instruction", "prompt", "query")
 ANSWER_KEYS = ("output", "response", "completion")
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-MOST_CHARACTERS = 60  # maximum length of an answer that is a class
+MAX_CHARACTERS = 60  # maximum length of an answer that is a class
 
 
 def find_instructions(rows: Sequence[Values], options: ReadOptions) -> Convert | None:
     """Converts {"instruction", "input", "output"} and {"prompt", "completion"} to text and label. An instruction that
-    is identical in all first rows is omitted."""
+    all first rows share is omitted."""
     keys = {*rows[0]}
     question = next((key for key in QUESTION_KEYS if key in keys), "")
     answer = next((key for key in ANSWER_KEYS if key in keys), "")
-    if not question or not (answer or may_lack(keys, options)) or has_labels(keys, options):
+    if not question or not (answer or may_lack_answers(keys, options)) or has_labels(keys, options):
         return None
     if any(not isinstance(row.get(key), str) for row in rows for key in (question, answer) if key):
         return None
     if any(row.get("history") for row in rows):
-        raise UserError("contains dialogues of several turns; what can be read is one question and a short answer")
+        raise UserError("contains dialogues of several turns; only one question with a short answer is supported")
     constant = len({row[question] for row in rows}) == 1 and all(row.get("input") for row in rows)
     if options.labelled:
         require_classes([row[answer] for row in rows], f"instructions with free answers in {answer!r}")
 
     def convert(values: Values, where: str) -> Values:
-        asked, given = values.get(question) or "", values.get("input") or ""
+        question_text, input_text = values.get(question) or "", values.get("input") or ""
         label = {"label": values.get(answer)} if options.labelled else {}
-        if not all(isinstance(value, str) for value in (asked, given, *label.values())):
+        if not all(isinstance(value, str) for value in (question_text, input_text, *label.values())):
             raise UserError(f"{where}: {question!r}, 'input' and {answer!r} must be strings")
-        return {"text": given if constant else "\n".join(filter(None, (asked, given)))} | label
+        return {"text": input_text if constant else "\n".join(filter(None, (question_text, input_text)))} | label
 
     return convert
 
 
 def find_dialogue(rows: Sequence[Values], options: ReadOptions) -> Convert | None:
-    """Converts {"messages": [{"role", "content"}]} and {"conversations": [{"from", "value"}]} of one question and
-    one answer to text and label. A system prompt that is identical in all first rows is omitted."""
+    """Converts {"messages": [{"role", "content"}]} and {"conversations": [{"from", "value"}]} to text and label. A
+    dialogue must be one question and one answer. A system prompt that all first rows share is omitted."""
     key = next((key for key in ("messages", "conversations") if key in rows[0]), "")
     if has_labels({*rows[0]}, options):
         return None
     turns = [turns_of(row.get(key)) for row in rows] if key else []
     if not turns or not all(turns):
         return None
-    expected = [["user", "assistant"], *([["user"]] if may_lack({*rows[0]}, options) else [])]
-    if any([role for role, _ in some if role != "system"] not in expected for some in turns):
-        several = "contains dialogues of several turns"
-        raise UserError(f"{several}; what can be read is one question and a short answer, or text and label")
+    expected = [["user", "assistant"], *([["user"]] if may_lack_answers({*rows[0]}, options) else [])]
+    if any([role for role, _ in dialogue if role != "system"] not in expected for dialogue in turns):
+        problem = "contains dialogues of several turns"
+        raise UserError(f"{problem}; only one question with a short answer, or text and label, is supported")
     if options.labelled:
-        require_classes([some[-1][1] for some in turns], f"dialogues with free answers in {key!r}")
-    prompts = {tuple(content for role, content in some if role == "system") for some in turns}
+        require_classes([dialogue[-1][1] for dialogue in turns], f"dialogues with free answers in {key!r}")
+    prompts = {tuple(content for role, content in dialogue if role == "system") for dialogue in turns}
 
     def convert(values: Values, where: str) -> Values:
-        found = turns_of(values.get(key))
-        if [role for role, _ in found if role != "system"] not in expected:
-            raise UserError(f"{where}: {key!r} is not one question with one answer, as in the first rows")
-        system = tuple(content for role, content in found if role == "system")
-        asked = [content for role, content in found if role == "user"]
-        label = {"label": found[-1][1]} if options.labelled else {}
-        return {"text": "\n".join([*(() if prompts == {system} else system), *asked])} | label
+        dialogue_turns = turns_of(values.get(key))
+        if [role for role, _ in dialogue_turns if role != "system"] not in expected:
+            raise UserError(f"{where}: expected one question and one answer in {key!r}, as in the first rows")
+        system = tuple(content for role, content in dialogue_turns if role == "system")
+        questions = [content for role, content in dialogue_turns if role == "user"]
+        label = {"label": dialogue_turns[-1][1]} if options.labelled else {}
+        return {"text": "\n".join([*(() if prompts == {system} else system), *questions])} | label
 
     return convert
 
 
-def may_lack(keys: set[str], options: ReadOptions) -> bool:
-    """Whether answers are not needed: only texts are read, and no other key has them."""
+def may_lack_answers(keys: set[str], options: ReadOptions) -> bool:
+    """Whether answers are optional: only texts are read, and no other key has them."""
     return not options.labelled and not alike(TEXT_NAMES, keys - {*QUESTION_KEYS})
 
 
@@ -82,8 +82,8 @@ def has_labels(keys: set[str], options: ReadOptions) -> bool:
 
 
 def turns_of(value: Any) -> list[tuple[str, str]]:
-    """[(role, content)]; empty if the value is not a dialogue."""
-    found = []
+    """Returns [(role, content)], or [] if the value is not a dialogue."""
+    turns = []
     for turn in value if isinstance(value, list) else ():
         if not isinstance(turn, dict):
             return []
@@ -91,16 +91,13 @@ def turns_of(value: Any) -> list[tuple[str, str]]:
         content = turn.get("content", turn.get("value"))
         if not role or not isinstance(content, str):
             return []
-        found.append((role, content))
-    return found
+        turns.append((role, content))
+    return turns
 
 
-def require_classes(answers: Sequence[str], what: str) -> None:
-    """Raises UserError unless answers are few and short enough to be classes."""
+def require_classes(answers: Sequence[str], data: str) -> None:
+    """Raises UserError unless the answers are few and short enough to be classes."""
     distinct = {answer.strip() for answer in answers}
-    if len(distinct) > max(2, len(answers) / 3) or max(map(len, distinct)) > MOST_CHARACTERS:
-        tasks = "what can be read is classification, where a few short answers recur"
-        raise UserError(
-            f"contains {what}, a task of text generation; {tasks}, or text and label under keys of "
-            "their own (--text_column, --label_column)"
-        )
+    if len(distinct) > max(2, len(answers) / 3) or max(map(len, distinct)) > MAX_CHARACTERS:
+        advice = "use data with a few short answers, or name the keys with --text_column and --label_column"
+        raise UserError(f"contains {data}, a text generation task, which is not supported; {advice}")

@@ -1,4 +1,4 @@
-"""Finds the rows in a JSON file with a single object: under a path, one list per part, or a table of pandas."""
+"""Finds the rows in a JSON file that is one object: rows at a path, one list per part, or a pandas table."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from engine.task.signs import LABEL_NAMES, TEXT_NAMES, alike
 from preprocess.example import abbreviate, part_of_name
 from preprocess.readers.paths import MISSING, Values, at
 
-# Paths of the rows in known formats. `*` matches any key, which becomes each row's label under the name given here
+# Paths of the rows in known formats. `*` matches any key; each row gets that key as a label with the given name
 ROW_PATHS = {
     "rasa_nlu_data.common_examples": "",  # Rasa
     "assets.utterances": "",  # Azure
@@ -18,33 +18,33 @@ ROW_PATHS = {
 }
 WORD_KEYS, TAG_KEYS = "orth word text form token".split(), "ner tag label".split()  # keys of token objects
 Rows = list[Any]
-Located = Iterator[tuple[str, Any]]  # (part and position, for messages; row)
+Located = Iterator[tuple[str, Any]]  # (source for messages, row)
 
 
 def rows_of_object(path: Path, content: dict[str, Any], rows_key: str) -> Located:
-    """The rows of an object, each with `split` if the object has parts. Raises UserError if several lists could be the
-    rows. rows_key: the path in --rows_key"""
+    """Returns the rows of a JSON object, each with `split` if the object has parts. Raises UserError if several lists
+    could be the rows. rows_key: the path in --rows_key."""
     if rows_key:
-        found = at(content, rows_key)
-        if found is MISSING:
-            raise UserError(f"{path}: --rows_key {rows_key} does not exist; its keys are: {abbreviate(content)}")
-        return numbered(as_rows(path, found))
+        rows = at(content, rows_key)
+        if rows is MISSING:
+            raise UserError(f"{path}: --rows_key {rows_key} does not exist; the keys are: {abbreviate(content)}")
+        return numbered(as_rows(path, rows))
     if is_row(content):
         return numbered([content])
     for row_path, name in ROW_PATHS.items():
-        if rows := rows_at(content, row_path.split("."), name):
-            return numbered(rows)
+        if listed := rows_at(content, row_path.split("."), name):
+            return numbered(listed)
     if parts := parts_of(path, content):
         return rows_of_parts(parts)
     for find in (as_table, as_patterns, as_classes):
-        if found := find(content):
-            return numbered(found)
+        if rows := find(content):
+            return numbered(rows)
     below = [parts for value in content.values() if isinstance(value, dict) and (parts := parts_of(path, value))]
     return rows_of_parts(below[0]) if len(below) == 1 else numbered(the_list(path, content))
 
 
 def rows_of_parts(parts: dict[str, tuple[str, Rows]]) -> Located:
-    """The rows of {key: (part, rows)}."""
+    """Yields the rows of {key: (part, rows)}."""
     for key, (part, rows) in parts.items():
         yield from ((f"{key} {number}", with_keys(row, split=part)) for number, row in enumerate(rows, 1))
 
@@ -53,28 +53,28 @@ def numbered(rows: Rows) -> Located:
     return ((f"item {number}", row) for number, row in enumerate(rows, 1))
 
 
-def with_keys(row: Any, **more: Any) -> Any:
-    """A row with additional keys. The values of a list row are called 0, 1, …, or `text` and the keys of spaCy's
-    ["a text", {"entities": …}]."""
+def with_keys(row: Any, **extra: Any) -> Any:
+    """Adds keys to a row. The values of a row that is a list get the keys 0, 1, …; spaCy's ["a text", {"entities": …}]
+    becomes {"text": "a text", "entities": …}."""
     if isinstance(row, list) and len(row) == 2 and isinstance(row[0], str) and isinstance(row[1], dict):
         row = {"text": row[0], **row[1]}
     if isinstance(row, list):
         row = {str(number): value for number, value in enumerate(row)}
-    return row | more if isinstance(row, dict) else row
+    return row | extra if isinstance(row, dict) else row
 
 
 def is_row(content: dict[str, Any]) -> bool:
-    """Whether an object is itself an example: it has a text, or tokens that are strings."""
+    """Whether an object is itself an example, because it has a text or a list of tokens."""
     tokens = content.get("tokens")
     is_text = any(isinstance(content.get(name), str) for name in TEXT_NAMES)
     return is_text or (isinstance(tokens, list) and all(isinstance(token, str) for token in tokens) and bool(tokens))
 
 
 def rows_at(content: Any, steps: Sequence[str], name: str, key: str = "") -> Rows:
-    """The objects at a path, with the key found at `*`."""
+    """Returns the objects at a path. name: the key under which each row gets the key found at `*`."""
     if not steps:
-        found = content if isinstance(content, list) and content and isinstance(content[0], dict) else []
-        return [with_keys(row, **{name: key}) for row in found] if name else found
+        rows = content if isinstance(content, list) and content and isinstance(content[0], dict) else []
+        return [with_keys(row, **{name: key}) for row in rows] if name else rows
     if not isinstance(content, dict):
         return []
     if steps[0] != "*":
@@ -83,26 +83,26 @@ def rows_at(content: Any, steps: Sequence[str], name: str, key: str = "") -> Row
 
 
 def parts_of(path: Path, content: dict[str, Any]) -> dict[str, tuple[str, Rows]] | None:
-    """{key: (part, rows)} if the lists of an object are parts."""
-    lists = {key: value for key, value in content.items() if holds_rows(value)}
+    """Returns {key: (part, rows)} if the keys of an object are names of parts, otherwise None."""
+    lists = {key: value for key, value in content.items() if has_rows(value)}
     named = {key: part for key in lists if (part := part_of_name(key))}
     if not named:
         return None
-    if others := [key for key in lists if key not in named]:
-        unclear = f"{', '.join(named)} are parts, but {', '.join(others)} is not"
-        raise UserError(f"{path}: {unclear}; name the rows to read with --rows_key, or put each part into its own file")
+    if unknown := [key for key in lists if key not in named]:
+        problem = f"the keys {', '.join(named)} are parts, but {', '.join(unknown)} is not"
+        raise UserError(f"{path}: {problem}; select the rows with --rows_key, or write each part to its own file")
     return {key: (part, as_rows(path, lists[key])) for key, part in named.items()}
 
 
-def holds_rows(value: Any) -> bool:
-    """Whether a value is, or contains, a list of objects or lists."""
+def has_rows(value: Any) -> bool:
+    """Whether a value is or contains a list of objects or lists."""
     if isinstance(value, dict):
-        return any(map(holds_rows, value.values())) or bool(as_table(value))
+        return any(map(has_rows, value.values())) or bool(as_table(value))
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict | list)
 
 
 def as_rows(path: Path, value: Any) -> Rows:
-    """A list unchanged; the rows of an object that pandas wrote, or that has numbers as keys."""
+    """Returns a list unchanged, and the rows of an object (written by pandas or with numbers as keys)."""
     if isinstance(value, list):
         return value
     if isinstance(value, dict):
@@ -112,7 +112,7 @@ def as_rows(path: Path, value: Any) -> Rows:
 
 
 def as_table(content: dict[str, Any]) -> Rows | None:
-    """The rows of pandas's to_json with orient split, columns, index or list; None for another object."""
+    """Returns the rows of pandas's to_json (orient split, columns, index or list), or None for other objects."""
     names, data = content.get("columns"), content.get("data")
     if isinstance(names, list) and isinstance(data, list):
         return [dict(zip(names, row)) if isinstance(row, list) else row for row in data]
@@ -122,9 +122,9 @@ def as_table(content: dict[str, Any]) -> Rows | None:
         return [dict(zip(keys, row)) for row in zip(*values)] if len(lengths) == 1 else None
     if not values or not all(isinstance(value, dict) and value for value in values):
         return None
-    same = len({tuple(value) for value in values}) == 1
-    by_index = same and all(key.isdecimal() for key in values[0]) and not any(key.isdecimal() for key in content)
-    if by_index or (same and alike(["tokens", *TEXT_NAMES], content)):  # columns
+    same_keys = len({tuple(value) for value in values}) == 1
+    by_index = same_keys and all(key.isdecimal() for key in values[0]) and not any(key.isdecimal() for key in content)
+    if by_index or (same_keys and alike(["tokens", *TEXT_NAMES], content)):  # columns
         return [dict(zip(content, row)) for row in zip(*(value.values() for value in values))]
     if all(is_row(value) for value in values):  # an object per index
         return values
@@ -132,14 +132,14 @@ def as_table(content: dict[str, Any]) -> Rows | None:
 
 
 def singular(content: dict[str, Any]) -> list[str]:
-    """The keys of an object, with `texts` and `labels` renamed to `text` and `label` if one is a usual text key."""
+    """Returns the keys of an object, with plurals such as `texts` made singular. Returns [] if no key is a text."""
     usual = {"tokens", *TEXT_NAMES, *LABEL_NAMES}
     keys = [key if key in usual or key[:-1] not in usual else key[:-1] for key in content]
     return keys if {"tokens", *TEXT_NAMES} & {*keys} else []
 
 
 def as_classes(content: dict[str, Any]) -> Rows | None:
-    """The rows of an object with one list per class, {"good": ["a text", …], …}, or, as in Snips, per intent."""
+    """Returns the rows of {"good": ["a text", …], …} (one list per class or, in Snips, per intent), or None."""
     lists = {key: value for key, value in content.items() if isinstance(value, list) and value}
     if len(lists) != len(content) or singular(content) or {*LABEL_NAMES} & content.keys():
         return None
@@ -154,11 +154,11 @@ def as_classes(content: dict[str, Any]) -> Rows | None:
 
 
 def as_patterns(content: dict[str, Any]) -> Rows | None:
-    """The rows of {"intents": [{"tag": "greeting", "patterns": ["hello", …]}, …]}, also with {"text": "hello"}."""
-    found = content.get("intents")
-    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+    """Returns the rows of {"intents": [{"tag": "greeting", "patterns": ["hello", …]}, …]}, or None."""
+    intents = content.get("intents")
+    if not isinstance(intents, list) or not all(isinstance(each, dict) for each in intents):
         return None
-    pairs = [(at(each, "tag|intent|name"), at(each, "patterns|examples|utterances|questions")) for each in found]
+    pairs = [(at(each, "tag|intent|name"), at(each, "patterns|examples|utterances|questions")) for each in intents]
     if not pairs or not all(isinstance(tag, str) and isinstance(texts, list) for tag, texts in pairs):
         return None
     rows = [(tag, text if isinstance(text, dict) else {"text": text}) for tag, texts in pairs for text in texts]
@@ -166,12 +166,12 @@ def as_patterns(content: dict[str, Any]) -> Rows | None:
 
 
 def the_list(path: Path, content: dict[str, Any]) -> Rows:
-    """The only list of rows under a key of an object, at any depth; otherwise the object itself."""
-    found = dict(lists_in(content, ""))
-    texts = {key: rows for key, rows in found.items() if any(map(has_text, rows[:9]))} or found
-    first = next(iter(texts.values()), [content])
-    if len(texts) > 1:
-        raise UserError(f"{path}: several lists could be the rows; name one with --rows_key {' or '.join(texts)}")
+    """Returns the only list of rows in an object, at any depth, or [content] if there is none."""
+    lists = dict(lists_in(content, ""))
+    with_text = {key: rows for key, rows in lists.items() if any(map(has_text, rows[:9]))} or lists
+    first = next(iter(with_text.values()), [content])
+    if len(with_text) > 1:
+        raise UserError(f"{path}: several lists could be the rows; select one with --rows_key {' or '.join(with_text)}")
     return first
 
 
@@ -181,7 +181,7 @@ def has_text(row: Any) -> bool:
 
 
 def lists_in(content: dict[str, Any], prefix: str, depth: int = 3) -> Iterator[tuple[str, Rows]]:
-    """(path, rows) of the lists of objects in an object."""
+    """Yields (path, rows) of the lists of objects in an object."""
     for key, value in content.items():
         if isinstance(value, list) and any(isinstance(with_keys(row), dict) for row in value[:9]):
             yield prefix + key, value
@@ -190,7 +190,7 @@ def lists_in(content: dict[str, Any], prefix: str, depth: int = 3) -> Iterator[t
 
 
 def with_sentences(objects: Iterator[tuple[str, Any]], labelled: bool) -> Iterator[tuple[str, Any]]:
-    """(where, object); DyGIE and spaCy documents are split into one object per sentence, with token labels."""
+    """Yields (source, object). DyGIE and spaCy documents are split into one object per sentence."""
     count = 0
     for where, values in objects:
         part = {"split": values["split"]} if isinstance(values, dict) and "split" in values else {}
@@ -206,7 +206,7 @@ def with_sentences(objects: Iterator[tuple[str, Any]], labelled: bool) -> Iterat
 
 
 def sentences_in(values: Any) -> list[Any]:
-    """The sentences of a document with paragraphs, as in spaCy's JSON; otherwise only the object."""
+    """Returns the sentences of a document with paragraphs (spaCy's JSON), or the object itself in a list."""
     for key in ("paragraphs", "sentences"):
         below = values.get(key) if isinstance(values, dict) else None
         if isinstance(below, list) and below and all(isinstance(each, dict) for each in below):
@@ -215,8 +215,7 @@ def sentences_in(values: Any) -> list[Any]:
 
 
 def with_tags(values: Any) -> Values | None:
-    """Converts an object with token objects, [{"orth": "Anna", "ner": "B-PER"}, …], to lists of words and tags; None
-    for others."""
+    """Converts token objects, [{"orth": "Anna", "ner": "B-PER"}, …], to lists of words and tags, or returns None."""
     tokens = values.get("tokens") if isinstance(values, dict) else None
     if not isinstance(tokens, list) or not tokens or not all(isinstance(token, dict) for token in tokens):
         return None
@@ -227,23 +226,23 @@ def with_tags(values: Any) -> Values | None:
 
 
 def string_key(objects: Sequence[Values], names: Sequence[str]) -> str | None:
-    """The first name under which all objects have a string."""
+    """Returns the first name that is a key with a string value in all objects, or None."""
     return next((name for name in names if all(isinstance(each.get(name), str) for each in objects)), None)
 
 
 def sentences_of(values: Values, where: str, labelled: bool) -> Iterator[tuple[str, Values]]:
-    """(where, object) of the sentences of a DyGIE document."""
+    """Yields (source, object) for each sentence of a DyGIE document."""
     start = 0
     for number, tokens in enumerate(values["sentences"], 1):
-        place, spans = f"{where}, sentence {number}", values["ner"][number - 1] if labelled else []
+        source, spans = f"{where}, sentence {number}", values["ner"][number - 1] if labelled else []
         if any(not isinstance(s, list) or len(s) < 3 or {type(s[0]), type(s[1])} != {int} for s in spans):
-            raise UserError(f"{place}: a span of 'ner' is not [first token, last token, label]")
-        yield place, {"tokens": tokens, "ner": [[first - start, last - start, of] for first, last, of, *_ in spans]}
+            raise UserError(f"{source}: a span of 'ner' is not [first token, last token, label]")
+        yield source, {"tokens": tokens, "ner": [[first - start, last - start, of] for first, last, of, *_ in spans]}
         start += len(tokens)
 
 
 def is_document(values: Any, labelled: bool) -> bool:
-    """Whether an object is a DyGIE document: sentences as lists of tokens, and the spans of each sentence."""
+    """Whether an object is a DyGIE document, with lists of tokens and of spans per sentence."""
     sentences = values.get("sentences") if isinstance(values, dict) else None
     spans = values.get("ner") if labelled and isinstance(values, dict) else sentences
     if not isinstance(sentences, list) or not isinstance(spans, list) or len(sentences) != len(spans):

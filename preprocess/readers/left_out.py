@@ -1,4 +1,4 @@
-"""Drops rows without a text or a label, and a test part without labels."""
+"""Skips rows without a text or a label, and a test part without labels."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -14,26 +14,26 @@ from preprocess.readers.columns import NoLabels
 from preprocess.readers.options import ReadOptions
 
 INDEX_NAMES = {"id", "index", "idx", "guid", "qid"}
-MINUS = (-1, "-1")  # the label in a test part with secret labels, as in GLUE
+MINUS = (-1, "-1")  # placeholder for hidden test labels, as in GLUE
 
 
 def without_gaps(examples: Iterable[Example], path: Path, options: ReadOptions) -> Iterator[Example]:
-    """Drops examples for --drop_empty and --drop_unlabelled, and prints how many."""
+    """Drops examples for --drop_empty and --drop_unlabelled, and prints their number."""
     dropped, first = Counter[str](), dict[str, str]()
     for example in examples:
-        gap = "text" if options.drop_empty and not has_text(example) else ""
-        if options.drop_unlabelled and not gap:
-            labels, lacking = labels_of(example, options.label_types)
-            example |= dict.fromkeys(lacking)
-            gap = "label" if len(lacking) == len(labels) else ""
-        if gap:
-            dropped[gap] += 1
-            first.setdefault(gap, example["_where"])
+        missing = "text" if options.drop_empty and not has_text(example) else ""
+        if options.drop_unlabelled and not missing:
+            labels, unlabelled = labels_of(example, options.label_types)
+            example |= dict.fromkeys(unlabelled)
+            missing = "label" if len(unlabelled) == len(labels) else ""
+        if missing:
+            dropped[missing] += 1
+            first.setdefault(missing, example["_where"])
         else:
             yield example
-    for gap, number in dropped.items():
-        option = "--drop_empty" if gap == "text" else "--drop_unlabelled"
-        note(f"{path}: {number:,} rows without a {gap} dropped ({option}); first: {first[gap]}")
+    for missing, number in dropped.items():
+        option = "--drop_empty" if missing == "text" else "--drop_unlabelled"
+        note(f"{path}: dropped {number:,} rows without a {missing} ({option}); first: {first[missing]}")
 
 
 def has_text(example: Example) -> bool:
@@ -43,32 +43,33 @@ def has_text(example: Example) -> bool:
 
 
 def labels_of(example: Example, label_types: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
-    """(labels, names of the tasks with an empty, null or NaN label; an empty multilabel cell is a label)"""
-    several = {name for name, kind in label_types.items() if KINDS[kind] == "multilabel"}
+    """Returns (labels, names of the tasks whose label is empty, null or NaN). An empty cell is a label if the task is
+    multilabel: the empty set."""
+    multilabel = {name for name, kind in label_types.items() if KINDS[kind] == "multilabel"}
     labels = {name: example[name] for name in example.keys() - set(RESERVED)}
-    return labels, [name for name, label in labels.items() if is_no_label(label, name in several)]
+    return labels, [name for name, label in labels.items() if is_no_label(label, name in multilabel)]
 
 
 def is_no_label(label: Any, may_be_empty: bool) -> bool:
-    """Whether a value means that the label is missing."""
+    """Whether the label is missing. may_be_empty: whether an empty cell is a label."""
     if isinstance(label, str):
         return label.strip().lower() in NO_LABEL[may_be_empty:]
-    return label is None or label != label  # only NaN differs from itself
+    return label is None or label != label  # NaN
 
 
 @dataclass
 class SecretLabels:
-    """Skips a test part, of one or more files, if none of its rows has a label although other parts have labels."""
+    """Skips a test part (of one or more files) without labels, if other parts have labels."""
 
     options: ReadOptions
-    trained: bool = False  # whether rows of other parts were read
-    has_minus: bool = False  # whether those rows have the label -1
-    has_labels: bool = False  # whether a row of the test part has a label
-    held: Example | None = None  # the first row of the test part, without a label
+    trained: bool = False  # whether rows of other parts have been read
+    has_minus: bool = False  # whether any of those rows has the label -1
+    has_labels: bool = False  # whether any row of the test part has a label
+    first: Example | None = None  # first row of the test part, if it has no label
     paths: dict[Path, int] = field(default_factory=dict)  # {file: number of skipped rows}
 
     def labelled(self, examples: Iterator[Example], part: str | None, path: Path) -> Iterator[Example]:
-        """The examples of a file, except those of a test part without labels."""
+        """Yields the examples of a file, except those of a test part without labels."""
         is_read = False
         try:
             for example in examples:
@@ -78,47 +79,47 @@ class SecretLabels:
                     self.has_minus = self.has_minus or bool(minus_in(example))
                     yield example
                 elif self.is_unlabelled(example) and not self.has_labels:
-                    self.held = self.held or example
+                    self.first = self.first or example
                     self.paths[path] = self.paths.get(path, 0) + 1
                 else:
                     self.has_labels = True
-                    if self.held:  # pass on the first row without a label, which is then reported as an error
-                        self.require_no_minus(self.held)
-                        yield self.held
-                        self.held = None
+                    if self.first:  # its missing label is then reported as an error
+                        self.require_no_minus(self.first)
+                        yield self.first
+                        self.first = None
                     yield example
         except NoLabels as error:
-            if is_read or part != "test" or not self.trained or not self.knows(error.names):
+            if is_read or part != "test" or not self.trained or not self.has_known_columns(error.names):
                 raise
             self.paths[path] = 0
 
-    def knows(self, names: set[str]) -> bool:
-        """Whether columns are those of the files before, except for one that numbers the rows."""
+    def has_known_columns(self, names: set[str]) -> bool:
+        """Whether the columns are those of earlier files, apart from a column that numbers the rows."""
         known = self.options.understood.columns
         return bool(names & known) and names - known <= INDEX_NAMES
 
     def is_unlabelled(self, example: Example) -> bool:
-        labels, lacking = labels_of(example, self.options.label_types)
+        labels, missing = labels_of(example, self.options.label_types)
         secret = self.trained and not self.has_minus and all(map(is_minus, labels.values()))
-        return bool(labels) and (len(lacking) == len(labels) or secret)
+        return bool(labels) and (len(missing) == len(labels) or secret)
 
     def require_no_minus(self, example: Example) -> None:
-        """Raises UserError for a label -1 if other rows of the test part have labels but no other part has -1."""
+        """Raises UserError for a label -1 that no other part has, if other test rows have labels."""
         if minus := minus_in(example):
-            reason = f"the label {minus[0]!r} is -1, as in no other part, but other rows of test have labels"
-            raise UserError(f"{example['_where']}: {reason}; leave those cells empty and add --drop_unlabelled")
+            reason = f"the label {minus[0]!r} is -1, which no other part has, but other test rows have labels"
+            raise UserError(f"{example['_where']}: {reason}; empty such cells and add --drop_unlabelled")
 
     def report(self) -> None:
         """Prints what was skipped."""
         for path, number in self.paths.items() if not self.has_labels else ():
             self.options.understood.forms.pop(str(path), None)
             rows = f" ({number:,} rows)" if number else ""
-            advice = "pass it to --predict_file once a model is trained"
-            note(f"{path}: the test part has no labels and is skipped{rows}; {advice}")
+            advice = "pass it to --predict_file after training"
+            note(f"{path}: skipped the test part, which has no labels{rows}; {advice}")
 
 
 def minus_in(example: Example) -> list[str]:
-    """The tasks whose label is -1."""
+    """Returns the tasks whose label is -1."""
     return [name for name in example.keys() - set(RESERVED) if is_minus(example[name])]
 
 

@@ -1,4 +1,4 @@
-"""Readers of keyed records: JSONL, JSON, Parquet and Hugging Face datasets."""
+"""Reads keyed records: JSONL, JSON, Parquet and Hugging Face datasets."""
 
 import json
 import shutil
@@ -26,13 +26,13 @@ from preprocess.readers.layouts import rows_of_object, with_sentences
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import MAX_CHARACTERS, limit_rows, open_text, read_rows, take_head
 
-MAX_OBJECT_CHARACTERS = 256 * 2**20  # of a .json file with a single object, which must fit in memory
-HEAD = 1000  # rows that determine the keys
-Objects = Iterator[tuple[str, Any]]  # (where, object; None for an empty row)
+MAX_OBJECT_CHARACTERS = 256 * 2**20  # a .json file with a single object is read into memory
+HEAD = 1000  # number of first rows that determine the keys
+Objects = Iterator[tuple[str, Any]]  # (source, object, or None for an empty row)
 
 
 def read_jsonl(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """One JSON object per row, with `text` or `tokens` and the labels; other keys are ignored."""
+    """Reads one JSON object per row, with `text` or `tokens` and the labels. Other keys are ignored."""
     return objects_to_examples(path, read_json_rows(path, options.encoding), options)
 
 
@@ -46,8 +46,7 @@ def read_json_rows(path: Path, encoding: str) -> Objects:
 
 
 def read_json(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """A list of such objects, or an object with such a list under any key (such as "data"); also JSONL named .json, and
-    Label Studio's export."""
+    """Reads a list of objects, an object with such a list, JSONL with the suffix .json, or a Label Studio export."""
     form = json_form(path, options.encoding)
     if form == "rows":
         return read_jsonl(path, options)
@@ -62,32 +61,32 @@ def read_json(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def json_form(path: Path, encoding: str) -> str:
-    """The form of a .json file: a "list", one "object", or "rows" of one object each."""
+    """Returns the form of a .json file: "list", "object", or "rows" with one object each."""
     with open_text(path, encoding) as file:
         line = next_line(file)
         if line.lstrip().startswith("["):
             return "list"
         try:
             is_object = isinstance(parse_json(line), dict)
-        except (ValueError, RecursionError):  # an object over several lines, or not JSON: read_object reports that
+        except (ValueError, RecursionError):  # several lines, or invalid JSON, which read_object reports
             return "object"
         return "rows" if is_object and next_line(file) else "object"
 
 
 def next_line(file: TextIO) -> str:
-    """The next non-blank line, truncated if it is long; "" at the end."""
+    """Returns the next non-blank line (truncated if it is long), or "" at the end."""
     while (line := file.readline(MAX_CHARACTERS)) and not line.strip():
         continue
     return line
 
 
 def read_object(path: Path, options: ReadOptions) -> Objects:
-    """The rows of a single-object file (see layouts.py), or the object itself."""
+    """Yields the rows in a file with a single object (see layouts.py), or the object itself."""
     with open_text(path, options.encoding) as file:
         text = file.read(MAX_OBJECT_CHARACTERS + 1)
     if len(text) > MAX_OBJECT_CHARACTERS:
-        larger = f"a single object of more than {MAX_OBJECT_CHARACTERS:,} characters"
-        raise UserError(f"{path}, row 1: {larger}; write it as JSONL, one object per row")
+        problem = f"a single object of more than {MAX_OBJECT_CHARACTERS:,} characters"
+        raise UserError(f"{path}, row 1: {problem}; save it as JSONL, with one object per row")
     try:
         content = parse_json(text)
     except (ValueError, RecursionError) as error:
@@ -105,7 +104,7 @@ def read_list(path: Path, encoding: str) -> Objects:
 
 
 class JsonList:
-    """A JSON list that is read incrementally, in constant memory."""
+    """Reads a JSON list incrementally, in constant memory."""
 
     def __init__(self, path: str | Path, file: TextIO) -> None:
         self.path, self.file = path, file
@@ -113,8 +112,8 @@ class JsonList:
         self.decode = json.JSONDecoder(object_pairs_hook=without_duplicates).raw_decode
 
     def load(self) -> bool:
-        """Drops the parsed characters, and reads as many as remain. Returns whether there were more; if not,
-        positions stay valid."""
+        """Drops the parsed characters and reads at least as many as remain. Returns False at the end of the file;
+        positions then stay valid."""
         piece = self.file.read(max(2**20, len(self.text) - self.position))
         if piece:
             self.rows_before += self.text.count("\n", 0, self.position)
@@ -124,7 +123,7 @@ class JsonList:
         return bool(piece)
 
     def next_sign(self) -> str:
-        """The next character that is not whitespace, or "" at the end."""
+        """Returns the next character that is not whitespace, or "" at the end."""
         while True:
             self.position = WHITESPACE.match(self.text, self.position).end()
             if self.position < len(self.text) or not self.load():
@@ -147,7 +146,7 @@ class JsonList:
         return sign
 
     def item(self) -> Any:
-        """The next item; reads more of the file until the buffer contains all of it."""
+        """Returns the next item. Reads more of the file until the buffer contains all of it."""
         self.next_sign()
         while True:
             try:
@@ -156,12 +155,12 @@ class JsonList:
                 raise self.error(error, self.position) from None
             except ValueError as error:
                 at = getattr(error, "pos", self.position)
-                cut_off = str(error).startswith("Unterminated string") or at > len(self.text) - 16
-                if not cut_off or not self.load():
+                is_truncated = str(error).startswith("Unterminated string") or at > len(self.text) - 16
+                if not is_truncated or not self.load():
                     raise self.error(first_line(error), at) from None
             else:
                 complete = self.text[end : end + 1] in tuple(" \t\r\n,]") or end < len(self.text) - 8
-                if complete or not self.load():  # a number may continue
+                if complete or not self.load():  # more digits of a number can follow
                     self.require_room(end - self.position)
                     self.position = end
                     return item
@@ -169,8 +168,8 @@ class JsonList:
 
     def require_room(self, length: int) -> None:
         if length > MAX_CHARACTERS:
-            longer = f"an item is longer than {MAX_CHARACTERS:,} characters, the limit of a row"
-            raise UserError(f"{self.path}, row {self.rows_before + 1}: {longer}")
+            problem = f"an item is longer than the limit of {MAX_CHARACTERS:,} characters per row"
+            raise UserError(f"{self.path}, row {self.rows_before + 1}: {problem}")
 
     def error(self, error: object, position: int) -> UserError:
         row = self.rows_before + self.text.count("\n", 0, position) + 1
@@ -178,14 +177,14 @@ class JsonList:
 
 
 def read_parquet(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """A Parquet file, read in batches of rows."""
+    """Reads a Parquet file in batches of rows."""
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
     try:
         file = ParquetFile(path)
         groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
-        size = sum(group.total_byte_size for group in groups) / max(1, file.metadata.num_rows)  # of a row
+        size = sum(group.total_byte_size for group in groups) / max(1, file.metadata.num_rows)  # per row
         batches = file.iter_batches(max(1, min(1000, int(2**26 / max(1, size)))))
         rows = (row for batch in batches for row in batch.to_pylist())
         objects = ((where := f"{path}, row {number}", as_json(row, where)) for number, row in enumerate(rows, 1))
@@ -200,10 +199,10 @@ def is_saved_dataset(path: Path) -> bool:
 
 
 def read_dataset(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """A Hugging Face dataset: written by save_to_disk, or what load_dataset takes (a hub name, NAME:CONFIG, a folder).
+    """Reads a Hugging Face dataset: a folder written by save_to_disk, or a hub name or folder for load_dataset.
 
-    ClassLabel ids, also in lists, are replaced by their names. With --max_rows, or if disk space is short, rows are
-    streamed and nothing is stored on disk.
+    ClassLabel ids are replaced by their names, also in lists. With --max_rows, or if disk space is low, rows are
+    streamed and not stored on disk.
     """
     import datasets
 
@@ -219,8 +218,8 @@ def read_dataset(path: Path, options: ReadOptions) -> Iterator[Example]:
                 datasets.config.HF_HUB_OFFLINE = bool(refused)  # then only its cache is searched
             streaming = bool(options.max_rows) or not fits_on_disk(name, config or None)
             loaded = datasets.load_dataset(name, config or None, streaming=streaming)
-    except Exception as error:  # datasets raises errors of many kinds
-        reason = "; ".join(refused or [f"cannot be loaded as a dataset ({first_line(error)})"])
+    except Exception as error:  # datasets raises many kinds of errors
+        reason = "; ".join(refused or [f"cannot load it as a dataset ({first_line(error)})"])
         raise UserError(f"{path}: {reason}") from None
     if refused:
         note(f"{path} is loaded from the cache: {refused[0]}")
@@ -231,7 +230,7 @@ def read_dataset(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def fits_on_disk(name: str, config: str | None) -> bool:
-    """Whether the disk has room for a dataset's files and their Arrow copy; true if its size is unknown."""
+    """Returns True if the disk has room for a dataset's files and their Arrow copy, or if the size is unknown."""
     import datasets
 
     info = datasets.load_dataset_builder(name, config).info
@@ -241,25 +240,25 @@ def fits_on_disk(name: str, config: str | None) -> bool:
         folder = folder.parent
     if size <= 0.9 * shutil.disk_usage(folder).free:
         return True
-    note(f"{name}: {size:,} bytes, too many for the free space of {folder}; its rows are streamed from the hub")
+    note(f"{name}: not enough space in {folder} for {size:,} bytes; streaming the rows from the hub")
     return False
 
 
 def dataset_objects(path: Path, split: str | None, rows: Any) -> Objects:
-    """The rows of a `datasets.Dataset` or `IterableDataset`."""
-    features = rows.features or {}  # streamed datasets may have none
+    """Yields the rows of a `datasets.Dataset` or `IterableDataset`."""
+    features = rows.features or {}  # None in some streamed datasets
     try:
         for number, row in enumerate(rows, 1):
             values = {key: class_names(value, features.get(key)) for key, value in row.items()}
             yield f"{path}, {split or 'row'} {number}", as_json(values, path) | ({"split": split} if split else {})
     except UserError:
         raise
-    except Exception as error:  # files of a streamed dataset are opened only here
-        raise UserError(f"{path}: its rows cannot be read ({first_line(error)})") from None
+    except Exception as error:  # streaming opens the files only here
+        raise UserError(f"{path}: cannot read the rows ({first_line(error)})") from None
 
 
 def class_names(value: Any, feature: Any) -> Any:
-    """Converts ClassLabel ids to names; returns other values unchanged."""
+    """Converts ClassLabel ids to names. Returns other values unchanged."""
     from datasets import ClassLabel
 
     if isinstance(feature, ClassLabel):
@@ -273,10 +272,8 @@ def class_names(value: Any, feature: Any) -> Any:
 def objects_to_examples(
     path: Path, objects: Objects, options: ReadOptions, known: Sequence[str] = ()
 ) -> Iterator[Example]:
-    """Converts objects to examples. A label may be missing or null if there are several.
-
-    The first rows determine the keys. known: label keys according to the file format.
-    """
+    """Converts objects to examples. The first rows determine the keys. A label can be missing or null if there are
+    several. known: label keys defined by the file format."""
     objects = with_sentences(objects, options.labelled)
     head = take_head(objects, HEAD)
     conversion = Conversion.of(path, head, options, known)
@@ -287,35 +284,35 @@ def objects_to_examples(
     if not names:
         return
     cells = [[values.get(name) for name in names] for _, values in first[:200] if values]
-    found = find_columns(Head(path, names, cells, f"its keys are: {abbreviate(names)}"), options, conversion.known)
-    needs = Needs.of(found, names, len(first), options, by_name=bool(conversion.reading or not conversion.known))
+    columns = find_columns(Head(path, names, cells, f"its keys are: {abbreviate(names)}"), options, conversion.known)
+    needs = Needs.of(columns, names, len(first), options, by_name=bool(conversion.reading or not conversion.known))
     for where, values in chain(first, rows):
         if values is None and options.labelled:
             continue
         if values is None:
-            values = dict.fromkeys(needs.keys, "")  # for prediction, empty rows keep their positions
+            values = dict.fromkeys(needs.keys, "")  # empty rows are kept for prediction
         needs.check(values, where)
-        yield found.example(values, where)
+        yield columns.example(values, where)
     if conversion.reading:
         conversion.reading.report()
 
 
 class Needs(NamedTuple):
-    """The requirements for all objects of a file, derived from the first ones."""
+    """The keys that all objects of a file must have, according to the first ones."""
 
     keys: list[str]
-    label: list[str]  # the key of the only label, if there is one
-    unseen: set[str]  # usual label names that none of the first objects has
+    label: list[str]  # the key of the label, if there is exactly one
+    unseen: set[str]  # usual label names that no first object has
     num_seen: int
 
     @classmethod
-    def of(cls, found: Columns, names: list[str], num_seen: int, options: ReadOptions, by_name: bool) -> "Needs":
-        """by_name: whether the labels were found by name"""
-        label = [source for source in found.labels.values() if isinstance(source, str)]
-        label = label if len(found.labels) == 1 else []
+    def of(cls, columns: Columns, names: list[str], num_seen: int, options: ReadOptions, by_name: bool) -> "Needs":
+        """Builds the Needs from the columns. by_name: whether the labels were found by their names."""
+        label = [source for source in columns.labels.values() if isinstance(source, str)]
+        label = label if len(columns.labels) == 1 else []
         by_name = by_name and options.labelled and not options.label_column
         unseen = {*LABEL_NAMES, *PAIR_NAMES} - {*names} if by_name else set()
-        keys = [found.text, *([found.pair] if found.pair else []), *([] if options.drop_unlabelled else label)]
+        keys = [columns.text, *([columns.pair] if columns.pair else []), *([] if options.drop_unlabelled else label)]
         return cls(keys, label, unseen, num_seen)
 
     def check(self, values: Any, where: str) -> None:
@@ -323,15 +320,15 @@ class Needs(NamedTuple):
         if not isinstance(values, dict):
             raise UserError(f"{where}: not a JSON object")
         if late := sorted(self.unseen & values.keys()):
-            differs = f"has the key {late[0]!r}, which none of the first {self.num_seen} rows has"
-            raise UserError(f"{where}: {differs}; name the labels with --label_column")
-        if absent := [key for key in self.keys if key not in values]:
-            advice = "; --drop_unlabelled drops such rows" if absent == self.label else ""
-            raise UserError(f"{where}: no key {absent[0]!r}, which other rows have{advice}")
+            problem = f"has the key {late[0]!r}, which is not in the first {self.num_seen} rows"
+            raise UserError(f"{where}: {problem}; select the labels with --label_column")
+        if missing := [key for key in self.keys if key not in values]:
+            advice = "; --drop_unlabelled drops such rows" if missing == self.label else ""
+            raise UserError(f"{where}: no key {missing[0]!r}, unlike other rows{advice}")
 
 
 def keys_of(objects: list[tuple[str, Any]]) -> list[str]:
-    """The keys of some objects, in order. Raises UserError for values that are not objects."""
+    """Returns the keys of the objects, in order. Raises UserError for other values."""
     keys: dict[str, None] = {}
     for where, values in objects:
         if not isinstance(values, dict | None):
@@ -343,7 +340,7 @@ def keys_of(objects: list[tuple[str, Any]]) -> list[str]:
 
 
 def as_json(value: Any, where: str | Path) -> Any:
-    """Converts a table value for JSON: decimals to numbers, dates to ISO strings."""
+    """Converts a table value to JSON: decimals become numbers, dates become ISO strings."""
     if isinstance(value, list):
         return [as_json(item, where) for item in value]
     if isinstance(value, dict):
@@ -353,7 +350,7 @@ def as_json(value: Any, where: str | Path) -> Any:
     if isinstance(value, date | time):
         return value.isoformat()
     if isinstance(value, str) and len(value) > MAX_CHARACTERS:
-        raise UserError(f"{where}: longer than {MAX_CHARACTERS:,} characters, the limit of a row; shorten it")
+        raise UserError(f"{where}: longer than the limit of {MAX_CHARACTERS:,} characters per row; shorten it")
     if isinstance(value, bytes):
-        raise UserError(f"{where}: a column contains bytes, not text; decode it first")
+        raise UserError(f"{where}: a column has bytes instead of text; decode it first")
     return value

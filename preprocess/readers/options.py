@@ -1,4 +1,4 @@
-"""The options of the readers."""
+"""Options of the readers."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
@@ -13,20 +13,20 @@ from preprocess.readers.archives import as_named
 
 @dataclass
 class Understanding:
-    """How each file was interpreted, which data_process.py prints before anything is written.
+    """How each file was interpreted. data_process.py prints this before it writes anything.
 
-    A reader can record details once per file, before its first example:
-    `options.understood.add(path, "CoNLL", token="column 2", tag="column 3")` is shown as
-    "read as CoNLL: token = column 2, tag = column 3". By default only the format is shown.
+    A reader can record details once per file, before its first example. `options.understood.add(path, "CoNLL",
+    token="column 2", tag="column 3")` is printed as "read as CoNLL: token = column 2, tag = column 3". By default, only
+    the format is printed.
     """
 
     forms: dict[str, str] = field(default_factory=dict)  # {file: "FORMAT: role = column, …"}
-    parts: dict[str, str | None] = field(default_factory=dict)  # {file: its part}
-    columns: set[str] = field(default_factory=set)  # names of the columns and keys of files with labels
-    unread: set[str] = field(default_factory=set)  # label columns of files from which only the texts are read
+    parts: dict[str, str | None] = field(default_factory=dict)  # {file: part}
+    columns: set[str] = field(default_factory=set)  # columns and keys of files with labels
+    unread: set[str] = field(default_factory=set)  # label columns that are not read
 
     def begin(self, path: Path | str, part: str | None, form: str) -> None:
-        """Called for each file before its reader."""
+        """Records a file before it is read."""
         self.parts[str(path)] = part
         self.forms.setdefault(str(path), form)
 
@@ -35,18 +35,18 @@ class Understanding:
         self.forms[str(path)] = f"{form}: {roles}" if roles else form
 
     def add_columns(self, **columns: str | None) -> None:
-        """Records the columns or keys of the current file, unless its reader has recorded more."""
+        """Records the columns or keys of the current file, unless its reader has recorded details."""
         path, form = next(reversed(self.forms.items()), ("", ""))
         if path and ": " not in form:
             self.add(path, form, **columns)
 
     def notes(self) -> list[str]:
-        """Log lines for files from which only the texts are read."""
-        labels = f"; labels in them are not read: {abbreviate(sorted(self.unread), 6)}" if self.unread else ""
+        """Returns log lines for files from which only the texts are read."""
+        labels = f"; labels are ignored: {abbreviate(sorted(self.unread), 6)}" if self.unread else ""
         return [f"{line}{labels}" for line in self.lines()]
 
     def lines(self) -> list[str]:
-        """One line per form, with its files and their parts."""
+        """Returns one line per format, with its files and their parts."""
         files: dict[str, list[str]] = {}
         for path, form in self.forms.items():
             part = self.parts.get(path)
@@ -59,35 +59,35 @@ class Understanding:
 class RawOptions(ReadingOptions):
     """The options of data_process.py for reading raw files with labels."""
 
-    max_rows: int = option(0, "read only the first N rows of each file, and stream a dataset of the hub; 0: all", low=0)
+    max_rows: int = option(0, "read only the first N rows of each file, and stream hub datasets; 0: all", low=0)
     drop_unlabelled: bool = option(False, "drop rows whose label is empty, null or NaN, and count them")
     drop_empty: bool = option(False, "drop rows whose text is empty, and count them")
     label_column: str = option(
         "",
-        "column or key of the label, or several, comma-separated; each becomes a task (default: by usual names); "
+        "label column or key, or several, comma-separated; each becomes a task (default: usual names); "
         "TASK=COLUMN+COLUMN+… combines columns of 0 and 1 into one multilabel task: 'topics=toxic+obscene+threat'",
     )
-    tag_column: str = option("", "column of the tags of tokens, or several, comma-separated; each becomes a task")
-    group_column: str = option("", "column whose equal values stay in one part and one fold")
-    extra_columns: str = option("", "numeric columns, comma-separated, that are model inputs in addition to the text")
-    keep_columns: str = option("", "columns, comma-separated, to keep: the report has scores for each of their values")
-    split_column: str = option("", "column or key that names each row's part (default: split, partition, … if all do)")
-    offsets: Literal["auto", "characters", "utf16"] = option("auto", "what offsets of spans over a text count")
-    span_end: Literal["auto", "exclusive", "inclusive"] = option("auto", "whether the end of a span belongs to it")
-    accept: str = option("", "names of gates, comma-separated, that the data need not pass (a refusal names its gate)")
+    tag_column: str = option("", "column of token tags, or several, comma-separated; each becomes a task")
+    group_column: str = option("", "rows with equal values in this column stay in the same part and fold")
+    extra_columns: str = option("", "numeric columns, comma-separated, used as model inputs in addition to the text")
+    keep_columns: str = option("", "columns to keep, comma-separated; the report shows scores per value")
+    split_column: str = option("", "column or key with the part of each row (default: split, partition, …)")
+    offsets: Literal["auto", "characters", "utf16"] = option("auto", "unit of span offsets")
+    span_end: Literal["auto", "exclusive", "inclusive"] = option("auto", "whether the end of a span is inclusive")
+    accept: str = option("", "gates to skip, comma-separated (an error message names the gate)")
 
 
 @dataclass(frozen=True)
 class ReadOptions(RawOptions):
-    """A command's options for the readers."""
+    """The options of a command for the readers."""
 
     label_types: dict[str, str] = field(default_factory=dict)  # {task: type} of --label_type
     understood: Understanding = field(default_factory=Understanding, compare=False)
-    labelled: bool = False  # False: read only the texts, for prediction or tokenizer training
+    labelled: bool = False  # whether to read labels; not needed for prediction and tokenizer training
 
     @classmethod
     def of(cls, config: Any) -> "ReadOptions":
-        """The reader options of a command, with defaults for missing ones. Only data_process.py, which has
+        """Returns the reader options of a command, with defaults for those it lacks. Only data_process.py, which has
         --label_column, reads labels."""
         values = {f.name: getattr(config, f.name) for f in fields(cls) if hasattr(config, f.name)}
         values["delimiter"] = unescaped(values.get("delimiter", ""))
@@ -99,5 +99,5 @@ Reader = Callable[[Path, ReadOptions], Iterator[Example]]
 
 
 def split_names(option: str) -> list[str]:
-    """The unique names in a comma-separated option."""
+    """Returns the unique names in a comma-separated option."""
     return list(dict.fromkeys(name.strip() for name in option.split(",") if name.strip()))

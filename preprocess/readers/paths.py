@@ -1,4 +1,4 @@
-"""Paths into JSON values: keys and positions in lists, joined by dots; `a|b` is a, or b if a is absent."""
+"""Paths into JSON values: keys and list positions joined by dots. `a|b` is `a`, or `b` if `a` is absent."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -6,7 +6,7 @@ from typing import Any
 
 MISSING = object()
 Values = dict[str, Any]  # a JSON object
-Convert = Callable[[Values, str], Values]  # (object, its position for messages) -> the converted object
+Convert = Callable[[Values, str], Values]  # (object, source for messages) -> converted object
 
 
 @lru_cache(maxsize=1024)
@@ -15,19 +15,19 @@ def steps_of(path: str) -> list[list[str]]:
 
 
 def at(value: Any, path: str) -> Any:
-    """The value at a path, or MISSING."""
+    """Returns the value at a path, or MISSING."""
     for steps in steps_of(path):
-        found = value
+        current = value
         for step in steps:
-            if isinstance(found, dict) and step in found:
-                found = found[step]
-            elif isinstance(found, list) and step.isdecimal() and int(step) < len(found):
-                found = found[int(step)]
+            if isinstance(current, dict) and step in current:
+                current = current[step]
+            elif isinstance(current, list) and step.isdecimal() and int(step) < len(current):
+                current = current[int(step)]
             else:
-                found = MISSING
+                current = MISSING
                 break
-        if found is not MISSING:
-            return found
+        if current is not MISSING:
+            return current
     return MISSING
 
 
@@ -36,10 +36,10 @@ def is_at(value: Any, path: str) -> bool:
 
 
 def key_of(path: str, values: Values) -> str:
-    """The first key of the first alternative that exists, otherwise of the first alternative."""
+    """Returns the first key of the alternative that exists, or of the first alternative if none does."""
     return next((steps[0] for steps in steps_of(path) if is_at(values, ".".join(steps))), steps_of(path)[0][0])
 
 
 def task_of(path: str) -> str:
-    """The name of the task whose labels are at a path: its last key."""
+    """Returns the name of the task for the labels at a path: the last key."""
     return path.rpartition(".")[2]

@@ -10,7 +10,7 @@ from preprocess.example import abbreviate, counts_up
 from preprocess.readers.archives import note
 from preprocess.readers.options import ReadOptions, split_names
 
-UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)*")  # how pandas names unnamed columns
+UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)*")  # pandas writes names like these for unnamed columns
 JOINED = " + "  # between the names of joined columns
 
 
@@ -19,10 +19,10 @@ class Selection:
     """Selects and joins the cells of each row."""
 
     path: str | Path
-    width: int  # number of cells per row of the file
-    names: list[str]  # of the remaining columns
+    width: int  # number of cells per row in the file
+    names: list[str]  # names of the remaining columns
     kept: list[int]
-    empty: list[int]  # unnamed columns, which must be empty
+    empty: list[int]  # unnamed columns that must be empty
     joined: list[int]  # columns that are joined into the last one
     options: ReadOptions
 
@@ -32,7 +32,7 @@ class Selection:
                 if len(cells) != self.width:
                     raise UserError(f"{self.path}, row {number}: {len(cells)} cells, but {origin} has {self.width}")
                 if full := next((cells[column] for column in self.empty if cells[column].strip()), ""):
-                    raise UserError(f"{self.path}, row {number}: {full[:40]!r} is in a column without a name; name it")
+                    raise UserError(f"{self.path}, row {number}: {full[:40]!r} is in an unnamed column; name it")
                 joined = [join_texts(cells[column] for column in self.joined)] if self.joined else []
                 cells = [*(cells[column] for column in self.kept), *joined]
             yield number, cells
@@ -46,28 +46,28 @@ def join_texts(parts: Iterable[str | None]) -> str:
 def select_columns(
     path: str | Path, names: list[str], rows: list[tuple[int, list[str]]], options: ReadOptions
 ) -> Selection | None:
-    """The Selection of a table; None if it changes nothing. rows: the first ones"""
+    """Returns the Selection of a table, or None if it changes nothing. rows: the first rows."""
     filled = [cells for _, cells in rows if any(cells)]
-    longer = options.header and all(len(cells) == len(names) + 1 for cells in filled)
-    if longer and is_index([cells[0] for cells in filled]):  # R writes no name for the column of row numbers
+    has_extra_cell = options.header and all(len(cells) == len(names) + 1 for cells in filled)
+    if has_extra_cell and is_index([cells[0] for cells in filled]):  # R does not name the column of row numbers
         names = ["", *names]
     full = [cells for cells in filled if len(cells) == len(names)]
     unnamed = [i for i, name in enumerate(names) if options.header and UNNAMED.fullmatch(name)] if full else []
     index = [i for i in unnamed if is_index([cells[i] for cells in full])]
     empty = [i for i in unnamed if not any(cells[i].strip() for cells in full)]
-    wanted = split_names(options.join_columns)
-    if absent := [name for name in wanted if name not in names]:
-        raise UserError(f"{path}: no column {absent[0]!r} (--join_columns); its columns are: {abbreviate(names)}")
-    joined = [names.index(name) for name in wanted]
+    names_to_join = split_names(options.join_columns)
+    if missing := [name for name in names_to_join if name not in names]:
+        raise UserError(f"{path}: no column {missing[0]!r} (--join_columns); the columns are: {abbreviate(names)}")
+    joined = [names.index(name) for name in names_to_join]
     if not (index or empty or joined):
         return None
     if index or empty:
-        places = ", ".join(str(i + 1) for i in sorted((*index, *empty)))
-        note(f"{path}: unnamed and not used: column {places} (row numbers, or empty)")
+        numbers = ", ".join(str(i + 1) for i in sorted((*index, *empty)))
+        note(f"{path}: not used: column {numbers} (unnamed; row numbers or empty)")
     kept = [i for i in range(len(names)) if i not in (*index, *empty, *joined)]
     all_names = [names[i] for i in kept]
     if joined:
-        all_names.append(JOINED.join(wanted))
+        all_names.append(JOINED.join(names_to_join))
         options = replace(options, text_column=all_names[-1], join_columns="")
     return Selection(path, len(names), all_names, kept, empty, joined, options)
 

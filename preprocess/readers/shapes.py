@@ -1,7 +1,7 @@
-"""The shapes of JSON objects: one row of SHAPES defines where the text, its spans and its labels are.
+"""The shapes of JSON objects. Each row of SHAPES defines the paths of the text, the spans and the labels.
 
-Edit here to add your own shape: one more row (docs/cookbook/json_shape.md). A shape fits if the first objects have all
-of its paths, with values of the right type. If several shapes fit, the one with the most paths is used.
+To add a shape, add one row (docs/cookbook/json_shape.md). A shape fits if the first objects have all of its paths, with
+values of the right type. If several shapes fit, the one with the most paths is used.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,42 +14,42 @@ from preprocess.readers.options import ReadOptions
 from preprocess.readers.paths import Convert, Values
 
 KEY = "@key"  # the label of a span is its key in a dict of spans
-VALUE = "@value"  # a span is stored as its surface only
+VALUE = "@value"  # the item is the surface of the span
 
 
 @dataclass(frozen=True)
 class Spans:
-    """The location of an object's spans, and the meaning of their positions.
+    """The paths of an object's spans, and the meaning of their offsets.
 
-    A path consists of keys and list positions, joined by dots; `a|b` is a, or b if a is absent. Paths such as `start`
-    are relative to a span. A span needs an end or a length.
+    A path consists of keys and list positions, joined by dots; `a|b` is `a`, or `b` if `a` is absent. Paths such as
+    `start` are relative to a span. A span needs an end or a length.
     """
 
-    path: str  # the list or dict of spans; its last key is the name of the task. With `a|b`, each may be a task
-    start: str = "start"  # "": not stored, so the surface must occur once in the text
+    path: str  # list or dict of spans; its last key is the name of the task. In `a|b`, both can be tasks
+    start: str = "start"  # "" if not stored; the surface must then occur exactly once in the text
     end: str = "end"
     label: str = "label"
     surface: str = ""
     length: str = ""
-    pieces: str = ""  # all positions, or ranges, of a span that may be discontinuous; instead of start and end
-    inclusive: bool | None = False  # whether the end belongs to the span; None: inferred from the spans
-    default_start: int | None = None  # for spans without a start: protocol buffers omit a 0
-    may_lack: bool = False  # an object without the key has no spans rather than no label
-    without: str = ""  # keys that exclude this shape
-    columns: bool = False  # an object of lists, one per key, instead of a list of objects
+    pieces: str = ""  # replaces start and end: all positions or ranges of a span, which may be discontinuous
+    inclusive: bool | None = False  # whether the end is inclusive; None infers it from the data
+    default_start: int | None = None  # start of spans without one; protocol buffers omit a 0
+    may_lack: bool = False  # whether an object without the key has no spans (rather than no label)
+    without: str = ""  # if a span has one of these keys, the shape does not fit
+    columns: bool = False  # whether spans are stored as an object of lists, one per key
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One kind of JSON object. Paths as in Spans."""
+    """One kind of JSON object. Paths have the same format as in Spans."""
 
     name: str
     text: str = ""
-    tokens: str = ""  # spans then count tokens, otherwise characters
+    tokens: str = ""  # if set, spans count tokens instead of characters
     spans: Spans | None = None
-    labels: tuple[str, ...] = ()  # optional further labels; the last key is the name of the task
+    labels: tuple[str, ...] = ()  # other labels, optional; the last key is the name of the task
     also: tuple[str, ...] = ()  # other required paths
-    find: Callable[[Sequence[Values], ReadOptions], Convert | None] | None = None  # where paths do not suffice
+    find: Callable[[Sequence[Values], ReadOptions], Convert | None] | None = None  # if paths are not sufficient
 
 
 TEXT = "text|sentence|content|originalText|query|utterance|document|context"
@@ -94,7 +94,7 @@ SHAPES = [
         spans=Spans("labels|slots|entities", VALUE_START, VALUE_END, "slot|label"),
     ),
     Shape(
-        "valueSpan of protocol buffers",  # which omit a 0 and an empty list
+        "valueSpan of protocol buffers",  # these omit a 0 and an empty list
         "userInput.text",
         spans=Spans("labels", "valueSpan.startIndex", "valueSpan.endIndex", "slot", default_start=0, may_lack=True),
     ),

@@ -1,4 +1,4 @@
-"""Finds the raw data files and the part of each, and reads them."""
+"""Finds the raw data files and their parts, and reads them."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
@@ -40,8 +40,8 @@ BINARY = (".parquet", ".xlsx")
 
 
 def data_files(folder: Path) -> list[Path]:
-    """The data files in a folder. A folder of seq.in, seq.out and label is one source, and so are a BRAT folder and
-    one with a subfolder per class."""
+    """Returns the data files of a folder. The folder itself is the only source if it contains seq.in, BRAT annotations
+    or one subfolder per class."""
     if (folder / "seq.in").exists() or is_brat(folder) or has_classes(folder):
         return [folder]
     files = [
@@ -55,21 +55,21 @@ def data_files(folder: Path) -> list[Path]:
     if are_class_files(folder, files):
         return [folder]
     beside = {path: label_file for path in files if (label_file := label_file_of(path))}
-    others = [path for path in files if path not in beside.values() and path.name != NAMES_FILE]
-    if unused := [path for path in others if path not in beside] if beside else []:
+    data = [path for path in files if path not in beside.values() and path.name != NAMES_FILE]
+    if unused := [path for path in data if path not in beside] if beside else []:
         names = abbreviate(path.name for path in unused)
-        note(f"{folder}: not used, as other texts have labels next to them: {names}")
-    return [path for path in others if path not in unused]
+        note(f"{folder}: not used, because only other files have label files: {names}")
+    return [path for path in data if path not in unused]
 
 
 def are_class_files(folder: Path, files: list[Path]) -> bool:
-    """Whether each file of a folder has the texts of one class: plain text files named after classes."""
+    """Whether the files of a folder are plain texts with one file per class."""
     same = files == class_files(folder)
     return same and classes_of(files) is not None and not any(find_form(path) for path in files)
 
 
 def has_classes(folder: Path) -> bool:
-    """Whether the texts are in one subfolder per class, not in files of the folder itself."""
+    """Whether the texts are in one subfolder per class, rather than in files of the folder itself."""
     files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
     tables = any(suffix_of(path) in (*SUFFIXES, *CONLL_SUFFIXES) or part_of_name(path) for path in files)
     parts = any(path.name.lower() in PART_NAMES for path in folder.iterdir() if path.is_dir())
@@ -77,26 +77,24 @@ def has_classes(folder: Path) -> bool:
 
 
 def find_sources(source: Path, whole: bool = False) -> list[tuple[str | None, Path]]:
-    """[(part or None, path)] of the data in a file or folder; the part follows from names such as train.csv.
-
-    whole: an option names a folder format, so each folder is one source
-    """
+    """Returns [(part or None, path)] of the data in a file or folder. Names such as train.csv give the part. whole:
+    whether each folder is one source, because an option names a folder format."""
     files_in = (lambda folder: [folder]) if whole else data_files
     if not source.exists():
-        raise UserError(f"{source}: no such file or folder (the name of a Hugging Face dataset needs --format hf)")
+        raise UserError(f"{source}: no such file or folder (for a Hugging Face dataset, add --format hf)")
     if source.is_file() or is_saved_dataset(source):
         return [(None, source)]
     folders = [path for path in sorted(source.iterdir()) if path.is_dir() and path.name.lower() in PART_NAMES]
     sources: list[tuple[str | None, Path]]
-    found = {folder: files_in(folder) for folder in folders}
-    sources = [(PART_NAMES[folder.name.lower()], path) for folder, paths in found.items() for path in paths]
-    if empty := [folder for folder, paths in found.items() if sources and not paths]:
-        reason = "contains no data files (texts in folders of their classes need two of these), but other parts do"
+    paths_by_folder = {folder: files_in(folder) for folder in folders}
+    sources = [(PART_NAMES[folder.name.lower()], path) for folder, paths in paths_by_folder.items() for path in paths]
+    if empty := [folder for folder, paths in paths_by_folder.items() if sources and not paths]:
+        reason = "contains no data files or class folders, but other parts do"
         raise UserError(f"{empty[0]}: {reason}; rename or remove it")
     if not folders:
-        # The name of the folder itself does not name a part
+        # The input folder's own name is not the name of a part
         sources = [(None if path == source else part_of_name(path), path) for path in files_in(source)]
-    if not sources:  # one folder per intent, with a file per part in each (Snips)
+    if not sources:  # one folder per intent, with one file per part (Snips)
         below = [path for path in sorted(source.iterdir()) if path.is_dir() and not path.name.startswith(".")]
         sources = [(part_of_name(path), path) for folder in below for path in data_files(folder) if path.is_file()]
         sources = sources if all(part for part, _ in sources) else []
@@ -107,26 +105,24 @@ def find_sources(source: Path, whole: bool = False) -> list[tuple[str | None, Pa
 
 
 def refuse_doubtful_parts(sources: list[tuple[str | None, Path]]) -> None:
-    """Raises UserError if file names leave the part of a file ambiguous."""
+    """Raises UserError if the name of a file does not show its part."""
     parts = {part for part, _ in sources}
     if None in parts and len(parts) > 1:
-        stray = next(path for part, path in sources if part is None)
-        several = len(part_words(stray)) > 1
-        reason = "its name names several parts" if several else "its name must contain train, dev (valid) or test"
-        raise UserError(f"{stray}: {reason}{'' if several else ', as the other names do'}; rename or remove it")
+        unclear = next(path for part, path in sources if part is None)
+        several = len(part_words(unclear)) > 1
+        reason = "the name contains several parts" if several else "the name must contain train, dev (valid) or test"
+        raise UserError(f"{unclear}: {reason}{'' if several else ', like the other names'}; rename or remove it")
     dev = [path for part, path in sources if part == "dev" and path.is_file()]
-    doubtful = [path for path in dev if "testa" in part_words(path)]
-    if doubtful and len(doubtful) < len(dev):
-        other = next(path.name for path in dev if path not in doubtful)
-        reason = f"testa is dev where testb is test, but {other} is dev already"
-        raise UserError(f"{doubtful[0]}: {reason}; rename or remove it")
+    testa = [path for path in dev if "testa" in part_words(path)]
+    if testa and len(testa) < len(dev):
+        other = next(path.name for path in dev if path not in testa)
+        reason = f"testa is a name of the dev part, but {other} is the dev part too"
+        raise UserError(f"{testa[0]}: {reason}; rename or remove it")
 
 
 def read_examples(source: Path, options: ReadOptions) -> Iterator[Example]:
-    """Yields all examples of the input, each with "_where" and, if the data has parts, "split".
-
-    Reads at most --max_rows of each file; with --drop_unlabelled only rows with a label.
-    """
+    """Yields all examples of the input, each with "_where" and, if the data has parts, "split". Reads at most
+    --max_rows of each file. With --drop_unlabelled, skips rows without a label."""
     try:
         for example in examples_of(source, options):
             yield example | {"_where": as_named(example["_where"])} if UNPACKED else example
@@ -135,8 +131,8 @@ def read_examples(source: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def examples_of(source: Path, options: ReadOptions) -> Iterator[Example]:
-    """read_examples, whose paths are those of the files that are read."""
-    secret, whole = SecretLabels(options), options.format in FOLDERS
+    """Yields the examples for read_examples, with the paths of extracted files in "_where"."""
+    test_part, whole = SecretLabels(options), options.format in FOLDERS
     with ExitStack() as stack:
         for part, path in [(None, source)] if options.format == "hf" else sources_of(source, stack, whole):
             name = find_format(path, options)
@@ -145,72 +141,70 @@ def examples_of(source: Path, options: ReadOptions) -> Iterator[Example]:
             if name != "hf":  # this reader limits the rows of each split itself
                 examples = limit_rows(examples, options.max_rows, path)
             if options.labelled:
-                examples = secret.labelled(Offsets(path, options).examples(examples), part, path)
+                examples = test_part.labelled(Offsets(path, options).examples(examples), part, path)
             if options.drop_empty or options.drop_unlabelled:
                 examples = without_gaps(examples, path, options)
             empty = True
             for example in examples:
                 empty = False
                 yield example | ({"split": part} if part else {})
-            if empty and path not in secret.paths:
+            if empty and path not in test_part.paths:
                 raise UserError(f"{path}: contains no examples")
-    secret.report()
+    test_part.report()
 
 
 def sources_of(source: Path, stack: ExitStack, whole: bool) -> list[tuple[str | None, Path]]:
-    """find_sources, with archives extracted until the stack is closed."""
-    found: list[tuple[str | None, Path]] = []
+    """Calls find_sources, and extracts archives until the stack is closed."""
+    sources: list[tuple[str | None, Path]] = []
     for part, path in find_sources(unpacked(source, stack) if is_archive(source) else source, whole):
         inner = find_sources(unpacked(path, stack), whole) if is_archive(path) else [(part, path)]
-        found += [(part or of_inner, each) for of_inner, each in inner]
-    return found
+        sources += [(part or of_inner, each) for of_inner, each in inner]
+    return sources
 
 
 class TextRows:
-    """The examples of a file, which can be iterated repeatedly. The first pass checks all of them.
-
-    labelled: whether they come from a processed folder, with labels.
-    """
+    """The examples of a file, which can be iterated several times. The first pass checks all of them. labelled: whether
+    they are from a processed folder, with labels."""
 
     def __init__(self, path: str | Path, read: Callable[[], Iterator[Example]], labelled: bool = False) -> None:
         self.path, self.read, self.labelled = Path(path), read, labelled
         checked = tqdm(read(), desc=f"checking {self.path.name}", unit=" rows", leave=False, delay=2)
         self.size = sum(1 for _ in checked)
         if not self.size:
-            raise UserError(f"{path}: empty; it contains no texts")
+            raise UserError(f"{path}: contains no texts")
         self.sha256 = self.fingerprint = sha256(path)
-        self.notes: list[str] = []  # for the log: how the file was read
+        self.notes: list[str] = []  # log lines about how the file was read
 
 
 def texts_of(config: Any) -> TextRows:
-    """The TextRows of --predict_file."""
+    """Returns the TextRows of --predict_file."""
     path, options = Path(config.predict_file), ReadOptions.of(config)
     rows = TextRows(path, partial(read_texts, path, options))
     files = [each for each in map(Path, options.understood.forms) if each.is_file() and suffix_of(each) not in BINARY]
-    found = {str(each): encoding_of(each, report=False) for each in files if options.encoding == "auto"}
-    encodings = [f"{each}: read as {name.upper()} (--encoding overrides)" for each, name in found.items()]
+    detected = {str(each): encoding_of(each, report=False) for each in files if options.encoding == "auto"}
+    encodings = [f"{each}: read as {name.upper()} (--encoding overrides)" for each, name in detected.items()]
     rows.notes = [*options.understood.notes(), *(note for note in encodings if "UTF-8-SIG" not in note)]
     return rows
 
 
 def rows_of_part(data_path: str | Path, part: str, tasks: dict[str, Any], limit: int | None = None) -> TextRows:
-    """The TextRows of a part of a processed folder, at most `limit`."""
+    """Returns the TextRows of a part of a processed folder. limit: the maximum number of rows."""
     path = part_of(data_path, part)
     return TextRows(path, lambda: (row for _, row in islice(read_processed(path, tasks), limit)), labelled=True)
 
 
 def read_texts(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """Yields the examples of a file, folder or archive to predict on: those that data_process.py reads, without their
-    labels; empty rows of tables and texts keep their positions. (A JSON object is read into memory as a whole.)"""
+    """Yields the examples of a file, folder or archive without their labels, for prediction. Empty rows of tables and
+    texts are kept, so that each prediction keeps its row number. A JSON object is read into memory as a whole."""
     if options.format == "hf" and not path.exists():
-        raise UserError(f"{path}: no such folder; store a dataset of the hub with load_dataset(…).save_to_disk(FOLDER)")
-    wanted: set[str] = set()
+        raise UserError(f"{path}: no such folder; save a dataset of the hub with load_dataset(…).save_to_disk(FOLDER)")
+    expected: set[str] = set()
     for number, example in enumerate(read_examples(path, options)):
         form = {*TEXT_KEYS} & example.keys() - ({"text"} if "tokens" in example else set())
-        wanted = wanted or form
+        expected = expected or form
         where = example["_where"]
-        if form != wanted:
-            has, first = (" and ".join(sorted(keys)) for keys in (form, wanted))
+        if form != expected:
+            has, first = (" and ".join(sorted(keys)) for keys in (form, expected))
             raise UserError(f"{where}: has {has}, but the first row has {first}")
         check_row(example, {}, where, needs_labels=False)
         if not number:
@@ -221,15 +215,15 @@ def read_texts(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def read_unlabelled(config: Any, tasks: dict[str, Any], form: Collection[str]) -> Iterator[Example]:
-    """The texts of --unlabelled as examples of these tasks, with all labels None. form: the subset of "tokens" and
-    "text_pair" that the training examples have. Raises UserError if only one side has pairs."""
+    """Yields the texts of --unlabelled as examples of these tasks, with all labels None. form: which of "tokens" and
+    "text_pair" the training examples have. Raises UserError if only one side has text pairs."""
     from engine.predict.predictions import prepare_inputs  # imported here to spare other commands torch
 
     labels = dict.fromkeys(tasks)
     for number, example in enumerate(read_texts(Path(config.unlabelled), ReadOptions.of(config)), 1):
         if ("text_pair" in form) != ("text_pair" in example):
             ours, theirs = ("pairs of texts", "single texts")[:: 1 if "text_pair" in form else -1]
-            raise UserError(f"{config.unlabelled}: train has {ours}, this file has {theirs}; see --text_pair_column")
+            raise UserError(f"{config.unlabelled}: has {theirs}, but train has {ours} (see --text_pair_column)")
         (example,) = prepare_inputs([example], tasks, config.unlabelled, number)
         if "tokens" in form and "tokens" not in example:
             example["tokens"] = [token for token, _, _ in split_text(example["text"], "word")]

@@ -1,4 +1,4 @@
-"""Readers of tables: CSV, TSV and similar formats, with or without a header, and Excel sheets."""
+"""Reads tables, with or without a header: CSV, TSV and similar formats, and Excel sheets."""
 
 import csv
 import re
@@ -26,13 +26,13 @@ from preprocess.readers.raw_files import MAX_CHARACTERS, lines_of, open_text, re
 from preprocess.readers.selection import select_columns
 from preprocess.readers.token_rows import read_token_table, token_layout
 
-HEAD_ROWS = 200  # rows that identify columns whose names do not
-MAX_UNPACKED_BYTES = 2**30  # of a workbook
+HEAD_ROWS = 200  # rows used to identify columns with unusual names
+MAX_UNPACKED_BYTES = 2**30  # per workbook
 Table = Iterator[tuple[int, list[str]]]  # (row number, cells)
 
 
 def read_csv(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """CSV with quotes as in RFC 4180. The delimiter is --delimiter, otherwise it is detected from the first rows."""
+    """Reads CSV with quotes as in RFC 4180. The delimiter is --delimiter or, by default, detected."""
     delimiter = options.delimiter or find_delimiter(path, options)
     named = options.format == "csv" and options.delimiter  # --format csv --delimiter '\t': a TSV with quotes
     quoted = len(delimiter) == 1 and (named or not is_plain(delimiter))
@@ -40,7 +40,7 @@ def read_csv(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def read_tsv(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """TSV; quotes are ordinary characters, even unmatched ones, unless --quotechar names them."""
+    """Reads TSV. Quotes are ordinary characters, unless --quotechar is given."""
     delimiter = options.delimiter or "\t"
     return columns_to_examples(path, cells_of(path, options, delimiter, quoted=delimiter in (",", ";")), options)
 
@@ -51,18 +51,18 @@ def is_plain(delimiter: str) -> bool:
 
 
 def cells_of(path: Path, options: ReadOptions, delimiter: str, quoted: bool) -> Table:
-    """The rows of a file as cells. quoted: whether double quotes are special by default."""
+    """Yields the rows of a file as cells. quoted: whether double quotes are special by default."""
     quote = quote_of(options, quoted)
     if quote and len(delimiter) > 1:
-        raise UserError(f"{path}: --quotechar needs a --delimiter of one character, found {delimiter!r}")
+        raise UserError(f"{path}: --quotechar requires a --delimiter of one character, found {delimiter!r}")
     if quote:
         return quoted_cells(path, options.encoding, delimiter, quote)
-    most = 1 if delimiter == " " else -1  # `pos a lovely film`: a label, then the text
-    return ((number, row.split(delimiter, most)) for number, row in read_rows(path, options.encoding))
+    max_splits = 1 if delimiter == " " else -1  # `pos a lovely film` is a label and a text
+    return ((number, row.split(delimiter, max_splits)) for number, row in read_rows(path, options.encoding))
 
 
 def quote_of(options: ReadOptions, quoted: bool) -> str:
-    """The quote character, or "" for none."""
+    """Returns the quote character, or "" for none."""
     if options.quotechar:
         return "" if options.quotechar == NO_QUOTES else options.quotechar
     return '"' if quoted else ""
@@ -70,16 +70,16 @@ def quote_of(options: ReadOptions, quoted: bool) -> str:
 
 def quoted_cells(path: Path, encoding: str, delimiter: str, quote: str) -> Table:
     csv.field_size_limit(MAX_CHARACTERS)
-    advice = f"check for an unclosed quote; if quotes are ordinary characters: --quotechar {NO_QUOTES}"
+    advice = f"check for an unclosed quote, or add --quotechar {NO_QUOTES} if quotes are ordinary characters"
     start, length = 1, 0  # of the current row: first line, characters so far
 
     def limited_lines(file: TextIO) -> Iterator[str]:
         nonlocal length
         for line in lines_of(path, file):
             length += len(line)
-            if length > MAX_CHARACTERS:  # an unclosed quote joins lines and must not exhaust memory
-                longer = f"longer than {MAX_CHARACTERS:,} characters, the limit of a row"
-                raise UserError(f"{path}, row {start}: {longer}; {advice}")
+            if length > MAX_CHARACTERS:  # after an unclosed quote, a row would be the rest of the file
+                problem = f"longer than the limit of {MAX_CHARACTERS:,} characters per row"
+                raise UserError(f"{path}, row {start}: {problem}; {advice}")
             yield line
 
     with open_text(path, encoding, newline="") as file:
@@ -95,29 +95,29 @@ def quoted_cells(path: Path, encoding: str, delimiter: str, quote: str) -> Table
 
 
 def dialect(first: str, delimiter: str, quote: str) -> dict[str, Any]:
-    """The options of csv.reader; spaces before quotes, as in `"a", "b"`, are skipped if the first row has any."""
+    """Returns the options of csv.reader. Spaces before quotes are skipped if the first row has any: `"a", "b"`."""
     return dict(delimiter=delimiter, quotechar=quote, skipinitialspace=f"{delimiter} {quote}" in first)
 
 
 def find_delimiter(path: Path, options: ReadOptions) -> str:
-    """The delimiter that the first rows indicate; a comma if they indicate none."""
+    """Detects the delimiter from the first rows (default: a comma)."""
     with open_text(path, options.encoding, newline="") as file:
         lines = [line.removesuffix("\r") for line in file.read(2**16).split("\n")]
     lines = [line for line in lines if line][:20]
     named = [options.text_column, *split_names(options.label_column)]
     names = [name.strip().lower() for name in (*named, *TEXT_NAMES) if name.strip() and not name.isdigit()]
     tables = {delimiter: cells_of_lines(lines, delimiter, options) for delimiter in (",", ";", "\t", "|", "_!_")}
-    found = next((d for d, rows in tables.items() if rows and alike(names, rows[0])), None)
-    if found is None:  # without known names: the first that gives all rows the same number of cells
+    delimiter = next((d for d, rows in tables.items() if rows and alike(names, rows[0])), None)
+    if delimiter is None:  # the first one that splits all rows into the same number of cells
         widths = {d: {len(row) for row in rows if row} for d, rows in tables.items()}
-        found = next((d for d, numbers in widths.items() if len(numbers) == 1 and max(numbers) > 1), ",")
-    if found != ",":
-        note(f"{path}: the delimiter is {found!r} (--delimiter overrides)")
-    return found
+        delimiter = next((d for d, numbers in widths.items() if len(numbers) == 1 and max(numbers) > 1), ",")
+    if delimiter != ",":
+        note(f"{path}: detected delimiter {delimiter!r} (--delimiter overrides)")
+    return delimiter
 
 
 def cells_of_lines(lines: list[str], delimiter: str, options: ReadOptions) -> list[list[str]]:
-    """The cells of the first lines for a delimiter; one empty cell if quotes make that impossible."""
+    """Splits the first lines at a delimiter. Returns one empty cell if the quotes are invalid."""
     quote = quote_of(options, not is_plain(delimiter)) if len(delimiter) == 1 else ""
     if not quote:
         return [line.split(delimiter) for line in lines]
@@ -128,8 +128,11 @@ def cells_of_lines(lines: list[str], delimiter: str, options: ReadOptions) -> li
 
 
 def columns_to_examples(path: str | Path, table: Table, options: ReadOptions) -> Iterator[Example]:
-    """Examples of a table. The first row is the header; with --no_header columns are called 0, 1, …. Values stay
-    strings, including 'NA', 'null' and '007', unless all cells of a column are lists or objects."""
+    """Yields the examples of a table. The first row is the header; with --no_header, columns are called 0, 1, ….
+
+    Values such as 'NA', 'null' and '007' remain strings. Cells are parsed only if all cells of a column are lists or
+    objects.
+    """
     first_row, first = next(table, (1, []))
     if not any(cell.strip() for cell in first):
         raise UserError(f"{path}: the file is empty")
@@ -158,22 +161,22 @@ def columns_to_examples(path: str | Path, table: Table, options: ReadOptions) ->
 
 
 def data_rows(path: str | Path, header: list[str], table: Iterable[tuple[int, list[str]]]) -> Table:
-    """The rows below the header. Raises UserError if it is repeated, as in concatenated files."""
+    """Yields the rows below the header. Raises UserError if the header is repeated, as in concatenated files."""
     for number, cells in table:
         if cells == header and len(header) > 1:
-            raise UserError(f"{path}, row {number}: the header again; remove this row")
+            raise UserError(f"{path}, row {number}: repeats the header; remove this row")
         yield number, cells
 
 
 def table_examples(head: Head, columns: Columns, rows: Table, origin: str, options: ReadOptions) -> Iterator[Example]:
-    """The examples of the rows below the header. origin: the source of the number of columns, for messages"""
+    """Yields the examples of the rows below the header. origin: what defines the number of columns, for messages."""
     values_of, order = Cells(head, columns, options), columns.order(head.names)
     for number, cells in rows:
         where = f"{head.path}, row {number}"
         if not any(cells):
             if options.labelled:
                 continue
-            cells = [""] * len(head.names)  # for prediction, empty rows keep their positions
+            cells = [""] * len(head.names)  # empty rows are kept for prediction
         if len(cells) != len(head.names):
             advice = quote_advice(cells, options)
             raise UserError(f"{where}: {len(cells)} cells, but {origin} has {len(head.names)}; {advice}{head.listed}")
@@ -182,51 +185,53 @@ def table_examples(head: Head, columns: Columns, rows: Table, origin: str, optio
 
 
 def quote_advice(cells: list[str], options: ReadOptions) -> str:
-    """The options that read quotes, if a cell begins with one that was read as an ordinary character."""
+    """Returns the option that reads quotes, if a cell starts with one that was read as an ordinary character."""
     quote = next((cell[0] for cell in cells if cell[:1] in ("'", '"') and cell.strip(cell[0])), "")
     if not quote or options.quotechar:
         return ""
     shown = '"\'"' if quote == "'" else "'\"'"
-    return f"if cells are in quotes, add --quotechar {shown}; "
+    return f"if cells are quoted, add --quotechar {shown}; "
 
 
 def report_joined_labels(head: Head, columns: Columns, options: ReadOptions) -> None:
-    """Prints a message if label cells look like several labels, such as '2,27', whose parts recur."""
+    """Prints a message if label cells look like several labels (such as '2,27')."""
     for task, source in columns.labels.items():
         if isinstance(source, str) and task not in options.label_types:
             cells = [row[head.names.index(source)] for row in head.rows]
             counts = Counter(part.strip() for cell in cells for part in cell.split(","))
             joined = [c for c in cells if "," in c and all(counts[part.strip()] > 1 for part in c.split(","))]
             if len(joined) > 0.02 * len(cells):
-                note(f"{head.path}: cells such as {joined[0]!r} may be several labels: --label_type {task}=multilabel")
+                advice = f"if so, add --label_type {task}=multilabel"
+                note(f"{head.path}: cells such as {joined[0]!r} could be several labels; {advice}")
 
 
 def columns_by_name(head: Head, options: ReadOptions) -> Columns:
-    """The Columns of a table with a header."""
-    may_lack = options.labelled and not alike([*TEXT_NAMES, "tokens"], head.names)
-    headless = f"if row 1 is not a header, add --no_header; {head.listed}"
+    """Returns the Columns of a table with a header."""
+    is_doubtful = options.labelled and not alike([*TEXT_NAMES, "tokens"], head.names)
+    no_header = f"if row 1 is not a header, add --no_header; {head.listed}"
     refuse_other_tasks(head, options)
-    if may_lack and not options.text_column:
-        like = "looks like data" if is_data(head) else "has none of the usual names"
-        advice = (
-            quote_advice(head.names, options) + f"name the columns with --text_column and --label_column; {headless}"
-        )
-        raise UserError(f"{head.path}: row 1 {like}: {advice}")
-    if twice := [name for name, number in Counter(head.names).items() if number > 1]:
-        advice = headless if may_lack else head.listed
-        raise UserError(f"{head.path}, row 1: two columns are called {twice[0]!r}; {advice}")
+    if is_doubtful and not options.text_column:
+        problem = "looks like data" if is_data(head) else "has no usual column names"
+        advice = f"{quote_advice(head.names, options)}specify the columns with --text_column and --label_column"
+        raise UserError(f"{head.path}: row 1 {problem}; {advice}; {no_header}")
+    if repeated := [name for name, number in Counter(head.names).items() if number > 1]:
+        advice = no_header if is_doubtful else head.listed
+        raise UserError(f"{head.path}, row 1: two columns are called {repeated[0]!r}; {advice}")
     return find_columns(head, options)
 
 
 def is_data(head: Head) -> bool:
-    """Whether the first row looks like data: it has a number, a long cell, or a cell that is repeated below."""
-    again = any(name and name == row[i] for row in head.rows for i, name in enumerate(head.names))
-    return again or any(len(name) > 60 or name.replace(".", "", 1).isdigit() for name in head.names)
+    """Whether the first row looks like data: a number, a long cell, or a cell that occurs again in its column."""
+    is_repeated = any(name and name == row[i] for row in head.rows for i, name in enumerate(head.names))
+    return is_repeated or any(len(name) > 60 or name.replace(".", "", 1).isdigit() for name in head.names)
 
 
 def columns_by_number(head: Head, options: ReadOptions) -> Columns:
-    """The Columns of a table without a header. By default the text is the column with the longest cells, and the label
-    the only other column with repeated cells; a single label is the task `label`."""
+    """Returns the Columns of a table without a header.
+
+    By default, the text is the column with the longest cells, and the label is the only other column, or the only other
+    one with repeated cells. A single label is the task `label`.
+    """
     lengths = [sum(map(len, cells)) for cells in zip(*head.rows)]
     text = options.text_column or str(lengths.index(max(lengths)))
     others = [name for name in head.names if name not in (text, options.text_pair_column)]
@@ -234,13 +239,13 @@ def columns_by_number(head: Head, options: ReadOptions) -> Columns:
     label = others if len(others) == 1 else repeating
     if options.labelled and not options.label_column and len(label) != 1:
         advice = f"add --label_column NUMBER (and --text_column, if the text is not column {text})"
-        raise UserError(f"{head.path}: cannot find the label column; {advice}; {head.listed}")
-    spare = [name for name in others if name not in (*label, *split_names(options.label_column))]
-    if options.labelled and not options.text_column and (second := second_text(head, int(text), spare)):
+        raise UserError(f"{head.path}: the label column is unclear; {advice}; {head.listed}")
+    unused = [name for name in others if name not in (*label, *split_names(options.label_column))]
+    if options.labelled and not options.text_column and (second := second_text(head, int(text), unused)):
         both = ",".join(sorted((text, second), key=int))
         pair = "--text_column {} --text_pair_column {}".format(*both.split(","))
         advice = f"add {pair} for pairs, --join_columns {both} for one text, or --text_column {text} for one of them"
-        raise UserError(f"{head.path}: columns {both} may both be texts; {advice}; {head.listed}")
+        raise UserError(f"{head.path}: columns {both} could both be texts; {advice}; {head.listed}")
     columns = find_columns(head, replace(options, text_column=text), known=label)
     prefix = "label" if len(columns.labels) == 1 else "label_{}"
     named = {prefix.format(task) if task.isdigit() else task: source for task, source in columns.labels.items()}
@@ -248,23 +253,23 @@ def columns_by_number(head: Head, options: ReadOptions) -> Columns:
 
 
 def second_text(head: Head, text: int, names: list[str]) -> str | None:
-    """The first of these columns whose cells are words, nearly all different, and not much shorter than the texts."""
+    """Returns the first of these columns that could be a text: words that rarely repeat, about as long as the texts."""
     for name in names:
         cells = [row[int(name)] for row in head.rows]
         lengths = sum(map(len, cells)), sum(len(row[text]) for row in head.rows)
-        several = sum(bool(re.match(r"[^\x00-\u1fff]{2}|.*\w\s+\w", cell)) for cell in cells)
-        if lengths[0] > 0.3 * lengths[1] and len({*cells}) > 0.6 * len(cells) and several > 0.5 * len(cells):
+        num_phrases = sum(bool(re.match(r"[^\x00-\u1fff]{2}|.*\w\s+\w", cell)) for cell in cells)
+        if lengths[0] > 0.3 * lengths[1] and len({*cells}) > 0.6 * len(cells) and num_phrases > 0.5 * len(cells):
             return name
     return None
 
 
 def read_xlsx(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """The only non-empty sheet of a workbook, or --sheet; sheets called train, dev and test are parts."""
+    """Reads the only non-empty sheet of a workbook, or --sheet. Sheets called train, dev and test are parts."""
     try:
         from openpyxl import load_workbook
     except ImportError:
-        raise UserError(f"{path}: Excel needs the package openpyxl: pip install -r requirements-excel.txt") from None
-    warnings.filterwarnings("ignore", category=UserWarning, module="openpyxl")  # about unsupported styles
+        raise UserError(f"{path}: Excel needs openpyxl; run pip install -r requirements-excel.txt") from None
+    warnings.filterwarnings("ignore", category=UserWarning, module="openpyxl")  # unsupported styles
     try:
         with zipfile.ZipFile(path) as packed:
             if sum(part.file_size for part in packed.infolist()) > MAX_UNPACKED_BYTES:
@@ -275,28 +280,28 @@ def read_xlsx(path: Path, options: ReadOptions) -> Iterator[Example]:
                     yield example | ({"split": part} if part else {})
     except UserError:
         raise
-    except Exception as error:  # openpyxl raises errors of many kinds for a damaged workbook
+    except Exception as error:  # openpyxl raises many kinds of errors
         raise UserError(f"{path}: not a readable .xlsx file ({first_line(error)}); save it as CSV") from None
 
 
-def find_sheets(path: Path, book: Any, wanted: str) -> list[tuple[str | None, str]]:
-    """[(part or None, name)] of the sheets to read."""
-    filled = [sheet.title for sheet in book.worksheets if next(sheet_rows(sheet), None)]
-    if wanted:
-        if wanted not in filled:
-            raise UserError(f"{path}: no sheet {wanted!r} with rows (--sheet); it has: {abbreviate(filled)}")
-        return [(None, wanted)]
-    parts = [(PART_NAMES.get(name.strip().lower()), name) for name in filled]
+def find_sheets(path: Path, book: Any, selected: str) -> list[tuple[str | None, str]]:
+    """Returns [(part or None, name)] of the sheets to read."""
+    non_empty = [sheet.title for sheet in book.worksheets if next(sheet_rows(sheet), None)]
+    if selected:
+        if selected not in non_empty:
+            raise UserError(f"{path}: no sheet {selected!r} with rows (--sheet); it has: {abbreviate(non_empty)}")
+        return [(None, selected)]
+    parts = [(PART_NAMES.get(name.strip().lower()), name) for name in non_empty]
     if len(parts) > 1 and not all(part for part, _ in parts):
-        raise UserError(f"{path}: several sheets have rows ({abbreviate(filled)}); choose one with --sheet NAME")
-    if not filled:
+        raise UserError(f"{path}: several sheets have rows ({abbreviate(non_empty)}); select one with --sheet NAME")
+    if not non_empty:
         raise UserError(f"{path}: all sheets are empty")
-    return parts if len(parts) > 1 else [(None, filled[0])]
+    return parts if len(parts) > 1 else [(None, non_empty[0])]
 
 
 def sheet_rows(sheet: Any) -> Table:
-    """The rows of a sheet, padded to the first row's width, without blank rows at the ends."""
-    sheet.reset_dimensions()  # the size in the file may be wrong
+    """Yields the rows of a sheet, padded to the width of the first row, without blank rows at the start and end."""
+    sheet.reset_dimensions()  # the size stored in the file can be wrong
     width = 0
     blank: list[int] = []
     for number, row in enumerate(sheet.iter_rows(values_only=True), 1):

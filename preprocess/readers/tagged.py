@@ -1,4 +1,4 @@
-"""Files with one tagged sentence per row: 我/r 爱/v, word:tag pairs, columns of words and tags, seq.in."""
+"""Reads files with one tagged sentence per row: 我/r 爱/v, word:tag pairs, columns of words and tags, seq.in."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -17,22 +17,23 @@ from preprocess.readers.inline import join_pieces
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import named_rows, rows_side_by_side, split_words
 
-HEAD_ROWS = 5000  # rows used to detect the form
+HEAD_ROWS = 5000  # rows used to detect the format
 WORD_TAG = re.compile(r"([^ \t\u3000]+)/([A-Za-z][\w$-]*|[^\w\s]{1,2})")
 # Brackets around several words, optionally followed by a tag: [中央/n 电视台/n]nt
 BRACKETS = re.compile(r"(?<![^ \t\u3000])\[(?=[^/\s])(.*?/[A-Za-z]+)\](?:/?[A-Za-z]+)?(?![^ \t\u3000])")
-# Patterns of clauses. Files of words may have a few such pieces by mistake, hence the minimum shares
+# Patterns of clauses. Files of words can have a few matches by mistake, so minimum shares are required
 PUNCTUATED = regex.compile(r"\p{Han}[，。！？；：、]|[，。！？；：、]\p{Han}")
 LONG = regex.compile(r"\p{Han}{6}")
 LEAST_PUNCTUATED, LEAST_LONG, LEAST_ROWS = 0.02, 0.05, 0.3
-Pairs = list[tuple[str, str]]  # (word, its tag)
+Pairs = list[tuple[str, str]]  # (word, tag)
 
 
 def read_word_tags(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """One sentence per row, words with part-of-speech tags: 我/r 爱/v 北京/ns. Brackets around several words, as in
-    [中央/n 电视台/n]nt, are removed.
+    """Reads one sentence per row, words with part-of-speech tags: 我/r 爱/v 北京/ns.
 
-    If the pieces are clauses, with /o for no entity, the example is the whole text with its entities."""
+    Brackets around several words, as in [中央/n 电视台/n]nt, are removed. If the pieces are clauses, an example is the
+    whole text with its entities; /o means no entity.
+    """
     clauses = has_clauses(path, options.encoding)
     options.understood.add(path, "pieces of text with the type of entity" if clauses else "words with tags")
     for where, row in named_rows(path, options.encoding):
@@ -45,7 +46,7 @@ def read_word_tags(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def pieces_of(row: str) -> list[str]:
-    """The word/tag pieces of a row, without brackets around several words."""
+    """Returns the word/tag pieces of a row, without brackets around several words."""
     return re.findall(r"[^ \t\r\u3000]+", BRACKETS.sub(r"\1", row))
 
 
@@ -53,32 +54,32 @@ def word_tag_pairs(row: str, where: str) -> Pairs:
     pieces = pieces_of(row)
     matches = [WORD_TAG.fullmatch(piece) for piece in pieces]
     if None in matches:
-        raise UserError(f"{where}: {pieces[matches.index(None)][:60]!r} is not word/tag")
+        raise UserError(f"{where}: expected word/tag, found {pieces[matches.index(None)][:60]!r}")
     return [(match[1], match[2]) for match in matches if match]
 
 
 def has_clauses(path: Path, encoding: str) -> bool:
-    """Whether the pieces of a word/tag file are clauses: several contain Chinese punctuation or are long."""
+    """Whether the pieces of a word/tag file are clauses: several are long or contain Chinese punctuation."""
     head = islice(named_rows(path, encoding), HEAD_ROWS)
     rows = [word_tag_pairs(row, where) for where, row in head]
     pairs = [pair for row in rows for pair in row]
     punctuated = [(piece, tag) for piece, tag in pairs if PUNCTUATED.search(piece)]
     long = [piece for piece, tag in pairs if tag.lower() == "o" and LONG.search(piece)]
-    # In long rows clauses are few of the pieces, but most rows have one
+    # Long rows have a low share of clauses, but most of them have at least one
     with_clause = sum(any(tag.lower() == "o" and PUNCTUATED.search(piece) for piece, tag in row) for row in rows)
     few_pieces = len(punctuated) < max(1, LEAST_PUNCTUATED * len(pairs)) and len(long) < max(1, LEAST_LONG * len(pairs))
     if few_pieces and with_clause < LEAST_ROWS * len(rows):
         return False
     if other := [piece for piece, tag in punctuated if tag.lower() != "o"]:
-        raise UserError(f"{path}: {other[0][:30]!r} is not a word, and its tag is not /o, for a text without entities")
+        raise UserError(f"{path}: {other[0][:30]!r} is not a word; the tag of a clause without entities must be /o")
     return True
 
 
 def read_seq(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """A folder of seq.in, seq.out (words and tags, separated by spaces) and label (intents), one sentence per row."""
+    """Reads a folder with seq.in (words), seq.out (tags) and label (intents), one sentence per row."""
     names = [name for name in ("seq.in", "seq.out", "label") if (path / name).exists()]
     if len(names) < 2 or names[0] != "seq.in":
-        raise UserError(f"{path}: needs seq.in, and at least one of seq.out and label")
+        raise UserError(f"{path}: needs seq.in and at least one of seq.out and label")
     for where, rows in rows_side_by_side([path / name for name in names], options.encoding):
         columns = dict(zip(names, rows))
         example: Example = {"_where": where, "tokens": split_words(columns["seq.in"])}
@@ -89,10 +90,10 @@ def read_seq(path: Path, options: ReadOptions) -> Iterator[Example]:
         yield example
 
 
-# ---- words, tags and perhaps an intent -----------------------------------------------------------------------------
+# ---- words, tags and an optional intent ----------------------------------------------------------------------------
 
 KOREAN = Notation(behind=True, signs="_")  # PER_B PER_I -
-MARKS = (":", "|", "###")  # between a word and its tag
+MARKS = (":", "|", "###")  # delimiters between a word and its tag
 INTENT = re.compile(r"\s*(?:<=>|\t)\s*")  # the delimiter between word:tag pairs and the intent
 
 
@@ -105,7 +106,7 @@ class SentenceRow(NamedTuple):
 
 
 class PairForm(NamedTuple):
-    """A row of pairs: `fly:O to:O Bonn:B-to <=> flight`."""
+    """A row of word:tag pairs: `fly:O to:O Bonn:B-to <=> flight`."""
 
     mark: str
 
@@ -114,13 +115,13 @@ class PairForm(NamedTuple):
         return "word:tag pairs"
 
     def parse(self, row: str) -> SentenceRow | None:
-        """The sentence of a row, or None if it has another form."""
-        pairs, *intents = INTENT.split(row.strip(" \t"), maxsplit=1)
-        matches = [re.fullmatch(rf"([^ \t]+?){re.escape(self.mark)}({TAG})", piece) for piece in split_words(pairs)]
-        found = [match.groups() for match in matches if match]
-        if not found or len(found) < len(matches):
+        """Returns the sentence of a row, or None if the row has another form."""
+        words, *intents = INTENT.split(row.strip(" \t"), maxsplit=1)
+        matches = [re.fullmatch(rf"([^ \t]+?){re.escape(self.mark)}({TAG})", piece) for piece in split_words(words)]
+        pairs = [match.groups() for match in matches if match]
+        if not pairs or len(pairs) < len(matches):
             return None
-        return SentenceRow([word for word, _ in found], [tag for _, tag in found], next(iter(intents), None))
+        return SentenceRow([word for word, _ in pairs], [tag for _, tag in pairs], next(iter(intents), None))
 
 
 def is_tag(tag: str) -> bool:
@@ -128,7 +129,7 @@ def is_tag(tag: str) -> bool:
 
 
 class ColumnForm(NamedTuple):
-    """A row of tab-separated columns. In some files, words are between BOS and EOS, whose tag is the intent."""
+    """A row of tab-separated columns. The words can be between BOS and EOS; the tag of EOS is then the intent."""
 
     width: int
     words: int
@@ -140,7 +141,7 @@ class ColumnForm(NamedTuple):
         return f"words = column {self.words}, tags = column {self.tags}"
 
     def parse(self, row: str) -> SentenceRow | None:
-        """The sentence of a row, or None if it has another form."""
+        """Returns the sentence of a row, or None if the row has another form."""
         cells = [cell.strip(" ") for cell in row.split("\t")]
         if len(cells) != self.width:
             return None
@@ -158,7 +159,7 @@ class ColumnForm(NamedTuple):
 
 
 def row_form(rows: list[str]) -> PairForm | ColumnForm | None:
-    """The form of rows with one tagged sentence each; None for other rows."""
+    """Detects the form of rows with one tagged sentence each, or returns None."""
     width = len(rows[0].split("\t"))
     forms: list[PairForm | ColumnForm] = [PairForm(mark) for mark in MARKS]
     if width == 2:
@@ -166,27 +167,26 @@ def row_form(rows: list[str]) -> PairForm | ColumnForm | None:
     if width in (3, 4):
         forms += [ColumnForm(width, *columns) for columns in permutations(range(width), 3)]
     for form in forms:
-        found = [form.parse(row) for row in rows]
-        parsed = [row for row in found if row is not None]
-        if len(parsed) == len(rows) and any(len(row.tokens) > 1 for row in parsed) and may_be_intents(parsed):
+        parsed = [sentence for row in rows if (sentence := form.parse(row)) is not None]
+        if len(parsed) == len(rows) and any(len(row.tokens) > 1 for row in parsed) and are_plausible_intents(parsed):
             return form
     return None
 
 
-def may_be_intents(rows: list[SentenceRow]) -> bool:
-    """Whether no row has an intent, or all have one and some are repeated."""
+def are_plausible_intents(rows: list[SentenceRow]) -> bool:
+    """Whether no row has an intent, or all have one and some intents repeat."""
     intents = {row.intent for row in rows}
     named = all(intent and " " not in intent for intent in intents)
     return intents == {None} or (named and len(intents) <= max(3, 0.5 * len(rows)))
 
 
 def read_sentence_rows(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """One sentence per row: tab-separated words, tags and optionally the intent, or `word:tag … <=> intent`."""
+    """Reads one sentence per row: tab-separated words, tags and an optional intent, or `word:tag … <=> intent`."""
     head = [row for _, row in islice(named_rows(path, options.encoding), HEAD_ROWS)]
     form = row_form(head) if head else None
     if form is None:
         forms = "words<tab>tags<tab>intent, or word:tag word:tag <=> intent"
-        raise UserError(f"{path}: its rows are not sentences with a tag for each word: {forms}")
+        raise UserError(f"{path}: expected rows with one tag per word ({forms})")
     options.understood.add(path, f"one sentence per row: {form.title}")
     are_sets = are_joined_intents((row.intent for _, row in parsed(path, options, form)), options)
     for where, row in parsed(path, options, form):
@@ -196,7 +196,7 @@ def read_sentence_rows(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 def parsed(path: Path, options: ReadOptions, form: PairForm | ColumnForm) -> Iterable[tuple[str, SentenceRow]]:
     for where, row in named_rows(path, options.encoding):
-        found = form.parse(row)
-        if found is None:
-            raise UserError(f"{where}: needs a tag for each word, as the other rows have: {row[:60]!r}")
-        yield where, found
+        sentence = form.parse(row)
+        if sentence is None:
+            raise UserError(f"{where}: expected one tag per word, as in other rows, found {row[:60]!r}")
+        yield where, sentence

@@ -1,7 +1,7 @@
-"""Examples and numbers in Arrow files, so that memory stays constant while they are checked and split.
+"""Stores examples and numbers in Arrow files, so that memory stays constant while they are checked and split.
 
-The files are unlinked, so nothing remains however a run ends. Raw examples may have labels of any type, so each is
-stored as JSON. Batches of them go to the processes that check and convert them; a split is a selection of rows.
+The files are unlinked, so they disappear however a run ends. Raw labels can have any type, so each example is stored as
+JSON. Batches go to the processes that check and convert them. A split is a selection of rows.
 """
 
 import json
@@ -23,14 +23,14 @@ from tqdm import tqdm
 from engine.errors import UserError
 from preprocess.example import Example, file_of
 
-BLOCK = 4000  # rows that a process works on at once; fewer if they exceed BLOCK_BYTES
+BLOCK = 4000  # rows per block, or fewer if they exceed BLOCK_BYTES
 BLOCK_BYTES = 1 << 21
 encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 @dataclass
 class Batch:
-    """Consecutive examples, processed together. start: the number of the first"""
+    """Consecutive examples that are processed together. start: the number of the first one."""
 
     start: int
     encoded: pa.Array
@@ -43,11 +43,11 @@ class Batch:
 
 
 def decode(encoded: Iterable[bytes]) -> list[Example]:
-    return json.loads(b"[" + b",".join(encoded) + b"]")  # five times as fast as parsing one at a time
+    return json.loads(b"[" + b",".join(encoded) + b"]")  # five times faster than parsing them one by one
 
 
 class ArrowFile:
-    """A column in an unlinked file, written as arrays. Processes forked after the last array share it."""
+    """A column in an unlinked file, written as arrays. Processes forked after the last write share it."""
 
     def __init__(self, type_of_values: pa.DataType, folder: Path | None) -> None:
         self.file, self.folder, self.type = tempfile.TemporaryFile(dir=folder), folder, type_of_values  # noqa: SIM115
@@ -55,7 +55,7 @@ class ArrowFile:
         self.writer = pa.ipc.new_stream(pa.PythonFile(self.file, "w"), self.schema)
 
     def write_array(self, *buffers: Any, size: int) -> pa.Array:
-        """Writes an array of `size` values, given Arrow's buffers of them. (pa.array would import pandas, 50 MB.)"""
+        """Writes an array of `size` values from Arrow buffers. (pa.array would import pandas, which needs 50 MB.)"""
         array = pa.Array.from_buffers(self.type, size, [None, *map(pa.py_buffer, buffers)])
         self.writer.write_batch(pa.RecordBatch.from_arrays([array], schema=self.schema))
         return array
@@ -70,11 +70,11 @@ class ArrowFile:
 
     @cached_property
     def arrays(self) -> list[pa.Array]:
-        """All arrays; call it after the last one is written."""
+        """All arrays. Must not be read before the last one is written."""
         return [records.column(0) for records in pa.ipc.open_stream(pa.py_buffer(self.memory))]
 
     def forget(self) -> None:
-        """Unmaps the pages read so far from this process; they stay in the page cache."""
+        """Unmaps the pages that this process has read; they stay in the page cache."""
         if hasattr(self.memory, "madvise"):  # not on Windows
             self.memory.madvise(mmap.MADV_DONTNEED)
 
@@ -84,8 +84,8 @@ class Store(ArrowFile):
 
     def __init__(self, folder: Path | None = None) -> None:
         super().__init__(pa.binary(), folder)
-        self.shapes: dict[tuple[str, ...], None] = {}  # observed tuples of keys, in order of first use
-        self.files: Counter[str] = Counter()  # {file: number of its examples}
+        self.shapes: dict[tuple[str, ...], None] = {}  # observed tuples of keys, in order
+        self.files: Counter[str] = Counter()  # {file: number of examples}
         self.waiting: list[bytes] = []  # examples not yet written
         self.num_rows = self.num_ids = self.num_bytes = self.waiting_bytes = 0
 
@@ -113,7 +113,7 @@ class Store(ArrowFile):
         self.num_ids += "id" in example
 
     def write(self) -> Batch:
-        """Writes the waiting examples."""
+        """Writes the waiting examples as a batch."""
         offsets = np.array([0, *accumulate(map(len, self.waiting))], np.int32)
         batch = Batch(self.num_rows, self.write_array(offsets, b"".join(self.waiting), size=len(self.waiting)))
         self.num_rows, self.num_bytes = self.num_rows + len(batch), self.num_bytes + self.waiting_bytes
@@ -122,11 +122,11 @@ class Store(ArrowFile):
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """(batches,) the number of the first row of each."""
+        """(batches,) The number of the first row of each batch."""
         return np.array([0, *accumulate(map(len, self.arrays))][:-1])
 
     def rows_of_files(self) -> dict[str, range]:
-        """{file: its consecutive row numbers}"""
+        """Returns {file: its consecutive row numbers}."""
         sizes = self.files
         return {file: range(end - sizes[file], end) for file, end in zip(sizes, accumulate(sizes.values()))}
 
@@ -141,34 +141,33 @@ class Store(ArrowFile):
             yield from batch
 
     def pick(self, numbers: Sequence[int] | np.ndarray) -> list[Example]:
-        """The examples with these numbers, each read with pread: every access to mapped memory would also load the
-        64 KB around it."""
+        """Returns the examples with these numbers. Uses pread, because every access to mapped memory would also load
+        the surrounding 64 KB."""
         numbers, read = np.asarray(numbers, np.int64), partial(os.pread, self.file.fileno())
         batches = self.starts.searchsorted(numbers, "right") - 1
         at_offsets, at_examples = self.positions[batches].T
         at_offsets += 4 * (numbers - self.starts[batches])
-        offsets = np.frombuffer(b"".join([read(8, place) for place in at_offsets.tolist()]), np.int32).reshape(-1, 2)
-        sizes, places = np.diff(offsets)[:, 0], at_examples + offsets[:, 0]
-        return decode([read(size, place) for size, place in zip(sizes.tolist(), places.tolist())])
+        pairs = b"".join([read(8, position) for position in at_offsets.tolist()])
+        offsets = np.frombuffer(pairs, np.int32).reshape(-1, 2)
+        sizes, positions = np.diff(offsets)[:, 0], at_examples + offsets[:, 0]
+        return decode([read(size, position) for size, position in zip(sizes.tolist(), positions.tolist())])
 
     @cached_property
     def positions(self) -> np.ndarray:
-        """(batches, 2) file positions of each batch's offsets and bytes."""
+        """(batches, 2) The file positions of the offsets and bytes of each batch."""
         begin = pa.py_buffer(self.memory).address
         buffers = [encoded.buffers()[1:] for encoded in self.arrays]
         return np.array([[buffer.address - begin for buffer in of_batch] for of_batch in buffers], np.int64)
 
     @property
     def step(self) -> int:
-        """Rows per block: fewer if they are long."""
+        """Rows per block; fewer if they are long."""
         return max(1, min(BLOCK, BLOCK_BYTES * self.num_rows // max(1, self.num_bytes)))
 
 
 class Rows(Sequence[Example]):
-    """The examples of a part in their output form, plus "_where"; each access reads from the store.
-
-    order: (rows,) row numbers in the store; form(numbers, examples) -> examples
-    """
+    """The examples of a part in their output form, plus "_where". Each access reads from the store. order: (rows,) row
+    numbers in the store. form: form(numbers, examples) -> examples."""
 
     def __init__(
         self, store: Store, form: Callable[[list[int], list[Example]], list[Example]], order: np.ndarray
@@ -180,7 +179,7 @@ class Rows(Sequence[Example]):
         return len(self.order)
 
     def pick(self, positions: slice | list[int]) -> list[Example]:
-        """The examples at these positions, or in this slice."""
+        """Returns the examples at these positions or in this slice."""
         numbers = self.order[positions].tolist()
         return self.form(numbers, self.store.pick(numbers))
 
@@ -201,17 +200,17 @@ def blocks_of(parts: Mapping[str, Sequence[Example]]) -> Iterator[tuple[str, int
 
 
 def step_of(rows: Sequence[Example]) -> int:
-    """Rows per block of a list or of Rows."""
+    """Returns the rows per block of a list or of Rows."""
     return rows.step if isinstance(rows, Rows) else BLOCK
 
 
 def pick(rows: Sequence[Example], positions: list[int]) -> list[Example]:
-    """Examples of a list or of Rows at these positions."""
+    """Returns the examples of a list or of Rows at these positions."""
     return rows.pick(positions) if isinstance(rows, Rows) else [rows[position] for position in positions]
 
 
 class Column(ArrowFile):
-    """Numbers appended as arrays, then read in chunks or at once."""
+    """Numbers that are appended as arrays, and then read in chunks or at once."""
 
     def __init__(self, dtype: Any, folder: Path | None = None, values: Any = ()) -> None:
         self.dtype, self.size = np.dtype(dtype), 0

@@ -1,4 +1,4 @@
-"""Statistics collected per block of rows and merged: counts, first rows, and columns of values on disk."""
+"""Statistics that are collected per block of rows and merged: counts, first rows, and columns of values on disk."""
 
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Sequence
@@ -10,36 +10,36 @@ import numpy as np
 
 from preprocess.storage.arrow import Column
 
-MOST_ROWS = 2000  # rows kept per finding; further ones are only counted
-CHUNK = 1 << 18  # values of a column held in memory at once
+MAX_ROWS = 2000  # rows stored per finding; further ones are only counted
+CHUNK = 1 << 18  # values of a column in memory at once
 
 
 class Sample(list[Any]):
-    """The first rows of a finding; `number` counts all."""
+    """The first rows of a finding. `number` is the total."""
 
-    most = MOST_ROWS
+    most = MAX_ROWS
 
     def __init__(self, rows: Sequence[Any] = ()) -> None:
-        super().__init__(rows[:MOST_ROWS])
+        super().__init__(rows[:MAX_ROWS])
         self.number = getattr(rows, "number", len(rows))
 
     @property
     def is_full(self) -> bool:
-        return len(self) >= MOST_ROWS
+        return len(self) >= MAX_ROWS
 
     def add(self, row: Any) -> None:
         self.number += 1
-        if len(self) < MOST_ROWS:
+        if len(self) < MAX_ROWS:
             self.append(row)
 
     def merge(self, other: Sequence[Any]) -> None:
         self.number += getattr(other, "number", len(other))
-        self += other[: MOST_ROWS - len(self)]
+        self += other[: MAX_ROWS - len(self)]
 
 
 class Note(NamedTuple):
     what: str
-    rows: Sequence[str]  # "FILE, row N", possibly with ": detail"; a Sample for a potentially large number
+    rows: Sequence[str]  # "FILE, row N" or "FILE, row N: detail"; a Sample if there can be many
     advice: str
 
     @property
@@ -48,7 +48,7 @@ class Note(NamedTuple):
 
 
 class FirstRows(dict[str, str]):
-    """{value: its first row}"""
+    """{value: first row with this value}"""
 
     def merge(self, later: "FirstRows") -> None:
         for value, row in later.items():
@@ -56,16 +56,16 @@ class FirstRows(dict[str, str]):
 
 
 class Facts:
-    """Facts of a block of rows: picklable attributes that `merge_facts` can merge, in the order of the blocks."""
+    """Statistics of a block of rows: picklable attributes that `merge_facts` can merge, in block order."""
 
     def merge(self, later: "Facts") -> None:
-        """Adds the facts of the following rows."""
+        """Adds the statistics of the rows that follow."""
         for name, facts in vars(later).items():
             merge_facts(getattr(self, name), facts)
 
 
 def merge_facts(facts: Any, later: Any) -> None:
-    """Extends lists, sets, counters, objects with a method `merge` (Sample, Series, Facts), and dicts of these."""
+    """Extends lists, sets, counters, objects with a `merge` method (Sample, Series, Facts), and dicts of these."""
     if hasattr(facts, "merge"):
         facts.merge(later)
     elif isinstance(facts, list):
@@ -93,50 +93,48 @@ class Series:
 
 
 def hashes(values: Collection[Hashable]) -> np.ndarray:
-    """(N,) 64-bit hashes of values; two different values collide with probability 2**-64."""
+    """Returns (N,) 64-bit hashes of values. Two different values collide with probability 2**-64."""
     return np.fromiter(map(hash, values), np.int64, len(values))
 
 
 def buckets(*columns: Column) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
-    """Partitions columns into buckets by value, so that only a few chunks are in memory at once.
-
-    Yields [(positions, values) for each column].
-    """
+    """Partitions columns into buckets by value, so that only a few chunks are in memory at once. Yields [(positions,
+    values) for each column]."""
     number = 1 << max(0, (max(map(len, columns)) // CHUNK).bit_length())
     for bucket in range(number):
         result = []
         for column in columns:
-            positions, kept = [np.zeros(0, np.int64)], [np.zeros(0, column.dtype)]
+            positions, bucket_values = [np.zeros(0, np.int64)], [np.zeros(0, column.dtype)]
             for start, values in column.chunks():
-                inside = np.flatnonzero((values & (number - 1)) == bucket)
-                positions.append(start + inside)
-                kept.append(values[inside])
-            result.append((np.concatenate(positions), np.concatenate(kept)))
+                matches = np.flatnonzero((values & (number - 1)) == bucket)
+                positions.append(start + matches)
+                bucket_values.append(values[matches])
+            result.append((np.concatenate(positions), np.concatenate(bucket_values)))
         yield result
 
 
 def repeats(column: Column) -> tuple[np.ndarray, np.ndarray]:
-    """(firsts, positions) of all repeated values: `positions` of every copy, and `firsts` of its first one; sorted by
-    first copy, then by position."""
-    found = [np.zeros((2, 0), np.int64)]
+    """Returns (firsts, positions) of all repeated values, sorted. positions: of every copy. firsts: of the first copy
+    of the same value."""
+    pairs = [np.zeros((2, 0), np.int64)]
     for ((positions, values),) in buckets(column):
-        order = np.argsort(values, kind="stable")  # np.unique with all its results takes 7 MB more
+        order = np.argsort(values, kind="stable")  # np.unique would need 7 MB more
         ordered = values[order]
         starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])) if len(values) else order
         sizes = np.diff(np.append(starts, len(values)))
         repeated = np.repeat(sizes > 1, sizes)
         firsts = np.repeat(positions[order[starts]], sizes)
-        found.append(np.stack([firsts[repeated], positions[order][repeated]]))
-    firsts, positions = np.concatenate(found, axis=1)
+        pairs.append(np.stack([firsts[repeated], positions[order][repeated]]))
+    firsts, positions = np.concatenate(pairs, axis=1)
     order = np.lexsort([positions, firsts])
     return firsts[order], positions[order]
 
 
 def frequent(column: Column, least: int) -> dict[Any, int]:
-    """{value: count} of values with at least `least` occurrences, limited to the 100,000 most frequent."""
-    found: Counter = Counter()
+    """Returns {value: count} of the values with at least `least` occurrences, at most the 100,000 most frequent."""
+    result: Counter = Counter()
     for ((_, values),) in buckets(column):
         names, counts = np.unique(values, return_counts=True)
         often = counts >= least
-        found.update(dict(zip(names[often].tolist(), counts[often].tolist())))
-    return dict(found.most_common(100_000))
+        result.update(dict(zip(names[often].tolist(), counts[often].tolist())))
+    return dict(result.most_common(100_000))

@@ -1,4 +1,4 @@
-"""Maps a function over blocks of rows on all cores; results keep the order of the blocks."""
+"""Maps a function over blocks of rows on all cores. Results keep the order of the blocks."""
 
 import gc
 import multiprocessing
@@ -17,20 +17,20 @@ from engine.errors import UserError
 
 Block = TypeVar("Block")
 Result = TypeVar("Result")
-MOST_PROCESSES = 8  # more would wait for the parent, which reads and writes
-FEW_BLOCKS = 4  # up to this many blocks, starting processes takes longer than running the task
-_task: Callable[[Any], Any] | None = None  # run by the workers; inherited by fork, so it is not pickled
+MAX_PROCESSES = 8  # more would have to wait for the parent, which reads and writes
+FEW_BLOCKS = 4  # for so few blocks, starting processes takes longer than the task
+_task: Callable[[Any], Any] | None = None  # run by the workers, which inherit it by fork
 
 
 def num_processes() -> int:
-    """The number of worker processes; 1: run in this process. Only Linux forks safely."""
+    """Returns the number of worker processes, or 1 to use this process. Only Linux forks safely."""
     if not sys.platform.startswith("linux") or multiprocessing.current_process().daemon:
         return 1
-    return min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
+    return min(MAX_PROCESSES, len(os.sched_getaffinity(0)))
 
 
 def in_order(task: Callable[[Block], Result], blocks: Iterable[Block]) -> Iterator[Result]:
-    """Yields task(block) for each block, in order; reads `blocks` no further ahead than needed.
+    """Yields task(block) for each block, in order. Reads `blocks` no further ahead than needed.
 
     Blocks and results are pickled, the task is not. An exception in a task is raised here, in block order. The workers
     end when this process ends, however it ends.
@@ -44,7 +44,7 @@ def in_order(task: Callable[[Block], Result], blocks: Iterable[Block]) -> Iterat
     _task = task
     alive, lifeline = os.pipe()
     context = multiprocessing.get_context("fork")
-    gc.freeze()  # keeps the garbage collector from writing to, and so copying, memory shared with the workers
+    gc.freeze()  # garbage collection would write to memory shared with the workers, and so copy it
     pool = ProcessPoolExecutor(processes, context, initializer=live_with, initargs=(alive, lifeline))
     waiting: deque[Future] = deque()
     try:
@@ -55,7 +55,7 @@ def in_order(task: Callable[[Block], Result], blocks: Iterable[Block]) -> Iterat
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool:
-        raise UserError("a worker process was killed, perhaps because memory ran out") from None
+        raise UserError("a worker process was killed (out of memory?)") from None
     finally:
         pool.shutdown(cancel_futures=True)
         os.close(alive)
@@ -70,7 +70,7 @@ def do(block: Any) -> Any:
 
 
 def live_with(alive: int, lifeline: int) -> None:
-    """Ends this process when the other end of the pipe closes, that is, when the parent ends."""
+    """Ends this process when the other end of the pipe is closed, that is, when the parent ends."""
     gc.set_threshold(200_000, 20, 100)  # blocks of rows have many objects but no reference cycles
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     os.close(lifeline)

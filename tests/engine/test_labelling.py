@@ -121,7 +121,7 @@ def test_the_same_tokens_in_other_formats_get_the_same_bytes_and_the_log_says_wh
     for name, content in written.items():
         (tmp_path / name).write_text(content)
         found[name] = label("out.jsonl", predict_file=str(tmp_path / name))
-        assert f"from {tmp_path}/{name}; labels in them are not read: " in caplog.text
+        assert f"from {tmp_path}/{name}; labels are ignored: " in caplog.text
     assert len({*found.values()}) == 1 and len(found["a.conll"].splitlines()) == 2
 
 

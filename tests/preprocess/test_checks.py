@@ -130,7 +130,7 @@ FAULTS = {
     "HTML entity": ("classification", change(text="open the &amp; door and stop"), "markup"),
     "look-alike letters": ("classification", change(text="open the d\u043e\u043er and stop"), "look-alike"),
     "full width": ("classification", change(text="open the ｄｏｏｒ and stop"), "full-width"),
-    "blanks around": ("classification", change(text=" open the door and stop it"), "begin or end with whitespace"),
+    "blanks around": ("classification", change(text=" open the door and stop it"), "start or end with whitespace"),
     "missing text": ("classification", change(text="NaN"), "look like a missing value"),
     "no letter": ("classification", change(text="?!..."), "without a letter"),
     "far too long": ("classification", change(text="open the door and stop " * 200), "far longer"),
@@ -203,7 +203,7 @@ FAULTS = {
     "no entity in dev": (
         "tagging",
         many(lambda e, n: e.update(slots=["O"] * len(e["slots"])), "dev", range(240)),
-        "no entity at all",
+        "parts without any entity",
     ),
 }
 
@@ -297,7 +297,7 @@ def test_what_the_tokenizer_does():
         row.startswith(parts["train"][7]["_where"]) for row in notes["texts contain special tokens of the tokenizer"]
     )
     assert any(row.startswith(parts["dev"][3]["_where"]) for row in notes["texts are longer than --max_length 16"])
-    assert any("song 'it'" in row for row in notes["entities lie beyond --max_length 16"])
+    assert any("song 'it'" in row for row in notes["entities are beyond --max_length 16"])
     english = train_tokenizer(lambda: ["abc " * 3], 100)
     notes = [note for note in check_encoding(clean, tasks, Featurizer(english, tasks, 256)) if "[UNK]" in note.what]
     assert notes and len(notes[0].rows) > 1000

@@ -70,7 +70,7 @@ REFUSED = [  # gate, files, options, words of the message
     ("structured", labelled(lambda n: f"{{'mood': '{'ab'[n % 2]}'}}"), {}, ["label_column"]),
     ("structured", labelled(lambda n: json.dumps([{"start": n % 3, "end": 5, "label": "X"}])), {}, ["row 1"]),
     ("structured", labelled(lambda n: f"0:{3 + n % 2}:PER;9:13:LOC"), {}, ["offsets"]),
-    ("offsets", labelled(lambda n: list(range(n % 3, n % 3 + 4))), {}, ["positions of characters"]),
+    ("offsets", labelled(lambda n: list(range(n % 3, n % 3 + 4))), {}, ["character positions"]),
     ("broken_labels", table(lambda n: "happy\nsad" if n % 3 else "sad"), {}, ["line break", "--label_separator"]),
     ("broken_labels", labelled(lambda n: "happy\tsad" if n % 3 else "sad"), {}, ["'happy\\tsad'"]),
     ("repeated", {"a.jsonl": lines({"text": " ".join(sentence(n)), "labels": TAGS[:2] * 2} for n in range(24))}, {},
@@ -159,7 +159,7 @@ def test_plausible_data_passes_all_gates(tmp_path, name):
 def test_an_option_that_decides_is_an_answer(tmp_path):
     with pytest.raises(UserError, match="occur only once"):
         run(tmp_path, table(lambda n: f"note {n}"), label_type="label=classification")
-    with pytest.raises(UserError, match="--accept nothing: no such gate; they are one_word"):
+    with pytest.raises(UserError, match="--accept nothing: no such gate; the gates are one_word"):
         DataConfig(input="x", output_dir="y", accept="nothing")
 
 
@@ -243,7 +243,7 @@ def test_names_of_positions_that_do_not_fit(tmp_path):
     (tmp_path / "raw/a.jsonl").write_text(
         labelled(lambda n: [n % 2, 1, 0] if n < 5100 else [2, 1, 0], 5200)["a.jsonl"], encoding="utf-8"
     )
-    with pytest.raises(UserError, match=r"row 5101: \[2, 1, 0\] is not a list of 3 values 0 or 1"):
+    with pytest.raises(UserError, match=r"row 5101: expected 3 values 0 or 1, as in other rows, found \[2, 1, 0\]"):
         options = {"label_names": "a,b,c", "accept": "free_text"}
         process(DataConfig(input=str(tmp_path / "raw"), output_dir=str(tmp_path / "out"), **options))
 

@@ -206,18 +206,24 @@ def test_texts_to_predict_on_come_in_these_shapes_too(tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("number lists", ["cells such as '2,27' may be several labels: --label_type label=multilabel"]),
-        ("labels that lack", ["4 rows without a label dropped (--drop_unlabelled); first: ", "row 26"]),
-        ("the first rows", ["only the first 24 rows are read (--max_rows)"]),
-        ("csv in gb18030", ["a.csv: not UTF-8; read as GB18030; its first words are then '今天的", "--encoding"]),
-        ("semicolons", ["the delimiter is ';' (--delimiter overrides)"]),
-        ("a folder per class, in parts, GB18030", ["skipped, as their texts have no class: unsup", "read as GB18030"]),
-        ("BRAT", ["discontinuous entities are dropped (1)", "000.ann, row 4", "1 relations, 1 notes"]),
-        ("Label Studio, several annotations", ["24 texts have several annotations; the first that was not cancelled"]),
-        ("Label Studio, spans", ["ignored: relation (24)"]),
-        ("local files for datasets", ["train: only the first 24 rows are read", "--max_rows"]),
+        ("number lists", ["cells such as '2,27' could be several labels; if so, add --label_type label=multilabel"]),
+        ("labels that lack", ["dropped 4 rows without a label (--drop_unlabelled); first: ", "row 26"]),
+        ("the first rows", ["reading only the first 24 rows (--max_rows)"]),
+        ("csv in gb18030", ["a.csv: not UTF-8; read as GB18030, which gives '今天的", "--encoding"]),
+        ("semicolons", ["detected delimiter ';' (--delimiter overrides)"]),
+        (
+            "a folder per class, in parts, GB18030",
+            ["skipped, because their texts have no class: unsup", "read as GB18030"],
+        ),
+        ("BRAT", ["dropped 1 discontinuous entities", "000.ann, row 4", "1 relations, 1 notes"]),
+        (
+            "Label Studio, several annotations",
+            ["24 texts have several annotations; using the first that was not cancelled"],
+        ),
+        ("Label Studio, spans", ["ignored relation (24)"]),
+        ("local files for datasets", ["train: reading only the first 24 rows", "--max_rows"]),
         ("OCNLI", ["the label '-' means that there is no gold label (1)"]),
-        ("Weibo", ["each character is followed by its position in its word"]),
+        ("Weibo", ["removing the position in the word after each character"]),
     ],
 )
 def test_what_was_done_is_printed(name, words, tmp_path, monkeypatch, capsys):
@@ -262,7 +268,7 @@ REFUSED = {  # name: (files, what the one line says, options)
     "a quote as separator": ({"a.txt": "text,label\na,x\n"}, ["--delimiter"], {"delimiter": '"'}),
     "columns of 0 and 1": (
         {"a.csv": csv_of([("a", 0, 1), ("b", 1, 0)], ["text", "toxic", "threat"])},
-        ["2 contain only 0 and 1", "--label_column labels=toxic+threat"],
+        ["2 columns contain only 0 and 1", "--label_column labels=toxic+threat"],
         {},
     ),
     "columns of 0 and 1 under a name": (
@@ -294,7 +300,7 @@ REFUSED = {  # name: (files, what the one line says, options)
     "no rows in any sheet": ({"a.xlsx": book(one=[])}, ["all sheets are empty"], {}),
     "no workbook": ({"a.xlsx": b"PK\x03\x04 not a workbook"}, ["not a readable .xlsx", "CSV"], {}),
     "half a workbook": ({"a.xlsx": book(one=[["text", "label"], *REVIEWS])[:-400]}, ["not a readable .xlsx"], {}),
-    "old Excel": ({"a.xls": b"\xd0\xcf\x11\xe0"}, ["old format", ".xlsx"], {}),
+    "old Excel": ({"a.xls": b"\xd0\xcf\x11\xe0"}, [".xls files are not supported", ".xlsx"], {}),
     "SQuAD": ({"train.json": json.dumps({"data": [PAGE]})}, ["questions with answers in a text"], {}),
     "SQuAD in rows": (
         {"a.jsonl": lines([{"question": "a?", "context": "b", "answers": {"text": ["b"]}}])},
@@ -313,17 +319,17 @@ REFUSED = {  # name: (files, what the one line says, options)
     ),
     "triples": ({"a.json": lines([{"text": "a", "spo_list": []}] * 2)}, ["triples of subject"], {}),
     "bytes in a table": ({"a.csv": b"text,label\n\x00\x01\xff\xfe\x80,x\n"}, ["--encoding"], {}),
-    "a row of no word/pos": (
-        {"a.txt": "我/r 爱/v\n好 人/n\n"},
-        ["row 2", "'好' is not word/tag"],
-        {"format": "word_tags"},
-    ),
+    "a row of no word/pos": ({"a.txt": "我/r 爱/v\n好 人/n\n"}, ["row 2", "found '好'"], {"format": "word_tags"}),
     "CoNLL-U of nine columns": ({"a.conllu": "1\t" + "\t".join("abcdefgh") + "\n"}, ["row 1", "ten columns"], {}),
     "a column that CoNLL-U has not": (conllu()(EXAMPLES, Noise()), ["'pos'", "upos"], {"label_column": "pos"}),
     "BRAT elsewhere": ({"a.txt": "Ann left", "a.ann": "T1\tPER 0 3\tBob\n"}, ["a.ann, row 1", "'Ann'", "'Bob'"], {}),
     "BRAT outside": ({"a.txt": "Ann left", "a.ann": "T1\tPER 5 99\tleft\n"}, ["outside the text"], {}),
     "BRAT without numbers": ({"a.txt": "Ann left", "a.ann": "T1\tPER\tAnn\n"}, ["TYPE START END"], {}),
-    "BRAT without a text": ({"a.txt": "Ann left", "a.ann": "", "b.ann": "T1\tPER 0 3\tBob\n"}, ["no b.txt"], {}),
+    "BRAT without a text": (
+        {"a.txt": "Ann left", "a.ann": "", "b.ann": "T1\tPER 0 3\tBob\n"},
+        ["b.txt is missing"],
+        {},
+    ),
     "a text that BRAT has not": (
         brat(EXAMPLES, Noise()) | {"dev/new.txt": "nobody looked here"},
         ["new.txt", "--drop_unlabelled"],
@@ -350,7 +356,7 @@ REFUSED = {  # name: (files, what the one line says, options)
     "half a list": ({"a.json": '[{"text": "a", "label": "x"},\n{"text": "b'}, ["row 2", "not JSON"], {}),
     "more behind the list": ({"a.json": '[{"text": "a", "label": "x"}]\n]'}, ["row 2", "Extra data"], {}),
     "fewer than none": ({"a.csv": "text,label\na,x\n"}, ["--max_rows"], {"max_rows": -1}),
-    "no set of that name": ({"a.csv": ""}, ["cannot be loaded as a dataset"], {"format": "hf"}),
+    "no set of that name": ({"a.csv": ""}, ["cannot load it as a dataset"], {"format": "hf"}),
 }
 
 
@@ -372,7 +378,7 @@ def test_excel_without_its_package_is_one_line(tmp_path, monkeypatch):
         builtins, "__import__", lambda name, *a, **k: importing("no_such" if name == "openpyxl" else name, *a, **k)
     )
     write(tmp_path, {"a.xlsx": book(one=[["text", "label"], *REVIEWS])})
-    with pytest.raises(UserError, match=r"openpyxl: pip install -r requirements-excel\.txt"):
+    with pytest.raises(UserError, match=r"openpyxl; run pip install -r requirements-excel\.txt"):
         list(read_examples(tmp_path / "a.xlsx", OPTIONS))
 
 
@@ -588,16 +594,16 @@ def narrow(monkeypatch):
 
 LONG = "y" * 1200
 HOSTILE = {
-    "csv": ("a.csv", f"text,label\na,x\n{LONG},y\n", ["row 3", "longer than 1,000 characters"]),
+    "csv": ("a.csv", f"text,label\na,x\n{LONG},y\n", ["row 3", "limit of 1,000 characters"]),
     "csv, a quote without end": ("a.csv", 'text,label\na,x\n"' + "y,\n" * 900, ["row 3", "quote"]),
     "csv, quotes on and on": ("a.csv", "text,label\na,x\n" + '"bb\nb",' * 900, ["row 3", "longer than", "quote"]),
-    "tsv": ("a.tsv", f"text\tlabel\na\tx\n{LONG}\ty\n", ["row 3", "longer than 1,000"]),
-    "jsonl": ("a.jsonl", lines([*TEXT, {"text": LONG, "label": "x"}]), ["row 13", "longer than 1,000"]),
-    "json list": ("a.json", json.dumps([*TEXT, {"text": 9 * LONG, "label": "x"}]), ["row 1", "longer than 1,000"]),
+    "tsv": ("a.tsv", f"text\tlabel\na\tx\n{LONG}\ty\n", ["row 3", "limit of 1,000"]),
+    "jsonl": ("a.jsonl", lines([*TEXT, {"text": LONG, "label": "x"}]), ["row 13", "limit of 1,000"]),
+    "json list": ("a.json", json.dumps([*TEXT, {"text": 9 * LONG, "label": "x"}]), ["row 1", "limit of 1,000"]),
     "parquet": (
         "a.parquet",
         parquet(REVIEW)([*EXAMPLES[:12], EXAMPLES[0]._replace(tokens=[LONG])], Noise())["train-00000-of-00001.parquet"],
-        ["row 13", "longer than 1,000"],
+        ["row 13", "limit of 1,000"],
     ),
     "json.gz, damaged": ("a.json.gz", gzip.compress(lines(TEXT).encode())[:-20], ["a.json.gz: damaged or not"]),
     "json object": (
@@ -644,7 +650,7 @@ def test_large_rows_are_not_held_by_the_thousand(tmp_path, monkeypatch):
     for name in ("a.jsonl", "b.csv"):
         found = list(READERS[name[2:]](tmp_path / name, OPTIONS))
         assert [(row["text"], row["label"]) for row in found] == REVIEWS
-    with pytest.raises(UserError, match="row 13: has the key 'intent', which none of the first 5 rows has"):
+    with pytest.raises(UserError, match="row 13: has the key 'intent', which is not in the first 5 rows"):
         list(READERS["jsonl"](tmp_path / "c.jsonl", OPTIONS))
 
 

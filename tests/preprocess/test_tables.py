@@ -65,7 +65,7 @@ def test_two_texts_that_belong_together_are_a_pair(text, pair, label, tmp_path):
 def test_without_a_header_two_texts_are_not_one(tmp_path):
     rows = [(f"was kostet {noun} {n}", f"in {place} oder {n}", str(n % 2)) for n, (noun, place) in enumerate(NOUNS)]
     body = "".join("\t".join(row) + "\n" for row in rows)
-    with pytest.raises(UserError, match="columns 0,1 may both be texts; add --text_column 0 --text_pair_column 1"):
+    with pytest.raises(UserError, match="columns 0,1 could both be texts; add --text_column 0 --text_pair_column 1"):
         read(tmp_path, {"a.tsv": body}, header=False)
     found = read(tmp_path, {"a.tsv": body}, header=False, text_column="0", text_pair_column="1")
     assert [(e["text"], e["text_pair"], e["label"]) for e in found] == rows
@@ -132,9 +132,9 @@ def test_escapes_are_the_characters_that_they_name(tmp_path):
 def test_a_count_of_the_rows_is_not_used(name, tmp_path, capsys):
     body = f"{name},text,label,\n" + "".join(f'{n},"{text}",{label},\n' for n, (text, label) in enumerate(ROWS))
     assert pairs(read(tmp_path, {"a.csv": body})) == ROWS
-    assert "unnamed and not used: column 1, 4" in capsys.readouterr().out
+    assert "not used: column 1, 4 (unnamed" in capsys.readouterr().out
     body = "text,label,\n" + "a,x,\n" * 300 + "b,y,more\n"
-    with pytest.raises(UserError, match="row 302: 'more' is in a column without a name"):
+    with pytest.raises(UserError, match="row 302: 'more' is in an unnamed column"):
         read(tmp_path, {"b/a.csv": body}, "b")
 
 
@@ -154,11 +154,11 @@ def test_columns_are_joined(tmp_path):
 
 def test_rows_without_a_text_are_dropped_and_counted(tmp_path, capsys):
     body = table([*ROWS, (" ", "good")])
-    with pytest.raises(UserError, match="row 11: the text is empty; --drop_empty"):
+    with pytest.raises(UserError, match="row 11: the text is empty; add --drop_empty"):
         processed(tmp_path / "a", {"a.csv": body})
     found = processed(tmp_path / "b", {"a.csv": body}, drop_empty=True)
     assert sum(map(len, found.values())) == len(ROWS)
-    assert "1 rows without a text dropped (--drop_empty); first: " in capsys.readouterr().out
+    assert "dropped 1 rows without a text (--drop_empty); first: " in capsys.readouterr().out
     lines = '{"tokens": ["a"], "slots": ["O"]}\n{"tokens": [], "slots": []}\n'
     assert len(read(tmp_path / "c", {"a.jsonl": lines}, drop_empty=True)) == 1
 
@@ -207,7 +207,7 @@ def test_names_in_brackets_without_quotes_are_sets(tmp_path):
 
 def test_positions_of_characters_are_no_labels(tmp_path):
     rows = [(text, str(list(range(4 + n, 9 + n)))) for n, (text, _) in enumerate(ROWS)]
-    with pytest.raises(UserError, match="positions of characters"):
+    with pytest.raises(UserError, match="character positions"):
         processed(tmp_path, {"a.csv": table(rows, "text,spans")})
 
 
@@ -247,12 +247,12 @@ def test_files_that_are_not_called_like_classes_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("files", "words", "options"),
     [
-        ({"a.csv": table([*ROWS, ("text", "label")])}, "a.csv, row 11: the header again", {}),
-        ({"a.txt": "__label__a b\r__label__c d\r"}, "a.txt: its rows end with carriage returns", {}),
+        ({"a.csv": table([*ROWS, ("text", "label")])}, "a.csv, row 11: repeats the header", {}),
+        ({"a.txt": "__label__a b\r__label__c d\r"}, "a.txt: rows end with carriage returns", {}),
         ({"train/a.csv": table(ROWS), "test/x/1.txt": "a"}, "test: contains no data files", {}),
         ({"a.csv": table(ROWS)}, "a.csv: --format brat reads a folder", {"format": "brat", "source": "a.csv"}),
-        ({"a.tsv": '"text"\t"label"\n"a b"\t"c"\n'}, "if cells are in quotes, add --quotechar '\"'", {}),
-        ({"a.csv": "text,label\n'a, b',c\n"}, 'if cells are in quotes, add --quotechar "\'"', {}),
+        ({"a.tsv": '"text"\t"label"\n"a b"\t"c"\n'}, "if cells are quoted, add --quotechar '\"'", {}),
+        ({"a.csv": "text,label\n'a, b',c\n"}, 'if cells are quoted, add --quotechar "\'"', {}),
         ({"x.txt": "to Bonn\n\nUlm\n", "x.tags": "O B-L\nO\nO\n"}, "x.txt, row 2: 0 words, but x.tags has 1 tags", {}),
     ],
 )
@@ -269,7 +269,7 @@ def test_classes_are_spelled_as_in_the_names_of_files(tmp_path):
 
 def test_names_that_may_be_classes_are_confirmed(tmp_path):
     files = {"chapter.txt": "a text\n" * 5, "poem.txt": "a line\n" * 5}
-    with pytest.raises(UserError, match=r"chapter.txt, poem.txt may each have the texts .* --format class_files"):
+    with pytest.raises(UserError, match=r"chapter.txt, poem.txt could be one class each; .* --format class_files"):
         read(tmp_path, files)
     assert {label for _, label in pairs(read(tmp_path, {}, format="class_files"))} == {"chapter", "poem"}
     clear = {"pos.txt": "a text\n" * 5, "neg.txt": "a line\n" * 5}
@@ -299,7 +299,7 @@ def test_a_test_part_without_labels_is_left_out(name, row, tmp_path, capsys):
              for part in ("train", "dev", "test")}  # fmt: skip
     found = processed(tmp_path, files)
     assert {part: len(rows) for part, rows in found.items()} == {"train": 9, "dev": 9}
-    assert "the test part has no labels and is skipped" in (printed := capsys.readouterr().out)
+    assert "skipped the test part, which has no labels" in (printed := capsys.readouterr().out)
     assert "--predict_file" in printed
 
 
@@ -343,7 +343,7 @@ def test_an_encoding_that_does_not_look_like_text_is_refused(encoding, tmp_path)
 
 
 def test_two_encodings_that_fit_are_both_named():
-    with pytest.raises(UserError, match=r"it may be --encoding cp125. .* or --encoding cp125. .*: add the right one"):
+    with pytest.raises(UserError, match=r"add the right encoding: --encoding cp125. .* or --encoding cp125. "):
         choose_encoding(["a.txt"], "der løber en mand\n".encode("cp1252"), lambda path, name: True)
 
 

@@ -132,21 +132,21 @@ def test_the_log_says_how_a_file_was_read_and_that_its_labels_are_not(tmp_path):
         "text;label\n今天天气很好，我们去公园玩;1\n他说的话我不知道是不是真的;0\n".encode("gb18030")
     )
     form, encoding = texts_of(Config(do_predict=True, predict_file=str(tmp_path / "a.csv"))).notes
-    assert form == f"read as csv: text = 'text'; from {tmp_path}/a.csv; labels in them are not read: label"
+    assert form == f"read as csv: text = 'text'; from {tmp_path}/a.csv; labels are ignored: label"
     assert encoding == f"{tmp_path}/a.csv: read as GB18030 (--encoding overrides)"
     config, _ = written_alone("a tag that is none", tmp_path)
     (note,) = texts_of(config).notes
-    assert note.endswith("labels in them are not read: column 1")
+    assert note.endswith("labels are ignored: column 1")
 
 
 @pytest.mark.parametrize(
     "file, content, options, words",
     [
-        ("a.txt", "a\tb\nc\td\n", {}, "columns between tabs; --format txt"),
-        ("a.txt", "id,text\n1,a\n", {}, "a table, as row 1 is 'id,text'; --format txt"),
-        ("a.txt", "n/a\n", {}, "word/tag; --format txt"),
-        ("a.txt", "a O\n", {}, "--token_column 0 reads tokens"),
-        ("a.txt", "show\nme\n\nall\nfares\n", {}, "tokens, one in each row .--token_column 0"),
+        ("a.txt", "a\tb\nc\td\n", {}, "columns between tabs; add --format txt"),
+        ("a.txt", "id,text\n1,a\n", {}, "a table, as row 1 is 'id,text'; add --format txt"),
+        ("a.txt", "n/a\n", {}, "word/tag; add --format txt"),
+        ("a.txt", "a O\n", {}, "--token_column 0 for tokens"),
+        ("a.txt", "show\nme\n\nall\nfares\n", {}, "one token per row .--token_column 0"),
         ("a.pdf", "a", {}, "texts end in .txt, .csv"),
         ("a.xls", "a", {}, "save it as .xlsx"),
         ("a.txt", "a", {"format": "word"}, "--format word is not one of: auto, txt, csv"),
