@@ -93,7 +93,7 @@ def test_flags_in_sentences_exist(flags_of):
         for code in re.findall(r"`([^`\n]+)`", (ROOT / name).read_text(encoding="utf-8")):
             for flag in re.findall(r"(?<![\w-])--\w+", code):
                 plain = flag.replace("--no_", "--")
-                ours = {"--no", "--only", "--atis", "--cache", "--deps", "--upgrade", "--flag"}
+                ours = {"--no", "--only", "--atis", "--cache", "--deps", "--upgrade", "--flag", "--index"}
                 torchruns = {"--max_restarts", "--standalone", "--nproc_per_node"}
                 assert plain in known | ours | torchruns, f"{name}: {flag}"
 
@@ -124,7 +124,7 @@ def test_the_readmes_commands_for_your_data_run(command, tmp_path):
 BY_HAND = {
     *("run.sh", "test.sh", "benchmarks/soak.py", "benchmarks/same_bytes.py", "benchmarks/time_to_accuracy.py"),
     *("benchmarks/labelling.py", "benchmarks/data_size.py", "benchmarks/hostile.py", "benchmarks/mutations.py"),
-    "benchmarks/gpu.py",  # tests/engine/test_crf.py
+    *("benchmarks/gpu.py", "benchmarks/environments.py"),  # tests/engine/test_crf.py, .ci/run
     *("benchmarks/pretraining.py", "benchmarks/ablation.py", "--only growth", "benchmarks/wrong_labels.py"),
     "benchmarks/nested.py --input ATIS",
     *("benchmarks/shipped.py", "tests/tools/test_export.py"),  # the first installs an environment

@@ -1,5 +1,6 @@
 """Versions and GPUs: older libraries, environments with something missing, and the lines that say what to do."""
 
+import json
 import os
 import platform
 import subprocess
@@ -73,6 +74,37 @@ def test_a_run_without_the_names_that_torch_2_4_lacks_is_the_same(tiny, sample, 
 
 
 FLAGS = "hidden_size num_layers epochs batch_size vocab_size lr device use_crf max_grad_norm precision".split()
+
+
+# ---- datasets 3 ------------------------------------------------------------------------------------------------------
+
+
+def test_classes_of_a_saved_dataset_have_their_names(tmp_path):
+    import datasets
+
+    from data_process import DataConfig, process
+
+    several = getattr(datasets, "List", datasets.Sequence)
+    tag, mood = datasets.ClassLabel(names=["O", "B-x"]), datasets.ClassLabel(names=["bad", "good"])
+    features = {"tokens": several(datasets.Value("string")), "tags": several(tag), "mood": mood}
+    rows = [{"tokens": ["a", f"b{n}"], "tags": [0, 1], "mood": n % 2} for n in range(40)]
+    datasets.Dataset.from_list(rows, features=datasets.Features(features)).save_to_disk(str(tmp_path / "saved"))
+    process(DataConfig(input=str(tmp_path / "saved"), output_dir=str(tmp_path / "out")))
+    written = [json.loads(line) for line in (tmp_path / "out/train.jsonl").read_text().splitlines()]
+    assert {tuple(row["tags"]) for row in written} == {("O", "B-x")}
+    assert {row["mood"] for row in written} == {"bad", "good"}
+
+
+def test_the_code_of_a_dataset_is_neither_run_nor_asked_about(tmp_path, monkeypatch):
+    from data_process import DataConfig, process
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/set.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    with pytest.raises(UserError):
+        process(DataConfig(input=str(tmp_path / "set"), output_dir=str(tmp_path / "out"), format="hf"))
+    assert not (tmp_path / "ran").exists()
 
 
 # ---- versions --------------------------------------------------------------------------------------------------------
