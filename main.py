@@ -35,10 +35,10 @@ logger = logging.getLogger("template")
 
 
 def main(config: Config) -> Any:  # an exit code, or None
-    from engine.model.hub import require_answer
+    from engine.model.hub import locate
 
-    if config.do_train and config.model_hub == "hf":
-        require_answer(config.pretrain_model_path)  # here, as it takes longer to import torch
+    if config.do_train and config.pretrain_model_path:  # here, as it takes longer to import torch
+        locate(config.pretrain_model_path, config.model_hub, download=False)
     # Imported here, so that --help and errors in flags appear at once
     from data_process import make_sample
     from engine.data.token_cache import clear

@@ -96,8 +96,7 @@ def restrict_to_builtin_code(shape: PretrainedConfig, name: str | Path) -> None:
 
 
 def pretrained_shape(config: Any) -> PretrainedConfig | None:
-    """The config of --pretrain_model_path's encoder, or None if there is none or it does not load. Raises UserError if
-    no hub has the model."""
+    """The config of --pretrain_model_path's encoder, or None if there is none or it does not load."""
     if not config.pretrain_model_path or config.encoder != "transformer":
         return None
     place = locate(config.pretrain_model_path, config.model_hub)
