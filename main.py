@@ -36,11 +36,12 @@ logger = logging.getLogger("template")
 
 
 def main(config: Config) -> Any:  # an exit code, or None
-    from engine.model.hub import require_answer
+    from engine.model.hub import locate
 
-    if config.do_train:  # checks that need no torch
+    if config.do_train:  # checks that need no torch, which takes seconds to import
         chosen_trackers(config)
-        require_answer(config.pretrain_model_path, config.model_hub)
+        if config.pretrain_model_path:
+            locate(config.pretrain_model_path, config.model_hub, download=False)
 
     # Imported here, so that --help and errors in flags appear at once
     from data_process import make_sample

@@ -503,8 +503,7 @@ def load_checkpoint(
     folder: str | Path, base_path: str | None = None, base_hub: str = "hf"
 ) -> tuple[MyModel, PreTrainedTokenizerBase, dict[str, Task], Config]:
     """(model, tokenizer, tasks, config) of a checkpoint, on the CPU. Needs neither data nor the hub; an unmerged LoRA
-    adapter also needs its base model, at its original location or at base_path. base_hub: "modelscope" if its name is
-    to be looked up there although it was trained with another hub."""
+    adapter also needs its base model, at its original location or at base_path (a name on base_hub)."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no checkpoint there; train first (--do_train), or give one with --checkpoint")
@@ -514,8 +513,8 @@ def load_checkpoint(
     config = Config.load(folder / "args.json")
     tasks = read_tasks(folder / "labels.json")
     tokenizer = saved_tokenizer(folder)
-    located = config if base_hub == "hf" else replace(config, model_hub=base_hub)
-    model = build_model(located, tokenizer, tasks, folder, base_path)
+    where = replace(config, model_hub=base_hub) if base_hub != "hf" else config  # otherwise that of the training
+    model = build_model(where, tokenizer, tasks, folder, base_path)
     checkpoint.load_weights(model, folder)
     return model, tokenizer, tasks, config
 

@@ -28,7 +28,10 @@ class Handler(BaseHTTPRequestHandler):
         if folder is None:
             return self.reply(404, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"})
         if tree:
-            found = [{"type": "file", "path": path.name, "size": path.stat().st_size} for path in folder.iterdir()]
+            found = [
+                {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": path.name}
+                for path in folder.iterdir()
+            ]
             return self.reply(200, json.dumps([] if "/" in tree else found).encode(), {})
         if not rest:
             files = [{"rfilename": path.name} for path in sorted(folder.iterdir())]
