@@ -209,7 +209,7 @@ def chosen_trackers(config: Config, trackers: Sequence[Any] = TRACKERS) -> list[
 
     Raises UserError for an unknown name, or a package that is not installed.
     """
-    named = {kind.name: kind for kind in trackers if hasattr(kind, "name")}
+    named = {kind.name: kind for kind in (*TRACKERS, *trackers) if hasattr(kind, "name")}
     wanted = {name.strip().lower() for name in config.report_to.split(",")} - {""}
     for name in sorted(wanted - {"all", "none"}):
         if name not in named:
