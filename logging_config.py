@@ -114,6 +114,7 @@ class WandB:
     """Curves at wandb.ai; with WANDB_MODE=offline they stay in the run folder until `wandb sync`."""
 
     name = package = "wandb"
+    delay = 60  # seconds until a point has surely left this process
 
     def __init__(self, config: Config, step: int):
         import wandb
@@ -140,6 +141,7 @@ class SwanLab:
     """Curves at swanlab.cn; with SWANLAB_MODE=offline they stay in the run folder until `swanlab sync`."""
 
     name = package = "swanlab"
+    delay = 60  # seconds until a point has surely left this process
 
     def __init__(self, config: Config, step: int):
         import swanlab

@@ -14,6 +14,7 @@ from data_process import DataConfig
 from engine.run.command_line import flag_names, parse_args
 from engine.run.field_flags import ALIASES, INSTEAD
 from engine.train.optimization import warmup_steps
+from tools.report.__main__ import ReportConfig
 
 
 def parsed(flags):
@@ -157,6 +158,15 @@ def test_a_file_of_options_is_read_like_flags_which_win(tmp_path):
         assert parse_args(Config, [f"--config={path}"]) == Config(lr=3e-4, use_crf=False, max_length=64, monitor="loss")
     (tmp_path / "data.yaml").write_text("input: a\noutput_dir: b\nseed: 3\n")
     assert parse_args(DataConfig, ["--config", str(tmp_path / "data.yaml")]).random_seed == 3
+
+
+def test_a_command_with_words_takes_a_file_too(tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text("output-dir: there\n")
+    config = parse_args(ReportConfig, ["run", "--config", str(tmp_path / "a.yaml"), "other"])
+    assert (config.runs, config.output_dir) == (("run", "other"), "there")
+    (tmp_path / "a.yaml").write_text("runs: a\n")
+    assert "runs is not an option" in refusal(capsys, ["run", "--config", str(tmp_path / "a.yaml")], ReportConfig)
+    assert "required: RUN" in refusal(capsys, "--output_dir x", ReportConfig)
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ IGNORED = ("step", "epoch")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("service", SERVICES)
-def test_a_killed_run_continues_its_curves_without_a_point_twice(service, sample, tmp_path, fork_server):
+def test_a_killed_run_continues_its_curves(service, sample, tmp_path, fork_server):
     """And ends with the bytes of a run without a tracker."""
     pytest.importorskip(service)
     if service == "mlflow":
@@ -105,11 +105,37 @@ def test_a_killed_run_continues_its_curves_without_a_point_twice(service, sample
         train("run", service)
     found = Counter(point for point in SERVICES[service](tmp_path / "run") if point[0] not in IGNORED)
     wanted = expected_points(tmp_path / "run")
-    assert wanted and {each: round(n) for each, n in found.items()} == dict(wanted)
+    assert wanted and found.keys() == wanted.keys()
+    if service == "mlflow":  # the others may lose points of the last second, so that these are sent again
+        assert found == wanted
     for part in ("metrics.jsonl", "checkpoints/best/model.safetensors"):
         assert (tmp_path / "run" / part).read_bytes() == (tmp_path / "plain" / part).read_bytes()
     (state,) = (tmp_path / "plain/checkpoints").glob("step_*16/training.json")
     assert state.read_bytes() == (tmp_path / "run" / state.relative_to(tmp_path / "plain")).read_bytes()
+
+
+@pytest.mark.parametrize("delay", [0, 10_000])
+def test_points_that_were_underway_when_the_process_died_are_sent_again(delay, tiny, service, monkeypatch):
+    monkeypatch.setattr(service, "delay", delay, raising=False)
+    config = tiny()
+    config.run_dir.mkdir(parents=True)
+    records = [
+        {"step": 2, "loss": 1.0},
+        {"step": 4, "loss": 0.5},
+        {"step": 4, "dev_loss": 0.5},
+        {"step": 6, "loss": 0.4},
+    ]
+    killed = tracking.Tracking(service, config, 0)
+    for record in records[:3]:
+        killed.log(record)
+    resumed = tracking.Tracking(service, config, 1)
+    for record in records:
+        resumed.log(record)
+    assert service.points == [*records[:3], *(records if delay else records[3:])]
+    resumed.close()
+    service.points.clear()
+    tracking.Tracking(service, config, 1).log(records[-1])
+    assert service.points == []
 
 
 class Service:
