@@ -131,6 +131,7 @@ class WandB:
     """Curves at wandb.ai; with WANDB_MODE=offline they stay in the run folder until `wandb sync`."""
 
     name = package = "wandb"
+    delay = 60  # seconds until a point has surely left this process
 
     def __init__(self, config: Config, step: int):
         import wandb
@@ -157,6 +158,7 @@ class SwanLab:
     """Curves at swanlab.cn; with SWANLAB_MODE=offline they stay in the run folder until `swanlab sync`."""
 
     name = package = "swanlab"
+    delay = 60  # seconds until a point has surely left this process
 
     def __init__(self, config: Config, step: int):
         import swanlab
@@ -226,7 +228,7 @@ def chosen_trackers(config: Config, trackers: Sequence[Any] = TRACKERS) -> list[
 
     Raises UserError for an unknown name, or a package that is not installed.
     """
-    named = {kind.name: kind for kind in trackers if hasattr(kind, "name")}
+    named = {kind.name: kind for kind in (*TRACKERS, *trackers) if hasattr(kind, "name")}
     wanted = {name.strip().lower() for name in config.report_to.split(",")} - {""}
     for name in sorted(wanted - {"all", "none"}):
         if name not in named:

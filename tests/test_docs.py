@@ -93,7 +93,7 @@ def test_flags_in_sentences_exist(flags_of):
         for code in re.findall(r"`([^`\n]+)`", (ROOT / name).read_text(encoding="utf-8")):
             for flag in re.findall(r"(?<![\w-])--\w+", code):
                 plain = flag.replace("--no_", "--")
-                ours = {"--no", "--only", "--atis", "--cache", "--deps", "--upgrade", "--flag", "--index"}
+                ours = {"--no", "--only", "--atis", "--cache", "--deps", "--upgrade", "--flag", "--index", "--num_gpus"}
                 torchruns = {"--max_restarts", "--standalone", "--nproc_per_node"}
                 assert plain in known | ours | torchruns, f"{name}: {flag}"
 

@@ -218,8 +218,9 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
     return parse
 
 
-def parser_of(config_class: type) -> OneLineParser:
-    """The parser of a command's flags. It returns only the options that were given."""
+def parser_of(config_class: type, source: str = "") -> OneLineParser:
+    """The parser of a command's flags. It returns only the options that were given. source: 'FILE: ' for the flags of a
+    file, which has no words without a flag."""
     words = [f.metadata["positional"] for f in dataclasses.fields(config_class) if f.metadata["positional"]]
     aliases = aliases_of(config_class)
     others = [[f"--{alias}" for alias in aliases if aliases[alias] == name] for name in dict.fromkeys(aliases.values())]
@@ -232,13 +233,15 @@ def parser_of(config_class: type) -> OneLineParser:
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: HelpFormatter(prog, max_help_position=32, width=120),
     )
+    parser.source = source
     parser.add_argument("--version", action="version", version=VERSION, help="show the version and exit")
     parser.add_argument("--config", metavar="FILE", help="JSON or YAML file of options; flags win over it")
     section: Any = parser
     for f in own_first(config_class):
         if f.metadata["group"]:
             section = parser.add_argument_group(f.metadata["group"])
-        add_flags(section, f, [alias for alias, name in aliases.items() if name == f.name])
+        if not (source and f.metadata["positional"]):
+            add_flags(section, f, [alias for alias, name in aliases.items() if name == f.name])
     return parser
 
 
@@ -269,10 +272,9 @@ def read_flags(parser: OneLineParser, config_class: type, argv: Sequence[str]) -
         flag = re.match(r"--(\w[\w-]*)(?==|$)", word) if "--" not in words else None
         name = flag[1].replace("-", "_") if flag else ""
         if name and name not in {*known, "config", "help", "version"}:
-            raise UserError(unknown_flag(name, known))
+            raise UserError(unknown_flag(name, {*known, "config"}))
         words.append(f"--{name}{word[flag.end() :]}" if flag else word)
-    has_positional = any(f.metadata["positional"] for f in dataclasses.fields(config_class))
-    given = vars((parser.parse_intermixed_args if has_positional and words else parser.parse_args)(words))
+    given = vars(parser.parse_intermixed_args(words))
     for name, (values, otherwise) in SWITCHES.items():
         switches = {switch: given.pop(switch) for switch in values if switch in given}
         wanted = {values[switch] for switch, on in switches.items() if on}
@@ -306,7 +308,7 @@ def given_options(config_class: type, argv: Sequence[str] | None = None) -> tupl
     try:
         given = read_flags(parser, config_class, sys.argv[1:] if argv is None else argv)
         if path := given.pop("config", ""):
-            parser.source = f"{path}: "
+            parser = parser_of(config_class, f"{path}: ")
             words = file_words(path, flag_names(config_class), not_of_a_run(config_class))
             of_file = read_flags(parser, config_class, words)
     except UserError as error:
@@ -320,10 +322,9 @@ def parse_args(config_class: type, argv: Sequence[str] | None = None) -> Any:
     try:
         return config_class(**given)
     except UserError as error:
-        parser = parser_of(config_class)
         named = re.search(r"--(\w+)", str(error))
-        parser.source = f"{files[named[1]]}: " if named and named[1] in files else ""
-        parser.error(str(error))
+        file = files.get(named[1], "") if named else ""
+        parser_of(config_class, f"{file}: " if file else "").error(str(error))
 
 
 OUT_OF_MEMORY = (

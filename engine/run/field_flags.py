@@ -39,10 +39,7 @@ INSTEAD: list[tuple[str, str]] = [
     ("local_rank", "leave it out; torchrun sets it, and --device stays at auto"),
     ("num_gpus n_gpu", "sh run.sh --num_gpus N, or torchrun, starts several processes; --gpus names one GPU"),
     ("train_file validation_file test_file dataset_name dataset_dir", "run data_process.py, then use --data_path"),
-    (
-        "train_file validation_file test_file dataset_name dataset_dir",
-        "use --input; several files: put them in a folder",
-    ),
+    ("train_file validation_file test_file dataset_name dataset_dir", "use --input; put several files into one folder"),
 ]
 
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
@@ -39,9 +38,11 @@ def file_words(path: str, known: dict[str, str], left_out: Collection[str]) -> l
 def read_pairs(path: str) -> tuple[list[Pair], bool]:
     """(the pairs of key and value in a file, whether it is the args.json of a run)."""
     try:
-        if Path(path).stat().st_size > LARGEST:
+        with open(path, "rb") as file:
+            data = file.read(LARGEST + 1)
+        if len(data) > LARGEST:
             raise UserError("larger than 1 MB, which no file of options is")
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = data.decode("utf-8-sig")
         is_json = text.lstrip().startswith("{")
         pairs = json_pairs(text) if is_json else yaml_pairs(text)
     except OSError as error:

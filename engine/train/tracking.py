@@ -60,7 +60,8 @@ class Tracking:
     def __init__(self, kind: Any, config: Any, step: int):
         """step: optimizer steps done. Raises UserError if the tracker of a new run cannot start."""
         self.name, self.run_dir = getattr(kind, "name", kind.__name__), config.run_dir
-        self.overwrites = getattr(kind, "overwrites", False)
+        self.overwrites, self.delay = getattr(kind, "overwrites", False), getattr(kind, "delay", 0)
+        self.underway: list[tuple[float, dict[str, Any]]] = []  # (when it was sent, `sent` then)
         self.pending: list[dict[str, Any]] = []
         self.sent: dict[str, Any] = {"step": -1, "names": []} | load_state(self.run_dir, self.name)
         self.tracker, self.retry_at, path = None, 0.0, self.run_dir / "metrics.jsonl"
@@ -97,12 +98,20 @@ class Tracking:
                     record = self.pending[0]
                     self.tracker.log(record)
                     names = [*self.sent["names"]] if record["step"] == self.sent["step"] else []
-                    self.sent |= {"step": record["step"], "names": [*names, *record]}
+                    self.sent = {"step": record["step"], "names": [*names, *record]}
+                    self.underway.append((time.monotonic(), self.sent))
                     del self.pending[0]
         except Exception as error:
             self.fail(error)
-        if not self.overwrites:
-            update_state(self.run_dir, self.name, step=self.sent["step"], names=self.sent["names"])
+        self.save(self.delay)
+
+    def save(self, delay: float) -> None:
+        """Saves which points have arrived: those sent that many seconds ago. If the process is killed, those that were
+        underway may be lost, so that a resumed run sends them again."""
+        arrived = [sent for when, sent in self.underway if time.monotonic() >= when + delay]
+        if arrived and not self.overwrites:
+            update_state(self.run_dir, self.name, **arrived[-1])
+        del self.underway[: len(arrived)]
 
     def fail(self, error: Exception) -> None:
         if not self.retry_at:
@@ -115,6 +124,8 @@ class Tracking:
             self.send()
         try:
             with same_random_numbers():
-                self.tracker and self.tracker.close()
+                if self.tracker is not None:
+                    self.tracker.close()
+            self.save(delay=0)
         except Exception as error:
             self.fail(error)
