@@ -75,7 +75,9 @@ class PretrainConfig(CorpusConfig):
 
 
 def main(config: PretrainConfig) -> None:
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU: the Trainer would split each batch over several
+    os.environ.setdefault(
+        "CUDA_VISIBLE_DEVICES", "0"
+    )  # one GPU: the Trainer would split each batch over several; not over those of other kinds
     from engine.run.device import to_device
 
     refuse_finished(Path(config.output_dir))
