@@ -28,7 +28,7 @@ def executed(notebook, folder):
 
 
 def printed(cell):
-    return "".join(output.get("text", "") for output in cell.outputs)
+    return "".join(output.get("text", "") for output in cell.outputs).replace("\r\n", "\n")  # of a terminal
 
 
 @pytest.fixture
