@@ -6,7 +6,8 @@ It needs no data and downloads nothing: texts are random words, and the encoder 
 the small one has MiniLM's shape, or is the one in FOLDER. Baselines: Hugging Face's Trainer at its best (bf16, fused
 AdamW, grouped by length, with and without torch.compile) and pytorch-crf. Rounds are interleaved, the first is a
 warm-up, and the figures are medians; measurements that do not fit into the time are left out, and the table says so.
-Without a GPU everything runs on the CPU at sizes that say nothing about speed, only to test the script.
+Without a GPU everything runs on the CPU at sizes that say nothing about speed, only to test the script. Sizes, memory,
+compilation and waits of the host are for CUDA; another accelerator is measured at the sizes of the CPU.
 """
 
 import argparse

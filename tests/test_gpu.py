@@ -1,4 +1,5 @@
-"""What only a GPU can show, on one if there is one: `sh test.sh -m gpu`. On the CPU the same tests check themselves."""
+"""What only a GPU (or another accelerator) can show, on one if there is one: `sh test.sh -m gpu`. On the CPU the same
+tests check themselves."""
 
 import json
 
@@ -10,13 +11,15 @@ from test_trainer import fingerprints
 import main as main_module
 from engine.model.crf import CRF
 from engine.run.command_line import OUT_OF_MEMORY, exit_code
+from engine.run.device import accelerator
 from engine.run.signals import Interrupted
 from trainer import Trainer
 
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+KIND = (accelerator() or torch.device("cuda")).type
+NO_GPU = pytest.mark.skipif(accelerator() is None, reason="needs a GPU")
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
+@pytest.fixture(params=["cpu", pytest.param(KIND, marks=[pytest.mark.gpu, NO_GPU])])
 def device(request):
     return request.param
 
@@ -97,6 +100,6 @@ def test_a_loss_that_is_not_finite_changes_no_weight_on_the_device(tiny, device,
 @NO_GPU
 def test_too_little_memory_of_the_device_is_one_line(capsys):
     def fill(_):
-        torch.empty(2**50, device="cuda")
+        torch.empty(2**50, device=KIND)
 
     assert exit_code(fill, None) == 2 and capsys.readouterr().err == f"error: {OUT_OF_MEMORY}\n"

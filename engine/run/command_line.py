@@ -337,10 +337,10 @@ OUT_OF_HOST_MEMORY = (
     "this machine is out of memory: lower --batch_size, --eval_batch_size or --max_length, use --streaming, or a "
     "smaller model; the last checkpoint is intact"
 )
-# Words of the errors of an accelerator that lacks something: what to do
+# Patterns in the errors of an accelerator that lacks something: what to do
 LACKING = {
     "not currently implemented for the MPS device": "set PYTORCH_ENABLE_MPS_FALLBACK=1, or add --device cpu",
-    "Could not run 'aten::": "add --device cpu",
+    r"Could not run 'aten::.* from the '(?!\w*CPU)": "add --device cpu",
     "doesn't support float64": "add --device cpu",  # mps
     "aspect fp64": "add --device cpu",  # xpu
     "Torch not compiled with": "install the torch of that device, or use --device auto",
@@ -424,7 +424,7 @@ def exit_code(main: Callable[[Any], int | None], config: Any) -> int:
 def torch_mistake(error: Exception) -> str | None:
     """The line for an error of torch that is not a fault of this program, or None."""
     text = str(error)
-    advice = [advice for words, advice in LACKING.items() if words in text]
+    advice = [advice for pattern, advice in LACKING.items() if re.search(pattern, text)]
     if advice:
         return f"the device lacks something ({first_line(error)[:200]}); {advice[0]}"
     if not isinstance(error, RuntimeError):

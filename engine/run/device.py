@@ -130,8 +130,8 @@ def to_double(tensor: torch.Tensor) -> torch.Tensor:
 def can_pin(kind: str) -> bool:
     """Whether copies from pinned host memory to devices of a kind need not be waited for. Not on mps, where such a copy
     may read memory that was freed meanwhile (pytorch#189690)."""
-    if kind in ("cpu", "mps"):
-        return False
+    if kind in ("cpu", "cuda", "mps"):
+        return kind == "cuda"
     try:
         torch.empty(1).pin_memory()
     except RuntimeError:

@@ -126,6 +126,8 @@ def test_other_errors_keep_their_traceback():
     for error in (TypeError("an integer is required"), AssertionError("shapes"), RuntimeError("shapes")):
         with pytest.raises(type(error)):
             exit_code(raises(error), None)
+    with pytest.raises(NotImplementedError):  # no other device would help
+        exit_code(lambda _: torch.eye(2).to_sparse().tril(), None)
 
 
 def test_doubles_are_the_same_on_the_cpu():
