@@ -33,7 +33,7 @@ APART = regex.compile(rf"[{IDEOGRAPH}\p{{P}}$+<=>^`|~]")
 
 def load_tokenizer(config: Any, texts: Callable[[], Iterator[str]], own: Path | None = None) -> Any:
     """The pretrained model's tokenizer, or that of --init_from, or one trained on the texts (see `train_tokenizer`).
-    own: the checkpoint of this run from which it resumes, if its encoder is that of --init_from."""
+    own: with --init_from, the checkpoint of this run from which it resumes."""
     name: str = config.pretrain_model_path
     needed: Sequence[str] = ("pad_token", "unk_token", "cls_token")
     if own or config.init_from:
