@@ -92,7 +92,7 @@ def start_from(model: Any, folder: Path, hidden_size: int, tokenizer: Any, confi
     model.load_state_dict(taken | kept, strict=False)
     if config.special_tokens and config.encoder == "transformer":
         fit_vocabulary(model.encoder, tokenizer, config)
-    lines = ["encoder and tokenizer", *named("fresh", rest.keys() - kept.keys())]
+    lines = ["encoder and tokenizer", *named("fresh", sorted(rest.keys() - kept.keys()))]
     heads = model.output_layer.heads
     lines += [f"{name}: {start_head(name, head, before, tensors, hidden_size)}" for name, head in heads.items()]
     lines += named("gone", [name for name in before if name not in heads])

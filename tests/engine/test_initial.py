@@ -21,6 +21,7 @@ from engine.task.task import Task
 from engine.train.initial import inherit_run_options, start_head
 from engine.train.optimization import parameter_groups
 from model_utils import HEADS, ClassificationHead, load_checkpoint
+from tools.search.plan import SearchConfig, make_plan
 
 
 def trained(config):
@@ -209,6 +210,13 @@ def test_rates_are_those_of_the_run(start, run, tiny):
     assert not inherit_run_options(tiny(init_from="nowhere", do_eval=True)).do_train  # scores `best`, reads no run
     rates = {group["lr"] for group in parameter_groups(start().model, config)}
     assert rates == {3e-3}
+
+
+def test_a_search_tries_values_around_the_rates_of_the_run(run, sample, tmp_path):
+    options = f"--init_from {run} --use_crf --epochs 2"
+    plan = make_plan(SearchConfig(data_path=str(sample), options=options, results=str(tmp_path / "results")))
+    assert (plan.resolver.lr, plan.resolver.head_lr) == (3e-3, 3e-3) and plan.resolver.shape.hidden_size == 32
+    assert "hidden_size" not in plan.space
 
 
 def test_special_tokens_are_kept_and_added(tiny, tmp_path, sample):
