@@ -125,6 +125,7 @@ class Data(NamedTuple):
     tasks: dict[str, Task]
     train_loader: MyDataLoader | MyIterableDataLoader
     dev_loader: MyDataLoader
+    own: Path | None  # with --init_from: the checkpoint of this run from which it resumes
 
 
 def load_data(config: Config, device: torch.device, limit: int | None = None) -> Data:
@@ -150,21 +151,19 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
     )
     word_ends = pooling_of(config, pretrained_shape(config, own))[1] != "first"
     featurizer = Featurizer(tokenizer, tasks, config.max_length, config.window_stride, config.truncation, word_ends)
-    return Data(tokenizer, tasks, *build_loaders(config, data_path, featurizer, device, limit))
+    return Data(tokenizer, tasks, *build_loaders(config, data_path, featurizer, device, limit), own)
 
 
 def build_trainer(config: Config, device: torch.device, data: Data) -> Trainer:
     """Builds the model, optimizer, schedule and tricks, and a Trainer with them."""
-    from engine.run import distributed
     from engine.train.automatic import resolve
-    from engine.train.initial import own_checkpoint
     from engine.train.optimization import parameter_groups, steps_per_epoch
     from model_utils import build_model
     from trainer import Trainer, TrainingSetup, build_optimizer, build_scheduler
     from tricks import build_tricks
 
-    tokenizer, tasks, train_loader, dev_loader = data
-    model = build_model(config, tokenizer, tasks, distributed.from_first(lambda: own_checkpoint(config))).to(device)
+    tokenizer, tasks, train_loader, dev_loader, own = data
+    model = build_model(config, tokenizer, tasks, own).to(device)
     config = resolve(config, model.encoder, device, len(train_loader))
     tricks = build_tricks(model, config)
     optimizer = build_optimizer(tricks.param_groups(parameter_groups(model, config)), config, device)

@@ -285,15 +285,12 @@ class RegressionHead(Head):
     def label_mask(self, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return ~labels.isnan()
 
-    @torch.no_grad()
     def start_from(self, before: dict[str, torch.Tensor], task: Task, larger: Head) -> list[str]:
-        """As in Head; if mean or standard deviation differ, the numbers that it predicts stay the same."""
-        fresh = super().start_from(before, task, larger)
-        if not {"linear.weight", "linear.bias"} & {*fresh}:
-            for parameter in self.linear.parameters():
-                parameter.mul_(task.std / self.task.std)
-            self.linear.bias.add_((task.mean - self.task.mean) / self.task.std)
-        return fresh
+        """As in Head; under another mean and standard deviation, the numbers that it predicts stay the same."""
+        scale, shift = task.std / self.task.std, (task.mean - self.task.mean) / self.task.std
+        last = {"linear.weight": (scale, 0.0), "linear.bias": (scale, shift)}
+        before = before | {name: before[name] * a + b for name, (a, b) in last.items() if name in before}
+        return super().start_from(before, task, larger)
 
 
 class TaggingHead(ClassificationHead):

@@ -61,8 +61,8 @@ def few_old_rows(label):
     return keep
 
 
-def train(name, data, seed, work, **options):
-    """Trains a run as main.py does. -> {score: value} on the test part of the whole data"""
+def trained_on(data, name, seed, work, **options):
+    """Trains a run as main.py does. -> (its trainer, with the best weights; its featurizer)"""
     options = SIZE | dict(data_path=str(data), output_dir=str(work / "output"), random_seed=seed) | options
     config = inherit_run_options(Config(model_version=f"{name}-{seed}", **options))
     config.run_dir.mkdir(parents=True)
@@ -98,7 +98,7 @@ def compare(options, work):
     results = {}
     for seed in range(1, options.seeds + 1):
         run = work / f"output/first-{seed}"
-        train("first", work / "first", seed, work, epochs=10)
+        trained_on(work / "first", "first", seed, work, epochs=10)
         lr = json.loads((run / "args.json").read_text(encoding="utf-8"))["lr"]
         for epochs in options.epochs:
             runs = {f"from scratch, {epochs} epochs": (sample, {})}
@@ -108,10 +108,11 @@ def compare(options, work):
                 runs[f"--init_from, {epochs} epochs{at}"] = (sample, start)
                 runs[f"--init_from, {epochs} epochs, {FEW} old rows a label{at}"] = (work / "few", start)
             for name, (data, flags) in runs.items():
-                trained = train(name.replace(" ", ""), data, seed, work, epochs=epochs, **flags)
-                results.setdefault(name, []).append(scores_of(trained, sample / "test.jsonl", options.label))
+                trained = trained_on(data, name.replace(" ", ""), seed, work, epochs=epochs, **flags)
+                scores = scores_of(trained, sample / "test.jsonl", options.label)
+                results.setdefault(name, []).append(scores)
+                print(f"seed {seed}, {name}: {' '.join(f'{score:.2f}' for score in scores)}", flush=True)
         shutil.rmtree(work / "output")
-        print(f"seed {seed} done", flush=True)
     return results
 
 

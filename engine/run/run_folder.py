@@ -152,7 +152,7 @@ def read_options(path: str | Path, options: type) -> dict:
         values.pop("version", None)
         return values
     except SchemaError as error:
-        raise UserError(f"{error}; the file was edited or is damaged") from None
+        raise UserError(f"{error}; the file was edited or is damaged, or other code wrote it") from None
 
 
 def checkpoint_of(path: str | Path) -> Path:

@@ -48,11 +48,8 @@ def inherit_run_options(config: Any) -> Any:
     if not (config.init_from and config.do_train):
         return config
     defaults, resumed = {f.name: f.default for f in fields(config)}, resumes(config)
-    if resumed:
-        before = defaults | read_options(config.run_dir / "args.json", type(config))
-    else:
-        before = defaults | options_of_run(config)
-    taken = {}
+    own = config.run_dir / "args.json"
+    taken, before = {}, defaults | (read_options(own, type(config)) if resumed else options_of_run(config))
     for name in OF_THE_RUN:
         given = getattr(config, name)
         if given == defaults[name]:
@@ -73,10 +70,7 @@ def options_of_run(config: Any) -> dict[str, Any]:
     folder = checkpoint_of(config.init_from)
     if config.run_dir.resolve() in folder.resolve().parents:
         raise UserError(f"--init_from {config.init_from}: is this run itself; name the new one with --model_version")
-    try:
-        before = read_options(folder / "args.json", type(config))
-    except UserError as error:
-        raise UserError(f"{error}, or this copy of the template lacks the code of its encoder") from None
+    before = read_options(folder / "args.json", type(config))
     if not lora.read_base(folder):  # trained in full, or merged: its rates were those of an adapter
         merged = before.get("lora_rank", 0) > 0
         before = {name: value for name, value in before.items() if name not in ADAPTER}
@@ -98,7 +92,7 @@ def start_from(model: Any, folder: Path, hidden_size: int, tokenizer: Any, confi
     model.load_state_dict(taken | kept, strict=False)
     if config.special_tokens and config.encoder == "transformer":
         fit_vocabulary(model.encoder, tokenizer, config)
-    lines = ["encoder and tokenizer", *named("fresh", rest.keys() - kept.keys())]
+    lines = ["encoder and tokenizer", *named("fresh", sorted(rest.keys() - kept.keys()))]
     heads = model.output_layer.heads
     lines += [f"{name}: {start_head(name, head, before, tensors, hidden_size)}" for name, head in heads.items()]
     lines += named("gone", [name for name in before if name not in heads])
@@ -115,10 +109,9 @@ def encoder_weights(model: Any, folder: Path, tensors: dict[str, torch.Tensor]) 
         here, there = own[name], taken[name]
         if words is not None and here.data_ptr() == words.weight.data_ptr() and here.shape[1:] == there.shape[1:]:
             taken[name] = torch.cat([there, here[len(there) :]])
-    both = own.keys() & taken.keys()
-    wrong = sorted(own.keys() ^ taken.keys()) or sorted(name for name in both if taken[name].shape != own[name].shape)
-    if wrong:
-        shapes = f"{checkpoint.shape_of(tensors, wrong[0])} there, {checkpoint.shape_of(own, wrong[0])} here"
+    shape_of = checkpoint.shape_of
+    if wrong := sorted(name for name in own | taken if shape_of(own, name) != shape_of(taken, name)):
+        shapes = f"{shape_of(tensors, wrong[0])} there, {shape_of(own, wrong[0])} here"
         differ = f"{len(wrong)} tensors differ, such as {wrong[0]} ({shapes})"
         raise UserError(f"--init_from {folder}: holds another encoder than this code and options build: {differ}")
     return taken

@@ -21,6 +21,7 @@ from engine.task.task import Task
 from engine.train.initial import inherit_run_options, start_head
 from engine.train.optimization import parameter_groups
 from model_utils import HEADS, ClassificationHead, load_checkpoint
+from tools.search.plan import SearchConfig, make_plan
 
 
 def trained(config):
@@ -211,6 +212,13 @@ def test_rates_are_those_of_the_run(start, run, tiny):
     assert rates == {3e-3}
 
 
+def test_a_search_tries_values_around_the_rates_of_the_run(run, sample, tmp_path):
+    options = f"--init_from {run} --use_crf --epochs 2"
+    plan = make_plan(SearchConfig(data_path=str(sample), options=options, results=str(tmp_path / "results")))
+    assert (plan.resolver.lr, plan.resolver.head_lr) == (3e-3, 3e-3) and plan.resolver.shape.hidden_size == 32
+    assert "hidden_size" not in plan.space
+
+
 def test_special_tokens_are_kept_and_added(tiny, tmp_path, sample):
     for encoder in ("transformer", "bilstm"):
         first = trained(tiny(encoder=encoder, special_tokens="<e1>", epochs=0, model_version=f"{encoder}-1"))
@@ -320,7 +328,7 @@ def test_processes_together_start_from_it_and_one_logs(run, sample, tmp_path, fo
         (["--init_from", "RUN", "--keep_layers", "1"], "--keep_layers"),
         (["--init_from", "RUN", "--max_length", "600"], "more than the 512 positions"),
         (["--init_from", "RUN", "--output_dir", "PARENT", "--model_version", "run"], "is this run itself"),
-        (["--init_from", "CUSTOM"], "or this copy of the template lacks the code"),
+        (["--init_from", "CUSTOM"], "or other code wrote it"),
         (["--pretrain_model_path", "RUN"], "use --init_from"),
         (["--pretrain_model_path", "BEST"], "use --init_from"),
     ],
@@ -341,6 +349,9 @@ def test_mistakes_end_in_one_line(flags, words, run, sample, tmp_path, command):
     assert not (tmp_path / "output").exists() and before == sorted(path for path in run.rglob("*"))
 
 
-def test_a_trial_run_checks_it_too(run, sample, command):
-    done = command("main.py", "--debug", "--data_path", sample, "--init_from", run, "--batch_size", 8, "--use_crf")
+@pytest.mark.slow
+def test_a_trial_run_checks_it_too(tiny, sample, command):
+    """Its losses are low at the start."""
+    run = trained(tiny(epochs=40, early_stop_patience=0)).run_dir
+    done = command("main.py", "--debug", "--data_path", sample, "--init_from", run, "--batch_size", 8, "--no_use_crf")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr

@@ -80,6 +80,8 @@ def check_first_loss(case: Case) -> None:
         kind = head.task.type
         if not torch.isfinite(loss):
             raise Failed(f"the loss of {name!r} is {loss.item():g}")
+        if case.trainer.config.init_from:
+            continue  # trained already
         if not has_label(labels).any() or kind not in ("classification", "tagging", "multilabel", "regression"):
             continue
         if kind == "multilabel" and case.trainer.config.class_weights == "balanced":

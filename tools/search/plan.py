@@ -130,6 +130,8 @@ def make_plan(config: SearchConfig) -> Plan:
 
 def base_of(config: SearchConfig) -> tuple[Config, set[str]]:
     """Returns the Config shared by all runs, and the names of the options set by --options."""
+    from engine.train.initial import inherit_run_options
+
     try:
         words = shlex.split(config.options)
     except ValueError as error:
@@ -139,6 +141,9 @@ def base_of(config: SearchConfig) -> tuple[Config, set[str]]:
     given, defaults = asdict(base), asdict(Config(**paths))
     if forbidden := [name for name in NOT_FOR_TRIALS if given[name] != defaults[name]]:
         raise UserError(f"--options: --{forbidden[0]} is not allowed; tools.search sets it for each run")
+    if base.init_from:  # its model and its rates
+        own_folder = replace(base, do_train=True, output_dir=str(config.folder / "runs"))
+        base = replace(inherit_run_options(own_folder), do_train=False, output_dir=base.output_dir)
     return base, {*given_options(Config, words)[0]}
 
 
