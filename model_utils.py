@@ -35,6 +35,7 @@ from engine.model.encoders import (
 from engine.model.head import Head, ImbalanceHead, TaskDict
 from engine.model.pooling import mean_of_tokens, text_vectors, word_vectors  # noqa: F401 (means: for custom heads)
 from engine.run.command_line import first_line
+from engine.run.compat import let_words_in
 from engine.task.task import IGNORE, Task, read_tasks
 from engine.train import checkpoint
 
@@ -502,7 +503,7 @@ def load_checkpoint(
     try:
         if (folder / "config.json").exists():  # a BiLSTM has none
             require_plausible(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = let_words_in(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     except UserError:
         raise
     except Exception as error:  # transformers can raise any error for an arbitrary folder

@@ -76,11 +76,12 @@ def pretrained_tokenizer(name: str, needed: Sequence[str], **options: Any) -> An
     from transformers import AutoTokenizer
 
     from engine.model.encoders import require_plausible  # here, as it imports torch
+    from engine.run.compat import let_words_in
 
     try:
         if (Path(name) / "config.json").exists():
             require_plausible(name)
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+        tokenizer = let_words_in(AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options))
     except Exception as error:  # transformers can raise anything for a third-party folder
         raise UserError(f"--pretrain_model_path {name}: no tokenizer loads from it ({first_line(error)})") from None
     missing = [kind for kind in needed if getattr(tokenizer, kind) is None]
