@@ -39,13 +39,15 @@ class OneRecord(logging.Formatter):
 
 
 class LogFile(logging.FileHandler):
-    """A log file that begins with the version and the command. If it cannot be written, the run ends with one line
-    instead of a traceback for each message."""
+    """A log file that begins with the version, the command and `about`. If it cannot be written, the run ends with one
+    line instead of a traceback for each message."""
+
+    about: Sequence[str] = ()
 
     def emit(self, record: logging.LogRecord) -> None:
         if self.stream is None:  # not opened yet
-            began = {"msg": f"version {VERSION}: {' '.join(sys.argv)}", "levelname": "INFO"}
-            super().emit(logging.makeLogRecord(began))
+            for line in (f"version {VERSION}: {' '.join(sys.argv)}", *self.about):
+                super().emit(logging.makeLogRecord({"msg": line, "levelname": "INFO"}))
         super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
@@ -61,16 +63,24 @@ class LogFile(logging.FileHandler):
 
 
 class TqdmHandler(logging.StreamHandler):
-    """Writes above a running progress bar instead of through it."""
+    """Writes above a running progress bar instead of through it; `about` before the first message."""
+
+    about: Sequence[str] = ()
 
     def emit(self, record: logging.LogRecord) -> None:
+        lines, self.about = self.about, ()
+        for line in lines:
+            tqdm.write(self.format(logging.makeLogRecord({"msg": line})), file=sys.stderr)
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-def get_logger(log_path: str | Path | None = None, level: int = logging.INFO) -> logging.Logger:
+def get_logger(
+    log_path: str | Path | None = None, level: int = logging.INFO, about: Sequence[str] = ()
+) -> logging.Logger:
     """The project's logger. Calling it again changes its file or level, but adds no second handler of the same kind.
 
-    log_path: file to append to (its folder is created), or None to keep the current log file.
+    log_path: file to append to (its folder is created), or None to keep the current log file. about: lines to write
+    before the first message, so that a command that ends in an error at once prints only that.
     """
     logger = logging.getLogger("template")
     logger.setLevel(level)
@@ -85,11 +95,14 @@ def get_logger(log_path: str | Path | None = None, level: int = logging.INFO) ->
         to_file = LogFile(log_path, encoding="utf-8", errors="backslashreplace", delay=True)
         to_file.setFormatter(OneRecord("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(to_file)
+    for handler in logger.handlers if about else ():
+        if isinstance(handler, TqdmHandler | LogFile):
+            handler.about = about
     return logger
 
 
-def log_environment(device: Any, wanted: str) -> None:
-    """Logs versions and device; also why a GPU is not used, unless --device (`wanted`) says so."""
+def about_environment(device: Any, wanted: str) -> list[str]:
+    """Versions and device; also why a GPU is not used, unless --device (`wanted`) says so."""
     import torch
 
     from engine.run.device import describe
@@ -98,10 +111,10 @@ def log_environment(device: Any, wanted: str) -> None:
     versions = (
         f"torch {torch.__version__}, transformers {version_of('transformers')}, Python {platform.python_version()}"
     )
-    logger = logging.getLogger("template")
-    logger.info(f"template {VERSION}, {versions}; {describe(device)}, {torch.get_num_threads()} threads")
+    lines = [f"template {VERSION}, {versions}; {describe(device)}, {torch.get_num_threads()} threads"]
     if wanted == "auto" and device.type == "cpu" and (problem := gpu_problem()):
-        logger.warning(f"this run uses the CPU: {problem}")
+        lines.append(f"this run uses the CPU: {problem}")
+    return lines
 
 
 class TensorBoard:

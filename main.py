@@ -20,7 +20,7 @@ from engine.run.command_line import run_command
 from engine.run.files import write_json
 from engine.run.launch import require_gpus
 from engine.run.run_folder import claim_run_dir
-from logging_config import chosen_trackers, get_logger, log_environment
+from logging_config import about_environment, chosen_trackers, get_logger
 
 if TYPE_CHECKING:
     import torch
@@ -73,8 +73,8 @@ def main(config: Config) -> Any:  # an exit code, or None
     with distributed.entered_by_first(claim_run_dir(config)) as run_dir:
         if distributed.is_main_process():
             log_path = Path(config.log_output_path or run_dir) / config.log_output_file
-            get_logger(log_path, logging.DEBUG if config.debug else logging.INFO)
-            log_environment(device, config.device)
+            about = about_environment(device, config.device)
+            get_logger(log_path, logging.DEBUG if config.debug else logging.INFO, about)
         seed_torch(config.random_seed, config.deterministic)
         keep_freed_memory(device)
         config = inherit_auto_options(config, run_dir, device)

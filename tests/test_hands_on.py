@@ -377,7 +377,8 @@ def test_perplexity_falls_and_starts_where_the_untouched_model_is(options, corpu
         assert figures[side]["masked_loss"] == pytest.approx(loss, rel=1e-5) and figures[side]["masked_tokens"] == count
         assert figures[side]["perplexity"] == pytest.approx(torch.tensor(loss).exp().item(), rel=1e-4)
     assert figures["after"]["perplexity"] < figures["before"]["perplexity"] / 3
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+    older = {"generation_config.json", "special_tokens_map.json"}  # which transformers 4 saves too
+    assert {path.name for path in (tmp_path / "out").iterdir()} - older == {
         *(
             "config.json",
             "model.safetensors",

@@ -78,7 +78,7 @@ def saved_tokenizer(folder: Path) -> Any:
     try:
         if (folder / "config.json").exists():  # a BiLSTM has none
             require_plausible(folder)
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return let_words_in(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     except UserError:
         raise
     except Exception as error:  # transformers can raise any error for an arbitrary folder
@@ -106,11 +106,12 @@ def pretrained_tokenizer(name: str, needed: Sequence[str], **options: Any) -> An
     from transformers import AutoTokenizer
 
     from engine.model.encoders import require_plausible  # here, as it imports torch
+    from engine.run.compat import let_words_in
 
     try:
         if (Path(name) / "config.json").exists():
             require_plausible(name)
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+        tokenizer = let_words_in(AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options))
     except Exception as error:  # transformers may raise any exception for a third-party folder
         raise UserError(f"--pretrain_model_path {name}: its tokenizer cannot be loaded ({first_line(error)})") from None
     missing = [kind for kind in needed if getattr(tokenizer, kind) is None]

@@ -43,6 +43,18 @@ def warmup_option(share: float) -> dict[str, float]:
     return {"warmup_ratio" if has_ratio else "warmup_steps": share}
 
 
+def let_words_in(tokenizer: Any) -> Any:
+    """Makes a tokenizer of GPT-2 or RoBERTa take lists of words: before transformers 5 they refuse it unless they put a
+    space before each, which is not wanted where the words have theirs. Returns the tokenizer."""
+    if getattr(tokenizer, "add_prefix_space", None) is False:
+        try:
+            tokenizer(["a"], is_split_into_words=True)
+        except AssertionError:
+            tokenizer.add_prefix_space = True  # only for that check: the Rust part, which does the work, has its own
+            tokenizer.init_kwargs.pop("add_prefix_space", None)  # else it would be saved, and change the Rust part
+    return tokenizer
+
+
 def takes_4d_mask() -> bool:
     """Whether BERT and its relatives take an attention mask of (B, 1, L, L), as they do since transformers 5. Before,
     they take (B, L, L)."""

@@ -86,13 +86,18 @@ def test_classes_of_a_saved_dataset_have_their_names(tmp_path):
 
     several = getattr(datasets, "List", datasets.Sequence)
     tag, mood = datasets.ClassLabel(names=["O", "B-x"]), datasets.ClassLabel(names=["bad", "good"])
-    features = {"tokens": several(datasets.Value("string")), "tags": several(tag), "mood": mood}
-    rows = [{"tokens": ["a", f"b{n}"], "tags": [0, 1], "mood": n % 2} for n in range(40)]
-    datasets.Dataset.from_list(rows, features=datasets.Features(features)).save_to_disk(str(tmp_path / "saved"))
-    process(DataConfig(input=str(tmp_path / "saved"), output_dir=str(tmp_path / "out")))
-    written = [json.loads(line) for line in (tmp_path / "out/train.jsonl").read_text().splitlines()]
-    assert {tuple(row["tags"]) for row in written} == {("O", "B-x")}
-    assert {row["mood"] for row in written} == {"bad", "good"}
+    of_tags = {"tokens": several(datasets.Value("string")), "tags": several(tag)}
+    of_texts = {"text": datasets.Value("string"), "label": mood}
+    tagged = [{"tokens": ["a", f"b{n}"], "tags": [0, 1]} for n in range(40)]
+    texts = [{"text": f"some words {n}", "label": n % 2} for n in range(40)]
+    found = []
+    for key, features, rows in (("tags", of_tags, tagged), ("label", of_texts, texts)):
+        folder = str(tmp_path / key)
+        datasets.Dataset.from_list(rows, features=datasets.Features(features)).save_to_disk(folder)
+        process(DataConfig(input=folder, output_dir=f"{folder}-out"))
+        written = [json.loads(line) for line in (tmp_path / f"{key}-out/train.jsonl").read_text().splitlines()]
+        found.append({str(row[key]) for row in written})
+    assert found == [{"['O', 'B-x']"}, {"bad", "good"}]
 
 
 def test_the_code_of_a_dataset_is_neither_run_nor_asked_about(tmp_path, monkeypatch):

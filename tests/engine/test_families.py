@@ -90,6 +90,8 @@ def byte_pairs(texts, pre_tokenizer, special, alphabet=()):
     tokenizer.pre_tokenizer = pre_tokenizer
     options = dict(vocab_size=500, special_tokens=special, initial_alphabet=list(alphabet), show_progress=False)
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(**options))
+    if not hasattr(hf, "GPTNeoXTokenizer"):  # transformers 4, whose classes take it as it is
+        return dict(tokenizer_object=tokenizer)
     model = json.loads(tokenizer.to_str())["model"]
     return dict(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])
 
@@ -101,10 +103,14 @@ def decoders_tokenizer(kind, texts):
         special = ["<|endoftext|>", "<|padding|>"][: 2 if kind == "neox" else 1]
         shape = pre_tokenizers.ByteLevel(add_prefix_space=False)
         parts = byte_pairs(texts, shape, special, pre_tokenizers.ByteLevel.alphabet())
-        return {"gpt2": hf.GPT2Tokenizer, "neox": hf.GPTNeoXTokenizer, "qwen": hf.Qwen2Tokenizer}[kind](**parts)
+        return tokenizer_class({"gpt2": "GPT2", "neox": "GPTNeoX", "qwen": "Qwen2"}[kind])(**parts)
     special = ["<unk>", "<s>", "</s>"] if kind == "llama" else ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
     parts = byte_pairs(texts, pre_tokenizers.Metaspace(), special)
-    return {"llama": hf.LlamaTokenizer, "gemma": hf.GemmaTokenizer}[kind](**parts, add_bos_token=True)
+    return tokenizer_class({"llama": "Llama", "gemma": "Gemma"}[kind])(**parts, add_bos_token=True)
+
+
+def tokenizer_class(name):
+    return getattr(hf, f"{name}Tokenizer" if hasattr(hf, "GPTNeoXTokenizer") else f"{name}TokenizerFast")
 
 
 def save_family(name, folder, sample):
