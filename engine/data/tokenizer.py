@@ -74,6 +74,7 @@ def saved_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     from engine.model.encoders import require_plausible  # here, as it imports torch
+    from engine.run.compat import let_words_in
 
     try:
         if (folder / "config.json").exists():  # a BiLSTM has none

@@ -223,19 +223,24 @@ def parser_of(config_class: type, source: str = "") -> OneLineParser:
     file, which has no words without a flag."""
     words = [f.metadata["positional"] for f in dataclasses.fields(config_class) if f.metadata["positional"]]
     aliases = aliases_of(config_class)
-    others = [[f"--{alias}" for alias in aliases if aliases[alias] == name] for name in dict.fromkeys(aliases.values())]
-    other_names = [f"{' '.join(names)} for --{aliases[names[0][2:]]}" for names in others]
+    others: dict[str, list[str]] = {}
+    for name, option_name in flag_names(config_class).items():
+        if name not in (option_name, f"no_{option_name}"):
+            others.setdefault(option_name, []).append(f"--{name}")
+    other_names = "; ".join(f"{' '.join(names)} for --{option_name}" for option_name, names in others.items())
     parser = OneLineParser(
         description=sys.modules["__main__"].__doc__,
         usage=" ".join(["%(prog)s", *(f"{word} {word} ..." for word in words), "[--flag VALUE] ..."]),
-        epilog=textwrap.fill("other names: " + "; ".join(other_names), 120) if aliases else None,
+        epilog=textwrap.fill(f"other names: {other_names}", 120) if others else None,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: HelpFormatter(prog, max_help_position=32, width=120),
     )
     parser.source = source
     parser.add_argument("--version", action="version", version=VERSION, help="show the version and exit")
-    parser.add_argument("--config", metavar="FILE", help="JSON or YAML file of options; flags win over it")
+    if "config" not in config_class.__dataclass_fields__:  # type: ignore[attr-defined]
+        file_help = "JSON or YAML file of options; flags win over it"
+        parser.add_argument("--config", metavar="FILE", dest="options_file", help=file_help)
     section: Any = parser
     for f in own_first(config_class):
         if f.metadata["group"]:
@@ -307,7 +312,7 @@ def given_options(config_class: type, argv: Sequence[str] | None = None) -> tupl
     parser, of_file = parser_of(config_class), dict[str, Any]()
     try:
         given = read_flags(parser, config_class, sys.argv[1:] if argv is None else argv)
-        if path := given.pop("config", ""):
+        if path := given.pop("options_file", ""):
             parser = parser_of(config_class, f"{path}: ")
             words = file_words(path, flag_names(config_class), not_of_a_run(config_class))
             of_file = read_flags(parser, config_class, words)

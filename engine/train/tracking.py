@@ -71,7 +71,7 @@ class Tracking:
         except Exception as error:  # of any library
             if not step:
                 advice = "log in, use its offline mode, or choose another --report_to"
-                raise UserError(f"{self.name} cannot start: {first_line(error)}; {advice}") from None
+                raise UserError(f"{self.name} cannot start: {first_line(error).rstrip('.')}; {advice}") from None
             self.fail(error)
         for record in read_json_lines(path, dict) if path.exists() and not self.overwrites else ():
             self.log(record)
