@@ -1,6 +1,6 @@
 """Whether a run that starts from a trained one (--init_from) beats one from scratch, when a label is added.
 
-    python benchmarks/continued.py [--label watch_movie] [--seeds 5] [--epochs 2 10] [--rates 1]
+    python benchmarks/continued.py [--label watch_movie] [--seeds 1 2 3 4 5] [--epochs 2 10] [--rates 1]
 
 For each seed, a first run is trained on the sample without the rows of one label. Then the label is added: with all
 rows, a run from scratch and one from --init_from are trained with the same number of epochs; and one from --init_from
@@ -96,9 +96,11 @@ def compare(options, work):
     for name, keep in folders.items():
         write_folder(work / name, sample, keep)
     results = {}
-    for seed in range(1, options.seeds + 1):
+    for seed in options.seeds:
         run = work / f"output/first-{seed}"
-        trained_on(work / "first", "first", seed, work, epochs=10)
+        first = trained_on(work / "first", "first", seed, work, epochs=10)
+        results.setdefault("first run", []).append(scores_of(first, sample / "test.jsonl", options.label))
+        print(f"seed {seed}, first run: {results['first run'][-1]}", flush=True)
         lr = json.loads((run / "args.json").read_text(encoding="utf-8"))["lr"]
         for epochs in options.epochs:
             runs = {f"from scratch, {epochs} epochs": (sample, {})}
@@ -119,7 +121,7 @@ def compare(options, work):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--label", default="watch_movie")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--epochs", type=int, nargs="+", default=[2, 10])
     parser.add_argument("--rates", type=float, nargs="+", default=[1.0])
     options = parser.parse_args()
@@ -130,7 +132,7 @@ def main():
     for name, rows in results.items():
         means = [f"{statistics.mean(column):.1f}" for column in zip(*rows)]
         print(f"| {name} | {' | '.join(means)} |")
-        base = results[f"from scratch, {name.split(', ')[1]}"]
+        base = results[f"from scratch, {name.split(', ')[1]}"] if ", " in name else rows
         if rows is not base:
             gaps = [[a - b for a, b in zip(*pair)] for pair in zip(rows, base)]
             shown = [f"{statistics.mean(c):+.1f} ± {statistics.stdev(c) if len(c) > 1 else 0:.1f}" for c in zip(*gaps)]

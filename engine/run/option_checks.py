@@ -67,10 +67,9 @@ def refuse_backbone(config: Any) -> None:
     pretrained = config.encoder == "transformer" and (is_given(config) or not config.do_train)
     if config.lora_rank and not pretrained:
         raise UserError("--lora_rank adapts a pretrained encoder: it needs --pretrain_model_path")
-    if config.keep_layers and config.init_from:
-        raise UserError("--keep_layers takes layers of --pretrain_model_path; leave it out with --init_from")
-    if config.keep_layers and (config.lora_rank or not pretrained):
-        raise UserError("--keep_layers is for a pretrained encoder whose own weights are trained, without --lora_rank")
+    if config.keep_layers and (config.lora_rank or config.init_from or not pretrained):
+        needed = "a --pretrain_model_path whose own weights are trained, without --lora_rank and --init_from"
+        raise UserError(f"--keep_layers is for {needed}")
     if config.lora_rank and config.special_tokens:
         added = "--special_tokens adds word embeddings, which --lora_rank would neither train nor save"
         raise UserError(f"{added}; drop one of them")
