@@ -37,7 +37,7 @@ def require_packages() -> None:
     except ImportError as error:
         raise UserError(f"tools.export needs the package {error.name}: {NEEDED}") from None
     if not hasattr(torch.onnx, "ops"):
-        raise UserError(f"tools.export needs torch 2.8 or newer, and this is {torch.__version__}: export elsewhere")
+        raise UserError(f"tools.export needs torch 2.8 or newer, and this is {torch.__version__}; export elsewhere")
 
 
 class LogitsOnly(nn.Module):
