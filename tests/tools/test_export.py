@@ -488,6 +488,9 @@ def test_errors_are_reported_before_anything_is_loaded(joint, tmp_path, monkeypa
     refused("no checkpoint there", checkpoint=str(tmp_path / "none"))
     refused("contains other files", output_dir=str(ROOT / "docs"))
     refused("no labels.json", data_path=str(tmp_path))
+    with monkeypatch.context() as older:
+        older.delattr(torch.onnx, "ops")
+        refused("needs torch 2.8 or newer")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     refused("onnxscript; pip install -r tools/export/requirements.txt")
 
