@@ -35,14 +35,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger("template")
 
 
-def main(config: Config) -> Any:  # an exit code, or None
+def checked(config: Config) -> Config:
+    """The options, after the checks that need no torch, which takes seconds to import."""
     from engine.model.hub import locate
 
-    if config.do_train:  # checks that need no torch, which takes seconds to import
+    if config.debug and not (config.do_train or config.do_eval or config.do_predict):
+        config = replace(config, do_train=True, do_eval=True, do_predict=True)
+    if not (config.do_train or config.do_eval or config.do_predict):
+        raise UserError("nothing to do: add --do_train, --do_eval or --do_predict")
+    if config.do_train:
         chosen_trackers(config)
-        if config.pretrain_model_path:
+        if config.pretrain_model_path and not config.init_from:
             locate(config.pretrain_model_path, config.model_hub, download=False)
+    return config
 
+
+def main(config: Config) -> Any:  # an exit code, or None
+    config = checked(config)
     # Imported here, so that --help and errors in flags appear at once
     from data_process import make_sample
     from engine.data.token_cache import clear
@@ -53,11 +62,6 @@ def main(config: Config) -> Any:  # an exit code, or None
     from preprocess.readers.sources import texts_of
     from preprocess.schema import load_labels
 
-    # All checks that can run before the slow part
-    if config.debug and not (config.do_train or config.do_eval or config.do_predict):
-        config = replace(config, do_train=True, do_eval=True, do_predict=True)
-    if not (config.do_train or config.do_eval or config.do_predict):
-        raise UserError("nothing to do: add --do_train, --do_eval or --do_predict")
     require_gpus(config.gpus)
     device, data_path = distributed.join(config.device, config.ddp_timeout), config.data_dir
     config = distributed.from_first(lambda: inherit_run_options(config))

@@ -505,7 +505,7 @@ def load_checkpoint(
     if not folder.is_dir():
         raise UserError(f"{folder}: no checkpoint there; train first (--do_train), or give one with --checkpoint")
     if (folder / "checkpoints/best").is_dir():
-        raise UserError(f"{folder} is a run; its best checkpoint is {folder / 'checkpoints/best'}")
+        raise UserError(f"{folder} is a run folder; use its checkpoint {folder / 'checkpoints/best'}")
     checkpoint.require_whole(folder)
     config = Config.load(folder / "args.json")
     tasks = read_tasks(folder / "labels.json")

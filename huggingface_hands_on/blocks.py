@@ -128,7 +128,7 @@ def outside_drawn_words(words: torch.Tensor, share: float) -> torch.Tensor:
 
 
 class Keyed:
-    """A generator function that `datasets` knows by its key: it names a cache by the hash of the pickled function."""
+    """A generator function that `datasets` knows by its key: it names a cache by the hash of the function as bytes."""
 
     def __init__(self, function: Callable[..., Iterator[Any]], key: str) -> None:
         self.function, self.key = function, key

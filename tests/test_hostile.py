@@ -430,9 +430,9 @@ def test_all_files_of_a_checkpoint_can_be_read_by_the_same_people(run):
 def test_a_run_named_for_its_checkpoint_is_one_line(run):
     from tools.export.__main__ import ExportConfig, export
 
-    with pytest.raises(UserError, match=r"is a run; its best checkpoint is .*best"):
+    with pytest.raises(UserError, match=r"is a run folder; use its checkpoint .*best"):
         export(ExportConfig(checkpoint=str(run[0]), output_dir="x"))
-    with pytest.raises(UserError, match=r"is a run; its best checkpoint is .*best"):
+    with pytest.raises(UserError, match=r"is a run folder; use its checkpoint .*best"):
         load_checkpoint(run[0])
 
 
@@ -457,7 +457,7 @@ TEXT = b"play a song\n" * 500
         ("c.txt.gz", gzip.compress(TEXT, mtime=0)[:20] + b"\0" * 40, [], "c.txt.gz"),
         ("d.txt", TEXT, ["--encoding", "no-such"], "--encoding no-such"),
         ("e.txt", b"play \xff\xfe\xfd", [], "e.txt"),
-        ("f.csv", "text,text\na,b\n", [], "two columns are called 'text'"),
+        ("f.csv", "text,text\na,b\n", [], "two columns are named 'text'"),
         ("g.jsonl", '{"text": "a", "text": "b"}\n', [], "the key 'text' appears twice"),
         ("h.jsonl", '{"text": ' + "[" * 100_000 + "\n", [], "row 1: not JSON"),
         ("i.jsonl", '{"text": "a", "id": ' + "9" * 5000 + "}\n", [], "row 1: not JSON"),
@@ -651,7 +651,7 @@ def test_options_that_folds_would_ignore_are_refused_before_anything_runs(flag, 
     from engine.run.command_line import parse_args
     from tools.cross_validate.__main__ import main
 
-    with pytest.raises(UserError, match=f"takes no {flag[0]}"):
+    with pytest.raises(UserError, match=f"{flag[0]} cannot be used with tools.cross_validate"):
         main(parse_args(Config, [*flag, "--data_path", str(sample)]))
 
 

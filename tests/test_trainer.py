@@ -754,7 +754,7 @@ class WordsAlone(torch.nn.Module):
 def test_windows_change_nothing_where_context_does_not_matter(length, stride, tiny):
     from model_utils import MyModel
 
-    config = tiny()
+    config = tiny(precision="fp32")
     tokenizer = make_trainer(config).tokenizer
     tasks = load_labels(config.data_path)
     torch.manual_seed(0)

@@ -754,7 +754,7 @@ def test_the_best_checkpoint_has_the_averaged_weights_and_their_scores(tiny, tmp
     from data_loader import MyDataLoader
 
     for options in (dict(use_ema=True, epochs=1), dict(use_swa=True, swa_start=0.0, epochs=2)):
-        config = tiny(model_version=str(options), monitor="loss", **options)
+        config = tiny(model_version=str(options), monitor="loss", precision="fp32", **options)
         trainer = train(config)
         best = load_file(config.run_dir / "checkpoints/best/model.safetensors")
         raw = load_file(checkpoint.step_folders(trainer.checkpoints)[0] / "model.safetensors")

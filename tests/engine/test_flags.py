@@ -76,7 +76,7 @@ def test_every_other_name_belongs_to_an_option_and_hides_none():
         ("--fp16 False", "fp32"),
         ("--fp16 --precision fp16", "fp16"),
         ("--fp16 False --precision auto", "auto"),
-        ("", "fp32"),
+        ("", "auto"),
     ],
 )
 def test_switches_of_half_precision(flags, precision):

@@ -226,7 +226,7 @@ def test_windows_change_nothing_where_context_does_not_matter(length, stride, to
         head.linear.weight.mul_(2)
         head.borders.bias.fill_(-6)
         head.threshold.fill_(LOWEST_SCORE)
-    config = Config(output_dir=str(tmp_path), device="cpu")
+    config = Config(output_dir=str(tmp_path), device="cpu", precision="fp32")
     trainer, results = Trainer(model, tokenizer, TASKS, config, torch.device("cpu")), []
     for featurizer in (Featurizer(tokenizer, TASKS, 256), Featurizer(tokenizer, TASKS, length, stride)):
         data = MyDataset(examples, featurizer)

@@ -102,7 +102,7 @@ def test_each_error_has_its_line(sample):
         ({"options": "'"}, "cannot be read"),
         ({"monitor": "slots_f2"}, "--monitor=slots_f2"),
         ({"data_path": "nowhere"}, "labels.json"),
-        ({"pretrain_model_path": "nowhere", "options": ""}, "encoder cannot be loaded"),
+        ({"pretrain_model_path": "nowhere", "options": ""}, "is not in the cache"),
         ({"seeds": 0}, "--seeds=0"),
         ({"hours": -1.0}, "--hours=-1.0"),
     ],
