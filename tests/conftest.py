@@ -2,6 +2,7 @@
 tests/test_trainer.py`."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -44,6 +45,14 @@ def same_environment():
     for name in {*environment(), *before}:
         os.environ.pop(name, None)
     os.environ.update(before)
+
+
+@pytest.fixture
+def told(caplog):
+    """What was logged."""
+    logging.getLogger("template").propagate = True
+    caplog.set_level(logging.INFO)
+    return caplog
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """What `auto` of an option is, that it is settled once, and that a run goes on with what it was."""
 
 import json
-import logging
 import re
 from pathlib import Path
 
@@ -28,14 +27,6 @@ from tools.cross_validate import __main__ as cross_validate
 from trainer import Trainer
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def told(caplog):
-    """What was logged."""
-    logging.getLogger("template").propagate = True
-    caplog.set_level(logging.INFO)
-    return caplog
 
 
 @pytest.fixture

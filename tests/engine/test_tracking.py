@@ -13,7 +13,6 @@ import pytest
 import torch
 from conftest import ROOT
 from forks import Forks
-from test_automatic import told  # noqa: F401 (a fixture)
 from test_trainer import make_trainer
 
 import logging_config
