@@ -231,7 +231,8 @@ def scores_of(record: dict[str, float]) -> dict[str, float]:
 
 
 def is_installed(package: str) -> bool:
-    """Whether a package can be imported. A folder of its name, such as that of its files, does not count."""
+    """Whether a package can be imported. A folder of that name, such as a tracker's own output folder,
+    does not count."""
     spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None
 
@@ -245,11 +246,13 @@ def chosen_trackers(config: Config, trackers: Sequence[Any] = TRACKERS) -> list[
     wanted = {name.strip().lower() for name in config.report_to.split(",")} - {""}
     for name in sorted(wanted - {"all", "none"}):
         if name not in named:
-            raise UserError(f"--report_to={name} must be among {', '.join(named)}, all, none{similar(name, named, '')}")
+            raise UserError(
+                f"--report_to={name} must be one of {', '.join(named)}, all, none{similar(name, named, '')}"
+            )
         if not is_installed(named[name].package):
             raise UserError(f"--report_to={name} needs a package: pip install {named[name].package}")
     if "none" in wanted and len(wanted) > 1:
-        raise UserError(f"--report_to={config.report_to}: none excludes the others")
+        raise UserError(f"--report_to={config.report_to}: none cannot be combined with other trackers")
     if "all" in wanted:
         wanted = {name for name, kind in named.items() if is_installed(kind.package)}
     if config.debug:

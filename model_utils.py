@@ -311,6 +311,10 @@ class CRFTaggingHead(Head):
         super().__init__(hidden_size, task)
         self.crf = CRF(task.labels)
 
+    def set_options(self, config: Any, task_name: str) -> None:
+        # A step of Adam changes a weight by up to 3.2 times the rate; the automatic rate is at most 0.01
+        self.crf.move = max(self.crf.move, 4 * (config.head_lr or 0))
+
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """-log p(tags). A text with an unlabelled word is left out: its path has no likelihood."""
         mask = inputs["word_mask"]
@@ -336,7 +340,7 @@ class SpanHead(Head):
 
     level, family, size = "words", Spans, 64  # size: of the vectors q and k
     finds_spans, needs_calibration = True, True
-    rows_per_label: ClassVar = {"borders.weight": 2, "borders.bias": 2}  # of first words, then of last words
+    rows_per_label: ClassVar = {"borders.weight": 2, "borders.bias": 2}  # as first word, then as last word
     threshold: torch.Tensor
 
     def __init__(self, hidden_size: int, task: Task):

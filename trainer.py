@@ -189,9 +189,7 @@ class Trainer:
         norm = compat.get_total_norm([p.grad for p in self.trained if p.grad is not None])
         finite, scale, limit = torch.isfinite(norm), self.scaler.get_scale(), self.config.max_grad_norm
         fused = getattr(self.optimizer, "_step_supports_amp_scaling", False)
-        if fused and isinstance(
-            self.optimizer, torch.optim.Adam | torch.optim.AdamW
-        ):  # SGD would not set up its momentum
+        if fused and type(self.optimizer) in (torch.optim.Adam, torch.optim.AdamW):  # SGD would not set up its momentum
             # Clips and skips on the device: the host does not wait for `finite`
             if limit:
                 self.optimizer.grad_scale = (norm / limit).clamp(min=1)  # type: ignore[attr-defined]
@@ -356,12 +354,12 @@ class Trainer:
         saved, processes = checkpoint.restore_training(folder, *self.training_state, self.device)
         self.progress = Progress.load(saved, folder)
         if processes != distributed.size():
-            batches, in_step = len(self.train_loader), self.config.gradient_accumulation_steps
+            batches, accumulated = len(self.train_loader), self.config.gradient_accumulation_steps
             schedule = self.scheduler, self.tricks.rate_held_from()
-            self.progress.share_among(distributed.size(), processes, schedule, batches, in_step)
+            self.progress.share_among(distributed.size(), processes, schedule, batches, accumulated)
         if self.progress.data != data and not self.config.force_resume:
             changed = "the data or the tokenizer has changed since then"
-            raise UserError(f"{folder}: {changed}; train a new --model_version, or add --force_resume")
+            raise UserError(f"{folder}: {changed}; start a new run with another --model_version, or add --force_resume")
         self.losses = RunningLosses(self.progress, self.device)
         if distributed.is_main_process():
             checkpoint.truncate_log(self.progress.metrics_bytes, metrics_path, damaged)
@@ -371,11 +369,11 @@ class Trainer:
     # ---- evaluation and prediction ---------------------------------------------------------------------------------
 
     def metric_function(self, gold: dict[str, list[Any]], predicted: dict[str, list[Any]]) -> dict[str, float]:
-        """{task: list of labels or tag lists}, twice -> {score: value}; see metrics.py."""
+        """Returns {score: value}. gold, predicted: {task: list of labels or tag lists}; see metrics.py."""
         return metrics.score(self.tasks, gold, predicted)
 
     def eval(self, loader: MyDataLoader, calibrate: bool = False, keep_averages: Averages = "none") -> Evaluation:
-        """Scores all examples against the labels in the file, including cut or unknown ones.
+        """Scores all examples against the labels in the file, also those of cut words and those unknown to the model.
 
         calibrate: first calibrate the heads on dev (such as the threshold of a multilabel head).
         """

@@ -16,7 +16,7 @@ IMPOSSIBLE = -1e4  # score of a forbidden transition in decoding
 # With larger transitions a sum of exp(score) could underflow, so it is computed in log space
 LOG_TRANSITION = crf_scan.MAX_TRANSITION[torch.float64]
 SCAN_TAGS = 15  # on a CPU the scan is faster up to this many tags
-MOVE = 0.05  # limit on the change of a transition per call: a step of AdamW changes it by about the learning rate
+MOVE = 0.05  # limit on the change of a transition per call, at rates up to MOVE / 4
 
 
 class CRF(torchcrf.CRF):
@@ -29,7 +29,7 @@ class CRF(torchcrf.CRF):
     def __init__(self, labels: Sequence[str]):
         super().__init__(len(labels), batch_first=True)
         self.launch_free: tuple[str, ...] = ("cpu",)  # no kernel launches to wait for; a test empties it
-        self.calls_left, self.largest = 0, 0.0
+        self.calls_left, self.largest, self.move = 0, 0.0, MOVE
         bioes = any(label[:2] in ("E-", "S-") for label in labels)
         rules = {
             "forbidden": [[not may_follow(a, b, bioes) for b in labels] for a in labels],
@@ -93,7 +93,7 @@ class CRF(torchcrf.CRF):
         if self.calls_left == 0 or self.transitions.device.type in self.launch_free:
             self.largest = torch.linalg.vector_norm(self.transitions.detach(), torch.inf).item()
             way = min(abs(self.largest - border) for border in crf_scan.MAX_TRANSITION.values())
-            self.calls_left = int(min(100, way / MOVE))
+            self.calls_left = int(min(100, way / self.move))
         else:
             self.calls_left -= 1
         return self.largest

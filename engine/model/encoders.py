@@ -250,7 +250,7 @@ def keep_evenly_spaced(encoder: PreTrainedModel, number: int) -> PreTrainedModel
     num_layers = layer_ids(encoder)[1]
     kind = getattr(encoder.config, "model_type", type(encoder).__name__)
     if encoder.config.num_hidden_layers != num_layers:  # ALBERT applies one layer several times
-        raise UserError(f"--keep_layers: {kind} shares its layers; leave it out")
+        raise UserError(f"--keep_layers: {kind} shares one layer's weights among all layers; remove this option")
     if not 0 < number <= num_layers:
         raise UserError(f"--keep_layers={number}: this encoder has {num_layers} layers")
     kept = [round(i * (num_layers - 1) / max(1, number - 1)) for i in range(number)]

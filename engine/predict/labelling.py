@@ -141,7 +141,7 @@ PROGRESS = {"facts": {str: object}, "rows": Range(0), "bytes": Range(0), "cuts":
 class Output:
     """The output file and its partial state. The file appears once all rows are labelled; only one process writes it.
 
-    facts: {name: value} of everything that affects the bytes; num_rows: the final number of rows.
+    facts: {name: value} of everything that affects the bytes of the file; num_rows: the final number of rows.
     """
 
     def __init__(self, path: str | Path, facts: dict[str, Any], num_rows: int, spreadsheet_safe: bool = False):

@@ -49,7 +49,7 @@ def count_of(kind: str) -> int:
 
 
 def devices_here() -> str:
-    """The values of --device that this machine has."""
+    """The values of --device that work on this machine."""
     own = accelerator()
     return ", ".join(["auto", "cpu", *([f"{own.type}:{i}" for i in range(count_of(own.type))] if own else [])])
 
@@ -60,20 +60,20 @@ def module_of(device: torch.device) -> Any:
 
 
 def name_of(device: torch.device) -> str:
-    """'NVIDIA H200', …, or the kind if its module has no names."""
+    """'NVIDIA H200', …, or the device type if its torch module has no names."""
     name = None if device.type == "cpu" else getattr(module_of(device), "get_device_name", None)
     return name(device) if name else device.type
 
 
 def describe(device: torch.device) -> str:
-    """A device as logs name it: an accelerator with its name and memory."""
+    """The description of a device in logs: an accelerator with its name and memory."""
     properties = None if device.type == "cpu" else getattr(module_of(device), "get_device_properties", None)
     memory = getattr(properties(device), "total_memory", 0) if properties else 0
     return f"{device} ({name_of(device)}, {memory / 2**30:.0f} GiB)" if memory else str(device)
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what was launched."""
+    """Waits until the device has finished all queued work."""
     if device.type != "cpu":
         module_of(device).synchronize()
 
@@ -82,19 +82,21 @@ def synchronize(device: torch.device) -> None:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether a device is faster in bf16 than in fp32: a CPU with AMX or AVX512-BF16, a GPU of compute capability 8
-    (Ampere) or later, another whose module names bf16. Others emulate it or, like Arm CPUs, are not known to gain
-    from it in training."""
-    if device.type == "cuda":  # whose is_bf16_supported is true if it is emulated
+    """Whether a device is known to be faster in bf16 than in fp32.
+
+    These are CPUs with AMX or AVX512-BF16, NVIDIA GPUs from compute capability 8 (Ampere), AMD GPUs, and other
+    accelerators whose torch module reports support. Other devices emulate bf16, or were not measured (Arm CPUs).
+    """
+    if device.type == "cuda":  # torch.cuda.is_bf16_supported() is also true where bf16 is emulated
         return bool(torch.version.hip) or torch.cuda.get_device_capability(device)[0] >= 8
     if device.type == "cpu":  # old versions of torch have no get_capabilities
-        there: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        return any(there.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
-    return bool(getattr(getattr(torch, device.type, None), "is_bf16_supported", bool)())  # mps has none, nor has meta
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
+    return bool(getattr(getattr(torch, device.type, None), "is_bf16_supported", bool)())  # neither mps nor meta has it
 
 
 def require_precision(precision: str, device: torch.device) -> None:
-    """Raises UserError if the device does not compute in this precision; autocast would only warn, and take fp32."""
+    """Raises UserError if the device does not support this precision; autocast would only warn and use fp32."""
     if precision == "fp32":
         return
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]

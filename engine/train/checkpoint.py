@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from engine.errors import UserError
 from engine.model import lora
 from engine.run import distributed
-from engine.run.command_line import first_line
+from engine.run.command_line import first_line, torch_mistake
 from engine.run.device import name_of, random_state, set_random_state
 from engine.run.files import clean_temporaries, replace_folder, sync, verify, write_json
 from engine.schema import AnyOf, Number, Optional, Range, SchemaError, like, mismatch, read_json
@@ -199,7 +199,7 @@ def load_weights(model: Any, folder: Path) -> None:
         raise UserError(
             f"{folder}: holds another model: {len(wrong)} tensors differ, such as {wrong[0]} "
             f"({shape_of(tensors, wrong[0])} in the checkpoint, {shape_of(own, wrong[0])} here); "
-            "train a new --model_version"
+            "start a new run with another --model_version"
         )
     model.load_state_dict(tensors, strict=own_base is None)  # the checkpoint does not hold the base's weights
 
@@ -341,7 +341,7 @@ def restore_training(
     try:
         averages, progress, processes = restore_values(folder, optimizer, scheduler, scaler, device)
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, UserError):
+        if isinstance(error, UserError) or torch_mistake(error):  # such as too little memory
             raise
         if isinstance(error, SchemaError):
             raise UserError(f"{error}; the checkpoint is damaged, remove it") from None

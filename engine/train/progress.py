@@ -39,7 +39,8 @@ class Progress:
     def load(cls, values: dict[str, Any], folder: Path) -> "Progress":
         """Builds it from a checkpoint's values. Raises UserError if they are damaged or from another version."""
         if values.keys() != {part.name for part in fields(cls)}:
-            raise UserError(f"{folder}: was written by another version of this template; train a new --model_version")
+            advice = "start a new run with another --model_version"
+            raise UserError(f"{folder}: was written by another version of this template; {advice}")
         kinds: dict[Any, Any] = {int: Range(0, 2**53), float | None: AnyOf(Number, None), dict: {str: Number}, str: str}
         if wrong := mismatch(values, {part.name: kinds[part.type] for part in fields(cls)}):
             raise UserError(f"{folder}: its training.json is damaged: {wrong}; remove that checkpoint")

@@ -56,7 +56,7 @@ class MultiTeacher(Trick):
 
     def __init__(self, model: Any, folders: Iterable[str | Path], temperature: float):
         self.model, self.temperature, self.heads = model, temperature, model.output_layer.heads
-        self.of_step: list[tuple[torch.Tensor, dict[str, SoftTargets]]] = []
+        self.step_targets: list[tuple[torch.Tensor, dict[str, SoftTargets]]] = []
         self.counts: dict[str, torch.Tensor] = {}
         self.force, self.teachers = False, list[Teacher]()
         tasks = {name: head.task for name, head in self.heads.items()}
@@ -66,7 +66,7 @@ class MultiTeacher(Trick):
         self.taught = [name for name in self.heads if any(name in teacher.tasks for teacher in self.teachers)]
 
     def ask_teachers(self, data: Any, load: Callable[[Path], Any], batches_of: Callable[..., Any], config: Any) -> None:
-        """Computes the teachers' answers to a training set, or loads them from the cache.
+        """Computes the teachers' predictions on the training set, or loads them from the cache.
 
         load(folder) -> (model, featurizer, its options); batches_of(examples, featurizer) -> a MyDataLoader.
         """
@@ -77,9 +77,9 @@ class MultiTeacher(Trick):
                 teacher.answer(data, partial(load, teacher.folder), config.precision, device, batches_of)
 
     def before_step(self, group: list) -> None:
-        self.of_step = [(batch.rows, self.targets_of(batch)) for batch in group]
+        self.step_targets = [(batch.rows, self.targets_of(batch)) for batch in group]
         self.counts = distributed.all_reduce_sum(
-            self.count([(step[1], batch) for step, batch in zip(self.of_step, group)])
+            self.count([(step[1], batch) for step, batch in zip(self.step_targets, group)])
         )
 
     def targets_of(self, batch: Any) -> dict[str, SoftTargets]:
@@ -101,7 +101,7 @@ class MultiTeacher(Trick):
 
     def divergence(self, logits: dict[str, torch.Tensor], batch: Any) -> torch.Tensor:
         """Returns the micro-batch's share of the mean divergence of its optimizer step, weighted by task. -> ()"""
-        targets = next((targets for rows, targets in self.of_step if rows is batch.rows), None)
+        targets = next((targets for rows, targets in self.step_targets if rows is batch.rows), None)
         counts, total = self.counts, torch.zeros(())
         if targets is None:  # the batch is not part of an optimizer step
             host = batch.to("cpu")
@@ -121,4 +121,4 @@ class MultiTeacher(Trick):
     def load_state_dict(self, tensors: dict[str, torch.Tensor]) -> None:
         if not (self.force or torch.equal(tensors["teachers"], self.state_dict()["teachers"])):
             changed = "--teacher: the teachers' checkpoints have changed since the run started"
-            raise UserError(f"{changed}; train a new --model_version, or add --force_resume")
+            raise UserError(f"{changed}; start a new run with another --model_version, or add --force_resume")

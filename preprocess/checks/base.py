@@ -20,7 +20,7 @@ PLACEHOLDERS = set("nan null none n/a na nil undefined - -- ? unknown todo tbd x
 
 
 class Context:
-    """The settings of the checks. kinds: {task: kind}."""
+    """What the checks need to know about the data. kinds: {task: kind}."""
 
     def __init__(self, parts: Parts, kinds: Mapping[str, str]) -> None:
         self.kinds = kinds

@@ -84,7 +84,7 @@ class Values:
     @property
     def dashes_mean_none(self) -> bool:
         """Whether "-" among words means that there is no label, as in OCNLI and SNLI. It is an ordinary label if other
-        signs ("+") are also labels."""
+        symbols, such as "+", are labels too."""
         return self.dashes > 0 and len(self.words) >= 2 and not self.any_sign
 
     def keep_dashes(self) -> None:

@@ -70,7 +70,7 @@ def read_beside(path: Path, options: ReadOptions) -> Iterator[Example]:
     is_parallel = is_parallel or notation_of(tag for _, tags in pairs for tag in tags) is not None
     tagged = is_parallel and any(len(tags) > 1 for _, tags in pairs)
     columns = {"text": path.name, "tags" if tagged else "label": beside.name}
-    options.understood.add(path, "texts with labels next to them", **columns)
+    options.understood.add(path, "texts with labels in a parallel file", **columns)
     for where, (text, label) in rows_side_by_side([path, beside], options.encoding):
         words, tags = split_words(text), split_words(label)
         if tagged and options.labelled and len(words) != len(tags):
@@ -82,7 +82,7 @@ def read_beside(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 def classes_of(files: list[Path]) -> dict[Path, str] | None:
     """Returns {file: class}, or None if the file names are not classes. The class is the file name without the words
-    that all names share and without names of parts."""
+    that all names share and without names of parts such as train."""
     words = {path: [word for word in words_of(path) if word not in PART_NAMES and word != "txt"] for path in files}
     common = set.intersection(*map(set, words.values())) if words else set()
     words_of_class = {path: {*file_words} - common for path, file_words in words.items()}

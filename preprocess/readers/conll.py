@@ -122,7 +122,7 @@ def conll_layout(path: Path, options: ReadOptions) -> Layout:
         raise UserError(f"{path}: contains no examples")
     intent = intent_row(blocks[:-1] if len(head) == HEAD_ROWS else blocks, width)
     blocks = [[cells for cells in block if len(cells) == width] for block in blocks]
-    titled = are_titles(blocks[0][0] if blocks[0] else [], options)
+    titled = is_header(blocks[0][0] if blocks[0] else [], options)
     names = blocks[0].pop(0) if titled else [str(number) for number in range(width)]
     token_head = TokenHead(path, names, [block for block in blocks if block], titled)
     is_conll_2012 = width > 11 and any(row.startswith(CONLL_2012) for row in head)
@@ -130,12 +130,12 @@ def conll_layout(path: Path, options: ReadOptions) -> Layout:
         options = replace(options, token_column="3", tag_column="10")
     layout = find_layout(token_head, options, intent=intent)
     if options.header and not titled and not layout.notation and not layout.starred:
-        refuse_title(token_head, layout)
+        refuse_possible_header(token_head, layout)
     return layout
 
 
-def refuse_title(head: TokenHead, layout: Layout) -> None:
-    """Raises UserError if row 1 could be a header: its cells occur nowhere below, where tags repeat."""
+def refuse_possible_header(head: TokenHead, layout: Layout) -> None:
+    """Raises UserError if row 1 could be a header: its tag occurs in no other row, although all other tags repeat."""
     for column in layout.tags.values():
         first, *tags = head.column(column)
         if len(tags) > 20 and first not in tags and min(Counter(tags).values()) > 1:
@@ -145,8 +145,9 @@ def refuse_title(head: TokenHead, layout: Layout) -> None:
             raise UserError(f"{head.path}: {problem}; if it is a token, add --no_header")
 
 
-def are_titles(cells: Cells, options: ReadOptions) -> bool:
-    """Whether the first row is a header: it has usual names of a token and a tag column, or names from options."""
+def is_header(cells: Cells, options: ReadOptions) -> bool:
+    """Whether the first row is a header: its cells are usual names of a token and a tag column, or a
+    name from the options."""
     plain = {plain_name(cell) for cell in cells}
     named = plain_name((options.token_column or options.tag_column).split(",")[0])
     usual = plain & {*TOKEN_NAMES} and plain & {*TAG_NAMES}
@@ -163,10 +164,10 @@ def intent_row(blocks: list[list[Cells]], width: int) -> int | None:
 
 
 def conll_rows(path: Path, layout: Layout, options: ReadOptions, report: bool = True) -> Iterator[Row]:
-    """Yields the rows of a CoNLL file without comments. A blank row, which ends a sentence, has no cells."""
+    """Yields the rows of a CoNLL file, without its comments. A blank row, which ends a sentence, has no cells."""
     numbered = has_numbered_characters(path, layout, options.encoding)
     if numbered and report:
-        note(f"{path}: removing the position in the word after each character (科0 技1)")
+        note(f"{path}: removing the position index after each character (科0 技1)")
     is_new, skipped, width, prefix = True, 0, len(layout.names), comment_prefix(options)
     is_title = not layout.names[0].isdigit()
     for number, row in read_rows(path, options.encoding):

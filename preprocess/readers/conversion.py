@@ -161,7 +161,7 @@ def shape_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None
 
 
 def label_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None:
-    """Converts labels that are objects: {"key": value} with the same key in all rows, or names with 0 and 1. Raises
+    """Converts labels that are objects: {"key": value} with the same key in all rows, or {label: 0 or 1}. Raises
     UserError for other objects."""
     if not conversion.options.labelled:
         return None

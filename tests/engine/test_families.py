@@ -306,7 +306,7 @@ CHECKS = {
     "keep layers": keeps_some_layers,
 }
 EXCEPT = {(name, "gradient checkpointing"): "does not support it" for name in ("ALBERT", "MPNet", "XLM", "XLNet")}
-EXCEPT |= {("ALBERT", "keep layers"): "shares its layers"}
+EXCEPT |= {("ALBERT", "keep layers"): "shares one layer's weights"}
 EXCEPT |= {("DeBERTa v1", "bf16"): "use fp32, or a DeBERTa v2 or v3"}
 ALONE = "cannot read text alone"
 REFUSED = {  # not to be fine-tuned here: what the one line says

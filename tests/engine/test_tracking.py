@@ -257,9 +257,9 @@ def test_a_wrong_tracker_is_one_line_before_training(command, sample, tmp_path):
     for named, said in (
         (
             "wanbd",
-            "--report_to=wanbd must be among tensorboard, wandb, swanlab, mlflow, all, none; did you mean wandb?",
+            "--report_to=wanbd must be one of tensorboard, wandb, swanlab, mlflow, all, none; did you mean wandb?",
         ),
-        ("none,wandb", "--report_to=none,wandb: none excludes the others"),
+        ("none,wandb", "--report_to=none,wandb: none cannot be combined with other trackers"),
     ):
         done = command("main.py", "--do_train", "--data_path", sample, "--report_to", named)
         assert (done.returncode, done.stderr) == (2, f"error: {said}\n")

@@ -223,7 +223,7 @@ def test_texts_to_predict_on_come_in_these_shapes_too(tmp_path):
         ("Label Studio, spans", ["ignored relation (24)"]),
         ("local files for datasets", ["train: reading only the first 24 rows", "--max_rows"]),
         ("OCNLI", ["the label '-' means that there is no gold label (1)"]),
-        ("Weibo", ["removing the position in the word after each character"]),
+        ("Weibo", ["removing the position index after each character"]),
     ],
 )
 def test_what_was_done_is_printed(name, words, tmp_path, monkeypatch, capsys):

@@ -26,7 +26,7 @@ def check_shapes(case: Case) -> None:
 
 
 def wrong_answers(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
-    """Describes an error of `decode` on these, random or extreme logits; returns None if there is none."""
+    """Describes an error of `decode` on the given, random or extreme logits; returns None if there is none."""
     labels = head.task.labels
     seen: set[int] = set()
     shape = batch.inputs["word_mask"].shape if head.level == "words" else batch.rows.shape
@@ -43,7 +43,7 @@ def wrong_answers(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
         for answer, probability in zip(answers.tolist(), probabilities.tolist()):
             head.to_labels(answer, probability)
     if seen and logits.ndim == 2 and len(seen) < len(labels):
-        return f"never returns {labels[min(set(range(len(labels))) - seen)]!r}, for any logits"
+        return f"never returns {labels[min(set(range(len(labels))) - seen)]!r}, whatever the logits"
     return None
 
 

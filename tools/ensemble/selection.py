@@ -100,7 +100,7 @@ class Selection:
 
 def monitor_of(asked: str, trained: str, tasks: dict[str, Task], metrics: ModuleType) -> str:
     """Returns the score to optimise: `asked`, otherwise the run's --monitor, otherwise the default. Raises UserError if
-    `asked` cannot be computed from answers (the loss)."""
+    `asked` cannot be computed from predictions, as a loss."""
     names = [name for name in metrics.score_names(tasks) if not name.endswith("loss")]
     if asked and asked not in names:
         raise UserError(f"--monitor={asked} is not one of the scores: {', '.join(names)}")

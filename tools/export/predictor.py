@@ -512,8 +512,10 @@ def open_text(path: Path, encoding: str, newline: str = "\n") -> io.TextIOWrappe
 
 
 def read_rows(path: str | Path, options: Any) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a .txt (one text per row), .csv, .tsv or .jsonl file like main.py. Raises InputError for files
-    that main.py would read differently."""
+    """Yields the rows of a .txt (one text per row), .csv, .tsv or .jsonl file as main.py reads them.
+
+    Raises InputError for files that main.py would read differently.
+    """
     path = Path(path)
     if path.is_dir():
         raise unsupported(path, "is a folder")

@@ -166,9 +166,9 @@ def num_tokens(row: Row) -> int:
     return len(row["places"]) if "places" in row else len(row["text"])
 
 
-def slices(rows: Sequence[Row], most_values: int = 20) -> list[tuple[str, list[tuple[str, list[int]]]]]:
+def slices(rows: Sequence[Row], max_values: int = 20) -> list[tuple[str, list[tuple[str, list[int]]]]]:
     """Groups rows by length quartile (equal lengths stay together), truncation, windows, and text columns with 2 to
-    `most_values` values -> [(criterion, [(name, [row numbers])])], without empty groups."""
+    `max_values` values -> [(criterion, [(name, [row numbers])])], without empty groups."""
     lengths = np.array([num_tokens(row) for row in rows])
     edges = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75, 1], method="higher"))
     quartile = np.searchsorted(edges, lengths)
@@ -187,7 +187,7 @@ def slices(rows: Sequence[Row], most_values: int = 20) -> list[tuple[str, list[t
     for name in dict.fromkeys(name for row in rows for name in row.get("columns", ())):
         values = [row.get("columns", {}).get(name) for row in rows]
         counts = Counter(value for value in values if isinstance(value, str))
-        if 2 <= len(counts) <= most_values:
+        if 2 <= len(counts) <= max_values:
             groups = [(value, [i for i, v in enumerate(values) if v == value]) for value, _ in counts.most_common()]
             result.append((name, groups))
     return result

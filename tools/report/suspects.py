@@ -108,20 +108,21 @@ def issue(number: int, task: str, likely: Any, score: float) -> dict[str, Any]:
     return {"row": number, "task": task, "likely": likely, "score": score}
 
 
-def training_rows(data_path: str | Path, kinds: dict[str, str], most: int = MAX_TEXTS) -> tuple[list[dict], bool]:
-    """Reads up to `most` rows of the training data -> (rows, True if these are all). Returns ([], True) if the file no
-    longer exists or is malformed. kinds: {task: one of ANSWERS in answers.py}"""
+def training_rows(data_path: str | Path, kinds: dict[str, str], max_rows: int = MAX_TEXTS) -> tuple[list[dict], bool]:
+    """Reads up to `max_rows` rows of the training data -> (rows, True if these are all).
+
+    Returns ([], True) if the file no longer exists or is malformed. kinds: {task: one of ANSWERS in answers.py}"""
     path = Path(data_path) / "train.jsonl"
     if not path.is_file():
         return [], True
     shape = {Optional("text"): str, Optional("text_pair"): str, Optional("tokens"): [str]}
     shape |= {Optional(name): AnyOf(ANSWERS[kind], None) for name, kind in kinds.items()}
     try:
-        rows = list(islice(read_json_lines(path, shape), most + 1))
+        rows = list(islice(read_json_lines(path, shape), max_rows + 1))
     except SchemaError as error:
         logger.warning(f"the report omits the training data: {error}")
         return [], True
-    return rows[:most], len(rows) <= most
+    return rows[:max_rows], len(rows) <= max_rows
 
 
 def near_duplicates(
