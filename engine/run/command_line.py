@@ -17,7 +17,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from engine.errors import UserError
 from engine.run import flags
 from engine.run.environment import require_versions
-from engine.run.field_flags import ALIASES, SWITCHES, similar, unknown_flag
+from engine.run.field_flags import ALIASES, SWITCHES, similar, stray_word, unknown_flag
 from engine.run.launch import claims_error_report, end_process, is_launched, local_rank, select_gpus
 from engine.run.options_file import file_words
 from engine.run.signals import Interrupted
@@ -121,6 +121,24 @@ def parse_bool(text: str) -> bool:
     return value
 
 
+def parse_off(text: str) -> bool:
+    """The value of --no_NAME=TEXT: a file of options may say `no_use_crf: true`."""
+    return not parse_bool(text)
+
+
+def number_of(kind: type) -> Callable[[str], Any]:
+    """A type for argparse: int or float, with a message that says which."""
+
+    def parse(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            wanted = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text[:30]!r} is not {wanted}") from None
+
+    return parse
+
+
 def parse_layers(text: str) -> int:
     """'True', 'all' or '-1' -> -1 (the whole encoder), 'False' -> 0 (nothing), otherwise a number of layers."""
     named = {"true": -1, "all": -1, "-1": -1, "false": 0}.get(str(text).lower())
@@ -154,6 +172,7 @@ def check_values(config: Any) -> None:
         if not inside or value == float("inf"):
             bounded = bounds["high"] < float("inf") or value > high
             must = f"lie between {low} and {high}" if bounded else f"be a number of at least {low}"
+            must += ", and be neither" if bounds["exclusive"] else ""
             raise UserError(f"--{option_field.name}={str(value)[:30]} must {must}")
 
 
@@ -203,6 +222,7 @@ def flag_names(config_class: type) -> dict[str, str]:
     options = [f for f in dataclasses.fields(config_class) if not f.metadata["positional"]]
     switches = {switch: f.name for f in options for switch in SWITCHES.get(f.name, ({}, ""))[0]}
     negated = {f"no_{f.name}": f.name for f in options if f.type is bool}
+    negated |= {f"no_{switch}": name for switch, name in switches.items()}
     return negated | switches | aliases_of(config_class) | {f.name: f.name for f in options}
 
 
@@ -225,7 +245,7 @@ def parser_of(config_class: type, source: str = "") -> OneLineParser:
     aliases = aliases_of(config_class)
     others: dict[str, list[str]] = {}
     for name, option_name in flag_names(config_class).items():
-        if name not in (option_name, f"no_{option_name}"):
+        if name != option_name and not name.startswith("no_"):
             others.setdefault(option_name, []).append(f"--{name}")
     other_names = "; ".join(f"{' '.join(names)} for --{option_name}" for option_name, names in others.items())
     parser = OneLineParser(
@@ -240,7 +260,7 @@ def parser_of(config_class: type, source: str = "") -> OneLineParser:
     parser.add_argument("--version", action="version", version=VERSION, help="show the version and exit")
     if "config" not in config_class.__dataclass_fields__:  # type: ignore[attr-defined]
         file_help = "JSON or YAML file of options; flags win over it"
-        parser.add_argument("--config", metavar="FILE", dest="options_file", help=file_help)
+        parser.add_argument("--config", metavar="FILE", dest="options_file", action="append", help=file_help)
     section: Any = parser
     for f in own_first(config_class):
         if f.metadata["group"]:
@@ -257,17 +277,22 @@ def add_flags(section: Any, f: dataclasses.Field, aliases: Sequence[str]) -> Non
         section.add_argument(f.name, nargs="+", metavar=meta["positional"], help=meta["help"])
         return
     kind: dict[str, Any] = {"type": meta["parse"] or (one_of(choices) if choices else type_of(f)), "dest": f.name}
+    if kind["type"] in (int, float):
+        kind |= {"type": number_of(kind["type"]), "metavar": f.name.upper()}
     if choices:
         kind["metavar"] = "{" + ",".join(choices) + "}"
     if f.type is bool:
         kind |= {"type": parse_bool, "nargs": "?", "const": True, "metavar": "BOOL"}
-        section.add_argument(f"--no_{f.name}", dest=f.name, action="store_const", const=False, help=argparse.SUPPRESS)
+        off = kind | {"type": parse_off, "const": False}
+        section.add_argument(f"--no_{f.name}", help=argparse.SUPPRESS, **off)
     shown = "" if f.default is None or f.default is False or f.default in ("", (), -1) else f" [{f.default}]"
     section.add_argument(f"--{f.name}", help=meta["help"] + shown, **kind)
     for alias in aliases:
         section.add_argument(f"--{alias}", help=argparse.SUPPRESS, **kind)
     for switch in SWITCHES.get(f.name, ({}, ""))[0]:
         section.add_argument(f"--{switch}", type=parse_bool, nargs="?", const=True, help=argparse.SUPPRESS)
+        off = {"dest": switch, "type": parse_off, "nargs": "?", "const": False, "help": argparse.SUPPRESS}
+        section.add_argument(f"--no_{switch}", **off)
 
 
 def read_flags(parser: OneLineParser, config_class: type, argv: Sequence[str]) -> dict[str, Any]:
@@ -279,7 +304,10 @@ def read_flags(parser: OneLineParser, config_class: type, argv: Sequence[str]) -
         if name and name not in {*known, "config", "help", "version"}:
             raise UserError(unknown_flag(name, {*known, "config"}))
         words.append(f"--{name}{word[flag.end() :]}" if flag else word)
-    given = vars(parser.parse_intermixed_args(words))
+    parsed, extra = parser.parse_known_intermixed_args(words)
+    if extra:
+        raise UserError(stray_word(extra, known))
+    given = vars(parsed)
     for name, (values, otherwise) in SWITCHES.items():
         switches = {switch: given.pop(switch) for switch in values if switch in given}
         wanted = {values[switch] for switch, on in switches.items() if on}
@@ -312,8 +340,12 @@ def given_options(config_class: type, argv: Sequence[str] | None = None) -> tupl
     parser, of_file = parser_of(config_class), dict[str, Any]()
     try:
         given = read_flags(parser, config_class, sys.argv[1:] if argv is None else argv)
-        if path := given.pop("options_file", ""):
-            parser = parser_of(config_class, f"{path}: ")
+        paths = given.pop("options_file", [])
+        if len(paths) > 1:
+            raise UserError("--config is given more than once; put the options into one file")
+        path = "".join(paths)
+        if paths:
+            parser = parser_of(config_class, f"{path or '--config'}: ")
             words = file_words(path, flag_names(config_class), not_of_a_run(config_class))
             of_file = read_flags(parser, config_class, words)
     except UserError as error:

@@ -2,22 +2,28 @@
 
 import difflib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 # {option: its names in the scripts of Hugging Face, LLaMA-Factory and bert4torch}
 ALIASES: dict[str, tuple[str, ...]] = {
-    "pretrain_model_path": ("model_name_or_path", "model_name"),
+    "pretrain_model_path": ("model_name_or_path", "model_name", "model", "pretrained_model_name_or_path"),
     "max_length": ("max_seq_length", "max_seq_len", "max_len", "maxlen", "cutoff_len"),
     "batch_size": ("per_device_train_batch_size", "per_gpu_train_batch_size", "train_batch_size"),
     "eval_batch_size": ("per_device_eval_batch_size", "per_gpu_eval_batch_size"),
+    "gradient_accumulation_steps": ("gradient_accumulation",),
     "epochs": ("num_train_epochs", "num_epochs"),
     "lr": ("learning_rate",),
     "scheduler": ("lr_scheduler_type",),
+    "warmup_ratio": ("warmup_proportion",),
     "log_steps": ("logging_steps",),
     "num_workers": ("dataloader_num_workers",),
     "label_smoothing": ("label_smoothing_factor",),
     "early_stop_patience": ("early_stopping_patience",),
-    "random_seed": ("seed",),
+    "random_seed": ("seed", "manual_seed"),
+    "lora_rank": ("lora_r",),
+    "lora_targets": ("lora_target", "lora_target_modules", "target_modules"),
+    "compile": ("torch_compile",),
+    "deterministic": ("full_determinism",),
     "gpus": ("gpu_ids",),
 }
 # {option: ({switch: the value that it stands for}, the value if all switches given are off)}
@@ -36,16 +42,41 @@ INSTEAD: list[tuple[str, str]] = [
     ("eval_steps evaluation_strategy eval_strategy", "leave it out; dev is scored after each of the --epochs"),
     ("logging_dir", "use --output_dir; the curves are in the folder of the run there"),
     ("no_cuda use_cpu", "use --device cpu"),
+    ("use_cuda cuda use_mps_device", "use --device, which by default takes the accelerator that it finds"),
+    ("save_strategy", "use --save_epoch N or --save_steps N"),
+    ("logging_strategy logging_first_step", "use --log_steps N"),
+    ("load_best_model_at_end", "leave it out; the checkpoint with the best --monitor is always kept and evaluated"),
+    ("optim optimizer adam_beta1 adam_beta2 adam_epsilon", "leave it out; it is AdamW, with --lr and --weight_decay"),
+    ("amp use_amp use_fp16 use_bf16 half mixed_precision fp16_opt_level", "use --precision, or --fp16 or --bf16"),
+    ("fp16_full_eval bf16_full_eval tf32 torch_dtype pure_bf16", "use --precision, also for evaluation"),
+    ("trust_remote_code", "leave it out; code that comes with the model of --pretrain_model_path is never run"),
+    ("token use_auth_token hub_token", "set the environment variable HF_TOKEN, for --pretrain_model_path"),
+    ("push_to_hub hub_model_id", "leave it out; after training, `hf upload` takes checkpoints/best from --output_dir"),
+    ("model_revision revision", "use `hf download` for it, then --pretrain_model_path FOLDER"),
+    ("use_hf use_ms use_modelscope", "use --model_hub hf or --model_hub modelscope"),
+    ("use_wandb use_swanlab use_mlflow use_tensorboard", "use --report_to wandb, swanlab, mlflow or tensorboard"),
+    ("wandb_project project swanlab_project", "set WANDB_PROJECT or SWANLAB_PROJECT, next to --report_to"),
+    ("finetuning_type train_type tuner_type use_lora lora use_peft", "use --lora_rank N, or --freeze_layers"),
+    ("max_train_samples max_eval_samples max_predict_samples", "use --debug, or smaller files"),
+    ("num_labels labels", "leave it out; the labels are those of the data in --data_path"),
+    ("do_test do_infer", "use --do_eval for scores, --do_predict for labels"),
+    ("pad_to_max_length", "leave it out; a batch is padded to its longest text, at most --max_length"),
+    ("overwrite_cache disable_tqdm group_by_length remove_unused_columns dataloader_drop_last", "leave it out"),
+    ("dataloader_pin_memory preprocessing_num_workers ddp_find_unused_parameters", "leave it out"),
+    ("deepspeed fsdp ddp_backend", "leave it out; several GPUs work under run.sh or torchrun, see --ddp_timeout"),
     ("local_rank", "leave it out; torchrun sets it, and --device stays at auto"),
     ("num_gpus n_gpu", "sh run.sh --num_gpus N, or torchrun, starts several processes; --gpus names one GPU"),
-    ("train_file validation_file test_file dataset_name dataset_dir", "run data_process.py, then use --data_path"),
+    ("train_file validation_file test_file eval_file", "run data_process.py, then use --data_path"),
+    ("dataset dataset_name dataset_dir data_dir task_name", "run data_process.py, then use --data_path"),
     ("train_file validation_file test_file dataset_name dataset_dir", "use --input; put several files into one folder"),
 ]
 
 
 def similar(name: str, names: Collection[str], before: str = "--") -> str:
     """'; did you mean --batch_size?' for a mistyped name that is like one of these, otherwise ''."""
-    close = difflib.get_close_matches(name.lower(), names, n=1)
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.7)
+    words = {*name.lower().split("_")}
+    close += sorted((each for each in names if words <= {*each.split("_")}), key=len)
     return f"; did you mean {before}{close[0]}?" if close else ""
 
 
@@ -54,4 +85,16 @@ def unknown_flag(name: str, known: Collection[str], before: str = "--") -> str:
     for flags, advice in INSTEAD:
         if name in flags.split() and {*re.findall(r"--(\w+)", advice)} - {"num_gpus"} <= {*known}:
             return f"{before}{name} is not an option here: {advice}"
-    return f"{before}{name} is not an option" + similar(name, known, before)
+    names = known if name.startswith("no") else [each for each in known if not each.startswith("no_")]
+    return f"{before}{name} is not an option" + similar(name, names, before)
+
+
+def stray_word(words: Sequence[str], known: Collection[str]) -> str:
+    """One line on the first of the words that belong to no flag: -epochs, —fp16, epochs=3, the second of two values."""
+    word = next((each for each in words if each != "--"), words[0])
+    name = re.split("[=:]", word.lstrip("-\N{EN DASH}\N{EM DASH}\N{MINUS SIGN}"))[0].replace("-", "_")
+    if name in known:
+        return f"{word} is not an option; did you mean --{name}?"
+    if not word[0].isalnum() and name:
+        return unknown_flag(name, known)
+    return f"{word} belongs to no flag; put quotes around a value with spaces, and commas between several values"
