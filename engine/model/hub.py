@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
+from urllib.parse import urlsplit
 
 from engine.errors import UserError
 from engine.run.command_line import first_line
@@ -45,6 +46,7 @@ def locate(
         raise UserError(f"--pretrain_model_path {name}: no such folder")
     if model_hub == "modelscope":
         return from_modelscope(name, download)
+    require_settings()
     from huggingface_hub import constants
 
     folder = cached_folder(name, revision, weights)
@@ -55,6 +57,21 @@ def locate(
         return cached_or_raise(name, None, (reason, "unset it, or give a local folder"))
     refused = refusal(name, CACHED_WAIT if folder else constants.HF_HUB_ETAG_TIMEOUT, revision)
     return cached_or_raise(name, folder, refused) if refused else name
+
+
+def require_settings() -> None:
+    """Raises UserError for environment variables with which huggingface_hub cannot be imported, or reach any hub."""
+    address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        parts = urlsplit(address)
+        is_address = bool(parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
+    except ValueError:  # of its port, or of an IPv6 address
+        is_address = False
+    if not is_address:
+        raise UserError(f"HF_ENDPOINT={address!r} must be an address such as https://hf-mirror.com, or unset")
+    for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
+        if not os.environ.get(name, "10").isdecimal():
+            raise UserError(f"{name}={os.environ[name]!r} must be a whole number of seconds, or unset")
 
 
 def cached_or_raise(name: str, folder: Path | None, refused: tuple[str, str]) -> str:
@@ -126,8 +143,8 @@ def refusal(name: str, seconds: float, revision: str | None = None, kind: str = 
     file, hub = "config.json" if kind == "model" else "README.md", constants.ENDPOINT
     try:
         status, code = ask(hf_hub_url(name, file, repo_type=kind, revision=revision), seconds)
-    except ValueError:  # cannot be a name; the libraries report which rule it breaks
-        return None
+    except ValueError as error:  # cannot be a name
+        return f"no such folder, and no hub has such a name ({first_line(error)})", "check it (OWNER/NAME)"
     if not status:
         return f"{hub} does not answer {code}", WAYS_OUT[kind]
     if code == "GatedRepo" or status == 403:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from engine.errors import UserError
-from engine.model.hub import refusal
+from engine.model.hub import refusal, require_settings
 from engine.run.command_line import first_line
 from engine.schema import parse_json, without_duplicates
 from engine.task.signs import LABEL_NAMES, PAIR_NAMES
@@ -204,6 +204,9 @@ def read_dataset(path: Path, options: ReadOptions) -> Iterator[Example]:
     ClassLabel ids are replaced by their names, also in lists. With --max_rows, or if disk space is low, rows are
     streamed and not stored on disk.
     """
+    name, _, config = str(path).partition(":")
+    if not Path(name).exists():
+        require_settings()
     import datasets
 
     datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False  # datasets 3 would ask whether to run a folder's code
@@ -212,7 +215,6 @@ def read_dataset(path: Path, options: ReadOptions) -> Iterator[Example]:
         if is_saved_dataset(path):
             loaded = datasets.load_from_disk(str(path))
         else:
-            name, _, config = str(path).partition(":")
             if not Path(name).exists() and not datasets.config.HF_HUB_OFFLINE:
                 refused = refusal(name, 10, kind="dataset")
                 datasets.config.HF_HUB_OFFLINE = bool(refused)  # then only its cache is searched

@@ -112,6 +112,35 @@ def test_a_hub_that_does_not_give_a_model_is_one_line(what, command, sample, tmp
     assert not (tmp_path / "output").exists()
 
 
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("HF_ENDPOINT", "hf-mirror.com", "must be an address such as https://hf-mirror.com, or unset"),
+        ("HF_ENDPOINT", "127.0.0.1:9", "must be an address"),
+        ("HF_ENDPOINT", "", "must be an address"),
+        ("HF_ENDPOINT", "ftp://x", "must be an address"),
+        ("HF_ENDPOINT", "http://[::1", "must be an address"),
+        ("HF_ENDPOINT", "http://localhost:99999", "must be an address"),
+        ("HF_HUB_ETAG_TIMEOUT", "abc", "must be a whole number of seconds, or unset"),
+    ],
+)
+def test_a_wrong_setting_of_the_hub_is_one_line(name, value, said, command, tmp_path):
+    for words in (
+        ["main.py", "--do_train", "--pretrain_model_path", NAME],
+        ["data_process.py", "--input", "someone/data", "--format", "hf", "--output_dir", "dataset/data"],
+    ):
+        done = command(*words, env={name: value})
+        assert done.returncode == 2 and done.stderr.startswith(f"error: {name}={value!r} {said}"), done.stderr
+        assert done.stderr.count("\n") == 1 and not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "a b", "https://huggingface.co/bert", "模型", "bert/", "a--b"])
+def test_what_is_no_name_is_reported_before_anything_is_written(name, command, tmp_path):
+    done = command("main.py", "--do_train", "--pretrain_model_path", name, env={"HF_ENDPOINT": hubs.closed()})
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "no such folder, and no hub has such a name" in done.stderr and not (tmp_path / "dataset").exists()
+
+
 SCRIPTS = {
     "data_process.py": ("--check", "--pretrain_model_path", NAME, "--input"),
     "huggingface_hands_on/continue_pretrain_task.py": ("--pretrain_model_path", NAME, "--output_dir", "m", "--input"),
