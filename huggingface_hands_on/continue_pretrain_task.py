@@ -23,6 +23,7 @@ from typing import Any, Literal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository, which is not in the path of a script
 
 from engine.errors import UserError
+from engine.model.hub import locate
 from engine.run import files
 from engine.run.command_line import option, run_command
 from engine.run.environment import gpu_problem
@@ -76,9 +77,10 @@ class PretrainConfig(CorpusConfig):
 
 def main(config: PretrainConfig) -> None:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # the Trainer would split batches over several GPUs
+    refuse_finished(Path(config.output_dir))
+    locate(config.pretrain_model_path, config.model_hub, weights=not config.from_scratch, download=False)
     from engine.run.device import to_device
 
-    refuse_finished(Path(config.output_dir))
     to_device(config.device)  # raises UserError if it does not exist; the Trainer chooses the device itself
     words = read_words(config.new_tokens, config.encoding)
     train, held_out, texts = read_corpus(config)

@@ -92,9 +92,10 @@ def unknown_flag(name: str, known: Collection[str], before: str = "--") -> str:
 def stray_word(words: Sequence[str], known: Collection[str]) -> str:
     """One line on the first of the words that belong to no flag: -epochs, —fp16, epochs=3, the second of two values."""
     word = next((each for each in words if each != "--"), words[0])
-    name = re.split("[=:]", word.lstrip("-\N{EN DASH}\N{EM DASH}\N{MINUS SIGN}"))[0].replace("-", "_")
+    bare = word.lstrip("-\N{EN DASH}\N{EM DASH}\N{MINUS SIGN}")
+    name = re.split("[=:]", bare)[0].replace("-", "_")
     if name in known:
         return f"{word} is not an option; did you mean --{name}?"
-    if not word[0].isalnum() and name:
+    if name and bare != word:
         return unknown_flag(name, known)
     return f"{word} belongs to no flag; put quotes around a value with spaces, and commas between several values"

@@ -189,6 +189,7 @@ def test_a_command_with_words_takes_a_file_too(tmp_path, capsys):
     assert (config.runs, config.output_dir) == (("run", "other"), "there")
     (tmp_path / "a.yaml").write_text("runs: a\n")
     assert "runs is not an option" in refusal(capsys, ["run", "--config", str(tmp_path / "a.yaml")], ReportConfig)
+    assert refusal(capsys, "--output_dir x out/run", DataConfig).startswith("out/run belongs to no flag")
     assert "required: RUN" in refusal(capsys, "--output_dir x", ReportConfig)
 
 

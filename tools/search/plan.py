@@ -9,6 +9,7 @@ from typing import Any
 
 from config import RESUME_SAFE, ROOT, Config
 from engine.errors import UserError
+from engine.model.hub import locate
 from engine.run.command_line import check_values, given_options, option, parse_args
 from engine.run.option_checks import is_given
 from tools.search.space import NOT_FOR_TRIALS, Resolver, Space, Values, default_space, parse_space
@@ -96,12 +97,14 @@ def as_flags(values: Values) -> list[str]:
 
 def make_plan(config: SearchConfig) -> Plan:
     """Creates the plan of a search. Raises UserError if an option is invalid."""
+    base, fixed = base_of(config)
+    if base.pretrain_model_path and not base.init_from:
+        locate(base.pretrain_model_path, base.model_hub, download=False)  # before what takes seconds to import
     import metrics
     from data_process import make_sample
     from preprocess.example import PARTS
     from preprocess.schema import data_and_model, load_labels
 
-    base, fixed = base_of(config)
     if config.data_path == Config.data_path:
         make_sample(base.data_dir)
     tasks = load_labels(base.data_dir)
