@@ -78,14 +78,14 @@ class PretrainConfig(CorpusConfig):
 def main(config: PretrainConfig) -> None:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # the Trainer would split batches over several GPUs
     refuse_finished(Path(config.output_dir))
+    words = read_words(config.new_tokens, config.encoding)
+    train, held_out, texts = read_corpus(config)
     locate(config.pretrain_model_path, config.model_hub, weights=not config.from_scratch, download=False)
+
+    # slow imports: errors in options and texts, and of the hub, are reported before them
     from engine.run.device import to_device
 
     to_device(config.device)  # raises UserError if it does not exist; the Trainer chooses the device itself
-    words = read_words(config.new_tokens, config.encoding)
-    train, held_out, texts = read_corpus(config)
-
-    # slow imports: errors in options and texts are reported before them
     from transformers import logging, set_seed
 
     from huggingface_hands_on import blocks, encoder, masked_training
