@@ -357,7 +357,9 @@ def parse_args(config_class: type, argv: Sequence[str] | None = None) -> Any:
     """Parses the command line into a dataclass of `option`s; exits with code 2 if a flag is wrong."""
     given, files = given_options(config_class, argv)
     try:
-        return config_class(**given)
+        config = config_class(**given)
+        object.__setattr__(config, "given", frozenset(given))  # not a field; a changed copy has none
+        return config
     except UserError as error:
         named = re.search(r"--(\w+)", str(error))
         file = files.get(named[1], "") if named else ""

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, ClassVar, get_args, get_origin
 
 from filelock import FileLock, Timeout
 
@@ -107,6 +107,8 @@ def refuse_other_run(config: Any, run_dir: Path) -> None:
 class SavedOptions:
     """Base class of a dataclass of options: saves a run's options to a file and loads them."""
 
+    given: ClassVar[frozenset[str]] = frozenset()  # options that the command line sets, also to their defaults
+
     def save(self, path: str | Path) -> None:
         """Writes the options as JSON."""
         write_json(path, self.kept())
@@ -155,14 +157,13 @@ def read_options(path: str | Path, options: type) -> dict:
         raise UserError(f"{error}; the file was edited or is damaged, or other code wrote it") from None
 
 
-def checkpoint_of(path: str | Path) -> Path:
-    """The checkpoint that a folder is or contains. Raises UserError if there is none, or it is damaged."""
+def checkpoint_of(path: str | Path, advice: str = "train it, or name another folder") -> Path:
+    """The checkpoint that a folder is or contains. Raises UserError, with this advice, if there is none, and if it is
+    damaged."""
     path = Path(path)
     folder = path / "checkpoints/best" if (path / "checkpoints/best").is_dir() else path
     if not all((folder / f"{name}.json").is_file() for name in ("labels", "args")):
-        raise UserError(
-            f"{path}: neither a run with checkpoints/best nor a checkpoint; train it, or name another folder"
-        )
+        raise UserError(f"{path}: neither a run with checkpoints/best nor a checkpoint; {advice}")
     if reason := verify(folder):
         raise UserError(f"{folder}: damaged checkpoint, {reason}; name another checkpoint, or train again")
     return folder

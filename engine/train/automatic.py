@@ -84,7 +84,7 @@ def resolve_precision(config: Any, encoder: Any, device: torch.device, trained: 
         elif chosen != "fp32" and overflows(encoder):
             chosen, why = "fp32", f": {encoder.config.model_type} overflows in {chosen}"
         elif not trained and not gains_from_bf16(encoder):
-            chosen, why = "fp32", ": bf16 hardly speeds up an encoder of this size"
+            chosen, why = "fp32", ": bf16 hardly speeds up this encoder"
         chosen, why = distributed.from_first(lambda: (chosen, why))
         config = replace(config, precision=chosen)
         logger.info(f"--precision auto: {chosen}{why}")

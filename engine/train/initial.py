@@ -7,7 +7,7 @@ Optimizer, schedule and random numbers start fresh. Once the new run has a check
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,10 @@ def own_checkpoint(config: Any) -> Path | None:
     return checkpoint.newest_intact(config.run_dir / "checkpoints")[0] if resumes(config) else None
 
 
-def inherit_run_options(config: Any) -> Any:
+def inherit_run_options(config: Any, typed: Collection[str] = ()) -> Any:
     """The options, where those that describe the weights are those of --init_from, and the learning rates too unless
-    given. A resumed run has them in its own args.json. Raises UserError for options that contradict the weights."""
+    given. A resumed run has them in its own args.json. typed: options that the command line sets, also to their
+    defaults. Raises UserError for options that contradict the weights."""
     if not (config.init_from and config.do_train):
         return config
     defaults, resumed = {f.name: f.default for f in fields(config)}, resumes(config)
@@ -52,7 +53,7 @@ def inherit_run_options(config: Any) -> Any:
     taken, before = {}, defaults | (read_options(own, type(config)) if resumed else options_of_run(config))
     for name in OF_THE_RUN:
         given = getattr(config, name)
-        if given == defaults[name]:
+        if given == defaults[name] and (given == "auto" or name not in typed or resumed):
             taken[name] = before[name]
         elif given != before[name] and not resumed:
             theirs = f"the weights of --init_from {config.init_from}, with {name}={before[name]}"
@@ -67,7 +68,8 @@ def inherit_run_options(config: Any) -> Any:
 def options_of_run(config: Any) -> dict[str, Any]:
     """The options of the run of --init_from, as they apply to its checkpoint. Raises UserError if there is none, or it
     is this run itself."""
-    folder = checkpoint_of(config.init_from)
+    pretrained = "name another folder, or give a pretrained model to --pretrain_model_path"
+    folder = checkpoint_of(config.init_from, pretrained)
     if config.run_dir.resolve() in folder.resolve().parents:
         raise UserError(f"--init_from {config.init_from}: is this run itself; name the new one with --model_version")
     before = read_options(folder / "args.json", type(config))

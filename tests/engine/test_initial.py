@@ -320,11 +320,14 @@ def test_processes_together_start_from_it_and_one_logs(run, sample, tmp_path, fo
     "flags, words",
     [
         (["--init_from", "nowhere"], "nowhere: neither a run with checkpoints/best nor a checkpoint"),
+        (["--init_from", "bert-base-uncased"], "give a pretrained model to --pretrain_model_path"),
         (["--init_from", "UNFINISHED"], "neither a run with checkpoints/best nor a checkpoint"),
         (["--init_from", "DAMAGED"], "model.safetensors has changed since it was written"),
         (["--init_from", "RUN", "--pretrain_model_path", "bert"], "each name the encoder"),
         (["--init_from", "RUN", "--encoder", "bilstm"], "--encoder=bilstm contradicts"),
         (["--init_from", "RUN", "--hidden_size", "64"], "--hidden_size=64 contradicts"),
+        (["--init_from", "RUN", "--hidden_size", "256"], "--hidden_size=256 contradicts"),  # the default, but typed
+        (["--init_from", "RUN", "--debug", "--vocab_size", "8000"], "--vocab_size=8000 contradicts"),
         (["--init_from", "RUN", "--keep_layers", "1"], "--keep_layers"),
         (["--init_from", "RUN", "--max_length", "600"], "more than the 512 positions"),
         (["--init_from", "RUN", "--output_dir", "PARENT", "--model_version", "run"], "is this run itself"),
