@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from filelock import FileLock
-
 from config import ROOT, Config
 from engine.errors import UserError
 from engine.run.command_line import check_values, option, run_command
@@ -148,6 +146,8 @@ def check_and_write(config: DataConfig, data: Prepared, folder: Path | None = No
 
 def make_sample(folder: Path) -> None:
     """Creates the processed folder of the sample if it does not exist. Safe to call from several processes at once."""
+    from filelock import FileLock
+
     if (folder / "labels.json").exists():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from config import ROOT, Config, seed_torch
 from engine.errors import UserError
 from engine.run.command_line import run_command
+from engine.run.environment import require_packages
 from engine.run.files import write_json
 from engine.run.launch import require_gpus
 from engine.run.run_folder import claim_run_dir
@@ -39,6 +40,7 @@ def checked(config: Config) -> Config:
     """The options, after the checks that need no torch, which takes seconds to import."""
     from engine.model.hub import locate
 
+    require_packages()
     if config.debug and not (config.do_train or config.do_eval or config.do_predict):
         config = replace(config, do_train=True, do_eval=True, do_predict=True)
     if not (config.do_train or config.do_eval or config.do_predict):

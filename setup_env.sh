@@ -6,12 +6,12 @@
 
 PYTHON=$(command -v python3 || command -v python || true)
 if [ -z "$PYTHON" ] || ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
-    echo "error: needs Python 3.10 or newer on the PATH" >&2
+    echo "error: needs Python 3.10 or newer on the PATH; found ${PYTHON:-none}${PYTHON:+, $("$PYTHON" -V 2>&1)}" >&2
     exit 2
 fi
 environment="-m engine.run.environment"
 if [ -n "${FORCE_VENV:-}" ] || ! problems=$("$PYTHON" $environment check $requirements); then
-    if [ ! -x .venv/bin/python ]; then
+    if ! .venv/bin/python -c "" 2> /dev/null; then  # there is none, or the Python it was made with has gone
         shared=
         if [ -z "${FORCE_VENV:-}" ]; then
             echo "$PYTHON: $problems" >&2
@@ -26,21 +26,32 @@ if [ -n "${FORCE_VENV:-}" ] || ! problems=$("$PYTHON" $environment check $requir
             fi
             echo "creating .venv, a virtual environment in this folder" >&2
         fi
-        "$PYTHON" -m venv ${shared:+--system-site-packages} .venv || { rm -rf .venv; echo "error: python3 -m venv failed; on Debian: apt install python3-venv" >&2; exit 2; }
+        # A virtual environment hides the packages of the Python it was made with; so does .venv then
+        system=${shared:+$("$PYTHON" -c 'import sys; print("--system-site-packages" * (sys.prefix == sys.base_prefix))')}
+        # Its pip comes last: an interrupted set-up then still shares torch
+        "$PYTHON" -m venv --clear --without-pip $system .venv || { echo "error: $PYTHON -m venv failed; its message is above" >&2; exit 2; }
         if [ -n "$shared" ]; then  # also where the active Python is a virtual environment itself
             echo "$shared" > "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth"
         fi
     fi
     PYTHON=$PWD/.venv/bin/python
     if ! problems=$("$PYTHON" $environment check $requirements); then
+        if ! "$PYTHON" -m pip --version > /dev/null 2>&1 && ! "$PYTHON" -m ensurepip > /dev/null 2>&1; then
+            echo "error: .venv has no pip, and python3 -m ensurepip failed; on Debian: apt install python3-venv" >&2
+            exit 2
+        fi
         echo "installing the packages of $requirements; this takes a few minutes, once" >&2
         set_up() {
             "$PYTHON" $environment pins "$1" $requirements > .venv/constraints.txt
-            "$PYTHON" -m pip install --quiet --disable-pip-version-check --constraint .venv/constraints.txt $(for file in $requirements; do echo "-r $file"; done)
+            "$PYTHON" $environment needed $requirements > .venv/requirements.txt
+            "$PYTHON" -m pip install --quiet --disable-pip-version-check --constraint .venv/constraints.txt --requirement .venv/requirements.txt
         }
         if ! set_up constraints.txt; then
             # The tested versions may not fit to what is there already: any within the ranges, then
-            ls .venv/lib/python*/site-packages/shared.pth > /dev/null 2>&1 && set_up /dev/null || { echo "error: pip failed; its message is above" >&2; exit 2; }
+            ls .venv/lib/python*/site-packages/shared.pth > /dev/null 2>&1 && set_up /dev/null || {
+                echo "error: pip failed; its message is above. If it cannot reach pypi.org: export PIP_INDEX_URL=https://pypi.tuna.tsinghua.edu.cn/simple, or another mirror" >&2
+                exit 2
+            }
         fi
         problems=$("$PYTHON" $environment gpu) || echo "warning: $problems" >&2
     fi

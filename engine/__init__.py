@@ -3,3 +3,28 @@ or tools/.
 
 Packages, each importing only those before it: task, run, model, data, predict, train, tricks.
 """
+
+import sys
+from pathlib import Path
+
+if sys.version_info < (3, 10):  # noqa: UP036  before a module is imported that this Python cannot run
+    print(f"error: needs Python 3.10 or newer, but {sys.executable} is {sys.version.split()[0]}", file=sys.stderr)
+    raise SystemExit(2)
+
+excepthook = sys.excepthook
+
+
+def end_without_package(kind, error, trace):  # type: ignore[no-untyped-def]
+    """A sys.excepthook: if a package is not installed, a command of this repository ends in one line with exit code 2.
+    Most packages are imported before run_command starts."""
+    from engine.run.environment import line_of_import_error
+
+    program = Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve()
+    line = line_of_import_error(error) if Path(__file__).resolve().parents[1] in program.parents else None
+    if line is None:
+        return excepthook(kind, error, trace)
+    print(f"error: {line}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+sys.excepthook = end_without_package

@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository, which is not in the path of a script
 
 from engine.data.tokenizer import train_tokenizer
@@ -43,6 +41,8 @@ class TokenizerConfig(CorpusConfig):
 
 
 def main(config: TokenizerConfig) -> None:
+    from tqdm import tqdm
+
     folder = Path(config.output_dir)
     train, held_out, _ = read_corpus(config)
     require_free_folder(folder)

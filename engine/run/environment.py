@@ -2,6 +2,7 @@
 
     python -m engine.run.environment check requirements.txt …    what is missing or out of range; exit code 1 if any is
     python -m engine.run.environment pins constraints.txt requirements.txt …    "name==version" for pip --constraint
+    python -m engine.run.environment needed requirements.txt …    the lines that pip has to install
     python -m engine.run.environment folders requirements.txt    folders of packages, if torch is in range
     python -m engine.run.environment gpu     what prevents torch from using the GPU; exit code 1 if anything does
     python -m engine.run.environment gpu wheel     the same for the torch that PyPI has
@@ -18,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +27,9 @@ from engine.errors import UserError
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 DECISIVE = ("torch", "transformers", "datasets")  # their versions are checked at the start of each command
+MODULES = {"scikit-learn": "sklearn", "pytorch-crf": "torchcrf"}  # where a package's module has another name
+# main.py needs these for some options only, if at all
+OPTIONAL = ("tensorboard", "sentencepiece", "rjieba", "accelerate")
 DRIVERS = {"12": 525, "13": 580}  # the oldest driver of each major version of CUDA
 CUDA_OF_PYPI = "13"  # of the torch in constraints.txt
 COMPARE: dict[str, Callable[[list[int], list[int]], bool]] = {
@@ -79,6 +84,13 @@ def read_requirements(*paths: str | Path) -> list[Requirement]:
     return list(found.values())
 
 
+def problems_of(requirements: list[Requirement]) -> str:
+    """What is missing or out of range, on one line; empty if nothing is."""
+    missing = [needed.name for needed in requirements if version_of(needed.name) is None]
+    lines = [problem for needed in requirements if needed.name not in missing and (problem := needed.problem())]
+    return "; ".join([*lines, f"missing: {', '.join(missing)}"] if missing else lines)
+
+
 def require_versions() -> None:
     """Raises UserError if the torch, transformers or datasets here are out of range."""
     lines = read_requirements(REQUIREMENTS) if REQUIREMENTS.exists() else []
@@ -91,6 +103,34 @@ def require_versions() -> None:
         )
 
 
+def missing_packages() -> list[str]:
+    """The packages of requirements.txt that are not installed, except optional ones."""
+    names = [needed.name for needed in (read_requirements(REQUIREMENTS) if REQUIREMENTS.exists() else [])]
+    absent = [name for name in names if name not in OPTIONAL and version_of(name) is None]
+    return [name for name in absent if find_spec(MODULES.get(name, name)) is None]
+
+
+def missing_line(names: list[str]) -> str:
+    """The error line for packages that are not installed."""
+    remedy = "pip install -r requirements.txt, or sh run.sh, which sets up .venv"
+    return f"missing: {', '.join(names)} ({sys.executable}): {remedy}"
+
+
+def line_of_import_error(error: BaseException) -> str | None:
+    """The error line if an import failed because a package of requirements.txt is not installed, else None."""
+    module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if not module or not REQUIREMENTS.exists() or find_spec(module) is not None:
+        return None
+    packages = {MODULES.get(needed.name, needed.name): needed.name for needed in read_requirements(REQUIREMENTS)}
+    return missing_line(missing_packages() or [packages[module]]) if module in packages else None
+
+
+def require_packages() -> None:
+    """Raises UserError if a package is missing that main.py needs: here, before anything is written."""
+    if names := missing_packages():
+        raise UserError(missing_line(names))
+
+
 # ---- the GPU ---------------------------------------------------------------------------------------------------------
 
 
@@ -100,7 +140,7 @@ def nvidia_gpu() -> tuple[str, str] | None:
     if program is None or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):  # hidden on purpose
         return None
     try:
-        done = subprocess.run([program, *columns], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([program, *columns], capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return None
     name, _, driver = done.stdout.partition("\n")[0].rpartition(", ")
@@ -122,10 +162,11 @@ def gpu_problem(of_pypi: bool = False) -> str | None:
     oldest, gpu = DRIVERS.get((cuda or "").split(".")[0], 0), f"nvidia-smi lists {found[0]} with driver {found[1]}, but"
     if cuda is None:
         return f"{gpu} {name} is built without CUDA: install a build with it (https://pytorch.org/get-started/locally)"
-    if int(found[1].split(".")[0]) < oldest:
+    if (driver := int(found[1].split(".")[0])) < oldest:
+        index = f"https://download.pytorch.org/whl/{'cu126' if driver >= DRIVERS['12'] else 'cu118'}"
         return (
             f"{gpu} {name} is built for CUDA {cuda}, which needs driver {oldest} or newer: update the driver, or "
-            "install a torch for an older CUDA (pip install torch --index-url https://download.pytorch.org/whl/cu126)"
+            f"install a torch for an older CUDA (pip install torch --index-url {index})"
         )
     return None if of_pypi else f"{gpu} {name} sees no GPU: python -c 'import torch; torch.cuda.init()' prints why"
 
@@ -147,20 +188,25 @@ def pins(constraints: str, paths: list[str]) -> list[str]:
     return [*tested, *(f"{name}=={version(name)}" for name in sorted(here))]
 
 
+def needed_lines(paths: list[str]) -> list[str]:
+    """What pip has to install. Without what is here: to pip, a vendor's 2.4.0a0 would be older than 2.4."""
+    return [f"{line.name}{line.bounds}" for line in read_requirements(*paths) if line.problem()]
+
+
 def main(command: str, *paths: str) -> int:
     """Prints the answer to a command of the docstring above."""
     if command == "check":
-        requirements = read_requirements(*paths)
-        missing = [needed.name for needed in requirements if version_of(needed.name) is None]
-        lines = [problem for needed in requirements if needed.name not in missing and (problem := needed.problem())]
-        lines += [f"missing: {', '.join(missing)}"] if missing else []
-        print("; ".join(lines))
-        return int(bool(lines))
+        print(problems := problems_of(read_requirements(*paths)))
+        return int(bool(problems))
     if command == "gpu":
         problem = gpu_problem(of_pypi=paths == ("wheel",))
         print(problem or "", end="\n" if problem else "")
         return int(bool(problem))
-    print(*(pins(paths[0], [*paths[1:]]) if command == "pins" else folders_to_share([*paths])), sep="\n")
+    if command == "pins":
+        lines = pins(paths[0], [*paths[1:]])
+    else:
+        lines = {"needed": needed_lines, "folders": folders_to_share}[command]([*paths])
+    print(*lines, sep="\n")
     return 0
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -168,6 +169,53 @@ def test_a_version_out_of_range_is_one_line_before_anything_is_loaded(command, t
     assert "transformers is 4.40.1, but must be >=4.48,<6" in done.stderr and "pip install" in done.stderr
 
 
+COMMANDS = ["main.py", "data_process.py", "huggingface_hands_on/continue_pretrain_task.py"]
+COMMANDS += ["huggingface_hands_on/train_tokenizer_from_scratch.py", "-m tools.export", "-m tools.search"]
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory):
+    """A Python without any package."""
+    folder = tmp_path_factory.mktemp("bare")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    return folder / "bin/python"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_missing_packages_are_one_line(name, bare, tmp_path):
+    words = name.split()[:-1] + [name.split()[-1] if name.startswith("-m") else str(ROOT / name)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([bare, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not any(tmp_path.iterdir())
+    assert done.stderr.startswith("error: missing: torch, transformers") and "pip install -r" in done.stderr
+
+
+def test_a_package_that_a_run_needs_later_is_missed_before_anything_is_written(command, tmp_path):
+    hidden = """
+import importlib.metadata as metadata, importlib.util as util
+version, spec = metadata.version, util.find_spec
+def of(name):
+    if name == "pytorch-crf":
+        raise metadata.PackageNotFoundError(name)
+    return version(name)
+metadata.version, util.find_spec = of, lambda name, *rest: None if name == "torchcrf" else spec(name, *rest)
+"""
+    (tmp_path / "hide").mkdir()
+    (tmp_path / "hide/sitecustomize.py").write_text(hidden)
+    done = command("main.py", "--do_train", env={"PYTHONPATH": str(tmp_path / "hide")})
+    assert done.returncode == 2 and "error: missing: pytorch-crf (" in done.stderr, done.stderr
+    assert not (tmp_path / "output").exists()
+
+
+def test_an_import_error_of_an_edit_keeps_its_traceback(tmp_path):
+    code = "from engine.run.environment import line_of_import_error as line\n"
+    code += (
+        "print(line(ModuleNotFoundError('', name='own_module')), line(ModuleNotFoundError('', name='torch.absent')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "None None\n", done.stderr
+
+
 # ---- GPU -------------------------------------------------------------------------------------------------------------
 
 
@@ -192,6 +240,7 @@ def driver(tmp_path, monkeypatch):
     [
         ("13.0", "535.104.05", "is built for CUDA 13.0, which needs driver 580 or newer: update the driver, or"),
         ("12.4", "470.57", "needs driver 525 or newer"),
+        ("12.4", "470.57", "whl/cu118"),  # torch for CUDA 12 would not do
         ("13.0", "580.65.06", "sees no GPU: python -c"),
         (None, "580.65.06", "is built without CUDA"),
     ],
@@ -309,6 +358,31 @@ def test_a_torch_that_is_too_old_gets_a_complete_environment_unless_the_driver_i
     done = set_up()
     assert done.returncode == 0, done.stderr
     assert versions_in(done.stdout.strip()) == ["2.13.0", "2.0", "2.0"]
+
+
+@slow
+def test_a_preview_of_a_vendor_stays_although_pip_counts_it_as_older(server, tmp_path):
+    done = server("2.4.0a0+07cecf4168.nv24.5")()
+    assert done.returncode == 0, done.stderr
+    assert versions_in(tmp_path / ".venv/bin/python") == ["2.4.0a0+07cecf4168.nv24.5", "2.1", "1.0"]
+
+
+@slow
+@pytest.mark.parametrize("damage", ["python", "pip"])
+def test_a_damaged_environment_is_set_up_again_with_the_servers_torch(damage, server, tmp_path):
+    set_up, folder = server("2.5.1+cu121"), tmp_path / ".venv"
+    assert set_up().returncode == 0
+    if damage == "python":  # the Python it was made with has been removed
+        for path in folder.glob("bin/python*"):
+            path.unlink()
+        (folder / "bin/python").symlink_to("/nowhere/python")
+    else:  # interrupted
+        for path in [*folder.glob("lib/python*/site-packages/pip*"), *folder.glob("lib/python*/site-packages/small*")]:
+            shutil.rmtree(path)
+    done = set_up()
+    assert done.returncode == 0, done.stderr
+    torch_here, small, extra = versions_in(folder / "bin/python")
+    assert (torch_here, extra) == ("2.5.1+cu121", "1.0") and small.startswith("2.")
 
 
 def test_an_environment_with_everything_in_range_is_used_as_it_is(server, tmp_path):

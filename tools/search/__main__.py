@@ -19,8 +19,6 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from engine.errors import UserError
 from engine.run.command_line import run_command
 from engine.run.run_folder import hold
@@ -53,6 +51,8 @@ def main(config: SearchConfig) -> int:
 
 def search(plan: Plan) -> int:
     """Runs or resumes both stages and writes the results. Returns the exit code."""
+    from tqdm import tqdm
+
     from tools.search import outcome
     from tools.search.finals import FinalStage
     from tools.search.study import Study
