@@ -66,7 +66,7 @@ def main(config: Config) -> Any:  # an exit code, or None
 
     require_gpus(config.gpus)
     device, data_path = distributed.join(config.device, config.ddp_timeout), config.data_dir
-    config = distributed.from_first(lambda: inherit_run_options(config, typed))
+    config = inherit_run_options(config, typed)
     texts = texts_of(config) if config.do_predict and config.predict_file else None
     needs_data = config.do_train or config.do_eval or (config.do_predict and not texts)
     if needs_data and config.data_path == Config.data_path and config.fold is None:

@@ -54,8 +54,8 @@ def test_the_first_command_works_right_after_the_clone(command, tmp_path):
     for row in rows:
         for entity in json.loads(row["slots"]):
             assert row["text"][entity["start"] : entity["end"]] == entity["text"]
-    first, *_, report = [line for line in done.stderr.splitlines() if not re.match(r"\S+   \d\. ", line)]
-    assert "training a tokenizer" in first and report.endswith("report.html")
+    first, second, *_, report = [line for line in done.stderr.splitlines() if not re.match(r"\S+   \d\. ", line)]
+    assert " template " in first and "training a tokenizer" in second and report.endswith("report.html")
     assert done.stderr.count("predictions in") == 1  # each message once, on the console
 
     (tmp_path / "mine.txt").write_text("play Yesterday by Adele\n\n明天北京天气怎么样\n", encoding="utf-8")

@@ -18,6 +18,7 @@ from engine.errors import UserError
 from engine.model import lora
 from engine.model.encoders import fit_vocabulary
 from engine.model.head import Head
+from engine.run import distributed
 from engine.run.command_line import first_line
 from engine.run.launch import restarts
 from engine.run.run_folder import checkpoint_of, read_options
@@ -44,10 +45,15 @@ def own_checkpoint(config: Any) -> Path | None:
 
 def inherit_run_options(config: Any, typed: Collection[str] = ()) -> Any:
     """The options, where those that describe the weights are those of --init_from, and the learning rates too unless
-    given. A resumed run has them in its own args.json. typed: options that the command line sets, also to their
+    given. Of several processes the first reads them. typed: options that the command line sets, also to their
     defaults. Raises UserError for options that contradict the weights."""
+    return replace(config, **distributed.from_first(lambda: options_to_inherit(config, typed)))
+
+
+def options_to_inherit(config: Any, typed: Collection[str]) -> dict[str, Any]:
+    """The options that --init_from sets; a resumed run has them in its own args.json."""
     if not (config.init_from and config.do_train):
-        return config
+        return {}
     defaults, resumed = {f.name: f.default for f in fields(config)}, resumes(config)
     own = config.run_dir / "args.json"
     taken, before = {}, defaults | (read_options(own, type(config)) if resumed else options_of_run(config))
@@ -62,7 +68,7 @@ def inherit_run_options(config: Any, typed: Collection[str] = ()) -> Any:
         taken["lr"] = config.lr or before["lr"]
         ratio = before["head_lr"] / before["lr"]
         taken["head_lr"] = config.head_lr or min(taken["lr"] * ratio, max(taken["lr"], 1e-2))
-    return replace(config, **taken)
+    return taken
 
 
 def options_of_run(config: Any) -> dict[str, Any]:

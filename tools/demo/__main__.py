@@ -30,7 +30,9 @@ class DemoConfig:
     data_path: str = option(Config.data_path, "processed folder; the page shows examples from its test part")
     pretrain_model_path: str = option("", "path of the base model of a LoRA adapter, if it has moved")
     device: str = option("auto", "auto, cpu, cuda:0, mps, xpu, npu", group="machine")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = option("fp32", "autocast to half precision")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto", "autocast to half precision; auto: as in training"
+    )
     eval_batch_size: int = option(64, "texts per batch")
     report_language: Literal["auto", "en", "zh"] = option("auto", "language of the page; auto: that of the texts")
 
