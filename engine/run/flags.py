@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 
@@ -19,6 +20,9 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(prog=f"python -m {spec.parent}" if spec and spec.parent else None, **options)
 
     def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0].split("=")[0]
+        if unknown != message and (close := get_close_matches(unknown, self._option_string_actions, n=1)):
+            message += f"; did you mean {close[0]}?"
         self.exit(2, one_line(f"error: {message} (--help lists all flags)") + "\n")
 
 

@@ -13,6 +13,7 @@ from config import Config
 from data_process import DataConfig
 from engine.run.command_line import flag_names, parse_args
 from engine.run.field_flags import ALIASES, INSTEAD
+from engine.run.flags import OneLineParser
 from engine.train.optimization import warmup_steps
 from tools.report.__main__ import ReportConfig
 
@@ -131,6 +132,15 @@ def test_switches_of_half_precision(flags, precision):
 )
 def test_a_mistake_says_what_to_write(flags, said, capsys):
     assert said in refusal(capsys, flags) + " (--help"
+
+
+def test_a_typo_in_a_command_that_needs_no_dataclass_is_answered(capsys):
+    parser = OneLineParser()
+    parser.add_argument("--port")
+    for words, said in ((["--porrt=3"], "--porrt=3; did you mean --port? ("), (["--xyz", "3"], "--xyz 3 (")):
+        with pytest.raises(SystemExit):
+            parser.parse_args(words)
+        assert capsys.readouterr().err.startswith(f"error: unrecognized arguments: {said}")
 
 
 def test_advice_names_only_flags_of_the_command(capsys):
