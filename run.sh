@@ -9,8 +9,6 @@
 # A small encoder and ten epochs are enough for the sample; remove these three flags for data of your own.
 set -eu
 cd "$(dirname "$0")"
-requirements="requirements.txt"
-. ./setup_env.sh
 
 refuse() { echo "error: $1" >&2; exit 2; }
 num_gpus= gpus= flag=
@@ -29,6 +27,10 @@ done
 case $gpus in *[!0-9,]* | ,* | *, | *,,*) refuse "--gpus=$gpus must be numbers of GPUs, such as 0,1" ;; esac
 case $num_gpus in 0* | *[!0-9]* | ?????*) refuse "--num_gpus=$num_gpus must be a number of at least 1" ;; esac
 [ -z "$gpus" ] || [ -z "$num_gpus" ] || refuse "--gpus and --num_gpus exclude each other"
+
+requirements="requirements.txt"
+. ./setup_env.sh
+
 if [ -n "$gpus" ]; then
     export CUDA_VISIBLE_DEVICES="$gpus" CUDA_DEVICE_ORDER=PCI_BUS_ID
     num_gpus=$(echo "$gpus" | tr , '\n' | sort -nu | wc -l)

@@ -280,7 +280,7 @@ def run_sh(tmp_path):
     """run_sh(flags, gpus=N, …) -> the finished run.sh, in a copy whose python prints its arguments and finds N GPUs."""
     for name in ("run.sh", "requirements.txt"):
         (tmp_path / name).write_text((ROOT / name).read_text())
-    (tmp_path / "setup_env.sh").write_text(f'PYTHON="{tmp_path}/bin/python"\n')
+    (tmp_path / "setup_env.sh").write_text(f'touch set_up\nPYTHON="{tmp_path}/bin/python"\n')
     (tmp_path / "bin").mkdir()
 
     def write(name, lines):
@@ -341,9 +341,10 @@ def test_run_sh_respects_the_visible_gpus(run_sh):
         "--gpus ,",
     ],
 )
-def test_run_sh_refuses_wrong_numbers_in_one_line(flags, run_sh):
+def test_run_sh_refuses_wrong_numbers_in_one_line_before_it_sets_anything_up(flags, run_sh, tmp_path):
     code, out, err = run_sh(flags, 2)
     assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
+    assert not (tmp_path / "set_up").exists()
 
 
 def test_run_sh_says_what_batch_size_means():
