@@ -49,7 +49,7 @@ if [ -n "${FORCE_VENV:-}" ] || ! problems=$("$PYTHON" $environment check $requir
         if ! set_up constraints.txt; then
             # The tested versions may not fit to what is there already: any within the ranges, then
             ls .venv/lib/python*/site-packages/shared.pth > /dev/null 2>&1 && set_up /dev/null || {
-                echo "error: pip failed; its message is above. If it cannot reach pypi.org: export PIP_INDEX_URL=https://pypi.tuna.tsinghua.edu.cn/simple, or another mirror" >&2
+                echo "error: pip failed; its message is above. If it cannot reach its index, set PIP_INDEX_URL to a mirror" >&2
                 exit 2
             }
         fi

@@ -163,10 +163,10 @@ def gpu_problem(of_pypi: bool = False) -> str | None:
     if cuda is None:
         return f"{gpu} {name} is built without CUDA: install a build with it (https://pytorch.org/get-started/locally)"
     if (driver := int(found[1].split(".")[0])) < oldest:
-        index = f"https://download.pytorch.org/whl/{'cu126' if driver >= DRIVERS['12'] else 'cu118'}"
+        older = "12.6" if driver >= DRIVERS["12"] else "11.8"
         return (
             f"{gpu} {name} is built for CUDA {cuda}, which needs driver {oldest} or newer: update the driver, or "
-            f"install a torch for an older CUDA (pip install torch --index-url {index})"
+            f"install a torch for CUDA {older} (https://pytorch.org/get-started/locally)"
         )
     return None if of_pypi else f"{gpu} {name} sees no GPU: python -c 'import torch; torch.cuda.init()' prints why"
 

@@ -240,7 +240,7 @@ def driver(tmp_path, monkeypatch):
     [
         ("13.0", "535.104.05", "is built for CUDA 13.0, which needs driver 580 or newer: update the driver, or"),
         ("12.4", "470.57", "needs driver 525 or newer"),
-        ("12.4", "470.57", "whl/cu118"),  # torch for CUDA 12 would not do
+        ("12.4", "470.57", "for CUDA 11.8 (https"),  # torch for CUDA 12 would not do
         ("13.0", "580.65.06", "sees no GPU: python -c"),
         (None, "580.65.06", "is built without CUDA"),
     ],
