@@ -27,14 +27,16 @@ done
 case $gpus in *[!0-9,]* | ,* | *, | *,,*) refuse "--gpus=$gpus must be numbers of GPUs, such as 0,1" ;; esac
 case $num_gpus in 0* | *[!0-9]* | ?????*) refuse "--num_gpus=$num_gpus must be a number of at least 1" ;; esac
 [ -z "$gpus" ] || [ -z "$num_gpus" ] || refuse "--gpus and --num_gpus exclude each other"
+if [ -n "$gpus" ]; then
+    num_gpus=$(echo "$gpus" | tr , '\n' | sort -nu | wc -l)
+    [ "$num_gpus" -eq "$(echo "$gpus" | tr , '\n' | wc -l)" ] || refuse "--gpus=$gpus names a GPU twice"
+fi
 
 requirements="requirements.txt"
 . ./setup_env.sh
 
 if [ -n "$gpus" ]; then
     export CUDA_VISIBLE_DEVICES="$gpus" CUDA_DEVICE_ORDER=PCI_BUS_ID
-    num_gpus=$(echo "$gpus" | tr , '\n' | sort -nu | wc -l)
-    [ "$num_gpus" -eq "$(echo "$gpus" | tr , '\n' | wc -l)" ] || refuse "--gpus=$gpus names a GPU twice"
     set -- "$@" "--gpus=$gpus"  # which ends if torch does not see all of them
 elif [ -z "$num_gpus" ] && command -v nvidia-smi > /dev/null; then
     num_gpus=$("$PYTHON" -c "import torch; print(torch.cuda.device_count())")

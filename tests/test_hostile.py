@@ -584,7 +584,7 @@ def test_a_page_is_told_nothing_by_a_client_that_goes_while_it_sends(run, sample
     words = [python, "-m", "tools.demo", "--address", "127.0.0.1:0", "--device", "cpu"]
     words += ["--checkpoint", run[0] / "checkpoints/best", "--data_path", sample, "--output_dir", tmp_path]
     with subprocess.Popen(list(map(str, words)), cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        port = int(re.search(r"127.0.0.1:(\d+)", process.stderr.readline())[1])
+        port = int(next(found[1] for line in process.stderr if (found := re.search(r"127.0.0.1:(\d+)", line))))
         for _ in range(3):
             with socket.create_connection(("127.0.0.1", port)) as line:
                 line.sendall(HALF.replace(b"/predict", b"/label"))

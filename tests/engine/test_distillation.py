@@ -225,7 +225,7 @@ def test_gradient_equals_the_oracle(use_crf, accumulation, every_kind, two_teach
 
 
 BROKEN = {  # module: [(line, broken)]
-    tricks: [(" - self.loss_of_labels(output.losses)", ""), ("self.weight * more", "more")],
+    tricks: [(" - self.loss_of_labels(output.losses)", ""), ("self.weight * difference", "difference")],
     distributions: [
         ("return temperature**2 * (normalizers", "return (normalizers"),
         ("F.softplus(logits).sum(-1)", "logits.logsumexp(-1)"),
@@ -254,7 +254,10 @@ BROKEN = {  # module: [(line, broken)]
         ("return SoftTargets(values / len(teachers)", "return SoftTargets(values"),
         (".float() / self.temperature", ".float()"),
     ],
-    teachers: [("in zip(self.of_step, group)])", "in zip(self.of_step[:1], group)])"), ("loss / count", "loss")],
+    teachers: [
+        ("in zip(self.step_targets, group)])", "in zip(self.step_targets[:1], group)])"),
+        ("loss / count", "loss"),
+    ],
 }
 
 

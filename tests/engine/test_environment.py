@@ -313,7 +313,7 @@ def server(tmp_path, monkeypatch):
         script = 'set -eu; requirements="requirements.txt"; . ./setup_env.sh; echo "$PYTHON"'
         path = f"{more.pop('PATH', '')}{tmp_path / 'active/bin'}{os.pathsep}{os.environ['PATH']}"
         wheels = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "wheels")}
-        environment = {**os.environ, **wheels, "PATH": path, "PIP_CONFIG_FILE": os.devnull, **more}
+        environment = {**os.environ, "FORCE_VENV": "", **wheels, "PATH": path, "PIP_CONFIG_FILE": os.devnull, **more}
         return subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, timeout=300)
 
     def make(torch_version):

@@ -696,7 +696,12 @@ def test_a_row_of_100_mb_is_one_line_in_little_memory(suffix, tmp_path):
     text = body.get(suffix, '{"text": "a", "label": "x"}\n{"text": "%s", "label": "y"}\n') % ("文" * 34_000_000)
     (tmp_path / f"a.{suffix}").write_text(text, encoding="utf-8")
     code, errors, peak = run_measured(["--input", f"a.{suffix}", "--output_dir", "out"], tmp_path)
-    assert code == 2 and len(errors) == 1 and "longer than 16,777,216 characters" in errors[0] and "row " in errors[0]
+    assert (
+        code == 2
+        and len(errors) == 1
+        and "longer than the limit of 16,777,216 characters" in errors[0]
+        and "row " in errors[0]
+    )
     assert peak < 2000
 
 
