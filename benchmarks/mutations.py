@@ -72,8 +72,8 @@ MUTATIONS = {
     ),
     "numbers come back standardized": (
         "model_utils.py",
-        "logits.double() * self.task.std",
-        "logits.double()",
+        "to_double(logits) * self.task.std",
+        "to_double(logits)",
         "model_utils any_data",
     ),
     "the forward algorithm without ends": (
