@@ -121,9 +121,8 @@ class TensorBoard:
     """Curves for `tensorboard --logdir output`."""
 
     name = package = "tensorboard"  # in --report_to, and to import and install; a tracker without a name is always used
-    overwrites = (
-        True  # a resumed run overwrites later points; the services of the others cannot, and get no point twice
-    )
+    # A resumed run overwrites later points; the services of the other trackers cannot, and get no point twice
+    overwrites = True
 
     def __init__(self, config: Config, step: int):
         """step: optimizer steps done."""

@@ -6,6 +6,7 @@ Packages, each importing only those before it: task, run, model, data, predict, 
 
 import sys
 from pathlib import Path
+from typing import Any
 
 if sys.version_info < (3, 10):  # noqa: UP036  before a module is imported that this Python cannot run
     print(f"error: needs Python 3.10 or newer, but {sys.executable} is {sys.version.split()[0]}", file=sys.stderr)
@@ -14,7 +15,7 @@ if sys.version_info < (3, 10):  # noqa: UP036  before a module is imported that 
 excepthook = sys.excepthook
 
 
-def end_without_package(kind, error, trace):  # type: ignore[no-untyped-def]
+def end_without_package(kind: Any, error: BaseException, trace: Any) -> Any:
     """A sys.excepthook: if a package is not installed, a command of this repository ends in one line with exit code 2.
     Most packages are imported before run_command starts."""
     from engine.run.environment import line_of_import_error

@@ -1,6 +1,6 @@
 """Chooses the device, and settings that depend on it.
 
-An accelerator is whatever torch.accelerator finds; nothing here names one that needs no exception.
+An accelerator is the device that torch.accelerator reports; only those that need an exception are named here.
 """
 
 import ctypes

@@ -43,7 +43,7 @@ def wrong_answers(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
         for answer, probability in zip(answers.tolist(), probabilities.tolist()):
             head.to_labels(answer, probability)
     if seen and logits.ndim == 2 and len(seen) < len(labels):
-        return f"never returns {labels[min(set(range(len(labels))) - seen)]!r}, whatever the logits"
+        return f"never returns {labels[min(set(range(len(labels))) - seen)]!r} for any of the logits tried"
     return None
 
 
