@@ -169,7 +169,9 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         exclusive=True,
         auto=None,
     )
-    scheduler: Literal["cosine", "linear", "constant"] = option("cosine", "learning rate schedule after warmup")
+    scheduler: Literal["cosine", "linear", "constant", "plateau"] = option(
+        "cosine", "learning rate schedule after warmup; plateau: halved if two epochs bring no better dev score"
+    )
     warmup_epochs: float | None = option(
         None, "epochs of linear warmup (default: a tenth of them)", aliases=["warm_up_epochs"], low=0, auto=None
     )
@@ -287,7 +289,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         """
         if "word_pooling" not in before and before.get("pooling") == "first" and self.pooling == "auto":
             before = before | {"pooling": "auto"}  # auto did not exist yet; for encoders it means the same
-        constant = self.scheduler == "constant" and self.warmup_epochs is not None
+        constant = self.scheduler in ("constant", "plateau") and self.warmup_epochs is not None
         longer = constant and not (self.use_awp or self.use_swa) and self.epochs >= before.get("epochs", self.epochs)
         before = {option_field.name: option_field.default for option_field in dataclasses.fields(self)} | before
         before |= {name: auto for name, auto in self.auto_values().items() if self.is_auto(name)}

@@ -163,7 +163,7 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
 def build_trainer(config: Config, device: torch.device, data: Data) -> Trainer:
     """Builds the model, optimizer, schedule and tricks, and a Trainer with them."""
     from engine.train.automatic import resolve
-    from engine.train.optimization import parameter_groups, steps_per_epoch
+    from engine.train.optimization import merge_groups, parameter_groups, steps_per_epoch
     from model_utils import build_model
     from trainer import Trainer, TrainingSetup, build_optimizer, build_scheduler
     from tricks import build_tricks
@@ -172,7 +172,8 @@ def build_trainer(config: Config, device: torch.device, data: Data) -> Trainer:
     model = build_model(config, tokenizer, tasks, own).to(device)
     config = resolve(config, model.encoder, device, len(train_loader))
     tricks = build_tricks(model, config)
-    optimizer = build_optimizer(tricks.param_groups(parameter_groups(model, config)), config, device)
+    groups = tricks.param_groups(parameter_groups(model, config))
+    optimizer = merge_groups(build_optimizer(groups, config, device))
     scheduler = build_scheduler(optimizer, config, steps_per_epoch(len(train_loader), config))
     tricks.begin(train_loader, config)
     setup = TrainingSetup(train_loader, dev_loader, optimizer, scheduler, tricks)

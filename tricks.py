@@ -349,19 +349,17 @@ class LayerwiseDecay(Trick):
         return cls(model, config.layer_decay) if config.layer_decay < 1 else None
 
     def __init__(self, model: MyModel, decay: float = 0.9):
-        named = dict(model.encoder.named_parameters())
-        layers, self.num_layers = layer_ids(model.encoder)
-        self.decay, self.layer = decay, {named[name]: layer for name, layer in layers.items()}
+        self.decay, self.num_layers = decay, layer_ids(model.encoder)[1]
 
     def param_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        by_layer: dict[tuple[int, int], dict[str, Any]] = {}
-        for number, group in enumerate(groups):
-            for p in group["params"]:
-                layer = min(self.layer.get(p, self.num_layers), self.num_layers)
-                lr = group["lr"] * self.decay ** (self.num_layers - layer)
-                by_layer.setdefault((number, layer), {**group, "params": [], "lr": lr})["params"].append(p)
+        def layers_above(group: dict[str, Any]) -> int:
+            return max(0, self.num_layers - group["layer"])
+
+        for group in groups:
+            group["lr"] *= self.decay ** layers_above(group)
+        parts = list(dict.fromkeys(group["part"] for group in groups))
         # Top layer first, because the log shows the learning rate of the first group
-        return [by_layer[key] for key in sorted(by_layer, key=lambda key: (key[0], -key[1]))]
+        return sorted(groups, key=lambda group: (parts.index(group["part"]), layers_above(group)))
 
 
 class GradualUnfreezing(Trick):
