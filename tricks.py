@@ -328,6 +328,11 @@ class Distillation(MultiTeacher):
         return output
 
     def begin(self, train_loader: MyDataLoader | MyIterableDataLoader, config: Config) -> None:
+        if train_loader.dataset.augment and any(self.heads[name].task.needs_words for name in self.taught):
+            raise UserError(
+                "--teacher answers each word as it is in the file, but `augment` changes it; drop one of them"
+            )
+
         def batches_of(examples: list[dict[str, Any]], featurizer: Featurizer) -> MyDataLoader:
             return MyDataLoader(MyDataset(examples, featurizer, quiet=True), config.eval_batch_size)
 
