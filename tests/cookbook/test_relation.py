@@ -1,0 +1,123 @@
+"""docs/cookbook/relation.md: its answers, computed again from the checkpoint's files with transformers alone; and texts
+whose markers the head cannot read."""
+
+import json
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+from safetensors.torch import load_file
+from test_cookbook import Road, edits_of
+from transformers import AutoTokenizer, BertConfig, BertModel
+
+import model_utils
+from config import Config
+from data_loader import MyDataset
+from engine.data.features import Featurizer
+from engine.errors import UserError
+from engine.model.head import token_ids
+from engine.model.pooling import vector_at
+from main import build_trainer, load_data, load_trained
+
+PAGE = ROOT / "docs/cookbook/relation.md"
+MARKERS = "<e1>,</e1>,<e2>,</e2>"
+
+
+def plain_encoder(best):
+    """(tokenizer, encoder, all tensors) of a checkpoint, without this project's code."""
+    tensors = load_file(best / "model.safetensors")
+    encoder = BertModel(BertConfig.from_pretrained(best), add_pooling_layer=False).eval()
+    encoder.load_state_dict({k.removeprefix("encoder."): v for k, v in tensors.items() if k.startswith("encoder.")})
+    return AutoTokenizer.from_pretrained(best), encoder, tensors
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_answers_come_from_the_vectors_at_the_start_markers(sample, tmp_path, fork_server):
+    road = Road(PAGE, sample, tmp_path, fork_server)
+    with road.forks:
+        road.forks.run([*road.train("run"), "--predict_output", "answers.jsonl", "--precision", "fp32"])
+    best = road.folder / "output/run/checkpoints/best"
+    tokenizer, encoder, tensors = plain_encoder(best)
+    labels = json.loads((best / "labels.json").read_text(encoding="utf-8"))["relation"]["labels"]
+    rows = [json.loads(line) for line in (road.folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) > 5
+    for row in rows:
+        encoded = tokenizer(row["text"], return_tensors="pt")
+        hidden, tokens = encoder(**encoded).last_hidden_state[0], tokenizer.convert_ids_to_tokens(encoded.input_ids[0])
+        vector = torch.cat([hidden[tokens.index("<e1>")], hidden[tokens.index("<e2>")]])
+        head = [tensors[f"output_layer.heads.relation.linear.{name}"] for name in ("weight", "bias")]
+        probabilities = torch.nn.functional.linear(vector, *head).softmax(0)
+        assert row["relation"] == labels[probabilities.argmax()]
+        assert row["relation_probability"] == pytest.approx(float(probabilities.max()), abs=1e-4)
+
+
+# ---- in this process: texts and tokenizers that do not fit ----------------------------------------------------------
+
+
+@pytest.fixture
+def relations(tmp_path, monkeypatch):
+    """(config, trainer, data) with the page's head, on a few texts."""
+    monkeypatch.setattr(model_utils, "HEADS", dict(model_utils.HEADS))
+    exec(edits_of(PAGE)[0][3], vars(model_utils))
+    monkeypatch.delattr(model_utils, "RelationHead")
+    folder = tmp_path / "relations"
+    folder.mkdir()
+    rows = [{"text": f"a <e1>w{n % 3}</e1> of <e2>w{n % 4}</e2>", "relation": "ab"[n % 2], "id": n} for n in range(16)]
+    for part in ("train", "dev"):
+        lines = (json.dumps(row | {"id": str(row["id"])}) + "\n" for row in rows)
+        (folder / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8")
+    task = {"relation": {"type": "classification", "labels": ["a", "b"]}}
+    (folder / "labels.json").write_text(json.dumps(task), encoding="utf-8")
+    options = dict(data_path=str(folder), output_dir=str(tmp_path / "output"), model_version="run", do_train=True)
+    return Config(**TINY | options, special_tokens=MARKERS)
+
+
+def test_without_the_special_tokens_the_error_names_the_option(relations, tmp_path):
+    config = Config(**TINY | dict(data_path=relations.data_path, do_train=True))
+    with pytest.raises(UserError, match=f"<e1>, </e1>, <e2>, </e2>: .* add --special_tokens '{MARKERS}'"):
+        load_data(config, torch.device("cpu"))
+
+
+def test_a_name_that_is_unknown_or_several_tokens_is_refused(relations):
+    tokenizer = load_data(relations, torch.device("cpu")).tokenizer
+    assert token_ids(tokenizer, ["<e1>", "</e2>"]) == [tokenizer.get_vocab()[name] for name in ("<e1>", "</e2>")]
+    for name in ("<e3>", "\u9f98", "", "w1 w2"):
+        with pytest.raises(UserError, match="--special_tokens"):
+            token_ids(tokenizer, ["<e1>", name])
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("no markers", "has 0 <e1>"),
+        ("<e1>a</e1> and b", "has 0 <e2>"),
+        ("<e1>a</e1> <e1>b</e1> <e2>c</e2>", "has 2 <e1>"),
+        ("x " * 40 + "<e1>a</e1> <e2>b</e2>", "--max_length 32 cuts <e1> off"),
+        ("<e1>a</e1>" + "x " * 40 + "<e2>b</e2>", "--max_length 32 cuts <e2> off"),
+    ],
+)
+def test_a_text_without_a_marker_within_reach_is_refused_by_name(relations, text, reason):
+    data = load_data(relations, torch.device("cpu"))
+    config = relations
+    trainer = build_trainer(config, torch.device("cpu"), data)
+    trainer.train()
+    _, featurizer = load_trained(config.run_dir / "checkpoints/best", config, torch.device("cpu"))
+    featurizer.max_length = 32
+    good = {"id": "6", "text": "<e1>a</e1> <e2>b</e2>"}
+    assert len(MyDataset([good], featurizer)) == 1
+    with pytest.raises(UserError, match=f"example 7: .*{reason}"):
+        MyDataset([good, {"id": "7", "text": text}], featurizer)
+
+
+def test_markers_are_part_of_the_token_cache(relations):
+    data = load_data(relations, torch.device("cpu"))
+    plain = Featurizer(data.tokenizer, data.tasks, relations.max_length)
+    assert plain.fingerprint() != data.dev_loader.dataset.featurizer.fingerprint()
+
+
+def test_vector_at_never_reads_another_position():
+    hidden = torch.randn(3, 4, 5)
+    inputs = {"input_ids": torch.tensor([[7, 1, 9, 1], [9, 7, 0, 0], [1, 2, 3, 4]])}
+    vectors = vector_at(hidden, inputs, 7)
+    assert torch.equal(vectors, torch.stack([hidden[0, 0], hidden[1, 1], torch.zeros(5)]))
