@@ -18,13 +18,12 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from sklearn.metrics import f1_score
 
 import model_utils
-from config import Config
+from config import ROOT, Config
 from data_process import DataConfig, process
 from engine.run.command_line import parse_args
 from main import main

@@ -20,6 +20,7 @@ from engine.model.pooling import vector_at
 from main import build_trainer, load_data, load_trained
 
 PAGE = ROOT / "docs/cookbook/relation.md"
+CPU = torch.device("cpu")
 MARKERS = "<e1>,</e1>,<e2>,</e2>"
 
 
@@ -76,11 +77,11 @@ def relations(tmp_path, monkeypatch):
 def test_without_the_special_tokens_the_error_names_the_option(relations, tmp_path):
     config = Config(**TINY | dict(data_path=relations.data_path, do_train=True))
     with pytest.raises(UserError, match=f"<e1>, </e1>, <e2>, </e2>: .* add --special_tokens '{MARKERS}'"):
-        load_data(config, torch.device("cpu"))
+        load_data(config, CPU)
 
 
 def test_a_name_that_is_unknown_or_several_tokens_is_refused(relations):
-    tokenizer = load_data(relations, torch.device("cpu")).tokenizer
+    tokenizer = load_data(relations, CPU).tokenizer
     assert token_ids(tokenizer, ["<e1>", "</e2>"]) == [tokenizer.get_vocab()[name] for name in ("<e1>", "</e2>")]
     for name in ("<e3>", "\u9f98", "", "w1 w2"):
         with pytest.raises(UserError, match="--special_tokens"):
@@ -98,11 +99,11 @@ def test_a_name_that_is_unknown_or_several_tokens_is_refused(relations):
     ],
 )
 def test_a_text_without_a_marker_within_reach_is_refused_by_name(relations, text, reason):
-    data = load_data(relations, torch.device("cpu"))
+    data = load_data(relations, CPU)
     config = relations
-    trainer = build_trainer(config, torch.device("cpu"), data)
+    trainer = build_trainer(config, CPU, data)
     trainer.train()
-    _, featurizer = load_trained(config.run_dir / "checkpoints/best", config, torch.device("cpu"))
+    _, featurizer = load_trained(config.run_dir / "checkpoints/best", config, CPU)
     featurizer.max_length = 32
     good = {"id": "6", "text": "<e1>a</e1> <e2>b</e2>"}
     assert len(MyDataset([good], featurizer)) == 1
@@ -110,8 +111,24 @@ def test_a_text_without_a_marker_within_reach_is_refused_by_name(relations, text
         MyDataset([good, {"id": "7", "text": text}], featurizer)
 
 
+@pytest.mark.slow
+def test_an_export_reads_the_markers_too(relations, tmp_path):
+    pytest.importorskip("onnxruntime", reason="pip install -r tools/export/requirements.txt")
+    pytest.importorskip("onnxscript", reason="pip install -r tools/export/requirements.txt")
+    from tools.export.__main__ import ExportConfig, export
+    from tools.export.predictor import InputError, Predictor
+
+    build_trainer(relations, CPU, load_data(relations, CPU)).train()
+    best = relations.run_dir / "checkpoints/best"
+    export(ExportConfig(checkpoint=str(best), output_dir=str(tmp_path / "shipped")))  # compares the answers on dev
+    predictor = Predictor(tmp_path / "shipped")
+    assert predictor(["<e1>w1</e1> of <e2>w2</e2>"])[0]["relation"] in ("a", "b")
+    with pytest.raises(InputError, match="row 2: it has 0 <e2>"):
+        predictor(["<e1>w1</e1> of <e2>w2</e2>", "<e1>w1</e1>"])
+
+
 def test_markers_are_part_of_the_token_cache(relations):
-    data = load_data(relations, torch.device("cpu"))
+    data = load_data(relations, CPU)
     plain = Featurizer(data.tokenizer, data.tasks, relations.max_length)
     assert plain.fingerprint() != data.dev_loader.dataset.featurizer.fingerprint()
 
