@@ -1,18 +1,19 @@
 """SemEval-2010 Task 8 (Hendrickx et al., 2010): the head of docs/cookbook/relation.md, by the official score.
 
-    python benchmarks/semeval.py --data DIR --pretrain_model_path MODEL_FOLDER [--seeds 1 2 3 4 5] [-- FLAGS OF main.py]
+    python benchmarks/semeval.py --data DIR --pretrain_model_path MODEL_FOLDER [--seeds 1 2 3 4 5]
 
 --data: a folder with train.txt (8,000 sentences) and test.txt (2,717) in the format of the task's release: number, tab,
 sentence in quotes; then the relation; then a comment. 800 rows of train are held out as dev, stratified, the same for
 all seeds. Each run trains as main.py does; test is labelled once, by the checkpoint that is best on dev. Prints the
 official score of dev and test, with the CPU time of training and evaluation, for each seed and as a mean. A run that is
-finished is not trained again.
+finished is not trained again. --options: further flags of main.py.
 """
 
 import argparse
 import csv
 import json
 import re
+import shlex
 import statistics
 import sys
 import time
@@ -29,7 +30,6 @@ from engine.run.command_line import parse_args
 from main import main
 
 MARKERS = "<e1>,</e1>,<e2>,</e2>"
-NUM_DEV = 800
 
 
 def official_f1(gold, predicted):
@@ -51,7 +51,7 @@ def convert(source, folder):
     folder.mkdir(parents=True, exist_ok=True)
     total = 0
     for part in ("train", "test"):
-        blocks = (source / f"{part}.txt").read_text(encoding="utf-8-sig").replace("\r", "").strip().split("\n\n")
+        blocks = re.split(r"\n\s*\n", (source / f"{part}.txt").read_text(encoding="utf-8-sig").strip())
         with open(folder / f"{part}.csv", "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["id", "text", "relation"])
@@ -76,7 +76,7 @@ def labels_of(run, part):
     return tuple([row["answers"]["relation"][kind] for row in rows] for kind in ("gold", "predicted"))
 
 
-def scores_of(options, data, seed, flags):
+def scores_of(options, data, seed):
     """{"dev", "test": official F1 in %, "minutes": CPU time}. Trains the run, unless its scores are there."""
     run = Path(options.output_dir) / f"seed-{seed}"
     found = run / "semeval.json"
@@ -85,24 +85,24 @@ def scores_of(options, data, seed, flags):
         paths = ["--data_path", str(data), "--output_dir", options.output_dir, "--model_version", run.name]
         paths += ["--pretrain_model_path", options.pretrain_model_path, "--random_seed", str(seed)]
         start = time.process_time()
-        main(parse_args(Config, [*fixed, *paths, *flags]))
+        main(parse_args(Config, [*fixed, *paths, *shlex.split(options.options)]))
         scores = {part: round(100 * official_f1(*labels_of(run, part)), 2) for part in ("dev", "test")}
         scores["minutes"] = round((time.process_time() - start) / 60, 1)
         found.write_text(json.dumps(scores), encoding="utf-8")
     return json.loads(found.read_text(encoding="utf-8"))
 
 
-def compare(options, flags):
+def compare(options):
     folder = Path(options.output_dir)
     data = folder / "data"
     if not (data / "labels.json").exists():
         total = convert(Path(options.data), folder / "raw")
         raw = dict(input=str(folder / "raw"), output_dir=str(data), label_column="relation")
-        process(DataConfig(**raw, label_type="relation=classification", dev_ratio=NUM_DEV / total))
+        process(DataConfig(**raw, label_type="relation=classification", dev_ratio=options.num_dev / total))
     use_head_of_page()
     results = {}
     for seed in options.seeds:
-        results[seed] = scores_of(options, data, seed, flags)
+        results[seed] = scores_of(options, data, seed)
         print(f"seed {seed}: " + "  ".join(f"{name} {value:g}" for name, value in results[seed].items()), flush=True)
     for name in ("dev", "test", "minutes"):
         values = [scores[name] for scores in results.values()]
@@ -116,6 +116,6 @@ if __name__ == "__main__":
     parser.add_argument("--pretrain_model_path", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--output_dir", default="output/semeval")
-    arguments = sys.argv[1:]
-    own = arguments.index("--") if "--" in arguments else len(arguments)
-    compare(parser.parse_args(arguments[:own]), arguments[own + 1 :])
+    parser.add_argument("--num_dev", type=int, default=800)
+    parser.add_argument("--options", default="--epochs 5")
+    compare(parser.parse_args())

@@ -2,12 +2,17 @@
 whose markers the head cannot read."""
 
 import json
+import random
+import re
+import sys
+from collections import Counter
 
 import pytest
 import torch
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, read_json
 from safetensors.torch import load_file
 from test_cookbook import Road, edits_of
+from test_families import save_family
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 import model_utils
@@ -18,6 +23,9 @@ from engine.errors import UserError
 from engine.model.head import token_ids
 from engine.model.pooling import vector_at
 from main import build_trainer, load_data, load_trained
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import semeval
 
 PAGE = ROOT / "docs/cookbook/relation.md"
 CPU = torch.device("cpu")
@@ -138,3 +146,71 @@ def test_vector_at_never_reads_another_position():
     inputs = {"input_ids": torch.tensor([[7, 1, 9, 1], [9, 7, 0, 0], [1, 2, 3, 4]])}
     vectors = vector_at(hidden, inputs, 7)
     assert torch.equal(vectors, torch.stack([hidden[0, 0], hidden[1, 1], torch.zeros(5)]))
+
+
+# ---- the page in Chinese, and the benchmark -------------------------------------------------------------------------
+
+
+def test_the_page_in_chinese_has_the_same_code():
+    chinese = ROOT / "docs/zh/cookbook/relation.md"
+    assert edits_of(chinese) == edits_of(PAGE)
+    commands = [re.findall(r"^```sh\n(.*?)^```", page.read_text("utf-8"), re.M | re.S) for page in (chinese, PAGE)]
+    assert commands[0] == commands[1]
+
+
+def scorer(gold, predicted):
+    """The official score from its confusion matrix of undirected relations, in which answers in the wrong direction
+    have a column of their own: P = right / (column + wrong direction), R = right / row."""
+    matrix, wrong = Counter(), Counter()
+    for answer, label in zip(predicted, gold):
+        names = [name.partition("(")[0] for name in (answer, label)]
+        if names[0] == names[1] and answer != label:
+            wrong[names[1]] += 1
+        else:
+            matrix[tuple(names)] += 1
+    scores = []
+    for relation in {label.partition("(")[0] for label in gold} - {"Other"}:
+        right = matrix[relation, relation]
+        column = sum(n for (answer, _), n in matrix.items() if answer == relation) + wrong[relation]
+        row = sum(n for (_, label), n in matrix.items() if label == relation) + wrong[relation]
+        precision, recall = right / column if column else 0, right / row
+        scores.append(2 * precision * recall / (precision + recall) if right else 0)
+    return sum(scores) / len(scores)
+
+
+def test_the_score_is_the_official_one():
+    one, other, part = "Cause-Effect(e1,e2)", "Cause-Effect(e2,e1)", "Component-Whole(e1,e2)"
+    assert semeval.official_f1([one, other, "Other"], [one, other, "Other"]) == 1
+    assert semeval.official_f1([one, other], [other, one]) == 0  # every direction is wrong
+    assert semeval.official_f1([one, one], [one, other]) == 0.5  # P = R = 1 / 2: the wrong direction counts in both
+    assert semeval.official_f1([one, "Other"], [one, one]) == pytest.approx(2 / 3)  # P = 1 / 2, R = 1
+    assert semeval.official_f1([one, part], [one, "Other"]) == 0.5  # the mean of 1 and 0
+    assert semeval.official_f1([one, one], [one, part]) == pytest.approx(2 / 3)  # only relations of the key count
+    rng = random.Random(0)
+    labels = [one, other, part, "Component-Whole(e2,e1)", "Member-Collection(e2,e1)", "Other"]
+    for _ in range(50):
+        gold = [rng.choice(labels) for _ in range(60)]
+        predicted = [label if rng.random() < 0.6 else rng.choice(labels) for label in gold]
+        assert semeval.official_f1(gold, predicted) == pytest.approx(scorer(gold, predicted))
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_from_the_release_to_the_score(tmp_path, sample, command):
+    save_family("BERT", tmp_path / "bert", sample)
+    rows = [f'{n}\t"The <e1>a{n % 5}</e1> of the <e2>b{n % 3}</e2>."' for n in range(60)]
+    names = ["Cause-Effect(e1,e2)", "Cause-Effect(e2,e1)", "Other"]
+    blocks = [f"{row}\n{names[n % 3]}\nComment:{' x' * (n % 2)}\n" for n, row in enumerate(rows)]
+    (tmp_path / "train.txt").write_text("\n".join(blocks[:48]), encoding="utf-8", newline="\r\n")
+    (tmp_path / "test.txt").write_text("\n".join(blocks[48:]), encoding="utf-8")
+    flags = ["--data", tmp_path, "--pretrain_model_path", tmp_path / "bert", "--seeds", "1", "2", "--output_dir", "out"]
+    options = ["--num_dev", "12", "--options", "--epochs 1 --device cpu"]
+    done = command("benchmarks/semeval.py", *flags, *options)
+    assert done.returncode == 0, done.stderr
+    for seed in (1, 2):
+        scores = read_json(tmp_path / f"out/seed-{seed}/semeval.json")
+        answers = (tmp_path / f"out/seed-{seed}/answers/test.jsonl").read_text(encoding="utf-8").splitlines()
+        labels = [[json.loads(line)["answers"]["relation"][key] for line in answers] for key in ("gold", "predicted")]
+        assert len(answers) == 12 and scores["test"] == pytest.approx(100 * scorer(*labels), abs=0.01)
+    processed = (tmp_path / "out/data/test.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(processed[0])["text"] == "The <e1>a3</e1> of the <e2>b0</e2>."
+    assert json.loads(processed[0])["id"] == "48"
