@@ -27,13 +27,7 @@ from engine.model.crf import CRF, has_all_labels
 from engine.model.distributions import Bernoulli, Normal, Paths, Softmax, Spans  # noqa: F401 (for custom heads)
 from engine.model.encoders import build_transformer, freeze_layers, is_causal, pooling_of, takes_wide_mask
 from engine.model.head import Head, ImbalanceHead, TaskDict
-from engine.model.pooling import (  # noqa: F401 (some are for custom heads)
-    mean_of_tokens,
-    separate_pairs,
-    text_vectors,
-    vector_at,
-    word_vectors,
-)
+from engine.model.pooling import mean_of_tokens, separate_pairs, text_vectors, vector_at, word_vectors  # noqa: F401
 from engine.run.device import to_double
 from engine.run.run_folder import checkpoint_of
 from engine.task.task import IGNORE, Task, read_tasks
