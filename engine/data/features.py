@@ -63,7 +63,7 @@ class Featurizer:
         for head in heads:
             self.markers |= zip(head.markers, token_ids(self.tokenizer, head.markers))
             if head.level == "pair" and not self.apart:
-                self.apart, self.separator, self.max_length = True, None, self.max_length // 2
+                self.apart, self.max_length = True, self.max_length // 2
         return self
 
     def fingerprint(self) -> str:
