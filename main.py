@@ -143,6 +143,7 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
     from engine.model.hub import locate
     from engine.run import distributed
     from engine.train.initial import own_checkpoint
+    from model_utils import heads_of
     from preprocess.schema import load_labels, training_texts
 
     data_path = config.data_dir
@@ -157,6 +158,7 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
     )
     word_ends = pooling_of(config, pretrained_shape(config, own))[1] != "first"
     featurizer = Featurizer(tokenizer, tasks, config.max_length, config.window_stride, config.truncation, word_ends)
+    featurizer.fit(heads_of(tasks, config.use_crf).values())
     return Data(tokenizer, tasks, *build_loaders(config, data_path, featurizer, device, limit), own)
 
 

@@ -16,7 +16,7 @@ from forks import Forks
 PAGES = sorted(page for page in (ROOT / "docs/cookbook").glob("*.md") if page.name != "README.md")
 IDS = [page.stem for page in PAGES]
 MOST_PLACES = {"text_head": 2, "loss": 2, "contrastive_loss": 2, "metric": 2, "trick": 2, "mixup": 2, "file_format": 2}
-MOST_PLACES |= {"json_shape": 1}
+MOST_PLACES |= {"json_shape": 1, "relation": 1, "bi_encoder": 1}
 MOST_PLACES |= {"extra_inputs": 3, "optimizer": 3, "library_optimizer": 3, "schedule": 3, "own_encoder": 3}
 SMALL = "--device=cpu --epochs=2 --batch_size=8 --save_steps=1 --log_steps=2 --early_stop_patience=0 --hidden_size=32"
 SMALL += " --num_layers=1 --vocab_size=500 --max_length=48"
@@ -95,7 +95,7 @@ def write_raw(folder):
     """The raw files that the pages' commands name."""
     rng = random.Random(0)
     nouns, good, bad = ["film", "book", "song", "meal"], ["lovely", "great", "fine"], ["dull", "awful", "poor"]
-    reviews, pairs, records, calls = [], [], [], []
+    reviews, pairs, records, calls, relations = [], [], [], [], []
     for n in range(90):
         stars = 1 + n % 5
         text = f"a {rng.choice(good if stars > 3 else bad)} {rng.choice(nouns)} of {rng.choice(nouns)} number {n % 9}"
@@ -104,9 +104,12 @@ def write_raw(folder):
         pairs.append((f"a {noun} that is good", f"the {noun if n % 2 else other} was good", 4.5 if n % 2 else 1.5))
         marks = [{"kind": "thing", "at": {"from": 13, "upto": 12 + len(noun)}}]
         calls.append({"note": {"body": f"call about a {noun} at {n % 9}"}, "marks": marks, "topic": noun})
+        way, cause = ("was caused by", "e2,e1") if n % 2 else ("caused", "e1,e2")
+        relations.append((f"the <e1>{noun}</e1> number {n % 9} {way} a <e2>{other}</e2>", f'"Cause-Effect({cause})"'))
         records.append(f"verdict: {'good' if stars > 3 else 'bad'}\nstars: {stars}\ntext: {text}")
     write_csv(folder / "reviews.csv", "text,stars,age,price", reviews)
     write_csv(folder / "pairs.csv", "sentence1,sentence2,score", pairs)
+    write_csv(folder / "relations.csv", "text,relation", relations)
     (folder / "calls.jsonl").write_text("".join(json.dumps(call) + "\n" for call in calls), encoding="utf-8")
     (folder / "reviews.rec").write_text("\n".join(records) + "\n", encoding="utf-8")
 

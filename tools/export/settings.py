@@ -90,6 +90,8 @@ def write_settings(folder: Path, model: MyModel, featurizer: Featurizer) -> None
         "word_ends": featurizer.word_ends,
         "unit": text.token_unit(featurizer.tasks),
         "pairs": pairs_of(featurizer.tasks),
+        "apart": featurizer.apart,
+        "markers": featurizer.markers,
         "extras": extras_of(featurizer.tasks),
         "pad_id": featurizer.tokenizer.pad_token_id,
         "filler": featurizer.filler,
