@@ -420,12 +420,10 @@ class Trainer:
     def embed(self, loader: MyDataLoader) -> np.ndarray:
         """The vectors (N, H) of the loader's texts, see MyModel.embed; of a text in windows, that of the first one."""
         self.model.eval()
-        data, vectors = loader.dataset, np.zeros((0, self.model.hidden_size), np.float32)
+        data, vectors = loader.dataset, np.empty((len(loader.dataset), self.model.hidden_size), np.float32)
         for batch in tqdm(loader, desc="embedding", leave=False, delay=2):
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                 output = self.model.embed(batch.to(self.device).inputs).float().cpu().numpy()
-            if not len(vectors):
-                vectors = np.empty((len(data), output.shape[1]), np.float32)
             for row, vector in zip(batch.rows.tolist(), output):
                 if data.is_first(row):
                     vectors[data.example_index[row]] = vector

@@ -87,7 +87,7 @@ def explain(trainer: Any, loader: Any, task: str | None, label: str | None, word
     ):  # cuDNN has no gradient of an LSTM in eval mode
         index = index_of(heads[task], model(inputs).logits[task], inputs, label, place)
         scores, logit, baseline, steps = integrate(
-            model, inputs, is_word, data.pad_id, lambda logits: logits[task][(slice(None), *index)].squeeze(-1)
+            model, inputs, is_word, data.pad_id, lambda logits: logits[task][(slice(None), *index)]
         )
     by_word = np.zeros(len(words))
     for score, numbers in zip(scores, of_token):
@@ -124,13 +124,15 @@ def index_of(
         raise UserError("this task labels words: name one by its number, as in explain(text, task=…, word=0)")
     if head.level != "words" and word is not None:
         raise UserError("word is for tasks that label words; leave it out")
+    if not names and logits.ndim == 1 and label is None:
+        return ()
     if logits.shape[-1] != max(1, len(names)):
         raise UserError(f"the head {type(head).__name__} has no logit for each label, which explain needs")
     if label is not None and label not in names:
         raise UserError(f"there is no label {label!r}; the labels are {', '.join(names) or 'numbers'}")
     place = () if word is None else (word,)
     if label is not None or not names:
-        return (*place, names.index(label) if names else 0)
+        return (*place, names.index(label or "") if names else 0)
     answer = head.decode(logits, inputs)[0][(0, *place)]
     return (
         *place,

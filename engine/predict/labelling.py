@@ -112,21 +112,18 @@ def embed_rows(trainer: Any, rows: Any, load: Callable[[list[dict[str, Any]]], A
     check_all(rows, trainer.tasks)
     path, cuts = path_of_shard(path, trainer.config.shard), Cuts()
     refuse_same_file(path, "embed", rows.path)
-    examples = examples_of(rows, trainer.tasks, part.start, part.stop)
-    bar = tqdm(total=len(part), desc="embedding", unit=" rows", leave=False, delay=2)
     path.parent.mkdir(parents=True, exist_ok=True)
+    examples, shape = examples_of(rows, trainer.tasks, part.start, part.stop), (len(part), trainer.model.hidden_size)
+    bar = tqdm(total=len(part), desc="embedding", unit=" rows", leave=False, delay=2)
     with appearing_whole(path, durable=True) as file, bar:
-        for start in range(part.start, max(part.stop, part.start + 1), pool):  # an empty shard: one empty array
-            loader = load(list(islice(examples, pool)))
-            vectors = trainer.embed(loader)
-            if start == part.start:
-                header = {"descr": "<f4", "fortran_order": False, "shape": (len(part), vectors.shape[1])}
-                np.lib.format.write_array_header_1_0(file.buffer, header)
-            file.buffer.write(vectors.astype("<f4").tobytes())
+        np.lib.format.write_array_header_1_0(file.buffer, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        while chunk := list(islice(examples, pool)):
+            loader = load(chunk)
+            file.buffer.write(trainer.embed(loader).astype("<f4").tobytes())
             cuts.add(loader.dataset)
-            bar.update(len(vectors))
+            bar.update(len(chunk))
     cuts.log(rows.path, trainer.tasks)
-    logger.info(f"vectors {(len(part), vectors.shape[1])} of the texts in {path}")
+    logger.info(f"{shape[0]} vectors of {shape[1]} numbers in {path}")
 
 
 def part_of_shard(size: int, pool: int, shard: str) -> range:
