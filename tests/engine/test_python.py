@@ -1,10 +1,12 @@
 """The Python interface against main.py, transformers, and attributions computed in another way; in a program that has
 modules with the template's names; what it refuses."""
 
+import ast
 import json
 import os
 import pickle
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -79,7 +81,8 @@ def runs(sample, tmp_path_factory):
         main(config)
         names = set(read_json(data / "labels.json"))
         rows = [json.loads(line) for line in (data / "test.jsonl").read_text(encoding="utf-8").splitlines()]
-        return config, [{key: value for key, value in row.items() if key not in names} for row in rows], rows
+        inputs = [{key: value for key, value in row.items() if key not in {"extras", *names}} for row in rows]
+        return config, [row | all_of.get("extras", {}) for row, all_of in zip(inputs, rows)], rows
 
     return lru_cache(None)(make)
 
@@ -399,6 +402,37 @@ def test_threads_share_a_model(runs):
     assert results == [True] * 4
 
 
+# ---- docs/python.md --------------------------------------------------------------------------------------------------
+
+
+def blocks_of(name):
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / name).read_text(encoding="utf-8"), re.M | re.S)
+
+
+def test_the_pages_have_the_same_code():
+    pages = [blocks_of(name) for name in ("docs/python.md", "docs/zh/python.md")]
+    english, chinese = ([ast.dump(ast.parse(block)) for block in blocks] for blocks in pages)
+    assert english == chinese and len(english) == 6
+
+
+def test_the_code_of_the_page_runs(runs, tmp_path, monkeypatch, capsys):
+    config, *_ = runs("sample")
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output/mine").symlink_to(config.run_dir.resolve())
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset/mine").symlink_to(config.data_dir.resolve())
+    (tmp_path / "texts.txt").write_text("play some jazz\nset an alarm\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    *blocks, last = blocks_of("docs/python.md")
+    for block in blocks:
+        exec(compile(block, "docs/python.md", "exec"), names)
+    assert names["vectors"].shape == (3, 32) and names["found"].task == "intent"
+    assert str(read_json(config.run_dir / "eval.json")["test"]) in capsys.readouterr().out
+    assert "isolation.py" in last  # a program below runs it
+
+
 # ---- in another program ----------------------------------------------------------------------------------------------
 
 NAMES = (
@@ -418,7 +452,7 @@ def state():
     parts += (logging.getLogger().handlers[:], logging.getLogger("template").handlers[:])
     return parts + (torch.is_grad_enabled(), os.getcwd())
 before = state()
-from engine.predict import load
+{load}
 model = load({checkpoint!r}, device="cpu", precision="fp32")
 answers = model({texts!r})
 model.embed(["a"]), model.explain("play a song")
@@ -442,7 +476,8 @@ print(json.dumps([answers, scores]))
 """
 
 
-@pytest.mark.parametrize("order", ["theirs first", "ours first"])
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["theirs first", "ours first", "theirs with an engine first"])
 def test_it_works_beside_a_project_whose_modules_have_the_same_names(order, runs, tmp_path):
     config, rows, labelled = runs("sample")
     theirs = tmp_path / "theirs"
@@ -450,12 +485,17 @@ def test_it_works_beside_a_project_whose_modules_have_the_same_names(order, runs
     code = (
         "OWNER = 'theirs'\nclass Thing:\n    def __init__(self, value): self.value = value\ndef score(): return OWNER\n"
     )
-    for name in NAMES:
+    names, load_line = NAMES, "from engine.predict import load"
+    if "engine" in order:
+        names, load_line = [*NAMES, "engine"], blocks_of("docs/python.md")[-1].replace("/path/to/template", str(ROOT))
+    for name in names:
         (theirs / f"{name}.py").write_text(code)
-    imports = "\n".join(f"import {name}" for name in NAMES)
+    imports = "\n".join(f"import {name}" for name in names)
     texts = [row["text"] for row in rows if "text" in row] or ["play a song", "明天北京天气怎么样"]
-    parts = dict(first=imports, second="") if order == "theirs first" else dict(first="", second=imports)
-    parts |= dict(template=str(ROOT), checkpoint=str(config.run_dir), texts=texts, names=NAMES, rows=labelled)
+    parts = dict(first=imports, second="") if "theirs" in order else dict(first="", second=imports)
+    parts |= dict(
+        template=str(ROOT), checkpoint=str(config.run_dir), texts=texts, names=names, rows=labelled, load=load_line
+    )
     (theirs / "program.py").write_text(PROGRAM.format(**parts), encoding="utf-8")
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "2"}
     done = subprocess.run(
