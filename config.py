@@ -67,6 +67,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     predict_output: str = option(
         "", ".csv or .jsonl to write (default: predictions.csv in the run folder)", resume_safe=True
     )
+    embed: str = option("", ".npy to write the vectors of the texts to, instead of labelling them", resume_safe=True)
     shard: str = option("", "label only this part of the rows, such as 3/16, into a separate file", resume_safe=True)
     spreadsheet_safe: bool = option(
         False, "put an apostrophe before cells that a spreadsheet would run as formulas", resume_safe=True

@@ -104,7 +104,7 @@ def evaluate_and_predict(config: Config, device: torch.device, run_dir: Path, te
     import metrics
     from data_loader import MyDataLoader, MyDataset
     from engine.predict.answers import write_about
-    from engine.predict.labelling import label_rows
+    from engine.predict.labelling import embed_rows, label_rows
     from engine.run import distributed
     from preprocess.readers.sources import rows_of_part
     from preprocess.schema import check_same_labels
@@ -121,7 +121,14 @@ def evaluate_and_predict(config: Config, device: torch.device, run_dir: Path, te
     if config.do_predict:
         rows = texts or rows_of_part(data_path, "test", trainer.tasks, limit)
         output, size = config.predict_output or run_dir / "predictions.csv", config.eval_batch_size
-        label_rows(trainer, rows, lambda e: MyDataLoader(MyDataset(e, featurizer, quiet=True), size), output, best)
+
+        def load(examples: list[dict[str, Any]]) -> MyDataLoader:
+            return MyDataLoader(MyDataset(examples, featurizer, quiet=True), size)
+
+        if config.embed:
+            embed_rows(trainer, rows, load, config.embed)
+        else:
+            label_rows(trainer, rows, load, output, best)
 
 
 class Data(NamedTuple):

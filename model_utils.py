@@ -76,7 +76,7 @@ class MyModel(nn.Module):
         options = options or HeadOptions()
         if unknown := set(options.task_weights) - set(tasks):
             raise UserError(f"--task_weights names {', '.join(sorted(unknown))}, but the tasks are {', '.join(tasks)}")
-        self.encoder = encoder
+        self.encoder, self.hidden_size = encoder, hidden_size
         self.output_layer = OutputLayer(hidden_size, tasks, options)
         self.loss = MyLoss(options.task_weights)
         self.dropout_samples = options.dropout_samples
@@ -125,6 +125,10 @@ class MyModel(nn.Module):
             mask = mask.bool()[:, None, None, :].expand(-1, -1, mask.shape[1], -1)  # (B, 1, L, L)
         hidden = self.encoder(input_ids=inputs["input_ids"], attention_mask=mask, **types).last_hidden_state
         return hidden if self.encoder_in_fp32 else hidden.float()
+
+    def embed(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The vector of each text, (B, H): what heads of level "text" read, before dropout and shared layers."""
+        return text_vectors(self.encode(inputs), inputs, self.output_layer.pooling)
 
     def divergence(self, first: MyModelOutput, second: MyModelOutput, batch: "Batch") -> torch.Tensor:
         """The divergence of two outputs for a batch: KL(p || q) + KL(q || p), weighted and averaged like the losses.

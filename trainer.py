@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -428,6 +429,21 @@ class Trainer:
         """Yields the `prediction_row` of each example, in input order."""
         predictions, _ = self.infer(loader, "predicting")
         return prediction_rows(predictions, loader.dataset, self.tasks, metrics.is_right)
+
+    @torch.inference_mode()
+    def embed(self, loader: MyDataLoader) -> np.ndarray:
+        """The vectors (N, H) of the loader's texts, see MyModel.embed; of a text in windows, that of the first one."""
+        self.model.eval()
+        data, vectors = loader.dataset, np.empty((len(loader.dataset), self.model.hidden_size), np.float32)
+        for batch in tqdm(loader, desc="embedding", leave=False, delay=2):
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                output = self.model.embed(batch.to(self.device).inputs).float().cpu().numpy()
+            for row, vector in zip(batch.rows.tolist(), output):
+                if data.is_first(row):
+                    vectors[data.example_index[row]] = vector
+        if not np.isfinite(vectors).all():
+            raise UserError("the model's vectors are not finite numbers; try --precision fp32, or train again")
+        return vectors
 
     def predict(self, loader: MyDataLoader, path: str | Path) -> None:
         """Writes predictions for all examples to a .csv or .jsonl; for large files see engine/predict."""
