@@ -18,6 +18,7 @@ from engine.predict.given import examples_of, form_of
 from engine.predict.isolation import own_module
 from engine.predict.labelling import pool_size
 from engine.predict.predictions import prediction_rows
+from engine.run import distributed
 from engine.run.device import to_device
 from engine.run.run_folder import checkpoint_of
 from engine.task.extras import extras_of, pairs_of
@@ -132,7 +133,7 @@ class Model:
         if os.getpid() != self.process:  # after a fork: threads of the parent, which may hold the lock, are not here
             self.lock, self.process = RLock(), os.getpid()
             torch.set_num_threads(1)  # the pool of OpenMP does not survive a fork
-        with self.lock:
+        with self.lock, distributed.alone():
             yield
 
 

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -505,3 +506,53 @@ def test_it_works_beside_a_project_whose_modules_have_the_same_names(order, runs
     answers, scores = json.loads(done.stdout)
     assert [row["intent"] for row in answers] == [row["intent"] for row in model_of(config)(texts)]
     assert scores == pytest.approx(read_json(config.run_dir / "eval.json")["test"], abs=1e-5)
+
+
+def in_two_processes(number, store, checkpoint, texts, queue):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=number, world_size=2)
+    model = load(checkpoint, device="cpu", precision="fp32")
+    queue.put((number, model(texts[number :: 2 - number]), model.embed(texts[: 1 + number]).shape))
+    torch.distributed.barrier()
+
+
+@pytest.mark.slow
+def test_each_process_of_a_distributed_program_has_its_own_answers(runs, tmp_path):
+    """Ranks label different numbers of texts; the template's own evaluation would share them out."""
+    config, *_ = runs("sample")
+    texts = [f"play song {n}" for n in range(5)]
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    arguments = tmp_path / "store", config.run_dir, texts, queue
+    processes = [context.Process(target=in_two_processes, args=(number, *arguments)) for number in (0, 1)]
+    for process_ in processes:
+        process_.start()
+    found = sorted(queue.get(timeout=200) for _ in processes)
+    for process_ in processes:
+        process_.join(60)
+    model = model_of(config)
+    for number, answers, shape in found:
+        expected = model(texts[number :: 2 - number])
+        assert [row["text"] for row in answers] == [row["text"] for row in expected] and shape == (1 + number, 32)
+        assert [row["intent"] for row in answers] == [row["intent"] for row in expected]
+
+
+@pytest.mark.slow
+def test_an_edited_template_is_the_one_that_answers(runs, tmp_path):
+    """A copy in which a head was edited, in a program that has a model_utils.py of its own."""
+    config, *_ = runs("sample")
+    left_out = shutil.ignore_patterns(".*", "output", "__pycache__", "tests", "sample", "benchmarks", "docs")
+    copy = shutil.copytree(ROOT, tmp_path / "copy", ignore=left_out)
+    path = copy / "model_utils.py"
+    code = path.read_text(encoding="utf-8")
+    line = "        probabilities, label_ids = logits.softmax(-1).max(-1)\n"
+    assert code.count(line) == 1
+    path.write_text(code.replace(line, line + "        label_ids = torch.full_like(label_ids, 2)\n"), encoding="utf-8")
+    (tmp_path / "model_utils.py").write_text("OWNER = 'theirs'\n")
+    program = f"import sys; sys.path.append({str(copy)!r}); import model_utils; from engine.predict import load\n"
+    program += f"print(model_utils.OWNER, load({str(config.run_dir)!r}, device='cpu')('play a song')['intent'])"
+    (tmp_path / "program.py").write_text(program)
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py"], capture_output=True, text=True, env=env, timeout=300
+    )
+    assert done.stdout.split() == ["theirs", model_of(config).labels["intent"][2]], done.stderr
