@@ -127,7 +127,9 @@ class MyModel(nn.Module):
         return hidden if self.encoder_in_fp32 else hidden.float()
 
     def embed(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The vector of each text, (B, H): what heads of level "text" read, before dropout and shared layers."""
+        """The vector of each text, (B, H): what heads of level "text" read, before dropout and shared layers. Of texts
+        that are read apart, that of the first."""
+        inputs = separate_pairs(inputs)[0] if self.output_layer.reads_pairs else inputs
         return text_vectors(self.encode(inputs), inputs, self.output_layer.pooling)
 
     def divergence(self, first: MyModelOutput, second: MyModelOutput, batch: "Batch") -> torch.Tensor:

@@ -76,6 +76,8 @@ def explain(trainer: Any, loader: Any, task: str | None, label: str | None, word
         raise UserError(f"there is no task {task!r}; the tasks are {', '.join(heads)}")
     if heads[task].finds_spans:
         raise UserError(f"{task!r} finds spans, whose scores are not logits of labels; explain another task")
+    if model.output_layer.reads_pairs:
+        raise UserError("this model reads the texts of a pair apart, which explain does not support")
     row = row_of_word(data, word if heads[task].level == "words" else None)
     inputs = data.batch([row]).to(trainer.device).inputs
     place = None if word is None else word - int(data.columns["first_word"][row])
@@ -147,7 +149,13 @@ def words_of(example: dict[str, Any], row: int, featurizer: Any) -> tuple[list[W
     places = [offsets or places_in(text), (place_tokens(pair, pair.split()) if by_words else places_in(pair)) or []]
     sides = zip((text, pair), places, (False, True))
     words = [Word(source[start:end], 0.0, start, end, side) for source, of, side in sides for start, end in of]
-    sequences, tokens, word_ids = encoding.sequence_ids, encoding.offsets, list[Any](encoding.word_ids)
+    special = {*featurizer.tokenizer.all_special_ids} - {featurizer.tokenizer.unk_token_id}
+    ids, sequences, tokens, word_ids = (
+        encoding.ids,
+        encoding.sequence_ids,
+        encoding.offsets,
+        list[Any](encoding.word_ids),
+    )
     # with positions instead of ids, the cutter returns the positions that the row keeps
     numbered: Any = SimpleNamespace(ids=range(len(sequences)), type_ids=encoding.type_ids)
     numbered.word_ids, numbered.sequence_ids = word_ids, sequences
@@ -155,9 +163,11 @@ def words_of(example: dict[str, Any], row: int, featurizer: Any) -> tuple[list[W
     found: list[list[int]] = []
     for position in cutter.features(0, numbered, has_words=bool(first))[row].input_ids:
         side, inside = sequences[position], list[int]()
-        if side is not None and by_words:
+        if side is None or ids[position] in special:
+            pass
+        elif by_words:
             inside = [word_ids[position] - bool(side and separator)]  # -1: the separator, which precedes the words
-        elif side is not None:
+        else:
             start, end = (place - side * len(separator) for place in tokens[position])
             inside = covered(places[side], start, end)
         found.append([number + (side or 0) * len(places[0]) for number in inside if number >= 0])

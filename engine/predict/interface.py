@@ -16,7 +16,7 @@ from engine.errors import UserError
 from engine.predict.attributions import Explanation, explain
 from engine.predict.given import examples_of, form_of
 from engine.predict.isolation import own_module
-from engine.predict.labelling import pool_size
+from engine.predict.labelling import pool_size, single_texts
 from engine.predict.predictions import prediction_rows
 from engine.run import distributed
 from engine.run.device import to_device
@@ -52,13 +52,15 @@ class Model:
 
     def __call__(self, texts: Any) -> Any:
         """Returns the answers, as in predictions.jsonl: text, labels, probabilities, entities with offsets."""
-        return self.answer(texts, self.label)
+        return self.answer(texts, self.label, self.tasks)
 
     def embed(self, texts: Any) -> Any:
         """Returns the vectors that heads of texts read: the encoder's pooled output, before dropout and shared layers,
         as a float32 array (N, H); (H,) for one text. A pair has one vector. Of a long text only the first max_length
-        sub-tokens are read (with --truncation tail: the last)."""
-        vectors = self.answer(texts, lambda examples: self.trainer.embed(self.loader(examples)))
+        sub-tokens are read (with --truncation tail: the last). A model that reads the texts of a pair apart (heads of
+        level "pair") gives the vectors of single texts."""
+        tasks = single_texts(self.tasks) if self.trainer.model.output_layer.reads_pairs else self.tasks
+        vectors = self.answer(texts, lambda examples: self.trainer.embed(self.loader(examples)), tasks)
         if not isinstance(vectors, list):
             return vectors
         return np.stack(vectors) if vectors else np.zeros((0, self.trainer.model.hidden_size), np.float32)
@@ -99,16 +101,18 @@ class Model:
 
     # ---- how it is done ------------------------------------------------------------------------------------------
 
-    def answer(self, texts: Any, function: Callable[[Examples], Iterable[Any]]) -> Any:
+    def answer(self, texts: Any, function: Callable[[Examples], Iterable[Any]], tasks: dict[str, Task]) -> Any:
         """Applies a function of examples to one text, several, or a stream of them."""
         form = form_of(texts)
-        results = self.answers([texts] if form == "one" else texts, function)
+        results = self.answers([texts] if form == "one" else texts, function, tasks)
         return next(results) if form == "one" else list(results) if form == "list" else results
 
-    def answers(self, texts: Iterable[Any], function: Callable[[Examples], Iterable[Any]]) -> Iterator[Any]:
+    def answers(
+        self, texts: Iterable[Any], function: Callable[[Examples], Iterable[Any]], tasks: dict[str, Task]
+    ) -> Iterator[Any]:
         """Yields the results in order. As in labelling a file, a pool of texts at a time is batched by length."""
         total = len(texts) if isinstance(texts, Sized) else None
-        examples, size = examples_of(texts, self.tasks), pool_size(self.trainer.config.eval_batch_size)
+        examples, size = examples_of(texts, tasks), pool_size(self.trainer.config.eval_batch_size)
         with tqdm(total=total, desc="texts", leave=False, delay=2) as bar:
             while pool := list(islice(examples, size)):
                 with self.alone():

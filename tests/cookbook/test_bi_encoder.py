@@ -20,7 +20,8 @@ from data_loader import MyDataLoader, MyDataset
 from engine.data.tokenizer import SPECIAL, train_tokenizer
 from engine.errors import UserError
 from engine.model.pooling import separate_pairs
-from main import build_trainer, load_data, load_trained
+from engine.predict import load
+from main import build_trainer, load_data, load_trained, main
 
 PAGE = ROOT / "docs/cookbook/bi_encoder.md"
 CPU = torch.device("cpu")
@@ -75,7 +76,7 @@ def folder_of(tmp_path, pairs=True):
     folder.mkdir()
     second = {"text_pair": "b"} if pairs else {}
     rows = [{"id": str(n), "text": f"a {n}", **second, "score": float(n)} for n in range(4)]
-    for part in ("train", "dev"):
+    for part in ("train", "dev", "test"):
         (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     task = {"score": {"type": "regression", "labels": [], "mean": 1.5, "std": 1.2, "pairs": pairs}}
     (folder / "labels.json").write_text(json.dumps(task), encoding="utf-8")
@@ -155,6 +156,26 @@ def test_an_export_answers_alike(page_head, tmp_path):
     expected = [row["score"] for row in trainer.predict_rows(MyDataLoader(data, 5))]
     answers = [row["score"] for row in Predictor(tmp_path / "shipped")(rows)]
     np.testing.assert_allclose(answers, expected, atol=1e-4)
+
+
+def test_python_and_embed_give_the_vectors_of_single_texts(page_head, tmp_path):
+    paths = dict(data_path=str(folder_of(tmp_path)), output_dir=str(tmp_path / "output"), model_version="run")
+    options = dict(device="cpu", precision="fp32")
+    main(Config(**TINY | paths | options | dict(do_train=True, epochs=0, pooling="mean", max_length=32)))
+    model = load(tmp_path / "output/run", **options)
+    tokenizer, encoder, _ = plain_encoder(tmp_path / "output/run/checkpoints/best")
+    texts = [text for text in TEXTS if text]
+    with torch.no_grad():
+        expected = torch.stack([plain_vector(tokenizer, encoder, text, 16) for text in texts])
+    np.testing.assert_allclose(model.embed(texts), expected, atol=1e-5)
+    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    file = dict(predict_file=str(tmp_path / "texts.txt"), embed=str(tmp_path / "texts.npy"))
+    main(Config(do_predict=True, **paths, **options, **file))
+    np.testing.assert_allclose(np.load(tmp_path / "texts.npy"), expected, atol=1e-5)
+    main(Config(do_predict=True, **paths, **options, embed=str(tmp_path / "firsts.npy")))  # the pairs of test
+    np.testing.assert_allclose(np.load(tmp_path / "firsts.npy"), model.embed([f"a {n}" for n in range(4)]), atol=1e-5)
+    with pytest.raises(UserError, match="reads the texts of a pair apart"):
+        model.explain(("a good film", "the book"))
 
 
 @pytest.mark.parametrize("trick", ["use_freelb", "use_smart", "use_fgm", "use_rdrop"])
