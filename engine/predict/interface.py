@@ -57,7 +57,7 @@ class Model:
         """Returns the vectors that heads of texts read: the encoder's pooled output, before dropout and shared layers,
         as a float32 array (N, H); (H,) for one text. A pair has one vector. Of a long text only the first max_length
         sub-tokens are read (with --truncation tail: the last)."""
-        vectors = self.answer(texts, lambda examples: self.trainer.embed(self.loader(examples)))
+        vectors = self.answer(texts, lambda examples: self.trainer.embed(self.loader(examples)), embeds=True)
         if not isinstance(vectors, list):
             return vectors
         return np.stack(vectors) if vectors else np.zeros((0, self.trainer.model.hidden_size), np.float32)
@@ -98,16 +98,19 @@ class Model:
 
     # ---- how it is done ------------------------------------------------------------------------------------------
 
-    def answer(self, texts: Any, function: Callable[[Examples], Iterable[Any]]) -> Any:
+    def answer(self, texts: Any, function: Callable[[Examples], Iterable[Any]], embeds: bool = False) -> Any:
         """Applies a function of examples to one text, several, or a stream of them."""
         form = form_of(texts)
-        results = self.answers([texts] if form == "one" else texts, function)
+        tasks = self.trainer.tasks_to_embed if embeds else self.tasks
+        results = self.answers([texts] if form == "one" else texts, function, tasks)
         return next(results) if form == "one" else list(results) if form == "list" else results
 
-    def answers(self, texts: Iterable[Any], function: Callable[[Examples], Iterable[Any]]) -> Iterator[Any]:
+    def answers(
+        self, texts: Iterable[Any], function: Callable[[Examples], Iterable[Any]], tasks: dict[str, Task]
+    ) -> Iterator[Any]:
         """Yields the results in order. As in labelling a file, a pool of texts at a time is batched by length."""
         total = len(texts) if isinstance(texts, Sized) else None
-        examples, size = examples_of(texts, self.tasks), pool_size(self.trainer.config.eval_batch_size)
+        examples, size = examples_of(texts, tasks), pool_size(self.trainer.config.eval_batch_size)
         with tqdm(total=total, desc="texts", leave=False, delay=2) as bar:
             while pool := list(islice(examples, size)):
                 with self.alone():

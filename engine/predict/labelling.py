@@ -109,11 +109,12 @@ def embed_rows(trainer: Any, rows: Any, load: Callable[[list[dict[str, Any]]], A
     """
     pool = pool_size(trainer.config.eval_batch_size)
     part = part_of_shard(rows.size, pool, trainer.config.shard)
-    check_all(rows, trainer.tasks)
+    check_all(rows, trainer.tasks_to_embed)
     path, cuts = path_of_shard(path, trainer.config.shard), Cuts()
     refuse_same_file(path, "embed", rows.path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    examples, shape = examples_of(rows, trainer.tasks, part.start, part.stop), (len(part), trainer.model.hidden_size)
+    examples = examples_of(rows, trainer.tasks_to_embed, part.start, part.stop)
+    shape = (len(part), trainer.model.hidden_size)
     bar = tqdm(total=len(part), desc="embedding", unit=" rows", leave=False, delay=2)
     with appearing_whole(path, durable=True) as file, bar:
         np.lib.format.write_array_header_1_0(file.buffer, {"descr": "<f4", "fortran_order": False, "shape": shape})

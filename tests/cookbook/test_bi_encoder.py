@@ -20,7 +20,9 @@ from data_loader import MyDataLoader, MyDataset
 from engine.data.tokenizer import SPECIAL, train_tokenizer
 from engine.errors import UserError
 from engine.model.pooling import separate_pairs
-from main import build_trainer, load_data, load_trained
+from engine.predict import load
+from engine.run.command_line import parse_args
+from main import build_trainer, load_data, load_trained, main
 
 PAGE = ROOT / "docs/cookbook/bi_encoder.md"
 CPU = torch.device("cpu")
@@ -155,6 +157,31 @@ def test_an_export_answers_alike(page_head, tmp_path):
     expected = [row["score"] for row in trainer.predict_rows(MyDataLoader(data, 5))]
     answers = [row["score"] for row in Predictor(tmp_path / "shipped")(rows)]
     np.testing.assert_allclose(answers, expected, atol=1e-4)
+
+
+def test_embed_gives_the_vectors_that_the_head_compares(page_head, tmp_path):
+    paths = dict(data_path=str(folder_of(tmp_path)), output_dir=str(tmp_path / "output"), model_version="run")
+    config = Config(**TINY | paths | dict(do_train=True, pooling="mean", max_length=32))
+    config.run_dir.mkdir(parents=True)
+    build_trainer(config, CPU, load_data(config, CPU)).train()
+    model, texts = load(config.run_dir / "checkpoints/best", device="cpu"), [text for text in TEXTS if text]
+    vectors, head = model.embed(texts), model.trainer.model.output_layer.heads["score"]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    scores = [row["score"] for row in model([(one, two) for one in texts for two in texts])]
+    cosines = (
+        (np.array(scores) - head.task.mean) / head.task.std - head.linear.bias.item()
+    ) / head.linear.weight.item()
+    np.testing.assert_allclose(cosines.reshape(len(texts), -1), vectors @ vectors.T, atol=1e-5)
+    with pytest.raises(UserError, match="single texts"):
+        model.embed([("a", "b")])
+    with pytest.raises(UserError, match="explain does not support"):
+        model.explain(("a", "b"))
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    flags = ["--do_predict", "--device", "cpu", "--output_dir", str(tmp_path / "output"), "--predict_file"]
+    flags += [str(tmp_path / "texts.txt"), "--checkpoint", str(model.checkpoint), "--embed", str(tmp_path / "out.npy")]
+    main(parse_args(Config, flags))
+    written = np.load(tmp_path / "out.npy")
+    np.testing.assert_allclose(written / np.linalg.norm(written, axis=1, keepdims=True), vectors, atol=1e-5)
 
 
 @pytest.mark.parametrize("trick", ["use_freelb", "use_smart", "use_fgm", "use_rdrop"])
