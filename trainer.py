@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -429,6 +429,12 @@ class Trainer:
         """Yields the `prediction_row` of each example, in input order."""
         predictions, _ = self.infer(loader, "predicting")
         return prediction_rows(predictions, loader.dataset, self.tasks, metrics.is_right)
+
+    @property
+    def tasks_to_embed(self) -> dict[str, Task]:
+        """The tasks, of single texts if the model reads the two texts of a pair apart: each has a vector of its own."""
+        apart = self.model.output_layer.reads_pairs
+        return {name: replace(task, pairs=False) if apart else task for name, task in self.tasks.items()}
 
     @torch.inference_mode()
     def embed(self, loader: MyDataLoader) -> np.ndarray:

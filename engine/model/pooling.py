@@ -27,13 +27,18 @@ def vector_at(hidden: torch.Tensor, inputs: dict[str, torch.Tensor], token: int)
 
 def separate_pairs(inputs: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
     """[inputs of the first texts, inputs of the second texts] of pairs that are read apart (`Feature.beside`). The
-    second texts are moved to the front; all tensors keep their shape (B, L)."""
+    second texts are moved to the front. On a CPU the padding that no text needs is cut off."""
     ids, mask, second = (inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids"))
     first = mask * (1 - second)
     places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     moved = ids.gather(1, (places + first.sum(1, keepdim=True)).clamp(max=ids.shape[1] - 1))
-    texts = (ids, first), (moved, (places < second.sum(1, keepdim=True)).to(mask.dtype))
-    return [{"input_ids": i * m, "attention_mask": m, "token_type_ids": torch.zeros_like(m)} for i, m in texts]
+    masks = torch.stack([first, (places < second.sum(1, keepdim=True)).to(mask.dtype)])
+    if mask.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere the longest text costs a sync
+        masks = masks[:, :, : int(masks.sum(2).max())]
+    return [
+        {"input_ids": i[:, : m.shape[1]] * m, "attention_mask": m, "token_type_ids": torch.zeros_like(m)}
+        for i, m in zip((ids, moved), masks)
+    ]
 
 
 def word_vectors(hidden: torch.Tensor, inputs: dict[str, torch.Tensor], pooling: str) -> torch.Tensor:

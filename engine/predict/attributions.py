@@ -74,6 +74,8 @@ def explain(trainer: Any, loader: Any, task: str | None, label: str | None, word
     task = task or next((name for name, head in heads.items() if head.level != "words"), next(iter(heads)))
     if task not in heads:
         raise UserError(f"there is no task {task!r}; the tasks are {', '.join(heads)}")
+    if model.output_layer.reads_pairs:
+        raise UserError(f"{task!r} compares two texts that are read apart, which explain does not support")
     if heads[task].finds_spans:
         raise UserError(f"{task!r} finds spans, whose scores are not logits of labels; explain another task")
     if model.output_layer.reads_pairs:

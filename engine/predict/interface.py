@@ -16,7 +16,7 @@ from engine.errors import UserError
 from engine.predict.attributions import Explanation, explain
 from engine.predict.given import examples_of, form_of
 from engine.predict.isolation import own_module
-from engine.predict.labelling import pool_size, single_texts
+from engine.predict.labelling import pool_size
 from engine.predict.predictions import prediction_rows
 from engine.run import distributed
 from engine.run.device import to_device
@@ -57,10 +57,8 @@ class Model:
     def embed(self, texts: Any) -> Any:
         """Returns the vectors that heads of texts read: the encoder's pooled output, before dropout and shared layers,
         as a float32 array (N, H); (H,) for one text. A pair has one vector. Of a long text only the first max_length
-        sub-tokens are read (with --truncation tail: the last). A model that reads the texts of a pair apart (heads of
-        level "pair") gives the vectors of single texts."""
-        tasks = single_texts(self.tasks) if self.trainer.model.output_layer.reads_pairs else self.tasks
-        vectors = self.answer(texts, lambda examples: self.trainer.embed(self.loader(examples)), tasks)
+        sub-tokens are read (with --truncation tail: the last)."""
+        vectors = self.answer(texts, lambda examples: self.trainer.embed(self.loader(examples)), embeds=True)
         if not isinstance(vectors, list):
             return vectors
         return np.stack(vectors) if vectors else np.zeros((0, self.trainer.model.hidden_size), np.float32)
@@ -101,9 +99,10 @@ class Model:
 
     # ---- how it is done ------------------------------------------------------------------------------------------
 
-    def answer(self, texts: Any, function: Callable[[Examples], Iterable[Any]], tasks: dict[str, Task]) -> Any:
+    def answer(self, texts: Any, function: Callable[[Examples], Iterable[Any]], embeds: bool = False) -> Any:
         """Applies a function of examples to one text, several, or a stream of them."""
         form = form_of(texts)
+        tasks = self.trainer.tasks_to_embed if embeds else self.tasks
         results = self.answers([texts] if form == "one" else texts, function, tasks)
         return next(results) if form == "one" else list(results) if form == "list" else results
 

@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import fields, replace
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -102,24 +102,19 @@ def pool_size(batch_size: int) -> int:
     return batch_size * min(BATCHES, max(1, POOL // batch_size))
 
 
-def single_texts(tasks: dict[str, Task]) -> dict[str, Task]:
-    """Returns the tasks for reading single texts, although the labels are of pairs."""
-    return {name: replace(task, pairs=False) for name, task in tasks.items()}
-
-
 def embed_rows(trainer: Any, rows: Any, load: Callable[[list[dict[str, Any]]], Any], path: str | Path) -> None:
     """Writes the vectors of the rows of a file, or of its --shard, to a .npy file (N, H), pool by pool.
 
     Arguments: as in `label_rows`. The file appears when it is complete; after a kill, it is written from scratch.
     """
-    tasks = single_texts(trainer.tasks) if trainer.model.output_layer.reads_pairs else trainer.tasks
     pool = pool_size(trainer.config.eval_batch_size)
     part = part_of_shard(rows.size, pool, trainer.config.shard)
-    check_all(rows, tasks)
+    check_all(rows, trainer.tasks_to_embed)
     path, cuts = path_of_shard(path, trainer.config.shard), Cuts()
     refuse_same_file(path, "embed", rows.path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    examples, shape = examples_of(rows, tasks, part.start, part.stop), (len(part), trainer.model.hidden_size)
+    examples = examples_of(rows, trainer.tasks_to_embed, part.start, part.stop)
+    shape = (len(part), trainer.model.hidden_size)
     bar = tqdm(total=len(part), desc="embedding", unit=" rows", leave=False, delay=2)
     with appearing_whole(path, durable=True) as file, bar:
         np.lib.format.write_array_header_1_0(file.buffer, {"descr": "<f4", "fortran_order": False, "shape": shape})

@@ -21,6 +21,7 @@ from engine.data.tokenizer import SPECIAL, train_tokenizer
 from engine.errors import UserError
 from engine.model.pooling import separate_pairs
 from engine.predict import load
+from engine.run.command_line import parse_args
 from main import build_trainer, load_data, load_trained, main
 
 PAGE = ROOT / "docs/cookbook/bi_encoder.md"
@@ -158,24 +159,29 @@ def test_an_export_answers_alike(page_head, tmp_path):
     np.testing.assert_allclose(answers, expected, atol=1e-4)
 
 
-def test_python_and_embed_give_the_vectors_of_single_texts(page_head, tmp_path):
+def test_embed_gives_the_vectors_that_the_head_compares(page_head, tmp_path):
     paths = dict(data_path=str(folder_of(tmp_path)), output_dir=str(tmp_path / "output"), model_version="run")
-    options = dict(device="cpu", precision="fp32")
-    main(Config(**TINY | paths | options | dict(do_train=True, epochs=0, pooling="mean", max_length=32)))
-    model = load(tmp_path / "output/run", **options)
-    tokenizer, encoder, _ = plain_encoder(tmp_path / "output/run/checkpoints/best")
-    texts = [text for text in TEXTS if text]
-    with torch.no_grad():
-        expected = torch.stack([plain_vector(tokenizer, encoder, text, 16) for text in texts])
-    np.testing.assert_allclose(model.embed(texts), expected, atol=1e-5)
-    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
-    file = dict(predict_file=str(tmp_path / "texts.txt"), embed=str(tmp_path / "texts.npy"))
-    main(Config(do_predict=True, **paths, **options, **file))
-    np.testing.assert_allclose(np.load(tmp_path / "texts.npy"), expected, atol=1e-5)
-    main(Config(do_predict=True, **paths, **options, embed=str(tmp_path / "firsts.npy")))  # the pairs of test
-    np.testing.assert_allclose(np.load(tmp_path / "firsts.npy"), model.embed([f"a {n}" for n in range(4)]), atol=1e-5)
-    with pytest.raises(UserError, match="reads the texts of a pair apart"):
-        model.explain(("a good film", "the book"))
+    config = Config(**TINY | paths | dict(do_train=True, pooling="mean", max_length=32))
+    config.run_dir.mkdir(parents=True)
+    build_trainer(config, CPU, load_data(config, CPU)).train()
+    model, texts = load(config.run_dir / "checkpoints/best", device="cpu"), [text for text in TEXTS if text]
+    vectors, head = model.embed(texts), model.trainer.model.output_layer.heads["score"]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    scores = [row["score"] for row in model([(one, two) for one in texts for two in texts])]
+    cosines = (
+        (np.array(scores) - head.task.mean) / head.task.std - head.linear.bias.item()
+    ) / head.linear.weight.item()
+    np.testing.assert_allclose(cosines.reshape(len(texts), -1), vectors @ vectors.T, atol=1e-5)
+    with pytest.raises(UserError, match="single texts"):
+        model.embed([("a", "b")])
+    with pytest.raises(UserError, match="explain does not support"):
+        model.explain(("a", "b"))
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    flags = ["--do_predict", "--device", "cpu", "--output_dir", str(tmp_path / "output"), "--predict_file"]
+    flags += [str(tmp_path / "texts.txt"), "--checkpoint", str(model.checkpoint), "--embed", str(tmp_path / "out.npy")]
+    main(parse_args(Config, flags))
+    written = np.load(tmp_path / "out.npy")
+    np.testing.assert_allclose(written / np.linalg.norm(written, axis=1, keepdims=True), vectors, atol=1e-5)
 
 
 @pytest.mark.parametrize("trick", ["use_freelb", "use_smart", "use_fgm", "use_rdrop"])
@@ -195,8 +201,7 @@ def test_the_two_texts_are_apart_without_the_partners_tokens():
     types = torch.tensor([[0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 1, 0]])
     one, two = separate_pairs({"input_ids": ids, "attention_mask": (ids > 0).long(), "token_type_ids": types})
     found = [torch.where(text["attention_mask"] == 1, text["input_ids"], none).tolist() for text in (one, two)]
-    assert found[0] == [[*first, *[none] * 4], [*second, *[none] * 3]]
-    assert found[1] == [[*second, *[none] * 3], [*first, *[none] * 4]]
+    assert found[0] == [[*first, none], second] and found[1] == [second, [*first, none]]  # without needless padding
     assert not one["token_type_ids"].any() and not two["token_type_ids"].any()
     assert (one["input_ids"][0, 2:] == 0).all()  # for encoders that mix in what is masked
 

@@ -6,6 +6,7 @@ import random
 import re
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -93,6 +94,23 @@ def test_a_name_that_is_unknown_or_several_tokens_is_refused(relations):
     for name in ("<e3>", "\u9f98", "", "w1 w2"):
         with pytest.raises(UserError, match="--special_tokens"):
             token_ids(tokenizer, ["<e1>", name])
+
+
+@pytest.mark.parametrize("name", ["BERT", "RoBERTa", "GPT-2", "Llama", "Gemma", "Qwen3"])
+@torch.no_grad()
+def test_decoders_and_other_tokenizers_find_the_markers(relations, tmp_path, sample, name):
+    folder = save_family(name, tmp_path / "pretrained", sample)
+    data = load_data(replace(relations, pretrain_model_path=folder), CPU)
+    model = build_trainer(replace(relations, pretrain_model_path=folder), CPU, data).model.eval()
+    head, tokenizer = model.output_layer.heads["relation"], data.tokenizer
+    assert tokenizer.convert_ids_to_tokens(head.marker_ids) == MARKERS.split(",")
+    rows = data.train_loader.dataset
+    inputs = rows.batch([0, 3, 5]).inputs
+    hidden = model.encode(inputs)
+    for row, number in enumerate([0, 3, 5]):
+        tokens = tokenizer.convert_ids_to_tokens(tokenizer(rows[number]["text"])["input_ids"])
+        for marker, token in zip(MARKERS.split(","), head.marker_ids):
+            assert torch.equal(vector_at(hidden, inputs, token)[row], hidden[row, tokens.index(marker)])
 
 
 @pytest.mark.parametrize(
