@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from engine.data.fields import Field
+from engine.data.own_inputs import require_fields
 from engine.errors import UserError
-from engine.task.extras import require_extras
 from engine.task.words import entities_in
 from preprocess.example import PART_NAMES, Example
 from preprocess.labels.kinds import as_list, check_label
@@ -28,6 +29,8 @@ class Form:
     unit: str  # token unit for spans over a text, see split_text
     tag_scheme: str
     chosen: dict[str, str]  # {task: kind} from --label_type
+    fields: dict[str, Field] = field(default_factory=dict)  # own inputs
+    no_text: bool = False  # the rows have no text
     names: list[str] = field(default_factory=list)  # names of the tasks
     kinds: dict[str, str] = field(default_factory=dict)  # {task: kind}
     dashed: list[str] = field(default_factory=list)  # tasks in which "-" means no label
@@ -73,11 +76,11 @@ class Form:
         return notes
 
     def normalize(self, example: Example) -> None:
-        """Normalises part names, numbers in extra columns, multi-hot lists and (with several tasks) empty cells."""
+        """Normalises part names, own inputs, multi-hot lists and (with several tasks) empty cells."""
         if "split" in example:
             example["split"] = PART_NAMES[str(example["split"]).lower()]
-        if "extras" in example:
-            require_extras(example, example["extras"], example["_where"])
+        if self.fields:
+            require_fields(example, self.fields, example["_where"])
         for name, positions in self.positions.items():
             if example.get(name) not in (None, ""):
                 example[name] = marked_names(example[name], positions, example["_where"])

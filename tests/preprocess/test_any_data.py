@@ -798,7 +798,7 @@ def test_columns_of_numbers_reach_the_batch_and_the_prediction(tmp_path, capsys)
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        ("1,x,3", "row 3: n is 'x', but --extra_columns must be numbers"),
+        ("1,x,3", "row 3: n is 'x', but must be a number"),
         ("1,inf,3", "row 3: n is 'inf', which is not finite"),
         ("2,2,2", "'n' is always 2 in train"),
         (",,", "'n' is empty in train"),

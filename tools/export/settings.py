@@ -14,7 +14,7 @@ from engine.errors import UserError
 from engine.model.crf import IMPOSSIBLE
 from engine.predict.predictions import names_entities, outside_id
 from engine.task import text
-from engine.task.extras import extras_of, pairs_of
+from engine.task.task import pairs_of
 
 if TYPE_CHECKING:
     from engine.data.features import Featurizer
@@ -90,8 +90,8 @@ def write_settings(folder: Path, model: MyModel, featurizer: Featurizer) -> None
         "word_ends": featurizer.word_ends,
         "unit": text.token_unit(featurizer.tasks),
         "pairs": pairs_of(featurizer.tasks),
-        "extras": extras_of(featurizer.tasks),
-        "pad_id": featurizer.tokenizer.pad_token_id,
+        "fields": {name: field.to_json() for name, field in featurizer.fields.items()},
+        "pad_id": featurizer.pad_id,
         "filler": featurizer.filler,
         "separator": featurizer.separator,
         "blanks": featurizer.blanks,
