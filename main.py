@@ -55,6 +55,7 @@ def checked(config: Config) -> Config:
 def main(config: Config) -> Any:  # an exit code, or None
     typed, config = config.given, checked(config)
     # Imported here, so that --help and errors in flags appear at once
+    import data_loader  # noqa: F401 (it declares FIELDS)
     from data_process import make_sample
     from engine.data.token_cache import clear
     from engine.run import distributed

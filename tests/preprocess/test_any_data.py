@@ -809,7 +809,7 @@ def test_a_bad_extra_column_is_one_line(column, message, tmp_path):
     (tmp_path / "a.csv").write_text("text,label,n\n" + "\n".join(lines) + "\n")
     with pytest.raises(UserError, match=message):
         process(DataConfig(input=str(tmp_path / "a.csv"), output_dir=str(tmp_path / "data"), extra_columns="n"))
-    with pytest.raises(UserError, match="--extra_columns: 'label' is the text or a label"):
+    with pytest.raises(UserError, match="--extra_columns or FIELDS: 'label' is the text or a label"):
         process(DataConfig(input=str(tmp_path / "a.csv"), output_dir=str(tmp_path / "data"), extra_columns="n,label"))
     with pytest.raises(UserError, match=r"row 2: --label_type label=tagging requires one tag per token, but .* 'a'"):
         process(DataConfig(input=str(tmp_path / "a.csv"), output_dir="x", label_type="label=tagging"))

@@ -81,6 +81,10 @@ def write_settings(folder: Path, model: MyModel, featurizer: Featurizer) -> None
                 scores = getattr(crf, "transitions" if part == "transitions" else f"{part}_transitions")
                 masked = scores.detach().masked_fill(getattr(crf, rule), IMPOSSIBLE)
                 arrays[f"{number}.{part}"] = masked.float().numpy()
+    for name, field in featurizer.fields.items():
+        if field.function:
+            advice = "compute the values beforehand and declare a column"
+            raise UserError(f"FIELDS[{name!r}] is read by a function, which an export cannot contain; {advice}")
     by_unit, han = patterns()
     settings = {
         "tasks": tasks,
@@ -91,6 +95,7 @@ def write_settings(folder: Path, model: MyModel, featurizer: Featurizer) -> None
         "unit": text.token_unit(featurizer.tasks),
         "pairs": pairs_of(featurizer.tasks),
         "fields": {name: field.to_json() for name, field in featurizer.fields.items()},
+        "reads_text": featurizer.tokenizer is not None,
         "pad_id": featurizer.pad_id,
         "filler": featurizer.filler,
         "separator": featurizer.separator,
@@ -101,4 +106,5 @@ def write_settings(folder: Path, model: MyModel, featurizer: Featurizer) -> None
     (folder / "predictor.json").write_text(json.dumps(settings, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     if arrays:
         np.savez(folder / "arrays.npz", **cast(Any, arrays))
-    featurizer.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    if featurizer.tokenizer is not None:
+        featurizer.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
