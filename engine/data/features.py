@@ -56,6 +56,9 @@ class Featurizer:
         self.blanks = decoder and needs_blanks(tokenizer)
         self.unit = token_unit(tasks) or "word"
         self.fields = fields_of(tasks)
+        for name, field in self.fields.items():
+            if field.level == "words" and not self.tagging:
+                raise UserError(f"FIELDS[{name!r}]: level='words' is for tasks with labels per word; use level='list'")
         self.label_ids = {name: {label: i for i, label in enumerate(task.labels)} for name, task in tasks.items()}
 
     def fingerprint(self) -> str:
@@ -102,8 +105,6 @@ class Featurizer:
 
     def own_input(self, name: str, field: Field, features: list[Feature], examples: list[dict[str, Any]]) -> Ragged:
         """Returns the column of an own input. A window has the values of its words, or those of the whole text."""
-        if field.level == "words" and not self.tagging:
-            raise UserError(f"FIELDS[{name!r}]: level='words' is for tasks with labels per word; use level='list'")
         values = [value_of(name, field, example) for example in examples]
         if field.level == "words":
             windows = [(f.example, slice(f.first_word, f.first_word + len(f.word_starts))) for f in features]

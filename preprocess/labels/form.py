@@ -70,17 +70,17 @@ class Form:
         for name in self.over_tokens:
             if self.kinds[name] == "tagging":
                 notes.append(token_spans_to_tags(examples, name))
+        for example in examples if self.fields else ():
+            require_fields(example, self.fields, example["_where"])
         kinds = self.kinds | dict.fromkeys(self.from_tags, "tagging")
         for example in examples:
             check_labels(example, kinds, self.separator)
         return notes
 
     def normalize(self, example: Example) -> None:
-        """Normalises part names, own inputs, multi-hot lists and (with several tasks) empty cells."""
+        """Normalises part names, multi-hot lists and (with several tasks) empty cells."""
         if "split" in example:
             example["split"] = PART_NAMES[str(example["split"]).lower()]
-        if self.fields:
-            require_fields(example, self.fields, example["_where"])
         for name, positions in self.positions.items():
             if example.get(name) not in (None, ""):
                 example[name] = marked_names(example[name], positions, example["_where"])
