@@ -76,7 +76,7 @@ class Prepared:
             raise UserError(f"{config.input}: this format has no column {config.group_column!r} (--group_column)")
         chosen = {name: KINDS[kind] for name, kind in self.types.items()}
         self.form = form = Form(
-            unescaped(config.label_separator), config.unit, config.tag_scheme, chosen, self.fields, config.no_text
+            unescaped(config.label_separator), config.unit, config.tag_scheme, chosen, self.fields, not config.text
         )
         survey = survey_all(form, store, store.fill(chain([dict(first)], examples)), first)
         evidence = gather(store, form, survey.values, config.text_column)

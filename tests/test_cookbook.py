@@ -15,6 +15,7 @@ from forks import Forks
 from sklearn.datasets import load_digits
 
 PAGES = sorted(page for page in (ROOT / "docs/cookbook").glob("*.md") if page.name != "README.md")
+NUM_DIGITS = 300  # of digits.csv
 IDS = [page.stem for page in PAGES]
 MOST_PLACES = {"text_head": 2, "loss": 2, "contrastive_loss": 2, "metric": 2, "trick": 2, "mixup": 2, "file_format": 2}
 MOST_PLACES |= {"json_shape": 1}
@@ -122,7 +123,7 @@ def write_raw(folder):
     write_csv(folder / "pairs.csv", "sentence1,sentence2,score", pairs)
     (folder / "calls.jsonl").write_text("".join(json.dumps(call) + "\n" for call in calls), encoding="utf-8")
     (folder / "orders.jsonl").write_text("".join(json.dumps(order) + "\n" for order in orders), encoding="utf-8")
-    load_digits(as_frame=True).frame[:300].to_csv(folder / "digits.csv", index=False)
+    load_digits(as_frame=True).frame[:NUM_DIGITS].to_csv(folder / "digits.csv", index=False)
     (folder / "reviews.rec").write_text("\n".join(records) + "\n", encoding="utf-8")
 
 

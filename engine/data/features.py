@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.data.own_inputs import fields_of, value_of
+from engine.data.own_spans import spans_inside
 from engine.data.ragged import Ragged
 from engine.data.windows import Cutter, Feature, TooLong, encode_texts
 from engine.errors import UserError
@@ -109,6 +110,8 @@ class Featurizer:
         if field.level == "words":
             windows = [(f.example, slice(f.first_word, f.first_word + len(f.word_starts))) for f in features]
             rows = [values[number][window] for number, window in windows]
+        elif field.level == "spans":
+            rows = [spans_inside(self, f, examples[f.example], values[f.example], field.unit) for f in features]
         else:
             rows = [values[feature.example] for feature in features]
         return Ragged.from_arrays([row.ravel() for row in rows])

@@ -31,7 +31,9 @@ class Field:
     columns: the column or JSON key of the value; or several, with one number each. shape: of a value, () for one number
     (default: one number per column). dtype: name is for strings, which become ids from 1, as listed in labels.json; 0
     is a name that train lacks. level: "text" is one value per row, (B, *shape); "list" any number of values, (B, N,
-    *shape) and `NAME_mask` (B, N); "words" one value per word, (B, W, *shape), which follows the windows of long texts.
+    *shape) and `NAME_mask` (B, N); "words" one value per word, (B, W, *shape), which follows the windows of long texts;
+    "spans" any number of spans [begin, end] in characters or words of the text (unit; end is exclusive), as the first
+    and last token of each (B, N, 2), or its words in tasks with labels per word; `NAME_mask` is False for those cut off.
     standardize: subtract the mean of each column in train and divide by its standard deviation; an empty cell is 0.
     missing: the value of an empty cell (default: refused). read: a function from the cells of a row to the value, for
     example from a path to an image.
@@ -40,7 +42,8 @@ class Field:
     columns: str | Sequence[str]
     shape: Sequence[int] | None = None
     dtype: Literal["float", "int", "bool", "name"] = "float"
-    level: Literal["text", "list", "words"] = "text"
+    level: Literal["text", "list", "words", "spans"] = "text"
+    unit: Literal["characters", "words"] = "characters"
     standardize: bool = False
     missing: float | str | None = None
     read: Callable[..., Any] | None = None
@@ -52,6 +55,9 @@ class Field:
     def __post_init__(self) -> None:
         columns = (self.columns,) if isinstance(self.columns, str) else tuple(self.columns)
         several = (len(columns),) if len(columns) > 1 and not self.read else ()
+        if self.level == "spans":
+            several = (2,)
+            object.__setattr__(self, "dtype", "int")
         for name, value in (("columns", columns), ("shape", several if self.shape is None else tuple(self.shape))):
             object.__setattr__(self, name, value)
         if self.read and not self.function:
@@ -78,7 +84,7 @@ class Field:
             raise FieldError("columns must be the name of a column, or different names")
         if not all(type(n) is int and n > 0 for n in self.shape or ()):
             raise FieldError(f"shape={self.shape} must have positive whole numbers")
-        if self.dtype not in DTYPES or self.level not in ("text", "list", "words"):
+        if self.dtype not in DTYPES or self.level not in ("text", "list", "words", "spans"):
             raise FieldError(f"dtype={self.dtype!r} or level={self.level!r}: see Field in engine/data/fields.py")
         if self.standardize and (self.dtype != "float" or self.read):
             raise FieldError("standardize is for floats of columns, without `read`")
@@ -92,7 +98,11 @@ class Field:
         """Returns the object of labels.json, without values that are the defaults."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "read"}
         values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-        return {name: v for name, v in values.items() if v is not None and v is not False and v not in ("", [])}
+        return {
+            name: v
+            for name, v in values.items()
+            if v is not None and v is not False and v not in ("", [], "characters")
+        }
 
     def declared(self) -> dict[str, Any]:
         """Returns what the user declares, to compare it with labels.json."""
@@ -113,6 +123,8 @@ class Field:
         """Converts a cell. Raises FieldError if it does not fit the declaration."""
         if not self.by_cell:
             value = parsed(value)
+            if self.level == "spans" and isinstance(value, list) and value and not isinstance(value[0], list | tuple):
+                value = [value]  # a single span
             self.array(value, column)
             return value
         if is_empty(value):
@@ -156,6 +168,8 @@ class Field:
             raise FieldError(f"{column} is {shown(value)}, but must be at most {MAX_NUMBER:g} in absolute value")
         elif self.dtype != "float":
             self.require_whole(array, column)
+        if self.level == "spans" and not (array[:, 0] >= 0).all() & (array[:, 0] < array[:, 1]).all():
+            raise FieldError(f"{column} is {shown(value)}, but a span is [begin, end], 0 <= begin < end")
         return array[None] if self.level == "text" else array
 
     def require_whole(self, array: np.ndarray, column: str) -> None:
@@ -219,7 +233,9 @@ class Field:
         mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
         padded = np.zeros((*mask.shape, *shape), DTYPES[self.dtype])
         padded[mask] = values.reshape(-1, *shape)
-        return {name: padded} | ({f"{name}_mask": mask} if self.level == "list" else {})
+        if self.level == "spans":
+            mask, padded = mask & (padded[..., 0] >= 0), padded.clip(min=0)
+        return {name: padded} | ({f"{name}_mask": mask} if self.level in ("list", "spans") else {})
 
 
 # The own inputs of the model, {name: Field}. data_loader.py has a place for entries

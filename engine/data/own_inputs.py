@@ -83,26 +83,33 @@ def require_fields(example: dict[str, Any], fields: Mapping[str, Field], where: 
     for name, field in fields.items():
         try:
             cells |= field.clean(given)
-            if field.level == "words" and "tokens" in example and not field.function:
-                require_per_word(len(cells[field.columns[0]]), example, field.columns[0])
+            if field.level in ("words", "spans") and not field.function:
+                require_fitting(field, cells[field.columns[0]], example)
         except FieldError as error:
             of = "" if name == "extras" else f" (FIELDS[{name!r}])"
             raise UserError(f"{where}: {error}{of}") from None
     example["extras"] = cells
 
 
-def require_per_word(size: int, example: dict[str, Any], column: str) -> None:
-    """Raises FieldError unless there is one value per word."""
-    if size != len(example["tokens"]):
-        raise FieldError(f"{column} has {size} values, but the text has {len(example['tokens'])} words")
+def require_fitting(field: Field, value: Any, example: Mapping[str, Any]) -> None:
+    """Raises FieldError unless there is one value per word, or if a span ends outside the text."""
+    column, words = ", ".join(field.columns), example.get("tokens")
+    if field.level == "words" and words is not None and len(value) != len(words):
+        raise FieldError(f"{column} has {len(value)} values, but the text has {len(words)} words")
+    if field.level == "spans":
+        if field.unit == "words" and words is None:
+            raise FieldError(f"{column} is in words, but the text has no `tokens`; use unit='characters'")
+        text = example.get("text") or " ".join(words or ())
+        size = len(words or ()) if field.unit == "words" else len(text)
+        if wrong := [span for span in value if span[1] > size]:
+            raise FieldError(f"{column} has the span {[*map(int, wrong[0])]}, but the text has {size} {field.unit}")
 
 
 def value_of(name: str, field: Field, example: dict[str, Any]) -> np.ndarray:
     """Returns the value of a Field for an example -> (N, *shape). Raises UserError."""
     try:
         value = field.value(example["extras"])
-        if field.level == "words":
-            require_per_word(len(value), example, ", ".join(field.columns))
+        require_fitting(field, value, example)
         return value
     except FieldError as error:
         problem = str(error)

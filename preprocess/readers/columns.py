@@ -217,7 +217,7 @@ def find_texts(head: Head, options: ReadOptions) -> tuple[str | None, str | None
     """Returns the columns of the text and of the second text (for pairs); None if there is none."""
     usual = ["tokens", *TEXT_NAMES, "words"]
     named = options.text_column or options.text_pair_column
-    if options.no_text:
+    if not options.text:
         return None, None
     if not options.needs_text and FIELDS and not named and not by_usual(usual, head.names):
         return None, None  # for a model that reads no text

@@ -70,7 +70,9 @@ class RawOptions(ReadingOptions):
     tag_column: str = option("", "column of token tags, or several, comma-separated; each becomes a task")
     group_column: str = option("", "rows with equal values in this column stay in the same part and fold")
     extra_columns: str = option("", "numeric columns, comma-separated, used as model inputs in addition to the text")
-    no_text: bool = option(False, "the rows have no text; the model reads --extra_columns and FIELDS of data_loader.py")
+    text: bool = option(
+        True, "the rows have a text; --no_text: they have --extra_columns and FIELDS of data_loader.py alone"
+    )
     keep_columns: str = option("", "columns to keep, comma-separated; the report shows scores per value")
     split_column: str = option("", "column or key with the part of each row (default: split, partition, …)")
     offsets: Literal["auto", "characters", "utf16"] = option("auto", "unit of span offsets")

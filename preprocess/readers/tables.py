@@ -207,7 +207,7 @@ def report_joined_labels(head: Head, columns: Columns, options: ReadOptions) -> 
 
 def columns_by_name(head: Head, options: ReadOptions) -> Columns:
     """Returns the Columns of a table with a header."""
-    is_doubtful = options.labelled and not options.no_text and not alike([*TEXT_NAMES, "tokens"], head.names)
+    is_doubtful = options.labelled and options.text and not alike([*TEXT_NAMES, "tokens"], head.names)
     no_header = f"if row 1 is not a header, add --no_header; {head.listed}"
     refuse_other_tasks(head, options)
     if is_doubtful and not options.text_column:

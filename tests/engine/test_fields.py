@@ -283,7 +283,7 @@ class HeadOfX(ClassificationHead):
         return self.linear(inputs["x"])
 
 
-NO_TEXT = dict(label_column="label", label_type="label=classification", no_text=True)
+NO_TEXT = dict(label_column="label", label_type="label=classification", text=False)
 
 
 def without_text(rows):
@@ -381,3 +381,71 @@ def test_a_text_model_needs_the_text_of_a_file_to_predict(fields, tmp_path):
 def test_labels_json_is_as_before_without_own_inputs(tmp_path):
     data = processed(tmp_path, rows_of([0]))
     assert read_json(data / "labels.json")["label"].keys() == {"type", "labels", "counts"}
+
+
+# ---- spans ---------------------------------------------------------------------------------------------------------
+
+
+def with_mention(n, size, by_words):
+    words = [f"word{'ab'[(n + i) % 2]}" for i in range(size)]
+    row = {"tokens": words} if by_words else {"text": " ".join(words)}
+    first = n % max(1, size - 2)
+    begin = len(" ".join(words[:first])) + bool(first)
+    in_characters = [begin, begin + len(" ".join(words[first : first + 2]))]
+    return row | {"label": "ab"[n % 2], "in_words": [first, first + 2], "in_characters": [in_characters, [0, 1]]}
+
+
+@pytest.mark.parametrize("by_words", [False, True])
+def test_spans_become_tokens(by_words, fields, tmp_path):
+    in_words = {"in_words": Field("in_words", level="spans", unit="words")} if by_words else {}
+    fields(in_characters=Field("in_characters", level="spans"), **in_words)
+    data = processed(tmp_path, [with_mention(n, 3 + n % 20, by_words) for n in range(60)])
+    reader, train = featurizer(data, 16), lines_of(data / "train.jsonl")
+    inputs = MyDataset(data / "train.jsonl", reader).batch(range(len(train))).inputs
+    cut = 0
+    for i, row in enumerate(train):
+        words = row["tokens"] if by_words else row["text"].split()
+        tokens, of_words = ["[CLS]"], []
+        for word in words:
+            pieces = reader.tokenizer.tokenize(word)
+            of_words.append((len(tokens), len(tokens) + len(pieces) - 1))
+            tokens += pieces
+        first = next(
+            n for n in range(len(words)) if len(" ".join(words[:n])) + bool(n) == row["extras"]["in_characters"][0][0]
+        )
+        expected = [of_words[first][0], of_words[min(first + 1, len(words) - 1)][1]]
+        is_whole = expected[1] < min(len(tokens), 15)  # of 16, without [SEP]
+        cut += not is_whole
+        for name in FIELDS:
+            assert bool(inputs[f"{name}_mask"][i, 0]) == is_whole
+            assert not is_whole or inputs[name][i, 0].tolist() == expected
+    assert cut
+    assert inputs["in_characters_mask"][:, 1].all()
+
+
+def test_spans_become_words_of_the_window(fields, tmp_path):
+    fields(at=Field("at", level="spans", unit="words"))
+    data = processed(tmp_path, [tagged(n, 3 + 5 * (n % 6)) | {"at": [1, 3]} for n in range(40)])
+    loaded = MyDataset(data / "train.jsonl", featurizer(data, 16))
+    inputs, firsts = loaded.batch(range(len(loaded.lengths))).inputs, loaded.columns["first_word"].tolist()
+    for first, span, mask in zip(firsts, inputs["at"], inputs["at_mask"]):
+        assert bool(mask[0]) == (first <= 1)
+        assert not mask[0] or span[0].tolist() == [1 - first, 2 - first]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([2, 1], "a span is .begin, end., 0 <= begin < end"),
+        ([-1, 1], "0 <= begin < end"),
+        ([0, 99], r"the span \[0, 99\], but the text has \d+ characters"),
+        ([0, 1.5], "has 1.5, but must be a whole number"),
+        ([0, 1, 2], "the declared shape of each item is"),
+    ],
+)
+def test_a_bad_span_is_one_line(value, message, fields, tmp_path):
+    fields(x=Field("x", level="spans"))
+    rows = rows_of([[0, 1]])
+    rows[2]["x"] = value
+    with pytest.raises(UserError, match=f"row 3: .*{message}"):
+        processed(tmp_path, rows, label_type="label=classification")

@@ -85,6 +85,8 @@ def write_settings(folder: Path, model: MyModel, featurizer: Featurizer) -> None
         if field.function:
             advice = "compute the values beforehand and declare a column"
             raise UserError(f"FIELDS[{name!r}] is read by a function, which an export cannot contain; {advice}")
+        if field.level == "spans":
+            raise UserError(f"FIELDS[{name!r}]: the predictor of an export cannot map spans to tokens; use main.py")
     by_unit, han = patterns()
     settings = {
         "tasks": tasks,
