@@ -33,7 +33,7 @@ class Field:
     is a name that train lacks. level: "text" is one value per row, (B, *shape); "list" any number of values, (B, N,
     *shape) and `NAME_mask` (B, N); "words" one value per word, (B, W, *shape), which follows the windows of long texts;
     "spans" any number of spans [begin, end] in characters or words of the text (unit; end is exclusive), as the first
-    and last token of each (B, N, 2), or its words in tasks with labels per word; `NAME_mask` is False for those cut off.
+    and last token of each (B, N, 2), or its words in tasks with labels per word; `NAME_mask` is False if it is cut.
     standardize: subtract the mean of each column in train and divide by its standard deviation; an empty cell is 0.
     missing: the value of an empty cell (default: refused). read: a function from the cells of a row to the value, for
     example from a path to an image.

@@ -241,11 +241,8 @@ def columns_by_number(head: Head, options: ReadOptions) -> Columns:
         advice = f"add --label_column NUMBER (and --text_column, if the text is not column {text})"
         raise UserError(f"{head.path}: the label column is unclear; {advice}; {head.listed}")
     unused = [name for name in others if name not in (*label, *split_names(options.label_column))]
-    if (
-        options.labelled
-        and not (options.text_column or options.no_text)
-        and (second := second_text(head, int(text), unused))
-    ):
+    second = None if options.text_column or not options.text else second_text(head, int(text), unused)
+    if options.labelled and second:
         both = ",".join(sorted((text, second), key=int))
         pair = "--text_column {} --text_pair_column {}".format(*both.split(","))
         advice = f"add {pair} for pairs, --join_columns {both} for one text, or --text_column {text} for one of them"
