@@ -62,6 +62,13 @@ class Featurizer:
                 raise UserError(f"FIELDS[{name!r}]: level='words' is for tasks with labels per word; use level='list'")
         self.label_ids = {name: {label: i for i, label in enumerate(task.labels)} for name, task in tasks.items()}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out the own inputs for a worker process, which reads FIELDS itself: a lambda cannot be pickled."""
+        return self.__dict__ | {"fields": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, fields=fields_of(state["tasks"]))
+
     def fingerprint(self) -> str:
         """Returns a hash of everything that affects the encoding. It is part of the cache's file name."""
         tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str()) if self.tokenizer else {}

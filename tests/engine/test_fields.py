@@ -1,6 +1,7 @@
 """Own inputs (FIELDS of data_loader.py) from a raw row to a batch, and rows without a text (--encoder none)."""
 
 import json
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -253,10 +254,11 @@ def broken(cell):
 
 
 def test_a_function_reads_cells_and_a_changed_one_does_not_reuse_the_cache(fields, tmp_path):
-    fields(x=Field("x", read=twice))
+    fields(x=Field("x", read=lambda cell: twice(cell)))
     data = processed(tmp_path, rows_of([1.0, 2.0]))
     values = [row["extras"]["x"] for row in lines_of(data / "train.jsonl")]
     reader = featurizer(data)
+    assert pickle.loads(pickle.dumps(reader)).fields == reader.fields  # in a worker
     first = MyDataset(data / "train.jsonl", reader)
     assert first.batch(range(len(values))).inputs["x"].tolist() == [2 * value for value in values]
     fields(x=Field("x", read=thrice))
