@@ -1,8 +1,6 @@
 """Own inputs that are spans of a text, as positions in an input of the model."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -10,13 +8,10 @@ from engine.data.windows import Cutter, Feature, encode_texts, words_of_first
 from engine.task.text import HAN_CHARACTER
 from engine.task.words import text_and_offsets, texts_to_encode
 
-if TYPE_CHECKING:
-    from engine.data.features import Featurizer
 
-
-def units_of(featurizer: Featurizer, example: dict[str, Any], unit: str) -> tuple[list[tuple[int, int]], list[int]]:
+def units_of(featurizer: Any, example: dict[str, Any], unit: str) -> tuple[list[tuple[int, int]], list[int]]:
     """Returns the extent of each token of a text, or of each word if the tasks have labels per word, in characters or
-    words; and the positions of the tokens that a long text keeps."""
+    words; and the positions of the tokens that a long text keeps. featurizer: a Featurizer"""
     words = [(i, i + 1) for i in range(len(example.get("tokens", ())))]
     if unit == "characters":
         words = text_and_offsets(example, featurizer.unit, HAN_CHARACTER)[1] or []
@@ -35,7 +30,7 @@ def units_of(featurizer: Featurizer, example: dict[str, Any], unit: str) -> tupl
 
 
 def spans_inside(
-    featurizer: Featurizer, feature: Feature, example: dict[str, Any], spans: np.ndarray, unit: str
+    featurizer: Any, feature: Feature, example: dict[str, Any], spans: np.ndarray, unit: str
 ) -> np.ndarray:
     """Returns the first and last token of each span in an input, or its words in a window; (N, 2), -1 if it is cut.
 
