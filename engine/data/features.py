@@ -61,9 +61,7 @@ class Featurizer:
             if field.level == "words" and not self.tagging:
                 raise UserError(f"FIELDS[{name!r}]: level='words' is for tasks with labels per word; use level='list'")
             if field.level == "spans" and tokenizer is None:
-                raise UserError(
-                    f"FIELDS[{name!r}]: level='spans' needs the tokens of a text, but --encoder none has none"
-                )
+                raise UserError(f"FIELDS[{name!r}]: level='spans' needs tokens, which --encoder none lacks")
         self.label_ids = {name: {label: i for i, label in enumerate(task.labels)} for name, task in tasks.items()}
 
     def __getstate__(self) -> dict[str, Any]:
