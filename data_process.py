@@ -19,7 +19,7 @@ from config import ROOT, Config
 from engine.errors import UserError
 from engine.run.command_line import check_values, option, run_command
 from engine.run.files import appearing_folder
-from engine.task.task import Task
+from engine.task.task import Task, has_no_text
 from engine.task.text import text_of
 from preprocess.checks.run import keep, look_through, run_checks, show, with_rows
 from preprocess.checks.tokenizer import check_encoding
@@ -114,6 +114,8 @@ def prepare(config: DataConfig) -> tuple[dict[str, list[dict[str, Any]]], dict[s
 def process(config: DataConfig) -> None:
     """Converts raw input to a processed folder. With --check, only prints the report; with --preview, only examples.
     Nothing is written unless all rows are valid. The folder is replaced as a whole or left unchanged."""
+    import data_loader  # noqa: F401 (it declares FIELDS; imported here, as torch takes seconds)
+
     folder = Path(config.output_dir)
     source = Path(config.input)
     if not (config.check or config.preview):
@@ -146,7 +148,8 @@ def check_and_write(config: DataConfig, data: Prepared, folder: Path | None = No
         write_labels(folder, tasks)
     print_summary(data.parts, tasks, results.labels)
     notes = run_checks(data.parts, tasks, data.notes, results)
-    if featurizer := featurizer_for_checks(config, data.parts, tasks):  # last: its threads are not fork-safe
+    # last: its threads are not fork-safe
+    if not has_no_text(tasks) and (featurizer := featurizer_for_checks(config, data.parts, tasks)):
         notes += with_rows(check_encoding(data.parts, tasks, featurizer))
     show(notes)
     return notes

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from config import Config
 from engine.data.features import Featurizer
+from engine.data.own_inputs import require_same_fields
 from engine.data.tokenizer import saved_tokenizer
 from engine.errors import UserError
 from engine.model import span_pointer
@@ -535,14 +536,23 @@ class BiLSTM(nn.Module):
         return SimpleNamespace(last_hidden_state=torch.cat([first.unsqueeze(1), hidden.flatten(2)[:, 1:]], 1))
 
 
+class NoEncoder(nn.Module):
+    """--encoder none: vectors of size 0, for models whose heads read only their own inputs (FIELDS, data_loader.py)."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(last_hidden_state=attention_mask.new_zeros(*input_ids.shape, 0, dtype=torch.float32))
+
+
 def build_encoder(
     config: Config,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     checkpoint: str | Path | None = None,
     base_path: str | None = None,
 ) -> tuple[nn.Module, int]:
     """(encoder, its hidden size H). checkpoint: one of our folders, read for its config; weights are loaded later.
     base_path: the new location of its LoRA adapter's base model, if it has moved."""
+    if tokenizer is None:
+        return NoEncoder(), 0
     if config.encoder == "bilstm":
         encoder: Any = BiLSTM(
             len(tokenizer), config.hidden_size, config.num_layers, config.dropout, tokenizer.pad_token_id
@@ -554,7 +564,7 @@ def build_encoder(
 
 def build_model(
     config: Config,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     tasks: dict[str, Task],
     checkpoint: str | Path | None = None,
     base_path: str | None = None,
@@ -578,15 +588,24 @@ def build_model(
     if run:
         start_from(model, run, hidden_size, tokenizer, config)
     for name, head in model.output_layer.heads.items():
-        head.set_tokenizer(tokenizer)
+        require_inputs(name, head)
+        if tokenizer is not None:
+            head.set_tokenizer(tokenizer)
         head.set_options(config, name)
     freeze_layers(model.encoder, config.freeze_layers)
     return model
 
 
+def require_inputs(task_name: str, head: nn.Module) -> None:
+    """Raises UserError for a head with a layer for the vectors of texts, which have size 0 with --encoder none."""
+    if any(not parameter.numel() for parameter in head.parameters()):
+        advice = "write one that reads your own inputs (docs/cookbook/digits.md)"
+        raise UserError(f"--encoder none: the head of {task_name!r}, {type(head).__name__}, needs a text; {advice}")
+
+
 def load_checkpoint(
     folder: str | Path, base_path: str | None = None, base_hub: str = "hf"
-) -> tuple[MyModel, PreTrainedTokenizerBase, dict[str, Task], Config]:
+) -> tuple[MyModel, PreTrainedTokenizerBase | None, dict[str, Task], Config]:
     """(model, tokenizer, tasks, config) of a checkpoint, on the CPU. Needs neither data nor the hub; an unmerged LoRA
     adapter also needs its base model, at its original location or at base_path (a name on base_hub)."""
     folder = Path(folder)
@@ -597,7 +616,8 @@ def load_checkpoint(
     checkpoint.require_whole(folder)
     config = Config.load(folder / "args.json")
     tasks = read_tasks(folder / "labels.json")
-    tokenizer = saved_tokenizer(folder)
+    require_same_fields(tasks, folder)
+    tokenizer = None if config.encoder == "none" else saved_tokenizer(folder)
     where = replace(config, model_hub=base_hub) if base_hub != "hf" else config  # otherwise that of the training
     model = build_model(where, tokenizer, tasks, folder, base_path)
     checkpoint.load_weights(model, folder)

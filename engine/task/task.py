@@ -1,6 +1,6 @@
 """The Task class, and reading and writing labels.json."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,18 @@ PARTS_OF_A_ROW = ("id", "text", "tokens", "text_pair", "extras", "kept")
 KINDS = ("classification", "multilabel", "regression", "tagging", "spans")  # formats of labels
 IGNORE = -100  # label id of unlabelled texts and words (torch's ignore_index)
 STATISTICS = {"mean": float, "std": Range(1e-300, 1e300)}
+FIELD = {  # see engine/data/fields.py
+    "columns": [str],
+    Optional("shape"): [Range(1)],
+    "dtype": AnyOf("float", "int", "bool", "name"),
+    "level": AnyOf("text", "list", "words", "spans"),
+    Optional("unit"): AnyOf("characters", "words"),
+    Optional("standardize"): bool,
+    Optional("missing"): AnyOf(str, float),
+    Optional("statistics"): {str: STATISTICS},
+    Optional("names"): [str],
+    Optional("function"): str,
+}
 TASK = {
     "type": str,
     "labels": [str],
@@ -23,6 +35,8 @@ TASK = {
     Optional("pairs"): AnyOf(bool, None),
     Optional("hierarchy"): str,
     Optional("extras"): {str: STATISTICS},
+    Optional("fields"): {str: FIELD},
+    Optional("no_text"): bool,
 }
 
 
@@ -38,7 +52,9 @@ class Task:
     mean: float = 0.0  # regression: mean and std of the values in train
     std: float = 1.0
     pairs: bool = False  # texts are pairs
-    extras: dict[str, dict[str, float]] | None = None  # {column: {"mean", "std"}} of numeric columns
+    extras: dict[str, dict[str, float]] | None = None  # {column: {"mean", "std"}} of --extra_columns
+    fields: dict[str, dict[str, Any]] | None = None  # {name: Field as JSON} of other own inputs
+    no_text: bool = False  # rows have no text, only own inputs; "text" describes them
     kind: str = ""  # default: the type
     hierarchy: str = ""  # labels are paths of nodes, joined by this separator (engine/task/hierarchy.py)
 
@@ -77,6 +93,16 @@ class Task:
         if self.kind != "regression":
             del values["mean"], values["std"]
         return {name: value for name, value in values.items() if value not in (None, "", {}) and value is not False}
+
+
+def pairs_of(tasks: dict[str, Task]) -> bool:
+    """Whether a model of these tasks reads a second text."""
+    return any(task.pairs for task in tasks.values())
+
+
+def has_no_text(tasks: Mapping[str, Task]) -> bool:
+    """Whether the rows of these tasks have no text."""
+    return any(task.no_text for task in tasks.values())
 
 
 def needs_words(kind: str) -> bool:

@@ -78,7 +78,8 @@ class Writer:
 
         def fill(temporary: Path) -> None:
             save_file(weights, temporary / "model.safetensors")
-            self.tokenizer.save_pretrained(temporary)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(temporary)
             if hasattr(encoder, "config"):
                 encoder.config.save_pretrained(temporary)
             if base and not merge:

@@ -11,9 +11,9 @@ import math
 import re
 from typing import Any
 
+from engine.data.fields import MAX_NUMBER
 from engine.errors import UserError
 from engine.task import task
-from engine.task.extras import MAX_NUMBER
 from engine.task.hierarchy import problem_of, with_ancestors
 from preprocess.example import Example, shown
 from preprocess.labels.literals import literal

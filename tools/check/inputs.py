@@ -18,7 +18,7 @@ def check_padding(case: Case) -> None:
     model, batch = case.model_and_batch()
     together, fill = logits_of(model, batch.inputs), {"input_ids": case.data.pad_id}
     extra = min(8, (num_positions(model.encoder) or 10**6) - batch.inputs["input_ids"].shape[1])
-    by_token = {name: tensor for name, tensor in batch.inputs.items() if name != "extras"}
+    by_token = {name: batch.inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
     padded = {name: pad(tensor, (0, extra), value=fill.get(name, 0)) for name, tensor in by_token.items()}
     wrong = difference(together, logits_of(model, batch.inputs | padded))
     if wrong is None:
@@ -48,8 +48,8 @@ def check_other_rows(case: Case) -> None:
     other_rows[0] = False
     drawn = torch.randint(len(ids), (int(other_rows.sum()),), generator=torch.Generator().manual_seed(0))
     changed["input_ids"][other_rows] = ids[drawn.to(device)]
-    if "extras" in changed:
-        changed["extras"][1:] += 1.0
+    for name in case.data.featurizer.fields:
+        changed[name][1:] = moved(changed[name])[1:]
     for mode in ("evaluation", "training"):
         model.train(mode == "training")
         state = random_state(device)
@@ -63,6 +63,11 @@ def check_other_rows(case: Case) -> None:
     loss = model(single.inputs, single.labels).total_loss
     if not torch.isfinite(loss):
         raise Failed(f"a batch of one text has a loss of {loss.item():g}")
+
+
+def moved(values: torch.Tensor) -> torch.Tensor:
+    """Returns other valid values of an own input: numbers plus 1; ids and bools of the rows in reverse order."""
+    return values + 1.0 if values.is_floating_point() else values.flip(0)
 
 
 def check_later_words(case: Case) -> None:
@@ -92,14 +97,18 @@ def check_determinism(case: Case) -> None:
 
 def check_extras(case: Case) -> None:
     model, batch = case.model_and_batch()
-    if "extras" not in batch.inputs:
-        raise Skipped("the data has no extra columns")
+    fields = case.data.featurizer.fields
+    if not fields:
+        raise Skipped("the data has no own inputs")
     logits, ignored = model(batch.inputs).logits, []
-    for number, name in enumerate(case.data.featurizer.extras):
-        changed = batch.inputs | {"extras": batch.inputs["extras"].clone()}
-        changed["extras"][:, number] += 1.0
-        if difference(logits, model(changed).logits, tolerance=1e-7) is None:
-            ignored.append(name)
+    for name, field in fields.items():
+        of_columns = name == "extras"  # each of its columns is an input of its own
+        for number, column in enumerate(field.columns if of_columns else [name]):
+            changed = batch.inputs[name].clone()
+            part = changed[:, number] if of_columns else changed
+            part.copy_(moved(part))
+            if difference(logits, model(batch.inputs | {name: changed}).logits, tolerance=1e-7) is None:
+                ignored.append(column)
     if ignored:
         raise Failed(f"no answer changes when {shorten(ignored)} change; no head reads them")
 

@@ -39,7 +39,7 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
         "differences between loss and decode: shifted labels, softmax twice",
     ),
     ("answers do not depend on the labels", training.check_labels_unseen, "how forward uses the labels"),
-    ("extra columns change the answers", inputs.check_extras, "inputs['extras'] in the forward of a head"),
+    ("own inputs change the answers", inputs.check_extras, "inputs[NAME] in the forward of a head"),
     ("padding changes nothing", inputs.check_padding, "attention_mask in encode, pooling and the head"),
     ("the order in a batch changes nothing", inputs.check_order, "sums and norms over dimension 0"),
     ("other texts of a batch change nothing", inputs.check_other_rows, "BatchNorm; means over dimension 0"),
