@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from engine.data.own_inputs import input_columns
 from engine.errors import UserError
 from engine.predict.attributions import Explanation, explain
 from engine.predict.given import examples_of, form_of
@@ -21,8 +22,7 @@ from engine.predict.predictions import prediction_rows
 from engine.run import distributed
 from engine.run.device import to_device
 from engine.run.run_folder import checkpoint_of
-from engine.task.extras import extras_of, pairs_of
-from engine.task.task import Task
+from engine.task.task import Task, pairs_of
 
 Examples = list[dict[str, Any]]
 
@@ -52,7 +52,7 @@ class Model:
 
     def __call__(self, texts: Any) -> Any:
         """Returns the answers, as in predictions.jsonl: text, labels, probabilities, entities with offsets."""
-        return self.answer(texts, self.label, self.tasks)
+        return self.answer(texts, self.label)
 
     def embed(self, texts: Any) -> Any:
         """Returns the vectors that heads of texts read: the encoder's pooled output, before dropout and shared layers,
@@ -90,7 +90,7 @@ class Model:
             for name, task in self.tasks.items()
         )
         inputs = "pairs of texts" if pairs_of(self.tasks) else "texts"
-        columns = "".join(f", {name}" for name in extras_of(self.tasks))
+        columns = "".join(f", {name}" for name in input_columns(self.tasks))
         machine = f"{self.trainer.device}, {self.trainer.config.precision}"
         return f"<{self.checkpoint}: {inputs}{columns} -> {tasks}; {machine}>"
 

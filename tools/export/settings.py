@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import regex
 
+from engine.data.fields import Field
 from engine.errors import UserError
 from engine.model.crf import IMPOSSIBLE
 from engine.predict.predictions import names_entities, outside_id
@@ -62,6 +63,16 @@ def kind_of_head(name: str, head: Head) -> str:
     return exported
 
 
+def require_exportable(inputs: dict[str, Field]) -> None:
+    """Raises UserError if the predictor cannot compute one of the own inputs."""
+    for name, field in inputs.items():
+        if field.function:
+            advice = "compute the values beforehand and declare a column"
+            raise UserError(f"FIELDS[{name!r}] is read by a function, which an export cannot contain; {advice}")
+        if field.level == "spans":
+            raise UserError(f"FIELDS[{name!r}]: the predictor of an export cannot map spans to tokens; use main.py")
+
+
 def write_settings(folder: Path, model: MyModel, featurizer: Featurizer) -> None:
     """Writes predictor.json, arrays.npz and tokenizer.json of a model to a folder."""
     arrays: dict[str, np.ndarray] = {}
@@ -83,12 +94,7 @@ def write_settings(folder: Path, model: MyModel, featurizer: Featurizer) -> None
                 scores = getattr(crf, "transitions" if part == "transitions" else f"{part}_transitions")
                 masked = scores.detach().masked_fill(getattr(crf, rule), IMPOSSIBLE)
                 arrays[f"{number}.{part}"] = masked.float().numpy()
-    for name, field in featurizer.fields.items():
-        if field.function:
-            advice = "compute the values beforehand and declare a column"
-            raise UserError(f"FIELDS[{name!r}] is read by a function, which an export cannot contain; {advice}")
-        if field.level == "spans":
-            raise UserError(f"FIELDS[{name!r}]: the predictor of an export cannot map spans to tokens; use main.py")
+    require_exportable(featurizer.fields)
     by_unit, han = patterns()
     settings = {
         "tasks": tasks,
