@@ -48,7 +48,7 @@ from engine.model.crf import CRF
 from engine.run.device import keep_freed_memory, synchronize
 from engine.task.task import IGNORE
 from engine.train.automatic import resolve
-from engine.train.optimization import parameter_groups
+from engine.train.optimization import merge_groups, parameter_groups
 from engine.train.progress import RunningLosses
 from logging_config import TensorBoard
 from model_utils import build_model
@@ -95,7 +95,8 @@ class Bench:
         loader = MyDataLoader(self.train_set, config.batch_size, self.options.seed)
         config = resolve(config, model.encoder, self.device, len(loader))
         tricks = build_tricks(model, config)
-        optimizer = build_optimizer(tricks.param_groups(parameter_groups(model, config)), config, self.device)
+        groups = tricks.param_groups(parameter_groups(model, config))
+        optimizer = merge_groups(build_optimizer(groups, config, self.device))
         scheduler = build_scheduler(optimizer, config, len(loader))
         tricks.begin(loader, config)
         config.run_dir.mkdir(exist_ok=True)

@@ -21,7 +21,7 @@ from engine.errors import UserError
 from engine.run.signals import Interrupted
 from engine.train import checkpoint
 from engine.train.automatic import resolve
-from engine.train.optimization import parameter_groups
+from engine.train.optimization import merge_groups, parameter_groups
 from model_utils import MyModelOutput, build_model, mean_output
 from preprocess.schema import load_labels, training_texts
 from trainer import Evaluation, Trainer, TrainingSetup, build_optimizer, build_scheduler
@@ -48,7 +48,7 @@ def make_trainer(config, rows=None, own_optimizer=None):
     config = resolve(config, model.encoder, torch.device("cpu"), len(train_loader))
     tricks = build_tricks(model, config)
     make = own_optimizer or (lambda groups: build_optimizer(groups, config, "cpu"))
-    optimizer = make(tricks.param_groups(parameter_groups(model, config)))
+    optimizer = merge_groups(make(tricks.param_groups(parameter_groups(model, config))))
     scheduler = build_scheduler(optimizer, config, -(-len(train_loader) // config.gradient_accumulation_steps))
     tricks.begin(train_loader, config)
     setup = TrainingSetup(train_loader, dev_loader, optimizer, scheduler, tricks)

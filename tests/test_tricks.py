@@ -31,7 +31,7 @@ from engine.run.command_line import option
 from engine.run.signals import Interrupted
 from engine.task.task import Task
 from engine.train import checkpoint
-from engine.train.optimization import ema_decay_of, parameter_groups
+from engine.train.optimization import ema_decay_of, merge_groups, parameter_groups
 from engine.tricks import averages
 from model_utils import HeadOptions, MyModel, load_checkpoint
 from trainer import Trainer, TrainingSetup, build_optimizer, build_scheduler
@@ -90,7 +90,8 @@ def trainer_of(model, make_trick, precision, tmp_path, **options):
     )
     made = make_trick(model)
     switched_on = tricks.Tricks(made if isinstance(made, list) else [made] if made else [])
-    optimizer = build_optimizer(switched_on.param_groups(parameter_groups(model, config)), config, "cpu")
+    groups = switched_on.param_groups(parameter_groups(model, config))
+    optimizer = merge_groups(build_optimizer(groups, config, "cpu"))
     scheduler = build_scheduler(optimizer, config, 10)
     no_data = SimpleNamespace(dataset=SimpleNamespace(fingerprint=""))
     setup = TrainingSetup(no_data, no_data, optimizer, scheduler, switched_on)

@@ -139,6 +139,27 @@ def test_a_scheduler_that_takes_the_score_the_wrong_way_round_is_refused(tiny, m
     make_trainer(tiny(monitor="loss"))
 
 
+def test_layers_that_unfreeze_and_have_rates_of_their_own_are_reduced_together(tiny, tmp_path, monkeypatch):
+    made = make_trainer(tiny(model_version="made", num_layers=3))
+    for part in (made.model.encoder, made.tokenizer):
+        part.save_pretrained(tmp_path / "bert")
+    options = dict(pretrain_model_path=str(tmp_path / "bert"), unfreeze_layers=1, layer_decay=0.5, head_lr=1e-6)
+    options |= dict(scheduler="plateau", epochs=6, lr=1e-6, log_steps=1, early_stop_patience=0)
+    whole, stopped = (tiny(model_version=name, **options) for name in ("whole", "stopped"))
+    trainer = make_trainer(whole)
+    run(trainer)
+    lines, groups = lines_of(whole), trainer.optimizer.param_groups
+    wanted = rates_by_hand(lines, trainer.monitor, "max", 1e-6, round(0.6 * STEPS), min_lr=1e-8, **BUILT_IN)
+    assert [line["lr"] for line in lines if "lr" in line] == wanted and wanted[-1] < 1e-6
+    assert sorted({group["lr"] for group in groups}) == pytest.approx([2.5e-7 / 8, 2.5e-7 / 4, 2.5e-7 / 2, 2.5e-7])
+    trainer = make_trainer(stopped)
+    stop(trainer, "mid-epoch", monkeypatch)
+    with pytest.raises(Interrupted):
+        run(trainer)
+    run(make_trainer(stopped))
+    assert fingerprints(stopped) == fingerprints(whole)
+
+
 def test_the_constant_rate_of_swa_stays_constant(tiny):
     options = dict(scheduler="plateau", use_swa=True, swa_start=0.5, epochs=8, lr=1e-6, log_steps=1)
     trainer = make_trainer(tiny(early_stop_patience=0, **options))
