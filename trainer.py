@@ -440,6 +440,8 @@ class Trainer:
     def embed(self, loader: MyDataLoader) -> np.ndarray:
         """The vectors (N, H) of the loader's texts, see MyModel.embed; of a text in windows, that of the first one."""
         self.model.eval()
+        if not self.model.hidden_size:
+            raise UserError("this model reads no text, so there are no vectors of texts")
         data, vectors = loader.dataset, np.empty((len(loader.dataset), self.model.hidden_size), np.float32)
         for batch in tqdm(loader, desc="embedding", leave=False, delay=2):
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):

@@ -4,11 +4,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.data.own_inputs import input_columns
 from engine.errors import UserError
 from engine.predict.isolation import own_module
 from engine.predict.predictions import prepare_inputs
-from engine.task.task import Task, pairs_of
+from engine.task.task import PARTS_OF_A_ROW, Task, has_no_text
 from engine.task.text import token_unit
 from engine.task.words import id_of
 
@@ -50,21 +49,23 @@ def row_of(item: Any, where: str) -> dict[str, Any]:
     if isinstance(item, list):
         return {"tokens": item}
     if isinstance(item, Mapping):
-        return {name: value for name, value in item.items() if name != "text_pair" or value is not None}
+        plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in item.items()}
+        return {name: value for name, value in plain.items() if name != "text_pair" or value is not None}
     raise UserError(f"{where}: {shown(item)} is not a text; {ACCEPTED}")
 
 
 def examples_of(items: Iterable[Any], tasks: dict[str, Task], labelled: bool = False) -> Iterator[dict[str, Any]]:
     """Yields the examples of texts or rows for these tasks. labelled: with the labels that the rows have. An example
     has an id only if its row has one. Raises UserError for the first text that these tasks cannot read."""
-    schema, form = own_module("preprocess.schema"), None
+    form, paired = None, any(task.pairs for task in tasks.values())
     for number, item in enumerate(items):
         where = f"text {number + 1}"
-        example = example_of(row_of(item, where), where, tasks, labelled)
-        if isinstance(item, tuple) and not pairs_of(tasks):
+        if isinstance(item, tuple) and len(item) == 2 and not paired:
             raise UserError(f"{where} is a pair, but this model reads single texts; give several texts as a list")
-        schema.check_row(example, tasks if labelled else {}, where, needs_labels=labelled)
-        schema.check_characters({"_where": where, **example})
+        row = row_of(item, where)
+        if paired and "text_pair" not in row:
+            raise UserError(f"{where}: this model reads pairs of texts; give tuples of two, or rows with text_pair")
+        example = example_of(row, where, tasks, labelled)
         kinds = example.keys() & {"tokens", "text_pair"}
         if kinds != (form := kinds if form is None else form):
             has, first = (" and ".join(sorted(keys)) or "a text" for keys in (kinds, form))
@@ -74,37 +75,33 @@ def examples_of(items: Iterable[Any], tasks: dict[str, Task], labelled: bool = F
 
 def example_of(row: dict[str, Any], where: str, tasks: dict[str, Task], labelled: bool) -> dict[str, Any]:
     """Returns the example of a row: its text or words, the columns that the model reads and, if wanted, its labels."""
-    own_module("preprocess.schema").check_row(row, {}, where, needs_labels=False)
-    if pairs_of(tasks) and "text_pair" not in row:
-        raise UserError(f"{where}: this model reads pairs of texts; give tuples of two, or rows with text_pair")
+    schema, kinds = own_module("preprocess.schema"), own_module("preprocess.labels.kinds")
+    if row.keys() & {"text", "tokens"} or not has_no_text(tasks):
+        schema.check_row(row, {}, where, needs_labels=False)
     example: dict[str, Any] = {name: row[name] for name in ("text", "tokens", "text_pair") if name in row}
-    columns = {name: row[name] for name in input_columns(tasks) if name in row}
+    columns = {name: value for name, value in row.items() if name not in {*PARTS_OF_A_ROW, *tasks}}
     example["extras"] = columns | (row.get("extras") or {})
     if "id" in row:
         example["id"] = id_of(row["id"], 0)
     if labelled:
         example |= labels_of(row, where, tasks)
     (example,) = prepare_inputs([example], tasks, "given", int(where.rpartition(" ")[2]))
-    for name, task in tasks.items() if labelled else ():
-        if name in example:
-            kinds = own_module("preprocess.labels.kinds")
-            example[name] = kinds.check_label(example | {"_where": where}, name, task.kind)
+    for name in [name for name in tasks if labelled and name in example]:
+        example[name] = kinds.check_label(example | {"_where": where}, name, tasks[name].kind)
+    schema.check_row(example, tasks if labelled else {}, where, needs_labels=labelled)
+    schema.check_characters({"_where": where, **example})
     return example
 
 
 def labels_of(row: dict[str, Any], where: str, tasks: dict[str, Task]) -> dict[str, Any]:
-    """Returns the labels of a row, and its tokens if spans over its text are among them ({"start", "end", "label"})."""
-    spans = own_module("preprocess.labels.spans")
+    """Returns the labels of a row. If those of words are spans over its text, [{"start", "end", "label"}], also its
+    tokens."""
     labels = {name: row[name] for name in tasks if name in row}
-    over_text = [n for n in labels if tasks[n].needs_words and "tokens" not in row and is_over_text(labels[n])]
-    if not over_text:
+    words = [name for name in labels if tasks[name].needs_words and isinstance(labels[name], list)]
+    over_text = [name for name in words if all(isinstance(span, dict) for span in labels[name])]
+    if "tokens" in row or not over_text:
         return labels
-    example = {"_where": where, "text": row["text"], **labels}
+    spans, example = own_module("preprocess.labels.spans"), {"_where": where, "text": row["text"], **labels}
     spans.read_all_spans([example], over_text)
     spans.tokenize_spans([example], over_text, token_unit(tasks), [n for n in over_text if tasks[n].has_spans])
     return {name: example[name] for name in ("tokens", *labels)}
-
-
-def is_over_text(label: Any) -> bool:
-    """Whether a label is a list of spans over the characters of a text."""
-    return isinstance(label, list) and all(isinstance(span, dict) for span in label)

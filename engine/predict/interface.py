@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from engine.data.own_inputs import input_columns
 from engine.errors import UserError
 from engine.predict.attributions import Explanation, explain
 from engine.predict.given import examples_of, form_of
@@ -22,7 +21,7 @@ from engine.predict.predictions import prediction_rows
 from engine.run import distributed
 from engine.run.device import to_device
 from engine.run.run_folder import checkpoint_of
-from engine.task.task import Task, pairs_of
+from engine.task.task import Task
 
 Examples = list[dict[str, Any]]
 
@@ -85,14 +84,9 @@ class Model:
             return self.trainer.eval(self.loader(number(examples))).scores
 
     def __repr__(self) -> str:
-        tasks = "; ".join(
-            f"{name}: {task.kind}" + (f" of {len(task.labels)} labels" if task.labels else "")
-            for name, task in self.tasks.items()
-        )
-        inputs = "pairs of texts" if pairs_of(self.tasks) else "texts"
-        columns = "".join(f", {name}" for name in input_columns(self.tasks))
-        machine = f"{self.trainer.device}, {self.trainer.config.precision}"
-        return f"<{self.checkpoint}: {inputs}{columns} -> {tasks}; {machine}>"
+        labels = {name: f" of {len(task.labels)} labels" if task.labels else "" for name, task in self.tasks.items()}
+        kinds = ", ".join(f"{name}: {task.kind}{labels[name]}" for name, task in self.tasks.items())
+        return f"<{self.checkpoint}; {kinds}; {self.trainer.device}, {self.trainer.config.precision}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return load_model, (self.checkpoint, self.options)  # another process loads it again
@@ -147,7 +141,7 @@ def number(examples: Examples) -> Examples:
 
 def load_model(checkpoint: str | Path, options: dict[str, Any]) -> Model:
     """Loads a Model. options: of main.py"""
-    config, template = own_module("config"), own_module("main")
+    config, template, _ = own_module("config"), own_module("main"), own_module("data_loader")
     try:
         chosen = config.Config(do_predict=True, **options)
     except TypeError as error:
