@@ -42,6 +42,7 @@ def ship(tmp_path):
     return Predictor(tmp_path / "shipped", 1)
 
 
+@pytest.mark.slow
 def test_the_export_reads_own_inputs_as_main_does(fields, tmp_path, monkeypatch):  # noqa: F811
     fields(
         pos=Field("pos", dtype="name", level="words"),
@@ -64,6 +65,7 @@ def test_the_export_reads_own_inputs_as_main_does(fields, tmp_path, monkeypatch)
         predictor([given[0] | {"tokens": ["w1"]}])
 
 
+@pytest.mark.slow
 def test_a_model_without_a_text_is_exported_and_refused_by_the_demo(fields, tmp_path):  # noqa: F811
     fields(HeadOfX, x=Field("x", shape=(2,)))
     data = processed(tmp_path, without_text([{"label": "ab"[n % 2]} for n in range(40)]), **NO_TEXT)
