@@ -67,6 +67,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     predict_output: str = option(
         "", ".csv or .jsonl to write (default: predictions.csv in the run folder)", resume_safe=True
     )
+    embed: str = option("", ".npy to write the vectors of the texts to, instead of labelling them", resume_safe=True)
     shard: str = option("", "label only this part of the rows, such as 3/16, into a separate file", resume_safe=True)
     spreadsheet_safe: bool = option(
         False, "put an apostrophe before cells that a spreadsheet would run as formulas", resume_safe=True
@@ -171,7 +172,9 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         exclusive=True,
         auto=None,
     )
-    scheduler: Literal["cosine", "linear", "constant"] = option("cosine", "learning rate schedule after warmup")
+    scheduler: Literal["cosine", "linear", "constant", "plateau"] = option(
+        "cosine", "learning rate schedule after warmup; plateau: halved if two epochs bring no better dev score"
+    )
     warmup_epochs: float | None = option(
         None, "epochs of linear warmup (default: a tenth of them)", aliases=["warm_up_epochs"], low=0, auto=None
     )
@@ -289,7 +292,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         """
         if "word_pooling" not in before and before.get("pooling") == "first" and self.pooling == "auto":
             before = before | {"pooling": "auto"}  # auto did not exist yet; for encoders it means the same
-        constant = self.scheduler == "constant" and self.warmup_epochs is not None
+        constant = self.scheduler in ("constant", "plateau") and self.warmup_epochs is not None
         longer = constant and not (self.use_awp or self.use_swa) and self.epochs >= before.get("epochs", self.epochs)
         before = {option_field.name: option_field.default for option_field in dataclasses.fields(self)} | before
         before |= {name: auto for name, auto in self.auto_values().items() if self.is_auto(name)}

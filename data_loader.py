@@ -14,7 +14,7 @@ import copy
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -41,13 +41,17 @@ from engine.run.files import sha256
 from engine.run.reading import READING
 from engine.task.task import IGNORE, Task
 from preprocess.readers.sources import TextRows, read_unlabelled
-from preprocess.schema import read_processed
+from preprocess.schema import check_row, read_processed, require_known_labels
 
 logger = logging.getLogger("template")
 
 # Your own inputs, {name: Field}: each becomes `inputs[name]` (docs/cookbook/own_inputs.md). For example:
 #     FIELDS["pixels"] = Field("image", shape=(28, 28))
 # The columns of --extra_columns are a Field too, `extras` (B, N). Create the data again after you change FIELDS.
+
+# A function (example, rng) -> example that changes training rows, in each epoch differently; see
+# docs/cookbook/augmentation.md
+augment: Callable[[dict[str, Any], np.random.Generator], dict[str, Any]] | None = None
 
 
 class Batch(NamedTuple):
@@ -110,6 +114,24 @@ def without_labels(batch: Batch) -> Batch:
     return Batch(batch.inputs, labels, batch.rows[:0])
 
 
+def augmented(dataset: Any, examples: list[dict[str, Any]], numbers: Iterable[int]) -> list[dict[str, Any]]:
+    """These examples of a dataset, as its `augment` returns them. numbers: their rows in the file.
+
+    The random numbers depend on (seed, epoch, row) alone. Raises UserError if a result is not a valid training row.
+    """
+    known = {name: set(task.labels) for name, task in dataset.tasks.items() if task.kind != "regression"}
+    changed = []
+    for example, number in zip(examples, map(int, numbers)):
+        keys, where = list(example), f"augment in data_loader.py, row {number + 1}"
+        example = dataset.augment(example, np.random.default_rng([dataset.seed, dataset.epoch, number]))
+        if not isinstance(example, dict) or set(example) != set(keys):
+            raise UserError(f"{where}: it must return an example with {', '.join(keys)}")
+        check_row(example, dataset.tasks, where)
+        require_known_labels(example, known, where)
+        changed.append(example)
+    return changed
+
+
 # ---- in memory -------------------------------------------------------------------------------------------------------
 
 
@@ -123,6 +145,8 @@ class MyDataset(Dataset):
     """
 
     origin: Any
+    augment: Any = None  # for training only, with the seed and the epoch of its random numbers
+    seed = epoch = 0
 
     def __init__(
         self,
@@ -211,7 +235,19 @@ class MyDataset(Dataset):
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
         return make_batch(self.columns, np.asarray(rows, int), self.tasks, self.pad_id, None, self.pad_to_multiple)
 
-    __getitems__ = batch  # torch's DataLoader calls it with the row numbers of a whole batch
+    def augmented_batch(self, rows: np.ndarray) -> Batch:
+        """The batch of these rows after `augment`. A window becomes the same window of the changed example, or its last
+        one if it has fewer."""
+        numbers = self.example_index[rows]
+        columns = self.featurizer(augmented(self, [self[i] for i in numbers], numbers))
+        first, end = (np.searchsorted(columns["example_index"], np.arange(len(rows)) + i) for i in (0, 1))
+        windows = np.minimum(first + rows - self.first_rows[numbers], end - 1)
+        batch = make_batch(columns, windows, self.tasks, self.pad_id, multiple=self.pad_to_multiple)
+        return batch._replace(rows=torch.from_numpy(rows))
+
+    def __getitems__(self, rows: Sequence[int] | np.ndarray) -> Batch:
+        """The Batch of these rows; torch's DataLoader calls it with a whole batch."""
+        return self.augmented_batch(np.asarray(rows)) if self.augment and len(rows) else self.batch(rows)
 
 
 class MyDataLoader(DataLoader):
@@ -246,6 +282,7 @@ class MyDataLoader(DataLoader):
     def set_position(self, epoch: int, batch: int = 0) -> None:
         """Makes the next iteration start at this batch of this epoch, without reading earlier batches."""
         self.batch_sampler.epoch, self.batch_sampler.start = epoch, batch
+        self.dataset.epoch = epoch
 
 
 def as_it_is(batch: Any) -> Any:
@@ -280,6 +317,7 @@ class MyIterableDataset(IterableDataset):
         limit: int | None = None,
     ):
         self.path, self.featurizer, self.seed, self.limit = path, featurizer, seed, limit
+        self.tasks, self.augment = featurizer.tasks, None
         self.cache = Path(path).parent / ".cache"
         self.rank, self.processes = distributed.rank(), distributed.size()  # not known in a worker
         self.batch_size = batch_size = batch_size * self.processes
@@ -314,7 +352,7 @@ class MyIterableDataset(IterableDataset):
             first, end = (total * rank // self.processes for rank in (self.rank, self.rank + 1))
             # A process whose share is empty reads a row too, and yields as many batches as the others, all empty
             rows, examples = self.read(pools[number], first, max(end, first + 1))
-            columns = self.featurizer(examples)
+            columns = self.featurizer(augmented(self, examples, rows) if self.augment else examples)
             rng = np.random.default_rng([self.seed, self.epoch, number])
             order = rng.permutation(end - first)
             batches = length_batches(columns["input_ids"].lengths, order, self.batch_size // self.processes, rng)
@@ -435,5 +473,6 @@ def build_loaders(
         dataset = MyDataset(path, featurizer, limit, unlabelled=unlabelled, strict=True)
         options = config.random_seed, config.num_workers, pinned, config.unlabelled_ratio
         train_loader = MyDataLoader(dataset, config.batch_size, *options)
+    dataset.augment, dataset.seed = augment, config.random_seed
     dev_set = MyDataset(Path(data_path) / "dev.jsonl", featurizer, limit)
     return train_loader, MyDataLoader(dev_set, config.eval_batch_size)

@@ -105,7 +105,7 @@ def evaluate_and_predict(config: Config, device: torch.device, run_dir: Path, te
     import metrics
     from data_loader import MyDataLoader, MyDataset
     from engine.predict.answers import write_about
-    from engine.predict.labelling import label_rows
+    from engine.predict.labelling import embed_rows, label_rows
     from engine.run import distributed
     from preprocess.readers.sources import rows_of_part
     from preprocess.schema import check_same_labels
@@ -122,7 +122,14 @@ def evaluate_and_predict(config: Config, device: torch.device, run_dir: Path, te
     if config.do_predict:
         rows = texts or rows_of_part(data_path, "test", trainer.tasks, limit)
         output, size = config.predict_output or run_dir / "predictions.csv", config.eval_batch_size
-        label_rows(trainer, rows, lambda e: MyDataLoader(MyDataset(e, featurizer, quiet=True), size), output, best)
+
+        def load(examples: list[dict[str, Any]]) -> MyDataLoader:
+            return MyDataLoader(MyDataset(examples, featurizer, quiet=True), size)
+
+        if config.embed:
+            embed_rows(trainer, rows, load, config.embed)
+        else:
+            label_rows(trainer, rows, load, output, best)
 
 
 class Data(NamedTuple):
@@ -145,6 +152,7 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
     from engine.model.hub import locate
     from engine.run import distributed
     from engine.train.initial import own_checkpoint
+    from model_utils import heads_of
     from preprocess.schema import load_labels, training_texts
 
     data_path = config.data_dir
@@ -161,13 +169,14 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
     )
     word_ends = pooling_of(config, pretrained_shape(config, own))[1] != "first"
     featurizer = Featurizer(tokenizer, tasks, config.max_length, config.window_stride, config.truncation, word_ends)
+    featurizer.fit(heads_of(tasks, config.use_crf).values())
     return Data(tokenizer, tasks, *build_loaders(config, data_path, featurizer, device, limit), own)
 
 
 def build_trainer(config: Config, device: torch.device, data: Data) -> Trainer:
     """Builds the model, optimizer, schedule and tricks, and a Trainer with them."""
     from engine.train.automatic import resolve
-    from engine.train.optimization import parameter_groups, steps_per_epoch
+    from engine.train.optimization import merge_groups, parameter_groups, steps_per_epoch
     from model_utils import build_model
     from trainer import Trainer, TrainingSetup, build_optimizer, build_scheduler
     from tricks import build_tricks
@@ -176,7 +185,8 @@ def build_trainer(config: Config, device: torch.device, data: Data) -> Trainer:
     model = build_model(config, tokenizer, tasks, own).to(device)
     config = resolve(config, model.encoder, device, len(train_loader))
     tricks = build_tricks(model, config)
-    optimizer = build_optimizer(tricks.param_groups(parameter_groups(model, config)), config, device)
+    groups = tricks.param_groups(parameter_groups(model, config))
+    optimizer = merge_groups(build_optimizer(groups, config, device))
     scheduler = build_scheduler(optimizer, config, steps_per_epoch(len(train_loader), config))
     tricks.begin(train_loader, config)
     setup = TrainingSetup(train_loader, dev_loader, optimizer, scheduler, tricks)

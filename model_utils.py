@@ -28,7 +28,7 @@ from engine.model.crf import CRF, has_all_labels
 from engine.model.distributions import Bernoulli, Normal, Paths, Softmax, Spans  # noqa: F401 (for custom heads)
 from engine.model.encoders import build_transformer, freeze_layers, is_causal, pooling_of, takes_wide_mask
 from engine.model.head import Head, ImbalanceHead, TaskDict
-from engine.model.pooling import mean_of_tokens, text_vectors, word_vectors  # noqa: F401 (means: for custom heads)
+from engine.model.pooling import mean_of_tokens, separate_pairs, text_vectors, vector_at, word_vectors  # noqa: F401
 from engine.run.device import to_double
 from engine.run.run_folder import checkpoint_of
 from engine.task.task import IGNORE, Task, read_tasks
@@ -77,7 +77,7 @@ class MyModel(nn.Module):
         options = options or HeadOptions()
         if unknown := set(options.task_weights) - set(tasks):
             raise UserError(f"--task_weights names {', '.join(sorted(unknown))}, but the tasks are {', '.join(tasks)}")
-        self.encoder = encoder
+        self.encoder, self.hidden_size = encoder, hidden_size
         self.output_layer = OutputLayer(hidden_size, tasks, options)
         self.loss = MyLoss(options.task_weights)
         self.dropout_samples = options.dropout_samples
@@ -100,7 +100,10 @@ class MyModel(nn.Module):
 
         label_counts: {task: divisor of its loss}, for gradient accumulation; default: the label counts of this batch.
         """
-        hidden = self.encode(inputs)
+        if self.output_layer.reads_pairs:  # each text alone: (B, 2, L, H)
+            hidden = torch.stack([self.encode(text) for text in separate_pairs(inputs)], 1)
+        else:
+            hidden = self.encode(inputs)
         if labels is None:
             return MyModelOutput(logits=self.output_layer(hidden, inputs))
         outputs = []
@@ -123,6 +126,10 @@ class MyModel(nn.Module):
             mask = mask.bool()[:, None, None, :].expand(-1, -1, mask.shape[1], -1)  # (B, 1, L, L)
         hidden = self.encoder(input_ids=inputs["input_ids"], attention_mask=mask, **types).last_hidden_state
         return hidden if self.encoder_in_fp32 else hidden.float()
+
+    def embed(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The vector of each text, (B, H): what heads of level "text" read, before dropout and shared layers."""
+        return text_vectors(self.encode(inputs), inputs, self.output_layer.pooling)
 
     def divergence(self, first: MyModelOutput, second: MyModelOutput, batch: "Batch") -> torch.Tensor:
         """The divergence of two outputs for a batch: KL(p || q) + KL(q || p), weighted and averaged like the losses.
@@ -153,7 +160,7 @@ class OutputLayer(nn.Module):
 
     Heads of level "text" get one vector per text (B, H): its first or last token, or the mean over its tokens.
     Heads of level "words" get one per word (B, W, H), in the same way from its sub-tokens. Heads of level "tokens" get
-    the hidden states unchanged.
+    the hidden states unchanged. Heads of level "pair" get the vectors of both texts (B, 2, H) from (B, 2, L, H).
     """
 
     def __init__(self, hidden_size: int, tasks: dict[str, Task], options: HeadOptions):
@@ -164,18 +171,19 @@ class OutputLayer(nn.Module):
             nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Dropout(options.dropout))
             for _ in range(options.num_shared_layers)
         )
-        types = {name: task.type for name, task in tasks.items()}
-        if unknown := set(types.values()) - set(HEADS):
-            raise UserError(
-                f"labels.json: no head for the type {', '.join(sorted(unknown))}; "
-                f"HEADS in model_utils.py has {', '.join(HEADS)}"
-            )
-        if options.use_crf:
-            types = {name: "crf_tagging" if type == "tagging" else type for name, type in types.items()}
-        self.heads: Any = TaskDict({name: HEADS[types[name]](hidden_size, task) for name, task in tasks.items()})
+        heads = heads_of(tasks, options.use_crf)
+        self.heads: Any = TaskDict({name: heads[name](hidden_size, task) for name, task in tasks.items()})
+        levels = {head.level for head in self.heads.values()}
+        self.reads_pairs = "pair" in levels
+        if self.reads_pairs and (len(levels) > 1 or not all(task.pairs for task in tasks.values())):
+            raise UserError('heads of level "pair" need pairs of texts (text_pair), and no heads of another level')
 
     def forward(self, hidden: torch.Tensor, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        vectors = {"text": text_vectors(hidden, inputs, self.pooling)}
+        if self.reads_pairs:
+            texts = zip(hidden.unbind(1), separate_pairs(inputs))
+            vectors = {"pair": torch.stack([text_vectors(*text, self.pooling) for text in texts], 1)}
+        else:
+            vectors = {"text": text_vectors(hidden, inputs, self.pooling)}
         if "word_starts" in inputs:
             vectors["words"] = word_vectors(hidden, inputs, self.word_pooling)
         for level, vector in vectors.items():
@@ -404,6 +412,17 @@ HEADS: dict[str, type[Head]] = {
 }
 
 
+def heads_of(tasks: dict[str, Task], use_crf: bool) -> dict[str, type[Head]]:
+    """{task: the class of its head}"""
+    types = {name: task.type for name, task in tasks.items()}
+    if unknown := set(types.values()) - set(HEADS):
+        raise UserError(
+            f"labels.json: no head for the type {', '.join(sorted(unknown))}; "
+            f"HEADS in model_utils.py has {', '.join(HEADS)}"
+        )
+    return {name: HEADS["crf_tagging" if use_crf and type == "tagging" else type] for name, type in types.items()}
+
+
 class MyLoss(nn.Module):
     """The total loss, in training and evaluation: the weighted sum of the tasks' losses.
 
@@ -506,6 +525,8 @@ def build_model(
         start_from(model, run, hidden_size, tokenizer, config)
     for name, head in model.output_layer.heads.items():
         require_inputs(name, head)
+        if tokenizer is not None:
+            head.set_tokenizer(tokenizer)
         head.set_options(config, name)
     freeze_layers(model.encoder, config.freeze_layers)
     return model
@@ -546,4 +567,5 @@ def load_with_featurizer(
     model, tokenizer, tasks, trained = load_checkpoint(folder, base_path, base_hub)
     word_ends = model.output_layer.word_pooling != "first"
     options = trained.max_length, trained.window_stride, trained.truncation
-    return model, Featurizer(tokenizer, tasks, *options, word_ends), trained
+    featurizer = Featurizer(tokenizer, tasks, *options, word_ends)
+    return model, featurizer.fit(map(type, model.output_layer.heads.values())), trained

@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -27,7 +28,7 @@ from engine.run import compat, distributed
 from engine.run.device import can_pin, to_double
 from engine.run.signals import Interrupted, StopSignals
 from engine.train import checkpoint
-from engine.train.optimization import describe, describe_rates, warmup_steps
+from engine.train.optimization import ScoreScheduler, describe, describe_rates, warmup_steps, with_warmup
 from engine.train.progress import EpochBar, Progress, RunningLosses, line_of_scores
 from engine.train.tracking import Tracking
 from engine.tricks.trick import Tricks
@@ -47,7 +48,11 @@ logger = logging.getLogger("template")
 def build_optimizer(
     param_groups: list[dict[str, Any]], config: Config, device: torch.device | str
 ) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, 2019) in torch's fused form. Any other torch.optim.Optimizer works as well."""
+    """AdamW (Loshchilov and Hutter, 2019) in torch's fused form. Any other torch.optim.Optimizer works as well.
+
+    param_groups: one per parameter, with "name", "layer", "lr" and "weight_decay" (see `parameter_groups`); change them
+    here. Equal ones are merged afterwards.
+    """
     fused = torch.device(device).type in ("cpu", "cuda")  # others may ignore the grad_scale that clips
     return torch.optim.AdamW(param_groups, betas=(0.9, 0.999), eps=1e-8, fused=fused)
 
@@ -57,8 +62,13 @@ def build_scheduler(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """Linear warmup, then cosine or linear decay to --lrf of the peak, or constant; one value for each optimizer step.
 
-    Edit `factor`, or return any other scheduler that needs no score.
+    Edit `factor`, or return any other scheduler. One whose `step` needs a score, such as ReduceLROnPlateau, steps after
+    each evaluation on dev, with the score of --monitor; it gets the same warmup.
     """
+    if config.scheduler == "plateau":
+        mode: Any = "min" if metrics.lower_is_better(config.monitor) else "max"
+        lowest = [config.lrf * group["lr"] for group in optimizer.param_groups]
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode, 0.5, 1, threshold=0, min_lr=lowest, eps=0)
     total, warmup = max(1, config.epochs * steps_per_epoch), warmup_steps(config, steps_per_epoch)
 
     def factor(step: int) -> float:
@@ -110,7 +120,7 @@ class Trainer:
         self.config, self.device, self.tricks = config, device, Tricks()
         if setup is not None:
             self.train_loader, self.dev_loader = setup.train_loader, setup.dev_loader
-            self.optimizer, self.scheduler, self.tricks = setup.optimizer, setup.scheduler, setup.tricks
+            self.optimizer, self.tricks = setup.optimizer, setup.tricks
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
         self.trained = [p for p in model.parameters() if p.requires_grad]
@@ -119,6 +129,9 @@ class Trainer:
         self.monitor = config.monitor or metrics.default_monitor(tasks)
         if self.monitor not in (names := metrics.score_names(tasks)):
             raise UserError(f"--monitor={self.monitor} must be one of the scores: {', '.join(names)}")
+        if setup is not None:
+            direction = self.monitor, metrics.lower_is_better(self.monitor)
+            self.scheduler = with_warmup(setup.scheduler, config, setup.train_loader, *direction)
         loaders = (setup.train_loader, setup.dev_loader) if setup else ()
         self.progress = Progress(data="-".join(loader.dataset.fingerprint for loader in loaders))
         self.losses = RunningLosses(self.progress, device)
@@ -295,6 +308,8 @@ class Trainer:
             scores = self.score_dev()
             progress.epoch, progress.batch = progress.epoch + 1, 0
             self.keep_best(scores)
+        if isinstance(self.scheduler, ScoreScheduler) and self.scheduler.last_epoch < self.tricks.rate_held_from():
+            self.scheduler.step_on_score(scores[self.monitor])  # before saving: a resumed run has its decision
         last = progress.epoch == config.epochs or self.out_of_patience()
         if last or (config.save_epoch and progress.epoch % config.save_epoch == 0):
             self.save_model(f"step_{progress.step:08d}", resumable=True)
@@ -414,6 +429,21 @@ class Trainer:
         """Yields the `prediction_row` of each example, in input order."""
         predictions, _ = self.infer(loader, "predicting")
         return prediction_rows(predictions, loader.dataset, self.tasks, metrics.is_right)
+
+    @torch.inference_mode()
+    def embed(self, loader: MyDataLoader) -> np.ndarray:
+        """The vectors (N, H) of the loader's texts, see MyModel.embed; of a text in windows, that of the first one."""
+        self.model.eval()
+        data, vectors = loader.dataset, np.empty((len(loader.dataset), self.model.hidden_size), np.float32)
+        for batch in tqdm(loader, desc="embedding", leave=False, delay=2):
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                output = self.model.embed(batch.to(self.device).inputs).float().cpu().numpy()
+            for row, vector in zip(batch.rows.tolist(), output):
+                if data.is_first(row):
+                    vectors[data.example_index[row]] = vector
+        if not np.isfinite(vectors).all():
+            raise UserError("the model's vectors are not finite numbers; try --precision fp32, or train again")
+        return vectors
 
     def predict(self, loader: MyDataLoader, path: str | Path) -> None:
         """Writes predictions for all examples to a .csv or .jsonl; for large files see engine/predict."""

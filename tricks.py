@@ -328,6 +328,11 @@ class Distillation(MultiTeacher):
         return output
 
     def begin(self, train_loader: MyDataLoader | MyIterableDataLoader, config: Config) -> None:
+        if train_loader.dataset.augment and any(self.heads[name].task.needs_words for name in self.taught):
+            raise UserError(
+                "--teacher answers each word as it is in the file, but `augment` changes it; drop one of them"
+            )
+
         def batches_of(examples: list[dict[str, Any]], featurizer: Featurizer) -> MyDataLoader:
             return MyDataLoader(MyDataset(examples, featurizer, quiet=True), config.eval_batch_size)
 
@@ -349,19 +354,17 @@ class LayerwiseDecay(Trick):
         return cls(model, config.layer_decay) if config.layer_decay < 1 else None
 
     def __init__(self, model: MyModel, decay: float = 0.9):
-        named = dict(model.encoder.named_parameters())
-        layers, self.num_layers = layer_ids(model.encoder)
-        self.decay, self.layer = decay, {named[name]: layer for name, layer in layers.items()}
+        self.decay, self.num_layers = decay, layer_ids(model.encoder)[1]
 
     def param_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        by_layer: dict[tuple[int, int], dict[str, Any]] = {}
-        for number, group in enumerate(groups):
-            for p in group["params"]:
-                layer = min(self.layer.get(p, self.num_layers), self.num_layers)
-                lr = group["lr"] * self.decay ** (self.num_layers - layer)
-                by_layer.setdefault((number, layer), {**group, "params": [], "lr": lr})["params"].append(p)
+        def layers_above(group: dict[str, Any]) -> int:
+            return max(0, self.num_layers - group["layer"])
+
+        for group in groups:
+            group["lr"] *= self.decay ** layers_above(group)
+        parts = list(dict.fromkeys(group["part"] for group in groups))
         # Top layer first, because the log shows the learning rate of the first group
-        return [by_layer[key] for key in sorted(by_layer, key=lambda key: (key[0], -key[1]))]
+        return sorted(groups, key=lambda group: (parts.index(group["part"]), layers_above(group)))
 
 
 class GradualUnfreezing(Trick):

@@ -20,12 +20,13 @@ def end_without_package(kind: Any, error: BaseException, trace: Any) -> Any:
     Most packages are imported before run_command starts."""
     from engine.run.environment import line_of_import_error
 
-    program = Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve()
-    line = line_of_import_error(error) if Path(__file__).resolve().parents[1] in program.parents else None
+    line = line_of_import_error(error)
     if line is None:
         return excepthook(kind, error, trace)
     print(f"error: {line}", file=sys.stderr)
     raise SystemExit(2)
 
 
-sys.excepthook = end_without_package
+program = getattr(sys.modules["__main__"], "__file__", None)
+if program and Path(__file__).resolve().parents[1] in Path(program).resolve().parents:  # not in another program
+    sys.excepthook = end_without_package

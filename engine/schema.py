@@ -145,14 +145,17 @@ def fits(value: Any, shape: Any) -> bool:
 
 
 def like(value: Any) -> Any:
-    """Infers the shape of a value: the same keys and number of items, finite numbers for numbers, anything for null."""
+    """Infers the shape of a value: the same keys and number of items, numbers for numbers, finite ones for finite ones,
+    and anything for null."""
     if isinstance(value, dict):
         return {Optional(key): like(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return tuple(map(like, value))
     if value is None or isinstance(value, bool):
         return object if value is None else bool
-    return str if isinstance(value, str) else float
+    if isinstance(value, str):
+        return str
+    return Number if isinstance(value, float) and not math.isfinite(value) else float
 
 
 def wrong(value: Any, shape: Any, where: str) -> str:

@@ -18,16 +18,9 @@ PAGES = sorted(page for page in (ROOT / "docs/cookbook").glob("*.md") if page.na
 NUM_DIGITS = 300  # of digits.csv
 IDS = [page.stem for page in PAGES]
 MOST_PLACES = {"text_head": 2, "loss": 2, "contrastive_loss": 2, "metric": 2, "trick": 2, "mixup": 2, "file_format": 2}
-MOST_PLACES |= {"json_shape": 1}
-MOST_PLACES |= {
-    "own_inputs": 3,
-    "digits": 3,
-    "extra_inputs": 3,
-    "optimizer": 3,
-    "library_optimizer": 3,
-    "schedule": 3,
-    "own_encoder": 3,
-}
+MOST_PLACES |= {"json_shape": 1, "relation": 1, "bi_encoder": 1}
+MOST_PLACES |= {"own_inputs": 3, "digits": 3}
+MOST_PLACES |= {"extra_inputs": 3, "optimizer": 3, "library_optimizer": 3, "schedule": 3, "own_encoder": 3}
 SMALL = "--device=cpu --epochs=2 --batch_size=8 --save_steps=1 --log_steps=2 --early_stop_patience=0 --hidden_size=32"
 SMALL += " --num_layers=1 --vocab_size=500 --max_length=48"
 
@@ -105,7 +98,7 @@ def write_raw(folder):
     """The raw files that the pages' commands name."""
     rng = random.Random(0)
     nouns, good, bad = ["film", "book", "song", "meal"], ["lovely", "great", "fine"], ["dull", "awful", "poor"]
-    reviews, pairs, records, calls, orders = [], [], [], [], []
+    reviews, pairs, records, calls, orders, relations = [], [], [], [], [], []
     for n in range(90):
         stars = 1 + n % 5
         text = f"a {rng.choice(good if stars > 3 else bad)} {rng.choice(nouns)} of {rng.choice(nouns)} number {n % 9}"
@@ -118,9 +111,12 @@ def write_raw(folder):
         order = {"tokens": [word for word, _ in words], "pos": [pos for _, pos in words], "hour": n % 24}
         order |= {"earlier_prices": [2.5 * i for i in range(n % 4)]}
         orders.append(order | {"tags": ["B-item" if pos == "NOUN" else "O" for _, pos in words]})
+        way, cause = ("was caused by", "e2,e1") if n % 2 else ("caused", "e1,e2")
+        relations.append((f"the <e1>{noun}</e1> number {n % 9} {way} a <e2>{other}</e2>", f'"Cause-Effect({cause})"'))
         records.append(f"verdict: {'good' if stars > 3 else 'bad'}\nstars: {stars}\ntext: {text}")
     write_csv(folder / "reviews.csv", "text,stars,age,price", reviews)
     write_csv(folder / "pairs.csv", "sentence1,sentence2,score", pairs)
+    write_csv(folder / "relations.csv", "text,relation", relations)
     (folder / "calls.jsonl").write_text("".join(json.dumps(call) + "\n" for call in calls), encoding="utf-8")
     (folder / "orders.jsonl").write_text("".join(json.dumps(order) + "\n" for order in orders), encoding="utf-8")
     load_digits(as_frame=True).frame[:NUM_DIGITS].to_csv(folder / "digits.csv", index=False)

@@ -127,6 +127,7 @@ BY_HAND = {
     *("benchmarks/gpu.py", "benchmarks/environments.py"),  # tests/engine/test_crf.py, .ci/run
     *("benchmarks/pretraining.py", "benchmarks/ablation.py", "--only growth", "benchmarks/wrong_labels.py"),
     *("benchmarks/nested.py --input ATIS", "benchmarks/continued.py"),
+    "benchmarks/semeval.py",  # tests/cookbook/test_relation.py
     "--gpus",  # tests/engine/test_flags.py, tests/engine/test_distributed.py
     *("benchmarks/shipped.py", "tests/tools/test_export.py"),  # the first installs an environment
     "tools.export --checkpoint output/sample",  # of run.sh's run

@@ -88,6 +88,10 @@ def test_the_notebook_runs_from_an_empty_folder(clone, tmp_path, monkeypatch):
     table = printed(cells["predict"]).partition("output/labelled.csv\n")[2].strip()
     labels = [row["label"] for row in csv.DictReader(io.StringIO(table))]
     assert labels == ["delivery", "payment", "praise"], printed(cells["predict"])
+    in_python = [line.split()[0] for line in printed(cells["python"]).splitlines()[-3:]]
+    assert in_python == labels, printed(cells["python"])
+    (shown,) = [output.data["text/html"] for output in cells["python"].outputs if "data" in output]
+    assert "Where</span>" in shown
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ import numpy as np
 from engine.data.own_inputs import fields_of, value_of
 from engine.data.own_spans import spans_inside
 from engine.data.ragged import Ragged
-from engine.data.windows import Cutter, Feature, TooLong, encode_texts
+from engine.data.windows import Cutter, Feature, Unusable, encode_texts
 from engine.errors import UserError
+from engine.model.head import Head, token_ids
 from engine.model.span_pointer import encode
 from engine.run.files import sha256
 from engine.task.task import IGNORE, Task, tasks_to_json
@@ -62,7 +64,17 @@ class Featurizer:
                 raise UserError(f"FIELDS[{name!r}]: level='words' is for tasks with labels per word; use level='list'")
             if field.level == "spans" and tokenizer is None:
                 raise UserError(f"FIELDS[{name!r}]: level='spans' needs tokens, which --encoder none lacks")
+        self.apart = False  # whether the texts of a pair are read apart
+        self.markers: dict[str, int] = {}  # tokens that each text must have
         self.label_ids = {name: {label: i for i, label in enumerate(task.labels)} for name, task in tasks.items()}
+
+    def fit(self, heads: Iterable[type[Head]]) -> Featurizer:
+        """Prepares texts as these heads read them. Of texts that are read apart, each has half of max_length."""
+        for head in heads if self.tokenizer else ():
+            self.markers |= zip(head.markers, token_ids(self.tokenizer, head.markers))
+            if head.level == "pair" and not self.apart:
+                self.apart, self.max_length = True, self.max_length // 2
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out the own inputs for a worker process, which reads FIELDS itself: a lambda cannot be pickled."""
@@ -80,6 +92,7 @@ class Featurizer:
         depends = [version, tokenizer, tasks_to_json(self.tasks), self.max_length, self.stride, self.truncation]
         depends += ["word ends"] if self.word_ends else []
         depends += ["own inputs"] if self.fields else []
+        depends += [self.apart, self.markers] if self.apart or self.markers else []
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -159,13 +172,17 @@ class Featurizer:
         by_words = "tokens" in examples[0]
         options = (by_words, self.unit, HAN_CHARACTER, self.blanks, self.separator)
         first, second = map(list, zip(*(texts_to_encode(example, *options) for example in examples)))
-        encodings = encode_texts(self.encode, first, second if "text_pair" in examples[0] else None, self.filler)
-        cutter = Cutter(self.max_length, self.stride, self.truncation, self.tagging)
+        pairs = "text_pair" in examples[0]
+        seconds: list[Any] = len(examples) * [None]
+        encodings = encode_texts(self.encode, first, second if pairs and not self.apart else None, self.filler)
+        if pairs and self.apart:
+            seconds = encode_texts(self.encode, [example["text_pair"] for example in examples], None, self.filler)
+        cutter = Cutter(self.max_length, self.stride, self.truncation, self.tagging, self.markers)
         features = []
         for number, (text, encoding) in enumerate(zip(first, encodings)):
             try:
-                features += cutter.features(number, encoding, has_words=bool(text))
-            except TooLong as error:
+                features += cutter.features(number, encoding, seconds[number], has_words=bool(text))
+            except Unusable as error:
                 raise UserError(f"example {examples[number].get('id', number)}: {error}") from None
         return features
 

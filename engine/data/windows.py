@@ -4,7 +4,7 @@ Uses only the package tokenizers, because every exported folder has a copy of th
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tokenizers import Encoding
@@ -12,8 +12,8 @@ from tokenizers import Encoding
 Span = tuple[int, int, int]  # first word, last word, type id
 
 
-class TooLong(ValueError):
-    """Raised if an example cannot be truncated; the message is a one-line reason."""
+class Unusable(ValueError):
+    """Raised if a model cannot read an example; the message is a one-line reason."""
 
 
 class Feature(NamedTuple):
@@ -26,6 +26,12 @@ class Feature(NamedTuple):
     word_ends: list[int]  # position of the last sub-token of each word
     first_word: int = 0
     num_cut: int = 0  # number of truncated sub-tokens
+
+    def beside(self, second: "Feature") -> "Feature":
+        """Returns one input of two texts that are read apart, each with its own special tokens; types 0 and 1."""
+        types = [0] * len(self.input_ids) + [1] * len(second.input_ids)
+        num_cut = self.num_cut + second.num_cut
+        return self._replace(input_ids=self.input_ids + second.input_ids, token_types=types, num_cut=num_cut)
 
 
 def encode_texts(
@@ -84,9 +90,22 @@ class Cutter(NamedTuple):
     stride: int
     truncation: str
     by_words: bool  # labels are per word
+    markers: Mapping[str, int] = {}  # {name: id} of tokens that each text must have once
 
-    def features(self, example: int, encoding: Encoding, has_words: bool = True) -> list[Feature]:
-        """Returns the Features of an example. has_words: False if the text is only the filler."""
+    def features(
+        self, example: int, encoding: Encoding, second: Encoding | None = None, has_words: bool = True
+    ) -> list[Feature]:
+        """Returns the Features of an example. second: a text that is read apart; has_words: False if the text is only
+        the filler. Raises Unusable if the first Feature, from which text-level labels are predicted, lacks a marker."""
+        features = self.cut(example, encoding, has_words)
+        for name, token in self.markers.items():
+            if features[0].input_ids.count(token) != 1:
+                count = encoding.ids.count(token)
+                reason = f"--max_length {self.max_length} cuts {name} off" if count == 1 else f"it has {count} {name}"
+                raise Unusable(f"{reason}; this model needs one in each text")
+        return features if second is None else [features[0].beside(*self.cut(example, second, False))]
+
+    def cut(self, example: int, encoding: Encoding, has_words: bool) -> list[Feature]:
         is_long = len(encoding.ids) > self.max_length
         if is_long and self.by_words and self.stride >= 0:
             return self.windows(example, encoding)
@@ -101,7 +120,7 @@ class Cutter(NamedTuple):
         texts = [[i for i, sequence in enumerate(sequences) if sequence == number] for number in (0, 1)]
         truncation = "head" if self.by_words else self.truncation
         if truncation == "head_tail" and texts[1]:
-            raise TooLong("--truncation head_tail is for single texts; use head or tail for pairs")
+            raise Unusable("--truncation head_tail is for single texts; use head or tail for pairs")
         sizes = longest_first(len(texts[0]), len(texts[1]), max(0, self.max_length - sequences.count(None)))
         kept = {i for i, sequence in enumerate(sequences) if sequence is None}
         for positions, size in zip(texts, sizes):
@@ -115,7 +134,7 @@ class Cutter(NamedTuple):
         before, after = range(inside[0]), range(inside[-1] + 1, len(encoding.ids))
         room = self.max_length - len(before) - len(after)
         if room < 4:
-            raise TooLong(f"--max_length {self.max_length}: too short for the second text and words to tag; raise it")
+            raise Unusable(f"--max_length {self.max_length}: too short for the second text and words to tag; raise it")
         # every access builds a new list
         all_ids, all_types, word_ids = encoding.ids, encoding.type_ids, encoding.word_ids
         begins = [i - inside[0] for n, i in enumerate(inside) if n == 0 or word_ids[i] != word_ids[inside[n - 1]]]

@@ -1,5 +1,6 @@
 """The base class of all heads. A custom head, in model_utils.py, implements `forward`, `loss` and `decode`."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,7 +11,16 @@ from engine.errors import UserError
 from engine.model.distributions import Distribution, Softmax
 from engine.task.task import IGNORE, Task
 
-LEVELS = ("text", "words", "tokens")
+LEVELS = ("text", "words", "tokens", "pair")
+
+
+def token_ids(tokenizer: Any, names: Sequence[str]) -> list[int]:
+    """The ids of tokens such as "<e1>". Raises UserError unless the tokenizer reads each name as one known token."""
+    ids = [tokenizer.encode(name, add_special_tokens=False) for name in names]
+    if wrong := [name for name, pieces in zip(names, ids) if len(pieces) != 1 or tokenizer.unk_token_id in pieces]:
+        needed = f"--special_tokens '{','.join(names)}'"
+        raise UserError(f"{', '.join(wrong)}: not a token of this tokenizer, but a head reads it; add {needed}")
+    return [token for (token,) in ids]
 
 
 class Head(nn.Module):
@@ -21,8 +31,11 @@ class Head(nn.Module):
     """
 
     # The input `vectors`: "text", one vector per text (B, H); "words", one vector per word (B, W, H); or "tokens", the
-    # encoder's hidden states (B, L, H) unchanged, for a head that does its own pooling
+    # encoder's hidden states (B, L, H) unchanged, for a head that does its own pooling; or "pair", the vectors of both
+    # texts of a pair, each read alone (B, 2, H)
     level = "text"
+    # tokens that each text must have once, such as "<e1>"; `self.marker_ids` has their ids. See `vector_at`
+    markers: tuple[str, ...] = ()
     family: type[Distribution] = Softmax  # the distributions that the logits parametrise
     needs_calibration = False  # whether `calibrate` fits a threshold or the like on dev
     # whether answers are lists of (first word, last word, type id), and labels have the format of SpanHead
@@ -65,6 +78,10 @@ class Head(nn.Module):
     def calibrate(self, logits: Any, labels: Any) -> None:
         """Fits a threshold on dev, if `needs_calibration`. logits, labels: for all of dev; for a head that finds spans
         (spans, probabilities) of each text, with its windows merged, and the texts' labels as in the file."""
+
+    def set_tokenizer(self, tokenizer: Any) -> None:
+        """Looks up the ids of `markers`; called once, when the model is built, before `set_options`."""
+        self.marker_ids = token_ids(tokenizer, self.markers)
 
     def set_options(self, config: Any, task_name: str) -> None:
         """Reads the options that this head needs; called once, when the model is built."""

@@ -20,6 +20,22 @@ def mean_of_tokens(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (hidden * weights.unsqueeze(-1)).sum(1)
 
 
+def vector_at(hidden: torch.Tensor, inputs: dict[str, torch.Tensor], token: int) -> torch.Tensor:
+    """(B, H): the hidden state at the token with this id, which each text has once (`markers` of a head)."""
+    return (hidden * (inputs["input_ids"] == token).unsqueeze(-1)).sum(1)
+
+
+def separate_pairs(inputs: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """[inputs of the first texts, inputs of the second texts] of pairs that are read apart (`Feature.beside`). The
+    second texts are moved to the front; all tensors keep their shape (B, L)."""
+    ids, mask, second = (inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids"))
+    first = mask * (1 - second)
+    places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    moved = ids.gather(1, (places + first.sum(1, keepdim=True)).clamp(max=ids.shape[1] - 1))
+    texts = (ids, first), (moved, (places < second.sum(1, keepdim=True)).to(mask.dtype))
+    return [{"input_ids": i * m, "attention_mask": m, "token_type_ids": torch.zeros_like(m)} for i, m in texts]
+
+
 def word_vectors(hidden: torch.Tensor, inputs: dict[str, torch.Tensor], pooling: str) -> torch.Tensor:
     """(B, W, H): the first sub-token of each word, its last one, or the mean over them."""
     if pooling == "mean":

@@ -1,1 +1,25 @@
-"""Model outputs to answers: prediction files, labelling of large files, several models as one."""
+"""Model outputs to answers: prediction files, labelling of large files, several models as one, and `load`, the Python
+interface (docs/python.md)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from engine.predict.interface import Model
+
+
+def load(checkpoint: str | Path, device: str = "auto", precision: str = "auto", **options: Any) -> "Model":
+    """Loads a trained model for use in Python. Raises UserError, a ValueError, if that fails.
+
+    checkpoint: a run's folder or its checkpoints/best; options: others of main.py, such as eval_batch_size, compile,
+    and pretrain_model_path if the base model of a LoRA adapter has moved. Random states stay as they are.
+    """
+    import random
+
+    state = random.getstate()  # before the imports, as some libraries draw from Python's generator
+    try:
+        from engine.predict.interface import load_model
+
+        return load_model(checkpoint, {"device": device, "precision": precision} | options)
+    finally:
+        random.setstate(state)

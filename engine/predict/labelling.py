@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from engine.data.cuts import Cuts
@@ -25,7 +26,7 @@ from engine.predict.predictions import check_pairs, prepare_inputs
 from engine.predict.rows import write_rows
 from engine.run import distributed
 from engine.run.command_line import os_error_line
-from engine.run.files import open_own, refuse_same_file, require_file, sha256, sync, write_json
+from engine.run.files import appearing_whole, open_own, refuse_same_file, require_file, sha256, sync, write_json
 from engine.run.launch import restarts
 from engine.run.option_checks import parse_shard
 from engine.run.reading import READING, ReadingOptions
@@ -60,7 +61,7 @@ def label_rows(
     --resume labels that pool again.
     """
     config, tasks = trainer.config, trainer.tasks
-    pool = config.eval_batch_size * min(BATCHES, max(1, POOL // config.eval_batch_size))
+    pool = pool_size(config.eval_batch_size)
     part = part_of_shard(rows.size, pool, config.shard)
     check_all(rows, tasks)
     sums = [sha256(Path(checkpoint) / "manifest.json")[:16] for checkpoint in checkpoints]
@@ -94,6 +95,35 @@ def label_rows(
         if distributed.is_main_process():
             output.cuts.log(rows.path, tasks)
             output.finish()
+
+
+def pool_size(batch_size: int) -> int:
+    """Returns the number of rows in a pool."""
+    return batch_size * min(BATCHES, max(1, POOL // batch_size))
+
+
+def embed_rows(trainer: Any, rows: Any, load: Callable[[list[dict[str, Any]]], Any], path: str | Path) -> None:
+    """Writes the vectors of the rows of a file, or of its --shard, to a .npy file (N, H), pool by pool.
+
+    Arguments: as in `label_rows`. The file appears when it is complete; after a kill, it is written from scratch.
+    """
+    pool = pool_size(trainer.config.eval_batch_size)
+    part = part_of_shard(rows.size, pool, trainer.config.shard)
+    check_all(rows, trainer.tasks)
+    path, cuts = path_of_shard(path, trainer.config.shard), Cuts()
+    refuse_same_file(path, "embed", rows.path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    examples, shape = examples_of(rows, trainer.tasks, part.start, part.stop), (len(part), trainer.model.hidden_size)
+    bar = tqdm(total=len(part), desc="embedding", unit=" rows", leave=False, delay=2)
+    with appearing_whole(path, durable=True) as file, bar:
+        np.lib.format.write_array_header_1_0(file.buffer, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        while chunk := list(islice(examples, pool)):
+            loader = load(chunk)
+            file.buffer.write(trainer.embed(loader).astype("<f4").tobytes())
+            cuts.add(loader.dataset)
+            bar.update(len(chunk))
+    cuts.log(rows.path, trainer.tasks)
+    logger.info(f"{shape[0]} vectors of {shape[1]} numbers in {path}")
 
 
 def part_of_shard(size: int, pool: int, shard: str) -> range:

@@ -440,7 +440,8 @@ def exit_code(main: Callable[[Any], int | None], config: Any) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except UserError as error:
-        mistake: str | UserError = error
+        # without the traceback that a worker of the data loader adds
+        mistake = str(error).rpartition("engine.errors.UserError: ")[2].strip()
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -179,6 +179,7 @@ def refuse_contradictions(config: Any) -> None:
     if config.predict_output and Path(config.predict_output).suffix not in (".csv", ".jsonl"):
         raise UserError(f"--predict_output={config.predict_output} must end in .csv or .jsonl")
     refuse_shards(config)
+    refuse_embed(config)
     if os.sep in config.model_version or config.model_version in (".", ".."):
         name = f"--model_version={config.model_version}"
         raise UserError(f"{name} must be a plain name; --output_dir sets where runs are saved")
@@ -203,6 +204,17 @@ def refuse_shards(config: Any) -> None:
         )
     if config.spreadsheet_safe and config.predict_output.endswith(".jsonl"):
         raise UserError("--spreadsheet_safe is for a .csv; spreadsheets do not run the cells of a .jsonl, leave it out")
+
+
+def refuse_embed(config: Any) -> None:
+    """Raises UserError for an --embed that cannot be written, or would replace what another option asks for."""
+    given = f"--embed={config.embed}"
+    if config.embed and not config.embed.endswith(".npy"):
+        raise UserError(f"{given} must end in .npy")
+    if config.embed and (not config.do_predict or config.predict_output):
+        raise UserError(f"{given} needs --do_predict, and replaces --predict_output; give the one without the other")
+    if config.embed and is_launched():
+        raise UserError(f"{given} works in a single process; start it without torchrun, and several with --shard")
 
 
 def unused_options(config: Any, kinds: Sequence[str]) -> list[str]:

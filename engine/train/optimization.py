@@ -1,8 +1,14 @@
 """Learning rates and parameter groups, numbers of epochs and steps."""
 
+import inspect
+import posixpath
 from typing import Any
 
 import torch
+
+from engine.errors import UserError
+from engine.model.encoders import layer_ids
+from engine.train.checkpoint import as_json
 
 # --epochs auto: (target number of optimizer steps, fewest epochs, most epochs)
 PRETRAINED, FROM_SCRATCH = (1400, 3, 30), (1500, 10, 60)
@@ -90,15 +96,81 @@ def learning_rates(encoder: Any, config: Any) -> tuple[float, float]:
 
 
 def parameter_groups(model: torch.nn.Module, config: Any) -> list[dict[str, Any]]:
-    """Groups for AdamW: {encoder, heads} x {decay, no decay}. Biases, norms and the CRF do not decay."""
+    """One group per trained parameter, for `build_optimizer`. Biases, norms and the CRF do not decay.
+
+    Keys: params, name, layer (0: the embeddings, 1 to n: the encoder's layers, n + 1: everything outside the encoder),
+    part ("encoder", "encoder, no decay", "heads" or "heads, no decay"), lr and weight_decay.
+    """
     lr, head_lr = learning_rates(model.encoder, config)
-    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    layers, num_layers = layer_ids(model.encoder)
+    groups = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_head, decays = not name.startswith("encoder."), parameter.ndim > 1 and ".crf." not in name
-            options = {"lr": head_lr if is_head else lr, "weight_decay": config.weight_decay if decays else 0.0}
-            groups.setdefault((is_head, decays), {"params": [], **options})["params"].append(parameter)
-    return list(groups.values())
+            in_encoder, decays = name.startswith("encoder."), parameter.ndim > 1 and ".crf." not in name
+            layer = min(layers[name.removeprefix("encoder.")], num_layers) if in_encoder else num_layers + 1
+            part = ("encoder" if in_encoder else "heads") + ("" if decays else ", no decay")
+            options = {"lr": lr if in_encoder else head_lr, "weight_decay": config.weight_decay if decays else 0.0}
+            groups.append({"params": [parameter], "name": name, "layer": layer, "part": part, **options})
+    return groups
+
+
+def merge_groups(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Merges the optimizer's groups with equal options, because it is faster with few; their names are in "names"."""
+    merged: dict[str, dict[str, Any]] = {}
+    for group in optimizer.param_groups:
+        options = {key: as_json(value) for key, value in group.items() if key not in ("params", "name", "layer")}
+        same = merged.setdefault(repr(sorted(options.items())), group | {"params": [], "names": []})
+        same["params"] += group["params"]
+        same["names"] += [group["name"]] if "name" in group else []
+    for group in merged.values():
+        group.pop("name", None)
+        group.pop("layer", None)
+    optimizer.param_groups[:] = merged.values()
+    return optimizer
+
+
+class ScoreScheduler(torch.optim.lr_scheduler.LambdaLR):
+    """A scheduler whose `step` needs a score, such as ReduceLROnPlateau, with a linear warmup to its rates.
+
+    `step` follows each optimizer step, `step_on_score` the evaluation on dev after each epoch.
+    """
+
+    def __init__(self, on_score: Any, warmup: int):
+        self.on_score = on_score
+        super().__init__(on_score.optimizer, lambda step: min(1.0, (step + 1) / (warmup + 1)))
+
+    def step_on_score(self, score: float) -> None:
+        groups = self.optimizer.param_groups
+        for group, lr in zip(groups, self.base_lrs):
+            group["lr"] = lr
+        self.on_score.step(score)
+        self.base_lrs = [float(group["lr"]) for group in groups]
+        for group, lr, factor in zip(groups, self.base_lrs, self.lr_lambdas):
+            group["lr"] = lr * factor(self.last_epoch)
+        self._last_lr = [group["lr"] for group in groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"on_score": self.on_score.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        on_score = self.on_score
+        super().load_state_dict(state_dict)
+        self.on_score = on_score
+        on_score.load_state_dict(state_dict["on_score"])
+
+
+def with_warmup(scheduler: Any, config: Any, loader: Any, monitor: str, lower_is_better: bool) -> Any:
+    """The scheduler as the trainer steps it. Raises UserError if one that needs a score takes it the wrong way round.
+
+    loader: of the micro-batches of an epoch; monitor: the score.
+    """
+    if "metrics" not in inspect.signature(scheduler.step).parameters:
+        return scheduler
+    mode = "min" if lower_is_better else "max"
+    if getattr(scheduler, "mode", mode) != mode:
+        better = f"{monitor}, the score of --monitor, is better if it is {'lower' if lower_is_better else 'higher'}"
+        raise UserError(f"build_scheduler: {better}; give {type(scheduler).__name__} mode={mode!r}")
+    return ScoreScheduler(scheduler, warmup_steps(config, steps_per_epoch(len(loader), config)))
 
 
 def describe(model: torch.nn.Module, device: torch.device) -> str:
@@ -110,5 +182,14 @@ def describe(model: torch.nn.Module, device: torch.device) -> str:
 
 
 def describe_rates(optimizer: torch.optim.Optimizer) -> str:
-    rates = {f"{float(group.get('initial_lr', group['lr'])):.1e}" for group in optimizer.param_groups}
-    return f"peak rates {', '.join(sorted(rates))}"
+    """Such as "peak rates 3.0e-04 (encoder), 3.0e-03 (output_layer.heads)": what the names of each rate begin with."""
+    by_rate: dict[str, list[str]] = {}
+    for group in sorted(optimizer.param_groups, key=peak_rate):
+        names = [name.replace(".", "/") for name in group.get("names", ())]
+        by_rate.setdefault(f"{peak_rate(group):.1e}", []).extend(names)
+    begin = {rate: posixpath.commonpath(names).replace("/", ".") if names else "" for rate, names in by_rate.items()}
+    return "peak rates " + ", ".join(f"{rate} ({name})" if name else rate for rate, name in begin.items())
+
+
+def peak_rate(group: dict[str, Any]) -> float:
+    return float(group.get("initial_lr", group["lr"]))

@@ -53,6 +53,8 @@ OTHER_TASKS: dict[str, list[set[str]]] = {
 }
 # How to convert data of unsupported tasks
 HELP = {
+    "relations between two entities": "mark the two entities in the text, <e1>…</e1> and <e2>…</e2>, and make the "
+    "relation its label (docs/cookbook/relation.md)",
     "events with triggers and arguments": "triggers can be read as spans: "
     'convert each to {"start": …, "end": …, "label": its type} in a list under `entities`',
     "questions with answers in a text (as in SQuAD)": "answers can be read as spans of a text: "

@@ -124,6 +124,7 @@ def example_inputs(
     """Returns example inputs: two texts of different lengths, so that all dimensions have different sizes."""
     examples = []
     for number, words in enumerate((["a"] * 3, ["b"] * 5)):
+        words = [*featurizer.markers, *words]
         example: dict[str, Any] = {"id": str(number), "text": " ".join(words)}
         if featurizer.tagging:
             example["tokens"] = words

@@ -33,7 +33,7 @@ HERE = Path(__file__).resolve().parent
 if TYPE_CHECKING or not (HERE / "predictor_schema.py").exists():
     sys.path.append(str(HERE.parents[1]))
     from engine.data.fields import Field, FieldError, describe
-    from engine.data.windows import Cutter, Feature, TooLong, encode_texts, merge_spans, merge_windows, pick
+    from engine.data.windows import Cutter, Feature, Unusable, encode_texts, merge_spans, merge_windows, pick
     from engine.predict.rows import write_rows
     from engine.run.flags import OneLineParser, one_line, whole_number
     from engine.schema import AnyOf, Optional, Range, SchemaError, parse_json, read_json
@@ -48,7 +48,7 @@ else:  # in an exported folder, where no __pycache__ is written
     from predictor_rows import write_rows
     from predictor_schema import AnyOf, Optional, Range, SchemaError, parse_json, read_json
     from predictor_signs import PAIR_NAMES, PAIRS, TAG, TEXT_NAMES, by_usual, encoding_of_marks, inline_syntax
-    from predictor_windows import Cutter, Feature, TooLong, encode_texts, merge_spans, merge_windows, pick
+    from predictor_windows import Cutter, Feature, Unusable, encode_texts, merge_spans, merge_windows, pick
 
     sys.dont_write_bytecode = before
 
@@ -84,6 +84,8 @@ SETTINGS = {
     "word_ends": bool,
     "unit": AnyOf("word", "character", "character+blank", None),
     "pairs": bool,
+    "apart": bool,
+    "markers": {str: Range(0, 2**31)},
     "fields": {str: object},
     "reads_text": bool,
     "pad_id": Range(0, 2**31),
@@ -164,9 +166,9 @@ class Encoder:
         self.unit, self.pairs = settings["unit"], settings["pairs"]
         fields = settings["fields"].items()
         self.fields = usable(folder / "predictor.json", lambda _: {name: Field(**field) for name, field in fields})
-        self.word_ends = settings["word_ends"]
+        self.word_ends, self.apart = settings["word_ends"], settings["apart"]
         max_length, stride, truncation = (settings[name] for name in ("max_length", "stride", "truncation"))
-        self.cutter = Cutter(max_length, stride, truncation, by_words=self.unit is not None)
+        self.cutter = Cutter(max_length, stride, truncation, self.unit is not None, settings["markers"])
         patterns = [settings["han"], *settings["patterns"].values()]
         self.han, *compiled = usable(folder / "predictor.json", lambda _: list(map(re.compile, patterns)))
         self.patterns = dict(zip(settings["patterns"], compiled))
@@ -181,15 +183,16 @@ class Encoder:
             features = [Feature(i, [0] * max(1, len(p)), [0] * max(1, len(p)), p, p) for i, p in enumerate(positions)]
             return [Encoded(example, [feature], 0) for example, feature in zip(examples, features)]
         try:
-            encodings = self.tokenize(examples)
+            seconds = [{"text": example["text_pair"]} for example in examples] if self.apart else []
+            encodings, others = self.tokenize(examples), self.tokenize(seconds) or len(examples) * [None]
         except BaseException as error:
             if type(error).__name__ != "PanicException":  # of Rust; not a subclass of Exception
                 raise
             raise InputError(f"{self.path}: cannot be loaded ({error}); export the model again") from None
         for number, (example, encoding) in enumerate(zip(examples, encodings)):
             try:
-                features = self.cutter.features(number, encoding)
-            except TooLong as error:
+                features = self.cutter.features(number, encoding, others[number])
+            except Unusable as error:
                 raise InputError(f"row {before + number + 1}: {error}") from None
             encoded.append(Encoded(example, features, len(encoding.ids)))
         return encoded
@@ -239,12 +242,13 @@ class Encoder:
 
     def tokenize(self, examples: list[Example]) -> list[Encoding]:
         encodings: list[Any] = [None] * len(examples)
+        together = self.pairs and not self.apart
         for by_words in (True, False):
             rows = [i for i, example in enumerate(examples) if ("tokens" in example) is by_words]
             options = (by_words, self.unit or "word", self.han, self.blanks, self.separator)
             if texts := [task_words.texts_to_encode(examples[i], *options) for i in rows]:
                 first, second = map(list, zip(*texts))
-                encoded = encode_texts(self.encode, first, second if self.pairs else None, self.filler)
+                encoded = encode_texts(self.encode, first, second if together else None, self.filler)
                 for i, encoding in zip(rows, encoded):
                     encodings[i] = encoding
         return encodings

@@ -96,6 +96,8 @@ def write_settings(folder: Path, model: MyModel, featurizer: Featurizer) -> None
         "word_ends": featurizer.word_ends,
         "unit": text.token_unit(featurizer.tasks),
         "pairs": pairs_of(featurizer.tasks),
+        "apart": featurizer.apart,
+        "markers": featurizer.markers,
         "fields": {name: field.to_json() for name, field in featurizer.fields.items()},
         "reads_text": featurizer.tokenizer is not None,
         "pad_id": featurizer.pad_id,

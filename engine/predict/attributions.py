@@ -1,0 +1,237 @@
+"""Integrated gradients (Sundararajan et al., 2017, arXiv:1703.01365): how much each word adds to a logit.
+
+With x the word vectors of a text, and x' those of the same text with every word replaced by padding, word i gets
+
+    sum over its sub-tokens of (x - x') . integral over a in [0, 1] of the gradient of f at x' + a (x - x')
+
+Special tokens stay in x'. The sum over all words is f(x) - f(x'), up to the error of the integral: the number of points
+(Gauss-Legendre) doubles until the error is below TOLERANCE.
+"""
+
+import html
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from engine.data.windows import Cutter, encode_texts
+from engine.errors import UserError
+from engine.task.text import HAN_CHARACTER, split_text, text_and_offsets
+from engine.task.words import place_tokens, texts_to_encode
+
+STEPS = (16, 32, 64, 128, 256, 512)
+TOLERANCE, ROWS = 0.01, 16  # the largest error, as a share of f(x) - f(x'); points in a batch
+
+
+class Word(NamedTuple):
+    """A word with its score; start and end are its place in the text, or in the second text if `pair`."""
+
+    word: str
+    score: float
+    start: int
+    end: int
+    pair: bool = False
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What each word adds to a logit. The scores add up to `logit - baseline`, up to `gap`, a share of it."""
+
+    task: str
+    label: str | None  # None: the number of a regression, standardised
+    words: list[Word]
+    logit: float  # of the text
+    baseline: float  # of the text with all words replaced by padding
+    gap: float
+    steps: int
+
+    def __str__(self) -> str:
+        width = max(len(word.word) for word in self.words)
+        head = f"{self.task} {self.label or ''}: {self.baseline:.3f} without words, {self.logit:.3f} with them"
+        gap = f"\nthe scores add up only to within {self.gap:.1%}" if self.gap > TOLERANCE else ""
+        return "\n".join([head, *(f"{word.word:{width}}  {word.score:+.3f}" for word in self.words)]) + gap
+
+    def _repr_html_(self) -> str:
+        """The words in a notebook: green if they add to the logit, red if they lower it."""
+        most = max(abs(word.score) for word in self.words) or 1.0
+        spans = []
+        for word in self.words:
+            colour, share = "46,160,67" if word.score > 0 else "218,54,51", 0.7 * abs(word.score) / most
+            style = f"background:rgba({colour},{share:.2f});padding:2px 3px;border-radius:3px"
+            spans.append(f'<span style="{style}" title="{word.score:+.3f}">{html.escape(word.word)}</span>')
+        head = html.escape(str(self).partition("\n")[0])
+        return f'<div style="line-height:2"><small>{head}</small><br>{" ".join(spans)}</div>'
+
+
+def explain(trainer: Any, loader: Any, task: str | None, label: str | None, word: int | None) -> Explanation:
+    """Explains an answer of a Trainer's model. loader: of the single text; task, label, word: see Model.explain."""
+    model, data = trainer.model, loader.dataset
+    heads = model.output_layer.heads
+    task = task or next((name for name, head in heads.items() if head.level != "words"), next(iter(heads)))
+    if task not in heads:
+        raise UserError(f"there is no task {task!r}; the tasks are {', '.join(heads)}")
+    if heads[task].finds_spans:
+        raise UserError(f"{task!r} finds spans, whose scores are not logits of labels; explain another task")
+    row = row_of_word(data, word if heads[task].level == "words" else None)
+    inputs = data.batch([row]).to(trainer.device).inputs
+    place = None if word is None else word - int(data.columns["first_word"][row])
+    words, of_token = words_of(data[0], row, data.featurizer)
+    is_word = torch.tensor([len(numbers) > 0 for numbers in of_token], device=trainer.device)
+    with (
+        torch.backends.cudnn.flags(enabled=False),
+        torch.enable_grad(),
+    ):  # cuDNN has no gradient of an LSTM in eval mode
+        index = index_of(heads[task], model(inputs).logits[task], inputs, label, place)
+        scores, logit, baseline, steps = integrate(
+            model, inputs, is_word, data.pad_id, lambda logits: logits[task][(slice(None), *index)]
+        )
+    by_word = np.zeros(len(words))
+    for score, numbers in zip(scores, of_token):
+        by_word[numbers] += score / max(1, len(numbers))
+    read = sorted({number for numbers in of_token for number in numbers})
+    name = heads[task].task.labels[index[-1]] if heads[task].task.labels else None
+    explained: list[Word] = [words[number]._replace(score=float(by_word[number])) for number in read]
+    return Explanation(task, name, explained, logit, baseline, gap_of(scores.sum(), logit - baseline), steps)
+
+
+def gap_of(total: float, difference: float) -> float:
+    return float(abs(total - difference) / max(abs(difference), 1e-6))
+
+
+def row_of_word(data: Any, word: int | None) -> int:
+    """Returns the input of the model that has this word, farthest from its edges; the first one for None."""
+    if word is None:
+        return 0
+    firsts = data.columns["first_word"].tolist()
+    ends = [first + size for first, size in zip(firsts, data.columns["word_starts"].lengths.tolist())]
+    rows = [row for row, (first, end) in enumerate(zip(firsts, ends)) if first <= word < end]
+    if not rows:
+        raise UserError(f"word={word}: the text has the words 0 to {max(ends) - 1}")
+    return max(rows, key=lambda row: min(word - firsts[row], ends[row] - word))
+
+
+def index_of(
+    head: Any, logits: torch.Tensor, inputs: dict[str, torch.Tensor], label: str | None, word: int | None
+) -> tuple[int, ...]:
+    """Returns the index, after that of the text, of the logit to explain: of a label, of a word's tag, or of the number
+    of a regression."""
+    names = head.task.labels
+    if head.level == "words" and word is None:
+        raise UserError("this task labels words: name one by its number, as in explain(text, task=…, word=0)")
+    if head.level != "words" and word is not None:
+        raise UserError("word is for tasks that label words; leave it out")
+    if not names and logits.ndim == 1 and label is None:
+        return ()
+    if logits.shape[-1] != max(1, len(names)):
+        raise UserError(f"the head {type(head).__name__} has no logit for each label, which explain needs")
+    if label is not None and label not in names:
+        raise UserError(f"there is no label {label!r}; the labels are {', '.join(names) or 'numbers'}")
+    place = () if word is None else (word,)
+    if label is not None or not names:
+        return (*place, names.index(label or "") if names else 0)
+    answer = head.decode(logits, inputs)[0][(0, *place)]
+    return (
+        *place,
+        int(answer) if answer.ndim == 0 and answer.dtype != torch.bool else int(logits[(0, *place)].argmax()),
+    )
+
+
+def words_of(example: dict[str, Any], row: int, featurizer: Any) -> tuple[list[Word], list[list[int]]]:
+    """Returns (the words of an example, for each token of one of its rows the numbers of its words). Special tokens
+    have no word. Without `tokens`, words are those of `split_text`; a token that covers several belongs to all."""
+    by_words, pair = "tokens" in example, example.get("text_pair")
+    separator = featurizer.separator
+    options = by_words, featurizer.unit, HAN_CHARACTER, featurizer.blanks, separator
+    first, second = texts_to_encode(example, *options)
+    [encoding] = encode_texts(featurizer.encode, [first], None if second is None else [second], featurizer.filler)
+    text, offsets = text_and_offsets(example, featurizer.tasks)
+    pieces = split_text(text, "word") if offsets is None else [(text[s:e], s, e) for s, e in offsets]
+    words = [Word(piece, 0.0, start, end) for piece, start, end in pieces]
+    number = len(words)
+    if pair is not None:
+        of_pair = split_text(pair, "word")
+        if by_words:
+            of_pair = [(pair[s:e], s, e) for s, e in place_tokens(pair, pair.split()) or ()]
+        words += [Word(piece, 0.0, start, end, True) for piece, start, end in of_pair]
+    cutter = Cutter(featurizer.max_length, featurizer.stride, featurizer.truncation, featurizer.tagging)
+    sequences, word_ids, places = encoding.sequence_ids, encoding.word_ids, encoding.offsets
+    # with positions instead of ids, the cutter returns the positions that the row keeps
+    numbered = SimpleNamespace(ids=range(len(sequences)), type_ids=encoding.type_ids)
+    numbered.word_ids, numbered.sequence_ids = word_ids, sequences
+    kept = cutter.features(0, numbered, has_words=bool(first))[row].input_ids  # type: ignore[arg-type]
+    found: list[list[int]] = []
+    for position in kept:
+        side = sequences[position]
+        own, shift = ([], 0) if side is None else (words[:number], 0) if side == 0 else (words[number:], number)
+        before = bool(side and separator)
+        if by_words:
+            index = (word_ids[position] or 0) - before
+            found.append([index + shift] if 0 <= index < len(own) else [])
+        else:
+            start, end = (place - before * len(separator or "") for place in places[position])
+            found.append([index + shift for index in covered(own, start, end)])
+    return words, found
+
+
+def covered(words: list[Word], start: int, end: int) -> list[int]:
+    """Returns the numbers of the words between two characters; if there are only blanks, of the next (or last) one."""
+    if end <= 0 or not words:
+        return []
+    inside = [i for i, word in enumerate(words) if word.start < end and start < word.end]
+    return inside or [next((i for i, word in enumerate(words) if word.start >= end), len(words) - 1)]
+
+
+def integrate(
+    model: Any,
+    inputs: dict[str, torch.Tensor],
+    is_word: torch.Tensor,
+    pad_id: int,
+    logit_of: Callable[[Any], torch.Tensor],
+) -> tuple[np.ndarray, float, float, int]:
+    """Returns (the score of each token, f(x), f(x'), the number of points). is_word: the tokens to replace, (L,);
+    logit_of: takes one logit per text of the model's logits."""
+    encoder = model.encoder
+    if getattr(getattr(encoder, "config", None), "is_encoder_decoder", False):
+        encoder = encoder.get_encoder()
+    if not hasattr(encoder, "get_input_embeddings"):
+        raise UserError(f"explain needs get_input_embeddings() in {type(encoder).__name__} (see BiLSTM)")
+    table, ids = encoder.get_input_embeddings(), inputs["input_ids"]
+    ends = table(ids).detach().float(), table(torch.where(is_word, pad_id, ids)).detach().float()
+    step = ends[0] - ends[1]
+
+    def logits_at(shares: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        points = (ends[1] + shares[:, None, None] * step).requires_grad_()
+        used = []
+
+        def put(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+            used.append(output)
+            return F.pad(points, (0, 0, 0, output.shape[1] - points.shape[1])).to(output.dtype)
+
+        hook = table.register_forward_hook(put)
+        try:
+            output = model({name: tensor.expand(len(shares), *tensor.shape[1:]) for name, tensor in inputs.items()})
+        finally:
+            hook.remove()
+        if len(used) != 1:
+            raise UserError(f"explain cannot replace the word vectors of {type(encoder).__name__}")
+        return logit_of(output.logits), points
+
+    with torch.no_grad():
+        logit, baseline = logits_at(torch.tensor([1.0, 0.0], device=ids.device))[0].tolist()
+    scores = np.zeros(ids.shape[1])
+    for steps in STEPS:
+        nodes, weights = np.polynomial.legendre.leggauss(steps)
+        scores = np.zeros(ids.shape[1])
+        for start in range(0, steps, ROWS):
+            shares = torch.tensor((nodes[start : start + ROWS] + 1) / 2, dtype=torch.float32, device=ids.device)
+            values, points = logits_at(shares)
+            (gradient,) = torch.autograd.grad(values.sum(), points)
+            each = (gradient * step).sum(2).cpu().double().numpy()
+            scores += (weights[start : start + ROWS, None] / 2 * each).sum(0)
+        if gap_of(scores.sum(), logit - baseline) <= TOLERANCE:
+            break
+    return scores, logit, baseline, steps

@@ -1,0 +1,157 @@
+"""The Python interface: a trained model as an object that answers, embeds, explains and evaluates (docs/python.md)."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from engine.data.own_inputs import input_columns
+from engine.errors import UserError
+from engine.predict.attributions import Explanation, explain
+from engine.predict.given import examples_of, form_of
+from engine.predict.isolation import own_module
+from engine.predict.labelling import pool_size
+from engine.predict.predictions import prediction_rows
+from engine.run.device import to_device
+from engine.run.run_folder import checkpoint_of
+from engine.task.task import Task, pairs_of
+
+Examples = list[dict[str, Any]]
+
+
+class Model:
+    """A trained model. Threads may share it: calls run one at a time.
+
+    A text is a string, two strings as a tuple (a pair), words as a list, or a row of a file as a dict: `text` or
+    `tokens`, `text_pair`, `id`, numeric columns; other keys are ignored. One text gives one answer, a list a list, and
+    an iterator an iterator, which reads some thousand texts ahead, in constant memory. Invalid texts raise UserError.
+    """
+
+    def __init__(self, checkpoint: Path, options: dict[str, Any], trainer: Any, featurizer: Any) -> None:
+        self.checkpoint, self.options, self.trainer, self.featurizer = checkpoint, options, trainer, featurizer
+        self.lock, self.process = RLock(), os.getpid()
+        trainer.model.eval()
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """{name: Task}"""
+        return self.trainer.tasks
+
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """{task: its labels}; none for regression."""
+        return {name: list(task.labels) for name, task in self.tasks.items()}
+
+    def __call__(self, texts: Any) -> Any:
+        """Returns the answers, as in predictions.jsonl: text, labels, probabilities, entities with offsets."""
+        return self.answer(texts, self.label)
+
+    def embed(self, texts: Any) -> Any:
+        """Returns the vectors that heads of texts read: the encoder's pooled output, before dropout and shared layers,
+        as a float32 array (N, H); (H,) for one text. A pair has one vector. Of a long text only the first max_length
+        sub-tokens are read (with --truncation tail: the last)."""
+        vectors = self.answer(texts, lambda examples: self.trainer.embed(self.loader(examples)))
+        if not isinstance(vectors, list):
+            return vectors
+        return np.stack(vectors) if vectors else np.zeros((0, self.trainer.model.hidden_size), np.float32)
+
+    def explain(
+        self, text: Any, task: str | None = None, label: str | None = None, word: int | None = None
+    ) -> Explanation:
+        """Returns how much each word adds to the logit of a label, by integrated gradients.
+
+        task: default: the only one, or the first that labels texts; label: default: the predicted one; word: for
+        tagging, the number of the word whose tag is explained, from 0.
+        """
+        examples = number(list(examples_of([text], self.tasks)))
+        with self.alone():
+            return explain(self.trainer, self.loader(examples), task, label, word)
+
+    def evaluate(self, rows: Iterable[Any]) -> dict[str, float]:
+        """Returns the scores and losses as in eval.json. rows: dicts with a label for each task, None if unlabelled, as
+        in a processed folder; entities can also be [{"start", "end", "label"}] of the text."""
+        examples = list(examples_of(rows, self.tasks, labelled=True))
+        if not examples:
+            raise UserError("there are no rows to evaluate")
+        with self.alone():
+            return self.trainer.eval(self.loader(number(examples))).scores
+
+    def __repr__(self) -> str:
+        tasks = "; ".join(
+            f"{name}: {task.kind}" + (f" of {len(task.labels)} labels" if task.labels else "")
+            for name, task in self.tasks.items()
+        )
+        inputs = "pairs of texts" if pairs_of(self.tasks) else "texts"
+        columns = "".join(f", {name}" for name in input_columns(self.tasks))
+        machine = f"{self.trainer.device}, {self.trainer.config.precision}"
+        return f"<{self.checkpoint}: {inputs}{columns} -> {tasks}; {machine}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return load_model, (self.checkpoint, self.options)  # another process loads it again
+
+    # ---- how it is done ------------------------------------------------------------------------------------------
+
+    def answer(self, texts: Any, function: Callable[[Examples], Iterable[Any]]) -> Any:
+        """Applies a function of examples to one text, several, or a stream of them."""
+        form = form_of(texts)
+        results = self.answers([texts] if form == "one" else texts, function)
+        return next(results) if form == "one" else list(results) if form == "list" else results
+
+    def answers(self, texts: Iterable[Any], function: Callable[[Examples], Iterable[Any]]) -> Iterator[Any]:
+        """Yields the results in order. As in labelling a file, a pool of texts at a time is batched by length."""
+        total = len(texts) if isinstance(texts, Sized) else None
+        examples, size = examples_of(texts, self.tasks), pool_size(self.trainer.config.eval_batch_size)
+        with tqdm(total=total, desc="texts", leave=False, delay=2) as bar:
+            while pool := list(islice(examples, size)):
+                with self.alone():
+                    results = list(function(pool))
+                bar.update(len(pool))
+                yield from results
+
+    def label(self, examples: Examples) -> Iterator[dict[str, Any]]:
+        loader = self.loader(number(examples))
+        predictions, _ = self.trainer.infer(loader, "predicting")
+        rows = prediction_rows(predictions, loader.dataset, self.tasks)
+        return ({k: v for k, v in row.items() if k != "id" or k in e} for row, e in zip(rows, examples))
+
+    def loader(self, examples: Examples) -> Any:
+        data_loader = own_module("data_loader")
+        data = data_loader.MyDataset(examples, self.featurizer, quiet=True)
+        return data_loader.MyDataLoader(data, self.trainer.config.eval_batch_size)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Context manager that waits until no other thread uses the model."""
+        if os.getpid() != self.process:  # after a fork: threads of the parent, which may hold the lock, are not here
+            self.lock, self.process = RLock(), os.getpid()
+            torch.set_num_threads(1)  # the pool of OpenMP does not survive a fork
+        with self.lock:
+            yield
+
+
+def number(examples: Examples) -> Examples:
+    """Adds the row's number as id to examples that have none."""
+    return [{"id": str(i)} | example for i, example in enumerate(examples)]
+
+
+def load_model(checkpoint: str | Path, options: dict[str, Any]) -> Model:
+    """Loads a Model. options: of main.py"""
+    config, template = own_module("config"), own_module("main")
+    try:
+        chosen = config.Config(do_predict=True, **options)
+    except TypeError as error:
+        raise UserError(f"load: {str(error).partition(') ')[2] or error}; the options are those of main.py") from None
+    state = np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):  # building a model draws its initial weights
+            folder = checkpoint_of(checkpoint)
+            return Model(folder, options, *template.load_trained(folder, chosen, to_device(chosen.device)))
+    finally:
+        np.random.set_state(state)

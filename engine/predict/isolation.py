@@ -1,0 +1,63 @@
+"""Imports the template's own modules (config, trainer, …) into a program that may have other modules of these names.
+
+A module imported with `own_module` is known as `finetuning_template.NAME`. An `import` statement inside it, also within
+a function that runs later or in another thread, finds the template's modules first; everything else is unchanged.
+`sys.path` and the modules of the other program stay as they are. A module of the template that the program itself has
+imported is shared, so that both see the same classes.
+"""
+
+import builtins
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PREFIX = "finetuning_template"
+OWN = {path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in ROOT.glob("*/__init__.py")}
+
+
+class OwnLoader(SourceFileLoader):
+    """Runs a module with an `__import__` of its own: Python looks it up in the module's `__builtins__`."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__dict__["__builtins__"] = vars(builtins) | {"__import__": import_own_first}
+        super().exec_module(module)
+
+
+class OwnFinder(MetaPathFinder):
+    """Finds the modules below PREFIX, and no others."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path) if name.startswith(f"{PREFIX}.") else None
+        if spec is not None and isinstance(spec.loader, SourceFileLoader):
+            spec.loader = OwnLoader(spec.loader.name, spec.loader.path)
+        return spec
+
+
+def is_shared(name: str) -> bool:
+    """Whether the template's module or package of this name is imported already under its plain name."""
+    file = getattr(sys.modules.get(name), "__file__", None) if f"{PREFIX}.{name}" not in sys.modules else None
+    return file is not None and ROOT in Path(file).parents
+
+
+def import_own_first(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+    """The `__import__` of the template's modules."""
+    top = name.partition(".")[0]
+    if level or top not in OWN or is_shared(top):
+        return builtins.__import__(name, globals, locals, fromlist, level)
+    module = builtins.__import__(f"{PREFIX}.{name}", None, None, fromlist or ("__name__",))
+    return module if fromlist else sys.modules[f"{PREFIX}.{top}"]
+
+
+def own_module(name: str) -> Any:
+    """Returns a module of the template, such as "trainer" or "preprocess.schema"."""
+    if PREFIX not in sys.modules:
+        package = ModuleType(PREFIX, "The template's modules in this process.")
+        package.__path__ = [str(ROOT)]
+        sys.modules[PREFIX] = package
+        sys.meta_path.insert(0, OwnFinder())
+    return import_own_first(name, fromlist=("__name__",))

@@ -1,0 +1,206 @@
+"""docs/cookbook/augmentation.md: what training sees, against texts recomputed from the seed alone."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from test_cookbook import Road, edits_of
+from test_trainer import make_trainer
+
+import data_loader
+from data_loader import build_loaders
+from engine.data.features import Featurizer
+from engine.data.tokenizer import load_tokenizer
+from engine.errors import UserError
+from preprocess.schema import load_labels, training_texts
+
+PAGE = ROOT / "docs/cookbook/augmentation.md"
+SYNONYMS = {"please": ["kindly"], "find": ["show", "get"], "need": ["want"], "what": ["which"]}
+
+
+def page_function():
+    """`augment` of the page."""
+    ((_, _, _, code),) = edits_of(PAGE)
+    names = {}
+    exec(code, names)
+    return names["augment"]
+
+
+def expected(example, seed, epoch, row):
+    """(tokens, tags) that the page promises, written down again."""
+    rng, tokens, tags = np.random.default_rng([seed, epoch, row]), [], []
+    for position, word in enumerate(example["tokens"]):
+        outside = example["slots"][position] == "O"
+        if not (outside and rng.random() < 0.1):
+            others = SYNONYMS.get(word)
+            tokens += [others[rng.integers(len(others))] if others and rng.random() < 0.3 else word]
+            tags += [example["slots"][position]]
+    return (tokens, tags) if tokens else (example["tokens"], example["slots"])
+
+
+def rows_of(sample):
+    return [json.loads(line) for line in (sample / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def loader(tiny, monkeypatch):
+    """loader(function, **options) -> (the training loader, its featurizer) with that function as `augment`"""
+
+    def make(function, data_path=None, **options):
+        config = tiny(**options)
+        folder = data_path or config.data_path
+        monkeypatch.setattr(data_loader, "augment", function)
+        tokenizer = load_tokenizer(config, lambda: training_texts(f"{folder}/train.jsonl"))
+        featurizer = Featurizer(tokenizer, load_labels(folder), config.max_length, config.window_stride)
+        return build_loaders(config, folder, featurizer, torch.device("cpu"))[0], featurizer
+
+    return make
+
+
+def seen(loader, epoch, start=0):
+    """{row: (ids, tags)} of an epoch, without padding."""
+    loader.set_position(epoch, start)
+    found = {}
+    for inputs, labels, rows in loader:
+        for i, row in enumerate(rows.tolist()):
+            ids = inputs["input_ids"][i][inputs["attention_mask"][i].bool()].tolist()
+            found[row] = ids, labels["slots"][i][inputs["word_mask"][i]].tolist()
+    return found
+
+
+WAYS = [{}, dict(num_workers=2), dict(streaming=True), dict(streaming=True, num_workers=2, shuffle_buffer=24)]
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_each_epoch_has_the_texts_of_the_seed(options, loader, sample):
+    train_loader, featurizer = loader(page_function(), random_seed=5, **options)
+    found, rows = [seen(train_loader, epoch) for epoch in (0, 1, 0)], rows_of(sample)
+    assert found[0] == found[2] and sorted(found[0]) == list(range(len(rows)))
+    changed = 0
+    for epoch in (0, 1):
+        for number, row in enumerate(rows):
+            tokens, tags = expected(row, 5, epoch, number)
+            ids = featurizer.encode([tokens], None)[0].ids
+            assert found[epoch][number] == (ids, [featurizer.label_ids["slots"][tag] for tag in tags])
+            changed += tokens != row["tokens"]
+    assert changed > 40 and found[0] != found[1]
+    half = seen(train_loader, 1, start=4)  # as after a resume in the middle of that epoch
+    assert 0 < len(half) < len(rows) and half.items() <= found[1].items()
+
+
+def test_the_order_of_batches_is_that_without_augmentation(loader):
+    orders = []
+    for function in (None, page_function()):
+        train_loader = loader(function)[0]
+        train_loader.set_position(3)
+        orders.append([batch.rows.tolist() for batch in train_loader])
+    assert orders[0] == orders[1]
+
+
+def test_windows_of_a_long_text_are_those_of_the_changed_text(loader, sample, tmp_path):
+    """Without a random choice: each window equals that of a file that has the changed texts; a text that has fewer
+    windows repeats its last one."""
+    rows = rows_of(sample)
+    for row in rows[:20]:
+        row.update(tokens=row["tokens"] * 3, slots=row["slots"] * 3)
+
+    def shorter(example, rng):
+        size = max(1, len(example["tokens"]) // 3 * 2)
+        return example | {"tokens": example["tokens"][:size], "slots": example["slots"][:size]}
+
+    for name, function in (("plain", lambda row, _: row), ("changed", shorter)):
+        (tmp_path / name).mkdir()
+        for file in ("labels.json", "dev.jsonl"):
+            (tmp_path / name / file).write_bytes((sample / file).read_bytes())
+        lines = "".join(json.dumps(function(row, None)) + "\n" for row in rows)
+        (tmp_path / name / "train.jsonl").write_text(lines, encoding="utf-8")
+    train_loader, featurizer = loader(shorter, tmp_path / "plain", max_length=16)
+    found, data = seen(train_loader, 0), train_loader.dataset
+    columns = featurizer([shorter(row, None) for row in rows])
+    windows = Counter(columns["example_index"].tolist())
+    firsts = np.searchsorted(columns["example_index"], np.arange(len(rows)))
+    assert len(found) == len(data.lengths) > len(rows) and set(windows.values()) > {1, 2}
+    fewer = 0
+    for row, (ids, _) in found.items():
+        example = int(data.example_index[row])
+        window = row - int(data.first_rows[example])
+        fewer += window >= windows[example]
+        wanted = firsts[example] + min(window, windows[example] - 1)
+        column = columns["input_ids"]
+        assert ids == column.values[column.offsets[wanted] : column.offsets[wanted + 1]].tolist()
+    assert fewer
+
+
+WRONG = {
+    "tags": (lambda row, rng: row | {"tokens": row["tokens"][1:]}, r"tokens, but \d+ tags in 'slots'"),
+    "nothing returned": (lambda row, rng: None, "must return an example with id, tokens, intent, slots"),
+    "a key": (lambda row, rng: {k: row[k] for k in ("id", "tokens", "slots")}, "must return an example with id, tok"),
+    "no words": (lambda row, rng: row | {"tokens": [], "slots": []}, "`tokens` must be a list of one or more"),
+    "numbers": (lambda row, rng: row | {"tokens": [1] * len(row["tokens"])}, "`tokens` must be a list of one or more"),
+    "a label": (lambda row, rng: row | {"intent": "fly"}, "the label 'fly' of 'intent' is not in labels.json"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("options", [{}, dict(streaming=True)])
+def test_what_is_not_a_training_row_is_one_line(name, options, loader):
+    function, wanted = WRONG[name]
+    train_loader, _ = loader(lambda row, rng: function(row, rng) if row["id"] == "7" else row, **options)
+    with pytest.raises(UserError, match=rf"^augment in data_loader.py, row 8: .*{wanted}[^\n]*$"):
+        list(train_loader)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_mistake_ends_the_run_in_one_line(workers, sample, tmp_path, fork_server):
+    road = Road(PAGE, sample, tmp_path, fork_server)
+    with open(road.copy / "data_loader.py", "a", encoding="utf-8") as file:
+        file.write('\n\ndef augment(example, rng):\n    example["tokens"].pop()\n    return example\n')
+    with road.forks:
+        printed = road.forks.run([*road.train("run"), "--num_workers", workers], code=2)
+    (error,) = [line for line in printed.splitlines() if "error" in line]
+    assert error.startswith("error: augment in data_loader.py, row ") and "tags in 'slots'" in error
+    assert "Traceback" not in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streaming", [[], ["--streaming"]])
+def test_two_processes_share_the_texts_of_one(streaming, sample, tmp_path, fork_server):
+    """Each row once per epoch, in whichever process, as the seed has it; the run has what was seen in files."""
+    road = Road(PAGE, sample, tmp_path, fork_server)
+    with open(road.copy / "data_loader.py", "a", encoding="utf-8") as file:
+        file.write(
+            "\n\nof_page = augment\n\n\ndef augment(example, rng):\n    example = of_page(example, rng)\n"
+            '    with open(f"seen-{os.getpid()}.jsonl", "a") as file:\n'
+            '        file.write(json.dumps([example["id"], example["tokens"]]) + "\\n")\n    return example\n'
+        )
+    with road.forks:
+        road.forks.several(2, [*road.train("run"), "--batch_size", "4", *streaming], road.folder)
+    lines = [line for path in road.folder.glob("seen-*.jsonl") for line in path.read_text().splitlines()]
+    wanted = [
+        json.dumps([row["id"], expected(row, 666, epoch, number)[0]])
+        for epoch in (0, 1)
+        for number, row in enumerate(rows_of(sample))
+    ]
+    assert len(list(road.folder.glob("seen-*.jsonl"))) == 2 and Counter(lines) == Counter(wanted)
+
+
+def test_teachers_of_words_are_refused_and_those_of_texts_are_not(tiny, sample, monkeypatch, tmp_path):
+    tasks = json.loads((sample / "labels.json").read_text(encoding="utf-8"))
+    (tmp_path / "labels.json").write_text(json.dumps({"intent": tasks["intent"]}), encoding="utf-8")
+    for name in ("train.jsonl", "dev.jsonl"):
+        (tmp_path / name).write_bytes((sample / name).read_bytes())
+    folders = {}
+    for name, data in (("words", sample), ("texts", tmp_path)):
+        teacher = make_trainer(tiny(model_version=name, data_path=str(data), epochs=0))
+        teacher.train()
+        folders[name] = str(teacher.run_dir)
+    monkeypatch.setattr(data_loader, "augment", page_function())
+    with pytest.raises(UserError, match="--teacher answers each word as it is in the file, but `augment` changes it"):
+        make_trainer(tiny(teacher=folders["words"]))
+    student = make_trainer(tiny(teacher=folders["texts"], epochs=1))
+    student.train()
+    assert student.progress.step == 8

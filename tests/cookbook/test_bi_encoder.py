@@ -1,0 +1,187 @@
+"""docs/cookbook/bi_encoder.md: a text's vector is that of the text alone, whatever its partner, its place in the pair,
+the padding or the tokenizer; computed again with transformers alone."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY
+from test_cookbook import Road, edits_of
+from test_families import FAMILIES, save_family
+from test_relation import plain_encoder
+from tokenizers import processors
+from transformers import PreTrainedTokenizerFast
+
+import model_utils
+from config import Config
+from data_loader import MyDataLoader, MyDataset
+from engine.data.tokenizer import SPECIAL, train_tokenizer
+from engine.errors import UserError
+from engine.model.pooling import separate_pairs
+from main import build_trainer, load_data, load_trained
+
+PAGE = ROOT / "docs/cookbook/bi_encoder.md"
+CPU = torch.device("cpu")
+LONG = "the quick brown fox jumps over a lazy dog and then some more of it " * 6
+TEXTS = ["a good film", "the book", LONG, "", "song of song", "great " * 21, "great " * 22, "great " * 23]
+
+
+def plain_vector(tokenizer, encoder, text, max_length):
+    """The mean over the tokens of a text, alone, truncated as transformers does."""
+    encoded = tokenizer(text, truncation=True, max_length=max_length, return_tensors="pt")
+    return encoder(**encoded).last_hidden_state[0].mean(0)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_answers_are_cosines_of_the_texts_encoded_alone(sample, tmp_path, fork_server):
+    road = Road(PAGE, sample, tmp_path, fork_server)
+    pairs = [(first, second) for first in TEXTS for second in TEXTS if first and second]
+    with road.forks:
+        road.forks.run([*road.train("run"), "--precision", "fp32"])
+        lines = [json.dumps({"sentence1": first, "sentence2": second}) + "\n" for first, second in pairs]
+        (road.folder / "more.jsonl").write_text("".join(lines), encoding="utf-8")
+        flags = ["--checkpoint", "output/run/checkpoints/best", "--precision", "fp32", "--predict_file", "more.jsonl"]
+        road.forks.run(["main.py", "--do_predict", "--device", "cpu", *flags, "--predict_output", "answers.jsonl"])
+    best = road.folder / "output/run/checkpoints/best"
+    tokenizer, encoder, tensors = plain_encoder(best)
+    task = json.loads((best / "labels.json").read_text(encoding="utf-8"))["score"]
+    vectors = {text: plain_vector(tokenizer, encoder, text, 24) for text in TEXTS if text}  # half of --max_length 48
+    weight, bias = (tensors[f"output_layer.heads.score.linear.{name}"] for name in ("weight", "bias"))
+    answers = [json.loads(line)["score"] for line in (road.folder / "answers.jsonl").read_text("utf-8").splitlines()]
+    cosines = (np.array(answers) - task["mean"]) / task["std"]
+    cosines = (cosines - float(bias)) / float(weight)
+    expected = [float(torch.cosine_similarity(vectors[first], vectors[second], dim=0)) for first, second in pairs]
+    assert np.abs(cosines - expected).max() < 1e-5
+    table = cosines.reshape(len(vectors), -1)
+    assert np.abs(np.diag(table) - 1).max() < 1e-5 and np.abs(table - table.T).max() < 1e-5
+    assert table.min() < 0.999  # the texts differ
+
+
+# ---- in this process: families of encoders and tokenizers -----------------------------------------------------------
+
+
+@pytest.fixture
+def page_head(monkeypatch):
+    monkeypatch.setattr(model_utils, "HEADS", dict(model_utils.HEADS))
+    exec(edits_of(PAGE)[0][3], vars(model_utils))
+    monkeypatch.delattr(model_utils, "CosineHead")
+
+
+def folder_of(tmp_path, pairs=True):
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    second = {"text_pair": "b"} if pairs else {}
+    rows = [{"id": str(n), "text": f"a {n}", **second, "score": float(n)} for n in range(4)]
+    for part in ("train", "dev"):
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    task = {"score": {"type": "regression", "labels": [], "mean": 1.5, "std": 1.2, "pairs": pairs}}
+    (folder / "labels.json").write_text(json.dumps(task), encoding="utf-8")
+    return folder
+
+
+def roberta_tokenizer(folder):
+    """Replaces a folder's tokenizer by one like RoBERTa's: <s> A </s></s> B </s>, and no token types."""
+    tokenizer = train_tokenizer(lambda: iter(TEXTS), 400, model="bpe").backend_tokenizer
+    ends = [("[SEP]", tokenizer.token_to_id("[SEP]")), ("[CLS]", tokenizer.token_to_id("[CLS]"))]
+    tokenizer.post_processor = processors.RobertaProcessing(*ends)
+    options = dict(model_input_names=["input_ids", "attention_mask"], **SPECIAL)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options).save_pretrained(folder)
+
+
+@pytest.fixture
+def built(page_head, tmp_path, sample):
+    """built(family, options) -> (model in evaluation mode, its data of train)"""
+
+    def build(name, **options):
+        if name in FAMILIES or name == "RoBERTa's tokenizer":
+            options["pretrain_model_path"] = save_family(name.partition("'")[0], tmp_path / "pretrained", sample)
+        if name == "RoBERTa's tokenizer":
+            roberta_tokenizer(tmp_path / "pretrained")
+        paths = dict(data_path=str(folder_of(tmp_path)), output_dir=str(tmp_path / "output"), model_version="run")
+        config = Config(**TINY | paths | dict(do_train=True, pooling="mean", max_length=32) | options)
+        data = load_data(config, CPU)
+        return build_trainer(config, CPU, data).model.eval(), data.train_loader.dataset
+
+    return build
+
+
+@pytest.mark.parametrize(
+    "name", [*sorted(set(FAMILIES) - {"FNet", "ConvBERT"}), "RoBERTa's tokenizer", "bilstm", "scratch"]
+)
+@torch.no_grad()
+def test_every_family_reads_both_texts_alone(built, name):
+    """FNet and ConvBERT mix padding into their answers."""
+    first = name == "bilstm"  # its first state has read the whole text
+    model, data = built(name, **({"encoder": "bilstm", "pooling": "first"} if first else {}))
+    pairs = [(one, two) for one in TEXTS[:5] for two in TEXTS[2:6]]
+    rows = [{"id": str(n), "text": one, "text_pair": two} for n, (one, two) in enumerate(pairs)]
+    inputs = MyDataset(rows, data.featurizer).batch(range(len(rows))).inputs
+    assert inputs["input_ids"].shape[1] <= 32
+    seen = []
+    model.output_layer.heads["score"].register_forward_pre_hook(lambda head, given: seen.append(given[0]))
+    model(inputs)
+    alone = {}
+    for text in TEXTS:
+        ids = data.featurizer.tokenizer(text, truncation=True, max_length=16)["input_ids"]
+        ids = torch.tensor([ids or data.featurizer.tokenizer(data.featurizer.filler)["input_ids"]])
+        hidden = model.encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0]
+        alone[text] = hidden[0] if first else hidden.mean(0)
+    expected = torch.stack([torch.stack([alone[one], alone[two]]) for one, two in pairs])
+    torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-4)
+    embedded = MyDataset([{"id": "0", "text": LONG}], data.featurizer).batch([0]).inputs  # without a partner
+    hidden = model.encode(embedded)[0]
+    torch.testing.assert_close(hidden[0] if first else hidden.mean(0), alone[LONG], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_an_export_answers_alike(page_head, tmp_path):
+    pytest.importorskip("onnxruntime", reason="pip install -r tools/export/requirements.txt")
+    pytest.importorskip("onnxscript", reason="pip install -r tools/export/requirements.txt")
+    from tools.export.__main__ import ExportConfig, export
+    from tools.export.predictor import Predictor
+
+    paths = dict(data_path=str(folder_of(tmp_path)), output_dir=str(tmp_path / "output"), model_version="run")
+    config = Config(**TINY | paths | dict(do_train=True, pooling="mean", max_length=32))
+    config.run_dir.mkdir(parents=True)
+    build_trainer(config, CPU, load_data(config, CPU)).train()
+    best = config.run_dir / "checkpoints/best"
+    export(ExportConfig(checkpoint=str(best), output_dir=str(tmp_path / "shipped")))
+    rows = [{"text": one, "text_pair": two} for one in TEXTS for two in TEXTS[::2]]
+    trainer, featurizer = load_trained(best, config, CPU)
+    data = MyDataset([{"id": str(n)} | row for n, row in enumerate(rows)], featurizer)
+    expected = [row["score"] for row in trainer.predict_rows(MyDataLoader(data, 5))]
+    answers = [row["score"] for row in Predictor(tmp_path / "shipped")(rows)]
+    np.testing.assert_allclose(answers, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("trick", ["use_freelb", "use_smart", "use_fgm", "use_rdrop"])
+def test_tricks_train_it(page_head, tmp_path, trick):
+    paths = dict(data_path=str(folder_of(tmp_path)), output_dir=str(tmp_path / "output"), model_version="trick")
+    config = Config(**TINY | paths | {"do_train": True, "epochs": 1, trick: True})
+    config.run_dir.mkdir(parents=True)
+    trainer = build_trainer(config, CPU, load_data(config, CPU))
+    before = copy.deepcopy(trainer.model.state_dict())
+    trainer.train()
+    assert any(not torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
+
+
+def test_the_two_texts_are_apart_without_the_partners_tokens():
+    first, second, none = [5, 6], [5, 7, 8], -1
+    ids = torch.tensor([[*first, *second, 0], [*second, *first, 0]])
+    types = torch.tensor([[0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 1, 0]])
+    one, two = separate_pairs({"input_ids": ids, "attention_mask": (ids > 0).long(), "token_type_ids": types})
+    found = [torch.where(text["attention_mask"] == 1, text["input_ids"], none).tolist() for text in (one, two)]
+    assert found[0] == [[*first, *[none] * 4], [*second, *[none] * 3]]
+    assert found[1] == [[*second, *[none] * 3], [*first, *[none] * 4]]
+    assert not one["token_type_ids"].any() and not two["token_type_ids"].any()
+    assert (one["input_ids"][0, 2:] == 0).all()  # for encoders that mix in what is masked
+
+
+def test_data_of_single_texts_is_refused(page_head, tmp_path):
+    paths = dict(data_path=str(folder_of(tmp_path, pairs=False)), output_dir=str(tmp_path / "output"))
+    config = Config(**TINY | paths | dict(do_train=True))
+    with pytest.raises(UserError, match="need pairs of texts"):
+        build_trainer(config, CPU, load_data(config, CPU))
