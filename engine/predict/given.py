@@ -8,7 +8,7 @@ from engine.data.own_inputs import input_columns
 from engine.errors import UserError
 from engine.predict.isolation import own_module
 from engine.predict.predictions import prepare_inputs
-from engine.task.task import Task, pairs_of
+from engine.task.task import Task, has_no_text, pairs_of
 from engine.task.text import token_unit
 from engine.task.words import id_of
 
@@ -74,7 +74,8 @@ def examples_of(items: Iterable[Any], tasks: dict[str, Task], labelled: bool = F
 
 def example_of(row: dict[str, Any], where: str, tasks: dict[str, Task], labelled: bool) -> dict[str, Any]:
     """Returns the example of a row: its text or words, the columns that the model reads and, if wanted, its labels."""
-    own_module("preprocess.schema").check_row(row, {}, where, needs_labels=False)
+    if not has_no_text(tasks) or row.keys() & {"text", "tokens"}:
+        own_module("preprocess.schema").check_row(row, {}, where, needs_labels=False)
     if pairs_of(tasks) and "text_pair" not in row:
         raise UserError(f"{where}: this model reads pairs of texts; give tuples of two, or rows with text_pair")
     example: dict[str, Any] = {name: row[name] for name in ("text", "tokens", "text_pair") if name in row}
