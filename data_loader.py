@@ -45,12 +45,13 @@ from preprocess.schema import check_row, read_processed, require_known_labels
 
 logger = logging.getLogger("template")
 
-# A function (example, rng) -> example that changes training rows, in each epoch differently; see
-# docs/cookbook/augmentation.md
-augment: Callable[[dict[str, Any], np.random.Generator], dict[str, Any]] | None = None
 # Your own inputs, {name: Field}: each becomes `inputs[name]` (docs/cookbook/own_inputs.md). For example:
 #     FIELDS["pixels"] = Field("image", shape=(28, 28))
 # The columns of --extra_columns are a Field too, `extras` (B, N). Create the data again after you change FIELDS.
+
+# A function (example, rng) -> example that changes training rows, in each epoch differently; see
+# docs/cookbook/augmentation.md
+augment: Callable[[dict[str, Any], np.random.Generator], dict[str, Any]] | None = None
 
 
 class Batch(NamedTuple):

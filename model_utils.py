@@ -608,6 +608,8 @@ def load_checkpoint(
 ) -> tuple[MyModel, PreTrainedTokenizerBase | None, dict[str, Task], Config]:
     """(model, tokenizer, tasks, config) of a checkpoint, on the CPU. Needs neither data nor the hub; an unmerged LoRA
     adapter also needs its base model, at its original location or at base_path (a name on base_hub)."""
+    import data_loader  # noqa: F401 (it declares FIELDS)
+
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no checkpoint there; train first (--do_train), or give one with --checkpoint")

@@ -58,19 +58,19 @@ class Featurizer:
         self.separator = separator_of(tokenizer) if decoder else None
         self.blanks = decoder and needs_blanks(tokenizer)
         self.unit = token_unit(tasks) or "word"
-        self.apart = False  # whether the texts of a pair are read apart
-        self.markers: dict[str, int] = {}  # tokens that each text must have
         self.fields = fields_of(tasks)
         for name, field in self.fields.items():
             if field.level == "words" and not self.tagging:
                 raise UserError(f"FIELDS[{name!r}]: level='words' is for tasks with labels per word; use level='list'")
             if field.level == "spans" and tokenizer is None:
                 raise UserError(f"FIELDS[{name!r}]: level='spans' needs tokens, which --encoder none lacks")
+        self.apart = False  # whether the texts of a pair are read apart
+        self.markers: dict[str, int] = {}  # tokens that each text must have
         self.label_ids = {name: {label: i for i, label in enumerate(task.labels)} for name, task in tasks.items()}
 
     def fit(self, heads: Iterable[type[Head]]) -> Featurizer:
         """Prepares texts as these heads read them. Of texts that are read apart, each has half of max_length."""
-        for head in heads:
+        for head in heads if self.tokenizer else ():
             self.markers |= zip(head.markers, token_ids(self.tokenizer, head.markers))
             if head.level == "pair" and not self.apart:
                 self.apart, self.max_length = True, self.max_length // 2

@@ -299,6 +299,7 @@ def run_of(tmp_path, **options):
     )
 
 
+@pytest.mark.slow
 def test_rows_without_a_text_are_trained_evaluated_predicted_and_streamed(fields, tmp_path):
     fields(HeadOfX, x=Field("x", shape=(2,)))
     data = processed(tmp_path, without_text(rows_of([0])), **NO_TEXT)
@@ -369,6 +370,7 @@ def test_what_needs_a_text_is_refused_or_said_to_have_no_effect(fields, tmp_path
         main(run_of(tmp_path, do_train=True, data_path=str(data)))
 
 
+@pytest.mark.slow
 def test_a_text_model_needs_the_text_of_a_file_to_predict(fields, tmp_path):
     fields(x=Field("x"))
     data = processed(tmp_path, rows_of([1.0, 2.0]))

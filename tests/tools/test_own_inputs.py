@@ -12,6 +12,7 @@ from torch import nn
 from config import Config
 from data_loader import Field
 from engine.errors import UserError
+from engine.predict import load
 from main import main
 from model_utils import HEADS, TaggingHead
 
@@ -42,6 +43,7 @@ def ship(tmp_path):
     return Predictor(tmp_path / "shipped", 1)
 
 
+@pytest.mark.slow
 def test_the_export_reads_own_inputs_as_main_does(fields, tmp_path, monkeypatch):  # noqa: F811
     fields(
         pos=Field("pos", dtype="name", level="words"),
@@ -64,6 +66,7 @@ def test_the_export_reads_own_inputs_as_main_does(fields, tmp_path, monkeypatch)
         predictor([given[0] | {"tokens": ["w1"]}])
 
 
+@pytest.mark.slow
 def test_a_model_without_a_text_is_exported_and_refused_by_the_demo(fields, tmp_path):  # noqa: F811
     fields(HeadOfX, x=Field("x", shape=(2,)))
     data = processed(tmp_path, without_text([{"label": "ab"[n % 2]} for n in range(40)]), **NO_TEXT)
@@ -75,6 +78,8 @@ def test_a_model_without_a_text_is_exported_and_refused_by_the_demo(fields, tmp_
     main(run_of(tmp_path, do_predict=True, **predict))
     expected = lines_of(tmp_path / "torch.jsonl")
     assert [row["label"] for row in predictor([{"extras": row} for row in rows])] == [row["label"] for row in expected]
+    in_python = load(tmp_path / "out/run/checkpoints/best")(rows)
+    assert [row["label_probability"] for row in in_python] == [row["label_probability"] for row in expected]
     command = [sys.executable, tmp_path / "shipped/predictor.py", tmp_path / "new.jsonl", tmp_path / "out.jsonl"]
     subprocess.run(command, check=True)
     for found, row in zip(lines_of(tmp_path / "out.jsonl"), expected):

@@ -655,7 +655,7 @@ def find_columns(path: Path, names: list[str], options: Any) -> tuple[str, str |
         if given and given not in names:
             raise InputError(f"{path}: no column {given!r} (--{flag}); the columns are: {', '.join(names)}")
         chosen.append(given or next(iter(by_usual(usual, names)), None))
-    if chosen[0] is None and not options.reads_text:
+    if chosen[0] is None and not getattr(options, "reads_text", True):
         return "", None
     if chosen[0] is None:
         problem = f"cannot tell which column is the text; add --text_column: {', '.join(names)}"
