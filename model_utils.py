@@ -106,8 +106,9 @@ class MyModel(nn.Module):
         if labels is None:
             return MyModelOutput(logits=self.output_layer(hidden, inputs))
         outputs = []
+        given = labels if self.training else None  # answers must not depend on the labels
         for _ in range(self.dropout_samples if self.training else 1):
-            logits, losses = self.output_layer(hidden, inputs), {}
+            logits, losses = self.output_layer(hidden, inputs, given), {}
             with torch.autocast(hidden.device.type, enabled=False):  # losses and the CRF stay in fp32
                 counts = label_counts or self.count_labels(inputs, labels)
                 counts = {name: torch.where(count > 0, count, 1) for name, count in counts.items()}  # 0 / 1: no labels
@@ -177,7 +178,12 @@ class OutputLayer(nn.Module):
         if self.reads_pairs and (len(levels) > 1 or not all(task.pairs for task in tasks.values())):
             raise UserError('heads of level "pair" need pairs of texts (text_pair), and no heads of another level')
 
-    def forward(self, hidden: torch.Tensor, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        inputs: dict[str, torch.Tensor],
+        labels: dict[str, torch.Tensor] | None = None,
+    ) -> dict[str, torch.Tensor]:
         if self.reads_pairs:
             texts = zip(hidden.unbind(1), separate_pairs(inputs))
             vectors = {"pair": torch.stack([text_vectors(*text, self.pooling) for text in texts], 1)}
@@ -191,7 +197,21 @@ class OutputLayer(nn.Module):
                 vector = layer(vector)
             vectors[level] = vector
         vectors["tokens"] = hidden
-        return {name: head(vectors[head.level], inputs).float() for name, head in self.heads.items()}
+        logits = {name: head(vectors[head.level], inputs).float() for name, head in self.heads.items()}
+        return self.joint(logits, inputs, labels)
+
+    def joint(
+        self,
+        logits: dict[str, torch.Tensor],
+        inputs: dict[str, torch.Tensor],
+        labels: dict[str, torch.Tensor] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Edit here to let the logits of one task depend on those of others. Returns fp32 logits for every task.
+
+        labels: those of the batch in training, None otherwise (teacher forcing: Williams and Zipser, 1989). They are
+        IGNORE or NaN where a row has no label.
+        """
+        return logits
 
 
 # ---- heads ---------------------------------------------------------------------------------------------------------
