@@ -26,7 +26,7 @@ from engine.model import span_pointer
 from engine.model.crf import CRF, has_all_labels
 from engine.model.distributions import Bernoulli, Normal, Paths, Softmax, Spans  # noqa: F401 (for custom heads)
 from engine.model.encoders import build_transformer, freeze_layers, is_causal, pooling_of, takes_wide_mask
-from engine.model.head import Head, ImbalanceHead, TaskDict
+from engine.model.head import Head, ImbalanceHead, TaskDict, paths_of
 from engine.model.pooling import mean_of_tokens, separate_pairs, text_vectors, vector_at, word_vectors  # noqa: F401
 from engine.run.device import to_double
 from engine.run.run_folder import checkpoint_of
@@ -179,10 +179,7 @@ class OutputLayer(nn.Module):
             raise UserError('heads of level "pair" need pairs of texts (text_pair), and no heads of another level')
 
     def forward(
-        self,
-        hidden: torch.Tensor,
-        inputs: dict[str, torch.Tensor],
-        labels: dict[str, torch.Tensor] | None = None,
+        self, hidden: torch.Tensor, inputs: dict[str, torch.Tensor], labels: dict[str, torch.Tensor] | None = None
     ) -> dict[str, torch.Tensor]:
         if self.reads_pairs:
             texts = zip(hidden.unbind(1), separate_pairs(inputs))
@@ -267,9 +264,12 @@ class MultilabelHead(ImbalanceHead):
             losses = losses * (labels - logits.sigmoid()).abs() ** self.focal_gamma
         return torch.where(labels != IGNORE, losses, 0.0).sum()
 
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.sigmoid()
+
     def decode(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """(whether each label is predicted, probabilities), each (B, C)."""
-        probabilities = logits.sigmoid()
+        probabilities = self.probabilities(logits)
         return probabilities >= self.threshold, probabilities
 
     def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
@@ -282,9 +282,41 @@ class MultilabelHead(ImbalanceHead):
 
     def calibrate(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
         has_labels = labels[:, 0] != IGNORE
-        scores, right = logits[has_labels].sigmoid().flatten(), labels[has_labels].flatten()
+        scores, right = self.probabilities(logits[has_labels]).flatten(), labels[has_labels].flatten()
         threshold = span_pointer.best_threshold(scores, right, lowest=0.0)
         self.threshold.copy_(self.threshold if threshold is None else threshold)
+
+
+class PathHead(ClassificationHead):
+    """One path of a label hierarchy per text: (B, H) -> logits (B, C). The logit of a path is the sum of the logits of
+    its nodes, so all paths below a node share what is learnt about it."""
+
+    def __init__(self, hidden_size: int, task: Task):
+        super().__init__(hidden_size, task, len(task.nodes))
+        self.register_buffer("paths", paths_of(task), persistent=False)
+
+    def forward(self, vectors: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return F.pad(self.linear(vectors).float(), (0, 1))[:, self.paths].sum(2)
+
+
+class PathSetHead(MultilabelHead):
+    """Any number of nodes of a label hierarchy per text, each with its ancestors: (B, H) -> logits (B, C).
+
+    The probability of a node is the product of p(node | parent) = sigmoid(linear layer) along its path.
+    """
+
+    def __init__(self, hidden_size: int, task: Task):
+        super().__init__(hidden_size, task)
+        self.register_buffer("paths", paths_of(task), persistent=False)
+
+    def forward(self, vectors: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The logit of p, from s = -log p: -log(exp(s) - 1), in a form that does not overflow."""
+        s = F.pad(F.softplus(-self.linear(vectors).float()), (0, 1))[:, self.paths].sum(2).clamp(min=1e-30)
+        return -s - torch.log(-torch.expm1(-s))
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """At most the parent's, also after rounding or averaging, so that no node is predicted without its parent."""
+        return F.pad(logits.sigmoid(), (0, 1), value=1.0)[:, self.paths].amin(2)
 
 
 class RegressionHead(Head):
@@ -420,10 +452,13 @@ class SpanHead(Head):
         return right, total
 
 
-# A task's "type" in labels.json -> its head; with --use_crf "tagging" uses "crf_tagging"
+# A task's "type" in labels.json -> its head. "tagging" uses "crf_tagging" with --use_crf; in a label hierarchy, a type
+# uses "hierarchical_<type>" if there is one
 HEADS: dict[str, type[Head]] = {
     "classification": ClassificationHead,
     "multilabel": MultilabelHead,
+    "hierarchical_classification": PathHead,
+    "hierarchical_multilabel": PathSetHead,
     "regression": RegressionHead,
     "tagging": TaggingHead,
     "crf_tagging": CRFTaggingHead,
@@ -439,6 +474,8 @@ def heads_of(tasks: dict[str, Task], use_crf: bool) -> dict[str, type[Head]]:
             f"labels.json: no head for the type {', '.join(sorted(unknown))}; "
             f"HEADS in model_utils.py has {', '.join(HEADS)}"
         )
+    paths = {name: f"hierarchical_{types[name]}" for name, task in tasks.items() if task.hierarchy}
+    types |= {name: type for name, type in paths.items() if type in HEADS}
     return {name: HEADS["crf_tagging" if use_crf and type == "tagging" else type] for name, type in types.items()}
 
 

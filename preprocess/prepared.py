@@ -47,6 +47,7 @@ class Prepared:
         self.notes: list[Note] = []
         self.tasks: Tasks | None = None
         self.types: dict[str, str] = config.label_types_by_name()  # {task: type}
+        self.hierarchy: str = config.label_hierarchy
         self.dropped = np.zeros(0, np.int64)
         try:
             source = Path(config.input)
@@ -73,7 +74,9 @@ class Prepared:
         if config.group_column and "group" not in first:
             raise UserError(f"{config.input}: this format has no column {config.group_column!r} (--group_column)")
         chosen = {name: KINDS[kind] for name, kind in self.types.items()}
-        self.form = form = Form(unescaped(config.label_separator), config.unit, config.tag_scheme, chosen)
+        self.form = form = Form(
+            unescaped(config.label_separator), config.unit, config.tag_scheme, chosen, self.hierarchy
+        )
         survey = survey_all(form, store, store.fill(chain([dict(first)], examples)), first)
         evidence = gather(store, form, survey.values, config.text_column)
         name_positions(evidence, config)
@@ -109,6 +112,8 @@ class Prepared:
         if self.config.group_column:
             advice = "use --group_column with the raw data"
             raise UserError(f"{folder}: processed folders do not store groups; {advice}")
+        if self.hierarchy:
+            raise UserError(f"{folder}: is processed already; use --label_hierarchy with the raw data")
         self.understood = Understanding({str(folder): "a processed folder"})
         self.tasks, parts = load_labels(folder), {}
         for part in PARTS:
@@ -120,6 +125,7 @@ class Prepared:
             raise UserError(f"{folder}: has labels.json, but train.jsonl is missing or empty")
         self.kinds, self.form = {name: task.kind for name, task in self.tasks.items()}, unchanged
         self.types = {name: task.type for name, task in self.tasks.items() if task.type in KINDS} | self.types
+        self.hierarchy = next((task.hierarchy for task in self.tasks.values() if task.hierarchy), "")
         self.strata, self.presence = Strata(self.kinds), {}
         if self.config.n_splits:
             self.note_strata()
@@ -127,7 +133,7 @@ class Prepared:
         for name, task in self.tasks.items():
             if task.counts is None:
                 counted = collect_labels(self.parts, {name: self.kinds[name]})[name]
-                self.tasks[name] = replace(counted, type=task.type, kind=task.kind)
+                self.tasks[name] = replace(counted, type=task.type, kind=task.kind, hierarchy=task.hierarchy)
 
     def note_strata(self) -> None:
         """Records the strata for the folds of a processed folder."""

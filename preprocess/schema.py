@@ -18,7 +18,7 @@ from engine.task.extras import extras_of, require_extras
 from engine.task.task import Task, read_tasks, tasks_to_json
 from engine.task.text import text_of
 from preprocess.example import HIDDEN, PARTS, Example, check_characters, check_text
-from preprocess.labels.kinds import check_label
+from preprocess.labels.kinds import check_label, check_paths
 
 Tasks = dict[str, Task]
 LINE = json.JSONEncoder(ensure_ascii=False).encode
@@ -55,7 +55,11 @@ def check_row(example: Any, tasks: Tasks, where: str, needs_labels: bool = True)
         if needs_labels:
             if name not in example:
                 raise UserError(f"{where}: has no label for the task {name!r}; use null if it is missing")
-            check_label({"_where": where, **example}, name, task.kind)
+            label = check_label({"_where": where, **example}, name, task.kind)
+            if task.hierarchy and label != check_paths(label, name, task.hierarchy, where):
+                raise UserError(
+                    f"{where}: {name!r} lacks parents of its labels; create the folder with data_process.py"
+                )
         if task.needs_words and "tokens" not in example:
             raise UserError(f"{where}: has no `tokens`, which the task {name!r} requires")
 

@@ -183,7 +183,7 @@ def facts_of(run: Run, name: str) -> dict[str, Any]:
     """Returns {property: value} for the properties of a task that must be the same in all runs."""
     task = run.tasks[name]
     facts = {"head": "crf_tagging" if run.use_crf and task.type == "tagging" else task.type}
-    facts |= {"labels": task.labels, "tokens": task.unit, "pairs of texts": task.pairs}
+    facts |= {"labels": task.labels, "tokens": task.unit, "pairs of texts": task.pairs, "hierarchy": task.hierarchy}
     facts["--extra_columns"] = list(extras_of(run.tasks))
     if task.type != "regression":  # regression values are converted to the first run's scale: see `on_scale_of`
         facts["scale"] = [task.mean, task.std]

@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.errors import UserError
 from engine.schema import AnyOf, Optional, Range, SchemaError, read_json
+from engine.task.hierarchy import nodes_on
 
 PARTS_OF_A_ROW = ("id", "text", "tokens", "text_pair", "extras", "kept")
 KINDS = ("classification", "multilabel", "regression", "tagging", "spans")  # formats of labels
@@ -20,6 +21,7 @@ TASK = {
     Optional("rows"): Range(0),
     Optional("unit"): AnyOf("word", "character", "character+blank"),
     Optional("pairs"): AnyOf(bool, None),
+    Optional("hierarchy"): str,
     Optional("extras"): {str: STATISTICS},
 }
 
@@ -38,6 +40,7 @@ class Task:
     pairs: bool = False  # texts are pairs
     extras: dict[str, dict[str, float]] | None = None  # {column: {"mean", "std"}} of numeric columns
     kind: str = ""  # default: the type
+    hierarchy: str = ""  # labels are paths of nodes, joined by this separator (engine/task/hierarchy.py)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", self.kind or self.type)
@@ -46,6 +49,12 @@ class Task:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.needs_words and not self.unit:
             object.__setattr__(self, "unit", "word")
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The labels, followed by those of their ancestors in the hierarchy that are not labels themselves."""
+        paths = [nodes_on(label, self.hierarchy) for label in self.labels if self.hierarchy]
+        return tuple(dict.fromkeys([*self.labels, *(node for path in paths for node in path)]))
 
     @property
     def is_tagging(self) -> bool:
@@ -67,7 +76,7 @@ class Task:
         values = asdict(self) | {"kind": None if self.kind == self.type else self.kind}
         if self.kind != "regression":
             del values["mean"], values["std"]
-        return {name: value for name, value in values.items() if value not in (None, {}) and value is not False}
+        return {name: value for name, value in values.items() if value not in (None, "", {}) and value is not False}
 
 
 def needs_words(kind: str) -> bool:
@@ -89,6 +98,8 @@ def read_tasks(path: str | Path) -> dict[str, Task]:
                 raise SchemaError(f"{path}: {name}.labels has an empty label")
             elif task.counts is not None and len(task.counts) != len(task.labels):
                 raise SchemaError(f"{path}: {name}.counts and {name}.labels differ in length")
+            elif task.kind == "multilabel" and len(task.nodes) > len(task.labels):
+                raise SchemaError(f"{path}: {name}.labels lacks {task.nodes[-1]!r}, the parent of other labels")
     except SchemaError as error:
         raise UserError(f"{error}; recreate the file, or use an intact copy") from None
     if not tasks:

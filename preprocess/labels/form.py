@@ -12,7 +12,7 @@ from engine.errors import UserError
 from engine.task.extras import require_extras
 from engine.task.words import entities_in
 from preprocess.example import PART_NAMES, Example
-from preprocess.labels.kinds import as_list, check_label
+from preprocess.labels.kinds import HIERARCHICAL, as_list, check_label, check_paths
 from preprocess.labels.positions import marked_names
 from preprocess.labels.schemes import Scheme
 from preprocess.labels.spans import read_all_spans, token_spans_to_tags, tokenize_spans
@@ -28,6 +28,7 @@ class Form:
     unit: str  # token unit for spans over a text, see split_text
     tag_scheme: str
     chosen: dict[str, str]  # {task: kind} from --label_type
+    hierarchy: str = ""  # separator of the nodes in a label
     names: list[str] = field(default_factory=list)  # names of the tasks
     kinds: dict[str, str] = field(default_factory=dict)  # {task: kind}
     dashed: list[str] = field(default_factory=list)  # tasks in which "-" means no label
@@ -70,6 +71,8 @@ class Form:
         kinds = self.kinds | dict.fromkeys(self.from_tags, "tagging")
         for example in examples:
             check_labels(example, kinds, self.separator)
+            for name in (name for name, kind in kinds.items() if self.hierarchy and kind in HIERARCHICAL):
+                example[name] = check_paths(example[name], name, self.hierarchy, example["_where"])
         return notes
 
     def normalize(self, example: Example) -> None:

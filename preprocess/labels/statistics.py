@@ -13,9 +13,10 @@ import numpy as np
 
 from engine.errors import UserError
 from engine.task.extras import column_statistics
+from engine.task.hierarchy import depth_of, most_specific
 from engine.task.task import Task, needs_words, require_distinct, tasks_of
 from preprocess.example import Example, cut, length_of, shown
-from preprocess.labels.kinds import KINDS, check_label_names
+from preprocess.labels.kinds import HIERARCHICAL, KINDS, check_label_names
 from preprocess.storage.arrow import blocks_of
 from preprocess.storage.facts import Column, Facts, FirstRows, Series
 
@@ -72,7 +73,10 @@ class LabelStatistics(Facts):
 
 
 def collect_labels(
-    parts: Mapping[str, Sequence[Example]], kinds: Mapping[str, str], types: Mapping[str, str] | None = None
+    parts: Mapping[str, Sequence[Example]],
+    kinds: Mapping[str, str],
+    types: Mapping[str, str] | None = None,
+    hierarchy: str = "",
 ) -> dict[str, Task]:
     """Returns the tasks of {part: examples}, see `label_info`."""
     total = LabelStatistics()
@@ -80,18 +84,22 @@ def collect_labels(
         block = LabelStatistics()
         block.look(part, parts[part][start:stop], kinds)
         total.merge(block)
-    return label_info(total, parts, kinds, types or {})
+    return label_info(total, parts, kinds, types or {}, hierarchy)
 
 
 def label_info(
-    found: LabelStatistics, parts: Mapping[str, Sequence[Example]], kinds: Mapping[str, str], types: Mapping[str, str]
+    found: LabelStatistics,
+    parts: Mapping[str, Sequence[Example]],
+    kinds: Mapping[str, str],
+    types: Mapping[str, str],
+    hierarchy: str = "",
 ) -> dict[str, Task]:
     """Returns the tasks: their types, and the ordered labels with their counts in train.
 
     Tagging tasks also have "unit", the kind of token. Regression tasks have the mean and standard deviation instead of
     labels. All tasks also record whether texts are pairs, the extra columns, and the kind of a custom type.
 
-    types: {task: custom type}.
+    types: {task: custom type}. hierarchy: the separator of nodes in labels; it applies to tasks that have it.
     """
     require_distinct("the data", kinds)
     info: dict[str, dict[str, Any]] = {}
@@ -112,11 +120,17 @@ def label_info(
         if not names:
             raise UserError(f"the task {name!r} has no label in train; all label lists are empty")
         info[name] = {"type": kind, "labels": names, "counts": [counts[label] for label in names]}
+        if hierarchy and kind in HIERARCHICAL and any(hierarchy in label for label in names):
+            require_branches(name, names, hierarchy)
+            info[name]["hierarchy"] = hierarchy
         if kind == "multilabel":
             info[name]["rows"] = len(parts["train"]) - found.missing[name]["train"]
         if needs_words(kind):
             unit = "character+blank" if found.tokens["blank"] else "character"
             info[name]["unit"] = "word" if found.tokens["long"] else unit
+    if hierarchy and not any("hierarchy" in task for task in info.values()):
+        kinds_named = " and ".join(f"{name!r} ({kind})" for name, kind in kinds.items())
+        raise UserError(f"--label_hierarchy={hierarchy!r} is in no label of {kinds_named} in train; leave it out")
     first = parts["train"][0]
     extras = {name: column_statistics(name, found.extras[name].column.read()) for name in first.get("extras", ())}
     for name, task in info.items():
@@ -127,6 +141,26 @@ def label_info(
         if name in types and KINDS[types[name]] != types[name]:
             task |= {"type": types[name], "kind": KINDS[types[name]]}
     return tasks_of(info)
+
+
+def require_branches(name: str, labels: Sequence[str], separator: str) -> None:
+    """Raises UserError if the top level already tells all labels apart: the separator is probably a part of names."""
+    tops = {label.split(separator)[0] for label in most_specific(labels, separator)}
+    if len(tops) == len(most_specific(labels, separator)):
+        problem = f"no two labels of the task {name!r} share a parent, such as {shown(labels[-1])}"
+        raise UserError(f"--label_hierarchy={separator!r}: {problem}; leave it out if it does not separate levels")
+
+
+def levels_of(task: Task) -> str:
+    """Formats the number of nodes on each level of a hierarchy, for the summary."""
+    levels = Counter(depth_of(node, task.hierarchy) for node in task.nodes)
+    names: dict[str, set[str]] = defaultdict(set)
+    for node in task.nodes:
+        parent, _, name = node.rpartition(task.hierarchy)
+        names[name].add(parent)
+    several = sorted(name for name, parents in names.items() if len(parents) > 1)
+    note = f"; different nodes with the same name: {', '.join(map(shown, several[:3]))}" if several else ""
+    return f"{len(levels)} levels of {', '.join(str(levels[depth]) for depth in sorted(levels))} nodes{note}"
 
 
 def present_in(column: Column) -> Iterator[float]:
@@ -160,6 +194,8 @@ def print_summary(parts: Mapping[str, Sequence[Example]], tasks: Mapping[str, Ta
         per_label = Counter(dict(zip(task.labels, task.counts or ())))
         common = ", ".join(f"{cut(label)} {count / per_label.total():.0%}" for label, count in per_label.most_common(3))
         print(f"task {name}: {task.type}, {len(per_label)} labels ({common}{', …' if len(per_label) > 3 else ''})")
+        if task.hierarchy:
+            print(f"task {name}: hierarchy, {levels_of(task)}")
         if task.kind == "multilabel":
             none = {part: found.empty[name][part] for part in parts}
             print(f"task {name}: rows with an empty label set (kept): {none}")

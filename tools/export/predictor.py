@@ -63,6 +63,7 @@ TASK = {
     "type": str,
     "labels": [str],
     Optional("threshold"): float,
+    Optional("paths"): [[Range(0)]],
     Optional("outside"): Range(0),
     Optional("entities"): bool,
     Optional("crf"): Range(0),
@@ -124,6 +125,11 @@ def require_whole(folder: Path) -> dict[str, Any]:
         missing = [key for key in NEEDED.get(task["head"], ()) if key not in task]
         if (task["head"] != "regression" and not task["labels"]) or "" in task["labels"]:
             missing.append("labels")
+        paths = task.get("paths", [[0]] * len(task["labels"]))
+        if len(paths) != len(task["labels"]) or any(
+            len(x) != len(paths[0]) or max(x, default=0) > len(paths) for x in paths
+        ):
+            missing.append("paths")
         if missing or task.get("outside", 0) >= max(1, len(task["labels"])):
             key = missing[0] if missing else "outside"
             problem = f"{key!r} of the task {name!r} is missing or invalid"
@@ -417,6 +423,9 @@ class Predictor:
             return list(zip(best.tolist(), probabilities[np.arange(len(best)), best].tolist()))
         if head == "multilabel":
             probabilities = sigmoid(logits)
+            if "paths" in task:  # at most that of the parent in a label hierarchy; paths are padded with C
+                padded = np.concatenate([probabilities, np.ones_like(probabilities[:, :1])], 1)
+                probabilities = padded[:, task["paths"]].min(2)
             return list(zip((probabilities >= np.float32(task["threshold"])).tolist(), probabilities.tolist()))
         if head == "regression":
             return [(value, None) for value in (logits.astype(np.float64) * task["std"] + task["mean"]).tolist()]

@@ -72,6 +72,8 @@ def write_settings(folder: Path, model: MyModel, featurizer: Featurizer) -> None
         tasks[name] = {key: values[key] for key in KEPT if key in values} | {"head": kind}
         if kind in ("multilabel", "spans"):
             tasks[name]["threshold"] = float(head.threshold)
+        if kind == "multilabel" and hasattr(head, "paths"):
+            tasks[name]["paths"] = head.paths.tolist()
         if kind in ("crf", "tagging"):
             tasks[name] |= {"outside": outside_id(task), "entities": names_entities(task)}
         if kind == "crf":
