@@ -302,7 +302,9 @@ def score_names(tasks: dict[str, Task]) -> list[str]:
     """Returns the names of all scores and losses of these tasks, by scoring one text. Raises UserError if two names are
     equal, which can happen for tasks named "a" and "a_macro"."""
     blank = {"tagging": ["O"], "spans": [], "words": ["X"], "multilabel": ["x"], "regression": 0.0}
-    answers = {name: [blank.get(scoring_kind(task), "")] for name, task in tasks.items()}
+    answers = {
+        name: [blank.get(scoring_kind(task), task.labels[0] if task.labels else "")] for name, task in tasks.items()
+    }
     owners = {"loss": "all tasks", "sentence_accuracy": "all tasks", "mean_score": "all tasks"}
     for name, task in tasks.items():
         for metric in ("loss", *scores_of(task, answers[name], answers[name])):

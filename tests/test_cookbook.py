@@ -107,11 +107,23 @@ def write_raw(folder):
         way, cause = ("was caused by", "e2,e1") if n % 2 else ("caused", "e1,e2")
         relations.append((f"the <e1>{noun}</e1> number {n % 9} {way} a <e2>{other}</e2>", f'"Cause-Effect({cause})"'))
         records.append(f"verdict: {'good' if stars > 3 else 'bad'}\nstars: {stars}\ntext: {text}")
+    write_sections(folder)
     write_csv(folder / "reviews.csv", "text,stars,age,price", reviews)
     write_csv(folder / "pairs.csv", "sentence1,sentence2,score", pairs)
     write_csv(folder / "relations.csv", "text,relation", relations)
     (folder / "calls.jsonl").write_text("".join(json.dumps(call) + "\n" for call in calls), encoding="utf-8")
     (folder / "reviews.rec").write_text("\n".join(records) + "\n", encoding="utf-8")
+
+
+def write_sections(folder):
+    """Texts with a section and a topic of that section: one word for each, and words that say nothing."""
+    rng, rows = random.Random(1), []
+    for n in range(120):
+        section, topics = (("sport", ("tennis", "rowing")), ("arts", ("opera", "dance")))[n % 2]
+        topic = topics[n // 2 % 2]
+        clues = [rng.choice([f"{section}{k}" for k in range(3)]), rng.choice([f"{topic}{k}" for k in range(3)])]
+        rows.append((" ".join([*clues, *rng.choices(["a", "of", "the", "on"], k=3), str(n)]), section, topic))
+    write_csv(folder / "sections.csv", "text,section,topic", rows)
 
 
 # ---- a page from end to end ----------------------------------------------------------------------------------------
