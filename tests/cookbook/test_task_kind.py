@@ -51,7 +51,7 @@ def sigmoid(x):
 
 def grades(score, gaps, labels):
     """{label: p}, as differences of sigmoids, written as in McCullagh's definition."""
-    steps = [log(1 + exp(gap)) for gap in gaps]
+    steps = [4 * log(1 + exp(gap)) for gap in gaps]
     borders = [sum(steps[:k]) for k in range(len(steps) + 1)]
     assert borders == sorted(set(borders))
     middle = sum(borders) / len(borders)
@@ -71,12 +71,12 @@ def test_grades_are_differences_of_sigmoids(sample, tmp_path, fork_server):
     options = {"capture_output": True, "text": True, "check": True}
     found = json.loads(subprocess.run(words, cwd=road.folder, env=environment, **options).stdout)
     labels, gaps = found["labels"], found["gaps"]
-    assert len(gaps) == len(labels) - 2 == 3 and any(abs(gap - 1) > 1e-4 for gap in gaps)  # they were trained
+    assert len(gaps) == len(labels) - 2 == 3 and any(abs(gap) > 1e-4 for gap in gaps)  # they were trained
     assert found["finite"]
     ten, scores, logits = found["ten"]
     assert ten[:3] == ["1", "10", "2"]
     for score, row in zip(scores, logits):
-        assert dict(zip(ten, map(exp, row))) == pytest.approx(grades(score, [1.0] * 8, ten), abs=1e-5)
+        assert dict(zip(ten, map(exp, row))) == pytest.approx(grades(score, [0.0] * 8, ten), abs=1e-5)
     rows = [json.loads(line) for line in (road.folder / "labelled.jsonl").read_text(encoding="utf-8").splitlines()]
     gold = [json.loads(line)["stars"] for line in test.read_text(encoding="utf-8").splitlines()]
     losses = []
