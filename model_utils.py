@@ -291,6 +291,8 @@ class PathHead(ClassificationHead):
     """One path of a label hierarchy per text: (B, H) -> logits (B, C). The logit of a path is the sum of the logits of
     its nodes, so all paths below a node share what is learnt about it."""
 
+    paths: torch.Tensor
+
     def __init__(self, hidden_size: int, task: Task):
         super().__init__(hidden_size, task, len(task.nodes))
         self.register_buffer("paths", paths_of(task), persistent=False)
@@ -304,6 +306,8 @@ class PathSetHead(MultilabelHead):
 
     The probability of a node is the product of p(node | parent) = sigmoid(linear layer) along its path.
     """
+
+    paths: torch.Tensor
 
     def __init__(self, hidden_size: int, task: Task):
         super().__init__(hidden_size, task)

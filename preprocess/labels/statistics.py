@@ -120,17 +120,13 @@ def label_info(
         if not names:
             raise UserError(f"the task {name!r} has no label in train; all label lists are empty")
         info[name] = {"type": kind, "labels": names, "counts": [counts[label] for label in names]}
-        if hierarchy and kind in HIERARCHICAL and any(hierarchy in label for label in names):
-            require_branches(name, names, hierarchy)
-            info[name]["hierarchy"] = hierarchy
         if kind == "multilabel":
             info[name]["rows"] = len(parts["train"]) - found.missing[name]["train"]
         if needs_words(kind):
             unit = "character+blank" if found.tokens["blank"] else "character"
             info[name]["unit"] = "word" if found.tokens["long"] else unit
-    if hierarchy and not any("hierarchy" in task for task in info.values()):
-        kinds_named = " and ".join(f"{name!r} ({kind})" for name, kind in kinds.items())
-        raise UserError(f"--label_hierarchy={hierarchy!r} is in no label of {kinds_named} in train; leave it out")
+    if hierarchy:
+        add_hierarchy(info, hierarchy)
     first = parts["train"][0]
     extras = {name: column_statistics(name, found.extras[name].column.read()) for name in first.get("extras", ())}
     for name, task in info.items():
@@ -143,12 +139,20 @@ def label_info(
     return tasks_of(info)
 
 
-def require_branches(name: str, labels: Sequence[str], separator: str) -> None:
-    """Raises UserError if the top level already tells all labels apart: the separator is probably a part of names."""
-    tops = {label.split(separator)[0] for label in most_specific(labels, separator)}
-    if len(tops) == len(most_specific(labels, separator)):
-        problem = f"no two labels of the task {name!r} share a parent, such as {shown(labels[-1])}"
-        raise UserError(f"--label_hierarchy={separator!r}: {problem}; leave it out if it does not separate levels")
+def add_hierarchy(info: Mapping[str, dict[str, Any]], separator: str) -> None:
+    """Marks the tasks whose labels are paths. Raises UserError if there are none, or if the top level already tells all
+    labels apart: the separator is probably a part of names."""
+    paths = {name: task for name, task in info.items() if task["type"] in HIERARCHICAL}
+    paths = {name: task for name, task in paths.items() if any(separator in label for label in task["labels"])}
+    if not paths:
+        kinds = " and ".join(f"{name!r} ({task['type']})" for name, task in info.items())
+        raise UserError(f"--label_hierarchy={separator!r} is in no label of {kinds} in train; leave it out")
+    for name, task in paths.items():
+        leaves = most_specific(task["labels"], separator)
+        if len(leaves) == len({leaf.split(separator)[0] for leaf in leaves}):
+            problem = f"no two labels of the task {name!r} share a parent, such as {shown(max(leaves))}"
+            raise UserError(f"--label_hierarchy={separator!r}: {problem}; leave it out if it does not separate levels")
+        task["hierarchy"] = separator
 
 
 def levels_of(task: Task) -> str:

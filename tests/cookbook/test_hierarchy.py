@@ -54,6 +54,10 @@ def test_the_answers_are_those_of_the_enumerated_pairs(sample, tmp_path, fork_se
         best, test = road.folder / "output/made/checkpoints/best", road.folder / "dataset/sections/test.jsonl"
         flags = ["--checkpoint", best, "--data_path", "dataset/sections", "--predict_output", "labelled.jsonl"]
         road.forks.run(["main.py", "--do_predict", "--device", "cpu", *flags])
+        exported = ["tools.export", *flags[:4], "--output_dir", "shipped"]
+        assert "12 of 12 dev examples have the same answers" in road.forks.run(exported)
+        tricks = "--use_rdrop --use_smart --dropout_samples 2 --teacher output/made --epochs 1".split()
+        road.forks.run([*road.train("student"), *tricks])
     environment = os.environ | {"PYTHONPATH": str(road.copy)}
     words, options = [sys.executable, "-c", SCRIPT, best, test], {"capture_output": True, "text": True, "check": True}
     found = json.loads(subprocess.run(words, cwd=road.folder, env=environment, **options).stdout)
