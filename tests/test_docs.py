@@ -126,8 +126,8 @@ BY_HAND = {
     *("benchmarks/labelling.py", "benchmarks/data_size.py", "benchmarks/hostile.py", "benchmarks/mutations.py"),
     *("benchmarks/gpu.py", "benchmarks/environments.py"),  # tests/engine/test_crf.py, .ci/run
     *("benchmarks/pretraining.py", "benchmarks/ablation.py", "--only growth", "benchmarks/wrong_labels.py"),
-    *("benchmarks/nested.py --input ATIS", "benchmarks/continued.py", "benchmarks/hierarchy.py"),
-    "benchmarks/semeval.py",  # tests/cookbook/test_relation.py
+    *("benchmarks/nested.py --input ATIS", "benchmarks/continued.py"),
+    *("benchmarks/semeval.py", "benchmarks/hierarchy.py"),  # tests/cookbook/test_relation.py
     "--gpus",  # tests/engine/test_flags.py, tests/engine/test_distributed.py
     *("benchmarks/shipped.py", "tests/tools/test_export.py"),  # the first installs an environment
     "tools.export --checkpoint output/sample",  # of run.sh's run
