@@ -81,7 +81,9 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     init_from: str = option(
         "", "run or checkpoint to start from: its encoder, its tokenizer, and the rows of labels that the data also has"
     )
-    encoder: Literal["transformer", "bilstm"] = option("transformer", "bilstm: an encoder without transformers")
+    encoder: Literal["transformer", "bilstm", "none"] = option(
+        "transformer", "bilstm: an encoder without transformers; none: the heads read FIELDS of data_loader.py alone"
+    )
     hidden_size: int = option(256, "hidden size of an encoder built from scratch", low=1, high=2**17)
     num_layers: int = option(3, "layers of an encoder built from scratch", low=1, high=1000)
     vocab_size: int = option(

@@ -2,11 +2,10 @@
 
 A batch is `Batch(inputs, labels, rows)`. inputs: `input_ids`, `attention_mask`, `token_type_ids` (B, L); for tagging
 also `word_starts`, the position of each word's first sub-token (for decoders also `word_ends`, its last sub-token),
-and `word_mask` (B, W); with --extra_columns `extras` (B, N), standardised. labels: {task: (B,) or (B, W)}, IGNORE if
-unlabelled; for spans (B, 1 + 3N), see `encode` in engine/model/span_pointer.py. rows: each example's row number in
-its file.
+and `word_mask` (B, W); and your own inputs, see FIELDS below. labels: {task: (B,) or (B, W)}, IGNORE if unlabelled;
+for spans (B, 1 + 3N), see `encode` in engine/model/span_pointer.py. rows: each example's row number in its file.
 The order of batches depends on (seed, epoch) alone, not on the number of workers, so a run can be resumed at any batch.
-To add an input of the model or a kind of label, edit engine/data/features.py, then `make_batch` here.
+To add an input of the model, add an entry to FIELDS. To add a kind of label, edit engine/data/features.py.
 """
 
 from __future__ import annotations
@@ -29,8 +28,10 @@ from tqdm import tqdm
 
 from config import Config
 from engine.data.cuts import warn_of_cuts
-from engine.data.features import Featurizer, encoded_fingerprint, label_column
+from engine.data.features import Featurizer, encoded_fingerprint, input_column, label_column
+from engine.data.fields import FIELDS, Field  # noqa: F401 (for own inputs)
 from engine.data.length_sampler import LengthSampler, length_batches
+from engine.data.own_inputs import fields_of
 from engine.data.ragged import Ragged, to_arrow, to_numpy
 from engine.data.token_cache import cached_table
 from engine.errors import UserError
@@ -47,6 +48,9 @@ logger = logging.getLogger("template")
 # A function (example, rng) -> example that changes training rows, in each epoch differently; see
 # docs/cookbook/augmentation.md
 augment: Callable[[dict[str, Any], np.random.Generator], dict[str, Any]] | None = None
+# Your own inputs, {name: Field}: each becomes `inputs[name]` (docs/cookbook/own_inputs.md). For example:
+#     FIELDS["pixels"] = Field("image", shape=(28, 28))
+# The columns of --extra_columns are a Field too, `extras` (B, N). Create the data again after you change FIELDS.
 
 
 class Batch(NamedTuple):
@@ -84,8 +88,8 @@ def make_batch(
         inputs["word_starts"], inputs["word_mask"] = columns["word_starts"].pad(rows, 0)
     if "word_ends" in columns:
         inputs["word_ends"] = columns["word_ends"].pad(rows, 0)[0]
-    if extras := [column[rows] for name, column in columns.items() if name.startswith("extras.")]:
-        inputs["extras"] = np.stack(extras, 1)
+    for name, field in fields_of(tasks).items():
+        inputs |= field.batch(name, *columns[input_column(name)].pick(rows))
     labels: dict[str, Any] = {}
     for name in tasks:
         column = columns.get(label_column(name))
@@ -154,7 +158,7 @@ class MyDataset(Dataset):
     ):
         self.featurizer, self.tasks, self.fingerprint = featurizer, featurizer.tasks, ""
         self.origin, self.limit, self.unlabelled, self.cache, self.strict = source, limit, unlabelled, None, strict
-        self.pad_id, self.pad_to_multiple = featurizer.tokenizer.pad_token_id, featurizer.pad_to_multiple
+        self.pad_id, self.pad_to_multiple = featurizer.pad_id, featurizer.pad_to_multiple
         if isinstance(source, list):
             self.table = pa.Table.from_batches(list(self.encode(source, "encoding")))
         else:
@@ -417,7 +421,7 @@ class MyIterableDataLoader(DataLoader):
 
     def __iter__(self) -> Any:
         skip, num_cut, featurizer = self.skip, 0, self.dataset.featurizer
-        pad_id, multiple = featurizer.tokenizer.pad_token_id, featurizer.pad_to_multiple
+        pad_id, multiple = featurizer.pad_id, featurizer.pad_to_multiple
         for columns, numbers, batches in super().__iter__():
             for rows in batches[skip:]:
                 batch = make_batch(columns, rows, featurizer.tasks, pad_id, numbers, multiple)

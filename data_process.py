@@ -19,7 +19,7 @@ from config import ROOT, Config
 from engine.errors import UserError
 from engine.run.command_line import check_values, option, run_command
 from engine.run.files import appearing_folder
-from engine.task.task import Task
+from engine.task.task import Task, has_no_text
 from engine.task.text import text_of
 from preprocess.checks.run import keep, look_through, run_checks, show, with_rows
 from preprocess.checks.tokenizer import check_encoding
@@ -48,6 +48,9 @@ class DataConfig(RawOptions):
         "also classification, tagging, or a custom kind",
     )
     label_separator: str = option(",", "separator between the labels in a multilabel cell")
+    label_hierarchy: str = option(
+        "", "separator of the nodes in labels that are paths: '##' for 体育##足球 (docs/data.md#label-hierarchies)"
+    )
     tag_scheme: Literal["auto", "bio", "bioes", "keep"] = option(
         "auto", "output scheme of entity tags; auto: BIO, or BIOES if the data has end tags"
     )
@@ -78,6 +81,11 @@ class DataConfig(RawOptions):
             raise UserError(f"--n_splits={self.n_splits} must be at least 2")
         if not self.label_separator:
             raise UserError("--label_separator must not be empty")
+        if self.label_hierarchy and not self.label_hierarchy.strip():
+            raise UserError("--label_hierarchy must not be blank")
+        if self.label_hierarchy and self.label_separator in self.label_hierarchy:
+            problem = f"--label_hierarchy={self.label_hierarchy!r} contains the separator of labels in a cell"
+            raise UserError(f"{problem}; choose another --label_separator")
         if not (self.dev_ratio > 0 and self.test_ratio >= 0 and self.dev_ratio + self.test_ratio < 1):
             raise UserError(
                 f"--dev_ratio={self.dev_ratio} and --test_ratio={self.test_ratio} must leave examples to train on"
@@ -100,12 +108,14 @@ def prepare(config: DataConfig) -> tuple[dict[str, list[dict[str, Any]]], dict[s
     example."""
     with Prepared(config) as data:
         parts = {part: list(rows) for part, rows in data.parts.items()}
-    return parts, data.tasks or collect_labels(parts, data.kinds, data.types), data.notes
+    return parts, data.tasks or collect_labels(parts, data.kinds, data.types, data.hierarchy), data.notes
 
 
 def process(config: DataConfig) -> None:
     """Converts raw input to a processed folder. With --check, only prints the report; with --preview, only examples.
     Nothing is written unless all rows are valid. The folder is replaced as a whole or left unchanged."""
+    import data_loader  # noqa: F401 (it declares FIELDS; imported here, as torch takes seconds)
+
     folder = Path(config.output_dir)
     source = Path(config.input)
     if not (config.check or config.preview):
@@ -133,12 +143,13 @@ def check_and_write(config: DataConfig, data: Prepared, folder: Path | None = No
         paths = {part: folder / f"{part}.jsonl" for part in data.parts} if folder else {}
         files = {part: stack.enter_context(open(path, "wb")) for part, path in paths.items()}
         results = look_through(data.parts, data.kinds, files)
-    tasks = data.tasks or label_info(results.labels, data.parts, data.kinds, data.types)
+    tasks = data.tasks or label_info(results.labels, data.parts, data.kinds, data.types, data.hierarchy)
     if folder:
         write_labels(folder, tasks)
     print_summary(data.parts, tasks, results.labels)
     notes = run_checks(data.parts, tasks, data.notes, results)
-    if featurizer := featurizer_for_checks(config, data.parts, tasks):  # last: its threads are not fork-safe
+    # last: its threads are not fork-safe
+    if not has_no_text(tasks) and (featurizer := featurizer_for_checks(config, data.parts, tasks)):
         notes += with_rows(check_encoding(data.parts, tasks, featurizer))
     show(notes)
     return notes
@@ -161,7 +172,7 @@ def write_folds(folder: Path, data: Prepared) -> None:
     """Writes a processed folder fold_<k> for each fold, and uses fold 0 as train and dev of the main folder. All folds
     have the same list of labels, so that their models can be averaged."""
     pool, folds = data.folds()
-    data.tasks = collect_labels({"train": pool}, data.kinds, data.types)
+    data.tasks = collect_labels({"train": pool}, data.kinds, data.types, data.hierarchy)
     rest = {"test": data.parts["test"]} if "test" in data.parts else {}
     for number, (train, dev) in enumerate(folds):
         write_parts(folder / f"fold_{number}", {"train": train, "dev": dev, **rest})

@@ -55,6 +55,7 @@ def checked(config: Config) -> Config:
 def main(config: Config) -> Any:  # an exit code, or None
     typed, config = config.given, checked(config)
     # Imported here, so that --help and errors in flags appear at once
+    import data_loader  # noqa: F401 (it declares FIELDS)
     from data_process import make_sample
     from engine.data.token_cache import clear
     from engine.run import distributed
@@ -134,7 +135,7 @@ def evaluate_and_predict(config: Config, device: torch.device, run_dir: Path, te
 class Data(NamedTuple):
     """The tasks, the tokenizer and the data of a run."""
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None  # None: no text is read
     tasks: dict[str, Task]
     train_loader: MyDataLoader | MyIterableDataLoader
     dev_loader: MyDataLoader
@@ -145,6 +146,7 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
     """Reads the processed folder. limit: the maximum number of examples per part."""
     from data_loader import build_loaders
     from engine.data.features import Featurizer
+    from engine.data.own_inputs import require_same_fields, require_text
     from engine.data.tokenizer import load_tokenizer
     from engine.model.encoders import pooling_of, pretrained_shape
     from engine.model.hub import locate
@@ -155,6 +157,8 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
 
     data_path = config.data_dir
     tasks = load_labels(data_path)
+    require_same_fields(tasks, data_path / "labels.json")
+    require_text(tasks, config.encoder, data_path)
     for line in config.unused_options([task.kind for task in tasks.values()]):
         logger.warning(line)
     if config.pretrain_model_path:  # here, as a download may take longer than processes wait for each other
@@ -234,7 +238,8 @@ def leave_report(run_dir: Path, config: Config) -> None:
 
 
 def rehearse_and_check(config: Config, device: torch.device, run_dir: Path, texts: TextRows | None) -> int:
-    """Runs all steps on a few examples, then checks the model (tools/check). Returns 3 if a check fails, else 0."""
+    """Runs all steps on a few examples, then checks the model (tools/check). Returns 3 if a check fails, 4 if one is
+    undecided, else 0."""
     if not (ROOT / "tools/check").is_dir():
         raise UserError("--debug needs tools/check, which is missing; copy it from the template")
     from data_loader import MyDataset
@@ -257,7 +262,9 @@ def rehearse_and_check(config: Config, device: torch.device, run_dir: Path, text
     rows = MyDataset(config.data_dir / "train.jsonl", data.dev_loader.dataset.featurizer, 64)
     best = run_dir / "checkpoints/best"
     case = Case(build, rows, best if best.is_dir() else None, [sys.executable, ROOT / "main.py"])
-    return 3 if check_model(case) or failures else 0
+    if check_model(case) or failures:
+        return 3
+    return 4 if case.undecided else 0
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 
 from engine.errors import UserError
 from engine.predict.predictions import names_entities
+from engine.task.hierarchy import depth_of, most_specific, with_ancestors
 from engine.task.task import Task
 from engine.task.words import entities_in
 
@@ -79,6 +80,31 @@ def word_scores(gold: list[list[str]], predicted: list[list[str]]) -> dict[str, 
     return classification_scores(*([tag for tags in side for tag in tags] for side in (gold, predicted)))
 
 
+def hierarchy_scores(task: Task, gold: Sequence[Any], predicted: Sequence[Any]) -> dict[str, float]:
+    """Scores a label, or a list of labels, per text in a label hierarchy (engine/task/hierarchy.py).
+
+    hierarchical_precision, _recall and _f1 pool the nodes of all labels together with their ancestors (Kiritchenko,
+    Matwin and Famili, 2005). level_<n>_f1 pools the nodes at depth n; where every text has one node there, it is the
+    accuracy. For lists, flat_f1 pools the most specific labels.
+    """
+    scores = {f"hierarchical_{name}": x for name, x in micro_scores(*counts_of("", task, gold, predicted)).items()}
+    scores |= {f"level_{depth}_f1": level["f1"] for depth, level in level_scores(task, gold, predicted).items()}
+    if task.kind == "multilabel":
+        leaves = [[most_specific(label, task.hierarchy) for label in side] for side in (gold, predicted)]
+        scores["flat_f1"] = micro_scores(*count_matches("multilabel", *leaves))["f1"]
+    return scores
+
+
+def level_scores(task: Task, gold: Sequence[Any], predicted: Sequence[Any]) -> dict[int, dict[str, float]]:
+    """Returns {depth: {"precision", "recall", "f1", "support"}} for all depths of a task's label hierarchy."""
+    counts = counts_of("", task, gold, predicted)
+    levels = {}
+    for depth in sorted({depth_of(node, task.hierarchy) for node in task.nodes}):
+        here = [Counter({n: c[n] for n in c if depth_of(n, task.hierarchy) == depth}) for c in counts]
+        levels[depth] = micro_scores(*here) | {"support": here[2].total()}
+    return levels
+
+
 SCORES: dict[str, Callable[..., dict[str, float]]] = {
     "words": word_scores,
     "classification": classification_scores,
@@ -122,6 +148,17 @@ def count_matches(
         for counter, items in zip(counters, (gold_items & predicted_items, predicted_items, gold_items)):
             counter.update(item[0] for item in items)
     return counters
+
+
+def counts_of(
+    kind: str, task: Task, gold: Sequence[Any], predicted: Sequence[Any]
+) -> tuple[Counter[str], Counter[str], Counter[str]]:
+    """Counts as `count_matches`; in a label hierarchy, the nodes of the labels together with their ancestors."""
+    if not task.hierarchy:
+        return count_matches(kind, gold, predicted)
+    return count_matches(
+        "multilabel", *([with_ancestors(x, task.hierarchy) for x in side] for side in (gold, predicted))
+    )
 
 
 def precision_recall_f1(right: int, predicted: int, gold: int) -> dict[str, float]:
@@ -171,7 +208,7 @@ def score(tasks: dict[str, Task], gold: dict[str, list[Any]], predicted: dict[st
         if not labelled:
             continue
         sides = [[side[name][i] for i in labelled] for side in (gold, predicted)]
-        scores |= {f"{name}_{metric}": float(value) for metric, value in SCORES[kind](*sides).items()}
+        scores |= {f"{name}_{metric}": float(value) for metric, value in scores_of(task, *sides).items()}
         mains.append(scores[f"{name}_{MAIN[kind]}"])
         if kind != "regression":
             with_labels.update(labelled)
@@ -181,6 +218,12 @@ def score(tasks: dict[str, Task], gold: dict[str, list[Any]], predicted: dict[st
     if len(tasks) > 1 and not all_exact(tasks):
         scores["mean_score"] = sum(mains) / max(1, len(mains))
     return scores
+
+
+def scores_of(task: Task, gold: list[Any], predicted: list[Any]) -> dict[str, float]:
+    """Returns {metric: value} of a task over its labelled texts."""
+    of_levels = hierarchy_scores(task, gold, predicted) if task.hierarchy else {}
+    return SCORES[scoring_kind(task)](gold, predicted) | of_levels
 
 
 def is_same(kind: str, gold: Any, predicted: Any) -> bool:
@@ -199,6 +242,7 @@ def is_right(task: Task, gold: Any, predicted: Any) -> bool | None:
 def main_scores(tasks: dict[str, Task]) -> list[str]:
     """Returns the names of the most important scores: the joint scores, then the main score of each task."""
     mains = [f"{name}_{MAIN[scoring_kind(task)]}" for name, task in tasks.items()]
+    mains += [f"{name}_hierarchical_f1" for name, task in tasks.items() if task.hierarchy and task.kind != "multilabel"]
     return ["sentence_accuracy", "mean_score", *mains] if len(tasks) > 1 else mains
 
 
@@ -211,10 +255,8 @@ def report(
         kind = scoring_kind(task)
         if kind == "regression":
             continue
-        labelled = labelled_rows(gold[name])
-        result[name] = label_scores(
-            *count_matches(kind, *([side[name][i] for i in labelled] for side in (gold, predicted)))
-        )
+        sides = [[side[name][i] for i in labelled_rows(gold[name])] for side in (gold, predicted)]
+        result[name] = label_scores(*counts_of(kind, task, *sides))
         if kind == "tagging":  # computed as in seqeval, so the last digits agree
             for scores in result[name].values():
                 precision, recall = scores["precision"], scores["recall"]
@@ -257,17 +299,28 @@ def all_exact(tasks: dict[str, Task]) -> bool:
 
 
 def score_names(tasks: dict[str, Task]) -> list[str]:
-    """Returns the names of all scores and losses of these tasks, by scoring one text. Raises UserError if two names are
-    equal, which can happen for tasks named "a" and "a_macro"."""
-    blank = {"tagging": ["O"], "spans": [], "words": ["X"], "multilabel": ["x"], "regression": 0.0}
-    answers = {name: [blank.get(scoring_kind(task), "")] for name, task in tasks.items()}
+    """Returns the names of all scores and losses of these tasks, by scoring their own labels as right answers. Raises
+    UserError if two names are equal, which can happen for tasks named "a" and "a_macro"."""
+    answers = right_answers(tasks)
     owners = {"loss": "all tasks", "sentence_accuracy": "all tasks", "mean_score": "all tasks"}
     for name, task in tasks.items():
-        for metric in ("loss", *SCORES[scoring_kind(task)](answers[name], answers[name])):
+        for metric in ("loss", *scores_of(task, answers[name], answers[name])):
             other = owners.setdefault(f"{name}_{metric}", name)
             if other != name:
                 raise UserError(f"{name!r} and {other!r} would both have a score {name}_{metric}; rename a task")
     return ["loss", *(f"{name}_loss" for name in tasks), *score(tasks, answers, answers)]
+
+
+def right_answers(tasks: dict[str, Task]) -> dict[str, list[Any]]:
+    """Returns {task: answers} that contain every label of labels.json, since a metric may accept only these."""
+    answers: dict[str, list[Any]] = {}
+    for name, task in tasks.items():
+        labels: Any = list(task.labels) or ["O"]
+        by_kind = {"tagging": [labels], "multilabel": [[label] for label in labels]}
+        by_kind |= {"spans": [[[0, 0, label]] for label in labels], "regression": [task.mean, task.mean + task.std]}
+        answers[name] = by_kind.get(task.kind, labels)
+    size = max(map(len, answers.values()))
+    return {name: [rows[i % len(rows)] for i in range(size)] for name, rows in answers.items()}
 
 
 def default_monitor(tasks: dict[str, Task]) -> str:

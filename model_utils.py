@@ -20,13 +20,14 @@ from transformers import PreTrainedTokenizerBase
 
 from config import Config
 from engine.data.features import Featurizer
+from engine.data.own_inputs import require_same_fields
 from engine.data.tokenizer import saved_tokenizer
 from engine.errors import UserError
 from engine.model import span_pointer
 from engine.model.crf import CRF, has_all_labels
 from engine.model.distributions import Bernoulli, Normal, Paths, Softmax, Spans  # noqa: F401 (for custom heads)
 from engine.model.encoders import build_transformer, freeze_layers, is_causal, pooling_of, takes_wide_mask
-from engine.model.head import Head, ImbalanceHead, TaskDict
+from engine.model.head import Head, ImbalanceHead, TaskDict, paths_of
 from engine.model.pooling import mean_of_tokens, separate_pairs, text_vectors, vector_at, word_vectors  # noqa: F401
 from engine.run.device import to_double
 from engine.run.run_folder import checkpoint_of
@@ -106,8 +107,9 @@ class MyModel(nn.Module):
         if labels is None:
             return MyModelOutput(logits=self.output_layer(hidden, inputs))
         outputs = []
+        given = labels if self.training else None  # answers must not depend on the labels
         for _ in range(self.dropout_samples if self.training else 1):
-            logits, losses = self.output_layer(hidden, inputs), {}
+            logits, losses = self.output_layer(hidden, inputs, given), {}
             with torch.autocast(hidden.device.type, enabled=False):  # losses and the CRF stay in fp32
                 counts = label_counts or self.count_labels(inputs, labels)
                 counts = {name: torch.where(count > 0, count, 1) for name, count in counts.items()}  # 0 / 1: no labels
@@ -127,7 +129,9 @@ class MyModel(nn.Module):
         return hidden if self.encoder_in_fp32 else hidden.float()
 
     def embed(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The vector of each text, (B, H): what heads of level "text" read, before dropout and shared layers."""
+        """The vector of each text, (B, H): what heads of level "text" read, before dropout and shared layers. Of texts
+        that are read apart, that of the first."""
+        inputs = separate_pairs(inputs)[0] if self.output_layer.reads_pairs else inputs
         return text_vectors(self.encode(inputs), inputs, self.output_layer.pooling)
 
     def divergence(self, first: MyModelOutput, second: MyModelOutput, batch: "Batch") -> torch.Tensor:
@@ -177,7 +181,9 @@ class OutputLayer(nn.Module):
         if self.reads_pairs and (len(levels) > 1 or not all(task.pairs for task in tasks.values())):
             raise UserError('heads of level "pair" need pairs of texts (text_pair), and no heads of another level')
 
-    def forward(self, hidden: torch.Tensor, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def forward(
+        self, hidden: torch.Tensor, inputs: dict[str, torch.Tensor], labels: dict[str, torch.Tensor] | None = None
+    ) -> dict[str, torch.Tensor]:
         if self.reads_pairs:
             texts = zip(hidden.unbind(1), separate_pairs(inputs))
             vectors = {"pair": torch.stack([text_vectors(*text, self.pooling) for text in texts], 1)}
@@ -191,7 +197,21 @@ class OutputLayer(nn.Module):
                 vector = layer(vector)
             vectors[level] = vector
         vectors["tokens"] = hidden
-        return {name: head(vectors[head.level], inputs).float() for name, head in self.heads.items()}
+        logits = {name: head(vectors[head.level], inputs).float() for name, head in self.heads.items()}
+        return self.joint(logits, inputs, labels)
+
+    def joint(
+        self,
+        logits: dict[str, torch.Tensor],
+        inputs: dict[str, torch.Tensor],
+        labels: dict[str, torch.Tensor] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Edit here to let the logits of one task depend on those of others. Returns fp32 logits for every task.
+
+        labels: those of the batch in training, None otherwise (teacher forcing: Williams and Zipser, 1989). They are
+        IGNORE or NaN where a row has no label.
+        """
+        return logits
 
 
 # ---- heads ---------------------------------------------------------------------------------------------------------
@@ -247,9 +267,12 @@ class MultilabelHead(ImbalanceHead):
             losses = losses * (labels - logits.sigmoid()).abs() ** self.focal_gamma
         return torch.where(labels != IGNORE, losses, 0.0).sum()
 
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.sigmoid()
+
     def decode(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """(whether each label is predicted, probabilities), each (B, C)."""
-        probabilities = logits.sigmoid()
+        probabilities = self.probabilities(logits)
         return probabilities >= self.threshold, probabilities
 
     def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
@@ -262,9 +285,45 @@ class MultilabelHead(ImbalanceHead):
 
     def calibrate(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
         has_labels = labels[:, 0] != IGNORE
-        scores, right = logits[has_labels].sigmoid().flatten(), labels[has_labels].flatten()
+        scores, right = self.probabilities(logits[has_labels]).flatten(), labels[has_labels].flatten()
         threshold = span_pointer.best_threshold(scores, right, lowest=0.0)
         self.threshold.copy_(self.threshold if threshold is None else threshold)
+
+
+class PathHead(ClassificationHead):
+    """One path of a label hierarchy per text: (B, H) -> logits (B, C). The logit of a path is the sum of the logits of
+    its nodes, so all paths below a node share what is learnt about it."""
+
+    paths: torch.Tensor
+
+    def __init__(self, hidden_size: int, task: Task):
+        super().__init__(hidden_size, task, len(task.nodes))
+        self.register_buffer("paths", paths_of(task), persistent=False)
+
+    def forward(self, vectors: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return F.pad(self.linear(vectors).float(), (0, 1))[:, self.paths].sum(2)
+
+
+class PathSetHead(MultilabelHead):
+    """Any number of nodes of a label hierarchy per text, each with its ancestors: (B, H) -> logits (B, C).
+
+    The probability of a node is the product of p(node | parent) = sigmoid(linear layer) along its path.
+    """
+
+    paths: torch.Tensor
+
+    def __init__(self, hidden_size: int, task: Task):
+        super().__init__(hidden_size, task)
+        self.register_buffer("paths", paths_of(task), persistent=False)
+
+    def forward(self, vectors: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The logit of p, from s = -log p: -log(exp(s) - 1), in a form that does not overflow."""
+        s = F.pad(F.softplus(-self.linear(vectors).float()), (0, 1))[:, self.paths].sum(2).clamp(min=1e-30)
+        return -s - torch.log(-torch.expm1(-s))
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """At most the parent's, also after rounding or averaging, so that no node is predicted without its parent."""
+        return F.pad(logits.sigmoid(), (0, 1), value=1.0)[:, self.paths].amin(2)
 
 
 class RegressionHead(Head):
@@ -400,10 +459,13 @@ class SpanHead(Head):
         return right, total
 
 
-# A task's "type" in labels.json -> its head; with --use_crf "tagging" uses "crf_tagging"
+# A task's "type" in labels.json -> its head. "tagging" uses "crf_tagging" with --use_crf; in a label hierarchy, a type
+# uses "hierarchical_<type>" if there is one
 HEADS: dict[str, type[Head]] = {
     "classification": ClassificationHead,
     "multilabel": MultilabelHead,
+    "hierarchical_classification": PathHead,
+    "hierarchical_multilabel": PathSetHead,
     "regression": RegressionHead,
     "tagging": TaggingHead,
     "crf_tagging": CRFTaggingHead,
@@ -419,7 +481,10 @@ def heads_of(tasks: dict[str, Task], use_crf: bool) -> dict[str, type[Head]]:
             f"labels.json: no head for the type {', '.join(sorted(unknown))}; "
             f"HEADS in model_utils.py has {', '.join(HEADS)}"
         )
-    return {name: HEADS["crf_tagging" if use_crf and type == "tagging" else type] for name, type in types.items()}
+    types = {name: "crf_tagging" if use_crf and type == "tagging" else type for name, type in types.items()}
+    paths = {name: f"hierarchical_{types[name]}" for name, task in tasks.items() if task.hierarchy}
+    types |= {name: type for name, type in paths.items() if type in HEADS}
+    return {name: HEADS[type] for name, type in types.items()}
 
 
 class MyLoss(nn.Module):
@@ -471,14 +536,23 @@ class BiLSTM(nn.Module):
         return SimpleNamespace(last_hidden_state=torch.cat([first.unsqueeze(1), hidden.flatten(2)[:, 1:]], 1))
 
 
+class NoEncoder(nn.Module):
+    """--encoder none: vectors of size 0, for models whose heads read only their own inputs (FIELDS, data_loader.py)."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(last_hidden_state=attention_mask.new_zeros(*input_ids.shape, 0, dtype=torch.float32))
+
+
 def build_encoder(
     config: Config,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     checkpoint: str | Path | None = None,
     base_path: str | None = None,
 ) -> tuple[nn.Module, int]:
     """(encoder, its hidden size H). checkpoint: one of our folders, read for its config; weights are loaded later.
     base_path: the new location of its LoRA adapter's base model, if it has moved."""
+    if tokenizer is None:
+        return NoEncoder(), 0
     if config.encoder == "bilstm":
         encoder: Any = BiLSTM(
             len(tokenizer), config.hidden_size, config.num_layers, config.dropout, tokenizer.pad_token_id
@@ -490,7 +564,7 @@ def build_encoder(
 
 def build_model(
     config: Config,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     tasks: dict[str, Task],
     checkpoint: str | Path | None = None,
     base_path: str | None = None,
@@ -514,15 +588,24 @@ def build_model(
     if run:
         start_from(model, run, hidden_size, tokenizer, config)
     for name, head in model.output_layer.heads.items():
-        head.set_tokenizer(tokenizer)
+        require_inputs(name, head)
+        if tokenizer is not None:
+            head.set_tokenizer(tokenizer)
         head.set_options(config, name)
     freeze_layers(model.encoder, config.freeze_layers)
     return model
 
 
+def require_inputs(task_name: str, head: nn.Module) -> None:
+    """Raises UserError for a head with a layer for the vectors of texts, which have size 0 with --encoder none."""
+    if any(not parameter.numel() for parameter in head.parameters()):
+        advice = "write one that reads your own inputs (docs/cookbook/digits.md)"
+        raise UserError(f"--encoder none: the head of {task_name!r}, {type(head).__name__}, needs a text; {advice}")
+
+
 def load_checkpoint(
     folder: str | Path, base_path: str | None = None, base_hub: str = "hf"
-) -> tuple[MyModel, PreTrainedTokenizerBase, dict[str, Task], Config]:
+) -> tuple[MyModel, PreTrainedTokenizerBase | None, dict[str, Task], Config]:
     """(model, tokenizer, tasks, config) of a checkpoint, on the CPU. Needs neither data nor the hub; an unmerged LoRA
     adapter also needs its base model, at its original location or at base_path (a name on base_hub)."""
     folder = Path(folder)
@@ -533,7 +616,8 @@ def load_checkpoint(
     checkpoint.require_whole(folder)
     config = Config.load(folder / "args.json")
     tasks = read_tasks(folder / "labels.json")
-    tokenizer = saved_tokenizer(folder)
+    require_same_fields(tasks, folder)
+    tokenizer = None if config.encoder == "none" else saved_tokenizer(folder)
     where = replace(config, model_hub=base_hub) if base_hub != "hf" else config  # otherwise that of the training
     model = build_model(where, tokenizer, tasks, folder, base_path)
     checkpoint.load_weights(model, folder)

@@ -331,7 +331,7 @@ def joined(evidence: Evidence) -> str | None:
     for name, labels in evidence.free():
         plain = [(row, label) for row, label in labels if isinstance(label, str)]
         alone = {label.strip() for _, label in plain}
-        for sign in "|;,/#+&":
+        for sign in "|;,/#+&".translate(dict.fromkeys(map(ord, evidence.form.hierarchy))):
             matches = [(row, x) for row, x in plain if sign in x and {part.strip() for part in x.split(sign)} <= alone]
             if len(matches) > 0.1 * len(plain):
                 row, label = matches[0]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from engine.data.own_inputs import declared_fields
 from engine.errors import UserError
 from engine.run.reading import unescaped
 from preprocess.example import PARTS, Example
@@ -22,7 +23,7 @@ from preprocess.labels.kinds import KINDS
 from preprocess.labels.label_pass import LabelPass, choose_schemes, label_all
 from preprocess.labels.statistics import collect_labels
 from preprocess.labels.survey import decide_form, survey_all
-from preprocess.readers.options import ReadOptions, Understanding
+from preprocess.readers.options import ReadOptions, Understanding, split_names
 from preprocess.readers.sources import read_examples
 from preprocess.schema import Tasks, encode_rows, load_labels, read_processed
 from preprocess.splits import Strata, split_folds, split_rows
@@ -46,7 +47,9 @@ class Prepared:
         self.config, self.store = config, Store(room_for(config.output_dir))
         self.notes: list[Note] = []
         self.tasks: Tasks | None = None
+        self.fields = declared_fields(split_names(config.extra_columns))
         self.types: dict[str, str] = config.label_types_by_name()  # {task: type}
+        self.hierarchy: str = config.label_hierarchy
         self.dropped = np.zeros(0, np.int64)
         try:
             source = Path(config.input)
@@ -73,7 +76,15 @@ class Prepared:
         if config.group_column and "group" not in first:
             raise UserError(f"{config.input}: this format has no column {config.group_column!r} (--group_column)")
         chosen = {name: KINDS[kind] for name, kind in self.types.items()}
-        self.form = form = Form(unescaped(config.label_separator), config.unit, config.tag_scheme, chosen)
+        self.form = form = Form(
+            unescaped(config.label_separator),
+            config.unit,
+            config.tag_scheme,
+            chosen,
+            hierarchy=self.hierarchy,
+            fields=self.fields,
+            no_text=not config.text,
+        )
         survey = survey_all(form, store, store.fill(chain([dict(first)], examples)), first)
         evidence = gather(store, form, survey.values, config.text_column)
         name_positions(evidence, config)
@@ -109,6 +120,8 @@ class Prepared:
         if self.config.group_column:
             advice = "use --group_column with the raw data"
             raise UserError(f"{folder}: processed folders do not store groups; {advice}")
+        if self.hierarchy:
+            raise UserError(f"{folder}: is processed already; use --label_hierarchy with the raw data")
         self.understood = Understanding({str(folder): "a processed folder"})
         self.tasks, parts = load_labels(folder), {}
         for part in PARTS:
@@ -120,6 +133,7 @@ class Prepared:
             raise UserError(f"{folder}: has labels.json, but train.jsonl is missing or empty")
         self.kinds, self.form = {name: task.kind for name, task in self.tasks.items()}, unchanged
         self.types = {name: task.type for name, task in self.tasks.items() if task.type in KINDS} | self.types
+        self.hierarchy = next((task.hierarchy for task in self.tasks.values() if task.hierarchy), "")
         self.strata, self.presence = Strata(self.kinds), {}
         if self.config.n_splits:
             self.note_strata()
@@ -127,7 +141,9 @@ class Prepared:
         for name, task in self.tasks.items():
             if task.counts is None:
                 counted = collect_labels(self.parts, {name: self.kinds[name]})[name]
-                self.tasks[name] = replace(counted, type=task.type, kind=task.kind)
+                kept: dict[str, Any] = dict(type=task.type, kind=task.kind, hierarchy=task.hierarchy)
+                kept |= dict(extras=task.extras, fields=task.fields, no_text=task.no_text)
+                self.tasks[name] = replace(counted, **kept)
 
     def note_strata(self) -> None:
         """Records the strata for the folds of a processed folder."""

@@ -10,15 +10,15 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from engine.data.own_inputs import fields_of, require_fields
 from engine.errors import UserError
 from engine.run.command_line import first_line
 from engine.run.files import digest, require_file
 from engine.schema import parse_json
-from engine.task.extras import extras_of, require_extras
 from engine.task.task import Task, read_tasks, tasks_to_json
 from engine.task.text import text_of
 from preprocess.example import HIDDEN, PARTS, Example, check_characters, check_text
-from preprocess.labels.kinds import check_label
+from preprocess.labels.kinds import check_label, check_paths
 
 Tasks = dict[str, Task]
 LINE = json.JSONEncoder(ensure_ascii=False).encode
@@ -49,13 +49,17 @@ def check_row(example: Any, tasks: Tasks, where: str, needs_labels: bool = True)
     if not isinstance(example, dict) or not ("text" in example or "tokens" in example):
         raise UserError(f"{where}: expected a JSON object with `text` or `tokens`")
     check_text({"_where": where, **example}, may_be_empty=not needs_labels)
-    if extras := extras_of(tasks):
-        require_extras(example, extras, where)
+    if fields := fields_of(tasks):
+        require_fields(example, fields, where)
     for name, task in tasks.items():
         if needs_labels:
             if name not in example:
                 raise UserError(f"{where}: has no label for the task {name!r}; use null if it is missing")
-            check_label({"_where": where, **example}, name, task.kind)
+            label = check_label({"_where": where, **example}, name, task.kind)
+            if task.hierarchy and label != check_paths(label, name, task.hierarchy, where):
+                raise UserError(
+                    f"{where}: {name!r} lacks parents of its labels; create the folder with data_process.py"
+                )
         if task.needs_words and "tokens" not in example:
             raise UserError(f"{where}: has no `tokens`, which the task {name!r} requires")
 

@@ -12,11 +12,13 @@ import signal
 import pytest
 from conftest import ROOT, read_json
 from forks import Forks
+from sklearn.datasets import load_digits
 
 PAGES = sorted(page for page in (ROOT / "docs/cookbook").glob("*.md") if page.name != "README.md")
+NUM_DIGITS = 300  # of digits.csv
 IDS = [page.stem for page in PAGES]
 MOST_PLACES = {"text_head": 2, "loss": 2, "contrastive_loss": 2, "metric": 2, "trick": 2, "mixup": 2, "file_format": 2}
-MOST_PLACES |= {"json_shape": 1, "relation": 1, "bi_encoder": 1}
+MOST_PLACES |= {"json_shape": 1, "relation": 1, "bi_encoder": 1, "own_inputs": 3, "digits": 3}
 MOST_PLACES |= {"extra_inputs": 3, "optimizer": 3, "library_optimizer": 3, "schedule": 3, "own_encoder": 3}
 SMALL = "--device=cpu --epochs=2 --batch_size=8 --save_steps=1 --log_steps=2 --early_stop_patience=0 --hidden_size=32"
 SMALL += " --num_layers=1 --vocab_size=500 --max_length=48"
@@ -95,7 +97,7 @@ def write_raw(folder):
     """The raw files that the pages' commands name."""
     rng = random.Random(0)
     nouns, good, bad = ["film", "book", "song", "meal"], ["lovely", "great", "fine"], ["dull", "awful", "poor"]
-    reviews, pairs, records, calls, relations = [], [], [], [], []
+    reviews, pairs, records, calls, relations, orders = [], [], [], [], [], []
     for n in range(90):
         stars = 1 + n % 5
         text = f"a {rng.choice(good if stars > 3 else bad)} {rng.choice(nouns)} of {rng.choice(nouns)} number {n % 9}"
@@ -106,12 +108,30 @@ def write_raw(folder):
         calls.append({"note": {"body": f"call about a {noun} at {n % 9}"}, "marks": marks, "topic": noun})
         way, cause = ("was caused by", "e2,e1") if n % 2 else ("caused", "e1,e2")
         relations.append((f"the <e1>{noun}</e1> number {n % 9} {way} a <e2>{other}</e2>", f'"Cause-Effect({cause})"'))
+        words = [(rng.choice(["red", "big"]), "ADJ") for _ in range(n % 3)] + [(noun, "NOUN"), (str(n % 9), "NUM")]
+        order = {"tokens": [word for word, _ in words], "pos": [pos for _, pos in words], "hour": n % 24}
+        order |= {"earlier_prices": [2.5 * i for i in range(n % 4)]}
+        orders.append(order | {"tags": ["B-item" if pos == "NOUN" else "O" for _, pos in words]})
         records.append(f"verdict: {'good' if stars > 3 else 'bad'}\nstars: {stars}\ntext: {text}")
+    write_sections(folder)
     write_csv(folder / "reviews.csv", "text,stars,age,price", reviews)
     write_csv(folder / "pairs.csv", "sentence1,sentence2,score", pairs)
     write_csv(folder / "relations.csv", "text,relation", relations)
     (folder / "calls.jsonl").write_text("".join(json.dumps(call) + "\n" for call in calls), encoding="utf-8")
+    (folder / "orders.jsonl").write_text("".join(json.dumps(order) + "\n" for order in orders), encoding="utf-8")
+    load_digits(as_frame=True).frame[:NUM_DIGITS].to_csv(folder / "digits.csv", index=False)
     (folder / "reviews.rec").write_text("\n".join(records) + "\n", encoding="utf-8")
+
+
+def write_sections(folder):
+    """Texts with a section and a topic of that section: one word for each, and words that say nothing."""
+    rng, rows = random.Random(1), []
+    for n in range(120):
+        section, topics = (("sport", ("tennis", "rowing")), ("arts", ("opera", "dance")))[n % 2]
+        topic = topics[n // 2 % 2]
+        clues = [rng.choice([f"{section}{k}" for k in range(3)]), rng.choice([f"{topic}{k}" for k in range(3)])]
+        rows.append((" ".join([*clues, *rng.choices(["a", "of", "the", "on"], k=3), str(n)]), section, topic))
+    write_csv(folder / "sections.csv", "text,section,topic", rows)
 
 
 # ---- a page from end to end ----------------------------------------------------------------------------------------
@@ -172,14 +192,15 @@ def predict_elsewhere(road, elsewhere):
     shutil.move(road.folder / "output/whole/checkpoints/best", elsewhere)
     shutil.rmtree(road.folder / "output/whole")
     data = road.folder / road.flags[road.flags.index("--data_path") + 1]
-    texts = [as_input(json.loads(line)) for line in read(data / "test.jsonl").splitlines()]
+    with_text = "none" not in road.flags  # --encoder none
+    texts = [as_input(json.loads(line), with_text) for line in read(data / "test.jsonl").splitlines()]
     (road.folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts), encoding="utf-8")
     flags = ["--checkpoint", elsewhere, "--predict_file", "texts.jsonl", "--predict_output", "labelled.jsonl"]
     road.forks.run(["main.py", "--do_predict", "--device", "cpu", *flags])
     assert len(read(road.folder / "labelled.jsonl").splitlines()) == len(texts)
 
 
-def as_input(row):
+def as_input(row, with_text=True):
     """A row of the test part as somebody would write it into a file to predict on."""
-    texts = {key: row[key] for key in ("text", "tokens", "text_pair") if key in row}
+    texts = {key: row[key] for key in ("text", "tokens", "text_pair") if key in row and with_text}
     return texts | row.get("extras", {})

@@ -126,7 +126,7 @@ BY_HAND = {
     *("benchmarks/labelling.py", "benchmarks/data_size.py", "benchmarks/hostile.py", "benchmarks/mutations.py"),
     *("benchmarks/gpu.py", "benchmarks/environments.py"),  # tests/engine/test_crf.py, .ci/run
     *("benchmarks/pretraining.py", "benchmarks/ablation.py", "--only growth", "benchmarks/wrong_labels.py"),
-    *("benchmarks/nested.py --input ATIS", "benchmarks/continued.py"),
+    *("benchmarks/nested.py --input ATIS", "benchmarks/continued.py", "benchmarks/hierarchy.py"),
     "benchmarks/semeval.py",  # tests/cookbook/test_relation.py
     "--gpus",  # tests/engine/test_flags.py, tests/engine/test_distributed.py
     *("benchmarks/shipped.py", "tests/tools/test_export.py"),  # the first installs an environment
@@ -166,6 +166,8 @@ def workplace(folder, sample):
 
     words = ["a", "good", "bad", "film", "number", *map(str, range(60))]
     rows = [f"a {'good' if i % 2 else 'bad'} film number {i},{'pos' if i % 2 else 'neg'}" for i in range(60)]
+    paths = ["text,path", *(row.replace("pos", "yes##very").replace("neg", "yes##rather") for row in rows)]
+    (folder / "paths.csv").write_text("\n".join(paths) + "\n", encoding="utf-8")
     for name in ("my_data.csv", "DATA", "数据"):
         (folder / name).write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
     for name in ("DATA", "数据"):  # a folder with one file

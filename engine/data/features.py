@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engine.data.own_inputs import fields_of, value_of
+from engine.data.own_spans import spans_inside
 from engine.data.ragged import Ragged
 from engine.data.windows import Cutter, Feature, Unusable, encode_texts
 from engine.errors import UserError
 from engine.model.head import Head, token_ids
 from engine.model.span_pointer import encode
 from engine.run.files import sha256
-from engine.task.extras import extras_of, standardize
 from engine.task.task import IGNORE, Task, tasks_to_json
 from engine.task.text import HAN_CHARACTER, token_unit
 from engine.task.words import texts_to_encode
@@ -24,12 +25,15 @@ from engine.task.words import texts_to_encode
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
+    from engine.data.fields import Field
+
 
 class Featurizer:
     """Converts examples to numeric columns with a fast tokenizer.
 
     Every word gets at least one token (`encode_texts`), and a `Cutter` truncates or splits inputs longer than
-    max_length. stride: overlap of windows in sub-tokens, -1 for truncation; None: max_length / 4.
+    max_length. tokenizer: None with --encoder none. stride: overlap of windows in sub-tokens, -1 for truncation; None:
+    max_length / 4.
     word_ends: also return the last sub-token of each word, for models that use it for pooling.
     """
 
@@ -47,15 +51,21 @@ class Featurizer:
         self.pad_to_multiple = 1  # 8 suits a GPU's tensor cores
         self.tagging = any(task.needs_words for task in tasks.values())  # or spans
         self.word_ends = word_ends and self.tagging
+        self.pad_id = tokenizer.pad_token_id if tokenizer else 0
         # Replaces words and texts without tokens. Byte-level tokenizers have no unknown token
-        self.filler = tokenizer.unk_token or tokenizer.pad_token
-        decoder = tokenizer.cls_token is None
+        self.filler = tokenizer and (tokenizer.unk_token or tokenizer.pad_token)
+        decoder = bool(tokenizer) and tokenizer.cls_token is None
         self.separator = separator_of(tokenizer) if decoder else None
         self.blanks = decoder and needs_blanks(tokenizer)
         self.unit = token_unit(tasks) or "word"
-        self.extras = extras_of(tasks)
         self.apart = False  # whether the texts of a pair are read apart
         self.markers: dict[str, int] = {}  # tokens that each text must have
+        self.fields = fields_of(tasks)
+        for name, field in self.fields.items():
+            if field.level == "words" and not self.tagging:
+                raise UserError(f"FIELDS[{name!r}]: level='words' is for tasks with labels per word; use level='list'")
+            if field.level == "spans" and tokenizer is None:
+                raise UserError(f"FIELDS[{name!r}]: level='spans' needs tokens, which --encoder none lacks")
         self.label_ids = {name: {label: i for i, label in enumerate(task.labels)} for name, task in tasks.items()}
 
     def fit(self, heads: Iterable[type[Head]]) -> Featurizer:
@@ -66,20 +76,29 @@ class Featurizer:
                 self.apart, self.max_length = True, self.max_length // 2
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out the own inputs for a worker process, which reads FIELDS itself: a lambda cannot be pickled."""
+        return self.__dict__ | {"fields": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, fields=fields_of(state["tasks"]))
+
     def fingerprint(self) -> str:
         """Returns a hash of everything that affects the encoding. It is part of the cache's file name."""
-        tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        del tokenizer["truncation"], tokenizer["padding"]  # set by each call
+        tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str()) if self.tokenizer else {}
+        for set_by_each_call in ("truncation", "padding"):
+            tokenizer.pop(set_by_each_call, None)
         version = 4  # increment when the columns change
         depends = [version, tokenizer, tasks_to_json(self.tasks), self.max_length, self.stride, self.truncation]
         depends += ["word ends"] if self.word_ends else []
         depends += [self.apart, self.markers] if self.apart or self.markers else []
+        depends += ["own inputs"] if self.fields else []
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Converts a list of examples to {column: Ragged, or array with one value per row}. Each row is a Feature.
 
-        Columns: input_ids, token_type_ids (sentence pairs), example_index, num_cut, labels.<task>, extras.<name>, and
+        Columns: input_ids, token_type_ids (sentence pairs), example_index, num_cut, labels.<task>, inputs.<name>, and
         for tagging word_starts, num_words (before truncation) and first_word.
         """
         features = self.features(examples)
@@ -100,13 +119,24 @@ class Featurizer:
                 for feature in features
             ]
             columns["num_words"] = np.array(num_words, np.int32)
-        for name, of_train in self.extras.items():
-            values = [examples[feature.example]["extras"][name] for feature in features]
-            columns[f"extras.{name}"] = standardize(values, **of_train)
+        for name, field in self.fields.items():
+            columns[input_column(name)] = self.own_input(name, field, features, examples)
         for name, task in self.tasks.items():
             if name in examples[0]:
                 columns[label_column(name)] = self.labels(name, task.kind, features, examples)
         return columns
+
+    def own_input(self, name: str, field: Field, features: list[Feature], examples: list[dict[str, Any]]) -> Ragged:
+        """Returns the column of an own input. A window has the values of its words, or those of the whole text."""
+        values = [value_of(name, field, example) for example in examples]
+        if field.level == "words":
+            windows = [(f.example, slice(f.first_word, f.first_word + len(f.word_starts))) for f in features]
+            rows = [values[number][window] for number, window in windows]
+        elif field.level == "spans":
+            rows = [spans_inside(self, f, examples[f.example], values[f.example], field.unit) for f in features]
+        else:
+            rows = [values[feature.example] for feature in features]
+        return Ragged.from_arrays([row.ravel() for row in rows])
 
     def labels(
         self, name: str, kind: str, features: list[Feature], examples: list[dict[str, Any]]
@@ -134,7 +164,11 @@ class Featurizer:
         return np.array([label_ids.get(value, IGNORE) for value in values], np.int32)  # type: ignore[arg-type]
 
     def features(self, examples: list[dict[str, Any]]) -> list[Feature]:
-        """Returns the Features of a list of examples, in order."""
+        """Returns the Features of a list of examples, in order. Without a tokenizer, each word, or each text, is one
+        token."""
+        if self.tokenizer is None:
+            words = [range(len(example["tokens"]) if self.tagging else 0) for example in examples]
+            return [Feature(i, [0] * max(1, len(w)), [0] * max(1, len(w)), [*w], [*w]) for i, w in enumerate(words)]
         by_words = "tokens" in examples[0]
         options = (by_words, self.unit, HAN_CHARACTER, self.blanks, self.separator)
         first, second = map(list, zip(*(texts_to_encode(example, *options) for example in examples)))
@@ -191,6 +225,11 @@ def needs_blanks(tokenizer: Any) -> bool:
 def label_column(task: str) -> str:
     """Returns the name of a task's label column. The prefix avoids clashes with built-in columns."""
     return f"labels.{task}"
+
+
+def input_column(name: str) -> str:
+    """Returns the name of an own input's column."""
+    return f"inputs.{name}"
 
 
 def encoded_fingerprint(path: str | Path, featurizer: Featurizer, limit: int | str | None) -> str:

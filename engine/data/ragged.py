@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,10 +17,24 @@ class Ragged(NamedTuple):
     offsets: np.ndarray  # (rows + 1,)
 
     @classmethod
+    def from_arrays(cls, arrays: Sequence[np.ndarray]) -> Ragged:
+        """Creates a column from one-dimensional arrays of the same dtype; bools are stored as bytes."""
+        lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
+        values = np.concatenate(arrays)
+        return cls(values.view(np.uint8) if values.dtype == bool else values, np.concatenate([[0], lengths.cumsum()]))
+
+    @classmethod
     def from_lists(cls, lists: Sequence[Sequence[int]]) -> Ragged:
+        """Creates a column of whole numbers. Raises TypeError for others, which would be cut off."""
         lengths = np.fromiter((len(item) for item in lists), np.int64, len(lists))
-        values = np.fromiter((value for item in lists for value in item), np.int32, lengths.sum())
+        values = np.fromiter((index(value) for item in lists for value in item), np.int32, lengths.sum())
         return cls(values, np.concatenate([[0], lengths.cumsum()]))
+
+    def pick(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the values of rows, one row after another, and the length of each."""
+        starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
+        begins = np.cumsum(lengths) - lengths
+        return self.values[np.repeat(starts - begins, lengths) + np.arange(lengths.sum())], lengths
 
     @property
     def lengths(self) -> np.ndarray:

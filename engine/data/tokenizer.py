@@ -34,8 +34,11 @@ APART = regex.compile(rf"[{IDEOGRAPH}\p{{P}}$+<=>^`|~]")
 def load_tokenizer(config: Any, texts: Callable[[], Iterator[str]], own: Path | None = None) -> Any:
     """Loads the tokenizer of --pretrain_model_path or --init_from, or trains one on the texts (see `train_tokenizer`).
 
-    own: the checkpoint from which a run that began from --init_from resumes; its tokenizer is used.
+    own: the checkpoint from which a run that began from --init_from resumes; its tokenizer is used. Returns None with
+    --encoder none.
     """
+    if config.encoder == "none":
+        return None
     name: str = config.pretrain_model_path
     needed: Sequence[str] = ("pad_token", "unk_token", "cls_token")
     if own or config.init_from:

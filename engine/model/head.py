@@ -9,6 +9,7 @@ from torch import nn
 
 from engine.errors import UserError
 from engine.model.distributions import Distribution, Softmax
+from engine.task.hierarchy import nodes_on
 from engine.task.task import IGNORE, Task
 
 LEVELS = ("text", "words", "tokens", "pair")
@@ -94,9 +95,9 @@ class Head(nn.Module):
         have rows of labels. Returns the names of the parameters that do not fit and keep their initial values.
         """
         own, grown, fresh = self.state_dict(), larger.state_dict(), []
-        sizes = [len(one.labels) for one in (self.task, task, larger.task)]
-        there = {label: row for row, label in enumerate(task.labels)}
-        shared = [(row, there[label]) for row, label in enumerate(self.task.labels) if label in there]
+        sizes = [len(one.nodes) for one in (self.task, task, larger.task)]
+        there = {label: row for row, label in enumerate(task.nodes)}
+        shared = [(row, there[label]) for row, label in enumerate(self.task.nodes) if label in there]
         for name, tensor in own.items():
             number, shape, rows = self.rows_per_label.get(name, 1), [], []
             for size, large in zip(tensor.shape, grown[name].shape):
@@ -136,8 +137,8 @@ class ImbalanceHead(Head):
 
     class_weights: torch.Tensor | None
 
-    def __init__(self, hidden_size: int, task: Task):
-        super().__init__(hidden_size, task)
+    def __init__(self, hidden_size: int, task: Task, num_logits: int | None = None):
+        super().__init__(hidden_size, task, num_logits)
         self.register_buffer("class_weights", None, persistent=False)
 
     def balanced_weights(self, counts: torch.Tensor) -> torch.Tensor:
@@ -156,6 +157,14 @@ class ImbalanceHead(Head):
             self.class_weights = self.balanced_weights(counts)
             # on a GPU labels are counted before they move there
             self.class_weights_on_host = self.class_weights.numpy().copy()
+
+
+def paths_of(task: Task) -> torch.Tensor:
+    """For each label, the numbers in `task.nodes` of the nodes on its path, from the top. The path is padded with the
+    number of nodes. -> (C, depth)"""
+    number = {node: i for i, node in enumerate(task.nodes)}
+    paths = [torch.tensor([number[node] for node in nodes_on(label, task.hierarchy)]) for label in task.labels]
+    return nn.utils.rnn.pad_sequence(paths, batch_first=True, padding_value=len(number))
 
 
 class TaskDict(nn.ModuleDict):

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.data.own_inputs import fields_of
 from engine.errors import UserError
 from engine.predict.predictions import Predictions
 from engine.run.device import name_of
@@ -31,6 +32,7 @@ from engine.schema import AnyOf, Optional, Range
 from engine.task.task import PARTS_OF_A_ROW, TASK, Task, tasks_to_json
 from engine.task.text import text_and_offsets
 
+FEW = 8  # an own input of more numbers is not shown
 SMALLEST = 1e-4  # labels below this probability are omitted
 PARTS = ("out_of_fold", "test", "dev")  # a report shows the details of the first one that exists
 # Options that do not affect the model
@@ -64,7 +66,8 @@ def rows_of(
     data: Any, predictions: Predictions, tasks: dict[str, Task], metrics: ModuleType
 ) -> Iterator[dict[str, Any]]:
     """Yields the rows to store for a MyDataset. metrics: the module metrics.py, which decides if an answer is right."""
-    kinds = report_kinds(tasks, metrics)
+    kinds, inputs = report_kinds(tasks, metrics), fields_of(tasks).items()
+    shown = [field.columns for name, field in inputs if name == "extras" or (field.by_cell and field.size <= FEW)]
     cut, windows = cuts_and_windows(data)
     labels, probabilities, averages = predictions
     for i in range(len(data)):
@@ -78,7 +81,8 @@ def rows_of(
         row |= {"cut": int(cut[i]), "windows": int(windows[i])}
         kept = {name: str(value) for name, value in example.get("kept", {}).items() if value is not None}
         unknown = {name: value for name, value in example.items() if name not in {*PARTS_OF_A_ROW, *tasks}}
-        columns = example.get("extras", {}) | kept | unknown
+        own = {column: example["extras"][column] for columns in shown for column in columns}
+        columns = own | kept | unknown
         if columns := {name: value for name, value in columns.items() if isinstance(value, str | int | float)}:
             row["columns"] = columns
         row["answers"] = {}

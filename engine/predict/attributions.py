@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from engine.data.windows import Cutter, encode_texts
 from engine.errors import UserError
 from engine.task.text import HAN_CHARACTER, split_text, text_and_offsets
-from engine.task.words import place_tokens, texts_to_encode
+from engine.task.words import Offsets, place_tokens, texts_to_encode
 
 STEPS = (16, 32, 64, 128, 256, 512)
 TOLERANCE, ROWS = 0.01, 16  # the largest error, as a share of f(x) - f(x'); points in a batch
@@ -78,15 +78,15 @@ def explain(trainer: Any, loader: Any, task: str | None, label: str | None, word
         raise UserError(f"{task!r} compares two texts that are read apart, which explain does not support")
     if heads[task].finds_spans:
         raise UserError(f"{task!r} finds spans, whose scores are not logits of labels; explain another task")
+    if model.output_layer.reads_pairs:
+        raise UserError("this model reads the texts of a pair apart, which explain does not support")
     row = row_of_word(data, word if heads[task].level == "words" else None)
     inputs = data.batch([row]).to(trainer.device).inputs
     place = None if word is None else word - int(data.columns["first_word"][row])
     words, of_token = words_of(data[0], row, data.featurizer)
     is_word = torch.tensor([len(numbers) > 0 for numbers in of_token], device=trainer.device)
-    with (
-        torch.backends.cudnn.flags(enabled=False),
-        torch.enable_grad(),
-    ):  # cuDNN has no gradient of an LSTM in eval mode
+    # cuDNN has no gradient of an LSTM in eval mode
+    with torch.backends.cudnn.flags(enabled=False), torch.enable_grad():
         index = index_of(heads[task], model(inputs).logits[task], inputs, label, place)
         scores, logit, baseline, steps = integrate(
             model, inputs, is_word, data.pad_id, lambda logits: logits[task][(slice(None), *index)]
@@ -136,55 +136,56 @@ def index_of(
     if label is not None or not names:
         return (*place, names.index(label or "") if names else 0)
     answer = head.decode(logits, inputs)[0][(0, *place)]
-    return (
-        *place,
-        int(answer) if answer.ndim == 0 and answer.dtype != torch.bool else int(logits[(0, *place)].argmax()),
-    )
+    is_id = answer.ndim == 0 and answer.dtype == torch.long  # otherwise a set of labels: the most probable one
+    return (*place, int(answer if is_id else logits[(0, *place)].argmax()))
 
 
 def words_of(example: dict[str, Any], row: int, featurizer: Any) -> tuple[list[Word], list[list[int]]]:
     """Returns (the words of an example, for each token of one of its rows the numbers of its words). Special tokens
     have no word. Without `tokens`, words are those of `split_text`; a token that covers several belongs to all."""
-    by_words, pair = "tokens" in example, example.get("text_pair")
-    separator = featurizer.separator
+    by_words, pair, separator = "tokens" in example, example.get("text_pair", ""), featurizer.separator or ""
     options = by_words, featurizer.unit, HAN_CHARACTER, featurizer.blanks, separator
     first, second = texts_to_encode(example, *options)
     [encoding] = encode_texts(featurizer.encode, [first], None if second is None else [second], featurizer.filler)
     text, offsets = text_and_offsets(example, featurizer.tasks)
-    pieces = split_text(text, "word") if offsets is None else [(text[s:e], s, e) for s, e in offsets]
-    words = [Word(piece, 0.0, start, end) for piece, start, end in pieces]
-    number = len(words)
-    if pair is not None:
-        of_pair = split_text(pair, "word")
-        if by_words:
-            of_pair = [(pair[s:e], s, e) for s, e in place_tokens(pair, pair.split()) or ()]
-        words += [Word(piece, 0.0, start, end, True) for piece, start, end in of_pair]
-    cutter = Cutter(featurizer.max_length, featurizer.stride, featurizer.truncation, featurizer.tagging)
-    sequences, word_ids, places = encoding.sequence_ids, encoding.word_ids, encoding.offsets
+    places = [offsets or places_in(text), (place_tokens(pair, pair.split()) if by_words else places_in(pair)) or []]
+    sides = zip((text, pair), places, (False, True))
+    words = [Word(source[start:end], 0.0, start, end, side) for source, of, side in sides for start, end in of]
+    special = {*featurizer.tokenizer.all_special_ids} - {featurizer.tokenizer.unk_token_id}
+    ids, sequences, tokens, word_ids = (
+        encoding.ids,
+        encoding.sequence_ids,
+        encoding.offsets,
+        list[Any](encoding.word_ids),
+    )
     # with positions instead of ids, the cutter returns the positions that the row keeps
-    numbered = SimpleNamespace(ids=range(len(sequences)), type_ids=encoding.type_ids)
+    numbered: Any = SimpleNamespace(ids=range(len(sequences)), type_ids=encoding.type_ids)
     numbered.word_ids, numbered.sequence_ids = word_ids, sequences
-    kept = cutter.features(0, numbered, has_words=bool(first))[row].input_ids  # type: ignore[arg-type]
+    cutter = Cutter(featurizer.max_length, featurizer.stride, featurizer.truncation, featurizer.tagging)
     found: list[list[int]] = []
-    for position in kept:
-        side = sequences[position]
-        own, shift = ([], 0) if side is None else (words[:number], 0) if side == 0 else (words[number:], number)
-        before = bool(side and separator)
-        if by_words:
-            index = (word_ids[position] or 0) - before
-            found.append([index + shift] if 0 <= index < len(own) else [])
+    for position in cutter.features(0, numbered, has_words=bool(first))[row].input_ids:
+        side, inside = sequences[position], list[int]()
+        if side is None or ids[position] in special:
+            pass
+        elif by_words:
+            inside = [word_ids[position] - bool(side and separator)]  # -1: the separator, which precedes the words
         else:
-            start, end = (place - before * len(separator or "") for place in places[position])
-            found.append([index + shift for index in covered(own, start, end)])
+            start, end = (place - side * len(separator) for place in tokens[position])
+            inside = covered(places[side], start, end)
+        found.append([number + (side or 0) * len(places[0]) for number in inside if number >= 0])
     return words, found
 
 
-def covered(words: list[Word], start: int, end: int) -> list[int]:
+def places_in(text: str) -> Offsets:
+    return [(start, end) for _, start, end in split_text(text, "word")] if text else []
+
+
+def covered(words: Offsets, start: int, end: int) -> list[int]:
     """Returns the numbers of the words between two characters; if there are only blanks, of the next (or last) one."""
     if end <= 0 or not words:
         return []
-    inside = [i for i, word in enumerate(words) if word.start < end and start < word.end]
-    return inside or [next((i for i, word in enumerate(words) if word.start >= end), len(words) - 1)]
+    inside = [number for number, (first, stop) in enumerate(words) if first < end and start < stop]
+    return inside or [next((number for number, (first, _) in enumerate(words) if first >= end), len(words) - 1)]
 
 
 def integrate(

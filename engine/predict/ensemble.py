@@ -17,13 +17,13 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from engine.data.own_inputs import fields_of
 from engine.errors import UserError
 from engine.model import span_pointer
 from engine.model.head import Head
 from engine.predict.predictions import Predictions, add_cut_words, prediction_rows
 from engine.run.run_folder import SCORES, checkpoint_of, distinct, read_result
 from engine.schema import Optional
-from engine.task.extras import extras_of
 from engine.task.task import read_tasks
 
 
@@ -183,8 +183,8 @@ def facts_of(run: Run, name: str) -> dict[str, Any]:
     """Returns {property: value} for the properties of a task that must be the same in all runs."""
     task = run.tasks[name]
     facts = {"head": "crf_tagging" if run.use_crf and task.type == "tagging" else task.type}
-    facts |= {"labels": task.labels, "tokens": task.unit, "pairs of texts": task.pairs}
-    facts["--extra_columns"] = list(extras_of(run.tasks))
+    facts |= {"labels": task.labels, "tokens": task.unit, "pairs of texts": task.pairs, "hierarchy": task.hierarchy}
+    facts["own inputs"] = {name: field.declared() for name, field in fields_of(run.tasks).items()}
     if task.type != "regression":  # regression values are converted to the first run's scale: see `on_scale_of`
         facts["scale"] = [task.mean, task.std]
     return facts

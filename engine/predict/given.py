@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from engine.data.own_inputs import input_columns
 from engine.errors import UserError
 from engine.predict.isolation import own_module
 from engine.predict.predictions import prepare_inputs
-from engine.task.extras import extras_of, pairs_of
-from engine.task.task import Task
+from engine.task.task import Task, pairs_of
 from engine.task.text import token_unit
 from engine.task.words import id_of
 
@@ -78,7 +78,7 @@ def example_of(row: dict[str, Any], where: str, tasks: dict[str, Task], labelled
     if pairs_of(tasks) and "text_pair" not in row:
         raise UserError(f"{where}: this model reads pairs of texts; give tuples of two, or rows with text_pair")
     example: dict[str, Any] = {name: row[name] for name in ("text", "tokens", "text_pair") if name in row}
-    columns = {name: row[name] for name in extras_of(tasks) if name in row}
+    columns = {name: row[name] for name in input_columns(tasks) if name in row}
     example["extras"] = columns | (row.get("extras") or {})
     if "id" in row:
         example["id"] = id_of(row["id"], 0)

@@ -12,16 +12,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from engine.data.own_inputs import input_columns
 from engine.errors import UserError
 from engine.predict.attributions import Explanation, explain
 from engine.predict.given import examples_of, form_of
 from engine.predict.isolation import own_module
 from engine.predict.labelling import pool_size
 from engine.predict.predictions import prediction_rows
+from engine.run import distributed
 from engine.run.device import to_device
 from engine.run.run_folder import checkpoint_of
-from engine.task.extras import extras_of, pairs_of
-from engine.task.task import Task
+from engine.task.task import Task, pairs_of
 
 Examples = list[dict[str, Any]]
 
@@ -89,7 +90,7 @@ class Model:
             for name, task in self.tasks.items()
         )
         inputs = "pairs of texts" if pairs_of(self.tasks) else "texts"
-        columns = "".join(f", {name}" for name in extras_of(self.tasks))
+        columns = "".join(f", {name}" for name in input_columns(self.tasks))
         machine = f"{self.trainer.device}, {self.trainer.config.precision}"
         return f"<{self.checkpoint}: {inputs}{columns} -> {tasks}; {machine}>"
 
@@ -135,7 +136,7 @@ class Model:
         if os.getpid() != self.process:  # after a fork: threads of the parent, which may hold the lock, are not here
             self.lock, self.process = RLock(), os.getpid()
             torch.set_num_threads(1)  # the pool of OpenMP does not survive a fork
-        with self.lock:
+        with self.lock, distributed.alone():
             yield
 
 

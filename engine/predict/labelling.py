@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from engine.data.cuts import Cuts
+from engine.data.own_inputs import fields_of
 from engine.errors import UserError
 from engine.predict.predictions import check_pairs, prepare_inputs
 from engine.predict.rows import write_rows
@@ -32,7 +33,6 @@ from engine.run.reading import READING, ReadingOptions
 from engine.run.run_folder import changed_options, hold
 from engine.run.signals import Interrupted, StopSignals
 from engine.schema import Range, SchemaError, read_json
-from engine.task.extras import extras_of
 from engine.task.task import Task
 
 logger = logging.getLogger("template")
@@ -151,7 +151,7 @@ def check_all(rows: Any, tasks: dict[str, Task]) -> None:
         logger.info(note)
     if not rows.labelled:
         check_pairs(next(iter(rows.read())), tasks)
-        for _ in prepare_inputs(rows.read(), tasks, rows.path) if extras_of(tasks) else ():
+        for _ in prepare_inputs(rows.read(), tasks, rows.path) if fields_of(tasks) else ():
             pass
 
 

@@ -9,14 +9,15 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 
+from engine.data.fields import describe
+from engine.data.own_inputs import fields_of, input_columns, require_fields
 from engine.data.windows import merge_spans, merge_windows
 from engine.errors import UserError
 from engine.predict.rows import write_rows
 from engine.run import distributed
 from engine.run.files import appearing_whole
-from engine.task.extras import extras_of, pairs_of, require_extras
 from engine.task.tags import find_scheme
-from engine.task.task import Task
+from engine.task.task import Task, has_no_text, pairs_of
 from engine.task.text import split_text, text_and_offsets, token_unit
 from engine.task.words import columns_of, is_wordless, row_of
 
@@ -167,21 +168,25 @@ def are_of_entities(labels: tuple[str, ...]) -> bool:
 def prepare_inputs(
     examples: Iterable[dict[str, Any]], tasks: dict[str, Task], path: str | Path = "--predict_file", first: int = 1
 ) -> Iterator[dict[str, Any]]:
-    """Yields examples prepared for prediction on these tasks: tokenised for tags and spans, with numeric extra columns.
+    """Yields examples prepared for prediction on these tasks: tokenised for tags and spans, with their own inputs.
 
     first: number of the first text, for error messages.
     """
-    extras, unit = extras_of(tasks), token_unit(tasks)
-    paired = pairs_of(tasks)
+    fields, unit = fields_of(tasks), token_unit(tasks)
+    paired, columns = pairs_of(tasks), input_columns(tasks)
     for number, example in enumerate(examples, first):
         if not paired:
             example.pop("text_pair", None)
-        if extras:
-            require_extras(example, extras, f"{path}, text {number}")
+        if unit is not None and "tokens" not in example and "text" in example:
+            example["tokens"] = [token for token, _, _ in split_text(example["text"], unit)]
+        if not example.keys() & {"text", "tokens"}:
+            if not has_no_text(tasks):
+                raise UserError(f"{path}, row {number}: no column has a usual name of a text; add --text_column")
+            example["text"] = describe(example.get("extras") or {}, columns)
+        if fields:
+            require_fields(example, fields, f"{path}, text {number}")
         else:
             example.pop("extras", None)
-        if unit is not None and "tokens" not in example:
-            example["tokens"] = [token for token, _, _ in split_text(example["text"], unit)]
         yield example
 
 

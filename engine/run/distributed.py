@@ -22,6 +22,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from datetime import timedelta
 from functools import partialmethod
 from itertools import zip_longest
@@ -39,6 +40,7 @@ from engine.run.device import count_of, module_of, to_device
 from engine.run.launch import is_launched, local_rank, restarts
 
 ROOT = Path(__file__).resolve().parents[2]
+ALONE = ContextVar("alone", default=False)
 # Keeps replicas alive until exit: destroying them joins threads of gloo, which may never return
 KEPT: list[DistributedDataParallel] = []
 BUCKET = 2**24  # values summed at a time
@@ -47,12 +49,22 @@ FEW_ROWS_FROM = 2**20  # matrices at least this large reduce only their non-zero
 
 def rank() -> int:
     """The rank of this process, from 0."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() and not ALONE.get() else 0
 
 
 def size() -> int:
     """The number of processes."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not ALONE.get() else 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """A context in which this thread shares no work with other processes, even if another program has joined them."""
+    token = ALONE.set(True)
+    try:
+        yield
+    finally:
+        ALONE.reset(token)
 
 
 def is_main_process() -> bool:

@@ -1,5 +1,6 @@
 """Checks the options of main.py and their combinations. Nothing slow is imported here: every command needs it."""
 
+import dataclasses
 import math
 import os
 import re
@@ -31,6 +32,7 @@ def check_options(config: Any) -> None:
     refuse_contradictions(config)
     refuse_tricks(config)
     refuse_teachers(config)
+    refuse_text_options(config)
     refuse_backbone(config)
     config.task_weights_by_name()
 
@@ -55,6 +57,21 @@ def task_weights_by_name(text: str) -> dict[str, float]:
     if not all(0 <= weight < float("inf") for weight in weights.values()):
         raise UserError(f"--task_weights={text!r}: weights must be finite and not negative")
     return weights
+
+
+# Options that need a text, which --encoder none does not read: with these it is refused …
+FOR_TEXTS = "pretrain_model_path init_from special_tokens shared_layers freeze_layers unlabelled teacher compile "
+FOR_TEXTS += "use_fgm use_pgd use_freelb use_smart"
+# … and these have no effect
+OF_TEXTS = "max_length truncation window_stride vocab_size hidden_size num_layers pooling word_pooling"
+
+
+def refuse_text_options(config: Any) -> None:
+    """Raises UserError for options that need a text, with --encoder none."""
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    for name in FOR_TEXTS.split() if config.encoder == "none" else ():
+        if getattr(config, name) != defaults[name]:
+            raise UserError(f"--{name}: --encoder none reads no text and has no layers; leave out one of them")
 
 
 def is_given(config: Any) -> bool:
@@ -82,8 +99,9 @@ def refuse_backbone(config: Any) -> None:
     if config.load_dtype == "bf16" and config.use_smart:
         fine = "--load_dtype=bf16 is too coarse for the small noise of --use_smart"
         raise UserError(f"{fine}; use fp32, or --use_freelb")
-    if config.gradient_checkpointing and config.encoder == "bilstm":
-        raise UserError("--gradient_checkpointing: a BiLSTM does not support it; leave it out")
+    if config.gradient_checkpointing and config.encoder != "transformer":
+        kind = "a BiLSTM" if config.encoder == "bilstm" else f"--encoder {config.encoder}"
+        raise UserError(f"--gradient_checkpointing: {kind} does not support it; leave it out")
 
 
 def refuse_tricks(config: Any) -> None:
@@ -202,6 +220,9 @@ def refuse_embed(config: Any) -> None:
 def unused_options(config: Any, kinds: Sequence[str]) -> list[str]:
     """One line per option that has no effect, or leaves another without effect. kinds: of the tasks."""
     unused = options_without_switch(config)
+    for field in dataclasses.fields(config) if config.encoder == "none" else ():
+        if field.name in OF_TEXTS.split() and getattr(config, field.name) != field.default:
+            unused.append(f"--{field.name}={getattr(config, field.name)} has no effect with --encoder none")
     if config.class_weights != "none" or config.label_smoothing or config.focal_gamma:
         imbalance = "--class_weights, --label_smoothing and --focal_gamma have no effect on"
         if config.use_crf and "tagging" in kinds:

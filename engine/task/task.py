@@ -1,17 +1,30 @@
 """The Task class, and reading and writing labels.json."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
 from engine.schema import AnyOf, Optional, Range, SchemaError, read_json
+from engine.task.hierarchy import nodes_on
 
 PARTS_OF_A_ROW = ("id", "text", "tokens", "text_pair", "extras", "kept")
 KINDS = ("classification", "multilabel", "regression", "tagging", "spans")  # formats of labels
 IGNORE = -100  # label id of unlabelled texts and words (torch's ignore_index)
 STATISTICS = {"mean": float, "std": Range(1e-300, 1e300)}
+FIELD = {  # see engine/data/fields.py
+    "columns": [str],
+    Optional("shape"): [Range(1)],
+    "dtype": AnyOf("float", "int", "bool", "name"),
+    "level": AnyOf("text", "list", "words", "spans"),
+    Optional("unit"): AnyOf("characters", "words"),
+    Optional("standardize"): bool,
+    Optional("missing"): AnyOf(str, float),
+    Optional("statistics"): {str: STATISTICS},
+    Optional("names"): [str],
+    Optional("function"): str,
+}
 TASK = {
     "type": str,
     "labels": [str],
@@ -20,7 +33,10 @@ TASK = {
     Optional("rows"): Range(0),
     Optional("unit"): AnyOf("word", "character", "character+blank"),
     Optional("pairs"): AnyOf(bool, None),
+    Optional("hierarchy"): str,
     Optional("extras"): {str: STATISTICS},
+    Optional("fields"): {str: FIELD},
+    Optional("no_text"): bool,
 }
 
 
@@ -36,8 +52,11 @@ class Task:
     mean: float = 0.0  # regression: mean and std of the values in train
     std: float = 1.0
     pairs: bool = False  # texts are pairs
-    extras: dict[str, dict[str, float]] | None = None  # {column: {"mean", "std"}} of numeric columns
+    extras: dict[str, dict[str, float]] | None = None  # {column: {"mean", "std"}} of --extra_columns
+    fields: dict[str, dict[str, Any]] | None = None  # {name: Field as JSON} of other own inputs
+    no_text: bool = False  # rows have no text, only own inputs; "text" describes them
     kind: str = ""  # default: the type
+    hierarchy: str = ""  # labels are paths of nodes, joined by this separator (engine/task/hierarchy.py)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", self.kind or self.type)
@@ -46,6 +65,12 @@ class Task:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.needs_words and not self.unit:
             object.__setattr__(self, "unit", "word")
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The labels, followed by those of their ancestors in the hierarchy that are not labels themselves."""
+        paths = [nodes_on(label, self.hierarchy) for label in self.labels if self.hierarchy]
+        return tuple(dict.fromkeys([*self.labels, *(node for path in paths for node in path)]))
 
     @property
     def is_tagging(self) -> bool:
@@ -67,7 +92,17 @@ class Task:
         values = asdict(self) | {"kind": None if self.kind == self.type else self.kind}
         if self.kind != "regression":
             del values["mean"], values["std"]
-        return {name: value for name, value in values.items() if value not in (None, {}) and value is not False}
+        return {name: value for name, value in values.items() if value not in (None, "", {}) and value is not False}
+
+
+def pairs_of(tasks: dict[str, Task]) -> bool:
+    """Whether a model of these tasks reads a second text."""
+    return any(task.pairs for task in tasks.values())
+
+
+def has_no_text(tasks: Mapping[str, Task]) -> bool:
+    """Whether the rows of these tasks have no text."""
+    return any(task.no_text for task in tasks.values())
 
 
 def needs_words(kind: str) -> bool:
@@ -89,6 +124,8 @@ def read_tasks(path: str | Path) -> dict[str, Task]:
                 raise SchemaError(f"{path}: {name}.labels has an empty label")
             elif task.counts is not None and len(task.counts) != len(task.labels):
                 raise SchemaError(f"{path}: {name}.counts and {name}.labels differ in length")
+            elif task.kind == "multilabel" and len(task.nodes) > len(task.labels):
+                raise SchemaError(f"{path}: {name}.labels lacks {task.nodes[-1]!r}, the parent of other labels")
     except SchemaError as error:
         raise UserError(f"{error}; recreate the file, or use an intact copy") from None
     if not tasks:

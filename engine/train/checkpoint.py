@@ -78,7 +78,8 @@ class Writer:
 
         def fill(temporary: Path) -> None:
             save_file(weights, temporary / "model.safetensors")
-            self.tokenizer.save_pretrained(temporary)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(temporary)
             if hasattr(encoder, "config"):
                 encoder.config.save_pretrained(temporary)
             if base and not merge:
@@ -209,8 +210,9 @@ def require_labels(folder: Path, tasks: dict[str, Task]) -> None:
     theirs = read_tasks(folder / "labels.json")
     for name in sorted(theirs.keys() | tasks.keys()):
         old, new = (side[name].labels if name in side else () for side in (theirs, tasks))
-        if old != new:
-            differ = sorted(set(old) ^ set(new)) or ["their order"]
+        separators = {side[name].hierarchy for side in (theirs, tasks) if name in side}
+        if old != new or len(separators) > 1:
+            differ = sorted(set(old) ^ set(new)) or ["their order" if old != new else "their hierarchy"]
             raise UserError(
                 f"{folder}: the labels of {name!r} have changed since ({', '.join(differ[:8])}); train a new "
                 "--model_version"

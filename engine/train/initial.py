@@ -130,8 +130,9 @@ def start_head(
 ) -> str:
     """Copies what a head can take from a checkpoint. -> its part of the log line"""
     task, theirs = head.task, before.get(name)
-    if theirs is None or theirs.kind != task.kind:
-        return "starts fresh (a new task)" if theirs is None else f"starts fresh (was {theirs.kind})"
+    if theirs is None or (theirs.kind, theirs.hierarchy) != (task.kind, task.hierarchy):
+        was = theirs and f"{theirs.kind} with the hierarchy {theirs.hierarchy!r}".removesuffix(" with the hierarchy ''")
+        return f"starts fresh (was {was})" if was else "starts fresh (a new task)"
     larger = head
     if theirs.labels != task.labels:
         more = tuple(f"{label}'" for label in task.labels if label != "O")

@@ -54,7 +54,7 @@ def look_at_block(parts: Parts, context: Context, write: bool, block: Block) -> 
     examples, results = parts[part][start:stop], CheckResults(context)
     for check in results.checks.values():
         check.look(part, start, examples, context)
-    results.labels.look(part, examples, context.kinds)
+    results.labels.look(part, examples, context.kinds, context.fields)
     return results, encode_rows(examples) if write else b""
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from engine.data.fields import Field
+from engine.data.own_inputs import require_fields
 from engine.errors import UserError
-from engine.task.extras import require_extras
 from engine.task.words import entities_in
 from preprocess.example import PART_NAMES, Example
-from preprocess.labels.kinds import as_list, check_label
+from preprocess.labels.kinds import HIERARCHICAL, as_list, check_label, check_paths
 from preprocess.labels.positions import marked_names
 from preprocess.labels.schemes import Scheme
 from preprocess.labels.spans import read_all_spans, token_spans_to_tags, tokenize_spans
@@ -28,6 +29,9 @@ class Form:
     unit: str  # token unit for spans over a text, see split_text
     tag_scheme: str
     chosen: dict[str, str]  # {task: kind} from --label_type
+    hierarchy: str = ""  # separator of the nodes in a label
+    fields: dict[str, Field] = field(default_factory=dict)  # own inputs
+    no_text: bool = False  # the rows have no text
     names: list[str] = field(default_factory=list)  # names of the tasks
     kinds: dict[str, str] = field(default_factory=dict)  # {task: kind}
     dashed: list[str] = field(default_factory=list)  # tasks in which "-" means no label
@@ -67,17 +71,19 @@ class Form:
         for name in self.over_tokens:
             if self.kinds[name] == "tagging":
                 notes.append(token_spans_to_tags(examples, name))
+        for example in examples if self.fields else ():
+            require_fields(example, self.fields, example["_where"])
         kinds = self.kinds | dict.fromkeys(self.from_tags, "tagging")
         for example in examples:
             check_labels(example, kinds, self.separator)
+            for name in (name for name, kind in kinds.items() if self.hierarchy and kind in HIERARCHICAL):
+                example[name] = check_paths(example[name], name, self.hierarchy, example["_where"])
         return notes
 
     def normalize(self, example: Example) -> None:
-        """Normalises part names, numbers in extra columns, multi-hot lists and (with several tasks) empty cells."""
+        """Normalises part names, multi-hot lists and (with several tasks) empty cells."""
         if "split" in example:
             example["split"] = PART_NAMES[str(example["split"]).lower()]
-        if "extras" in example:
-            require_extras(example, example["extras"], example["_where"])
         for name, positions in self.positions.items():
             if example.get(name) not in (None, ""):
                 example[name] = marked_names(example[name], positions, example["_where"])

@@ -11,9 +11,10 @@ import math
 import re
 from typing import Any
 
+from engine.data.fields import MAX_NUMBER
 from engine.errors import UserError
 from engine.task import task
-from engine.task.extras import MAX_NUMBER
+from engine.task.hierarchy import problem_of, with_ancestors
 from preprocess.example import Example, shown
 from preprocess.labels.literals import literal
 
@@ -21,6 +22,7 @@ from preprocess.labels.literals import literal
 KINDS = {kind: kind for kind in task.KINDS}
 TAG_NAMES = ("slots", "tags", "ner", "ner_tags")  # labels with these names are tags, never label sets
 SET_NAMES = ("intent", "intents")  # lists with these names are label sets, also if there are tokens
+HIERARCHICAL = ("classification", "multilabel")  # kinds whose labels can be paths of nodes
 MAX_LABELS = 100_000  # per task
 NO_LABEL = ("", "nan", "null", "na", "n/a", "#n/a")  # missing labels for --drop_unlabelled
 
@@ -60,6 +62,15 @@ def check_set(label: Any, name: str, where: str) -> list[str]:
     if not all(isinstance(item, str) and item.strip() for item in label):
         raise UserError(f"{where}: {name!r} must be a list of labels (non-empty strings)")
     return sorted({item.strip() for item in label})
+
+
+def check_paths(label: Any, name: str, separator: str, where: str) -> Any:
+    """Returns a label that is a path, or a set of paths with all their ancestors. Raises UserError for a broken path.
+    The label is in its stored form, or None."""
+    for path in label if isinstance(label, list) else [label or ""]:
+        if path and (problem := problem_of(path, separator)):
+            raise UserError(f"{where}: the label {name}={shown(path)} {problem} (--label_hierarchy {separator!r})")
+    return sorted(with_ancestors(label, separator)) if isinstance(label, list) else label
 
 
 def check_tags(label: Any, name: str, where: str, tokens: list[str] | None) -> list[str]:

@@ -4,6 +4,7 @@ import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -11,17 +12,19 @@ from typing import Any
 
 import numpy as np
 
+from engine.data.fields import Field
+from engine.data.own_inputs import column_statistics
 from engine.errors import UserError
-from engine.task.extras import column_statistics
+from engine.task.hierarchy import depth_of, most_specific
 from engine.task.task import Task, needs_words, require_distinct, tasks_of
 from preprocess.example import Example, cut, length_of, shown
-from preprocess.labels.kinds import KINDS, check_label_names
+from preprocess.labels.kinds import HIERARCHICAL, KINDS, check_label_names
 from preprocess.storage.arrow import blocks_of
 from preprocess.storage.facts import Column, Facts, FirstRows, Series
 
 
 class LabelStatistics(Facts):
-    """Statistics of labels, lengths and extra columns over all rows."""
+    """Statistics of labels, lengths and own inputs over all rows."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.lengths: dict[str, Counter[int]] = defaultdict(Counter)  # {part: {length: number of rows}}
@@ -31,11 +34,18 @@ class LabelStatistics(Facts):
         self.first: dict[tuple[str, str], FirstRows] = defaultdict(FirstRows)  # {(task, part): first row of each label}
         series = partial(Series, folder, np.float64)
         self.numbers: dict[tuple[str, str], Series] = defaultdict(series)  # {(task, part): NaN where missing}
-        self.extras: dict[str, Series] = defaultdict(series)  # {column: values in train, without missing ones}
+        self.cells: dict[str, Series] = defaultdict(series)  # {column: numbers in train, without missing ones}
+        self.names: dict[str, Counter[str]] = defaultdict(Counter)  # {own input: its names in train}
         self.tokens: Counter[str] = Counter()  # {"long", "blank": train blocks with such tokens}
 
-    def look(self, part: str, examples: Sequence[Example], kinds: Mapping[str, str]) -> None:
-        """Adds a block of examples. kinds: {task: kind}."""
+    def look(
+        self,
+        part: str,
+        examples: Sequence[Example],
+        kinds: Mapping[str, str],
+        inputs: Mapping[str, Field] | None = None,
+    ) -> None:
+        """Adds a block of examples. kinds: {task: kind}; inputs: the own inputs."""
         self.lengths[part].update(map(length_of, examples))
         for name, kind in kinds.items():
             self.look_at_task(part, examples, name, kind)
@@ -44,9 +54,16 @@ class LabelStatistics(Facts):
                 tokens = {token for e in examples for token in e["tokens"]}
                 self.tokens["long"] += any(len(token) > 1 for token in tokens)
                 self.tokens["blank"] += any(token.isspace() for token in tokens)
-            for name in examples[0].get("extras", ()):
-                values = [e["extras"][name] for e in examples]
-                self.extras[name].of_block = np.array([x for x in values if x is not None], np.float64)
+            for name, field in (inputs or {}).items():
+                self.look_at_input(name, field, examples)
+
+    def look_at_input(self, name: str, field: Field, examples: Sequence[Example]) -> None:
+        for column in field.columns if field.standardize or field.dtype == "name" else ():
+            values = [value for e in examples for value in field.present(column, e["extras"][column])]
+            if field.standardize:
+                self.cells[column].of_block = np.array(values, np.float64)
+            else:
+                self.names[name].update(values)
 
     def look_at_task(self, part: str, examples: Sequence[Example], name: str, kind: str) -> None:
         values = [e[name] for e in examples]
@@ -72,26 +89,33 @@ class LabelStatistics(Facts):
 
 
 def collect_labels(
-    parts: Mapping[str, Sequence[Example]], kinds: Mapping[str, str], types: Mapping[str, str] | None = None
+    parts: Mapping[str, Sequence[Example]],
+    kinds: Mapping[str, str],
+    types: Mapping[str, str] | None = None,
+    hierarchy: str = "",
 ) -> dict[str, Task]:
     """Returns the tasks of {part: examples}, see `label_info`."""
     total = LabelStatistics()
     for part, start, stop in blocks_of(parts):
         block = LabelStatistics()
-        block.look(part, parts[part][start:stop], kinds)
+        block.look(part, parts[part][start:stop], kinds, getattr(parts[part], "fields", {}))
         total.merge(block)
-    return label_info(total, parts, kinds, types or {})
+    return label_info(total, parts, kinds, types or {}, hierarchy)
 
 
 def label_info(
-    found: LabelStatistics, parts: Mapping[str, Sequence[Example]], kinds: Mapping[str, str], types: Mapping[str, str]
+    found: LabelStatistics,
+    parts: Mapping[str, Sequence[Example]],
+    kinds: Mapping[str, str],
+    types: Mapping[str, str],
+    hierarchy: str = "",
 ) -> dict[str, Task]:
     """Returns the tasks: their types, and the ordered labels with their counts in train.
 
     Tagging tasks also have "unit", the kind of token. Regression tasks have the mean and standard deviation instead of
-    labels. All tasks also record whether texts are pairs, the extra columns, and the kind of a custom type.
+    labels. All tasks also record whether texts are pairs, the own inputs, and the kind of a custom type.
 
-    types: {task: custom type}.
+    types: {task: custom type}. hierarchy: the separator of nodes in labels; it applies to tasks that have it.
     """
     require_distinct("the data", kinds)
     info: dict[str, dict[str, Any]] = {}
@@ -117,16 +141,60 @@ def label_info(
         if needs_words(kind):
             unit = "character+blank" if found.tokens["blank"] else "character"
             info[name]["unit"] = "word" if found.tokens["long"] else unit
+    if hierarchy:
+        add_hierarchy(info, hierarchy)
     first = parts["train"][0]
-    extras = {name: column_statistics(name, found.extras[name].column.read()) for name in first.get("extras", ())}
+    inputs = inputs_of(found, getattr(parts["train"], "fields", {}))
     for name, task in info.items():
-        if "text_pair" in first:
-            task["pairs"] = True
-        if extras:
-            task["extras"] = extras
+        task |= inputs | {"pairs": "text_pair" in first, "no_text": getattr(parts["train"], "no_text", False)}
         if name in types and KINDS[types[name]] != types[name]:
             task |= {"type": types[name], "kind": KINDS[types[name]]}
     return tasks_of(info)
+
+
+def add_hierarchy(info: Mapping[str, dict[str, Any]], separator: str) -> None:
+    """Marks the tasks whose labels are paths. Raises UserError if there are none, or if the top level already tells all
+    labels apart: the separator is probably a part of names."""
+    paths = {name: task for name, task in info.items() if task["type"] in HIERARCHICAL}
+    paths = {name: task for name, task in paths.items() if any(separator in label for label in task["labels"])}
+    if not paths:
+        kinds = " and ".join(f"{name!r} ({task['type']})" for name, task in info.items())
+        raise UserError(f"--label_hierarchy={separator!r} is in no label of {kinds} in train; leave it out")
+    for name, task in paths.items():
+        leaves = most_specific(task["labels"], separator)
+        if len(leaves) == len({leaf.split(separator)[0] for leaf in leaves}):
+            problem = f"no two labels of the task {name!r} share a parent, such as {shown(max(leaves))}"
+            raise UserError(f"--label_hierarchy={separator!r}: {problem}; leave it out if it does not separate levels")
+        task["hierarchy"] = separator
+
+
+def levels_of(task: Task) -> str:
+    """Formats the number of nodes on each level of a hierarchy, for the summary."""
+    levels = Counter(depth_of(node, task.hierarchy) for node in task.nodes)
+    names: dict[str, set[str]] = defaultdict(set)
+    for node in task.nodes:
+        parent, _, name = node.rpartition(task.hierarchy)
+        names[name].add(parent)
+    several = sorted(name for name, parents in names.items() if len(parents) > 1)
+    note = f"; different nodes with the same name: {', '.join(map(shown, several[:3]))}" if several else ""
+    return f"{len(levels)} levels of {', '.join(str(levels[depth]) for depth in sorted(levels))} nodes{note}"
+
+
+def inputs_of(found: LabelStatistics, inputs: Mapping[str, Field]) -> dict[str, Any]:
+    """Returns the entries `extras` and `fields` of labels.json, with the statistics and names of train."""
+    declared = {}
+    for name, field in inputs.items():
+        if field.standardize:
+            values = {column: found.cells[column].column.read() for column in field.columns}
+            field = replace(field, statistics=column_statistics(name, field, values))
+        if field.dtype == "name":
+            field = replace(field, names=sorted(found.names[name]))
+        declared[name] = field
+    extras = declared.pop("extras", None)
+    return {
+        "extras": extras.statistics if extras else None,
+        "fields": {name: field.to_json() for name, field in declared.items()} or None,
+    }
 
 
 def present_in(column: Column) -> Iterator[float]:
@@ -160,6 +228,8 @@ def print_summary(parts: Mapping[str, Sequence[Example]], tasks: Mapping[str, Ta
         per_label = Counter(dict(zip(task.labels, task.counts or ())))
         common = ", ".join(f"{cut(label)} {count / per_label.total():.0%}" for label, count in per_label.most_common(3))
         print(f"task {name}: {task.type}, {len(per_label)} labels ({common}{', …' if len(per_label) > 3 else ''})")
+        if task.hierarchy:
+            print(f"task {name}: hierarchy, {levels_of(task)}")
         if task.kind == "multilabel":
             none = {part: found.empty[name][part] for part in parts}
             print(f"task {name}: rows with an empty label set (kept): {none}")

@@ -33,16 +33,16 @@ class Cells:
     """Parses text and label cells. The first rows determine the parser of each column."""
 
     def __init__(self, head: Head, columns: Columns, options: ReadOptions) -> None:
-        self.path, self.options, self.text = head.path, options, columns.text
+        self.path, self.options, self.text = head.path, options, columns.text or ""
         self.readers: dict[str, Read] = {}  # {column: parser of its cells}
         self.tasks: dict[str, str] = {}  # {parsed label column: its task}
         self.keys: dict[str, list[str]] = {}  # {column: keys of its objects}
         usual = {name: name for name in alike(LABEL_NAMES, head.names) if name not in (columns.text, columns.pair)}
         labels = columns.labels if options.labelled else usual  # even unread labels show how the text is split
         by_name = {name: [row[i] for row in head.rows] for i, name in enumerate(head.names)}
-        texts = by_name[columns.text]
+        texts = by_name[columns.text] if columns.text else [""] * len(head.rows)
         if sum(is_strings(literal(text)) for text in texts) > 0.5 * sum(not is_empty(text) for text in texts):
-            self.readers[columns.text] = literal
+            self.readers[self.text] = literal
         for task, source in labels.items() if "structured" not in split_names(options.accept) else ():
             if isinstance(source, str):
                 self.choose_parser(task, source, by_name[source], texts)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.data.fields import FIELDS, describe
 from engine.errors import UserError
 from engine.task.signs import LABEL_NAMES, PAIR_NAMES, PAIRS, TEXT_NAMES, alike, by_usual, inline_syntax
 from engine.task.words import text_or_tokens
@@ -75,7 +76,7 @@ class NoLabels(UserError):
 class Columns(NamedTuple):
     """The roles of the columns. labels: {task: label column, or list of columns of 0 and 1}."""
 
-    text: str
+    text: str | None  # None: the rows have no text
     pair: str | None
     labels: dict[str, str | list[str]]
     extras: list[str]
@@ -103,7 +104,10 @@ class Columns(NamedTuple):
         for key, column in (("id", "id"), ("split", self.part)):
             if column and values.get(column) is not None and column not in (self.text, self.pair, *self.sources):
                 example[key] = values[column]
-        example |= text_or_tokens(values[self.text], values.get("text"))
+        if self.text:
+            example |= text_or_tokens(values[self.text], values.get("text"))
+        elif self.labels:
+            example["text"] = describe(values, self.extras)
         if self.pair:
             example["text_pair"] = values[self.pair]
         if self.group:
@@ -112,7 +116,7 @@ class Columns(NamedTuple):
             example["extras"] = {name: values.get(name) for name in self.extras}
         if self.kept:
             example["kept"] = {name: values.get(name) for name in self.kept}
-        if self.inline:
+        if self.inline and self.text:
             example["text"], example["slots"] = without_marks(str(values[self.text] or ""), self.inline, where)
         for task, source in self.labels.items():
             example[task] = values.get(source) if isinstance(source, str) else names_marked(source, values, where)
@@ -134,7 +138,8 @@ class Head:
         if missing := [name for name in selected if name not in self.names]:
             no_header = "if row 1 is not a header, add --no_header: columns are then numbered; "
             advice = no_header if missing[0].isdigit() and self.names[0] != "0" else ""
-            raise self.lacks(flag, f"no column {missing[0]!r} (--{flag}); {advice}{self.listed}")
+            of = flag if " " in flag else f"--{flag}"
+            raise self.lacks(flag, f"no column {missing[0]!r} ({of}); {advice}{self.listed}")
         columns = selected or by_usual(usual, self.names)
         if needed and not columns:
             raise self.lacks(flag, f"no column has a usual name; add --{flag}; {self.listed}")
@@ -171,9 +176,11 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
     if not known:
         refuse_other_tasks(head, options)
     text, pair = find_texts(head, options)
-    inline = find_inline(head, options, text, known)
+    inline = find_inline(head, options, text, known) if text else None
     if not options.labelled:  # the trained model defines the extra columns
-        options.understood.add_columns(text=repr(text), pair=pair, entities=inline and f"marks {inline}, removed")
+        options.understood.add_columns(
+            text=text and repr(text), pair=pair, entities=inline and f"marks {inline}, removed"
+        )
         extras = [name for name in names if name not in (text, pair, "id", "split")]
         options.understood.unread.update(alike([*LABEL_NAMES, *NUMBER_NAMES, *OTHER_LABEL_NAMES], extras))
         return Columns(text, pair, {}, extras, [], inline=inline)
@@ -181,6 +188,8 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
     labels = find_labels(head, options, known, {text, pair, part}, needed=not inline)
     group = next(iter(head.pick("group_column", [options.group_column], needed=False)), None)
     extras = head.pick("extra_columns", split_names(options.extra_columns), needed=False)
+    own = [column for field in FIELDS.values() for column in field.columns]
+    extras = list(dict.fromkeys(extras + head.pick("FIELDS in data_loader.py", own, needed=False)))
     kept = head.pick("keep_columns", split_names(options.keep_columns), needed=False)
     columns = Columns(text, pair, labels, extras, kept, group, part, inline)
     used = columns.sources
@@ -190,28 +199,35 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
         if task in RESERVED or set(task) & set(".,="):
             raise UserError(f"{path}: {task!r} is not allowed as the name of a label column; rename it")
     if both := sorted({*extras} & {text, pair, *used}):
-        raise UserError(f"{path}: --extra_columns: {both[0]!r} is the text or a label; {listed}")
+        raise UserError(f"{path}: --extra_columns or FIELDS: {both[0]!r} is the text or a label; {listed}")
     used_columns = {text, pair, *used, *extras, *kept, group, part, "id"}
     unused = [name for name in names if name not in used_columns]
     shown = f", second text from {pair!r}" if pair else ""
-    shown += f", extra inputs from {', '.join(map(repr, extras))}" if extras else ""
+    shown += f", extra inputs from {abbreviate(map(repr, extras))}" if extras else ""
     shown += f", parts from {part!r}" if part else ""
     shown += f", entities marked as {inline} (--shape none keeps the marks)" if inline else ""
     shown += f", kept for the report: {', '.join(map(repr, kept))}" if kept else ""
     not_used = f"; not used: {abbreviate(unused)}" if unused else ""
     options.understood.columns.update(names)
-    options.understood.add_columns(text=repr(text), pair=pair, labels=abbreviate(map(repr, used)))
-    note(f"{path}: text from {text!r}{shown}, labels from {abbreviate(map(repr, used))}{not_used}")
+    options.understood.add_columns(text=text and repr(text), pair=pair, labels=abbreviate(map(repr, used)))
+    source = f"text from {text!r}" if text else "no text"
+    note(f"{path}: {source}{shown}, labels from {abbreviate(map(repr, used))}{not_used}")
     return columns
 
 
-def find_texts(head: Head, options: ReadOptions) -> tuple[str, str | None]:
-    """Returns the columns of the text and of the second text (for pairs)."""
+def find_texts(head: Head, options: ReadOptions) -> tuple[str | None, str | None]:
+    """Returns the columns of the text and of the second text (for pairs); None if there is none."""
+    usual = ["tokens", *TEXT_NAMES, "words"]
+    named = options.text_column or options.text_pair_column
+    if not options.text:
+        return None, None
+    if not options.needs_text and FIELDS and not named and not by_usual(usual, head.names):
+        return None, None  # for a model that reads no text
     if not (options.text_column or options.text_pair_column or "tokens" in head.names):
         for pair in PAIRS:
             if len(both := alike(pair, head.names)) == 2:
                 return both[0], both[1]
-    text = head.pick("text_column", [options.text_column], ["tokens", *TEXT_NAMES, "words"])[0]
+    text = head.pick("text_column", [options.text_column], usual)[0]
     return text, next(iter(head.pick("text_pair_column", [options.text_pair_column], PAIR_NAMES, needed=False)), None)
 
 

@@ -314,7 +314,7 @@ class Needs(NamedTuple):
         label = label if len(columns.labels) == 1 else []
         by_name = by_name and options.labelled and not options.label_column
         unseen = {*LABEL_NAMES, *PAIR_NAMES} - {*names} if by_name else set()
-        keys = [columns.text, *([columns.pair] if columns.pair else []), *([] if options.drop_unlabelled else label)]
+        keys = [*filter(None, (columns.text, columns.pair)), *([] if options.drop_unlabelled else label)]
         return cls(keys, label, unseen, num_seen)
 
     def check(self, values: Any, where: str) -> None:

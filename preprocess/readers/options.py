@@ -70,6 +70,9 @@ class RawOptions(ReadingOptions):
     tag_column: str = option("", "column of token tags, or several, comma-separated; each becomes a task")
     group_column: str = option("", "rows with equal values in this column stay in the same part and fold")
     extra_columns: str = option("", "numeric columns, comma-separated, used as model inputs in addition to the text")
+    text: bool = option(
+        True, "the rows have a text; --no_text: they have --extra_columns and FIELDS of data_loader.py alone"
+    )
     keep_columns: str = option("", "columns to keep, comma-separated; the report shows scores per value")
     split_column: str = option("", "column or key with the part of each row (default: split, partition, …)")
     offsets: Literal["auto", "characters", "utf16"] = option("auto", "unit of span offsets")
@@ -83,6 +86,7 @@ class ReadOptions(RawOptions):
 
     label_types: dict[str, str] = field(default_factory=dict)  # {task: type} of --label_type
     understood: Understanding = field(default_factory=Understanding, compare=False)
+    needs_text: bool = True  # whether files without a text column are refused
     labelled: bool = False  # whether to read labels; not needed for prediction and tokenizer training
 
     @classmethod

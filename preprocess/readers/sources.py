@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -178,7 +179,7 @@ class TextRows:
 
 def texts_of(config: Any) -> TextRows:
     """Returns the TextRows of --predict_file."""
-    path, options = Path(config.predict_file), ReadOptions.of(config)
+    path, options = Path(config.predict_file), replace(ReadOptions.of(config), needs_text=False)
     rows = TextRows(path, partial(read_texts, path, options))
     files = [each for each in map(Path, options.understood.forms) if each.is_file() and suffix_of(each) not in BINARY]
     detected = {str(each): encoding_of(each, report=False) for each in files if options.encoding == "auto"}
@@ -198,15 +199,16 @@ def read_texts(path: Path, options: ReadOptions) -> Iterator[Example]:
     texts are kept, so that each prediction keeps its row number. A JSON object is read into memory as a whole."""
     if options.format == "hf" and not path.exists():
         raise UserError(f"{path}: no such folder; save a dataset of the hub with load_dataset(…).save_to_disk(FOLDER)")
-    expected: set[str] = set()
+    expected: set[str] | None = None
     for number, example in enumerate(read_examples(path, options)):
         form = {*TEXT_KEYS} & example.keys() - ({"text"} if "tokens" in example else set())
-        expected = expected or form
+        expected = form if expected is None else expected
         where = example["_where"]
         if form != expected:
-            has, first = (" and ".join(sorted(keys)) for keys in (form, expected))
+            has, first = (" and ".join(sorted(keys)) or "no text" for keys in (form, expected))
             raise UserError(f"{where}: has {has}, but the first row has {first}")
-        check_row(example, {}, where, needs_labels=False)
+        if form:
+            check_row(example, {}, where, needs_labels=False)
         if not number:
             options.understood.unread.update(example.keys() - {*RESERVED})
         texts = {key: example[key] for key in (*TEXT_KEYS, "extras") if key in example}

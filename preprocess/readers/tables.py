@@ -207,7 +207,7 @@ def report_joined_labels(head: Head, columns: Columns, options: ReadOptions) -> 
 
 def columns_by_name(head: Head, options: ReadOptions) -> Columns:
     """Returns the Columns of a table with a header."""
-    is_doubtful = options.labelled and not alike([*TEXT_NAMES, "tokens"], head.names)
+    is_doubtful = options.labelled and options.text and not alike([*TEXT_NAMES, "tokens"], head.names)
     no_header = f"if row 1 is not a header, add --no_header; {head.listed}"
     refuse_other_tasks(head, options)
     if is_doubtful and not options.text_column:
@@ -241,7 +241,8 @@ def columns_by_number(head: Head, options: ReadOptions) -> Columns:
         advice = f"add --label_column NUMBER (and --text_column, if the text is not column {text})"
         raise UserError(f"{head.path}: the label column is unclear; {advice}; {head.listed}")
     unused = [name for name in others if name not in (*label, *split_names(options.label_column))]
-    if options.labelled and not options.text_column and (second := second_text(head, int(text), unused)):
+    second = None if options.text_column or not options.text else second_text(head, int(text), unused)
+    if options.labelled and second:
         both = ",".join(sorted((text, second), key=int))
         pair = "--text_column {} --text_pair_column {}".format(*both.split(","))
         advice = f"add {pair} for pairs, --join_columns {both} for one text, or --text_column {text} for one of them"

@@ -174,6 +174,7 @@ class Rows(Sequence[Example]):
     ) -> None:
         self.store, self.form, self.order = store, form, order
         self.own_ids, self.folder, self.step = store.num_ids > 0, store.folder, store.step
+        self.fields, self.no_text = getattr(form, "fields", {}), getattr(form, "no_text", False)
 
     def __len__(self) -> int:
         return len(self.order)

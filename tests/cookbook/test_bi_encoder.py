@@ -77,7 +77,7 @@ def folder_of(tmp_path, pairs=True):
     folder.mkdir()
     second = {"text_pair": "b"} if pairs else {}
     rows = [{"id": str(n), "text": f"a {n}", **second, "score": float(n)} for n in range(4)]
-    for part in ("train", "dev"):
+    for part in ("train", "dev", "test"):
         (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     task = {"score": {"type": "regression", "labels": [], "mean": 1.5, "std": 1.2, "pairs": pairs}}
     (folder / "labels.json").write_text(json.dumps(task), encoding="utf-8")

@@ -798,7 +798,7 @@ def test_columns_of_numbers_reach_the_batch_and_the_prediction(tmp_path, capsys)
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        ("1,x,3", "row 3: n is 'x', but --extra_columns must be numbers"),
+        ("1,x,3", "row 3: n is 'x', but must be a number"),
         ("1,inf,3", "row 3: n is 'inf', which is not finite"),
         ("2,2,2", "'n' is always 2 in train"),
         (",,", "'n' is empty in train"),
@@ -809,7 +809,7 @@ def test_a_bad_extra_column_is_one_line(column, message, tmp_path):
     (tmp_path / "a.csv").write_text("text,label,n\n" + "\n".join(lines) + "\n")
     with pytest.raises(UserError, match=message):
         process(DataConfig(input=str(tmp_path / "a.csv"), output_dir=str(tmp_path / "data"), extra_columns="n"))
-    with pytest.raises(UserError, match="--extra_columns: 'label' is the text or a label"):
+    with pytest.raises(UserError, match="--extra_columns or FIELDS: 'label' is the text or a label"):
         process(DataConfig(input=str(tmp_path / "a.csv"), output_dir=str(tmp_path / "data"), extra_columns="n,label"))
     with pytest.raises(UserError, match=r"row 2: --label_type label=tagging requires one tag per token, but .* 'a'"):
         process(DataConfig(input=str(tmp_path / "a.csv"), output_dir="x", label_type="label=tagging"))

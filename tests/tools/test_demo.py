@@ -258,7 +258,7 @@ def test_bad_input_is_reported():
         ({"text": "\ud800"}, "lone surrogate"),
         ({"text_pair": None}, "pairs"),
         ({"extras": {}}, "no column 'n'"),
-        ({"extras": {"n": "many"}}, "must be numbers"),
+        ({"extras": {"n": "many"}}, "must be a number"),
         ({"extras": [1]}, "an object"),
         ({"label": "a"}, "unknown key 'label'"),
     ):

@@ -15,6 +15,7 @@ from config import Config
 from engine.errors import UserError
 from engine.run.command_line import option, run_command
 from engine.run.launch import is_launched
+from engine.task.task import has_no_text
 from logging_config import get_logger
 
 
@@ -65,6 +66,8 @@ def main(config: DemoConfig) -> int:
     options, size = config.for_run(), config.eval_batch_size
     best = Path(config.checkpoint or options.run_dir / "checkpoints/best")
     trainer, featurizer = load_trained(best, options, to_device(config.device))
+    if has_no_text(trainer.tasks):
+        raise UserError(f"{best}: reads no text that could be typed; label rows with main.py --predict_file")
     label = Labeller(trainer, lambda e: MyDataLoader(MyDataset(e, featurizer, quiet=True), size))
     if config.terminal:
         return run_prompt(label)

@@ -25,8 +25,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse
 from starlette.routing import Route
 
+from engine.data.own_inputs import input_columns
 from engine.errors import UserError
-from engine.task.extras import extras_of, pairs_of
+from engine.task.task import pairs_of
 from tools.demo.typed import KEYS, MAX_CHARACTERS, MAX_TEXTS, Examples, Labeller
 from tools.report.page import environment, json_in_page, raw
 from tools.report.texts import Words, language_of
@@ -74,7 +75,7 @@ def run_demo(label: Labeller, examples: Examples, listening: socket.socket, addr
 def page(label: Labeller, examples: Examples, language: str) -> str:
     first = examples.first()
     words = Words(language_of(language, [item["given"]["text"] for item in first]))
-    shown = {"pairs": pairs_of(label.tasks), "columns": list(extras_of(label.tasks)), "examples": first}
+    shown = {"pairs": pairs_of(label.tasks), "columns": input_columns(label.tasks), "examples": first}
     data = json_in_page(shown | {"words": {name: words(f"demo_{name}") for name in FIELDS}})
     view = {"style": raw("page.css") + raw("demo.css"), "script": raw("demo.js"), "data": data}
     template = environment(words).get_template("demo.html.jinja")

@@ -11,9 +11,10 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from engine.data.own_inputs import input_columns
 from engine.errors import UserError
 from engine.run.command_line import one_line
-from engine.task.extras import extras_of, pairs_of
+from engine.task.task import pairs_of
 from tools.demo.typed import Labeller, Tasks
 
 COLOURS = (34, 33, 32, 35, 31, 36, 94, 95)  # SGR codes, one per entity type
@@ -61,7 +62,7 @@ def ask(tasks: Tasks, is_terminal: bool) -> dict[str, Any] | None:
         return None
     if pairs_of(tasks):
         given["text_pair"] = read("second text")
-    if columns := extras_of(tasks):
+    if columns := input_columns(tasks):
         given["extras"] = {name: read(name) for name in columns}
     return given
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from engine.data.own_inputs import input_columns
 from engine.errors import UserError
 from engine.predict.answers import cuts_and_windows, distribution
 from engine.predict.predictions import names_entities, prediction_row, prepare_inputs
-from engine.task.extras import extras_of, pairs_of
-from engine.task.task import read_tasks
+from engine.task.task import pairs_of, read_tasks
 from engine.task.text import text_and_offsets, text_of
 from engine.task.words import entities, entity
 from tools.report.marked import Mark, split_crossing, tree
@@ -38,7 +38,7 @@ def as_example(given: Given, tasks: Tasks) -> dict[str, Any]:
     if pairs_of(tasks) and not isinstance(given.get("text_pair"), str):
         raise UserError("this model reads pairs of texts; text_pair must be a string")
     if not isinstance(given.get("extras") or {}, dict):
-        raise UserError("extras must be an object with one number per column")
+        raise UserError("extras must be an object with one value per column")
     read = [key for key in ("text", "tokens", *(["text_pair"] if pairs_of(tasks) else [])) if key in given]
     example = {"id": str(given.get("id", "0"))} | {key: given[key] for key in read}
     if not text_of(example).strip():
@@ -166,7 +166,7 @@ class Examples:
             row = json.loads(line)
             given = {"text": text_and_offsets(row, self.tasks)[0]}
             given |= {"text_pair": row["text_pair"]} if "text_pair" in row else {}
-            given |= {"extras": row["extras"]} if extras_of(self.tasks) else {}
+            given |= {"extras": row["extras"]} if input_columns(self.tasks) else {}
             as_example(given, self.tasks)
             known = [name for name in self.tasks if row.get(name) is not None]
             return {"given": given, "gold": [view(row, name, self.tasks, row[name]) for name in known]}

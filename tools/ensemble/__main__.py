@@ -77,6 +77,7 @@ class EnsembleConfig(ReadingOptions):
 
 
 def main(config: EnsembleConfig) -> None:
+    import data_loader  # noqa: F401 (it declares FIELDS)
     import metrics
     from engine.predict.ensemble import Committee, find_runs
     from engine.run.device import keep_freed_memory, to_device

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("template")
 # Modules of engine/ that are copied to the export as predictor_*.py and imported by predictor.py
-SHARED = [ROOT / "engine" / name for name in "data/windows predict/rows run/flags schema task/signs task/words".split()]
-CODE = {f"predictor_{path.name}.py": path.with_suffix(".py") for path in SHARED}
+SHARED = "data/fields data/windows predict/rows run/flags schema task/signs task/words".split()
+CODE = {f"predictor_{Path(name).name}.py": ROOT / "engine" / f"{name}.py" for name in SHARED}
 CODE["predictor.py"] = Path(__file__).parent / "predictor.py"
 # All files that an export may contain
 NAMES = {*CODE, "predictor.json", "requirements.txt", "tokenizer.json", "arrays.npz", "manifest.json"}
@@ -176,7 +176,8 @@ def require_checkpoint(folder: Path) -> None:
     best = folder / "checkpoints/best"
     if best.is_dir():
         raise UserError(f"--checkpoint {folder} is a run folder; use its checkpoint {best}")
-    if (folder / "args.json").exists() and not (folder / "tokenizer.json").exists():
+    has_options = (folder / "args.json").exists()
+    if has_options and not (folder / "tokenizer.json").exists() and Config.load(folder / "args.json").encoder != "none":
         raise UserError(f"{folder}: has a slow tokenizer and no tokenizer.json; train with a fast tokenizer")
 
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from engine.data.own_inputs import fields_of
 from engine.errors import UserError
 from engine.model import lora
 from engine.run.command_line import first_line
-from engine.task.extras import pairs_of
+from engine.task.task import pairs_of
 
 if TYPE_CHECKING:
     from data_loader import Batch
@@ -129,8 +130,9 @@ def example_inputs(
             example["tokens"] = words
         if pairs_of(featurizer.tasks):
             example["text_pair"] = "c d"
-        if featurizer.extras:
-            example["extras"] = dict.fromkeys(featurizer.extras)
+        example["extras"] = {}
+        for field in featurizer.fields.values():
+            example["extras"] |= field.example(len(words))
         examples.append(example)
     return batch_of(examples).inputs
 
@@ -171,7 +173,10 @@ def write_graph(model: MyModel, inputs: dict[str, torch.Tensor], path: Path) -> 
 
     names, tensors = list(inputs), tuple(inputs.values())
     dynamic = torch.export.Dim.DYNAMIC
-    shapes = tuple({0: dynamic} if name == "extras" else {0: dynamic, 1: dynamic} for name in names)
+    own = fields_of({name: head.task for name, head in model.output_layer.heads.items()})
+    fixed = {name for name, tensor in inputs.items() if tensor.ndim == 1 or tensor.shape[1] == 1}
+    fixed |= {name for name, field in own.items() if field.level == "text"}
+    shapes = tuple({0: dynamic} if name in fixed else {0: dynamic, 1: dynamic} for name in names)
     outputs = [f"logits_{number}" for number in range(len(model.output_layer.heads))]
     module = LogitsOnly(model, names).eval()
     try:

@@ -16,7 +16,6 @@ import csv
 import gzip
 import hashlib
 import io
-import math
 import os
 import re
 import sys
@@ -33,6 +32,7 @@ from tokenizers import Encoding, Tokenizer
 HERE = Path(__file__).resolve().parent
 if TYPE_CHECKING or not (HERE / "predictor_schema.py").exists():
     sys.path.append(str(HERE.parents[1]))
+    from engine.data.fields import Field, FieldError, describe
     from engine.data.windows import Cutter, Feature, Unusable, encode_texts, merge_spans, merge_windows, pick
     from engine.predict.rows import write_rows
     from engine.run.flags import OneLineParser, one_line, whole_number
@@ -43,6 +43,7 @@ else:  # in an exported folder, where no __pycache__ is written
     sys.path.append(str(HERE))
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     import predictor_words as task_words
+    from predictor_fields import Field, FieldError, describe
     from predictor_flags import OneLineParser, one_line, whole_number
     from predictor_rows import write_rows
     from predictor_schema import AnyOf, Optional, Range, SchemaError, parse_json, read_json
@@ -52,17 +53,17 @@ else:  # in an exported folder, where no __pycache__ is written
     sys.dont_write_bytecode = before
 
 MAX_TOKENS = 512  # per batch; larger batches are slower
-INPUTS = ("input_ids", "attention_mask", "token_type_ids", "word_starts", "word_ends", "word_mask", "extras")
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "word_starts", "word_ends", "word_mask")
 Example = dict[str, Any]  # a valid row: text or tokens, and id, text_pair, extras
 Task = dict[str, Any]  # a task of predictor.json
 Answer = tuple[Any, Any]  # (label, probability)
 
-NUMBERS = {"mean": float, "std": Range(1e-300, 1e300)}
 TASK = {
     "head": AnyOf("classification", "multilabel", "regression", "tagging", "crf", "spans"),
     "type": str,
     "labels": [str],
     Optional("threshold"): float,
+    Optional("paths"): [[Range(0)]],
     Optional("outside"): Range(0),
     Optional("entities"): bool,
     Optional("crf"): Range(0),
@@ -86,7 +87,8 @@ SETTINGS = {
     "pairs": bool,
     "apart": bool,
     "markers": {str: Range(0, 2**31)},
-    "extras": {str: NUMBERS},
+    "fields": {str: object},
+    "reads_text": bool,
     "pad_id": Range(0, 2**31),
     "filler": AnyOf(str, None),
     "separator": AnyOf(str, None),
@@ -112,7 +114,7 @@ def require_whole(folder: Path) -> dict[str, Any]:
     """Reads the settings of an exported folder. Raises InputError if a file is missing, changed or malformed."""
     try:
         manifest = read_json(folder / "manifest.json", {str: str})
-        for name in sorted({"model.onnx", "predictor.json", "tokenizer.json", *manifest}):
+        for name in sorted({"model.onnx", "predictor.json", *manifest}):
             if Path(name).name != name or not os.path.isfile(folder / name):
                 raise InputError(f"{folder / name}: is missing; export the model again")
             if manifest.get(name) != sha256_of(folder / name):
@@ -124,6 +126,11 @@ def require_whole(folder: Path) -> dict[str, Any]:
         missing = [key for key in NEEDED.get(task["head"], ()) if key not in task]
         if (task["head"] != "regression" and not task["labels"]) or "" in task["labels"]:
             missing.append("labels")
+        paths = task.get("paths", [[0]] * len(task["labels"]))
+        if len(paths) != len(task["labels"]) or any(
+            len(x) != len(paths[0]) or max(x, default=0) > len(paths) for x in paths
+        ):
+            missing.append("paths")
         if missing or task.get("outside", 0) >= max(1, len(task["labels"])):
             key = missing[0] if missing else "outside"
             problem = f"{key!r} of the task {name!r} is missing or invalid"
@@ -156,11 +163,15 @@ class Encoder:
 
     def __init__(self, folder: Path, settings: dict[str, Any]):
         self.path = folder / "tokenizer.json"
-        self.tokenizer = usable(self.path, lambda path: Tokenizer.from_file(str(path)))
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
+        self.tokenizer: Any = None
+        if settings["reads_text"]:
+            self.tokenizer = usable(self.path, lambda path: Tokenizer.from_file(str(path)))
+            self.tokenizer.no_truncation()
+            self.tokenizer.no_padding()
         self.filler, self.separator, self.blanks = (settings[name] for name in ("filler", "separator", "blanks"))
-        self.unit, self.pairs, self.extras = (settings[name] for name in ("unit", "pairs", "extras"))
+        self.unit, self.pairs = settings["unit"], settings["pairs"]
+        fields = settings["fields"].items()
+        self.fields = usable(folder / "predictor.json", lambda _: {name: Field(**field) for name, field in fields})
         self.word_ends, self.apart = settings["word_ends"], settings["apart"]
         max_length, stride, truncation = (settings[name] for name in ("max_length", "stride", "truncation"))
         self.cutter = Cutter(max_length, stride, truncation, self.unit is not None, settings["markers"])
@@ -172,6 +183,11 @@ class Encoder:
         """Encodes rows. before: number of preceding rows in the file, for error messages"""
         examples = [self.example(row, f"row {number}") for number, row in enumerate(rows, before + 1)]
         encoded = []
+        if self.tokenizer is None:  # each word, or each row, is one token
+            sizes = [len(example.get("tokens", [""])) for example in examples]
+            positions = [list(range(size if self.unit else 0)) for size in sizes]
+            features = [Feature(i, [0] * max(1, len(p)), [0] * max(1, len(p)), p, p) for i, p in enumerate(positions)]
+            return [Encoded(example, [feature], 0) for example, feature in zip(examples, features)]
         try:
             seconds = [{"text": example["text_pair"]} for example in examples] if self.apart else []
             encodings, others = self.tokenize(examples), self.tokenize(seconds) or len(examples) * [None]
@@ -193,6 +209,9 @@ class Encoder:
             row = {"text": row}
         elif isinstance(row, list | tuple):
             row = {"tokens": list(row)}
+        elif isinstance(row, dict) and self.tokenizer is None and not row.keys() & {"text", "tokens"}:
+            columns = [column for field in self.fields.values() for column in field.columns]
+            row = row | {"text": describe(row.get("extras") or {}, dict.fromkeys(columns))}
         elif not isinstance(row, dict) or not ("text" in row or "tokens" in row):
             raise InputError(f"{where}: must be a text, a list of tokens, or a dict with `text` or `tokens`")
         example = {key: row[key] for key in ("id", "text", "tokens", "text_pair", "extras") if key in row}
@@ -208,27 +227,23 @@ class Encoder:
         for text in (*tokens, example.get("text", ""), example.get("text_pair", "")):
             if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
                 raise InputError(f"{where}: contains a lone surrogate (\\ud800 to \\udfff); remove it")
-        if self.extras:
-            example["extras"] = self.numbers(example.get("extras") or {}, where)
         if self.unit is not None and "tokens" not in example:
             example["tokens"] = self.patterns[self.unit].findall(example["text"]) or [""]
+        given = example.pop("extras", None) or {}
+        if self.fields:
+            example["inputs"] = self.own_inputs(given, example.get("tokens"), where)
         return example
 
-    def numbers(self, given: dict[str, Any], where: str) -> list[float]:
-        """Returns the extra columns of a row, standardised with the mean and std of train; missing values become 0."""
-        values = []
-        for name, of_train in self.extras.items():
-            if name not in given:
-                raise InputError(f"{where}: no column {name!r}, which this model needs")
-            cell = given[name]
-            try:
-                number = math.nan if cell is None or (isinstance(cell, str) and not cell.strip()) else float(cell)
-            except (TypeError, ValueError, OverflowError):
-                shown = repr(cell) if len(repr(cell)) < 80 else f"{repr(cell)[:80]}…"
-                raise InputError(f"{where}: {name} is {shown}, but must be a number") from None
-            if math.isinf(number):
-                raise InputError(f"{where}: {name} is {cell!r}, which is not finite")
-            values.append(0.0 if math.isnan(number) else (number - of_train["mean"]) / of_train["std"])
+    def own_inputs(self, given: Any, tokens: list[str] | None, where: str) -> dict[str, np.ndarray]:
+        """Returns the values of the own inputs of a row, {name: (N, *shape)}. given: {column: cell}"""
+        values = {}
+        try:
+            for name, field in self.fields.items():
+                values[name] = field.value(field.clean(given if isinstance(given, dict) else {}))
+                if field.level == "words" and len(values[name]) != len(tokens or ()):
+                    raise FieldError(f"{field.columns[0]} must have one value per word")
+        except FieldError as error:
+            raise InputError(f"{where}: {error}") from None
         return values
 
     def tokenize(self, examples: list[Example]) -> list[Encoding]:
@@ -328,7 +343,8 @@ class Predictor:
             folder / "model.onnx", lambda path: onnxruntime.InferenceSession(str(path), options, providers=providers)
         )
         self.inputs = [given.name for given in self.session.get_inputs()]
-        unknown = set(self.inputs) - set(INPUTS)
+        own = [name for field in self.encode.fields for name in (field, f"{field}_mask")]
+        unknown = set(self.inputs) - {*INPUTS, *own}
         if unknown or len(self.session.get_outputs()) != len(self.tasks):
             raise InputError(f"{folder / 'model.onnx'}: does not match predictor.json; export the model again")
 
@@ -402,8 +418,12 @@ class Predictor:
                 ends[i, :num_words] = feature.word_ends
         inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
         inputs |= {"word_starts": starts, "word_ends": ends, "word_mask": words}
-        if self.encode.extras:
-            inputs["extras"] = np.array([encoded[f.example].example["extras"] for f in features], np.float32)
+        for name, field in self.encode.fields.items():
+            values = [encoded[feature.example].example["inputs"][name] for feature in features]
+            if field.level == "words":
+                values = [value[f.first_word : f.first_word + len(f.word_starts)] for f, value in zip(features, values)]
+            lengths = np.array([value.size for value in values])
+            inputs |= field.batch(name, np.concatenate([value.ravel() for value in values]), lengths)
         return inputs
 
     def decode(
@@ -417,6 +437,9 @@ class Predictor:
             return list(zip(best.tolist(), probabilities[np.arange(len(best)), best].tolist()))
         if head == "multilabel":
             probabilities = sigmoid(logits)
+            if "paths" in task:  # at most that of the parent in a label hierarchy; paths are padded with C
+                padded = np.concatenate([probabilities, np.ones_like(probabilities[:, :1])], 1)
+                probabilities = padded[:, task["paths"]].min(2)
             return list(zip((probabilities >= np.float32(task["threshold"])).tolist(), probabilities.tolist()))
         if head == "regression":
             return [(value, None) for value in (logits.astype(np.float64) * task["std"] + task["mean"]).tolist()]
@@ -565,7 +588,8 @@ def read_table(path: Path, table: Iterator[list[str]], options: Any) -> Iterator
     text, pair = find_columns(path, header, options)
     head = list(islice(table, 200))
     full = [dict(zip(header, cells)) for cells in head if len(cells) == len(header) and any(cells)]
-    refuse_marked(path, [row[text] for row in full], [[row[name] for row in full] for name in header if name != text])
+    texts = [row[text] for row in full] if text else []
+    refuse_marked(path, texts, [[row[name] for row in full] for name in header if name != text])
     for number, cells in enumerate(chain(head, table)):
         cells = cells if any(cells) else [""] * len(header)
         if len(cells) != len(header):
@@ -631,6 +655,8 @@ def find_columns(path: Path, names: list[str], options: Any) -> tuple[str, str |
         if given and given not in names:
             raise InputError(f"{path}: no column {given!r} (--{flag}); the columns are: {', '.join(names)}")
         chosen.append(given or next(iter(by_usual(usual, names)), None))
+    if chosen[0] is None and not options.reads_text:
+        return "", None
     if chosen[0] is None:
         problem = f"cannot tell which column is the text; add --text_column: {', '.join(names)}"
         raise InputError(f"{path}: {problem}; if the file has another format, label it with main.py --predict_file")
@@ -639,7 +665,8 @@ def find_columns(path: Path, names: list[str], options: Any) -> tuple[str, str |
 
 def input_row(values: dict[str, Any], number: int, text: str, pair: str | None) -> dict[str, Any]:
     row = {"id": task_words.id_of(None if text == "id" else values.get("id"), number)}
-    row |= task_words.text_or_tokens(values[text], values.get("text"))
+    if text:
+        row |= task_words.text_or_tokens(values[text], values.get("text"))
     if pair:
         row["text_pair"] = values[pair]
     return row | {"extras": {name: value for name, value in values.items() if name not in (text, pair, "id")}}
@@ -668,11 +695,12 @@ def label_file(options: argparse.Namespace) -> None:
         raise InputError(f"{options.output}: must end in .jsonl or .csv")
     if output.exists() and os.path.exists(options.texts) and output.samefile(options.texts):
         raise InputError(f"{options.output}: is the input file; choose another output")
+    options.reads_text = read_json(HERE / "predictor.json", {"reads_text": bool})["reads_text"]
     rows = read_rows(options.texts, options)
     first = next(rows, None)
     if first is None:
         raise InputError(f"{options.texts}: the file is empty; nothing to label")
-    predictor = Predictor(Path(__file__).parent, options.threads or None)
+    predictor = Predictor(HERE, options.threads or None)
     write_file(labelled(predictor, chain([first], rows), options.batch_size), output, options.spreadsheet_safe)
 
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import regex
 
+from engine.data.fields import Field
 from engine.errors import UserError
 from engine.model.crf import IMPOSSIBLE
 from engine.predict.predictions import names_entities, outside_id
 from engine.task import text
-from engine.task.extras import extras_of, pairs_of
+from engine.task.task import pairs_of
 
 if TYPE_CHECKING:
     from engine.data.features import Featurizer
@@ -62,6 +63,16 @@ def kind_of_head(name: str, head: Head) -> str:
     return exported
 
 
+def require_exportable(inputs: dict[str, Field]) -> None:
+    """Raises UserError if the predictor cannot compute one of the own inputs."""
+    for name, field in inputs.items():
+        if field.function:
+            advice = "compute the values beforehand and declare a column"
+            raise UserError(f"FIELDS[{name!r}] is read by a function, which an export cannot contain; {advice}")
+        if field.level == "spans":
+            raise UserError(f"FIELDS[{name!r}]: the predictor of an export cannot map spans to tokens; use main.py")
+
+
 def write_settings(folder: Path, model: MyModel, featurizer: Featurizer) -> None:
     """Writes predictor.json, arrays.npz and tokenizer.json of a model to a folder."""
     arrays: dict[str, np.ndarray] = {}
@@ -72,6 +83,8 @@ def write_settings(folder: Path, model: MyModel, featurizer: Featurizer) -> None
         tasks[name] = {key: values[key] for key in KEPT if key in values} | {"head": kind}
         if kind in ("multilabel", "spans"):
             tasks[name]["threshold"] = float(head.threshold)
+        if kind == "multilabel" and hasattr(head, "paths"):
+            tasks[name]["paths"] = head.paths.tolist()
         if kind in ("crf", "tagging"):
             tasks[name] |= {"outside": outside_id(task), "entities": names_entities(task)}
         if kind == "crf":
@@ -81,6 +94,7 @@ def write_settings(folder: Path, model: MyModel, featurizer: Featurizer) -> None
                 scores = getattr(crf, "transitions" if part == "transitions" else f"{part}_transitions")
                 masked = scores.detach().masked_fill(getattr(crf, rule), IMPOSSIBLE)
                 arrays[f"{number}.{part}"] = masked.float().numpy()
+    require_exportable(featurizer.fields)
     by_unit, han = patterns()
     settings = {
         "tasks": tasks,
@@ -92,8 +106,9 @@ def write_settings(folder: Path, model: MyModel, featurizer: Featurizer) -> None
         "pairs": pairs_of(featurizer.tasks),
         "apart": featurizer.apart,
         "markers": featurizer.markers,
-        "extras": extras_of(featurizer.tasks),
-        "pad_id": featurizer.tokenizer.pad_token_id,
+        "fields": {name: field.to_json() for name, field in featurizer.fields.items()},
+        "reads_text": featurizer.tokenizer is not None,
+        "pad_id": featurizer.pad_id,
         "filler": featurizer.filler,
         "separator": featurizer.separator,
         "blanks": featurizer.blanks,
@@ -103,4 +118,5 @@ def write_settings(folder: Path, model: MyModel, featurizer: Featurizer) -> None
     (folder / "predictor.json").write_text(json.dumps(settings, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     if arrays:
         np.savez(folder / "arrays.npz", **cast(Any, arrays))
-    featurizer.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    if featurizer.tokenizer is not None:
+        featurizer.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))

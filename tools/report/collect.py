@@ -9,8 +9,9 @@ from engine.errors import UserError
 from engine.predict.answers import PARTS, read_about, read_rows
 from engine.run.run_folder import EVALUATE, SCORES, read_result
 from engine.schema import Optional
+from engine.task.hierarchy import depth_of
 from engine.task.task import Task, tasks_of
-from metrics import count_matches, items_in, label_scores
+from metrics import counts_of, items_in, label_scores, level_scores
 from tools.report import bootstrap, entities, figures, history, suspects
 from tools.report.figures import Answer, Row
 
@@ -136,7 +137,10 @@ def task_figures(
         return result | {"residuals": figures.residuals(gold, predicted)}
     if kind == "words":
         result["words"] = sum(map(len, gold))
-    result["per_label"] = label_scores(*count_matches(kind, gold, predicted))
+    result["per_label"] = label_scores(*counts_of(kind, task, gold, predicted))
+    if task.hierarchy:
+        result["levels"] = level_scores(task, gold, predicted)
+        result["depths"] = {node: depth_of(node, task.hierarchy) for node in result["per_label"]}
     if kind in ("tagging", "spans"):
         return result | entity_figures(name, kind, labelled, training)
     if kind == "multilabel":

@@ -26,14 +26,14 @@ FORM += "`extras` and `id` if needed"
 
 
 class Row(BaseModel):
-    """A text or its tokens, with a second text and numeric columns if needed. The answer has the same id."""
+    """A text or its tokens, with a second text and the columns of own inputs if needed. The answer has the same id."""
 
     model_config = ConfigDict(extra="forbid")
     id: Annotated[str, BeforeValidator(str)] | None = None
     text: str | None = None
     tokens: list[str] | None = None
     text_pair: str | None = None
-    extras: dict[str, float | None] | None = None
+    extras: dict[str, Any] | None = None
 
 
 class Request(BaseModel):
@@ -54,8 +54,11 @@ class Service:
         row: dict[str, Any] = {"text": "a text of ten words or so, to begin with"}
         if predictor.encode.pairs:
             row["text_pair"] = "and a second one"
-        if predictor.encode.extras:
-            row["extras"] = dict.fromkeys(predictor.encode.extras, 0.0)
+        words = row["text"].split()
+        row["extras"] = {}
+        for field in predictor.encode.fields.values():
+            row["extras"] |= field.example(len(words))
+            row |= {"tokens": words} if field.level == "words" else {}
         self.batcher.warm_up(row)
 
     @contextlib.asynccontextmanager

@@ -1,0 +1,244 @@
+"""Checks that the model can learn: it overfits a few texts, and its answers become right and have the right names."""
+
+import copy
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from data_loader import Batch, MyDataLoader, MyDataset
+from engine.train.optimization import parameter_groups
+from model_utils import MyModel
+from tools.check.case import Case, Failed, Undecided, has_label
+from trainer import Trainer
+
+# The budget is one of steps, not of seconds, so that the verdict is the same on every machine: about WORK / (trained
+# parameters x tokens) of them. 60 steps of BERT-base on 8 short texts take two to four minutes on a slow core.
+WORK, FEWEST, MOST = 5e11, 60, 1000
+MANY, FEW, LARGE = 16, 8, 5e6  # number of texts, of texts for large models, trained parameters of a large model
+# (factor of the encoder's rates; of the other rates; share of the steps), one after another. The last trains heads only
+ATTEMPTS = ((1.0, 1.0, 0.3), (5.0, 20.0, 0.4), (0.2, 0.2, 0.1), (0.0, 5.0, 0.2))
+RIGHT, SURE = 0.89, 0.8  # share of right answers, their mean probability
+LOW, LOWEST = 0.35, 0.02  # shares of the first loss
+
+
+@dataclass
+class Progress:
+    """What the training of a few texts has shown of a task."""
+
+    first: float  # the first loss
+    losses: list[float] = field(default_factory=list)  # of each step
+    hits: list[float] = field(default_factory=list)  # share of right answers, every ten steps
+    sure: float = 0.0  # mean probability of the answers
+    enough: float = SURE  # the probability that suffices
+    falls: bool = False  # whether the loss was still falling at the end of an attempt
+
+    @property
+    def right(self) -> float:
+        return self.hits[-1] if self.hits else 0.0
+
+    @property
+    def ratio(self) -> float:
+        """The last loss as a share of the first; it falls with the loss, also if that is negative."""
+        return 1 - (self.first - self.losses[-1]) / max(abs(self.first), 1e-9) if self.losses else 1.0
+
+    def is_learnt(self) -> bool:
+        """Whether answers are right and the loss is low, or as low as a loss with a positive minimum can be."""
+        return self.right > RIGHT and (self.ratio < LOW or self.sure > self.enough)
+
+
+@torch.enable_grad()
+def check_overfitting(case: Case) -> None:
+    trainer = case.build(compile=False)
+    model, config = trainer.model, replace(trainer.config, lr=None, head_lr=None)
+    size = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    size -= sum(p.numel() for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters())
+    rows = distinct_rows(case, FEW if size > LARGE else MANY)
+    batch = case.batch(rows)
+    tokens = batch.inputs["input_ids"].numel() if "input_ids" in batch.inputs else len(rows)
+    steps = int(min(max(WORK / (max(size, 1) * tokens), FEWEST), MOST))
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    progress = first_losses(model, batch, bool(config.init_from), 0.0 if config.label_smoothing else SURE)
+    done = train(case, model, batch, config, progress, steps)
+    case.overfitted = model
+    for name, task in progress.items():
+        judge(case, model, batch, name, task, f"after {done} steps on {len(rows)} texts")
+    require_names(case, trainer, rows, [name for name, task in progress.items() if task.right > RIGHT])
+
+
+def train(case: Case, model: MyModel, batch: Batch, config: Any, progress: dict[str, Progress], steps: int) -> int:
+    """Trains in several attempts until all tasks are learnt, or cannot be. Returns the number of steps."""
+    start, done = copy.deepcopy(model.state_dict()), 0
+    for factor, of_heads, share in ATTEMPTS:
+        before, earlier = copy.deepcopy(model.state_dict()), copy.deepcopy(progress)
+        if not factor:
+            model.load_state_dict(start)  # the encoder may have collapsed at these rates
+        if chosen := groups(model, config, factor, of_heads):
+            done += attempt(model, batch, chosen, progress, int(share * steps))
+        if all(task.is_learnt() or task.ratio < LOWEST for task in progress.values()):
+            if not factor:
+                case.notes.append("learnt with the encoder's weights fixed")
+            break
+        if not sum(task.ratio for task in progress.values()) <= sum(task.ratio for task in earlier.values()):
+            model.load_state_dict(before)
+            progress.update({name: task for name, task in earlier.items() if task.losses})
+        for name, task in progress.items():
+            task.falls |= factor < 1 and earlier[name].falls  # at low rates it hardly falls
+    return done
+
+
+def groups(model: MyModel, config: Any, factor: float, of_heads: float) -> list[dict[str, Any]]:
+    """Returns the parameter groups, with rates times these factors for the encoder and for the other layers."""
+    encoder, found = {id(p) for p in model.encoder.parameters()}, []
+    for group in parameter_groups(model, config):
+        for inside, times in ((True, factor), (False, of_heads)):
+            chosen = [p for p in group["params"] if (id(p) in encoder) == inside]
+            if chosen and times:
+                found.append({"params": chosen, "lr": times * group["lr"], "weight_decay": 0.0})
+    return found
+
+
+def first_losses(model: MyModel, batch: Batch, trained: bool, enough: float) -> dict[str, Progress]:
+    losses = model.train()(batch.inputs, batch.labels).losses
+    labelled = {name: loss.item() for name, loss in losses.items() if has_label(batch.labels[name]).any()}
+    return {name: Progress(max(loss, 1.0) if trained else loss, enough=enough) for name, loss in labelled.items()}
+
+
+def attempt(model: MyModel, batch: Batch, groups: list[Any], progress: dict[str, Progress], steps: int) -> int:
+    """Trains for some steps, and less if all is learnt or the losses stop falling. Returns the number of steps."""
+    optimizer = torch.optim.AdamW(groups)
+    window = max(10, steps // 4)
+    begin = {name: len(task.losses) for name, task in progress.items()}
+    for step in range(1, steps + 1):
+        output = model.train()(batch.inputs, batch.labels)
+        for name, task in progress.items():
+            task.losses.append(output.losses[name].item())
+        model.zero_grad()
+        output.total_loss.backward()
+        optimizer.step()
+        if step % 10 and step < steps:
+            continue
+        examine(model, batch, progress)
+        for name, task in progress.items():
+            task.falls = task.ratio > LOWEST and is_falling(task.losses[begin[name] :], window)
+        learnt = all(task.is_learnt() for task in progress.values())
+        decided = all(task.ratio < LOWEST for task in progress.values()) or step >= 2 * window
+        stuck = decided and not any(task.falls for task in progress.values())
+        if learnt or stuck:
+            return step
+    return steps
+
+
+def is_falling(losses: list[float], window: int) -> bool:
+    """Whether the lowest loss of the last steps is at least 2% below that of the steps before."""
+    if len(losses) < 2 * window:
+        return True
+    before, last = min(losses[:-window]), min(losses[-window:])
+    return last < before - 0.02 * abs(before)
+
+
+@torch.no_grad()
+def examine(model: MyModel, batch: Batch, progress: dict[str, Progress]) -> None:
+    """Updates the share of right answers, as counted by the head in eval mode, and their mean probability."""
+    model.eval()
+    for name, answer in model.decode(model(batch.inputs).logits, batch.inputs).items():
+        head, labels = model.output_layer.heads[name], batch.labels[name]
+        hits, number = head.hits(*answer, labels)
+        if name in progress and number:
+            progress[name].hits.append(hits / number)
+            progress[name].sure = mean_probability(*answer, labels)
+
+
+def mean_probability(answers: Any, probabilities: Any, labels: torch.Tensor) -> float:
+    """Returns the mean probability of the answers; 0 if they have none."""
+    if not isinstance(answers, torch.Tensor) or answers.is_floating_point() or answers.shape != labels.shape:
+        return 0.0
+    if answers.dtype == torch.bool:
+        probabilities = torch.where(answers, probabilities, 1 - probabilities)
+    return float(probabilities[has_label(labels)].float().mean())
+
+
+def judge(case: Case, model: MyModel, batch: Batch, name: str, task: Progress, when: str) -> None:
+    """Raises Failed or Undecided if the task has not been learnt."""
+    if task.is_learnt():
+        return
+    change = f"{task.losses[-1]:.3g} (initially {task.first:.3g}) {when}"
+    message = f"{name!r}: the loss is {change}, and {task.right:.0%} of the answers are right"
+    improves = max(task.hits[-len(task.hits) // 3 :]) > max(task.hits[: -len(task.hits) // 3], default=0.0)
+    # With a decode that fits the loss, a wrong answer costs more: 0.69, or half of the largest loss
+    limit = (0.05 if improves else 0.1) * task.first
+    if task.right <= RIGHT and losses_of_wrong(model, batch, name) < limit:
+        advice = "loss and decode disagree: shifted or reversed labels, argmin, a threshold on the wrong side"
+        raise Failed(f"{message}; {advice}")
+    if not any(p.requires_grad for p in model.encoder.parameters()) and any(True for _ in model.encoder.parameters()):
+        case.notes.append(f"{name!r}: with the frozen encoder {task.right:.0%} of the texts are right")
+    elif task.right > RIGHT and probabilities_cost(model, batch, name) > LOW * task.first:
+        raise Failed(f"{message}; the logits are probabilities: softmax or sigmoid before the loss, or softmax twice")
+    elif task.falls or task.ratio < LOWEST:
+        raise Undecided(f"{message}; it is still falling, or too low to judge")
+    elif task.right > RIGHT:
+        advice = "the logits are bounded: softmax or sigmoid before the loss, softmax twice, cosines without a scale"
+        raise Failed(f"{message}, but with a probability of only {task.sure:.2f}; {advice}")
+    else:
+        advice = "the logits are bounded (softmax or sigmoid before the loss), or do not depend on the text"
+        raise Failed(f"{message}; it no longer falls: {advice}")
+
+
+@torch.no_grad()
+def probabilities_cost(model: MyModel, batch: Batch, name: str) -> float:
+    """Returns the loss of right answers with a probability of 1, for a head whose logits are probabilities; else 0."""
+    logits, labels = model.eval()(batch.inputs).logits[name], batch.labels[name]
+    if labels.ndim != 1 or labels.is_floating_point() or logits.ndim != 2 or logits.min() < 0 or logits.max() > 1:
+        return 0.0
+    right = nn.functional.one_hot(labels.clamp(min=0), logits.shape[1]).to(logits)
+    count = model.count_labels(batch.inputs, batch.labels)[name].clamp(min=1)
+    return float(model.output_layer.heads[name].loss(right, labels, batch.inputs) / count)
+
+
+@torch.no_grad()
+def losses_of_wrong(model: MyModel, batch: Batch, name: str) -> float:
+    """Returns the median loss of the rows with a wrong answer, each per label; infinity if there are none."""
+    head, found = model.output_layer.heads[name], []
+    for row in range(len(batch.rows)):
+        inputs, labels = [{k: v[row : row + 1] for k, v in part.items()} for part in (batch.inputs, batch.labels)]
+        output = model.eval()(inputs, labels)
+        hits, number = head.hits(*head.decode(output.logits[name], inputs), labels[name])
+        if hits < number:
+            found.append(float(output.losses[name]))
+    return sorted(found)[len(found) // 2] if found else math.inf
+
+
+def require_names(case: Case, trainer: Trainer, rows: list[int], names: list[str]) -> None:
+    """Raises Failed if `to_labels` turns right answers into other labels than those of the data."""
+    whole = [i for i in map(int, case.data.example_index[rows]) if (case.data.example_index == i).sum() == 1]
+    if not whole or not names:
+        return
+    examples = MyDataset([case.data[i] for i in whole], case.data.featurizer, quiet=True)
+    evaluation = trainer.eval(MyDataLoader(examples, 64))
+    for name in names:
+        pairs = list(zip(evaluation.gold[name], evaluation.predicted[name]))
+        if trainer.tasks[name].is_tagging:
+            pairs = [pair for gold, predicted in pairs if gold for pair in zip(gold, predicted)]
+        wrong = [(gold, predicted) for gold, predicted in pairs if gold is not None and gold != predicted]
+        if trainer.tasks[name].kind in ("classification", "tagging") and len(wrong) > len(pairs) / 2:
+            answer = f"{wrong[0][1]!r} where the label is {wrong[0][0]!r}"
+            raise Failed(f"{name!r}: decode returns right answers, but to_labels returns {answer}")
+
+
+def distinct_rows(case: Case, number: int = MANY) -> list[int]:
+    """Returns up to `number` short rows with distinct inputs, as equal ones may differ in labels: first those with the
+    labels of most tasks, and among these rows with labels that no row before them has."""
+    by_input: dict[bytes, int] = {}
+    for row in sorted(range(len(case.data.lengths)), key=lambda row: (-case.num_labels(row), case.data.lengths[row])):
+        inputs = case.data.batch([row]).inputs.values()
+        by_input.setdefault(b"".join(tensor.numpy().tobytes() for tensor in inputs), row)
+    new, known, seen = list[int](), list[int](), set[bytes]()
+    for row in by_input.values():
+        labels = b"".join(tensor.numpy().tobytes() for tensor in case.data.batch([row]).labels.values())
+        (known if labels in seen else new).append(row)
+        seen.add(labels)
+    return (new + known)[:number]
