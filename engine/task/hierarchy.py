@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 
 def nodes_on(path: str, separator: str) -> list[str]:
-    """Returns the nodes of a path, from the top: a##b##c -> [a, a##b, a##b##c]."""
-    parts = path.split(separator)
+    """Returns the nodes of a path, from the top: a##b##c -> [a, a##b, a##b##c]; [path] without a separator."""
+    parts = path.split(separator) if separator else [path]
     return [separator.join(parts[:depth]) for depth in range(1, len(parts) + 1)]
 
 

@@ -544,7 +544,9 @@ def test_a_head_that_decodes_in_its_own_way_is_refused():
         export_settings.kind_of_head("mood", Own(8, task))
     for name, kind in HEADS.items():
         head = kind(8, Task("classification", labels=["O", "B-x"]))
-        assert export_settings.kind_of_head("x", head) == {"crf_tagging": "crf"}.get(name, name)
+        assert export_settings.kind_of_head("x", head) == {"crf_tagging": "crf"}.get(
+            name, name.removeprefix("hierarchical_")
+        )
 
 
 def which_families_export(folder):
