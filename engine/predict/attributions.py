@@ -78,6 +78,8 @@ def explain(trainer: Any, loader: Any, task: str | None, label: str | None, word
         raise UserError(f"{task!r} compares two texts that are read apart, which explain does not support")
     if heads[task].finds_spans:
         raise UserError(f"{task!r} finds spans, whose scores are not logits of labels; explain another task")
+    if not model.hidden_size:
+        raise UserError("this model reads no text, so there are no words to explain")
     if model.output_layer.reads_pairs:
         raise UserError("this model reads the texts of a pair apart, which explain does not support")
     row = row_of_word(data, word if heads[task].level == "words" else None)
