@@ -234,7 +234,8 @@ def leave_report(run_dir: Path, config: Config) -> None:
 
 
 def rehearse_and_check(config: Config, device: torch.device, run_dir: Path, texts: TextRows | None) -> int:
-    """Runs all steps on a few examples, then checks the model (tools/check). Returns 3 if a check fails, else 0."""
+    """Runs all steps on a few examples, then checks the model (tools/check). Returns 3 if a check fails, 4 if one is
+    undecided, else 0."""
     if not (ROOT / "tools/check").is_dir():
         raise UserError("--debug needs tools/check, which is missing; copy it from the template")
     from data_loader import MyDataset
@@ -257,7 +258,9 @@ def rehearse_and_check(config: Config, device: torch.device, run_dir: Path, text
     rows = MyDataset(config.data_dir / "train.jsonl", data.dev_loader.dataset.featurizer, 64)
     best = run_dir / "checkpoints/best"
     case = Case(build, rows, best if best.is_dir() else None, [sys.executable, ROOT / "main.py"])
-    return 3 if check_model(case) or failures else 0
+    if check_model(case) or failures:
+        return 3
+    return 4 if case.undecided else 0
 
 
 if __name__ == "__main__":

@@ -257,10 +257,9 @@ def all_exact(tasks: dict[str, Task]) -> bool:
 
 
 def score_names(tasks: dict[str, Task]) -> list[str]:
-    """Returns the names of all scores and losses of these tasks, by scoring one text. Raises UserError if two names are
-    equal, which can happen for tasks named "a" and "a_macro"."""
-    blank = {"tagging": ["O"], "spans": [], "words": ["X"], "multilabel": ["x"], "regression": 0.0}
-    answers = {name: [blank.get(scoring_kind(task), "")] for name, task in tasks.items()}
+    """Returns the names of all scores and losses of these tasks, by scoring their own labels as right answers. Raises
+    UserError if two names are equal, which can happen for tasks named "a" and "a_macro"."""
+    answers = right_answers(tasks)
     owners = {"loss": "all tasks", "sentence_accuracy": "all tasks", "mean_score": "all tasks"}
     for name, task in tasks.items():
         for metric in ("loss", *SCORES[scoring_kind(task)](answers[name], answers[name])):
@@ -268,6 +267,18 @@ def score_names(tasks: dict[str, Task]) -> list[str]:
             if other != name:
                 raise UserError(f"{name!r} and {other!r} would both have a score {name}_{metric}; rename a task")
     return ["loss", *(f"{name}_loss" for name in tasks), *score(tasks, answers, answers)]
+
+
+def right_answers(tasks: dict[str, Task]) -> dict[str, list[Any]]:
+    """Returns {task: answers} that contain every label of labels.json, since a metric may accept only these."""
+    answers: dict[str, list[Any]] = {}
+    for name, task in tasks.items():
+        labels: Any = list(task.labels) or ["O"]
+        by_kind = {"tagging": [labels], "multilabel": [[label] for label in labels]}
+        by_kind |= {"spans": [[[0, 0, label]] for label in labels], "regression": [task.mean, task.mean + task.std]}
+        answers[name] = by_kind.get(task.kind, labels)
+    size = max(map(len, answers.values()))
+    return {name: [rows[i % len(rows)] for i in range(size)] for name, rows in answers.items()}
 
 
 def default_monitor(tasks: dict[str, Task]) -> str:

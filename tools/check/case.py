@@ -21,6 +21,7 @@ from trainer import Trainer
 
 MIXES_PADDING = ("fnet", "convbert", "nystromformer", "yoso")  # families whose outputs depend on padding by design
 ROOT = Path(__file__).resolve().parents[2]
+PADDING = {"attention_mask": 0, "token_type_ids": 0, "word_starts": 0, "word_ends": 0, "word_mask": 0}  # and input_ids
 Tensors = dict[str, torch.Tensor]  # inputs by name; labels or logits by task
 
 
@@ -30,6 +31,10 @@ class Failed(Exception):
 
 class Skipped(Exception):
     """Raised by a check that does not apply. The message is the reason."""
+
+
+class Undecided(Exception):
+    """Raised by a check that can neither pass nor fail. The message is the reason."""
 
 
 @dataclass
@@ -45,6 +50,7 @@ class Case:
     best: Path | None
     command: list
     notes: list[str] = field(default_factory=list)  # unusual but intended behaviour
+    undecided: dict[str, str] = field(default_factory=dict)  # {check: reason}
     overfitted: MyModel | None = None  # the model that overfitted some texts
     other: tuple[subprocess.Popen, Path] | None = None  # see other_process in checkpoints.py
 
@@ -82,6 +88,11 @@ class Case:
         return sum(bool(has_label(labels).any()) for labels in self.data.batch([row]).labels.values())
 
 
+def is_usable(logits: torch.Tensor) -> bool:
+    """Whether logits are numbers below infinity; -inf excludes a label."""
+    return not bool((logits.isnan() | (logits == float("inf"))).any())
+
+
 def has_label(labels: torch.Tensor) -> torch.Tensor:
     return ~labels.isnan() if labels.is_floating_point() else labels != IGNORE
 
@@ -95,7 +106,9 @@ def logits_of(model: MyModel, inputs: Tensors, labels: Tensors | None = None) ->
 def difference(first: Tensors, second: Tensors, tolerance: float = 1e-3) -> str | None:
     """Describes the difference in the first task whose logits differ; returns None if none does."""
     for name, logits in first.items():
-        gap = float((logits - second[name]).abs().max() / logits.abs().max().clamp(min=1e-6)) if logits.numel() else 0.0
+        change = torch.where(logits == second[name], 0.0, logits - second[name])  # 0 where both are -inf
+        size = logits[logits.isfinite()].abs()
+        gap = float(change.abs().max() / size.max().clamp(min=1e-6)) if size.numel() else 0.0
         if not gap <= tolerance:
             return f"the logits of {name!r} have a relative difference of {gap:.1%}"
     return None
@@ -105,6 +118,31 @@ def require_same(change: str, first: Tensors, second: Tensors, tolerance: float 
     """Raises Failed if logits differ. change: what differs between the two runs, as the start of the message."""
     if message := difference(first, second, tolerance):
         raise Failed(f"{change} {message}")
+
+
+def own_inputs(batch: Batch) -> dict[str, torch.Tensor]:
+    """Returns the inputs that are not made from the text, such as numbers or images; their shapes can be anything."""
+    return {name: tensor for name, tensor in batch.inputs.items() if name not in ("input_ids", *PADDING)}
+
+
+def with_other_rows(batch: Batch, kept: int = 1) -> Tensors:
+    """Returns the inputs with other words and own inputs in all rows but the first `kept`, in the same shapes.
+
+    Their words are drawn from the batch. Their own inputs are those of one row, the most different from the first, so
+    that all values are valid, and that statistics over the rows change.
+    """
+    changed, own = {name: tensor.clone() for name, tensor in batch.inputs.items()}, own_inputs(batch)
+    if "input_ids" in changed:
+        mask = batch.inputs["attention_mask"].bool()
+        ids, others = batch.inputs["input_ids"][mask], mask.clone()
+        others[:kept] = False
+        drawn = torch.randint(len(ids), (int(others.sum()),), generator=torch.Generator().manual_seed(0))
+        changed["input_ids"][others] = ids[drawn.to(ids.device)]
+    if own:
+        far = torch.stack([(one.double() - one[:1].double()).abs().flatten(1).mean(1) for one in own.values()]).sum(0)
+        for name, tensor in own.items():
+            changed[name][kept:] = tensor[int(far.argmax())]
+    return changed
 
 
 def padding_mixer(encoder: nn.Module) -> str | None:

@@ -5,13 +5,14 @@ import math
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from data_loader import MyDataLoader
+from data_loader import Batch, MyDataLoader
 from engine.errors import UserError
 from engine.model import lora
 from engine.predict.predictions import prediction_row
@@ -25,45 +26,97 @@ from trainer import Trainer
 NO_SIGNAL = 1000  # a signal number that does not exist
 
 
+class Killed(Exception):
+    """Ends a run as SIGKILL would: what it has not yet saved is lost."""
+
+
+class FewBatches:
+    """A training loader whose epochs end after a few batches."""
+
+    def __init__(self, loader: Any, number: int):
+        self.loader, self.number, self.start = loader, min(number, len(loader)), 0
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __iter__(self) -> Iterator[Batch]:
+        return islice(iter(self.loader), self.number - self.start)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def set_position(self, epoch: int, batch: int = 0) -> None:
+        self.start = batch
+        self.loader.set_position(epoch, batch)
+
+
 @torch.enable_grad()
 def check_resume(case: Case) -> None:
-    config = case.trainer.config
+    """Stops a run in its first epoch and kills it in the second; it must end like one that was not stopped."""
+    config, loader = case.trainer.config, case.trainer.train_loader
     if case.trainer.device.type != "cpu" and not config.deterministic:
         raise Skipped("on a GPU, equal bytes need --deterministic")
+    batches = min(len(loader), 2 * max(2, config.gradient_accumulation_steps))
+    accumulated = max(config.gradient_accumulation_steps, min(2, batches // 2))  # micro-batches, if there are enough
+    of_epoch = -(-batches // accumulated)  # steps
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=config.run_dir) as folder:
-        options = dict(output_dir=folder, early_stop_patience=0, compile=False, save_steps=0, save_epoch=0)
-        whole = case.build(**options, model_version="whole")
-        steps = whole.config.epochs * -(-len(whole.train_loader) // whole.config.gradient_accumulation_steps)
-        if steps < 3:
-            raise Skipped(f"{steps} steps are too few to stop and resume")
-        last = min(3, steps - 1)
-        run_until(whole, last)
-        run_until(case.build(**options, model_version="stopped"), 1)
-        resumed = case.build(**options, model_version="stopped")
-        with torch.no_grad():
-            for name in dict(resumed.model.named_parameters()).keys() & lora.kept_tensors(resumed.model).keys():
-                resumed.model.get_parameter(name).zero_()  # must be restored from the checkpoint
-        run_until(resumed, last)
-        paths = [trainer.checkpoints / f"step_{last:08d}" / "manifest.json" for trainer in (whole, resumed)]
-        expected, actual = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    if differ := [file for file in expected if file.endswith(".safetensors") and expected[file] != actual[file]]:
-        files = f"{', '.join(differ)} at step {last} differ from those of an uninterrupted run"
-        raise Failed(f"after a stop at step 1 and a resume, {files}")
+
+        def build(name: str) -> Trainer:
+            options = dict(output_dir=folder, model_version=name, early_stop_patience=0, compile=False)
+            options |= dict(save_steps=1, save_epoch=1, epochs=max(2, config.epochs))
+            trainer = case.build(**options, gradient_accumulation_steps=accumulated)
+            trainer.train_loader = FewBatches(trainer.train_loader, batches)  # type: ignore[assignment]
+            return trainer
+
+        whole = build("whole")
+        run_until(whole, of_epoch + 1)
+        run_until(build("stopped"), 1)
+        run_until(zeroed(build("stopped")), of_epoch + 1, killed=True)
+        resumed = zeroed(build("stopped"))
+        run_until(resumed, of_epoch + 1)
+        expected, actual = sums(whole, of_epoch + 1), sums(resumed, of_epoch + 1)
+    if differ := [file for file in expected if expected[file] != actual[file]]:
+        when = f"after a stop at step 1, a kill after step {of_epoch} (the end of an epoch) and two resumes"
+        raise Failed(f"{when}, {', '.join(differ)} differ from those of an uninterrupted run")
 
 
-def run_until(trainer: Trainer, step: int) -> None:
-    """Trains up to a step and saves; resumes from the latest checkpoint if there is one."""
+def sums(trainer: Trainer, step: int) -> dict[str, str]:
+    """Returns {file: SHA-256} of the weights and training states of the best checkpoint and of that of a step."""
+    found: dict[str, str] = {}
+    for name in ("best", f"step_{step:08d}"):
+        manifest = json.loads((trainer.checkpoints / name / "manifest.json").read_text(encoding="utf-8"))
+        found |= {f"{name}/{file}": value for file, value in manifest.items() if file.endswith(".safetensors")}
+    return found
+
+
+def zeroed(trainer: Trainer) -> Trainer:
+    """Sets the parameters that a checkpoint holds to 0, since resuming must restore them."""
+    with torch.no_grad():
+        for name in dict(trainer.model.named_parameters()).keys() & lora.kept_tensors(trainer.model).keys():
+            trainer.model.get_parameter(name).zero_()
+    return trainer
+
+
+def run_until(trainer: Trainer, step: int, killed: bool = False) -> None:
+    """Trains up to a step and saves, or is killed there; resumes from the latest checkpoint if there is one."""
     trainer.config.run_dir.mkdir(parents=True, exist_ok=True)
     agree = trainer.stop.agree
-    trainer.stop.agree = lambda number: agree(number or NO_SIGNAL * (trainer.progress.step == step))
+
+    def stop(number: int) -> int:
+        if killed and trainer.progress.step == step:
+            raise Killed
+        return agree(number or NO_SIGNAL * (trainer.progress.step == step))
+
+    trainer.stop.agree = stop
     trainer.tracker_kinds = []
     trainer.resume()
-    try:
-        trainer.train()
-    except Interrupted as stopped:
-        if stopped.signal_number != NO_SIGNAL:
-            raise
+    with suppress(Killed):
+        try:
+            trainer.train()
+        except Interrupted as stopped:
+            if stopped.signal_number != NO_SIGNAL:
+                raise
 
 
 def check_prediction(case: Case) -> None:

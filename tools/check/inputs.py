@@ -5,30 +5,62 @@ import random
 import traceback
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn.functional import pad
 
+from data_loader import Batch
 from engine.model.encoders import is_causal, num_positions
 from engine.run.command_line import first_line
 from engine.run.device import random_state, set_random_state
-from tools.check.case import Case, Failed, Skipped, difference, is_own, logits_of, padding_mixer, require_same, shorten
+from model_utils import MyModel
+from tools.check.case import (
+    PADDING,
+    Case,
+    Failed,
+    Skipped,
+    Tensors,
+    difference,
+    is_own,
+    logits_of,
+    own_inputs,
+    padding_mixer,
+    require_same,
+    with_other_rows,
+)
 
 
 def check_padding(case: Case) -> None:
     model, batch = case.model_and_batch()
-    together, fill = logits_of(model, batch.inputs), {"input_ids": case.data.pad_id}
-    extra = min(8, (num_positions(model.encoder) or 10**6) - batch.inputs["input_ids"].shape[1])
-    by_token = {name: tensor for name, tensor in batch.inputs.items() if name != "extras"}
-    padded = {name: pad(tensor, (0, extra), value=fill.get(name, 0)) for name, tensor in by_token.items()}
+    together, fill = logits_of(model, batch.inputs), PADDING | {"input_ids": case.data.pad_id}
+    width = batch.inputs["input_ids"].shape[1] if "input_ids" in batch.inputs else 0
+    extra = min(8, (num_positions(model.encoder) or 10**6) - width)
+    by_token = {name: tensor for name, tensor in batch.inputs.items() if name in fill}
+    padded = {name: pad(tensor, (0, extra), value=fill[name]) for name, tensor in by_token.items()}
     wrong = difference(together, logits_of(model, batch.inputs | padded))
     if wrong is None:
-        alone = [logits_of(model, case.batch([row]).inputs) for row in case.rows[:8]]
+        single = [case.batch([row]) for row in case.rows[:8]]
+        alone = [logits_of(model, one.inputs) for one in single]
         wrong = difference({name: torch.cat([logits[name] for logits in alone]) for name in together}, together)
+        wrong = wrong or difference_in_loss(model, batch, single)
     if wrong and (family := padding_mixer(model.encoder)):
         by_design = f"{family} mixes padding into its answers by design"
         case.notes.append(f"{by_design}, so single and batched inputs give different outputs: {wrong}")
     elif wrong:
         raise Failed(f"with {extra} more padding tokens, or alone instead of in a batch, {wrong}")
+
+
+def difference_in_loss(model: MyModel, batch: Batch, single: list[Batch]) -> str | None:
+    """Describes the difference between the loss of a batch and that of its rows; None if there is none."""
+    if any(head.compares_rows for head in model.output_layer.heads.values()):
+        return None
+    counts = model.count_labels(batch.inputs, batch.labels)
+    whole, alone = [[model(one.inputs, one.labels, counts).losses for one in part] for part in ([batch], single)]
+    for name, loss in whole[0].items():
+        rows = float(sum(losses[name] for losses in alone))
+        if not abs(rows - float(loss)) <= 1e-3 * max(abs(float(loss)), 1e-3):
+            return f"the loss of {name!r} is {float(loss):.4g} in the batch and {rows:.4g} alone"
+    return None
 
 
 def check_order(case: Case) -> None:
@@ -42,25 +74,20 @@ def check_order(case: Case) -> None:
 def check_other_rows(case: Case) -> None:
     model, batch = case.model_and_batch()
     device = case.trainer.device
-    changed = {name: tensor.clone() for name, tensor in batch.inputs.items()}
-    mask = batch.inputs["attention_mask"].bool()
-    ids, other_rows = batch.inputs["input_ids"][mask], mask.clone()
-    other_rows[0] = False
-    drawn = torch.randint(len(ids), (int(other_rows.sum()),), generator=torch.Generator().manual_seed(0))
-    changed["input_ids"][other_rows] = ids[drawn.to(device)]
-    if "extras" in changed:
-        changed["extras"][1:] += 1.0
-    for mode in ("evaluation", "training"):
-        model.train(mode == "training")
-        state = random_state(device)
-        before = model(batch.inputs).logits
-        set_random_state(state, device)
-        after = model(changed).logits
-        first, second = [{name: tensor[:1] for name, tensor in logits.items()} for logits in (before, after)]
-        require_same(f"in {mode}, when the other texts of a batch change,", first, second)
-    model.train()
+    changed, state = with_other_rows(batch), random_state(device)
+    heads = model.output_layer.heads
+    for training in (False, True):
+        checked = [name for name, head in heads.items() if not (training and head.compares_rows)]
+        rows: list[Tensors] = []
+        for inputs in (batch.inputs, changed):
+            set_random_state(state, device)
+            one = copy.deepcopy(model).train(training)  # a copy, as a forward pass in training can change buffers
+            logits = one(inputs).logits
+            rows.append({name: logits[name][:1] for name in checked})
+        mode = "training" if training else "evaluation"
+        require_same(f"in {mode}, when the other rows of a batch change,", rows[0], rows[1])
     single = case.batch(case.rows[:1])
-    loss = model(single.inputs, single.labels).total_loss
+    loss = model.train()(single.inputs, single.labels).total_loss
     if not torch.isfinite(loss):
         raise Failed(f"a batch of one text has a loss of {loss.item():g}")
 
@@ -86,34 +113,50 @@ def check_determinism(case: Case) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             random.seed(seed)
+            np.random.seed(seed)
             outputs.append(logits_of(model, batch.inputs))
     require_same("between two runs of the same batch", outputs[0], outputs[1], tolerance=1e-5)
 
 
-def check_extras(case: Case) -> None:
+def check_own_inputs(case: Case) -> None:
     model, batch = case.model_and_batch()
-    if "extras" not in batch.inputs:
-        raise Skipped("the data has no extra columns")
+    own = own_inputs(batch)
+    if not own:
+        raise Skipped("the model has no inputs in addition to the text")
     logits, ignored = model(batch.inputs).logits, []
-    for number, name in enumerate(case.data.featurizer.extras):
-        changed = batch.inputs | {"extras": batch.inputs["extras"].clone()}
-        changed["extras"][:, number] += 1.0
-        if difference(logits, model(changed).logits, tolerance=1e-7) is None:
-            ignored.append(name)
+    for name, tensor in own.items():
+        columns = list(getattr(case.data.featurizer, name, ())) if tensor.ndim == 2 else []
+        for number, column in enumerate(columns or [None]):
+            part = (slice(None), number) if column else ()
+            changed = tensor.clone()
+            changed[part] = tensor[part].flip(0) if not tensor.is_floating_point() else tensor[part].flip(0) + 1.0
+            if torch.equal(changed, tensor):
+                case.notes.append(f"{name!r} is the same in all rows tried")
+            elif difference(logits, model(batch.inputs | {name: changed}).logits, tolerance=1e-7) is None:
+                ignored.append(repr(f"{name}: {column}" if column else name))
     if ignored:
-        raise Failed(f"no answer changes when {shorten(ignored)} change; no head reads them")
+        raise Failed(
+            f"no answer changes with {', '.join(ignored)}; no head reads {'it' if len(ignored) == 1 else 'them'}"
+        )
 
 
 def check_inputs_unchanged(case: Case) -> None:
-    model, batch = case.model_and_batch(training=True)
-    before = copy.deepcopy(batch)
-    output = model(batch.inputs, batch.labels)
-    model.decode(output.logits, batch.inputs)
-    for part, earlier in ((batch.inputs, before.inputs), (batch.labels, before.labels)):
-        for name in part.keys() | earlier.keys():
-            is_new_or_missing = name not in part or name not in earlier
-            if is_new_or_missing or not torch.equal(part[name].nan_to_num(), earlier[name].nan_to_num()):
-                raise Failed(f"forward or decode changes {name!r} of the batch")
+    for training in (True, False):
+        model, batch = case.model_and_batch(training=training)
+        before, modes = copy.deepcopy(batch), [module.training for module in model.modules()]
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        output = model(batch.inputs, batch.labels)
+        model.decode(output.logits, batch.inputs)
+        for part, earlier in ((batch.inputs, before.inputs), (batch.labels, before.labels)):
+            for name in part.keys() | earlier.keys():
+                is_new_or_missing = name not in part or name not in earlier
+                if is_new_or_missing or not torch.equal(part[name].nan_to_num(), earlier[name].nan_to_num()):
+                    raise Failed(f"forward or decode changes {name!r} of the batch")
+        if modes != [module.training for module in model.modules()]:
+            raise Failed("forward or decode calls train() or eval(), which lasts beyond it")
+        wrong = [name for name, old in buffers.items() if not torch.equal(model.get_buffer(name), old)]
+        if wrong and not training:
+            raise Failed(f"evaluation changes the buffer {wrong[0]}; change it only if self.training")
 
 
 def check_device(case: Case) -> None:
@@ -132,7 +175,7 @@ def check_device(case: Case) -> None:
             raise Skipped(f"this encoder cannot be checked ({first_line(error)})") from None
         line = f"{Path(last.filename).name}:{last.lineno} ({last.line})"
         raise Failed(f"{line} uses a tensor that was created without a device ({first_line(error)})") from None
-    if wrong := [name for name, logits in output.logits.items() if logits.device != batch.inputs["input_ids"].device]:
+    if wrong := [name for name, logits in output.logits.items() if logits.device != batch.rows.device]:
         raise Failed(f"the logits of {wrong[0]!r} are not on the device of the inputs")
 
 
@@ -143,8 +186,9 @@ def check_half_precision(case: Case) -> None:
     with torch.autocast(device.type, dtype):
         half = logits_of(model, batch.inputs)
     for name, logits in full.items():
-        if not torch.isfinite(half[name]).all():
+        finite = torch.isfinite(logits)
+        if not torch.equal(torch.isfinite(half[name]), finite):
             raise Failed(f"in {dtype} the logits of {name!r} are not finite")
-        gap = float((half[name] - logits).abs().mean() / logits.abs().mean().clamp(min=0.3))
+        gap = float((half[name] - logits)[finite].abs().mean() / logits[finite].abs().mean().clamp(min=0.3))
         if not gap <= 0.15:
             raise Failed(f"in {dtype} the logits of {name!r} differ by {gap:.0%} from full precision")

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from data_loader import Batch, without_labels
-from tools.check.case import Case, Failed, Skipped, has_label, shorten
+from model_utils import MyModel
+from tools.check.case import Case, Failed, Skipped, has_label, is_usable, shorten
 
 
 def check_shapes(case: Case) -> None:
@@ -16,7 +17,7 @@ def check_shapes(case: Case) -> None:
     output = model(batch.inputs, batch.labels)
     for name, head in model.output_layer.heads.items():
         logits, labels = output.logits[name], batch.labels[name]
-        if not torch.isfinite(logits).all():
+        if not is_usable(logits):
             raise Failed(f"the logits of {name!r} are not finite")
         if wrong := (wrong_spans if head.finds_spans else wrong_answers)(head, logits, batch):
             raise Failed(f"{name!r}: decode {wrong}")
@@ -75,7 +76,8 @@ def wrong_spans(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
 
 def check_first_loss(case: Case) -> None:
     model, batch = copy.deepcopy(case.trainer.model).eval(), case.batch(case.rows)
-    for name, loss in model(batch.inputs, batch.labels).losses.items():
+    output = model(batch.inputs, batch.labels)
+    for name, loss in output.losses.items():
         head, labels = model.output_layer.heads[name], batch.labels[name]
         kind = head.task.type
         if not torch.isfinite(loss):
@@ -88,9 +90,42 @@ def check_first_loss(case: Case) -> None:
             continue  # the weights of rare labels are unbounded
         expected, shown = expected_first_loss(head, labels)
         minimum = 0.0 if kind == "regression" else 0.4 * expected
-        if not minimum <= loss.item() <= 2.5 * expected + 0.3:
+        if minimum <= loss.item() <= 2.5 * expected + 0.3:
+            continue
+        factor = factor_of_cross_entropy(head, output.logits[name], batch, name)
+        if head.first_loss is None and factor:
+            raise Failed(f"the loss of {name!r} is {factor:.3g} times the cross-entropy; are weights normalised twice?")
+        if head.first_loss is not None or not is_another_loss(model, head, batch, name, loss.item()):
             advice = "if it is not a cross-entropy, set first_loss in the head"
             raise Failed(f"the loss of {name!r} starts at {loss.item():.3g}, not {shown}; {advice}")
+
+
+def factor_of_cross_entropy(head: Any, logits: torch.Tensor, batch: Batch, name: str) -> float | None:
+    """Returns the mean factor by which each row's loss exceeds its cross-entropy, the same for all logits; None if the
+    loss is not a multiple of the cross-entropy."""
+    labels = batch.labels[name]
+    if labels.ndim > 1 or labels.is_floating_point() or logits.ndim != 2 or head.compares_rows:
+        return None
+    factors = []
+    for chosen in (logits, torch.randn_like(logits)):
+        entropy = torch.nn.functional.cross_entropy(chosen, labels, reduction="none")
+        alone = [select(batch, [row]) for row in range(len(labels)) if has_label(labels[row])]
+        losses = [head.loss(chosen[row : row + 1], one.labels[name], one.inputs) for row, one in enumerate(alone)]
+        factors.append(torch.stack(losses) / entropy[: len(losses)])
+    return float(factors[0].mean()) if torch.allclose(factors[0], factors[1], rtol=1e-2) else None
+
+
+def is_another_loss(model: MyModel, head: Any, batch: Batch, name: str, first: float) -> bool:
+    """Whether the first loss is plausible for a loss other than the cross-entropy: near that of logits of 0, or of a
+    head whose logits are bounded (angles with a margin) or at most 0 (distances)."""
+    hidden = model.encode(batch.inputs)
+    count = model.count_labels(batch.inputs, batch.labels)[name].clamp(min=1)
+    logits = model.output_layer(hidden, batch.inputs)[name]
+    without = float(head.loss(torch.zeros_like(logits), batch.labels[name], batch.inputs) / count)
+    if 0.4 * without <= first <= 2.5 * without + 0.3:
+        return True
+    scaled = model.output_layer(7 * hidden, batch.inputs)[name]
+    return torch.allclose(logits, scaled, rtol=1e-3, atol=1e-3) or bool((logits <= 0).all())
 
 
 def expected_first_loss(head: Any, labels: torch.Tensor) -> tuple[float, str]:

@@ -15,15 +15,30 @@ import torch
 from engine.errors import UserError
 from engine.run.command_line import first_line
 from engine.run.signals import Interrupted, StopSignals
-from tools.check import checkpoints, inputs, losses, training
-from tools.check.case import Case, Failed, Skipped, is_own
+from tools.check import checkpoints, inputs, learning, losses, scores, texts, training
+from tools.check.case import Case, Failed, Skipped, Undecided, is_own
 
 logger = logging.getLogger("template")
 
+
+def check_build(case: Case) -> None:
+    case.trainer.model  # noqa: B018 (builds it)
+
+
 # (invariant, function, what to inspect on failure)
 CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
+    ("the model and its training can be built", check_build, "the line that raised it"),
+    (
+        "scores are numbers, and right answers have the best",
+        scores.check_scores,
+        "SCORES and LOWER_IS_BETTER in metrics.py",
+    ),
     ("shapes, labels and label counts", losses.check_shapes, "the head's forward, decode and label_mask"),
-    ("the first loss is near that of random guessing", losses.check_first_loss, "the head's loss; MyLoss"),
+    (
+        "the first loss is near that of random guessing",
+        losses.check_first_loss,
+        "initial weights; the head's loss; MyLoss",
+    ),
     ("the loss is a mean over labels", losses.check_mean_loss, "the head's loss: a sum, which MyLoss averages"),
     ("accumulation equals one batch", losses.check_accumulation, "losses that depend on other rows of the batch"),
     ("texts without labels have no loss", losses.check_no_labels, "the head's loss where labels are IGNORE or NaN"),
@@ -34,59 +49,80 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
     ),
     ("all modules and tensors are registered", training.check_registered, "nn.ModuleDict, ModuleList, register_buffer"),
     (
-        f"the model can overfit {training.NUM_TEXTS} texts",
-        training.check_overfitting,
+        "the model can overfit a few texts",
+        learning.check_overfitting,
         "differences between loss and decode: shifted labels, softmax twice",
     ),
     ("answers do not depend on the labels", training.check_labels_unseen, "how forward uses the labels"),
-    ("extra columns change the answers", inputs.check_extras, "inputs['extras'] in the forward of a head"),
-    ("padding changes nothing", inputs.check_padding, "attention_mask in encode, pooling and the head"),
+    ("own inputs change the answers", inputs.check_own_inputs, "inputs[NAME] in the forward of a head or encoder"),
+    ("markers are tokens that texts have", texts.check_markers, "--special_tokens, set_tokenizer, --max_length"),
+    ("no token is read twice", texts.check_read_twice, "pooling over [CLS], positions of markers"),
+    ("the texts of a pair are encoded alike", texts.check_pairs, "special tokens and pooling of the second text"),
+    ("padding changes nothing", inputs.check_padding, "attention_mask in encode, pooling, the head and its loss"),
     ("the order in a batch changes nothing", inputs.check_order, "sums and norms over dimension 0"),
-    ("other texts of a batch change nothing", inputs.check_other_rows, "BatchNorm; means over dimension 0"),
+    ("other rows of a batch change nothing", inputs.check_other_rows, "BatchNorm; means over dimension 0"),
     ("later words change nothing for a causal encoder", inputs.check_later_words, "the encoder's attention mask"),
     ("evaluation is deterministic", inputs.check_determinism, "F.dropout without training=self.training; randomness"),
-    ("forward does not change its inputs", inputs.check_inputs_unchanged, "methods ending in _, assignments to inputs"),
+    (
+        "forward does not change its inputs or the mode",
+        inputs.check_inputs_unchanged,
+        "methods ending in _, assignments to inputs or buffers, train() and eval()",
+    ),
     ("the model follows .to(device)", inputs.check_device, "torch.zeros, arange, tensor without device="),
     ("half precision is close to full", inputs.check_half_precision, "large constants, sums of many terms, exp"),
+    (
+        "a step updates the weights once",
+        training.check_step,
+        "optimizer_step and train_one_epoch in trainer.py; passes of tricks",
+    ),
     ("predictions equal evaluation", checkpoints.check_prediction, "decode, if it depends on the batch"),
-    ("resuming equals an uninterrupted run", checkpoints.check_resume, "plain attributes, other sources of randomness"),
+    (
+        "resuming equals an uninterrupted run",
+        checkpoints.check_resume,
+        "plain attributes, other sources of randomness, what is updated after save_model",
+    ),
     ("a new process gives the same answers", checkpoints.check_other_process, "load_checkpoint and build_model"),
 ]
 
 
 def check_model(case: Case) -> dict[str, str]:
-    """Runs all checks and logs one line per check and a summary. Returns {failed check: error}.
+    """Runs all checks and logs one line per check and a summary. Returns {failed check: error}; case.undecided has
+    those without a verdict.
 
     After SIGTERM or SIGINT it finishes the current check and raises Interrupted.
     """
-    failed: dict[str, str] = {}
-    skipped = 0
+    found: dict[str, dict[str, str]] = {"ok": {}, "skipped": {}, "undecided": case.undecided, "FAILED": {}}
     with ExitStack() as stack:
         if case.best is not None and case.command:
             case.other = stack.enter_context(checkpoints.other_process(case))
         stop = stack.enter_context(StopSignals(logger.warning))
         for number, (name, check, look_at) in enumerate(CHECKS, 1):
             state, message = run_check(check, case)
-            line = f"check {number:2d}  {state:7s} {name}" + (f": {message}" if message else "")
+            found[state][name] = message
+            line = f"check {number:2d}  {state:9s} {name}" + (f": {message}" if message else "")
             if state == "FAILED":
-                failed[name] = message
                 logger.error(f"{line}. Look at: {look_at}")
             else:
-                skipped += state == "skipped"
                 logger.info(line + "".join(f"; note: {note}" for note in case.notes))
             stop.check()
-            if check is losses.check_shapes and "not finite" in message:
+            not_finite = check is losses.check_shapes and "not finite" in message
+            if state == "FAILED" and (check is check_build or not_finite):
                 logger.error("skipping the other checks, which would fail for the same reason")
                 break
-    if failed:
-        logger.error(f"{len(failed)} of {len(CHECKS)} checks FAILED (exit code 3)")
+    others = f"{len(found['ok'])} passed, {len(found['skipped'])} skipped as they do not apply"
+    if found["undecided"]:
+        others += f", {len(found['undecided'])} UNDECIDED"
+    if found["FAILED"]:
+        logger.error(f"{len(found['FAILED'])} of {len(CHECKS)} checks FAILED (exit code 3), {others}")
+    elif found["undecided"]:
+        logger.warning(f"{', '.join(found['undecided'])}: UNDECIDED (exit code 4); {others}")
     else:
-        logger.info(f"{len(CHECKS) - skipped} checks passed, {skipped} skipped as they do not apply")
-    return failed
+        logger.info(f"{len(found['ok'])} checks passed, {len(found['skipped'])} skipped as they do not apply")
+    return found["FAILED"]
 
 
 def run_check(check: Callable[[Case], None], case: Case) -> tuple[str, str]:
-    """Runs a check -> ("ok", "skipped" or "FAILED", the reason if it is not ok)."""
+    """Runs a check -> ("ok", "skipped", "undecided" or "FAILED", the reason if it is not ok)."""
     case.notes.clear()
     try:
         with ExitStack() as stack, torch.no_grad():
@@ -96,6 +132,8 @@ def run_check(check: Callable[[Case], None], case: Case) -> tuple[str, str]:
             check(case)
     except Skipped as reason:
         return "skipped", str(reason)
+    except Undecided as reason:
+        return "undecided", str(reason)
     except Failed as error:
         return "FAILED", str(error)
     except Interrupted:

@@ -1,9 +1,8 @@
-"""Checks of training: gradients, registered modules, and overfitting a few texts."""
+"""Checks of training: gradients, registered modules, labels that leak, and one optimizer step."""
 
 import copy
-import time
+import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,11 +11,10 @@ from torch import nn
 from config import Config
 from data_loader import Batch, without_labels
 from engine.model import lora
-from engine.train.optimization import parameter_groups
 from model_utils import MyModel
-from tools.check.case import Case, Failed, Skipped, has_label, logits_of, require_same, shorten
-
-NUM_TEXTS, SECONDS = 20, 25  # number of texts to overfit and time limit
+from tools.check.case import Case, Failed, has_label, logits_of, require_same, shorten, with_other_rows
+from tools.check.checkpoints import FewBatches
+from tools.check.learning import distinct_rows
 
 
 @torch.enable_grad()
@@ -66,6 +64,11 @@ def require_frozen(model: MyModel, config: Config) -> None:
 
 def require_used(case: Case, model: MyModel) -> None:
     """Raises Failed if trained parameters have no gradient. A few in a library's encoder only add a note."""
+    batch = case.batch(case.rows)
+    for _ in range(8 * any(p.requires_grad and p.grad is None for p in model.parameters())):  # experts may need others
+        inputs = with_other_rows(batch, kept=0)
+        batch = Batch(inputs, batch.labels, batch.rows)
+        model(inputs, batch.labels).total_loss.backward()
     unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     in_encoder = [name for name in unused if name.startswith("encoder.")]
     few = len(in_encoder) < len(list(model.encoder.parameters())) / 2
@@ -104,60 +107,6 @@ def unregistered(value: Any, known: set[int], path: str, depth: int = 3) -> Iter
             yield from unregistered(item, known, f"{path}[{key!r}]", depth - 1)
 
 
-@torch.enable_grad()
-def check_overfitting(case: Case) -> None:
-    trainer, rows = case.build(compile=False), distinct_rows(case)
-    model, batch = trainer.model, case.batch(rows)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    config = replace(trainer.config, lr=None, head_lr=None)
-    optimizer = torch.optim.AdamW(parameter_groups(model, config), weight_decay=0.0)
-    first: dict[str, float] = {}
-    start = time.monotonic()
-    for step in range(1, 301):
-        model.train()
-        output = model(batch.inputs, batch.labels)
-        losses = {name: loss.item() for name, loss in output.losses.items()}
-        # trained weights begin low
-        first = first or {name: max(loss, 1.0 if config.init_from else 0.0) for name, loss in losses.items()}
-        optimizer.zero_grad()
-        output.total_loss.backward()
-        optimizer.step()
-        is_low = step % 10 == 0 and all(losses[name] < 0.1 * first[name] for name in losses)
-        if is_low and min(accuracies(model, batch).values(), default=1.0) >= 0.95:
-            break
-        if time.monotonic() - start > SECONDS and max(losses[name] / first[name] for name in losses) < 0.9:
-            raise Skipped(f"the losses fell in {step} steps ({SECONDS} s), but this model needs more time")
-    case.overfitted = model
-    for name, accuracy in accuracies(model, batch).items():
-        if accuracy > 0.89 and (losses[name] < 0.35 * first[name] or config.label_smoothing > 0):
-            continue
-        if any(p.requires_grad for p in model.encoder.parameters()):
-            change = f"{losses[name]:.3g} (initially {first[name]:.3g}) after {step} steps on {len(rows)} texts"
-            advice = "; loss and decode disagree" if losses[name] < 0.2 * first[name] else ""
-            raise Failed(f"{name!r}: the loss is {change}, and {accuracy:.0%} of the answers are right{advice}")
-        case.notes.append(f"{name!r}: with the frozen encoder {accuracy:.0%} of {len(rows)} texts are right")
-
-
-def distinct_rows(case: Case) -> list[int]:
-    """Returns up to NUM_TEXTS rows, labelled ones first, with distinct texts, as equal ones may differ in labels."""
-    by_text: dict[tuple[int, ...], int] = {}
-    for row in sorted(range(len(case.data.lengths)), key=lambda row: (-case.num_labels(row), case.data.lengths[row])):
-        by_text.setdefault(tuple(case.data.batch([row]).inputs["input_ids"][0].tolist()), row)
-    return list(by_text.values())[:NUM_TEXTS]
-
-
-@torch.no_grad()
-def accuracies(model: MyModel, batch: Batch) -> dict[str, float]:
-    """Returns {task: share of labels predicted correctly in eval mode}, as counted by the head."""
-    model.eval()
-    decoded = model.decode(model(batch.inputs).logits, batch.inputs)
-    heads = model.output_layer.heads
-    counts = {name: heads[name].hits(*answer, batch.labels[name]) for name, answer in decoded.items()}
-    return {name: hits / num_labels for name, (hits, num_labels) in counts.items() if num_labels}
-
-
 def check_labels_unseen(case: Case) -> None:
     model = copy.deepcopy(case.overfitted or case.trained).eval()
     batch = case.batch(distinct_rows(case))
@@ -166,3 +115,28 @@ def check_labels_unseen(case: Case) -> None:
     for labels in (batch.labels, permuted, without_labels(batch).labels):
         with_labels = logits_of(model, batch.inputs, labels)
         require_same("with other labels for the same texts", plain, with_labels, tolerance=1e-5)
+
+
+@torch.enable_grad()
+def check_step(case: Case) -> None:
+    """Runs an optimizer step at a rate of 0: only the optimizer may change weights, and each step counts once."""
+    case.trainer.config.run_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=case.trainer.config.run_dir) as folder:
+        trainer = case.build(output_dir=folder, compile=False, save_steps=0)
+        trainer.config.run_dir.mkdir(parents=True)
+        loader = FewBatches(trainer.train_loader, trainer.config.gradient_accumulation_steps)
+        trainer.train_loader = loader  # type: ignore[assignment]
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = 0.0 * group["lr"]
+        before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+        steps = trainer.scheduler.last_epoch
+        trainer.train_one_epoch(0)
+    after = dict(trainer.model.named_parameters())
+    if changed := [name for name, p in before.items() if not torch.equal(p, after[name])]:
+        raise Failed(
+            f"{shorten(changed)} change in a step at a learning rate of 0; does a trick restore what it changes?"
+        )
+    if kept := [name for name, p in after.items() if p.grad is not None and p.grad.any()]:
+        raise Failed(f"{shorten(kept)} keep their gradients after a step; call zero_grad")
+    if trainer.scheduler.last_epoch - steps > 1:
+        raise Failed(f"the schedule advances by {trainer.scheduler.last_epoch - steps} in one optimizer step")

@@ -1,0 +1,161 @@
+"""A collection of broken and correct models for `main.py --debug`: how they are declared, and the data they train on.
+
+The models are in broken_models.py and correct_models.py; test_model_check.py and benchmarks/model_checks.py use them.
+"""
+
+import dataclasses
+import json
+import random
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+import main as main_module
+import model_utils
+from config import Config, seed_torch
+from data_loader import MyDataset
+from data_process import DataConfig, process
+from tools.check import model_check
+from tools.check.case import Case
+
+TINY = dict(hidden_size=32, num_layers=1, epochs=2, batch_size=8, vocab_size=500, log_steps=2, lr=3e-3, device="cpu")
+TINY |= dict(use_crf=False, max_length=32)
+CHECKS = {check.__name__.removeprefix("check_"): (name, look_at) for name, check, look_at in model_check.CHECKS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """An edit of the template. apply(stack, replace) makes it, until the stack closes."""
+
+    name: str
+    apply: Callable[..., None]
+    check: str = ""  # of a broken model: the function in tools/check that must find it
+    words: str = ""  # a regular expression for the message and the hint of that check
+    data: str = "grades"
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+BROKEN: list[Model] = []
+CORRECT: list[Model] = []
+
+
+def declare(models: list[Model], check: str = "", words: str = "", **more: Any) -> Callable[[Any], Any]:
+    """A decorator. On a Head: it is used for `kind` (default classification). On a function: it is called with a
+    function replace(owner, name, value), where owner is an object or a dict."""
+    kind, data = more.pop("kind", "classification"), more.pop("data", "grades")
+
+    def add(edit: Any) -> Any:
+        if isinstance(edit, type):
+            models.append(
+                Model(edit.__name__, lambda replace: replace(model_utils.HEADS, kind, edit), check, words, data, more)
+            )
+        else:
+            models.append(Model(edit.__name__, edit, check, words, data, more))
+        return edit
+
+    return add
+
+
+def broken(check: str, words: str = "", **more: Any) -> Callable[[Any], Any]:
+    return declare(BROKEN, check, words, **more)
+
+
+def correct(**more: Any) -> Callable[[Any], Any]:
+    return declare(CORRECT, **more)
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+WORDS = "lovely great fine nice plain odd dull awful poor grim film book song meal play trip".split()
+KINDS: dict[str, dict[str, str]] = {
+    "grades": dict(label_column="stars", label_type="stars=classification"),
+    "numbers": dict(label_column="stars", label_type="stars=classification", extra_columns="age,price"),
+    "two": dict(label_column="mood", label_type="mood=classification"),
+    "topics": dict(label_column="topics"),
+    "scores": dict(label_column="score"),
+    "pairs": dict(label_column="score", text_pair_column="second"),
+    "both": dict(label_column="stars,score", label_type="stars=classification"),
+    "tags": dict(label_column="tags"),
+    "marked": dict(label_column="relation", text_column="marked"),
+}
+
+
+@cache
+def folder_of(kind: str, root: str) -> str:
+    """The processed folder of a kind of data; 90 rows."""
+    rng, rows = random.Random(0), []
+    for n in range(90):
+        stars = 1 + n % 5
+        words = [WORDS[2 * stars - rng.randint(1, 2)], *rng.choices(WORDS[10:], k=rng.randint(2, 6)), str(n % 9)]
+        rng.shuffle(words)
+        row = {"text": " ".join(words), "second": " ".join(rng.choices(WORDS, k=rng.randint(2, 6)))}
+        row |= {"stars": str(stars), "mood": "good" if stars > 2 else "bad", "score": stars + 0.25 * (n % 3)}
+        row |= {"topics": sorted({*words} & {"film", "book", "song"}), "age": 20 + 7 * n % 50, "price": n % 4 + 0.5}
+        marked = [f"<e1> {words[0]} </e1>", *words[2:], f"<e2> {words[1]} </e2>"]
+        row |= {"marked": " ".join(marked if n % 2 else marked[::-1]), "relation": ["a(e1,e2)", "a(e2,e1)", "b"][n % 3]}
+        rows.append(row)
+    wanted = {*re.split(",", KINDS[kind]["label_column"]), "text", *KINDS[kind].get("extra_columns", "").split(",")}
+    wanted |= {KINDS[kind].get("text_pair_column"), KINDS[kind].get("text_column")}
+    if kind == "tags":
+        tags = [
+            ["B-kind" if w in WORDS[:10] else "I-kind" if w.isdigit() else "O" for w in r["text"].split()] for r in rows
+        ]
+        rows = [{"tokens": row["text"].split(), "tags": tags} for row, tags in zip(rows, tags)]
+    else:
+        text = KINDS[kind].get("text_column", "text")
+        rows = [{k: v for k, v in row.items() if k in wanted and (k != "text" or k == text)} for row in rows]
+    raw = Path(root) / f"{kind}.jsonl"
+    raw.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    process(DataConfig(input=str(raw), output_dir=f"{root}/{kind}", **KINDS[kind]))
+    return f"{root}/{kind}"
+
+
+# ---- checking --------------------------------------------------------------------------------------------------------
+
+
+def case_of(config: Config, after: Callable[[Any], None] = lambda trainer: None) -> Case:
+    """A Case as main.py makes it, without the trial run. after: what is done to each new trainer."""
+    device = torch.device("cpu")
+    data = main_module.load_data(config, device, 64)
+
+    def build(**changes: Any) -> Any:
+        changed = dataclasses.replace(config, **changes)
+        seed_torch(changed.random_seed)
+        trainer = main_module.build_trainer(changed, device, data)
+        after(trainer)
+        return trainer
+
+    rows = MyDataset(config.data_dir / "train.jsonl", data[3].dataset.featurizer, 64)
+    return Case(build, rows, None, [])
+
+
+def run(model: Model, root: str, only: str = "") -> tuple[dict[str, str], dict[str, str]]:
+    """({check: message} of those that fail, of those that are undecided). only: run this check alone."""
+    with ExitStack() as stack, TemporaryDirectory() as output:
+
+        def replace(owner: Any, name: str, value: Any) -> None:
+            one = patch.dict(owner, {name: value}) if isinstance(owner, dict) else patch.object(owner, name, value)
+            stack.enter_context(one)
+
+        if only:
+            first = model_check.CHECKS[0]
+            kept = [check for check in model_check.CHECKS if check[0] == CHECKS[only][0] != first[0]]
+            replace(model_check, "CHECKS", [first, *kept])
+        options = TINY | dict(data_path=folder_of(model.data, root), output_dir=output, model_version="run")
+        model.apply(replace)
+        case = case_of(Config(**{**options, **model.options}))
+        failed = model_check.check_model(case)
+    names = {name: check for check, (name, _) in CHECKS.items()}
+    return {names[k]: v for k, v in failed.items()}, {names[k]: v for k, v in case.undecided.items()}
+
+
+def is_found(model: Model, failed: dict[str, str]) -> bool:
+    """Whether the right check fails, and its message or hint names the cause."""
+    return model.check in failed and bool(re.search(model.words, failed[model.check] + CHECKS[model.check][1]))

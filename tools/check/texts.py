@@ -1,0 +1,197 @@
+"""Checks of what a model reads of its texts: markers, [CLS], and the two texts of a pair."""
+
+import copy
+import re
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from data_loader import Batch, MyDataset
+from engine.data.tokenizer import named_tokens
+from tools.check.case import Case, Failed, Skipped, Tensors, require_same
+
+MARKER = re.compile(r"[^\w\s]\S*[^\w\s]|[^\w\s]")  # such as <e1>, [E1] or $
+
+
+class Listening:
+    """A tokenizer that notes the strings that a head looks up, and the ids that it finds."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer, self.found = tokenizer, dict[str, list[int]]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+    def __len__(self) -> int:
+        return len(self.tokenizer)
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        for token in [tokens] if isinstance(tokens, str) else tokens:
+            self.found[token] = [self.tokenizer.convert_tokens_to_ids(token)]
+        return self.tokenizer.convert_tokens_to_ids(tokens)
+
+    def encode(self, text: Any, *args: Any, **options: Any) -> Any:
+        self.note(text)
+        return self.tokenizer.encode(text, *args, **options)
+
+    def __call__(self, text: Any, *args: Any, **options: Any) -> Any:
+        self.note(text)
+        return self.tokenizer(text, *args, **options)
+
+    def note(self, text: Any) -> None:
+        for one in [text] if isinstance(text, str) else text:
+            if MARKER.fullmatch(one):  # whole texts may have several tokens
+                self.found[one] = self.tokenizer.encode(one, add_special_tokens=False)
+
+
+def check_markers(case: Case) -> None:
+    tokenizer = case.data.featurizer.tokenizer
+    if tokenizer is None:
+        raise Skipped("the model has no tokenizer")
+    listening = Listening(tokenizer)
+    for head in copy.deepcopy(case.trainer.model.output_layer.heads).values():
+        if hasattr(head, "set_tokenizer"):
+            head.set_tokenizer(listening)
+    looked_up = dict(listening.found)
+    listening.convert_tokens_to_ids(named_tokens(case.trainer.config))
+    ordinary = {tokenizer.cls_token, tokenizer.sep_token, tokenizer.pad_token, tokenizer.mask_token}
+    found = {token: ids for token, ids in listening.found.items() if token not in {*ordinary, tokenizer.unk_token}}
+    if not found:
+        raise Skipped("no head looks up a token, and --special_tokens is empty")
+    for token, ids in found.items():
+        pieces = tokenizer.encode(token, add_special_tokens=False)
+        if ids[0] in (None, tokenizer.unk_token_id) or (MARKER.fullmatch(token) and len(pieces) != 1):
+            is_now = f"{len(pieces)} tokens ({' '.join(tokenizer.convert_ids_to_tokens(pieces))})"
+            raise Failed(f"{token!r} is not one token of the tokenizer but {is_now}; name it in --special_tokens")
+        require_in_texts(case, token, ids[0], token in looked_up)
+
+
+def require_in_texts(case: Case, token: str, number: int, looked_up: bool) -> None:
+    """Raises Failed if texts have this token, but the model does not get it, or if no text has a marker."""
+    data, lost, have = case.data, 0, 0
+    for row in map(int, data.first_rows):
+        example = data[int(data.example_index[row])]
+        texts = [example.get(part) or "" for part in ("text", "tokens", "text_pair")]
+        if token in " ".join(text if isinstance(text, str) else " ".join(text) for text in texts):
+            have += 1
+            lost += number not in data.batch([row]).inputs["input_ids"]
+    if lost:
+        raise Failed(
+            f"{lost} of the {have} texts with {token!r} lose it, cut by --max_length {data.featurizer.max_length}"
+        )
+    if not have and looked_up and MARKER.fullmatch(token):
+        raise Failed(f"a head looks up {token!r}, but none of {len(data)} texts has it")
+
+
+def check_read_twice(case: Case) -> None:
+    """Finds heads that add the first hidden state twice, or concatenate the same vector twice."""
+    model, batch = case.model_and_batch()
+    if "input_ids" not in batch.inputs:
+        raise Skipped("the model reads no text")
+    hidden = model.encode(batch.inputs).detach()
+    for name, head in model.output_layer.heads.items():
+        inputs_of_layers: list[torch.Tensor] = []
+        layers = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
+        hooks = [layer.register_forward_pre_hook(partial(keep_input, inputs_of_layers)) for layer in layers]
+        with torch.enable_grad():
+            states = hidden.clone().requires_grad_()
+            logits = model.output_layer(states, batch.inputs)[name].clamp(min=-1e4)
+            weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits.device)
+            total = (logits * weights).sum()
+        for hook in hooks:
+            hook.remove()
+        for vectors in inputs_of_layers:
+            if vectors.ndim == 2 and len(vectors) == len(hidden):
+                require_distinct_blocks(name, vectors, hidden[:, 0])
+        if head.level != "words" and total.requires_grad:
+            (gradients,) = torch.autograd.grad(total, states, allow_unused=True)
+            mask = batch.inputs["attention_mask"].bool()
+            if gradients is not None and all(counts_twice(g[m]) for g, m in zip(gradients, mask)):
+                raise Failed(f"{name!r}: the first token, [CLS], counts twice as much as every other token")
+
+
+def keep_input(found: list[torch.Tensor], layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    found.append(inputs[0])
+
+
+def require_distinct_blocks(name: str, vectors: torch.Tensor, first: torch.Tensor) -> None:
+    """Raises Failed if the input of a layer contains the same vector twice in all texts, or that of [CLS] in any."""
+    size = first.shape[1]
+    if vectors.shape[1] % size or vectors.shape[1] < 2 * size or len(vectors) < 2:
+        return
+    blocks = vectors.unflatten(1, (-1, size))
+    for i in range(blocks.shape[1]):
+        for j in range(i):
+            same = (blocks[:, i] == blocks[:, j]).all(1) & blocks[:, i].any(1)
+            is_first = same & (blocks[:, i] == first).all(1)
+            if is_first.any() or same.all():
+                what = "the vector of [CLS]" if is_first.any() else "the same vector"
+                share = f"{int(same.sum())} of {len(same)} texts"
+                raise Failed(f"{name!r} reads {what} twice in {share}; are the positions of its markers found?")
+
+
+def counts_twice(gradients: torch.Tensor) -> bool:
+    """Whether position 0 has twice the gradient of all others, or the sum of two that all others have. (L, H)"""
+    first, others = gradients[0], gradients[1:]
+    kinds = [others[0], others[-1]] if len(others) > 1 else []
+    if not kinds or not all(kind.any() for kind in kinds):
+        return False
+
+    def near(a: torch.Tensor, b: torch.Tensor) -> bool:
+        return bool((a - b).norm() <= 1e-3 * b.norm())
+
+    if not all(any(near(other, kind) for kind in kinds) for other in others):
+        return False
+    return near(first, kinds[0] + kinds[1])
+
+
+def check_pairs(case: Case) -> None:
+    """In a model that encodes the texts of a pair separately, checks that equal texts have equal vectors."""
+    model, _ = case.model_and_batch(1)
+    examples = [case.data[i] for i in range(len(case.data)) if (case.data.example_index == i).sum() == 1]
+    if not examples or "text_pair" not in examples[0] or case.data.featurizer.tagging:
+        raise Skipped("the texts are no pairs")
+    texts = sorted({example["text_pair"] for example in examples}, key=len)[:6]
+    same, other = [batch_of(case, examples[0], list(zip(texts, seconds))) for seconds in (texts, texts[1:] + texts[:1])]
+    if not same.inputs["token_type_ids"].any():
+        raise Skipped("token_type_ids do not distinguish the two texts")
+    first, second = words_of(same.inputs)
+    states, changed = model.encode(same.inputs), model.encode(other.inputs)
+    states, changed = [one / states.abs().max() for one in (states, changed)]
+    if any((a[f] - b[f]).abs().max() > 1e-4 for a, b, f in zip(states, changed, first)):
+        raise Skipped("the two texts are encoded together")
+    gaps = [float((a[f] - a[s]).abs().max()) if f.sum() == s.sum() else 1.0 for a, f, s in zip(states, first, second)]
+    if max(gaps) > 1e-4:
+        gap = f"hidden states that differ by {max(gaps):.1%}"
+        raise Failed(f"the same text has, as first and as second text, {gap}; do both get the same special tokens?")
+    require_same_pooling(case, same)
+
+
+def require_same_pooling(case: Case, same: Batch) -> None:
+    """Raises Failed if a head that compares by cosine finds texts more or less equal to themselves."""
+    model = case.model_and_batch(1)[0]
+    hidden, factor = model.encode(same.inputs), 2.0 + same.inputs["token_type_ids"].unsqueeze(-1)
+    logits: list[Tensors] = [model.output_layer(states, same.inputs) for states in (hidden, factor * hidden)]
+    for name, answers in logits[0].items():
+        if not torch.allclose(answers, logits[1][name], rtol=1e-4, atol=1e-4):
+            continue  # not a cosine of the two vectors
+        expected = {name: answers[:1].expand_as(answers)}
+        require_same("for pairs of a text with itself, whose cosine is 1,", expected, {name: answers})
+
+
+def batch_of(case: Case, example: dict[str, Any], pairs: list[tuple[str, str]]) -> Batch:
+    rows = [example | {"text": first, "text_pair": second} for first, second in pairs]
+    data = MyDataset(rows, case.data.featurizer, quiet=True)
+    return data.batch(range(len(data.lengths))).to(case.trainer.device)
+
+
+def words_of(inputs: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the masks of the tokens of the first and of the second text, without [CLS] and [SEP]. (B, L) each"""
+    mask, second = inputs["attention_mask"].bool(), inputs["token_type_ids"].bool()
+    places = torch.arange(mask.shape[1], device=mask.device)
+    last = mask.sum(1, keepdim=True) - 1
+    of_second = second & mask & (places < last)
+    border = last - of_second.sum(1, keepdim=True) - 1  # the first [SEP]
+    return (places > 0) & (places < border), of_second
