@@ -153,7 +153,7 @@ class Coral(Ordinal):
     pass
 
 
-@correct(data="both", hidden_size=16)
+@correct(data="both", lr=1e-4)
 class CoralOfATinyModel(Ordinal):
     pass
 

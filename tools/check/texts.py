@@ -2,7 +2,6 @@
 
 import copy
 import re
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 from data_loader import Batch, MyDataset
 from engine.data.tokenizer import named_tokens
+from model_utils import MyModel
 from tools.check.case import Case, Failed, Skipped, Tensors, require_same
 
 MARKER = re.compile(r"[^\w\s]\S*[^\w\s]|[^\w\s]")  # such as <e1>, [E1] or $
@@ -88,38 +88,44 @@ def require_in_texts(case: Case, token: str, number: int, looked_up: bool) -> No
 def check_read_twice(case: Case) -> None:
     """Finds heads that add the first hidden state twice, or concatenate the same vector twice."""
     model, batch = case.model_and_batch()
-    if "input_ids" not in batch.inputs:
-        raise Skipped("the model reads no text")
-    hidden = model.encode(batch.inputs).detach()
+    hidden = inputs_of(model.output_layer, model, batch)[0].detach()
+    mask = batch.inputs["attention_mask"].bool()
+    if hidden.shape[:2] != mask.shape:
+        raise Skipped("the heads do not read the hidden states of one text")
     for name, head in model.output_layer.heads.items():
-        inputs_of_layers: list[torch.Tensor] = []
-        layers = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
-        hooks = [layer.register_forward_pre_hook(partial(keep_input, inputs_of_layers)) for layer in layers]
+        for layer in head.modules():
+            if isinstance(layer, nn.Linear):
+                for vectors in inputs_of(layer, model, batch):
+                    require_distinct_blocks(name, vectors, hidden[:, 0])
+        if head.level == "words":
+            continue
         with torch.enable_grad():
             states = hidden.clone().requires_grad_()
             logits = model.output_layer(states, batch.inputs)[name].clamp(min=-1e4)
             weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits.device)
-            total = (logits * weights).sum()
-        for hook in hooks:
-            hook.remove()
-        for vectors in inputs_of_layers:
-            if vectors.ndim == 2 and len(vectors) == len(hidden):
-                require_distinct_blocks(name, vectors, hidden[:, 0])
-        if head.level != "words" and total.requires_grad:
-            (gradients,) = torch.autograd.grad(total, states, allow_unused=True)
-            mask = batch.inputs["attention_mask"].bool()
-            if gradients is not None and all(counts_twice(g[m]) for g, m in zip(gradients, mask)):
-                raise Failed(f"{name!r}: the first token, [CLS], counts twice as much as every other token")
+            (gradients,) = torch.autograd.grad((logits * weights).sum() + 0 * states.sum(), states)
+        if all(counts_twice(gradient[real]) for gradient, real in zip(gradients, mask)):
+            raise Failed(f"{name!r}: the first token, [CLS], counts twice as much as every other token")
 
 
-def keep_input(found: list[torch.Tensor], layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-    found.append(inputs[0])
+def inputs_of(layer: nn.Module, model: nn.Module, batch: Batch) -> list[torch.Tensor]:
+    """Returns the first argument of each call of a layer in a forward pass of the model."""
+    found: list[torch.Tensor] = []
+    with layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0])):
+        model(batch.inputs)
+    return found
 
 
 def require_distinct_blocks(name: str, vectors: torch.Tensor, first: torch.Tensor) -> None:
     """Raises Failed if the input of a layer contains the same vector twice in all texts, or that of [CLS] in any."""
     size = first.shape[1]
-    if vectors.shape[1] % size or vectors.shape[1] < 2 * size or len(vectors) < 2:
+    if (
+        vectors.ndim != 2
+        or len(vectors) != len(first)
+        or vectors.shape[1] % size
+        or vectors.shape[1] < 2 * size
+        or len(vectors) < 2
+    ):
         return
     blocks = vectors.unflatten(1, (-1, size))
     for i in range(blocks.shape[1]):
@@ -154,6 +160,8 @@ def check_pairs(case: Case) -> None:
     if not examples or "text_pair" not in examples[0] or case.data.featurizer.tagging:
         raise Skipped("the texts are no pairs")
     texts = sorted({example["text_pair"] for example in examples}, key=len)[:6]
+    if any(head.level == "pair" for head in model.output_layer.heads.values()):
+        return require_equal_vectors(model, batch_of(case, examples[0], list(zip(texts, texts))))
     same, other = [batch_of(case, examples[0], list(zip(texts, seconds))) for seconds in (texts, texts[1:] + texts[:1])]
     if not same.inputs["token_type_ids"].any():
         raise Skipped("token_type_ids do not distinguish the two texts")
@@ -167,6 +175,14 @@ def check_pairs(case: Case) -> None:
         gap = f"hidden states that differ by {max(gaps):.1%}"
         raise Failed(f"the same text has, as first and as second text, {gap}; do both get the same special tokens?")
     require_same_pooling(case, same)
+
+
+def require_equal_vectors(model: MyModel, same: Batch) -> None:
+    """Raises Failed if heads get other vectors of a text as the first than as the second of a pair. (B, 2, H)"""
+    for name, head in model.output_layer.heads.items():
+        vectors = inputs_of(head, model, same)[0]
+        if not torch.allclose(vectors[:, 0], vectors[:, 1], atol=1e-4):
+            raise Failed(f"{name!r} gets different vectors of the same text as first and as second of a pair")
 
 
 def require_same_pooling(case: Case, same: Batch) -> None:
