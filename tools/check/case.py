@@ -21,7 +21,8 @@ from trainer import Trainer
 
 MIXES_PADDING = ("fnet", "convbert", "nystromformer", "yoso")  # families whose outputs depend on padding by design
 ROOT = Path(__file__).resolve().parents[2]
-PADDING = {"attention_mask": 0, "token_type_ids": 0, "word_starts": 0, "word_ends": 0, "word_mask": 0}  # and input_ids
+BY_TOKEN = ("input_ids", "attention_mask", "token_type_ids")  # the inputs that padding makes longer
+FROM_TEXT = (*BY_TOKEN, "word_starts", "word_ends", "word_mask")
 Tensors = dict[str, torch.Tensor]  # inputs by name; labels or logits by task
 
 
@@ -122,7 +123,7 @@ def require_same(change: str, first: Tensors, second: Tensors, tolerance: float 
 
 def own_inputs(batch: Batch) -> dict[str, torch.Tensor]:
     """Returns the inputs that are not made from the text, such as numbers or images; their shapes can be anything."""
-    return {name: tensor for name, tensor in batch.inputs.items() if name not in ("input_ids", *PADDING)}
+    return {name: tensor for name, tensor in batch.inputs.items() if name not in FROM_TEXT}
 
 
 def with_other_rows(batch: Batch, kept: int = 1) -> Tensors:

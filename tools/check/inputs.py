@@ -15,7 +15,7 @@ from engine.run.command_line import first_line
 from engine.run.device import random_state, set_random_state
 from model_utils import MyModel
 from tools.check.case import (
-    PADDING,
+    BY_TOKEN,
     Case,
     Failed,
     Skipped,
@@ -32,11 +32,11 @@ from tools.check.case import (
 
 def check_padding(case: Case) -> None:
     model, batch = case.model_and_batch()
-    together, fill = logits_of(model, batch.inputs), PADDING | {"input_ids": case.data.pad_id}
+    together, fill = logits_of(model, batch.inputs), {"input_ids": case.data.pad_id}
     width = batch.inputs["input_ids"].shape[1] if "input_ids" in batch.inputs else 0
     extra = min(8, (num_positions(model.encoder) or 10**6) - width)
-    by_token = {name: tensor for name, tensor in batch.inputs.items() if name in fill}
-    padded = {name: pad(tensor, (0, extra), value=fill[name]) for name, tensor in by_token.items()}
+    by_token = {name: tensor for name, tensor in batch.inputs.items() if name in BY_TOKEN}
+    padded = {name: pad(tensor, (0, extra), value=fill.get(name, 0)) for name, tensor in by_token.items()}
     wrong = difference(together, logits_of(model, batch.inputs | padded))
     if wrong is None:
         single = [case.batch([row]) for row in case.rows[:8]]
@@ -127,7 +127,7 @@ def check_own_inputs(case: Case) -> None:
     for name, tensor in own.items():
         if name.removesuffix("_mask") in own.keys() - {name}:
             continue  # padding of another input, which may be 0 there
-        columns = list(getattr(case.data.featurizer, name, ())) if tensor.ndim == 2 else []
+        columns = list(getattr(case.data.featurizer, name, ())) if name == "extras" else []
         for number, column in enumerate(columns or [None]):
             part = (slice(None), number) if column else ()
             changed = tensor.clone()
