@@ -127,7 +127,9 @@ def check_own_inputs(case: Case) -> None:
     for name, tensor in own.items():
         if name.removesuffix("_mask") in own.keys() - {name}:
             continue  # padding of another input, which may be 0 there
-        columns = list(getattr(case.data.featurizer, name, ())) if name == "extras" else []
+        field = getattr(case.data.featurizer, "fields", {}).get(name)
+        named = field.columns if field else getattr(case.data.featurizer, "extras", ())
+        columns = list(named) if name == "extras" else []
         for number, column in enumerate(columns or [None]):
             part = (slice(None), number) if column else ()
             changed = tensor.clone()

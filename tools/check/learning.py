@@ -111,11 +111,10 @@ def attempt(
         examine(model, batch, progress)
         for name, task in progress.items():
             task.falls = task.ratio > LOWEST and is_falling(task.losses[begin[name] :], window)
-        learnt = [task.is_learnt(smoothed) for task in progress.values()]
-        done = all(task.ratio < 0.1 or task.sure > SURE for task in progress.values()) or step == steps
+        learnt = all(task.is_learnt(smoothed) for task in progress.values())
         decided = all(task.ratio < LOWEST for task in progress.values()) or step >= 2 * window
         stuck = decided and not any(task.falls for task in progress.values())
-        if (all(learnt) and done) or stuck:
+        if learnt or stuck:
             return step
     return steps
 
