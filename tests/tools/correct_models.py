@@ -586,9 +586,9 @@ def schedule_of_epochs(replace):
     plain_step, plain_epoch = trainer_module.Trainer.optimizer_step, trainer_module.Trainer.end_epoch
 
     def optimizer_step(trainer, group):
-        step, trainer.scheduler.step = trainer.scheduler.step, lambda: None
+        trainer.scheduler.step = lambda: None
         plain_step(trainer, group)
-        trainer.scheduler.step = step
+        del trainer.scheduler.step
 
     def end_epoch(trainer):
         trainer.scheduler.step()

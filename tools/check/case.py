@@ -140,7 +140,9 @@ def with_other_rows(batch: Batch, kept: int = 1) -> Tensors:
         drawn = torch.randint(len(ids), (int(others.sum()),), generator=torch.Generator().manual_seed(0))
         changed["input_ids"][others] = ids[drawn.to(ids.device)]
     if own:
-        far = torch.stack([(one.double() - one[:1].double()).abs().flatten(1).mean(1) for one in own.values()]).sum(0)
+        far = torch.stack(
+            [(one.double() - one[:1].double()).abs().reshape(len(one), -1).sum(1) for one in own.values()]
+        ).sum(0)
         for name, tensor in own.items():
             changed[name][kept:] = tensor[int(far.argmax())]
     return changed

@@ -93,7 +93,7 @@ def check_first_loss(case: Case) -> None:
         if minimum <= loss.item() <= 2.5 * expected + 0.3:
             continue
         factor = factor_of_cross_entropy(head, output.logits[name], batch, name)
-        if head.first_loss is None and factor:
+        if head.first_loss is None and factor and not 0.4 <= factor <= 2.5:
             raise Failed(f"the loss of {name!r} is {factor:.3g} times the cross-entropy; are weights normalised twice?")
         if head.first_loss is not None or not is_another_loss(model, head, batch, name, loss.item()):
             advice = "if it is not a cross-entropy, set first_loss in the head"
