@@ -1,5 +1,6 @@
 """Checks that the model can learn: it overfits a few texts, and its answers become right and have the right names."""
 
+import copy
 import math
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,8 +18,8 @@ from trainer import Trainer
 # parameters x tokens) of them. 60 steps of BERT-base on 8 short texts take two to four minutes on a slow core.
 WORK, FEWEST, MOST = 5e11, 60, 1000
 MANY, FEW, LARGE = 16, 8, 5e6  # number of texts, of texts for large models, trained parameters of a large model
-# (factor of the learning rates, whether only the heads are trained, share of the steps), one after another
-ATTEMPTS = ((1.0, False, 0.35), (5.0, False, 0.35), (0.2, False, 0.1), (1.0, True, 0.2))
+# (factor of the encoder's rates; of the other rates; share of the steps), one after another. The last trains heads only
+ATTEMPTS = ((1.0, 1.0, 0.3), (5.0, 20.0, 0.4), (0.2, 0.2, 0.1), (0.0, 5.0, 0.2))
 RIGHT, SURE = 0.89, 0.8  # share of right answers, their mean probability
 LOW, LOWEST = 0.35, 0.02  # shares of the first loss
 
@@ -31,6 +32,7 @@ class Progress:
     losses: list[float] = field(default_factory=list)  # of each step
     hits: list[float] = field(default_factory=list)  # share of right answers, every ten steps
     sure: float = 0.0  # mean probability of the answers
+    enough: float = SURE  # the probability that suffices
     falls: bool = False  # whether the loss was still falling at the end of an attempt
 
     @property
@@ -39,11 +41,12 @@ class Progress:
 
     @property
     def ratio(self) -> float:
-        return self.losses[-1] / self.first if self.losses else 1.0
+        """The last loss as a share of the first; it falls with the loss, also if that is negative."""
+        return 1 - (self.first - self.losses[-1]) / max(abs(self.first), 1e-9) if self.losses else 1.0
 
-    def is_learnt(self, smoothed: bool) -> bool:
+    def is_learnt(self) -> bool:
         """Whether answers are right and the loss is low, or as low as a loss with a positive minimum can be."""
-        return self.right > RIGHT and (self.ratio < LOW or self.sure > SURE or smoothed)
+        return self.right > RIGHT and (self.ratio < LOW or self.sure > self.enough)
 
 
 @torch.enable_grad()
@@ -59,42 +62,53 @@ def check_overfitting(case: Case) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    progress = first_losses(model, batch, bool(config.init_from))
-    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    smoothed, done = config.label_smoothing > 0, 0
-    for factor, heads_only, share in ATTEMPTS:
-        done += attempt(model, batch, groups(model, config, factor, heads_only), progress, int(share * steps), smoothed)
-        if all(task.is_learnt(smoothed) or task.ratio < LOWEST for task in progress.values()):
-            break
-        if not all(math.isfinite(task.losses[-1]) for task in progress.values()):
-            model.load_state_dict(start)
-    if heads_only:
-        case.notes.append("learnt with the encoder's weights fixed")
+    progress = first_losses(model, batch, bool(config.init_from), 0.0 if config.label_smoothing else SURE)
+    done = train(case, model, batch, config, progress, steps)
     case.overfitted = model
     for name, task in progress.items():
-        judge(case, model, batch, name, task, f"after {done} steps on {len(rows)} texts", smoothed)
+        judge(case, model, batch, name, task, f"after {done} steps on {len(rows)} texts")
     require_names(case, trainer, rows, [name for name, task in progress.items() if task.right > RIGHT])
 
 
-def groups(model: MyModel, config: Any, factor: float, heads_only: bool) -> list[dict[str, Any]]:
-    encoder = {id(p) for p in model.encoder.parameters()} if heads_only else set()
-    found = []
+def train(case: Case, model: MyModel, batch: Batch, config: Any, progress: dict[str, Progress], steps: int) -> int:
+    """Trains in several attempts until all tasks are learnt, or cannot be. Returns the number of steps."""
+    start, done = copy.deepcopy(model.state_dict()), 0
+    for factor, of_heads, share in ATTEMPTS:
+        before, earlier = copy.deepcopy(model.state_dict()), copy.deepcopy(progress)
+        if not factor:
+            model.load_state_dict(start)  # the encoder may have collapsed at these rates
+        if chosen := groups(model, config, factor, of_heads):
+            done += attempt(model, batch, chosen, progress, int(share * steps))
+        if all(task.is_learnt() or task.ratio < LOWEST for task in progress.values()):
+            if not factor:
+                case.notes.append("learnt with the encoder's weights fixed")
+            break
+        if not sum(task.ratio for task in progress.values()) <= sum(task.ratio for task in earlier.values()):
+            model.load_state_dict(before)
+            progress.update({name: task for name, task in earlier.items() if task.losses})
+        for name, task in progress.items():
+            task.falls |= factor < 1 and earlier[name].falls  # at low rates it hardly falls
+    return done
+
+
+def groups(model: MyModel, config: Any, factor: float, of_heads: float) -> list[dict[str, Any]]:
+    """Returns the parameter groups, with rates times these factors for the encoder and for the other layers."""
+    encoder, found = {id(p) for p in model.encoder.parameters()}, []
     for group in parameter_groups(model, config):
-        kept = [p for p in group["params"] if id(p) not in encoder]
-        if kept:
-            found.append({"params": kept, "lr": factor * group["lr"], "weight_decay": 0.0})
+        for inside, times in ((True, factor), (False, of_heads)):
+            chosen = [p for p in group["params"] if (id(p) in encoder) == inside]
+            if chosen and times:
+                found.append({"params": chosen, "lr": times * group["lr"], "weight_decay": 0.0})
     return found
 
 
-def first_losses(model: MyModel, batch: Batch, trained: bool) -> dict[str, Progress]:
+def first_losses(model: MyModel, batch: Batch, trained: bool, enough: float) -> dict[str, Progress]:
     losses = model.train()(batch.inputs, batch.labels).losses
     labelled = {name: loss.item() for name, loss in losses.items() if has_label(batch.labels[name]).any()}
-    return {name: Progress(max(loss, 1.0) if trained else loss) for name, loss in labelled.items()}
+    return {name: Progress(max(loss, 1.0) if trained else loss, enough=enough) for name, loss in labelled.items()}
 
 
-def attempt(
-    model: MyModel, batch: Batch, groups: list[Any], progress: dict[str, Progress], steps: int, smoothed: bool
-) -> int:
+def attempt(model: MyModel, batch: Batch, groups: list[Any], progress: dict[str, Progress], steps: int) -> int:
     """Trains for some steps, and less if all is learnt or the losses stop falling. Returns the number of steps."""
     optimizer = torch.optim.AdamW(groups)
     window = max(10, steps // 4)
@@ -111,7 +125,7 @@ def attempt(
         examine(model, batch, progress)
         for name, task in progress.items():
             task.falls = task.ratio > LOWEST and is_falling(task.losses[begin[name] :], window)
-        learnt = all(task.is_learnt(smoothed) for task in progress.values())
+        learnt = all(task.is_learnt() for task in progress.values())
         decided = all(task.ratio < LOWEST for task in progress.values()) or step >= 2 * window
         stuck = decided and not any(task.falls for task in progress.values())
         if learnt or stuck:
@@ -148,9 +162,9 @@ def mean_probability(answers: Any, probabilities: Any, labels: torch.Tensor) -> 
     return float(probabilities[has_label(labels)].float().mean())
 
 
-def judge(case: Case, model: MyModel, batch: Batch, name: str, task: Progress, when: str, smoothed: bool) -> None:
+def judge(case: Case, model: MyModel, batch: Batch, name: str, task: Progress, when: str) -> None:
     """Raises Failed or Undecided if the task has not been learnt."""
-    if task.is_learnt(smoothed):
+    if task.is_learnt():
         return
     change = f"{task.losses[-1]:.3g} (initially {task.first:.3g}) {when}"
     message = f"{name!r}: the loss is {change}, and {task.right:.0%} of the answers are right"
@@ -162,6 +176,8 @@ def judge(case: Case, model: MyModel, batch: Batch, name: str, task: Progress, w
         raise Failed(f"{message}; {advice}")
     if not any(p.requires_grad for p in model.encoder.parameters()) and any(True for _ in model.encoder.parameters()):
         case.notes.append(f"{name!r}: with the frozen encoder {task.right:.0%} of the texts are right")
+    elif task.right > RIGHT and probabilities_cost(model, batch, name) > LOW * task.first:
+        raise Failed(f"{message}; the logits are probabilities: softmax or sigmoid before the loss, or softmax twice")
     elif task.falls or task.ratio < LOWEST:
         raise Undecided(f"{message}; it is still falling, or too low to judge")
     elif task.right > RIGHT:
@@ -170,6 +186,17 @@ def judge(case: Case, model: MyModel, batch: Batch, name: str, task: Progress, w
     else:
         advice = "the logits are bounded (softmax or sigmoid before the loss), or do not depend on the text"
         raise Failed(f"{message}; it no longer falls: {advice}")
+
+
+@torch.no_grad()
+def probabilities_cost(model: MyModel, batch: Batch, name: str) -> float:
+    """Returns the loss of right answers with a probability of 1, for a head whose logits are probabilities; else 0."""
+    logits, labels = model.eval()(batch.inputs).logits[name], batch.labels[name]
+    if labels.ndim != 1 or labels.is_floating_point() or logits.ndim != 2 or logits.min() < 0 or logits.max() > 1:
+        return 0.0
+    right = nn.functional.one_hot(labels.clamp(min=0), logits.shape[1]).to(logits)
+    count = model.count_labels(batch.inputs, batch.labels)[name].clamp(min=1)
+    return float(model.output_layer.heads[name].loss(right, labels, batch.inputs) / count)
 
 
 @torch.no_grad()
