@@ -121,15 +121,10 @@ class Markers(ClassificationHead):
         super().__init__(2 * hidden_size, task)
 
     def set_tokenizer(self, tokenizer):
-        self.markers = [tokenizer.convert_tokens_to_ids(name) for name in self.names]
-
-    def set_options(self, config, task_name):
-        super().set_options(config, task_name)
-        if not hasattr(self, "markers"):
-            self.markers = [7, 8]
+        self.ids = [tokenizer.convert_tokens_to_ids(name) for name in self.names]
 
     def forward(self, hidden, inputs):
-        places = [(inputs["input_ids"] == marker).int().argmax(1) for marker in self.markers]
+        places = [(inputs["input_ids"] == marker).int().argmax(1) for marker in self.ids]
         return self.linear(torch.cat([hidden[range(len(hidden)), place] for place in places], 1))
 
 

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 
 import model_utils
 import trainer as trainer_module
-from engine.model.pooling import mean_of_tokens
+from engine.model.pooling import mean_of_tokens, vector_at
 from engine.task.task import IGNORE
 from model_utils import ClassificationHead, MultilabelHead, MyModel, RegressionHead, Softmax, TaggingHead
 
@@ -108,9 +108,20 @@ class EntitiesAndFirst(Markers):
         self.dense = nn.ModuleList([nn.Linear(hidden_size, hidden_size), nn.Linear(hidden_size, hidden_size)])
 
     def forward(self, hidden, inputs):
-        places = [(inputs["input_ids"] == marker).int().argmax(1) for marker in self.markers]
+        places = [(inputs["input_ids"] == marker).int().argmax(1) for marker in self.ids]
         entities = [self.dense[1](hidden[range(len(hidden)), place].tanh()) for place in places]
         return self.linear(torch.cat([self.dense[0](hidden[:, 0].tanh()), *entities], 1))
+
+
+@correct(data="marked", special_tokens="<e1>,<e2>")
+class NamedMarkers(ClassificationHead):
+    level, markers = "tokens", ("<e1>", "<e2>")
+
+    def __init__(self, hidden_size, task):
+        super().__init__(2 * hidden_size, task)
+
+    def forward(self, hidden, inputs):
+        return self.linear(torch.cat([vector_at(hidden, inputs, marker) for marker in self.marker_ids], 1))
 
 
 # ---- pairs -----------------------------------------------------------------------------------------------------------
@@ -143,6 +154,18 @@ def vectors_of_two_texts_joined(replace):
 @correct(data="pairs")
 def pair_encoded_together(replace):
     replace(model_utils.HEADS, "regression", BothAndTheirDifference)
+
+
+@correct(data="pairs", kind="regression", pooling="mean")
+class CosineOfAPair(RegressionHead):
+    level = "pair"
+
+    def __init__(self, hidden_size, task):
+        super().__init__(1, task)
+        nn.init.constant_(self.linear.weight, 2.0)
+
+    def forward(self, vectors, inputs):
+        return self.linear(F.cosine_similarity(vectors[:, :1], vectors[:, 1:], dim=2)).squeeze(1)
 
 
 # ---- ordinal, hierarchical, angles, distances ------------------------------------------------------------------------
