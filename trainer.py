@@ -28,7 +28,7 @@ from engine.run import compat, distributed
 from engine.run.device import can_pin, to_double
 from engine.run.signals import Interrupted, StopSignals
 from engine.train import checkpoint
-from engine.train.optimization import ScoreScheduler, describe, describe_rates, warmup_steps, with_warmup
+from engine.train.optimization import ScoreScheduler, describe, describe_rates, peak_rate, warmup_steps, with_warmup
 from engine.train.progress import EpochBar, Progress, RunningLosses, line_of_scores
 from engine.train.tracking import Tracking
 from engine.tricks.trick import Tricks
@@ -135,7 +135,7 @@ class Trainer:
         loaders = (setup.train_loader, setup.dev_loader) if setup else ()
         self.progress = Progress(data="-".join(loader.dataset.fingerprint for loader in loaders))
         self.losses = RunningLosses(self.progress, device)
-        self.lr = 0.0  # learning rate of the last step
+        self.lr = 0.0  # learning rate of the last step: of the first group that learns
         self.tracker_kinds, self.trackers = TRACKERS, list[Any]()
         self.stop = StopSignals(logger.warning, distributed.all_reduce_max)
         self.replica: Any = None  # the model wrapped so that PyTorch sums the gradients of several processes
@@ -213,7 +213,8 @@ class Trainer:
                 compat.clip_grads_with_norm_(self.trained, limit, norm)
             self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.lr = float(self.scheduler.get_last_lr()[0])
+        rates = zip(self.optimizer.param_groups, self.scheduler.get_last_lr())
+        self.lr = next((float(rate) for group, rate in rates if peak_rate(group)), 0.0)
         overflow = self.scaler.get_scale() < scale  # in fp16; then the schedule does not advance either
         if not overflow and self.scheduler.last_epoch < self.tricks.rate_held_from():
             self.scheduler.step()

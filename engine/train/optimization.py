@@ -182,13 +182,18 @@ def describe(model: torch.nn.Module, device: torch.device) -> str:
 
 
 def describe_rates(optimizer: torch.optim.Optimizer) -> str:
-    """Such as "peak rates 3.0e-04 (encoder), 3.0e-03 (output_layer.heads)": what the names of each rate begin with."""
+    """Such as "peak rates 3.0e-04 (37 tensors: encoder), 3.0e-03 (4 tensors: output_layer.heads)": for each rate the
+    number of its tensors, and what their names begin with."""
     by_rate: dict[str, list[str]] = {}
     for group in sorted(optimizer.param_groups, key=peak_rate):
         names = [name.replace(".", "/") for name in group.get("names", ())]
         by_rate.setdefault(f"{peak_rate(group):.1e}", []).extend(names)
-    begin = {rate: posixpath.commonpath(names).replace("/", ".") if names else "" for rate, names in by_rate.items()}
-    return "peak rates " + ", ".join(f"{rate} ({name})" if name else rate for rate, name in begin.items())
+    shown = []
+    for rate, names in by_rate.items():
+        begin = posixpath.commonpath(names).replace("/", ".") if names else ""
+        number = f"{len(names)} tensor{'s' * (len(names) > 1)}{': ' * bool(begin)}{begin}"
+        shown.append(f"{rate} ({number})" if names else rate)
+    return f"peak rates {', '.join(shown)}"
 
 
 def peak_rate(group: dict[str, Any]) -> float:

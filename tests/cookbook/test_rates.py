@@ -1,5 +1,7 @@
 """docs/cookbook/rates.md: the rate and the decay of each named parameter, against the rules written down again."""
 
+import json
+
 import pytest
 import torch
 from conftest import ROOT, read_json
@@ -17,7 +19,9 @@ def test_each_parameter_has_the_rate_and_the_decay_of_its_name(sample, tmp_path,
     flags = [*road.train("run"), "--lr=1e-3", "--warmup_epochs=0.5", "--scheduler=linear", "--lrf=0.1", "--epochs=1"]
     with road.forks:
         printed = road.forks.run(flags)
-    assert "peak rates 0.0e+00 (encoder.embeddings.word_embeddings.weight), 1.0e-03" in printed
+    assert "peak rates 0.0e+00 (1 tensor: encoder.embeddings.word_embeddings.weight), 1.0e-03" in printed
+    logged = [json.loads(line) for line in (road.folder / "output/run/metrics.jsonl").read_text().splitlines()]
+    assert all(row["lr"] > 0 for row in logged if "lr" in row)  # of weights that learn
     first, *_, last = sorted((road.folder / "output/run/checkpoints").glob("step_*"), key=lambda path: path.name)
     groups = read_json(last / "training.json")["optimizer"]
     found = {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]}
@@ -50,7 +54,7 @@ def test_merged_groups_train_like_one_group_per_parameter(options):
             assert [name for group in optimizer.param_groups for name in group["names"]][-1] == (
                 "part_0.4" if options else "part_1.5"
             )
-            assert describe_rates(optimizer) == "peak rates 5.0e-02 (part_1), 1.0e-01 (part_0)"
+            assert describe_rates(optimizer) == "peak rates 5.0e-02 (3 tensors: part_1), 1.0e-01 (3 tensors: part_0)"
         for _ in range(3):
             for p in parameters:
                 p.grad = torch.randn(3, 4, generator=generator)
