@@ -77,7 +77,7 @@ class Model:
     def evaluate(self, rows: Iterable[Any]) -> dict[str, float]:
         """Returns the scores and losses as in eval.json. rows: dicts with a label for each task, None if unlabelled, as
         in a processed folder; entities can also be [{"start", "end", "label"}] of the text."""
-        examples = list(examples_of(rows, self.tasks, labelled=True))
+        examples = list(examples_of([rows] if form_of(rows) == "one" else rows, self.tasks, labelled=True))
         if not examples:
             raise UserError("there are no rows to evaluate")
         with self.alone():

@@ -320,13 +320,20 @@ def test_tokens_of_decoders_belong_to_their_words(kind, words):
         ("sample", dict(label="other"), "there is no label 'other'"),
         ("sample", dict(task="slots"), "name one by its number"),
         ("sample", dict(task="slots", word=9), "has the words 0 to 2"),
+        ("sample", dict(task="slots", word="film"), "must be the number of a word"),
         ("sample", dict(word=0), "leave it out"),
+        ("multilabel", dict(word=0), "leave it out"),
         ("spans", {}, "finds spans"),
     ],
 )
 def test_what_cannot_be_explained_is_one_line(kind, options, message, runs):
     with pytest.raises(UserError, match=message):
         model_of(runs(kind)[0]).explain("a good film", **options)
+
+
+def test_a_text_without_words_has_an_explanation_without_words(runs):
+    found = model_of(runs("multilabel")[0]).explain("[PAD]")
+    assert not found.words and "with them" in str(found) and "<div" in found._repr_html_()
 
 
 # ---- what is refused, and what stays as it was -----------------------------------------------------------------------
@@ -373,6 +380,10 @@ def test_other_mistakes_are_one_line_too(runs, tmp_path):
         model.evaluate([{"text": "play"}])
     with pytest.raises(UserError, match="there are no rows"):
         model.evaluate([])
+    with pytest.raises(UserError, match="to_dict"):
+        model.evaluate(pandas.DataFrame({"text": ["play"]}))
+    row = {"text": "play", "intent": "play_music", "slots": None}
+    assert model.evaluate(row) == model.evaluate([row])
     with pytest.raises(UserError, match="neither a run"):
         load(tmp_path)
     with pytest.raises(UserError, match="colour"):
