@@ -28,7 +28,7 @@ from engine.data.features import Featurizer
 from engine.errors import UserError
 from engine.predict import labelling, load
 from engine.predict.attributions import words_of
-from engine.predict.given import examples_of
+from engine.predict.given import examples_of, row_of
 from engine.task.task import Task
 from engine.task.text import split_text
 from main import main
@@ -134,6 +134,14 @@ def test_one_text_a_pair_and_words_are_read_as_rows_are(runs):
         pairs(one)
         == pairs([{"text": one["text"], "text_pair": one["text_pair"], "extras": {"age": 3, "price": 0.5}}])[0]
     )
+
+
+def test_rows_may_have_arrays_in_lists_and_a_column_named_extras(runs):
+    row = {"text": "a", "spans": [(np.int64(0), 1)], "image": [np.array([0.5, 1]), torch.tensor([2.0, 3])]}
+    given = row_of(row | {"size": np.float32(2)}, "text 1")
+    assert json.loads(json.dumps(given)) == {"text": "a", "spans": [[0, 1]], "image": [[0.5, 1], [2, 3]], "size": 2}
+    model = model_of(runs("sample")[0])
+    assert model({"text": "play", "extras": "large"}) == model("play")
 
 
 def test_raw_rows_are_scored_as_processed_ones(runs):
