@@ -141,6 +141,8 @@ def number(examples: Examples) -> Examples:
 
 def load_model(checkpoint: str | Path, options: dict[str, Any]) -> Model:
     """Loads a Model. options: of main.py"""
+    if not isinstance(checkpoint, str | Path):
+        raise UserError(f"load: {checkpoint!r} is not the name of a run's folder")
     config, template, _ = own_module("config"), own_module("main"), own_module("data_loader")
     try:
         chosen = config.Config(do_predict=True, **options)

@@ -394,6 +394,11 @@ def test_other_mistakes_are_one_line_too(runs, tmp_path):
     assert model.evaluate(row) == model.evaluate([row])
     with pytest.raises(UserError, match="neither a run"):
         load(tmp_path)
+    with pytest.raises(UserError, match="None is not the name of a run's folder"):
+        load(None)
+    with pytest.raises(UserError, match="--device 3 is not a device"):
+        load(runs("sample")[0].run_dir, device=3)
+    assert load(runs("sample")[0].run_dir, device=torch.device("cpu")).labels == model.labels
     with pytest.raises(UserError, match="colour"):
         load(runs("sample")[0].run_dir, colour="red")
 
