@@ -36,10 +36,12 @@ from engine.data.ragged import Ragged, to_arrow, to_numpy
 from engine.data.token_cache import cached_table
 from engine.errors import UserError
 from engine.run import distributed
+from engine.run.command_line import first_line
 from engine.run.device import can_pin
 from engine.run.files import sha256
 from engine.run.reading import READING
 from engine.task.task import IGNORE, Task
+from preprocess.example import check_characters
 from preprocess.readers.sources import TextRows, read_unlabelled
 from preprocess.schema import check_row, read_processed, require_known_labels
 
@@ -123,10 +125,14 @@ def augmented(dataset: Any, examples: list[dict[str, Any]], numbers: Iterable[in
     changed = []
     for example, number in zip(examples, map(int, numbers)):
         keys, where = list(example), f"augment in data_loader.py, row {number + 1}"
-        example = dataset.augment(example, np.random.default_rng([dataset.seed, dataset.epoch, number]))
+        try:
+            example = dataset.augment(example, np.random.default_rng([dataset.seed, dataset.epoch, number]))
+        except Exception as error:  # it may raise any exception
+            raise UserError(f"{where}: it raises {type(error).__name__}: {first_line(error)}") from error
         if not isinstance(example, dict) or set(example) != set(keys):
             raise UserError(f"{where}: it must return an example with {', '.join(keys)}")
         check_row(example, dataset.tasks, where)
+        check_characters({"_where": where, **example})
         require_known_labels(example, known, where)
         changed.append(example)
     return changed

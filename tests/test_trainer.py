@@ -21,7 +21,7 @@ from engine.errors import UserError
 from engine.run.signals import Interrupted
 from engine.train import checkpoint
 from engine.train.automatic import resolve
-from engine.train.optimization import merge_groups, parameter_groups
+from engine.train.optimization import merge_groups, parameter_groups, with_warmup
 from model_utils import MyModelOutput, build_model, mean_output
 from preprocess.schema import load_labels, training_texts
 from trainer import Evaluation, Trainer, TrainingSetup, build_optimizer, build_scheduler
@@ -345,7 +345,9 @@ def test_the_first_step_of_fused_sgd_may_be_left_out(tiny):
     )
 
 
-@pytest.mark.parametrize("kind", ["CosineAnnealingWarmRestarts", "OneCycleLR", "SequentialLR", "LambdaLR"])
+@pytest.mark.parametrize(
+    "kind", ["CosineAnnealingWarmRestarts", "OneCycleLR", "SequentialLR", "ChainedScheduler", "LambdaLR"]
+)
 def test_any_schedule_is_resumed(kind, tiny, monkeypatch):
     def own_schedule(trainer):
         schedules, optimizer = torch.optim.lr_scheduler, trainer.optimizer
@@ -355,8 +357,12 @@ def test_any_schedule_is_resumed(kind, tiny, monkeypatch):
             "SequentialLR": lambda: schedules.SequentialLR(
                 optimizer, [schedules.ConstantLR(optimizer, 0.1), schedules.ExponentialLR(optimizer, 0.9)], [2]
             ),
+            "ChainedScheduler": lambda: schedules.ChainedScheduler(
+                [schedules.LinearLR(optimizer, 0.1), schedules.ExponentialLR(optimizer, 0.9)]
+            ),
             "LambdaLR": lambda: schedules.LambdaLR(optimizer, lambda step: 0.9**step),
         }[kind]()
+        trainer.scheduler = with_warmup(trainer.scheduler, trainer.config, trainer.train_loader, trainer.monitor, False)
         return trainer
 
     whole, stopped = tiny(model_version="whole", epochs=1), tiny(model_version="stopped", epochs=1)

@@ -9,7 +9,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -53,12 +53,12 @@ class Field:
     function: str = ""  # identifies the source of `read`
 
     def __post_init__(self) -> None:
-        columns = (self.columns,) if isinstance(self.columns, str) else tuple(self.columns)
+        columns = as_tuple(self.columns)
         several = (len(columns),) if len(columns) > 1 and not self.read else ()
         if self.level == "spans":
             several = (2,)
             object.__setattr__(self, "dtype", "int")
-        for name, value in (("columns", columns), ("shape", several if self.shape is None else tuple(self.shape))):
+        for name, value in (("columns", columns), ("shape", several if self.shape is None else as_tuple(self.shape))):
             object.__setattr__(self, name, value)
         if self.read and not self.function:
             try:
@@ -71,6 +71,11 @@ class Field:
     def size(self) -> int:
         """The number of numbers in a value."""
         return math.prod(self.shape or ())
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether a batch also has `NAME_mask`."""
+        return self.level in ("list", "spans")
 
     @property
     def by_cell(self) -> bool:
@@ -93,6 +98,8 @@ class Field:
             raise FieldError(f"{problem} and level={self.level!r}")
         if self.missing is not None and not (self.by_cell and not self.standardize):
             raise FieldError("missing is for columns with one number or name per cell, without standardize")
+        if self.missing is not None and not (self.dtype == "name" and isinstance(self.missing, str)):
+            replace(self, missing=None).cell(self.missing, "missing")
 
     def to_json(self) -> dict[str, Any]:
         """Returns the object of labels.json, without values that are the defaults."""
@@ -154,8 +161,10 @@ class Field:
         shape = tuple(self.shape or ())
         if self.level != "text" and array.size == 0 and array.ndim > 0 and len(array) == 0:
             array = array.reshape(0, *shape)
+        if self.level != "text" and not array.ndim:
+            raise FieldError(f"{column} is {shown(value)}, but must be a list (level={self.level!r})")
         found = array.shape if self.level == "text" else array.shape[1:]
-        if found != shape or (self.level != "text" and not array.ndim):
+        if found != shape:
             each = "" if self.level == "text" else " of each item"
             advice = f"the declared shape{each} is {shape}"
             raise FieldError(f"{column} is {shown(value)}, an array of shape {array.shape}, but {advice}")
@@ -235,11 +244,15 @@ class Field:
         padded[mask] = values.reshape(-1, *shape)
         if self.level == "spans":
             mask, padded = mask & (padded[..., 0] >= 0), padded.clip(min=0)
-        return {name: padded} | ({f"{name}_mask": mask} if self.level in ("list", "spans") else {})
+        return {name: padded} | ({f"{name}_mask": mask} if self.has_mask else {})
 
 
 # The own inputs of the model, {name: Field}. data_loader.py has a place for entries
 FIELDS: dict[str, Field] = {}
+
+
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
 
 
 def is_empty(value: Any) -> bool:

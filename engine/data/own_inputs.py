@@ -27,10 +27,15 @@ def extra_field(columns: Iterable[str], statistics: Mapping[str, Mapping[str, fl
 def declared_fields(extra_columns: Iterable[str] = ()) -> dict[str, Field]:
     """Returns the Fields of the options and of FIELDS. Raises UserError for a declaration that cannot be used."""
     columns = list(extra_columns)
+    masks = [f"{name}_mask" for name, field in FIELDS.items() if isinstance(field, Field) and field.has_mask]
     for name, field in FIELDS.items():
         try:
-            if name in BUILT_IN or not name.isidentifier():
-                raise FieldError("not allowed as the name of an own input")
+            if not isinstance(field, Field):
+                raise FieldError(f"{field!r} is not a Field; write Field(COLUMN)")
+            if not isinstance(name, str) or not name.isidentifier() or name in (*BUILT_IN, *masks):
+                raise FieldError("not allowed as the name of an own input; choose another one")
+            if field.has_mask and (mask := f"{name}_mask") in BUILT_IN:
+                raise FieldError(f"its {mask} would replace that of the text; choose another name")
             field.check()
         except FieldError as error:
             raise UserError(f"data_loader.py: FIELDS[{name!r}]: {error}") from None

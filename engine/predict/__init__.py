@@ -20,6 +20,6 @@ def load(checkpoint: str | Path, device: str = "auto", precision: str = "auto", 
     try:
         from engine.predict.interface import load_model
 
-        return load_model(checkpoint, {"device": device, "precision": precision} | options)
+        return load_model(checkpoint, {"device": str(device), "precision": precision} | options)
     finally:
         random.setstate(state)

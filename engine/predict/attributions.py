@@ -50,14 +50,14 @@ class Explanation:
     steps: int
 
     def __str__(self) -> str:
-        width = max(len(word.word) for word in self.words)
+        width = max((len(word.word) for word in self.words), default=0)
         head = f"{self.task} {self.label or ''}: {self.baseline:.3f} without words, {self.logit:.3f} with them"
         gap = f"\nthe scores add up only to within {self.gap:.1%}" if self.gap > TOLERANCE else ""
         return "\n".join([head, *(f"{word.word:{width}}  {word.score:+.3f}" for word in self.words)]) + gap
 
     def _repr_html_(self) -> str:
         """The words in a notebook: green if they add to the logit, red if they lower it."""
-        most = max(abs(word.score) for word in self.words) or 1.0
+        most = max((abs(word.score) for word in self.words), default=0.0) or 1.0
         spans = []
         for word in self.words:
             colour, share = "46,160,67" if word.score > 0 else "218,54,51", 0.7 * abs(word.score) / most
@@ -74,15 +74,17 @@ def explain(trainer: Any, loader: Any, task: str | None, label: str | None, word
     task = task or next((name for name, head in heads.items() if head.level != "words"), next(iter(heads)))
     if task not in heads:
         raise UserError(f"there is no task {task!r}; the tasks are {', '.join(heads)}")
-    if model.output_layer.reads_pairs:
-        raise UserError(f"{task!r} compares two texts that are read apart, which explain does not support")
     if heads[task].finds_spans:
         raise UserError(f"{task!r} finds spans, whose scores are not logits of labels; explain another task")
     if not model.hidden_size:
         raise UserError("this model reads no text, so there are no words to explain")
     if model.output_layer.reads_pairs:
         raise UserError("this model reads the texts of a pair apart, which explain does not support")
-    row = row_of_word(data, word if heads[task].level == "words" else None)
+    if heads[task].level == "words" and word is None:
+        raise UserError("this task labels words: name one by its number, as in explain(text, task=…, word=0)")
+    if heads[task].level != "words" and word is not None:
+        raise UserError("word is for tasks that label words; leave it out")
+    row = row_of_word(data, word)
     inputs = data.batch([row]).to(trainer.device).inputs
     place = None if word is None else word - int(data.columns["first_word"][row])
     words, of_token = words_of(data[0], row, data.featurizer)
@@ -110,6 +112,8 @@ def row_of_word(data: Any, word: int | None) -> int:
     """Returns the input of the model that has this word, farthest from its edges; the first one for None."""
     if word is None:
         return 0
+    if not isinstance(word, int | np.integer):
+        raise UserError(f"word={word!r} must be the number of a word, from 0")
     firsts = data.columns["first_word"].tolist()
     ends = [first + size for first, size in zip(firsts, data.columns["word_starts"].lengths.tolist())]
     rows = [row for row, (first, end) in enumerate(zip(firsts, ends)) if first <= word < end]
@@ -124,10 +128,6 @@ def index_of(
     """Returns the index, after that of the text, of the logit to explain: of a label, of a word's tag, or of the number
     of a regression."""
     names = head.task.labels
-    if head.level == "words" and word is None:
-        raise UserError("this task labels words: name one by its number, as in explain(text, task=…, word=0)")
-    if head.level != "words" and word is not None:
-        raise UserError("word is for tasks that label words; leave it out")
     if not names and logits.ndim == 1 and label is None:
         return ()
     if logits.shape[-1] != max(1, len(names)):

@@ -38,6 +38,13 @@ def shown(value: Any) -> str:
     return own_module("preprocess.example").shown(value)
 
 
+def plain(value: Any) -> Any:
+    """Converts arrays and numbers of numpy, pandas and torch, also in lists, to those of Python."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return [plain(part) for part in value] if isinstance(value, list | tuple) else value
+
+
 def row_of(item: Any, where: str) -> dict[str, Any]:
     """Returns the row that one item stands for."""
     if isinstance(item, str):
@@ -49,8 +56,7 @@ def row_of(item: Any, where: str) -> dict[str, Any]:
     if isinstance(item, list):
         return {"tokens": item}
     if isinstance(item, Mapping):
-        plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in item.items()}
-        return {name: value for name, value in plain.items() if name != "text_pair" or value is not None}
+        return {name: plain(value) for name, value in item.items() if name != "text_pair" or value is not None}
     raise UserError(f"{where}: {shown(item)} is not a text; {ACCEPTED}")
 
 
@@ -80,7 +86,8 @@ def example_of(row: dict[str, Any], where: str, tasks: dict[str, Task], labelled
         schema.check_row(row, {}, where, needs_labels=False)
     example: dict[str, Any] = {name: row[name] for name in ("text", "tokens", "text_pair") if name in row}
     columns = {name: value for name, value in row.items() if name not in {*PARTS_OF_A_ROW, *tasks}}
-    example["extras"] = columns | (row.get("extras") or {})
+    stored = row.get("extras")  # of a processed folder
+    example["extras"] = columns | (stored if isinstance(stored, dict) else {})
     if "id" in row:
         example["id"] = id_of(row["id"], 0)
     if labelled:

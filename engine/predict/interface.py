@@ -77,7 +77,7 @@ class Model:
     def evaluate(self, rows: Iterable[Any]) -> dict[str, float]:
         """Returns the scores and losses as in eval.json. rows: dicts with a label for each task, None if unlabelled, as
         in a processed folder; entities can also be [{"start", "end", "label"}] of the text."""
-        examples = list(examples_of(rows, self.tasks, labelled=True))
+        examples = list(examples_of([rows] if form_of(rows) == "one" else rows, self.tasks, labelled=True))
         if not examples:
             raise UserError("there are no rows to evaluate")
         with self.alone():
@@ -141,6 +141,8 @@ def number(examples: Examples) -> Examples:
 
 def load_model(checkpoint: str | Path, options: dict[str, Any]) -> Model:
     """Loads a Model. options: of main.py"""
+    if not isinstance(checkpoint, str | Path):
+        raise UserError(f"load: {checkpoint!r} is not the name of a run's folder")
     config, template, _ = own_module("config"), own_module("main"), own_module("data_loader")
     try:
         chosen = config.Config(do_predict=True, **options)

@@ -159,11 +159,33 @@ class ScoreScheduler(torch.optim.lr_scheduler.LambdaLR):
         on_score.load_state_dict(state_dict["on_score"])
 
 
+class Chain(torch.optim.lr_scheduler.ChainedScheduler):
+    """A ChainedScheduler that knows its number of steps, as the others do."""
+
+    @property
+    def last_epoch(self) -> int:
+        return self._schedulers[0].last_epoch
+
+    @last_epoch.setter
+    def last_epoch(self, step: int) -> None:
+        for scheduler in self._schedulers:
+            scheduler.last_epoch = step
+
+
 def with_warmup(scheduler: Any, config: Any, loader: Any, monitor: str, lower_is_better: bool) -> Any:
-    """The scheduler as the trainer steps it. Raises UserError if one that needs a score takes it the wrong way round.
+    """The scheduler as the trainer steps it. Raises UserError if it cannot be stepped to the end of the run, or if one
+    that needs a score takes it the wrong way round.
 
     loader: of the micro-batches of an epoch; monitor: the score.
     """
+    if isinstance(scheduler, type) or not hasattr(scheduler, "step"):
+        raise UserError(f"build_scheduler in trainer.py must return a scheduler of torch, not {scheduler!r}")
+    total = config.epochs * steps_per_epoch(len(loader), config)
+    if (most := getattr(scheduler, "total_steps", total)) < total:
+        advice = "give it total_steps=config.epochs * steps_per_epoch"
+        raise UserError(f"build_scheduler: {type(scheduler).__name__} ends after {most} of {total} steps; {advice}")
+    if type(scheduler) is torch.optim.lr_scheduler.ChainedScheduler:
+        return Chain(scheduler._schedulers)
     if "metrics" not in inspect.signature(scheduler.step).parameters:
         return scheduler
     mode = "min" if lower_is_better else "max"

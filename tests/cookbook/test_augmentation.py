@@ -140,6 +140,8 @@ WRONG = {
     "a key": (lambda row, rng: {k: row[k] for k in ("id", "tokens", "slots")}, "must return an example with id, tok"),
     "no words": (lambda row, rng: row | {"tokens": [], "slots": []}, "`tokens` must be a list of one or more"),
     "numbers": (lambda row, rng: row | {"tokens": [1] * len(row["tokens"])}, "`tokens` must be a list of one or more"),
+    "an exception": (lambda row, rng: row["tokns"], "it raises KeyError: 'tokns'"),
+    "half a character": (lambda row, rng: row | {"tokens": ["\ud800"] * len(row["tokens"])}, "lone surrogate"),
     "a label": (lambda row, rng: row | {"intent": "fly"}, "the label 'fly' of 'intent' is not in labels.json"),
 }
 

@@ -184,3 +184,15 @@ def test_several_processes_reduce_together_and_go_on_in_another_number(sample, t
     assert rates[-1] < rates[4 * STEPS - 1] < max(rates)
     last = sorted((tmp_path / "run/checkpoints").glob("step_*"))[-1]
     assert read_json(last / "training.json")["environment"]["processes"] == 1
+
+
+def test_what_is_no_schedule_of_the_whole_run_is_refused(tiny, monkeypatch):
+    one_cycle = torch.optim.lr_scheduler.OneCycleLR
+    for build, message in (
+        (lambda *_: None, "must return a scheduler of torch, not None"),
+        (lambda *_: one_cycle, "must return a scheduler of torch, not <class"),
+        (lambda optimizer, *_: one_cycle(optimizer, 1e-3, total_steps=5), "ends after 5 of 16 steps"),
+    ):
+        monkeypatch.setattr(test_trainer, "build_scheduler", build)
+        with pytest.raises(UserError, match=message):
+            make_trainer(tiny(epochs=2))

@@ -114,7 +114,7 @@ BAD = [
     (Field("x", shape=(2,)), [1, "a"], r"row 3: x is \[1, 'a'\], but must be numbers in lists of equal lengths"),
     (Field("x", shape=(2, 2)), [[1, 2], [3]], "row 3: .* must be numbers in lists of equal lengths"),
     (Field("x", shape=(2,), dtype="int"), [1, 0.5], "row 3: x has 0.5, but must be a whole number"),
-    (Field("x", level="list"), 5, r"row 3: x is 5, an array of shape \(\)"),
+    (Field("x", level="list"), 5, r"row 3: x is 5, but must be a list"),
     (Field("x", level="list"), [[1], [2]], r"row 3: .* the declared shape of each item is \(\)"),
     (Field("x", level="list", dtype="name"), ["a", 1], "row 3: .* must be strings"),
     (Field("x", level="list"), "[1, 2", "row 3: the list '.1, 2' is not JSON"),
@@ -143,15 +143,37 @@ def test_a_bad_value_is_one_line_with_file_and_row(field, value, message, fields
         (Field("x", dtype="double"), "dtype='double'"),
         (Field("x", dtype="name", standardize=True), "standardize is for floats"),
         (Field("x", level="list", missing=0.0), "missing is for columns with one number"),
+        (Field("x", missing=float("nan")), "missing is nan, which is not a number"),
+        (Field("x", missing="none"), "missing is 'none', but must be a number"),
+        (Field("x", dtype="int", missing=0.5), "missing has 0.5, but must be a whole number"),
+        (Field("x", dtype="name", missing=0.0), "missing is 0.0, but must be a string"),
+        (Field("x", shape="3"), "positive whole numbers"),
+        (Field(None), "columns must be the name of a column"),
+        ("x", "is not a Field"),
     ],
 )
 def test_a_bad_declaration_is_one_line(field, message, fields, tmp_path):
     fields(x=field)
     with pytest.raises(UserError, match=rf"data_loader.py: FIELDS\['x'\]: .*{message}"):
         processed(tmp_path, rows_of([1.0]), label_type="label=classification")
-    fields(input_ids=Field("x"))
-    with pytest.raises(UserError, match="not allowed as the name"):
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ({"input_ids": Field("x")}, "not allowed as the name"),
+        ({3: Field("x")}, "not allowed as the name"),
+        ({"a": Field("x", level="list"), "a_mask": Field("x")}, r"'a_mask'\]: not allowed as the name"),
+        ({"attention": Field("x", level="list")}, "its attention_mask would replace that of the text"),
+        ({"word": Field("x", level="spans")}, "its word_mask would replace that of the text"),
+    ],
+)
+def test_an_input_cannot_replace_another_one(declared, message, fields, tmp_path):
+    fields()
+    FIELDS.update(declared)
+    with pytest.raises(UserError, match=message):
         processed(tmp_path, rows_of([1.0]), label_type="label=classification")
+    assert Field("x", shape=3).shape == (3,)
 
 
 def test_floats_are_never_cut_off():

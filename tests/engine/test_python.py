@@ -28,7 +28,7 @@ from engine.data.features import Featurizer
 from engine.errors import UserError
 from engine.predict import labelling, load
 from engine.predict.attributions import words_of
-from engine.predict.given import examples_of
+from engine.predict.given import examples_of, row_of
 from engine.task.task import Task
 from engine.task.text import split_text
 from main import main
@@ -134,6 +134,14 @@ def test_one_text_a_pair_and_words_are_read_as_rows_are(runs):
         pairs(one)
         == pairs([{"text": one["text"], "text_pair": one["text_pair"], "extras": {"age": 3, "price": 0.5}}])[0]
     )
+
+
+def test_rows_may_have_arrays_in_lists_and_a_column_named_extras(runs):
+    row = {"text": "a", "spans": [(np.int64(0), 1)], "image": [np.array([0.5, 1]), torch.tensor([2.0, 3])]}
+    given = row_of(row | {"size": np.float32(2)}, "text 1")
+    assert json.loads(json.dumps(given)) == {"text": "a", "spans": [[0, 1]], "image": [[0.5, 1], [2, 3]], "size": 2}
+    model = model_of(runs("sample")[0])
+    assert model({"text": "play", "extras": "large"}) == model("play")
 
 
 def test_raw_rows_are_scored_as_processed_ones(runs):
@@ -320,13 +328,20 @@ def test_tokens_of_decoders_belong_to_their_words(kind, words):
         ("sample", dict(label="other"), "there is no label 'other'"),
         ("sample", dict(task="slots"), "name one by its number"),
         ("sample", dict(task="slots", word=9), "has the words 0 to 2"),
+        ("sample", dict(task="slots", word="film"), "must be the number of a word"),
         ("sample", dict(word=0), "leave it out"),
+        ("multilabel", dict(word=0), "leave it out"),
         ("spans", {}, "finds spans"),
     ],
 )
 def test_what_cannot_be_explained_is_one_line(kind, options, message, runs):
     with pytest.raises(UserError, match=message):
         model_of(runs(kind)[0]).explain("a good film", **options)
+
+
+def test_a_text_without_words_has_an_explanation_without_words(runs):
+    found = model_of(runs("multilabel")[0]).explain("[PAD]")
+    assert not found.words and "with them" in str(found) and "<div" in found._repr_html_()
 
 
 # ---- what is refused, and what stays as it was -----------------------------------------------------------------------
@@ -373,8 +388,17 @@ def test_other_mistakes_are_one_line_too(runs, tmp_path):
         model.evaluate([{"text": "play"}])
     with pytest.raises(UserError, match="there are no rows"):
         model.evaluate([])
+    with pytest.raises(UserError, match="to_dict"):
+        model.evaluate(pandas.DataFrame({"text": ["play"]}))
+    row = {"text": "play", "intent": "play_music", "slots": None}
+    assert model.evaluate(row) == model.evaluate([row])
     with pytest.raises(UserError, match="neither a run"):
         load(tmp_path)
+    with pytest.raises(UserError, match="None is not the name of a run's folder"):
+        load(None)
+    with pytest.raises(UserError, match="--device 3 is not a device"):
+        load(runs("sample")[0].run_dir, device=3)
+    assert load(runs("sample")[0].run_dir, device=torch.device("cpu")).labels == model.labels
     with pytest.raises(UserError, match="colour"):
         load(runs("sample")[0].run_dir, colour="red")
 
