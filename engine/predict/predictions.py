@@ -198,7 +198,7 @@ def check_pairs(example: dict[str, Any], tasks: dict[str, Task]) -> None:
             "this model was trained on pairs of texts, but --predict_file has one text per row; add --text_pair_column"
         )
     if "text_pair" in example and not paired:
-        logger.warning("this model was trained on single texts; the second texts of --predict_file are ignored")
+        logger.warning("only single texts are read here; the second texts of --predict_file are ignored")
 
 
 def prediction_row(

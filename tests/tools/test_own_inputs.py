@@ -78,6 +78,7 @@ def test_a_model_without_a_text_is_exported_and_refused_by_the_demo(fields, tmp_
     main(run_of(tmp_path, do_predict=True, **predict))
     expected = lines_of(tmp_path / "torch.jsonl")
     assert [row["label"] for row in predictor([{"extras": row} for row in rows])] == [row["label"] for row in expected]
+    assert predictor(rows) == predictor([{"extras": row} for row in rows])  # the columns as keys
     in_python = load(tmp_path / "out/run/checkpoints/best")(rows)
     assert [row["label_probability"] for row in in_python] == [row["label_probability"] for row in expected]
     command = [sys.executable, tmp_path / "shipped/predictor.py", tmp_path / "new.jsonl", tmp_path / "out.jsonl"]

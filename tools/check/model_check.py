@@ -60,7 +60,11 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
     ("the texts of a pair are encoded alike", texts.check_pairs, "special tokens and pooling of the second text"),
     ("padding changes nothing", inputs.check_padding, "attention_mask in encode, pooling, the head and its loss"),
     ("the order in a batch changes nothing", inputs.check_order, "sums and norms over dimension 0"),
-    ("other rows of a batch change nothing", inputs.check_other_rows, "BatchNorm; means over dimension 0"),
+    (
+        "other rows of a batch change nothing",
+        inputs.check_other_rows,
+        "BatchNorm; means over dimension 0 (intended: compares_rows)",
+    ),
     ("later words change nothing for a causal encoder", inputs.check_later_words, "the encoder's attention mask"),
     ("evaluation is deterministic", inputs.check_determinism, "F.dropout without training=self.training; randomness"),
     (

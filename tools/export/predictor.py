@@ -172,6 +172,7 @@ class Encoder:
         self.unit, self.pairs = settings["unit"], settings["pairs"]
         fields = settings["fields"].items()
         self.fields = usable(folder / "predictor.json", lambda _: {name: Field(**field) for name, field in fields})
+        self.columns = [column for field in self.fields.values() for column in field.columns]
         self.word_ends, self.apart = settings["word_ends"], settings["apart"]
         max_length, stride, truncation = (settings[name] for name in ("max_length", "stride", "truncation"))
         self.cutter = Cutter(max_length, stride, truncation, self.unit is not None, settings["markers"])
@@ -210,8 +211,7 @@ class Encoder:
         elif isinstance(row, list | tuple):
             row = {"tokens": list(row)}
         elif isinstance(row, dict) and self.tokenizer is None and not row.keys() & {"text", "tokens"}:
-            columns = [column for field in self.fields.values() for column in field.columns]
-            row = row | {"text": describe(row.get("extras") or {}, dict.fromkeys(columns))}
+            row = row | {"text": describe(row.get("extras") or row, dict.fromkeys(self.columns))}
         elif not isinstance(row, dict) or not ("text" in row or "tokens" in row):
             raise InputError(f"{where}: must be a text, a list of tokens, or a dict with `text` or `tokens`")
         example = {key: row[key] for key in ("id", "text", "tokens", "text_pair", "extras") if key in row}
@@ -230,6 +230,8 @@ class Encoder:
         if self.unit is not None and "tokens" not in example:
             example["tokens"] = self.patterns[self.unit].findall(example["text"]) or [""]
         given = example.pop("extras", None) or {}
+        if isinstance(row, dict) and isinstance(given, dict):  # the columns may also be keys of the row itself
+            given = {name: row[name] for name in self.columns if name in row} | given
         if self.fields:
             example["inputs"] = self.own_inputs(given, example.get("tokens"), where)
         return example
