@@ -82,7 +82,7 @@ def explain(trainer: Any, loader: Any, task: str | None, label: str | None, word
         raise UserError("this model reads no text, so there are no words to explain")
     if model.output_layer.reads_pairs:
         raise UserError("this model reads the texts of a pair apart, which explain does not support")
-    row = row_of_word(data, word if heads[task].level == "words" else None)
+    row = row_of_word(data, word if heads[task].by_words else None)
     inputs = data.batch([row]).to(trainer.device).inputs
     place = None if word is None else word - int(data.columns["first_word"][row])
     words, of_token = words_of(data[0], row, data.featurizer)
@@ -124,7 +124,7 @@ def index_of(
     """Returns the index, after that of the text, of the logit to explain: of a label, of a word's tag, or of the number
     of a regression."""
     names = head.task.labels
-    if head.level == "words" and word is None:
+    if head.by_words and word is None:
         raise UserError("this task labels words: name one by its number, as in explain(text, task=…, word=0)")
     if head.level != "words" and word is not None:
         raise UserError("word is for tasks that label words; leave it out")
