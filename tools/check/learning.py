@@ -218,9 +218,9 @@ def require_lowest_at_labels(model: MyModel, batch: Batch, name: str) -> None:
     """Raises Failed if the logits of a regression at which its loss is lowest are decoded to other numbers."""
     head, labels = model.output_layer.heads[name], batch.labels[name]
     with torch.no_grad():
-        logits = model.eval()(batch.inputs).logits[name].double()
+        logits = model.eval()(batch.inputs).logits[name].clone()
     logits.requires_grad_()
-    optimizer = torch.optim.LBFGS([logits], max_iter=300, line_search_fn="strong_wolfe", tolerance_change=1e-14)
+    optimizer = torch.optim.LBFGS([logits], max_iter=300, line_search_fn="strong_wolfe", tolerance_change=1e-12)
     sizes: list[float] = []  # of the gradient
 
     def loss() -> torch.Tensor:
@@ -240,7 +240,9 @@ def require_lowest_at_labels(model: MyModel, batch: Batch, name: str) -> None:
     if gaps.median() > 0.01:
         row = int(gaps.argmax())
         answer = f"where the loss of the label {float(labels[there][row]):.6g} is lowest, decode returns"
-        raise Failed(f"{name!r}: {answer} {float(answers[row]):.6g}; is its scale that of the loss?")
+        raise Failed(
+            f"{name!r}: {answer} {float(answers[row]):.6g}; loss and decode disagree: is its scale that of the loss?"
+        )
 
 
 @torch.no_grad()
