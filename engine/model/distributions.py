@@ -61,7 +61,7 @@ class Distribution:
 
     def by_word(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits -> (B, W, N)."""
-        return logits.reshape(len(logits), logits.shape[1] if self.head.level == "words" else 1, -1)
+        return logits.reshape(len(logits), logits.shape[1] if self.head.by_words else 1, -1)
 
     def teach(
         self, logits: torch.Tensor, inputs: Inputs, temperature: float, pairs: bool = False

@@ -52,6 +52,11 @@ class Head(nn.Module):
         self.task, self.distribution = task, self.family(self)
         self.linear = nn.Linear(hidden_size, num_logits or len(task.labels))
 
+    @property
+    def by_words(self) -> bool:
+        """Whether it has labels per word. A head of level "tokens" can have them too, if it pools words itself."""
+        return self.level == "words" or self.task.needs_words
+
     def forward(self, vectors: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """(B, H) or (B, W, H), depending on `level` -> logits, with C in place of H. inputs: the whole batch."""
         return self.linear(vectors)
@@ -118,7 +123,7 @@ class Head(nn.Module):
 
     def real_logits(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The logits of real texts and words, without padding."""
-        return logits[inputs["word_mask"]] if self.level == "words" else logits
+        return logits[inputs["word_mask"]] if self.by_words else logits
 
     def hits(self, answers: Any, probabilities: Any, labels: torch.Tensor) -> tuple[int, int]:
         """(number of a batch's labels that the answers of `decode` match, number of labels); a regression value matches

@@ -80,9 +80,9 @@ def explain(trainer: Any, loader: Any, task: str | None, label: str | None, word
         raise UserError("this model reads no text, so there are no words to explain")
     if model.output_layer.reads_pairs:
         raise UserError("this model reads the texts of a pair apart, which explain does not support")
-    if heads[task].level == "words" and word is None:
+    if heads[task].by_words and word is None:
         raise UserError("this task labels words: name one by its number, as in explain(text, task=…, word=0)")
-    if heads[task].level != "words" and word is not None:
+    if not heads[task].by_words and word is not None:
         raise UserError("word is for tasks that label words; leave it out")
     row = row_of_word(data, word)
     inputs = data.batch([row]).to(trainer.device).inputs

@@ -84,7 +84,7 @@ def mean_of_words(outputs: Any) -> torch.Tensor:
 
 def decode(head: Head, means: list[torch.Tensor], size: int = 64) -> list[tuple[Any, Any]]:
     """Decodes the mean output for each text with a head -> [(answer, probability)]."""
-    by_words, device = head.level == "words", head.linear.weight.device
+    by_words, device = head.by_words, head.linear.weight.device
     results: list[Any] = [None] * len(means)
     order = sorted(range(len(means)), key=lambda i: len(means[i]) if by_words else 0)
     for start in range(0, len(order), size):
@@ -112,12 +112,12 @@ def mean_predictions(
     for name, head in heads.items():
         mean = means_of(head, [average[name] for average in averages], seen)
         answers: list[tuple[Any, Any]] = mean if head.finds_spans else decode(head, mean)
-        if head.level == "words" and not head.finds_spans:
+        if head.by_words and not head.finds_spans:
             lengths = [len(data[i]["tokens"]) for i in range(len(data))]
             answers = [add_cut_words(*pair, n - len(pair[0]), head.task) for pair, n in zip(answers, lengths)]
         named = [head.to_labels(*pair) for pair in answers]
         labels[name], probabilities[name] = ([pair[side] for pair in named] for side in (0, 1))
-        means[name] = [None] * len(named) if head.level == "words" else mean
+        means[name] = [None] * len(named) if head.by_words else mean
     return Predictions(labels, probabilities, means)
 
 

@@ -72,7 +72,7 @@ class Answers:
     def decode(self, name: str, batch: Any, logits: torch.Tensor) -> None:
         """Decodes a batch and stores a Piece for each row with its example."""
         data, head = self.data, self.heads[name]
-        by_words = head.level == "words"
+        by_words = head.by_words
         answers, probabilities = head.decode(logits, batch.inputs)
         if not head.finds_spans:
             answers, probabilities = answers.tolist(), probabilities.tolist()

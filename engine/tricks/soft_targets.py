@@ -168,7 +168,7 @@ class Teacher:
                 pairs = student.distribution.wants_pairs
                 stored = head.distribution.teach(scaled, inputs, self.temperature, pairs)
                 for row, answer in zip(batch.rows.tolist(), sparse_rows(head, stored, inputs)):
-                    if head.level == "words":
+                    if head.by_words:
                         first = int(data.columns["first_word"][row])
                         windows.setdefault((name, int(data.example_index[row])), []).append((first, answer))
                     elif data.is_first(row):
@@ -212,7 +212,7 @@ def sparse_rows(
 ) -> list[Answer]:
     """Returns the answer to each row of a batch. stored: the result of `teach` of the head's distribution"""
     statistics, entropies, before = stored
-    mask = inputs["word_mask"] if head.level == "words" else torch.ones_like(entropies, dtype=torch.bool)
+    mask = inputs["word_mask"] if head.by_words else torch.ones_like(entropies, dtype=torch.bool)
     smallest, stride = head.distribution.smallest, head.distribution.stride
     statistics_by_row = by_row(statistics, smallest, mask, stride)
     before_by_row = [Sparse(EMPTY, EMPTY, EMPTY)] * len(mask) if before is None else by_row(before, smallest, mask, 0)
@@ -270,7 +270,7 @@ class Windows:
 
 def soft_targets(teachers: list[Teacher], name: str, head: Any, batch: Any, windows: Windows) -> SoftTargets:
     """Returns the SoftTargets of a batch, averaged over the teachers of the task. windows: of the training set"""
-    by_words = head.level == "words"
+    by_words = head.by_words
     batch_size, width = batch.inputs["word_mask"].shape if by_words else (len(batch.inputs["input_ids"]), 1)
     taught, entropies = torch.zeros(2, batch_size, width)
     teachers = [teacher for teacher in teachers if name in teacher.tasks]

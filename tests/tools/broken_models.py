@@ -194,6 +194,23 @@ def first_text_pooled_with_cls(replace):
     replace(model_utils.HEADS, "regression", type("WithCls", (Cosine,), {"skipped": 0}))
 
 
+@broken("words", "word_starts", data="tags", kind="tagging")
+class TokenBehindTheWord(TaggingHead):
+    level = "tokens"
+
+    def forward(self, hidden, inputs):
+        starts = (inputs["word_starts"] + 1).unsqueeze(-1).expand(-1, -1, hidden.shape[2])
+        return self.linear(hidden.gather(1, starts))
+
+
+@broken("pairs", "second text", data="pairs", kind="regression")
+class SecondTextNotRead(RegressionHead):
+    level = "pair"
+
+    def forward(self, vectors, inputs):
+        return self.linear(vectors[:, 0]).squeeze(1)
+
+
 # ---- rows of the batch -----------------------------------------------------------------------------------------------
 
 
@@ -380,6 +397,38 @@ class ThresholdOnTheWrongSide(MultilabelHead):
 class LabelNamesShifted(ClassificationHead):
     def to_labels(self, answer, probability):
         return self.task.labels[answer - 1], probability
+
+
+class LogScale(RegressionHead):
+    """Learns log(1 + x) of positive numbers."""
+
+    first_loss = 1.0
+
+    def loss(self, logits, labels, inputs):
+        return torch.where(labels.isnan(), 0.0, (logits - labels.nan_to_num().log1p()) ** 2).sum()
+
+    def decode(self, logits, inputs):
+        numbers = logits.double().expm1()
+        return numbers, torch.ones_like(numbers)
+
+
+@broken("overfitting", "is its scale", data="scores", kind="regression")
+class ExpForLog1p(LogScale):
+    def decode(self, logits, inputs):
+        numbers = logits.double().exp()
+        return numbers, torch.ones_like(numbers)
+
+
+@broken("overfitting", "self.training")
+def conditioned_in_training_only(replace):
+    def joint(layer, logits, inputs, labels=None):
+        if labels is None:
+            return logits
+        half = torch.nn.functional.one_hot(labels["stars"].clamp(min=0), 5)[:, [0, 2, 4]].sum(1, keepdim=True) > 0
+        even = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0], device=half.device) > 0
+        return {name: values.masked_fill(half != even, -30.0) for name, values in logits.items()}
+
+    replace(OutputLayer, "joint", joint)
 
 
 @broken("overfitting", "decode disagree", data="scores", kind="regression")
@@ -756,6 +805,15 @@ def metric_that_fails_for_one_class(gold, predicted):
     return {"lift": 1 / (len({*predicted}) - 1) if len(gold) > 1 else 0.0}
 
 
+@broken("scores", "broken_models.py.*KeyError|KeyError.*broken_models.py")
+@scores_with
+def metric_that_knows_only_the_labels_of_gold(gold, predicted):
+    wrong = dict.fromkeys(gold, 0)
+    for g, p in zip(gold, predicted):
+        wrong[p] += g != p
+    return {"most_wrong": max(wrong.values())}
+
+
 @broken("scores", "metrics.py")
 @scores_with
 def metric_that_is_not_a_number(gold, predicted):
@@ -779,6 +837,39 @@ def schedule_stepped_twice(replace):
     def optimizer_step(trainer, group):
         plain(trainer, group)
         trainer.scheduler.step()
+
+    replace(Trainer, "optimizer_step", optimizer_step)
+
+
+@broken("best", "worse in every score")
+def the_highest_loss_is_kept(replace):
+    def keep_best(trainer, scores):
+        if trainer.progress.best_score is None or scores["loss"] > trainer.progress.best_score:
+            trainer.progress.best_score = scores["loss"]
+            trainer.save_model("best")
+
+    replace(Trainer, "keep_best", keep_best)
+
+
+@broken("step", "divided")
+def loss_divided_by_the_micro_batches_too(replace):
+    def scaled(trainer, group):
+        for p in trainer.trained:
+            if p.grad is not None:
+                p.grad /= len(group)
+        plain(trainer, group)
+
+    plain = Trainer.optimizer_step
+    replace(Trainer, "optimizer_step", scaled)
+
+
+@broken("step", "zero_grad")
+def gradients_reset_before_the_step(replace):
+    plain = Trainer.optimizer_step
+
+    def optimizer_step(trainer, group):
+        trainer.optimizer.zero_grad()
+        plain(trainer, group)
 
     replace(Trainer, "optimizer_step", optimizer_step)
 
@@ -889,9 +980,65 @@ def random_order_of_the_process(replace):
     replace(data_loader, "make_batch", make_batch)
 
 
+@broken("padding", "length.*own row")
+def input_scaled_by_the_longest_of_the_batch(replace):
+    import data_loader
+
+    plain = data_loader.make_batch
+
+    def make_batch(*args, **options):
+        batch = plain(*args, **options)
+        sizes = batch.inputs["attention_mask"].sum(1).float()
+        return batch._replace(inputs=batch.inputs | {"length": sizes / sizes.max()})
+
+    replace(data_loader, "make_batch", make_batch)
+    replace(model_utils.HEADS, "classification", HeadWithLength)
+
+
+class HeadWithLength(ClassificationHead):
+    def __init__(self, hidden_size, task):
+        super().__init__(hidden_size + 1, task)
+
+    def forward(self, vectors, inputs):
+        return self.linear(torch.cat([vectors, inputs["length"].unsqueeze(1)], 1))
+
+
+@broken("prediction", "training mode")
+def evaluation_in_training_mode(replace):
+    plain = Trainer.infer
+
+    def infer(trainer, *args, **options):
+        eval_mode, trainer.model.eval = trainer.model.eval, lambda: None
+        try:
+            return plain(trainer, *args, **options)
+        finally:
+            trainer.model.eval = eval_mode
+
+    replace(Trainer, "infer", infer)
+
+
+@broken("prediction", "threshold", data="topics", kind="multilabel")
+class ThresholdOnLogits(MultilabelHead):
+    def decode(self, logits, inputs):
+        return logits >= self.threshold, logits.sigmoid()
+
+
 @broken("padding", "attention_mask")
 def pooled_over_padding(replace):
     replace(model_utils, "text_vectors", lambda hidden, inputs, pooling: hidden.mean(1))
+
+
+@broken("gradients", "softmax over a dimension of size 1")
+class SoftmaxOverOneScore(ClassificationHead):
+    level = "tokens"
+
+    def __init__(self, hidden_size, task):
+        super().__init__(hidden_size, task)
+        self.query = nn.Linear(hidden_size, 1)
+
+    def forward(self, hidden, inputs):
+        mask = inputs["attention_mask"].unsqueeze(-1)
+        return self.linear((self.query(hidden).softmax(-1) * mask * hidden).sum(1) / mask.sum(1))
 
 
 @broken("gradients", "no_grad")

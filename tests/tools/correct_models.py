@@ -4,7 +4,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from broken_models import AlwaysOn, Cosine, Markers, Numbers, Ordinal, encoded_apart, only_trick, scores_with
+from broken_models import AlwaysOn, Cosine, LogScale, Markers, Numbers, Ordinal, encoded_apart, only_trick, scores_with
 from collection import correct
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -643,3 +643,58 @@ def a_trick_with_saved_state(replace):
             self.steps.copy_(tensors["steps"])
 
     only_trick(replace, Decay)
+
+
+@correct(data="scores", kind="regression")
+class NumbersOnALogScale(LogScale):
+    pass
+
+
+@correct(data="scores", kind="regression")
+class MeanAndVariance(RegressionHead):
+    """The negative log-likelihood, which has no lower bound (Nix and Weigend, 1994)."""
+
+    first_loss = 0.5
+
+    def __init__(self, hidden_size, task):
+        super().__init__(hidden_size, task)
+        self.linear = nn.Linear(hidden_size, 2)
+
+    def forward(self, vectors, inputs):
+        return self.linear(vectors)
+
+    def loss(self, logits, labels, inputs):
+        mean, log_variance = logits[:, 0], logits[:, 1].clamp(-6, 6)
+        targets = ((labels - self.task.mean) / self.task.std).nan_to_num()
+        losses = 0.5 * (log_variance + (mean - targets) ** 2 * (-log_variance).exp())
+        return torch.where(labels.isnan(), 0.0, losses).sum()
+
+    def decode(self, logits, inputs):
+        return super().decode(logits[:, 0], inputs)
+
+
+@correct(data="tags", kind="tagging")
+class OwnPoolingOfWords(TaggingHead):
+    level = "tokens"
+
+    def forward(self, hidden, inputs):
+        starts = inputs["word_starts"].unsqueeze(-1).expand(-1, -1, hidden.shape[2])
+        return self.linear(hidden.gather(1, starts))
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(_, vectors):
+        return vectors.view_as(vectors)
+
+    @staticmethod
+    def backward(_, gradient):
+        return -0.3 * gradient
+
+
+@correct(data="two")
+class Adversarial(ClassificationHead):
+    """The encoder learns to hide the label (Ganin et al., 2016)."""
+
+    def forward(self, vectors, inputs):
+        return self.linear(Reversed.apply(vectors))

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
+import metrics
 from data_loader import Batch, MyDataLoader
 from engine.errors import UserError
 from engine.model import lora
 from engine.predict.predictions import prediction_row
 from engine.run.files import write_json
 from engine.run.signals import Interrupted
-from engine.task.task import tasks_to_json
+from engine.task.task import IGNORE, tasks_to_json
 from engine.train import checkpoint
 from tools.check.case import Case, Failed, Skipped, padding_mixer
 from trainer import Trainer
@@ -48,6 +49,17 @@ class FewBatches:
     def set_position(self, epoch: int, batch: int = 0) -> None:
         self.start = batch
         self.loader.set_position(epoch, batch)
+
+
+class FixedBatches(FewBatches):
+    """A training loader whose epochs have these batches."""
+
+    def __init__(self, loader: Any, batches: list[Batch]):
+        super().__init__(loader, len(batches))
+        self.batches, self.number = batches, len(batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
 
 
 @torch.enable_grad()
@@ -124,6 +136,8 @@ def check_prediction(case: Case) -> None:
     trainer.model.encoder.float()
     trainer.model.load_state_dict(case.trained.state_dict())
     evaluation = trainer.eval(MyDataLoader(case.data, 64))
+    if trainer.model.training:
+        raise Failed("evaluation runs in training mode, with dropout; call self.model.eval() in infer")
     predicted = trainer.infer(MyDataLoader(case.data, 5), "predicting")[0].labels
     for name, labels in predicted.items():
         differ = sum(not is_same(*pair) for pair in zip(labels, evaluation.predicted[name]))
@@ -132,9 +146,55 @@ def check_prediction(case: Case) -> None:
             return
         if differ:
             raise Failed(f"{differ} of {len(labels)} answers for {name!r} differ between batches of 64 and of 5")
+    require_fitted_threshold(case)
     for name, value in trainer.metric_function(evaluation.gold, predicted).items():
         if not math.isclose(value, evaluation.scores[name], abs_tol=1e-4):
             raise Failed(f"{name} of the evaluation differs from that of the predictions")
+
+
+def check_best(case: Case) -> None:
+    """Gives keep_best the scores of three epochs: the second is worse in every score, the third better."""
+    case.trainer.config.run_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=case.trainer.config.run_dir) as folder:
+        trainer, kept = case.build(output_dir=folder, compile=False), list[int]()
+        trainer.config.run_dir.mkdir(parents=True)
+        scores = trainer.eval(MyDataLoader(case.data, 64)).scores
+        if trainer.monitor not in scores:
+            raise Skipped(f"these rows have no labels for {trainer.monitor}")
+        vars(trainer)["save_model"] = lambda *_, **__: kept.append(trainer.progress.epoch)
+        for epoch, change in enumerate((0.0, -0.1, 0.2), 1):
+            trainer.progress.epoch = epoch
+            signed = {name: -change if metrics.lower_is_better(name) else change for name in scores}
+            trainer.keep_best({name: value + signed[name] for name, value in scores.items()})
+    if 2 in kept:
+        raise Failed("keep_best replaces the best checkpoint by one that is worse in every score")
+    if 1 in kept and 3 not in kept:
+        raise Failed("keep_best does not keep a checkpoint that is better in every score than the best one")
+
+
+def require_fitted_threshold(case: Case) -> None:
+    """Raises Failed if, after `calibrate` on logits that separate the labels, `decode` does not separate them."""
+    model, batch = case.model_and_batch(len(case.rows))
+    for name, head in model.output_layer.heads.items():
+        labels = batch.labels[name]
+        if not head.needs_calibration or head.finds_spans or not (labels == 1).any():
+            continue
+        if model(batch.inputs).logits[name].shape != labels.shape:
+            continue
+        for right, wrong in ((-1.0, -4.0), (4.0, 1.0)):
+            logits = torch.where(labels == 1, right, wrong)
+            head.calibrate(logits, labels)
+            if (reached := f1_of(head.decode(logits, batch.inputs)[0], labels)) < 0.95:
+                given = f"logits of {right:g} for right labels and {wrong:g} for others"
+                advice = "do both compare the same numbers with the threshold, logits or probabilities?"
+                raise Failed(
+                    f"{name!r}: after calibrate on {given}, decode has an F1 of {reached:.2f} on them; {advice}"
+                )
+
+
+def f1_of(answers: torch.Tensor, labels: torch.Tensor) -> float:
+    right = int((answers & (labels == 1)).sum())
+    return 2 * right / max(1, int(answers[labels != IGNORE].sum() + (labels == 1).sum()))
 
 
 def is_same(first: Any, second: Any) -> bool:

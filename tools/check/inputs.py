@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import pad
 
 from data_loader import Batch
+from engine.data.own_inputs import fields_of
 from engine.model.encoders import is_causal, num_positions
 from engine.run.command_line import first_line
 from engine.run.device import random_state, set_random_state
@@ -22,6 +23,7 @@ from tools.check.case import (
     Tensors,
     difference,
     is_own,
+    is_usable,
     logits_of,
     own_inputs,
     padding_mixer,
@@ -37,17 +39,29 @@ def check_padding(case: Case) -> None:
     extra = min(8, (num_positions(model.encoder) or 10**6) - width)
     by_token = {name: tensor for name, tensor in batch.inputs.items() if name in BY_TOKEN}
     padded = {name: pad(tensor, (0, extra), value=fill.get(name, 0)) for name, tensor in by_token.items()}
-    wrong = difference(together, logits_of(model, batch.inputs | padded))
+    wrong, when = difference(together, logits_of(model, batch.inputs | padded)), f"with {extra} more padding tokens"
     if wrong is None:
+        when = "alone instead of in a batch, so without padding,"
         single = [case.batch([row]) for row in case.rows[:8]]
         alone = [logits_of(model, one.inputs) for one in single]
         wrong = difference({name: torch.cat([logits[name] for logits in alone]) for name in together}, together)
         wrong = wrong or difference_in_loss(model, batch, single)
+    if wrong and (name := batch_dependent(batch, case)):
+        raise Failed(f"inputs[{name!r}] of a text is another one alone than in a batch; compute it from its own row")
     if wrong and (family := padding_mixer(model.encoder)):
         by_design = f"{family} mixes padding into its answers by design"
         case.notes.append(f"{by_design}, so single and batched inputs give different outputs: {wrong}")
     elif wrong:
-        raise Failed(f"with {extra} more padding tokens, or alone instead of in a batch, {wrong}")
+        raise Failed(f"{when} {wrong}")
+
+
+def batch_dependent(batch: Batch, case: Case) -> str | None:
+    """The name of an own input whose values depend on the other rows of the batch."""
+    for row, number in enumerate(batch.rows.tolist()):
+        for name, alone in own_inputs(case.batch([number])).items():
+            if alone.shape[1:] == batch.inputs[name].shape[1:] and not torch.equal(alone[0], batch.inputs[name][row]):
+                return name
+    return None
 
 
 def difference_in_loss(model: MyModel, batch: Batch, single: list[Batch]) -> str | None:
@@ -123,6 +137,7 @@ def check_own_inputs(case: Case) -> None:
     own = own_inputs(batch)
     if not own:
         raise Skipped("the model has no inputs in addition to the text")
+    require_empty_values(case, model, batch)
     logits, ignored = model(batch.inputs).logits, []
     for name, tensor in own.items():
         if name.removesuffix("_mask") in own.keys() - {name}:
@@ -140,6 +155,25 @@ def check_own_inputs(case: Case) -> None:
         raise Failed(
             f"no answer changes with {', '.join(ignored)}; no head reads {'it' if len(ignored) == 1 else 'them'}"
         )
+
+
+def require_empty_values(case: Case, model: MyModel, batch: Batch) -> None:
+    """Raises Failed if the model cannot read a name that train lacks, whose id is 0, or rows without any value."""
+    for name, field in fields_of(case.trainer.tasks).items():
+        if field.dtype == "name":
+            changed, what = {name: torch.zeros_like(batch.inputs[name])}, "0, a name that train lacks"
+        elif field.level in ("list", "spans"):
+            changed = {one: batch.inputs[one][:, :0] for one in (name, f"{name}_mask")}
+            what = "a batch without any value"
+        else:
+            continue
+        try:
+            logits = model(batch.inputs | changed).logits
+        except Exception as error:
+            raised = f"{type(error).__name__}: {first_line(error)}"
+            raise Failed(f"inputs[{name!r}] can be {what}, which raises {raised}") from None
+        if not all(map(is_usable, logits.values())):
+            raise Failed(f"inputs[{name!r}] can be {what}, for which the logits are not finite")
 
 
 def check_inputs_unchanged(case: Case) -> None:

@@ -34,6 +34,7 @@ class Progress:
     sure: float = 0.0  # mean probability of the answers
     enough: float = SURE  # the probability that suffices
     falls: bool = False  # whether the loss was still falling at the end of an attempt
+    of_numbers: bool = False  # a regression: its loss can have any scale and any minimum, so how low it is says little
 
     @property
     def right(self) -> float:
@@ -43,6 +44,10 @@ class Progress:
     def ratio(self) -> float:
         """The last loss as a share of the first; it falls with the loss, also if that is negative."""
         return 1 - (self.first - self.losses[-1]) / max(abs(self.first), 1e-9) if self.losses else 1.0
+
+    @property
+    def is_lowest(self) -> bool:
+        return self.ratio < LOWEST and not self.of_numbers
 
     def is_learnt(self) -> bool:
         """Whether answers are right and the loss is low, or as low as a loss with a positive minimum can be."""
@@ -79,7 +84,7 @@ def train(case: Case, model: MyModel, batch: Batch, config: Any, progress: dict[
             model.load_state_dict(start)  # the encoder may have collapsed at these rates
         if chosen := groups(model, config, factor, of_heads):
             done += attempt(model, batch, chosen, progress, int(share * steps))
-        if all(task.is_learnt() or task.ratio < LOWEST for task in progress.values()):
+        if all(task.is_learnt() or task.is_lowest for task in progress.values()):
             if not factor:
                 case.notes.append("learnt with the encoder's weights fixed")
             break
@@ -105,7 +110,14 @@ def groups(model: MyModel, config: Any, factor: float, of_heads: float) -> list[
 def first_losses(model: MyModel, batch: Batch, trained: bool, enough: float) -> dict[str, Progress]:
     losses = model.train()(batch.inputs, batch.labels).losses
     labelled = {name: loss.item() for name, loss in losses.items() if has_label(batch.labels[name]).any()}
-    return {name: Progress(max(loss, 1.0) if trained else loss, enough=enough) for name, loss in labelled.items()}
+    return {
+        name: Progress(max(loss, 1.0) if trained else loss, enough=enough, of_numbers=is_number(batch.labels[name]))
+        for name, loss in labelled.items()
+    }
+
+
+def is_number(labels: torch.Tensor) -> bool:
+    return labels.is_floating_point()
 
 
 def attempt(model: MyModel, batch: Batch, groups: list[Any], progress: dict[str, Progress], steps: int) -> int:
@@ -124,9 +136,9 @@ def attempt(model: MyModel, batch: Batch, groups: list[Any], progress: dict[str,
             continue
         examine(model, batch, progress)
         for name, task in progress.items():
-            task.falls = task.ratio > LOWEST and is_falling(task.losses[begin[name] :], window)
+            task.falls = not task.is_lowest and is_falling(task.losses[begin[name] :], window)
         learnt = all(task.is_learnt() for task in progress.values())
-        decided = all(task.ratio < LOWEST for task in progress.values()) or step >= 2 * window
+        decided = all(task.is_lowest for task in progress.values()) or step >= 2 * window
         stuck = decided and not any(task.falls for task in progress.values())
         if learnt or stuck:
             return step
@@ -164,6 +176,9 @@ def mean_probability(answers: Any, probabilities: Any, labels: torch.Tensor) -> 
 
 def judge(case: Case, model: MyModel, batch: Batch, name: str, task: Progress, when: str) -> None:
     """Raises Failed or Undecided if the task has not been learnt."""
+    if task.of_numbers:
+        require_lowest_at_labels(model, batch, name)
+    require_same_in_evaluation(model, batch, name, task)
     if task.is_learnt():
         return
     change = f"{task.losses[-1]:.3g} (initially {task.first:.3g}) {when}"
@@ -171,14 +186,16 @@ def judge(case: Case, model: MyModel, batch: Batch, name: str, task: Progress, w
     improves = max(task.hits[-len(task.hits) // 3 :]) > max(task.hits[: -len(task.hits) // 3], default=0.0)
     # With a decode that fits the loss, a wrong answer costs more: 0.69, or half of the largest loss
     limit = (0.05 if improves else 0.1) * task.first
-    if task.right <= RIGHT and losses_of_wrong(model, batch, name) < limit:
+    if task.right <= RIGHT and not task.of_numbers and losses_of_wrong(model, batch, name) < limit:
         advice = "loss and decode disagree: shifted or reversed labels, argmin, a threshold on the wrong side"
         raise Failed(f"{message}; {advice}")
-    if not any(p.requires_grad for p in model.encoder.parameters()) and any(True for _ in model.encoder.parameters()):
+    if has_reversed_gradient(case, batch, name):
+        case.notes.append(f"{name!r} gives the encoder a reversed gradient, so that it does not learn it; not judged")
+    elif not any(p.requires_grad for p in model.encoder.parameters()) and any(True for _ in model.encoder.parameters()):
         case.notes.append(f"{name!r}: with the frozen encoder {task.right:.0%} of the texts are right")
     elif task.right > RIGHT and probabilities_cost(model, batch, name) > LOW * task.first:
         raise Failed(f"{message}; the logits are probabilities: softmax or sigmoid before the loss, or softmax twice")
-    elif task.falls or task.ratio < LOWEST:
+    elif task.falls or task.is_lowest:
         raise Undecided(f"{message}; it is still falling, or too low to judge")
     elif task.right > RIGHT:
         advice = "the logits are bounded: softmax or sigmoid before the loss, softmax twice, cosines without a scale"
@@ -186,6 +203,46 @@ def judge(case: Case, model: MyModel, batch: Batch, name: str, task: Progress, w
     else:
         advice = "the logits are bounded (softmax or sigmoid before the loss), or do not depend on the text"
         raise Failed(f"{message}; it no longer falls: {advice}")
+
+
+@torch.no_grad()
+def require_same_in_evaluation(model: MyModel, batch: Batch, name: str, task: Progress) -> None:
+    """Raises Failed if the loss is low in training, but not for the same texts in evaluation, both without dropout."""
+    loss = float(model.eval()(batch.inputs, batch.labels).losses[name])
+    if task.ratio < LOW / 2 and loss > LOW * task.first > 0:
+        losses = f"the loss of the same texts is {task.losses[-1]:.3g} in training and {loss:.3g} in evaluation"
+        raise Failed(f"{name!r}: {losses}; what depends on self.training, or on labels that joint gets in training?")
+
+
+def require_lowest_at_labels(model: MyModel, batch: Batch, name: str) -> None:
+    """Raises Failed if the logits of a regression at which its loss is lowest are decoded to other numbers."""
+    head, labels = model.output_layer.heads[name], batch.labels[name]
+    with torch.no_grad():
+        logits = model.eval()(batch.inputs).logits[name].clone()
+    logits.requires_grad_()
+    optimizer = torch.optim.LBFGS([logits], max_iter=300, line_search_fn="strong_wolfe", tolerance_change=1e-12)
+    sizes: list[float] = []  # of the gradient
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = head.loss(logits, labels, batch.inputs)
+        value.backward()
+        sizes.append(float(logits.grad.norm()))  # type: ignore[union-attr]
+        return value
+
+    optimizer.step(loss)  # type: ignore[arg-type]
+    loss()
+    if not sizes[-1] <= 1e-3 * max(sizes):
+        return  # no minimum, or one where the loss has a corner, as that of absolute errors
+    there = has_label(labels)
+    answers = head.decode(logits.detach(), batch.inputs)[0][there]
+    gaps = (answers - labels[there]).abs() / head.task.std
+    if gaps.median() > 0.01:
+        row = int(gaps.argmax())
+        answer = f"where the loss of the label {float(labels[there][row]):.6g} is lowest, decode returns"
+        raise Failed(
+            f"{name!r}: {answer} {float(answers[row]):.6g}; loss and decode disagree: is its scale that of the loss?"
+        )
 
 
 @torch.no_grad()
@@ -197,6 +254,24 @@ def probabilities_cost(model: MyModel, batch: Batch, name: str) -> float:
     right = nn.functional.one_hot(labels.clamp(min=0), logits.shape[1]).to(logits)
     count = model.count_labels(batch.inputs, batch.labels)[name].clamp(min=1)
     return float(model.output_layer.heads[name].loss(right, labels, batch.inputs) / count)
+
+
+def has_reversed_gradient(case: Case, batch: Batch, name: str) -> bool:
+    """Whether a step of the encoder along its gradient lowers the loss of a task, as in adversarial training."""
+    model = copy.deepcopy(case.trainer.model).eval()
+    trained, losses = [p for p in model.encoder.parameters() if p.requires_grad], list[float]()
+    if not trained:
+        return False
+    gradients = torch.autograd.grad(
+        model(batch.inputs, batch.labels).losses[name], trained, allow_unused=True, materialize_grads=True
+    )
+    norm = torch.stack([gradient.norm() for gradient in gradients]).norm().clamp(min=1e-12)
+    for step in (1e-2, -2e-2):
+        with torch.no_grad():
+            for p, gradient in zip(trained, gradients):
+                p.add_(step / norm * gradient)
+            losses.append(float(model(batch.inputs, batch.labels).losses[name]))
+    return losses[0] < losses[1] - 1e-6
 
 
 @torch.no_grad()

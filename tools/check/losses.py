@@ -30,7 +30,7 @@ def wrong_answers(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
     """Describes an error of `decode` on the given, random or extreme logits; returns None if there is none."""
     labels = head.task.labels
     seen: set[int] = set()
-    shape = batch.inputs["word_mask"].shape if head.level == "words" else batch.rows.shape
+    shape = batch.inputs["word_mask"].shape if head.by_words else batch.rows.shape
     for chosen in (logits, 10 * torch.randn_like(logits), *extreme_logits(logits)):
         answers, probabilities = head.decode(chosen, batch.inputs)
         if answers.shape[: len(shape)] != shape:

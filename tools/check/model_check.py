@@ -40,7 +40,11 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
         "initial weights; the head's loss; MyLoss",
     ),
     ("the loss is a mean over labels", losses.check_mean_loss, "the head's loss: a sum, which MyLoss averages"),
-    ("accumulation equals one batch", losses.check_accumulation, "losses that depend on other rows of the batch"),
+    (
+        "accumulation equals one batch",
+        losses.check_accumulation,
+        "losses that depend on other rows; terms that a batch adds once, whatever its labels",
+    ),
     ("texts without labels have no loss", losses.check_no_labels, "the head's loss where labels are IGNORE or NaN"),
     (
         "every trained parameter gets a gradient, frozen ones none",
@@ -57,8 +61,13 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
     ("own inputs change the answers", inputs.check_own_inputs, "inputs[NAME] in the forward of a head or encoder"),
     ("markers are tokens that texts have", texts.check_markers, "--special_tokens, set_tokenizer, --max_length"),
     ("no token is read twice", texts.check_read_twice, "pooling over [CLS], positions of markers"),
+    ("the answer for a word depends on its tokens", texts.check_words, "word_starts, word_ends, shifted positions"),
     ("the texts of a pair are encoded alike", texts.check_pairs, "special tokens and pooling of the second text"),
-    ("padding changes nothing", inputs.check_padding, "attention_mask in encode, pooling, the head and its loss"),
+    (
+        "padding changes nothing",
+        inputs.check_padding,
+        "attention_mask in encode, pooling, the head and its loss; the masks of own inputs",
+    ),
     ("the order in a batch changes nothing", inputs.check_order, "sums and norms over dimension 0"),
     (
         "other rows of a batch change nothing",
@@ -79,11 +88,12 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
         training.check_step,
         "optimizer_step and train_one_epoch in trainer.py; passes of tricks",
     ),
-    ("predictions equal evaluation", checkpoints.check_prediction, "decode, if it depends on the batch"),
+    ("predictions equal evaluation", checkpoints.check_prediction, "decode, if it depends on the batch; calibrate"),
+    ("the best checkpoint is the one that is kept", checkpoints.check_best, "keep_best in trainer.py; LOWER_IS_BETTER"),
     (
         "resuming equals an uninterrupted run",
         checkpoints.check_resume,
-        "plain attributes, other sources of randomness, what is updated after save_model",
+        "plain attributes, globals and closures, other sources of randomness, what is updated after save_model",
     ),
     ("a new process gives the same answers", checkpoints.check_other_process, "load_checkpoint and build_model"),
 ]

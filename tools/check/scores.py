@@ -23,7 +23,8 @@ def check_scores(case: Case) -> None:
         return  # a task without labels
     scores = {kind: trainer.metric_function(gold, predicted) for kind, predicted in answers.items()}
     for i in range(min(2, len(examples))):  # a single text
-        trainer.metric_function(*({name: side[name][i : i + 1] for name in side} for side in (gold, answers["right"])))
+        for kind in ("right", "wrong"):  # a wrong answer can be a label that gold lacks
+            trainer.metric_function(*({name: side[name][i : i + 1] for name in side} for side in (gold, answers[kind])))
     for name, value in scores["right"].items():
         if not math.isfinite(value):
             raise Failed(f"{name} is {value:g} if all answers are right")

@@ -10,7 +10,7 @@ from torch import nn
 from data_loader import Batch, MyDataset
 from engine.data.tokenizer import named_tokens
 from model_utils import MyModel
-from tools.check.case import Case, Failed, Skipped, Tensors, require_same
+from tools.check.case import Case, Failed, Skipped, Tensors, difference, logits_of, require_same
 
 MARKER = re.compile(r"[^\w\s]\S*[^\w\s]|[^\w\s]")  # such as <e1>, [E1] or $
 
@@ -97,7 +97,7 @@ def check_read_twice(case: Case) -> None:
             if isinstance(layer, nn.Linear):
                 for vectors in inputs_of(layer, model, batch):
                     require_distinct_blocks(name, vectors, hidden[:, 0])
-        if head.level == "words":
+        if head.by_words:
             continue
         with torch.enable_grad():
             states = hidden.clone().requires_grad_()
@@ -153,6 +153,29 @@ def counts_twice(gradients: torch.Tensor) -> bool:
     return near(first, kinds[0] + kinds[1])
 
 
+def check_words(case: Case) -> None:
+    """Changes the hidden states of one word after another: the logits of that word must change."""
+    model, batch = case.model_and_batch(4)
+    heads = {name: head for name, head in model.output_layer.heads.items() if head.by_words and not head.finds_spans}
+    hidden = inputs_of(model.output_layer, model, batch)[0]
+    if not heads or not hidden.numel():
+        raise Skipped("no task has labels per word of a text")
+    starts, mask = batch.inputs["word_starts"], batch.inputs["word_mask"]
+    plain, places = model.output_layer(hidden, batch.inputs), torch.arange(hidden.shape[1], device=hidden.device)
+    noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0)).to(hidden)
+    other = model.output_layer(hidden + noise, batch.inputs)
+    for word in range(mask.shape[1]):
+        begin = starts[:, word : word + 1]
+        end = torch.where(mask[:, word + 1 : word + 2], starts[:, word + 1 : word + 2], begin + 1)
+        own = (places >= begin) & (places < (end if word + 1 < mask.shape[1] else begin + 1))
+        changed = model.output_layer(hidden + noise * own.unsqueeze(-1), batch.inputs)
+        for name in heads:
+            gaps = [(new[name] - plain[name])[:, word].abs().amax(-1) for new in (changed, other)]
+            if (mask[:, word] & (gaps[0] == 0) & (gaps[1] > 0)).any():
+                advice = "word_starts are positions in input_ids and count [CLS]"
+                raise Failed(f"{name!r}: the answer for word {word + 1} does not change with its own tokens; {advice}")
+
+
 def check_pairs(case: Case) -> None:
     """In a model that encodes the texts of a pair separately, checks that equal texts have equal vectors."""
     model, _ = case.model_and_batch(1)
@@ -160,6 +183,7 @@ def check_pairs(case: Case) -> None:
     if not examples or "text_pair" not in examples[0] or case.data.featurizer.tagging:
         raise Skipped("the texts are no pairs")
     texts = sorted({example["text_pair"] for example in examples}, key=len)[:6]
+    require_read(case, examples[0], texts)
     if any(head.level == "pair" for head in model.output_layer.heads.values()):
         return require_equal_vectors(model, batch_of(case, examples[0], list(zip(texts, texts))))
     same, other = [batch_of(case, examples[0], list(zip(texts, seconds))) for seconds in (texts, texts[1:] + texts[:1])]
@@ -175,6 +199,16 @@ def check_pairs(case: Case) -> None:
         gap = f"hidden states that differ by {max(gaps):.1%}"
         raise Failed(f"the same text has, as first and as second text, {gap}; do both get the same special tokens?")
     require_same_pooling(case, same)
+
+
+def require_read(case: Case, example: dict[str, Any], texts: list[str]) -> None:
+    """Raises Failed if no answer changes with the first, or with the second text of a pair."""
+    model, fixed = case.model_and_batch(1)[0], [texts[0]] * len(texts)
+    for which, pairs in (("first", list(zip(texts, fixed))), ("second", list(zip(fixed, texts)))):
+        logits = logits_of(model, batch_of(case, example, pairs).inputs)
+        same = {name: values[:1].expand_as(values) for name, values in logits.items()}
+        if len(texts) > 1 and difference(same, logits, tolerance=1e-6) is None:
+            raise Failed(f"no answer changes with the {which} text; does a head read vectors[:, 0] and vectors[:, 1]?")
 
 
 def require_equal_vectors(model: MyModel, same: Batch) -> None:

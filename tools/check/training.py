@@ -3,6 +3,7 @@
 import copy
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from torch import nn
 from config import Config
 from data_loader import Batch, without_labels
 from engine.model import lora
+from engine.tricks.trick import Tricks
 from model_utils import MyModel
-from tools.check.case import Case, Failed, has_label, logits_of, require_same, shorten, with_other_rows
-from tools.check.checkpoints import FewBatches
+from tools.check.case import Case, Failed, has_label, logits_of, padding_mixer, require_same, shorten, with_other_rows
+from tools.check.checkpoints import FewBatches, FixedBatches
 from tools.check.learning import distinct_rows
 
 
@@ -29,12 +31,30 @@ def check_gradients(case: Case) -> None:
     if not_finite := [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()]:
         raise Failed(f"the gradient of {shorten(not_finite)} is not finite")
     if zero := [name for name, gradient in gradients.items() if not gradient.any()]:
+        require_effect(case, [name for name in zero if not name.startswith("encoder.")])
         case.notes.append(f"{shorten(zero)} have zero gradients; perhaps these rows have none of their labels")
     require_used(case, model)
     optimized = {id(p) for group in case.trainer.optimizer.param_groups for p in group["params"]}
     trained = [(name, p) for name, p in case.trainer.model.named_parameters() if p.requires_grad]
     if missing := [name for name, p in trained if id(p) not in optimized]:
         raise Failed(f"the optimizer does not contain {shorten(missing)}")
+
+
+def require_effect(case: Case, names: list[str]) -> None:
+    """Raises Failed if the loss gives these parameters no gradient in a model with other weights either."""
+    model, generator = copy.deepcopy(case.trained).train(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=generator).to(p))
+    batch = case.batch(range(len(case.data.lengths)))
+    model(batch.inputs, batch.labels).total_loss.backward()
+    matrices = [
+        name for name in names if model.get_parameter(name).ndim > 1
+    ]  # a bias may be left out with a factor of 0
+    none = [name for name in matrices if (grad := model.get_parameter(name).grad) is not None and not grad.any()]
+    if none and all(has_label(labels).any() for labels in batch.labels.values()):
+        advice = "softmax over a dimension of size 1, rounding, a factor of 0"
+        raise Failed(f"{shorten(none)} change nothing: their gradient is 0 for all texts; {advice}")
 
 
 def require_encoder_gradients(model: MyModel, batch: Batch) -> None:
@@ -117,6 +137,45 @@ def check_labels_unseen(case: Case) -> None:
         require_same("with other labels for the same texts", plain, with_labels, tolerance=1e-5)
 
 
+def require_same_accumulated(case: Case, folder: str) -> None:
+    """Raises Failed if a step of train_one_epoch on two micro-batches has another gradient than one on both together.
+
+    In eval mode, without tricks: dropout and perturbations are those of each micro-batch.
+    """
+    compares = any(head.compares_rows for head in case.trained.output_layer.heads.values())
+    if compares or len(case.data.lengths) < 4 or padding_mixer(case.trained.encoder):
+        return
+    gradients = list[torch.Tensor]()
+    for size, number in ((4, 1), (2, 2)):
+        options = dict(output_dir=folder, compile=False, save_steps=0, max_grad_norm=0.0)
+        trainer = case.build(**options, batch_size=size, gradient_accumulation_steps=number)
+        trainer.config.run_dir.mkdir(parents=True, exist_ok=True)
+        trainer.tricks = Tricks()
+        trainer.model.load_state_dict(case.trained.state_dict())
+        vars(trainer.model.eval())["train"] = lambda mode=True: None
+        parts = [case.data.batch(range(start, start + size)) for start in range(0, 4, size)]
+        trainer.train_loader = FixedBatches(trainer.train_loader, parts)  # type: ignore[assignment]
+        found = partial(lambda trained, *_: gradients.append(gradient_of(trained)), trainer.trained)
+        trainer.optimizer.register_step_pre_hook(found)
+        with torch.backends.cudnn.flags(enabled=False):  # cuDNN's LSTM has no backward pass in eval mode
+            trainer.train_one_epoch(0)
+    if not gradients or not all(gradient.any() for gradient in gradients):
+        labelled = [has_label(values).any() for values in case.data.batch(range(4)).labels.values()]
+        if all(labelled):
+            raise Failed("the optimizer gets no gradient in train_one_epoch; is zero_grad called before the step?")
+        return
+    if len(gradients) != 2 or len(gradients[0]) != len(gradients[1]):
+        return
+    gap = float((gradients[0] - gradients[1]).norm() / gradients[0].norm().clamp(min=1e-12))
+    if gap > 0.02:
+        advice = "total_loss is already divided by the number of labels in all micro-batches of a step"
+        raise Failed(f"two micro-batches give a gradient that differs by {gap:.1%} from that of one batch; {advice}")
+
+
+def gradient_of(parameters: list[nn.Parameter]) -> torch.Tensor:
+    return torch.cat([torch.zeros(1), *(p.grad.flatten().cpu() for p in parameters if p.grad is not None)])
+
+
 @torch.enable_grad()
 def check_step(case: Case) -> None:
     """Runs an optimizer step at a rate of 0: only the optimizer may change weights, and each step counts once."""
@@ -131,6 +190,7 @@ def check_step(case: Case) -> None:
         before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
         steps = trainer.scheduler.last_epoch
         trainer.train_one_epoch(0)
+        require_same_accumulated(case, folder)
     after = dict(trainer.model.named_parameters())
     if changed := [name for name, p in before.items() if not torch.equal(p, after[name])]:
         raise Failed(
