@@ -22,6 +22,8 @@ MANY, FEW, LARGE = 16, 8, 5e6  # number of texts, of texts for large models, tra
 ATTEMPTS = ((1.0, 1.0, 0.3), (5.0, 20.0, 0.4), (0.2, 0.2, 0.1), (0.0, 5.0, 0.2))
 RIGHT, SURE = 0.89, 0.8  # share of right answers, their mean probability
 LOW, LOWEST = 0.35, 0.02  # shares of the first loss
+MOST_RIGHT, SMALL = 0.8, 0.15  # if wrong answers have high losses, so that loss and decode agree
+NOISE = 0.05  # losses below it are too small to compare
 
 
 @dataclass
@@ -189,6 +191,8 @@ def judge(case: Case, model: MyModel, batch: Batch, name: str, task: Progress, w
     if task.right <= RIGHT and not task.of_numbers and losses_of_wrong(model, batch, name) < limit:
         advice = "loss and decode disagree: shifted or reversed labels, argmin, a threshold on the wrong side"
         raise Failed(f"{message}; {advice}")
+    if task.right > MOST_RIGHT and task.ratio < SMALL:  # the rest are texts that differ only in the order of words
+        return
     if has_reversed_gradient(case, batch, name):
         case.notes.append(f"{name!r} gives the encoder a reversed gradient, so that it does not learn it; not judged")
     elif not any(p.requires_grad for p in model.encoder.parameters()) and any(True for _ in model.encoder.parameters()):
@@ -209,7 +213,7 @@ def judge(case: Case, model: MyModel, batch: Batch, name: str, task: Progress, w
 def require_same_in_evaluation(model: MyModel, batch: Batch, name: str, task: Progress) -> None:
     """Raises Failed if the loss is low in training, but not for the same texts in evaluation, both without dropout."""
     loss = float(model.eval()(batch.inputs, batch.labels).losses[name])
-    if task.ratio < LOW / 2 and loss > LOW * task.first > 0:
+    if task.ratio < LOW / 2 and loss > max(LOW * task.first, NOISE):
         losses = f"the loss of the same texts is {task.losses[-1]:.3g} in training and {loss:.3g} in evaluation"
         raise Failed(f"{name!r}: {losses}; what depends on self.training, or on labels that joint gets in training?")
 
