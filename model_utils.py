@@ -77,7 +77,8 @@ class MyModel(nn.Module):
         options = options or HeadOptions()
         if unknown := set(options.task_weights) - set(tasks):
             raise UserError(f"--task_weights names {', '.join(sorted(unknown))}, but the tasks are {', '.join(tasks)}")
-        self.encoder, self.hidden_size = encoder, hidden_size
+        self.encoder = encoder
+        self.hidden_size = hidden_size
         self.output_layer = OutputLayer(hidden_size, tasks, options)
         self.loss = MyLoss(options.task_weights)
         self.dropout_samples = options.dropout_samples
