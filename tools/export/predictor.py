@@ -173,7 +173,7 @@ class Encoder:
         fields = settings["fields"].items()
         self.fields = usable(folder / "predictor.json", lambda _: {name: Field(**field) for name, field in fields})
         self.columns = [column for field in self.fields.values() for column in field.columns]
-        self.word_ends, self.apart = settings["word_ends"], settings["apart"]
+        self.word_ends, self.apart = settings["word_ends"], settings["apart"] and self.pairs
         max_length, stride, truncation = (settings[name] for name in ("max_length", "stride", "truncation"))
         self.cutter = Cutter(max_length, stride, truncation, self.unit is not None, settings["markers"])
         patterns = [settings["han"], *settings["patterns"].values()]
