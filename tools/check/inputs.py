@@ -211,7 +211,8 @@ def check_device(case: Case) -> None:
             raise Skipped(f"this encoder cannot be checked ({first_line(error)})") from None
         line = f"{Path(last.filename).name}:{last.lineno} ({last.line})"
         raise Failed(f"{line} uses a tensor that was created without a device ({first_line(error)})") from None
-    if wrong := [name for name, logits in output.logits.items() if logits.device != next(iter(batch.inputs.values())).device]:
+    device = next(iter(batch.inputs.values())).device  # with its index
+    if wrong := [name for name, logits in output.logits.items() if logits.device != device]:
         raise Failed(f"the logits of {wrong[0]!r} are not on the device of the inputs")
 
 
