@@ -8,6 +8,7 @@ To change the sequence of stages, edit this file. The stages are in preprocess/:
 splits in splits.py, data checks in checks/.
 """
 
+import ast
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -114,8 +115,7 @@ def prepare(config: DataConfig) -> tuple[dict[str, list[dict[str, Any]]], dict[s
 def process(config: DataConfig) -> None:
     """Converts raw input to a processed folder. With --check, only prints the report; with --preview, only examples.
     Nothing is written unless all rows are valid. The folder is replaced as a whole or left unchanged."""
-    import data_loader  # noqa: F401 (it declares FIELDS; imported here, as torch takes seconds)
-
+    declare_fields()
     folder = Path(config.output_dir)
     source = Path(config.input)
     if not (config.check or config.preview):
@@ -135,6 +135,13 @@ def process(config: DataConfig) -> None:
             folds = f"{config.n_splits} folds in {folder}/fold_0 …"
             print(f"{folds}; to train them all: python -m tools.cross_validate --data_path {folder}")
         print(f"wrote {folder}: " + ", ".join(f"{len(rows)} {part}" for part, rows in data.parts.items()))
+
+
+def declare_fields() -> None:
+    """Imports data_loader.py if it has entries of FIELDS. Otherwise not, because torch takes seconds to import."""
+    tree = ast.parse((ROOT / "data_loader.py").read_text(encoding="utf-8"))
+    if any(isinstance(node, ast.Name) and node.id == "FIELDS" for node in ast.walk(tree)):
+        import data_loader  # noqa: F401
 
 
 def check_and_write(config: DataConfig, data: Prepared, folder: Path | None = None) -> list[Note]:

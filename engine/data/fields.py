@@ -103,13 +103,9 @@ class Field:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the object of labels.json, without values that are the defaults."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "read"}
-        values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-        return {
-            name: v
-            for name, v in values.items()
-            if v is not None and v is not False and v not in ("", [], "characters")
-        }
+        own = [(f.name, getattr(self, f.name), f.default) for f in fields(self) if f.name != "read"]
+        changed = {name: value for name, value, default in own if value is not default and value != default}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in changed.items() if v != ()}
 
     def declared(self) -> dict[str, Any]:
         """Returns what the user declares, to compare it with labels.json."""
@@ -120,7 +116,8 @@ class Field:
     def clean(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the cells of a row as they are stored: numbers, names or lists of them. Raises FieldError."""
         if missing := [column for column in self.columns if column not in given]:
-            has = f"its columns are: {', '.join(given)}" if given else "it has no columns besides the text"
+            names = ", ".join([*given][:12]) + (", …" if len(given) > 12 else "")
+            has = f"its columns are: {names}" if given else "it has no columns besides the text"
             raise FieldError(f"no column {missing[0]!r}, which this model needs; {has}")
         if self.read:
             return {column: given[column] for column in self.columns}

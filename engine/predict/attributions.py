@@ -71,7 +71,7 @@ def explain(trainer: Any, loader: Any, task: str | None, label: str | None, word
     """Explains an answer of a Trainer's model. loader: of the single text; task, label, word: see Model.explain."""
     model, data = trainer.model, loader.dataset
     heads = model.output_layer.heads
-    task = task or next((name for name, head in heads.items() if head.level != "words"), next(iter(heads)))
+    task = task or next((name for name, head in heads.items() if not head.by_words), next(iter(heads)))
     if task not in heads:
         raise UserError(f"there is no task {task!r}; the tasks are {', '.join(heads)}")
     if heads[task].finds_spans:

@@ -60,9 +60,12 @@ def row_of(item: Any, where: str) -> dict[str, Any]:
     raise UserError(f"{where}: {shown(item)} is not a text; {ACCEPTED}")
 
 
-def examples_of(items: Iterable[Any], tasks: dict[str, Task], labelled: bool = False) -> Iterator[dict[str, Any]]:
-    """Yields the examples of texts or rows for these tasks. labelled: with the labels that the rows have. An example
-    has an id only if its row has one. Raises UserError for the first text that these tasks cannot read."""
+def examples_of(
+    items: Iterable[Any], tasks: dict[str, Task], labelled: bool = False, single: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Yields the examples of texts or rows for these tasks. labelled: with the labels that the rows have; single: a
+    pair is refused. An example has an id only if its row has one. Raises UserError for the first text that these tasks
+    cannot read."""
     form, paired = None, any(task.pairs for task in tasks.values())
     for number, item in enumerate(items):
         where = f"text {number + 1}"
@@ -71,6 +74,8 @@ def examples_of(items: Iterable[Any], tasks: dict[str, Task], labelled: bool = F
         row = row_of(item, where)
         if paired and "text_pair" not in row:
             raise UserError(f"{where}: this model reads pairs of texts; give tuples of two, or rows with text_pair")
+        if single and "text_pair" in row:
+            raise UserError(f"{where} is a pair, but each text has a vector of its own; give them separately")
         example = example_of(row, where, tasks, labelled)
         kinds = example.keys() & {"tokens", "text_pair"}
         if kinds != (form := kinds if form is None else form):

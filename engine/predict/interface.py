@@ -21,7 +21,7 @@ from engine.predict.predictions import prediction_rows
 from engine.run import distributed
 from engine.run.device import to_device
 from engine.run.run_folder import checkpoint_of
-from engine.task.task import Task
+from engine.task.task import Task, pairs_of
 
 Examples = list[dict[str, Any]]
 
@@ -105,7 +105,8 @@ class Model:
     ) -> Iterator[Any]:
         """Yields the results in order. As in labelling a file, a pool of texts at a time is batched by length."""
         total = len(texts) if isinstance(texts, Sized) else None
-        examples, size = examples_of(texts, tasks), pool_size(self.trainer.config.eval_batch_size)
+        single = pairs_of(self.tasks) and not pairs_of(tasks)
+        examples, size = examples_of(texts, tasks, single=single), pool_size(self.trainer.config.eval_batch_size)
         with tqdm(total=total, desc="texts", leave=False, delay=2) as bar:
             while pool := list(islice(examples, size)):
                 with self.alone():

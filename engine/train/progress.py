@@ -52,9 +52,12 @@ class Progress:
         processes, before: their number now and before. schedule: (scheduler, its last step, see `rate_held_from`).
         batches: micro-batches per epoch now; in_step: per step.
         """
-        self.batch = self.batch * before // processes // in_step * in_step
         scheduler, last = schedule
-        scheduler.last_epoch = min(self.epoch * -(-batches // in_step) + self.batch // in_step, last) - 1
+        if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):  # others compute a rate from the one before
+            advice = f"resume with {before} processes, or use a LambdaLR"
+            raise UserError(f"{type(scheduler).__name__} cannot continue with another number of processes; {advice}")
+        self.batch = self.batch * before // processes // in_step * in_step
+        scheduler.last_epoch = int(min(self.epoch * -(-batches // in_step) + self.batch // in_step, last)) - 1
         with warnings.catch_warnings():  # torch expects an optimizer step first
             warnings.simplefilter("ignore", UserWarning)
             scheduler.step()

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 from engine.data.tokenizer import train_tokenizer
+from engine.errors import UserError
 from engine.train.progress import Progress
 from preprocess.schema import training_texts
 
@@ -400,6 +401,16 @@ def test_a_place_within_an_epoch_is_kept_by_another_number_of_processes():
     progress.share_among(3, 2, (scheduler, math.inf), batches=10, in_step=2)
     assert (progress.batch, progress.step) == (6, 14)  # 20 of 30 shares are done, whole steps of 6
     assert scheduler.last_epoch == 5 + 3 and scheduler.get_last_lr() == [8]
+
+
+def test_another_number_of_processes_needs_a_schedule_that_can_jump():
+    """A recursive one computes a rate from the one before, so a jump would silently give another rate."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    progress = Progress(step=14, epoch=1, batch=10)
+    with pytest.raises(UserError, match="ExponentialLR cannot continue with another number of processes"):
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9), math.inf
+        progress.share_among(3, 2, schedule, batches=10, in_step=2)
+    assert progress.batch == 10
 
 
 @pytest.mark.slow

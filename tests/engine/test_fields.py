@@ -1,13 +1,16 @@
 """Own inputs (FIELDS of data_loader.py) from a raw row to a batch, and rows without a text (--encoder none)."""
 
 import json
+import os
 import pickle
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, read_json
+from conftest import ROOT, TINY, read_json
 from torch import nn
 
 from config import Config
@@ -475,3 +478,25 @@ def test_a_bad_span_is_one_line(value, message, fields, tmp_path):
     rows[2]["x"] = value
     with pytest.raises(UserError, match=f"row 3: .*{message}"):
         processed(tmp_path, rows, label_type="label=classification")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        Field("a", dtype="name", missing="characters"),
+        Field("a", dtype="bool", missing=False),
+        Field("a", missing=0.0),
+        Field(["a", "b"], (2, 1), standardize=True, statistics={"a": {"mean": 1.0, "std": 2.0}}),
+        Field("a", level="spans", unit="words"),
+    ],
+)
+def test_a_declaration_comes_back_from_labels_json(field):
+    assert Field(**json.loads(json.dumps(field.to_json()))) == field
+
+
+def test_data_without_own_inputs_is_read_without_torch(tmp_path):
+    (tmp_path / "raw.csv").write_text("text,label\n" + "".join(f"film {n},{'ab'[n % 2]}\n" for n in range(30)))
+    script = "import sys, data_process as d; d.process(d.DataConfig(input='raw.csv', preview=True))"
+    command = [sys.executable, "-c", f"{script}; assert 'torch' not in sys.modules"]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert done.returncode == 0 and b"film" in done.stdout, done.stderr

@@ -112,14 +112,11 @@ def groups(model: MyModel, config: Any, factor: float, of_heads: float) -> list[
 def first_losses(model: MyModel, batch: Batch, trained: bool, enough: float) -> dict[str, Progress]:
     losses = model.train()(batch.inputs, batch.labels).losses
     labelled = {name: loss.item() for name, loss in losses.items() if has_label(batch.labels[name]).any()}
-    return {
-        name: Progress(max(loss, 1.0) if trained else loss, enough=enough, of_numbers=is_number(batch.labels[name]))
-        for name, loss in labelled.items()
-    }
-
-
-def is_number(labels: torch.Tensor) -> bool:
-    return labels.is_floating_point()
+    found = {}
+    for name, loss in labelled.items():
+        first, of_numbers = max(loss, 1.0) if trained else loss, batch.labels[name].is_floating_point()
+        found[name] = Progress(first, enough=enough, of_numbers=of_numbers)
+    return found
 
 
 def attempt(model: MyModel, batch: Batch, groups: list[Any], progress: dict[str, Progress], steps: int) -> int:

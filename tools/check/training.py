@@ -48,9 +48,8 @@ def require_effect(case: Case, names: list[str]) -> None:
             p.add_(0.1 * torch.randn(p.shape, generator=generator).to(p))
     batch = case.batch(range(len(case.data.lengths)))
     model(batch.inputs, batch.labels).total_loss.backward()
-    matrices = [
-        name for name in names if model.get_parameter(name).ndim > 1
-    ]  # a bias may be left out with a factor of 0
+    # a bias may be left out with a factor of 0
+    matrices = [name for name in names if model.get_parameter(name).ndim > 1]
     none = [name for name in matrices if (grad := model.get_parameter(name).grad) is not None and not grad.any()]
     if none and all(has_label(labels).any() for labels in batch.labels.values()):
         advice = "softmax over a dimension of size 1, rounding, a factor of 0"
