@@ -20,6 +20,8 @@ from engine.data.features import Featurizer
 from engine.data.ragged import Ragged
 from engine.data.tokenizer import train_tokenizer
 from engine.errors import UserError
+from engine.schema import mismatch
+from engine.task.task import FIELD
 from main import main
 from model_utils import HEADS, ClassificationHead, load_checkpoint
 from preprocess.schema import load_labels
@@ -491,7 +493,8 @@ def test_a_bad_span_is_one_line(value, message, fields, tmp_path):
     ],
 )
 def test_a_declaration_comes_back_from_labels_json(field):
-    assert Field(**json.loads(json.dumps(field.to_json()))) == field
+    stored = json.loads(json.dumps(field.to_json()))
+    assert mismatch(stored, FIELD) is None and Field(**stored) == field
 
 
 def test_data_without_own_inputs_is_read_without_torch(tmp_path):
