@@ -494,7 +494,7 @@ def test_a_bad_span_is_one_line(value, message, fields, tmp_path):
 )
 def test_a_declaration_comes_back_from_labels_json(field):
     stored = json.loads(json.dumps(field.to_json()))
-    assert mismatch(stored, FIELD) is None and Field(**stored) == field
+    assert not mismatch(stored, FIELD) and Field(**stored) == field
 
 
 def test_data_without_own_inputs_is_read_without_torch(tmp_path):
