@@ -9,12 +9,14 @@ import argparse
 import contextlib
 import io
 import logging
+import os
 import re
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+os.environ["TQDM_DISABLE"] = "1"  # hundreds of short epochs
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / folder) for folder in ("", "tests/tools")]
 
 import broken_models  # noqa: E402, F401
