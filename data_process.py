@@ -31,6 +31,7 @@ from preprocess.prepared import Prepared, write_parts
 from preprocess.preview import show_data
 from preprocess.readers.options import RawOptions
 from preprocess.schema import require_own_folder, write_labels
+from preprocess.shots import parse_shots
 from preprocess.storage.facts import Note
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ class DataConfig(RawOptions):
         "auto", "token unit of texts with spans (auto: character if most of the text is Chinese)"
     )
     n_splits: int = option(0, "number of cross-validation folds of train and dev; 0: none")
+    shots: str = option(
+        "", "few labels: keep this many train rows per class or type of entity, such as 8, or 'intent=8,slots=5'"
+    )
     label_names: str = option(
         "", "label names in order, comma-separated, if labels are lists of 0 and 1 (or in labels.txt)"
     )
@@ -69,7 +73,7 @@ class DataConfig(RawOptions):
     model_hub: Literal["hf", "modelscope"] = option("hf", "where its name is looked up (docs/download.md)")
     dev_ratio: float = option(0.1, "share of examples for dev, if the data has no dev part")
     test_ratio: float = option(0.1, "share of examples for test, if the data is a single part")
-    random_seed: int = option(666, "seed of the split", low=0, high=2**32 - 1)
+    random_seed: int = option(666, "seed of the split and of --shots", low=0, high=2**32 - 1)
 
     def __post_init__(self) -> None:
         if not self.input or not (self.output_dir or self.check or self.preview):
@@ -80,6 +84,8 @@ class DataConfig(RawOptions):
         check_accepted(self.accept)
         if self.n_splits < 0 or self.n_splits == 1:
             raise UserError(f"--n_splits={self.n_splits} must be at least 2")
+        if parse_shots(self.shots) and self.n_splits:
+            raise UserError("--shots samples train and leaves dev as it is, but --n_splits makes folds of both")
         if not self.label_separator:
             raise UserError("--label_separator must not be empty")
         if self.label_hierarchy and not self.label_hierarchy.strip():

@@ -26,6 +26,7 @@ from preprocess.labels.survey import decide_form, survey_all
 from preprocess.readers.options import ReadOptions, Understanding, split_names
 from preprocess.readers.sources import read_examples
 from preprocess.schema import Tasks, encode_rows, load_labels, read_processed
+from preprocess.shots import parse_shots, sample_shots, with_counts_of
 from preprocess.splits import Strata, split_folds, split_rows
 from preprocess.storage.arrow import Rows, Store, blocks_of
 from preprocess.storage.facts import Note
@@ -57,6 +58,8 @@ class Prepared:
                 self.read_processed(source)
             else:
                 self.read_raw()
+            if shots := parse_shots(config.shots):
+                self.sample(shots)
         except BaseException:
             self.store.close()
             raise
@@ -144,6 +147,12 @@ class Prepared:
                 kept: dict[str, Any] = dict(type=task.type, kind=task.kind, hierarchy=task.hierarchy)
                 kept |= dict(extras=task.extras, fields=task.fields, no_text=task.no_text)
                 self.tasks[name] = replace(counted, **kept)
+
+    def sample(self, shots: dict[str, int]) -> None:
+        """Replaces the train part by a few rows per class. shots: {task: rows per class}."""
+        tasks = self.tasks or collect_labels(self.parts, self.kinds, self.types, self.hierarchy)
+        self.parts["train"] = sample_shots(self.parts["train"], self.kinds, shots, self.config.random_seed)
+        self.tasks = with_counts_of(self.parts["train"], tasks, self.kinds)
 
     def note_strata(self) -> None:
         """Records the strata for the folds of a processed folder."""

@@ -13,7 +13,7 @@ BELOW = ("engine", "preprocess", "huggingface_hands_on", "tools")
 GROUND = {"engine.errors", "engine.schema"}  # for all packages of engine/
 ORDER = "task run model data predict train tricks".split()  # each imports only those before it
 STAGES = (
-    "example storage labels schema readers splits checks gates prepared preview".split()
+    "example storage labels schema readers splits shots checks gates prepared preview".split()
 )  # of preprocess/, in the same way
 LIBRARY = [*sorted(ROOT.glob("*.py")), *(path for name in BELOW for path in sorted((ROOT / name).rglob("*.py")))]
 
