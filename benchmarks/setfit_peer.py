@@ -1,0 +1,61 @@
+"""Trains setfit on a JSONL file and scores it: the peer of benchmarks/few_labels.py, in an environment of its own.
+
+    python -m venv setfit_env && setfit_env/bin/pip install setfit==1.2.0 "transformers<5"
+    setfit_env/bin/python benchmarks/setfit_peer.py --data FOLDER --pretrain_model_path DIR --output scores.json
+
+FOLDER has train.jsonl, dev.jsonl and test.jsonl with rows of `text` and `label`. All options are setfit's defaults
+(batch size 16, one epoch over all pairs of texts, of which the rarer kind is oversampled, logistic regression as head),
+unless --num_iterations gives the pairs per text and kind, as the paper's R. --max_steps limits the steps.
+"""
+
+import argparse
+import json
+import resource
+from pathlib import Path
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--pretrain_model_path", required=True)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--num_iterations", type=int)
+    parser.add_argument("--max_steps", type=int, default=-1)
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+
+    import torch
+    from datasets import Dataset
+    from setfit import SetFitModel, Trainer, TrainingArguments
+
+    torch.set_num_threads(1)
+    parts = {
+        part: [json.loads(line) for line in (options.data / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()]
+        for part in ("train", "dev", "test")
+    }
+    work = options.output.parent / f"{options.output.stem}.setfit"
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        seed=options.seed,
+        num_iterations=options.num_iterations,
+        max_steps=options.max_steps,
+        save_strategy="no",
+        logging_steps=10**6,
+        show_progress_bar=False,
+        report_to="none",
+    )
+    torch.manual_seed(options.seed)
+    model = SetFitModel.from_pretrained(options.pretrain_model_path)
+    train = Dataset.from_list([{"text": row["text"], "label": row["label"]} for row in parts["train"]])
+    trainer = Trainer(model=model, args=arguments, train_dataset=train)
+    trainer.train()
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    result = {"seconds": used.ru_utime + used.ru_stime, "steps": trainer.st_trainer.state.global_step}
+    for part in ("dev", "test"):
+        found = model.predict([row["text"] for row in parts[part]], show_progress_bar=False)
+        result[part] = sum(answer == row["label"] for answer, row in zip(found, parts[part])) / len(parts[part])
+    options.output.write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
