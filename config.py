@@ -93,7 +93,10 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     special_tokens: str = option("", "tokens to add to the tokenizer, comma-separated, such as '<e1>,</e1>'")
     load_dtype: Literal["fp32", "bf16"] = option("fp32", "dtype of a frozen encoder's weights; bf16: half the memory")
     pooling: Literal["auto", "first", "mean", "last"] = option(
-        "auto", "vector of a text: its first token, its last, or the mean; auto: first, for decoders last"
+        "auto",
+        "vector of a text: its first token, its last, or the mean; auto: as the model's folder says "
+        "(sentence-transformers), otherwise first, for decoders last",
+        auto="auto",
     )
     word_pooling: Literal["auto", "first", "mean", "last"] = option(
         "auto", "vector of a word, from its sub-tokens; auto: first, for decoders last"
@@ -290,8 +293,6 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         With a constant learning rate, more --epochs do not count as a change. An option that did not exist
         yet counts as having its default value. An option set to auto matches any value of the run.
         """
-        if "word_pooling" not in before and before.get("pooling") == "first" and self.pooling == "auto":
-            before = before | {"pooling": "auto"}  # auto did not exist yet; for encoders it means the same
         constant = self.scheduler in ("constant", "plateau") and self.warmup_epochs is not None
         longer = constant and not (self.use_awp or self.use_swa) and self.epochs >= before.get("epochs", self.epochs)
         before = {option_field.name: option_field.default for option_field in dataclasses.fields(self)} | before

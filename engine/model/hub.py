@@ -59,6 +59,24 @@ def locate(
     return cached_or_raise(name, folder, refused) if refused else name
 
 
+def optional_file(place: str, name: str) -> Path | None:
+    """A small file of a model, or None if the model has none, or it cannot be had. place: what `locate` returned, so
+    only a hub that has answered is asked; in offline mode only its cache."""
+    if Path(place).is_dir():
+        path = Path(place) / name
+        return path if path.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(place, name))
+    except EntryNotFoundError:  # also: not in the cache, in offline mode
+        return None
+    except Exception as error:  # of its own, of requests or of httpx
+        warn(f"{place}: {name} cannot be downloaded ({first_line(error)})")
+        return None
+
+
 def require_settings() -> None:
     """Raises UserError for environment variables with which huggingface_hub cannot be imported, or reach any hub."""
     address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")

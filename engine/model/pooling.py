@@ -1,6 +1,45 @@
 """Hidden states -> a vector per text and per word. Shapes: B texts, L tokens, W words, H hidden size."""
 
+from pathlib import PurePosixPath
+
 import torch
+
+from engine.model.hub import optional_file, warn
+from engine.schema import AnyOf, Optional, SchemaError, read_json
+
+# {mode of sentence-transformers: (its switch in older folders, --pooling, or "" if that has none)}
+MODES = {
+    "cls": ("pooling_mode_cls_token", "first"),
+    "max": ("pooling_mode_max_tokens", ""),
+    "mean": ("pooling_mode_mean_tokens", "mean"),
+    "mean_sqrt_len_tokens": ("pooling_mode_mean_sqrt_len_tokens", ""),
+    "weightedmean": ("pooling_mode_weightedmean_tokens", ""),
+    "lasttoken": ("pooling_mode_lasttoken", "last"),
+}
+MODULES = [{"type": str, "path": str}]  # modules.json
+OPTIONS = {Optional("pooling_mode"): AnyOf(str, [str])} | {Optional(switch): bool for switch, _ in MODES.values()}
+
+
+def stored_pooling(place: str) -> tuple[str, str] | None:
+    """(--pooling, mode) that a model of sentence-transformers names: "" if there is no such --pooling here. None if it
+    names none. place: what `hub.locate` returned.
+
+    modules.json names the folder of the module Pooling, whose config.json has the mode, or a switch for each mode.
+    """
+    try:
+        path = optional_file(place, "modules.json")
+        modules = read_json(path, MODULES) if path else []
+        folders = [PurePosixPath(one["path"]) for one in modules if one["type"].rpartition(".")[2] == "Pooling"]
+        if not folders or folders[0].is_absolute() or ".." in folders[0].parts:
+            return None
+        path = optional_file(place, str(folders[0] / "config.json"))
+        options = read_json(path, OPTIONS) if path else {}
+    except SchemaError as error:
+        warn(f"how the model pools cannot be read: {error}")
+        return None
+    modes = options.get("pooling_mode") or [mode for mode, (switch, _) in MODES.items() if options.get(switch)]
+    modes = [modes] if isinstance(modes, str) else modes or ["mean"]  # the default of sentence-transformers
+    return MODES.get(modes[0], ("", ""))[1] if len(modes) == 1 else "", " and ".join(modes)
 
 
 def text_vectors(hidden: torch.Tensor, inputs: dict[str, torch.Tensor], pooling: str) -> torch.Tensor:

@@ -6,14 +6,18 @@ The returned options, and args.json, hold these values, so code that reads the r
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.model.encoders import overflows, refuse_precision
+from engine.model.hub import locate
+from engine.model.pooling import stored_pooling
 from engine.run import distributed
 from engine.run.device import has_bf16, require_precision
 from engine.run.run_folder import read_options
+from engine.task.task import needs_words
 from engine.train.optimization import (
     ema_decay_of,
     epochs_of,
@@ -49,6 +53,24 @@ def inherit_auto_options(config: Any, run_dir: Path, device: torch.device) -> An
             slow = "" if name != "precision" or is_fast(before[name], device) else "; it is slow on this machine"
             logger.info(f"--{name} auto: {before[name]}, as when the run began{slow}")
     return replace(config, **kept)
+
+
+def resolve_pooling(config: Any, kinds: Iterable[str]) -> Any:
+    """The options with a value for --pooling auto where the folder of a pretrained model says how it pools. Otherwise
+    it stays auto, which `pooling_of` resolves by the family; so does that of a run which began before this was read.
+    kinds: of the tasks."""
+    started = (config.run_dir / "args.json").exists() and not config.debug
+    words_only = all(map(needs_words, kinds))
+    if not config.is_auto("pooling") or not is_pretrained(config) or config.init_from or words_only:
+        return config
+    place = locate(config.pretrain_model_path, config.model_hub)
+    pooling, mode = distributed.from_first(lambda: (not started and stored_pooling(place)) or ("", ""))
+    if mode:
+        found = f"the model was trained with {mode} pooling"
+        logger.info(
+            f"--pooling auto: {pooling}; {found}" if pooling else f"--pooling: {found}, which does not exist here"
+        )
+    return replace(config, pooling=pooling or "auto")
 
 
 def resolve(config: Any, encoder: Any, device: torch.device, num_batches: int) -> Any:

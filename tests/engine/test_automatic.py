@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,19 +11,22 @@ from conftest import TINY, read_json
 from test_distributed import torchrun
 from test_trainer import fingerprints, make_trainer
 from torch import nn
-from transformers import BertConfig, BertModel, DebertaConfig, DebertaModel
+from transformers import BertConfig, BertModel, DebertaConfig, DebertaModel, GPT2Config, GPT2Model
 
 import main as main_module
 from config import Config
 from data_process import DataConfig, process
+from engine.data.tokenizer import train_tokenizer
 from engine.errors import UserError
+from engine.model.encoders import bert_config
+from engine.model.pooling import stored_pooling
 from engine.run.command_line import parse_args
 from engine.run.device import has_bf16
 from engine.run.signals import Interrupted
 from engine.train import automatic, optimization
 from engine.train.automatic import resolve, resolve_precision
 from engine.train.optimization import epochs_of
-from model_utils import BiLSTM
+from model_utils import BiLSTM, load_checkpoint
 from tools.cross_validate import __main__ as cross_validate
 from trainer import Trainer
 
@@ -278,3 +282,113 @@ def test_a_run_that_is_resumed_without_its_rates_keeps_them(tiny):
     log = run(tiny(do_train=True, epochs=1, lr=None, resume=True))
     assert "--lr auto: 0.002, as when the run began" in log and "--head_lr auto: 0.005" in log
     assert read_json(tiny().run_dir / "args.json")["lr"] == 2e-3
+
+
+# ---- pooling ---------------------------------------------------------------------------------------------------------
+
+POOLING_MODULE = {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}
+SAYS_MEAN = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}
+
+
+def says(folder, options, module=POOLING_MODULE):
+    """Makes a folder of a model say how it pools, as sentence-transformers does."""
+    modules = [{"type": "sentence_transformers.models.Transformer", "path": ""}, module]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    if options is not None:
+        (folder / "1_Pooling").mkdir(exist_ok=True)
+        (folder / "1_Pooling/config.json").write_text(json.dumps(options))
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    """A folder with a tiny encoder, whose tokenizer is trained on the sample's words."""
+    folder = tmp_path / "model"
+    tokenizer = train_tokenizer(lambda: iter(["book a flight", "play some music", "set an alarm"] * 9), 200)
+    BertModel(bert_config(tokenizer, 1, 32, 256)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options, wanted",
+    [
+        (SAYS_MEAN, ("mean", "mean")),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, ("first", "cls")),
+        ({"pooling_mode_lasttoken": True}, ("last", "lasttoken")),
+        ({"pooling_mode_max_tokens": True}, ("", "max")),
+        (SAYS_MEAN | {"pooling_mode_max_tokens": True}, ("", "max and mean")),
+        ({"pooling_mode": "lasttoken", "include_prompt": True}, ("last", "lasttoken")),
+        ({"pooling_mode": ["cls", "mean"]}, ("", "cls and mean")),
+        ({"pooling_mode": ["cls"]}, ("first", "cls")),
+        ({"pooling_mode": "one of the future"}, ("", "one of the future")),
+        ({"word_embedding_dimension": 32}, ("mean", "mean")),
+        (None, ("mean", "mean")),
+        ({"pooling_mode": 3}, None),
+        ({"pooling_mode_cls_token": "yes"}, None),
+    ],
+)
+def test_how_a_model_pools_is_read_from_its_folder(options, wanted, tmp_path):
+    says(tmp_path, options)
+    assert stored_pooling(str(tmp_path)) == wanted
+
+
+def test_a_model_that_does_not_say_how_it_pools(tmp_path):
+    """Or names a folder outside its own."""
+    assert stored_pooling(str(tmp_path)) is None
+    for path in ("../1_Pooling", "/1_Pooling"):
+        says(tmp_path, SAYS_MEAN, POOLING_MODULE | {"path": path})
+        assert stored_pooling(str(tmp_path)) is None
+    says(tmp_path, SAYS_MEAN, {"type": "sentence_transformers.models.Normalize", "path": "2_Normalize"})
+    assert stored_pooling(str(tmp_path)) is None
+    (tmp_path / "modules.json").write_text("{")
+    assert stored_pooling(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize("encoder_type", [BertModel, GPT2Model])
+@pytest.mark.parametrize("options, wanted", [(SAYS_MEAN, "mean"), ({"pooling_mode": "max"}, "auto"), (None, "auto")])
+def test_a_run_pools_as_the_model_was_trained(encoder_type, options, wanted, tiny, pretrained):
+    """And so do its checkpoint, and a run that starts from it."""
+    if encoder_type is GPT2Model:
+        vocabulary = read_json(pretrained / "config.json")["vocab_size"]
+        shape = dict(n_embd=32, n_layer=1, n_head=1, n_positions=256, vocab_size=vocabulary)
+        GPT2Model(GPT2Config(**shape)).save_pretrained(pretrained)
+    if options:
+        says(pretrained, options)
+    config = tiny(pretrain_model_path=str(pretrained), do_train=True, epochs=1)
+    log = run(config)
+    best = config.run_dir / "checkpoints/best"
+    assert read_json(config.run_dir / "args.json")["pooling"] == read_json(best / "args.json")["pooling"] == wanted
+    used = wanted if wanted != "auto" else "last" if encoder_type is GPT2Model else "first"
+    assert load_checkpoint(best)[0].output_layer.pooling == used
+    assert ("--pooling auto: mean; the model was trained with mean pooling" in log) == (wanted == "mean")
+    assert ("trained with max pooling, which does not exist here" in log) == (options == {"pooling_mode": "max"})
+    later = tiny(init_from=str(config.run_dir), do_train=True, epochs=1, model_version="later")
+    main_module.main(later)
+    assert load_checkpoint(later.run_dir / "checkpoints/best")[0].output_layer.pooling == used
+
+
+def test_a_run_keeps_its_pooling_when_it_is_resumed(tiny, pretrained, monkeypatch):
+    """One that began before the folder was read too."""
+    before = tiny(pretrain_model_path=str(pretrained), do_train=True, model_version="before")
+    stop_run(before, 5, monkeypatch)
+    says(pretrained, SAYS_MEAN)
+    main_module.main(replace(before, resume=True))
+    assert load_checkpoint(before.run_dir / "checkpoints/best")[0].output_layer.pooling == "first"
+    whole = replace(before, model_version="whole")
+    main_module.main(whole)
+    stop_run(replace(before, model_version="run"), 5, monkeypatch)
+    says(pretrained, {"pooling_mode": "cls"})
+    again = replace(before, model_version="run", resume=True)
+    assert "--pooling auto: mean, as when the run began" in run(again)
+    assert fingerprints(again) == fingerprints(whole)
+    with pytest.raises(UserError, match="pooling was 'mean', is 'first'"):
+        main_module.main(replace(again, pooling="first"))
+
+
+def test_pooling_stays_auto_where_no_text_has_a_vector(tiny, pretrained, tmp_path):
+    says(pretrained, SAYS_MEAN)
+    config = tiny(pretrain_model_path=str(pretrained))
+    assert automatic.resolve_pooling(config, ["tagging", "spans"]) is config
+    assert automatic.resolve_pooling(config, ["tagging", "classification"]).pooling == "mean"
+    assert automatic.resolve_pooling(replace(config, pooling="last"), ["classification"]).pooling == "last"
+    assert automatic.resolve_pooling(replace(config, encoder="bilstm"), ["classification"]).pooling == "auto"

@@ -235,6 +235,25 @@ def downloads(home):
     return path.read_text().splitlines() if path.exists() else []
 
 
+def test_a_file_that_not_every_model_has(model, tmp_path, monkeypatch):
+    """From the hub, from its cache in offline mode, or from a folder; each time None if there is none."""
+    with_file = shutil.copytree(model, tmp_path / "with_file")
+    (with_file / "1_Pooling").mkdir()
+    (with_file / "1_Pooling/config.json").write_text("{}")
+    code = (
+        "import sys; from engine.model.hub import optional_file; "
+        "print([bool(optional_file(sys.argv[1], f'{name}/config.json')) for name in ('1_Pooling', '2_Dense')])"
+    )
+    env = {**os.environ, **ONLINE, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    with hubs.hub({NAME: with_file}) as server:
+        for more in ({"HF_ENDPOINT": server.url}, {"HF_ENDPOINT": hubs.closed(), "HF_HUB_OFFLINE": "1"}):
+            words = [sys.executable, "-c", code, NAME]
+            done = subprocess.run(words, env={**env, **more}, capture_output=True, text=True, timeout=60)
+            assert done.stdout == "[True, False]\n", done.stderr
+    assert hub.optional_file(str(with_file), "1_Pooling/config.json")
+    assert hub.optional_file(str(with_file), "modules.json") is None
+
+
 @pytest.mark.parametrize("lora", [{}, {"lora_rank": 2}], ids=["whole", "LoRA"])
 def test_a_model_of_modelscope_trains_resumes_and_predicts_offline(lora, modelscope, tiny, monkeypatch, forget):
     import main

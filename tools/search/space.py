@@ -162,8 +162,9 @@ class Resolver:
     def default(self, space: Space) -> dict[str, Any]:
         """Returns the point of the defaults, without options whose default is outside the space."""
         from engine.model.encoders import pooling_of
+        from engine.train.automatic import resolve_pooling
 
-        pooling, word_pooling = pooling_of(self.base, self.shape)
+        pooling, word_pooling = pooling_of(resolve_pooling(self.base, self.kinds), self.shape)
         epochs, warmup = self.base.epochs, self.base.warmup_epochs
         resolved = {
             "lr": self.lr,
@@ -231,7 +232,10 @@ def default_space(resolver: Resolver, fixed: set[str]) -> Space:
     }
     words = [needs_words(kind) for kind in resolver.kinds]
     if resolver.base.encoder == "transformer" and not all(words):
-        space["pooling"] = Dimension(("auto", "mean"))
+        from engine.train.automatic import resolve_pooling
+
+        chosen = resolve_pooling(resolver.base, resolver.kinds).pooling
+        space["pooling"] = Dimension(("auto", "first" if chosen == "mean" else "mean"))
     if any(words):
         space["word_pooling"] = Dimension(("auto", "mean"))
     excluded = fixed | {name for name, of in MADE_OF.items() if of in fixed}
