@@ -153,6 +153,7 @@ class MyDataset(Dataset):
     origin: Any
     augment: Any = None  # for training only, with the seed and the epoch of its random numbers
     seed = epoch = 0
+    encoded: Any = None  # in training with a frozen encoder: rows -> its kept outputs
 
     def __init__(
         self,
@@ -239,7 +240,11 @@ class MyDataset(Dataset):
         return self.first_rows[self.example_index[row]] == row
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        return make_batch(self.columns, np.asarray(rows, int), self.tasks, self.pad_id, None, self.pad_to_multiple)
+        rows = np.asarray(rows, int)
+        batch = make_batch(self.columns, rows, self.tasks, self.pad_id, None, self.pad_to_multiple)
+        if self.encoded:
+            batch.inputs.update(self.encoded(rows if len(rows) else np.zeros(1, int)))
+        return batch
 
     def augmented_batch(self, rows: np.ndarray) -> Batch:
         """The batch of these rows after `augment`. A window becomes the same window of the changed example, or its last

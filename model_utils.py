@@ -89,6 +89,14 @@ class MyModel(nn.Module):
         self.takes_wide_mask = takes_wide_mask(encoder)
         self.encoder_in_fp32 = all(p.dtype == torch.float32 for p in encoder.parameters())
         self.wide_mask_on = "cuda"
+        self.encoder_is_frozen = False
+
+    def train(self, mode: bool = True) -> "MyModel":
+        """A frozen encoder has no dropout, so its outputs do not change (engine/train/frozen.py)."""
+        super().train(mode)
+        if self.encoder_is_frozen:
+            self.encoder.eval()
+        return self
 
     def forward(
         self,
@@ -101,7 +109,9 @@ class MyModel(nn.Module):
 
         label_counts: {task: divisor of its loss}, for gradient accumulation; default: the label counts of this batch.
         """
-        if self.output_layer.reads_pairs:  # each text alone: (B, 2, L, H)
+        if "encoded_text" in inputs or "encoded_words" in inputs:  # kept outputs of a frozen encoder
+            hidden = None
+        elif self.output_layer.reads_pairs:  # each text alone: (B, 2, L, H)
             hidden = torch.stack([self.encode(text) for text in separate_pairs(inputs)], 1)
         else:
             hidden = self.encode(inputs)
@@ -111,7 +121,7 @@ class MyModel(nn.Module):
         given = labels if self.training else None  # answers must not depend on the labels
         for _ in range(self.dropout_samples if self.training else 1):
             logits, losses = self.output_layer(hidden, inputs, given), {}
-            with torch.autocast(hidden.device.type, enabled=False):  # losses and the CRF stay in fp32
+            with torch.autocast(inputs["input_ids"].device.type, enabled=False):  # losses and the CRF stay in fp32
                 counts = label_counts or self.count_labels(inputs, labels)
                 counts = {name: torch.where(count > 0, count, 1) for name, count in counts.items()}  # 0 / 1: no labels
                 for name, head in self.output_layer.heads.items():
@@ -183,14 +193,17 @@ class OutputLayer(nn.Module):
             raise UserError('heads of level "pair" need pairs of texts (text_pair), and no heads of another level')
 
     def forward(
-        self, hidden: torch.Tensor, inputs: dict[str, torch.Tensor], labels: dict[str, torch.Tensor] | None = None
+        self, hidden: Any, inputs: dict[str, torch.Tensor], labels: dict[str, torch.Tensor] | None = None
     ) -> dict[str, torch.Tensor]:
-        if self.reads_pairs:
+        """hidden: None if the inputs have the vectors, "encoded_text" and "encoded_words"."""
+        if hidden is None:
+            vectors = {name.removeprefix("encoded_"): inputs[name] for name in inputs if name.startswith("encoded_")}
+        elif self.reads_pairs:
             texts = zip(hidden.unbind(1), separate_pairs(inputs))
             vectors = {"pair": torch.stack([text_vectors(*text, self.pooling) for text in texts], 1)}
         else:
             vectors = {"text": text_vectors(hidden, inputs, self.pooling)}
-        if "word_starts" in inputs:
+        if "word_starts" in inputs and hidden is not None:
             vectors["words"] = word_vectors(hidden, inputs, self.word_pooling)
         for level, vector in vectors.items():
             vector = self.dropout(vector)
@@ -594,6 +607,7 @@ def build_model(
             head.set_tokenizer(tokenizer)
         head.set_options(config, name)
     freeze_layers(model.encoder, config.freeze_layers)
+    model.encoder_is_frozen = config.freeze_layers == -1
     return model
 
 

@@ -28,6 +28,7 @@ from engine.run import compat, distributed
 from engine.run.device import can_pin, to_double
 from engine.run.signals import Interrupted, StopSignals
 from engine.train import checkpoint
+from engine.train.frozen import kept_outputs
 from engine.train.optimization import ScoreScheduler, describe, describe_rates, peak_rate, warmup_steps, with_warmup
 from engine.train.progress import EpochBar, Progress, RunningLosses, line_of_scores
 from engine.train.tracking import Tracking
@@ -152,9 +153,10 @@ class Trainer:
         """
         with self.writer, self.opened_trackers(), self.saved_when_stopped():
             self.start()
-            while self.progress.epoch < self.config.epochs and not self.out_of_patience():
-                self.train_one_epoch(self.progress.epoch)
-                self.end_epoch()
+            with kept_outputs(self):
+                while self.progress.epoch < self.config.epochs and not self.out_of_patience():
+                    self.train_one_epoch(self.progress.epoch)
+                    self.end_epoch()
             if self.out_of_patience():
                 logger.info(f"stopped early: {self.monitor} has not improved for {self.progress.bad_epochs} epochs")
             if self.config.epochs == 0:
