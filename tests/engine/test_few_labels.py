@@ -114,7 +114,7 @@ def test_each_micro_batch_adds_its_share_of_the_loss_and_its_gradient_reaches_th
 
 
 def test_label_frequencies_are_those_of_dev_as_bayes_rule_says(tmp_path):
-    """A head that knows the densities p(x | c) and the frequencies of train has, after the shift, the posterior of dev."""
+    """A head that knows p(x | c) and the frequencies of train has, after the shift, the posterior of dev."""
     labels, rng = ("a", "b", "c"), np.random.default_rng(0)
     train, dev = np.array([30, 30, 30]), np.array([200, 30, 5])
     (tmp_path / "dev.jsonl").write_text(
@@ -257,7 +257,9 @@ def processed(tmp_path, rows, **options):
 
 
 def trained(tmp_path, data, **options):
-    config = Config(**{**TINY, "few_shot": True, **options}, data_path=str(data), output_dir=str(tmp_path), do_train=True)
+    config = Config(
+        **{**TINY, "few_shot": True, **options}, data_path=str(data), output_dir=str(tmp_path), do_train=True
+    )
     return config, run(config)
 
 
