@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.stats import chi2_contingency
@@ -158,7 +159,12 @@ def has_class_biases(head: Head) -> bool:
 
 
 def differ(dev: torch.Tensor, train: torch.Tensor) -> bool:
-    """Whether two samples have different label frequencies, by a chi-square test. dev, train: counts (C,)"""
+    """Whether two samples have different label frequencies, by a chi-square test. dev, train: counts (C,)
+
+    Labels of which fewer than five are expected in one of the samples are counted as one (Cochran, 1954).
+    """
     table = torch.stack([dev, train]).numpy()
+    rare = (table.sum(1).min() * table.sum(0) / max(table.sum(), 1)) < 5
+    table = np.column_stack([table[:, ~rare], table[:, rare].sum(1)])
     table = table[:, table.sum(0) > 0]
     return bool(table.shape[1] > 1 and table.sum(1).all() and chi2_contingency(table).pvalue < CHANCE)
