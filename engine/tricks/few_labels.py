@@ -96,7 +96,7 @@ def contrastive_loss(
     vectors = F.normalize(vectors, dim=1)
     others = labelled & ~torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)
     similarity = (vectors @ vectors.T / temperature).masked_fill(~others, -1e4)
-    alike = alike * (others & labelled.unsqueeze(1))
+    alike = alike * others  # without i = j; those of unlabelled texts are 0
     total = alike.sum(1)
     losses = -(alike * similarity.log_softmax(1)).sum(1) / torch.where(total > 0, total, 1.0)
     return losses.sum() / (total > 0).sum().clamp(min=1)
