@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.run.command_line import option, parse_epochs, parse_layers
+from engine.run.command_line import option, parse_auto_bool, parse_epochs, parse_layers
 from engine.run.option_checks import CheckedOptions, check_options
 from engine.run.reading import ReadingOptions
 from engine.run.run_folder import SavedOptions, changed_options
@@ -224,6 +224,13 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     rdrop_alpha: float = option(1.0, "weight of R-Drop's divergence in the loss", needs="use_rdrop", low=0)
     dropout_samples: int = option(
         1, "dropout masks under which the heads read each text (multi-sample dropout)", low=1, high=1000
+    )
+    few_shot: bool | None = option(
+        None,
+        "for few labels per class: a contrastive loss, and the label frequencies of dev (default: auto, on with a "
+        "pretrained encoder and at most 640 labelled texts to classify)",
+        parse=parse_auto_bool,
+        auto=None,
     )
     teacher: str = option("", "runs or checkpoints, comma-separated, to distil from in addition to the labels")
     teacher_weight: float = option(

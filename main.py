@@ -184,7 +184,7 @@ def build_trainer(config: Config, device: torch.device, data: Data) -> Trainer:
     tokenizer, tasks, train_loader, dev_loader, own = data
     config = resolve_pooling(config, [task.kind for task in tasks.values()])
     model = build_model(config, tokenizer, tasks, own).to(device)
-    config = resolve(config, model.encoder, device, len(train_loader))
+    config = resolve(config, model.encoder, device, len(train_loader), tasks)
     tricks = build_tricks(model, config)
     groups = tricks.param_groups(parameter_groups(model, config))
     optimizer = merge_groups(build_optimizer(groups, config, device))

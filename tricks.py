@@ -2,7 +2,7 @@
 
 The training step only calls the hooks of `Trick` (engine/tricks/trick.py). To add a trick, write a subclass of `Trick`
 with its hooks and its `switch`, add the class to TRICKS at the end of this file, and add its option to config.py. The
-weight averages (EMA, SWA, Soup) are in engine/tricks/averages.py.
+weight averages (EMA, SWA, Soup) are in engine/tricks/averages.py, those for few labels in engine/tricks/few_labels.py.
 
 Tricks can be combined: those that change the loss (`wrap_forward`) run inside those that repeat the pass (`passes`),
 and within each group later tricks in TRICKS wrap earlier ones. With gradient accumulation, each trick acts on every
@@ -27,6 +27,7 @@ from engine.errors import UserError
 from engine.model.encoders import layer_ids
 from engine.run.device import random_state, set_random_state
 from engine.tricks.averages import EMA, SWA, Soup
+from engine.tricks.few_labels import Contrast, LabelShift
 from engine.tricks.perturb import (
     WordNoise,
     add_gradients,
@@ -395,8 +396,8 @@ class GradualUnfreezing(Trick):
 # ---- all tricks ------------------------------------------------------------------------------------------------------
 
 # In order of application
-TRICKS: list[type[Trick]] = [FGM, PGD, FreeLB, AWP, Distillation, SMART, RDrop]
-TRICKS += [EMA, SWA, Soup, LayerwiseDecay, GradualUnfreezing]
+TRICKS: list[type[Trick]] = [Contrast, FGM, PGD, FreeLB, AWP, Distillation, SMART, RDrop]
+TRICKS += [EMA, SWA, Soup, LayerwiseDecay, GradualUnfreezing, LabelShift]
 
 
 def build_tricks(model: MyModel, config: Config) -> Tricks:

@@ -121,6 +121,11 @@ def parse_bool(text: str) -> bool:
     return value
 
 
+def parse_auto_bool(text: str) -> bool | None:
+    """As `parse_bool`, or None for 'auto' (resolved by engine/train/automatic.py)."""
+    return None if text.lower() == "auto" else parse_bool(text)
+
+
 def parse_off(text: str) -> bool:
     """The value of --no_NAME=TEXT: a file of options may say `no_use_crf: true`."""
     return not parse_bool(text)
@@ -221,7 +226,7 @@ def flag_names(config_class: type) -> dict[str, str]:
     """{name of a flag: the option that it sets}, with other names, --no_* and switches such as --fp16."""
     options = [f for f in dataclasses.fields(config_class) if not f.metadata["positional"]]
     switches = {switch: f.name for f in options for switch in SWITCHES.get(f.name, ({}, ""))[0]}
-    negated = {f"no_{f.name}": f.name for f in options if f.type is bool}
+    negated = {f"no_{f.name}": f.name for f in options if type_of(f) is bool}
     negated |= {f"no_{switch}": name for switch, name in switches.items()}
     return negated | switches | aliases_of(config_class) | {f.name: f.name for f in options}
 
@@ -281,8 +286,8 @@ def add_flags(section: Any, f: dataclasses.Field, aliases: Sequence[str]) -> Non
         kind |= {"type": number_of(kind["type"]), "metavar": f.name.upper()}
     if choices:
         kind["metavar"] = "{" + ",".join(choices) + "}"
-    if f.type is bool:
-        kind |= {"type": parse_bool, "nargs": "?", "const": True, "metavar": "BOOL"}
+    if type_of(f) is bool:
+        kind |= {"type": meta["parse"] or parse_bool, "nargs": "?", "const": True, "metavar": "BOOL"}
         off = kind | {"type": parse_off, "const": False}
         section.add_argument(f"--no_{f.name}", help=argparse.SUPPRESS, **off)
     shown = "" if f.default is None or f.default is False or f.default in ("", (), -1) else f" [{f.default}]"

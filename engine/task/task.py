@@ -110,6 +110,11 @@ def needs_words(kind: str) -> bool:
     return kind in ("tagging", "spans")
 
 
+def classifies_texts(kind: str) -> bool:
+    """Whether tasks of this kind give a text one label of several, or a set of them."""
+    return kind in ("classification", "multilabel")
+
+
 def read_tasks(path: str | Path) -> dict[str, Task]:
     """Reads labels.json of a processed folder or a checkpoint. Raises UserError if it is malformed."""
     try:

@@ -17,7 +17,7 @@ from engine.model.pooling import stored_pooling
 from engine.run import distributed
 from engine.run.device import has_bf16, require_precision
 from engine.run.run_folder import read_options
-from engine.task.task import needs_words
+from engine.task.task import classifies_texts, needs_words
 from engine.train.optimization import (
     ema_decay_of,
     epochs_of,
@@ -31,10 +31,16 @@ from engine.train.optimization import (
 if TYPE_CHECKING:
     import torch
 
+    from engine.task.task import Task
+
 logger = logging.getLogger("template")
 # bf16 makes a training step of an encoder this wide 1.4 times as fast, one of hidden size 128 only 1.16 times
 # (docs/performance.md); smaller encoders rather have the same scores on every machine
 BF16_HIDDEN_SIZE = 256
+# --few_shot auto is on up to this number of labelled training texts: 64 each of 21 intents of ATIS, of which some have
+# fewer (benchmarks/RESULTS.md)
+FEW_TEXTS = 640
+FORMERLY = {"few_shot": False}  # what options were in runs that do not name them yet
 REHEARSAL = 10  # epochs of --debug, whose 64 examples say nothing about the size of the data
 
 
@@ -44,7 +50,7 @@ def inherit_auto_options(config: Any, run_dir: Path, device: torch.device) -> An
     path = run_dir / "args.json"
     if not config.do_train or config.debug:
         return config
-    before = distributed.from_first(lambda: read_options(path, type(config)) if path.exists() else {})
+    before = distributed.from_first(lambda: FORMERLY | read_options(path, type(config)) if path.exists() else {})
     kept = {}
     for name, auto in config.auto_values().items():
         idle = name == "ema_decay" and not config.use_ema
@@ -73,12 +79,14 @@ def resolve_pooling(config: Any, kinds: Iterable[str]) -> Any:
     return replace(config, pooling=pooling or "auto")
 
 
-def resolve(config: Any, encoder: Any, device: torch.device, num_batches: int) -> Any:
+def resolve(
+    config: Any, encoder: Any, device: torch.device, num_batches: int, tasks: dict[str, Task] | None = None
+) -> Any:
     """The options for training, with values for those at auto. num_batches: micro-batches in an epoch.
 
     Raises UserError if other options contradict these values, or if the encoder cannot train in this precision.
     """
-    config = resolve_precision(config, encoder, device)
+    config = resolve_few_shot(resolve_precision(config, encoder, device), tasks or {})
     steps = steps_per_epoch(num_batches, config)  # of all processes together
     if config.is_auto("epochs"):
         config = replace(config, epochs=REHEARSAL if config.debug else epochs_of(steps, is_pretrained(config)))
@@ -91,6 +99,17 @@ def resolve(config: Any, encoder: Any, device: torch.device, num_batches: int) -
         config = replace(config, ema_decay=ema_decay_of(config.epochs * steps))
         logger.info(f"--ema_decay auto: {config.ema_decay:.4f} for {config.epochs * steps} steps")
     return config
+
+
+def resolve_few_shot(config: Any, tasks: dict[str, Task]) -> Any:
+    """The options with a value for --few_shot auto: on for a pretrained encoder and few labels of texts to classify."""
+    if not config.is_auto("few_shot"):
+        return config
+    rows = [task.rows or sum(task.counts or ()) for task in tasks.values() if classifies_texts(task.kind)]
+    on = is_pretrained(config) and 0 < max(rows, default=0) <= FEW_TEXTS
+    if rows and is_pretrained(config):
+        logger.info(f"--few_shot auto: {'on' if on else 'off'} for {max(rows)} labelled texts")
+    return replace(config, few_shot=on)
 
 
 def resolve_precision(config: Any, encoder: Any, device: torch.device, trained: str | None = None) -> Any:

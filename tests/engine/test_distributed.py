@@ -33,6 +33,7 @@ TRICKS = {
     "awp": ["--use_awp", "--awp_start", "0"],
     "smart": ["--use_smart"],
     "rdrop": ["--use_rdrop"],
+    "few_shot": ["--few_shot"],
     "samples": ["--dropout_samples", "2"],
     "distillation": ["--use_crf", "--teacher", "teachers/run", "--unlabelled", "more.txt"],
     "ema": ["--use_ema"],

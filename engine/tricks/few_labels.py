@@ -1,0 +1,170 @@
+"""Tricks for few labels (--few_shot): a contrastive loss on the vectors of texts, and the label frequencies of dev."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import chi2_contingency
+
+from engine.model.head import Head, paths_of
+from engine.model.pooling import text_vectors
+from engine.task.task import Task, classifies_texts
+from engine.tricks.trick import Trick
+
+logger = logging.getLogger("template")
+CHANCE = 0.01  # label frequencies differ if they would differ as much by chance in fewer cases than this
+
+
+class Contrast(Trick):
+    """Supervised contrastive loss: adds weight * the mean over texts i of -sum_j a_ij log p_ij / sum_j a_ij.
+
+    p_ij = softmax over j != i of (v_i . v_j / temperature), v the unit vectors of the micro-batch's labelled texts;
+    a_ij is 1 if i and j have the same label, else 0. For sets of labels, and for paths in a hierarchy, it is the number
+    of labels or nodes of both divided by that of either. Texts like no other one are left out of the mean.
+
+    Khosla et al., 2020 (arXiv:2004.11362), their L_out, together with cross-entropy as in Gunel et al., 2021
+    (arXiv:2011.01403). Texts are compared within a micro-batch only, and with several processes within one's share.
+    """
+
+    @classmethod
+    def build(cls, model: Any, config: Any) -> "Contrast | None":
+        if not config.few_shot or not any(p.requires_grad for p in model.encoder.parameters()):
+            return None
+        trick = cls(model)
+        others = [name for name in model.output_layer.heads if name not in trick.heads]
+        if others:
+            logger.info(f"--few_shot: no contrastive loss for {', '.join(others)}: not one vector and label per text")
+        return trick if trick.heads else None
+
+    def __init__(self, model: Any, weight: float = 1.0, temperature: float = 0.1):
+        self.layer, self.task_weights = model.output_layer, model.loss.task_weights
+        self.weight, self.temperature = weight, temperature
+        heads = self.layer.heads.items()
+        self.heads = {name: head for name, head in heads if head.level == "text" and classifies_texts(head.task.kind)}
+        device = next(model.parameters()).device
+        self.sets = {name: label_sets(head.task).to(device) for name, head in self.heads.items()}
+
+    def wrap_forward(self, forward: Callable[[], Any], batch: Any) -> Any:
+        hidden: list[torch.Tensor] = []
+        handle = self.layer.register_forward_pre_hook(lambda layer, inputs: hidden.append(inputs[0]))
+        try:
+            output = forward()
+        finally:
+            handle.remove()
+        with torch.autocast(hidden[0].device.type, enabled=False):
+            vectors = text_vectors(hidden[0].float(), batch.inputs, self.layer.pooling)
+            for name, head in self.heads.items():
+                labels = batch.labels[name]
+                # what this micro-batch adds to the mean over the whole step, as its cross-entropy
+                share = head.label_weights(labels, batch.inputs).sum() / output.counts[name]
+                labelled = head.label_mask(labels, batch.inputs).reshape(len(labels), -1).any(1)
+                alike = likeness(labels, self.sets[name], labelled)
+                loss = contrastive_loss(vectors, alike, labelled, self.temperature)
+                weight = self.weight * self.task_weights.get(name, 1.0)
+                output.total_loss = output.total_loss + weight * share * loss
+        return output
+
+
+def label_sets(task: Task) -> torch.Tensor:
+    """The nodes on the path of each label, as zeros and ones (C, N). Without a hierarchy a label is its only node."""
+    paths = paths_of(task)
+    return torch.zeros(len(paths), len(task.nodes) + 1).scatter_(1, paths, 1.0)[:, :-1]
+
+
+def likeness(labels: torch.Tensor, sets: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
+    """a_ij: labels or nodes of both texts divided by those of either; two labelled texts without any are alike. (B, B)
+
+    labels: (B,) ids or (B, C) zeros and ones, negative where unlabelled; sets: see `label_sets`; labelled: (B,)
+    """
+    known = labels.clamp(min=0)
+    own = known.float() if labels.ndim > 1 else sets[known]
+    own = torch.cat([own, 1 - own.amax(1, keepdim=True)], 1) * labelled.unsqueeze(1)
+    shared, sizes = own @ own.T, own.sum(1)
+    return shared / (sizes.unsqueeze(1) + sizes - shared).clamp(min=1)
+
+
+def contrastive_loss(
+    vectors: torch.Tensor, alike: torch.Tensor, labelled: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """The loss of `Contrast` in a micro-batch. vectors: (B, H); alike: a_ij (B, B); labelled: (B,) -> ()"""
+    vectors = F.normalize(vectors, dim=1)
+    others = labelled & ~torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)
+    similarity = (vectors @ vectors.T / temperature).masked_fill(~others, -1e4)
+    alike = alike * others  # without i = j; those of unlabelled texts are 0
+    total = alike.sum(1)
+    losses = -(alike * similarity.log_softmax(1)).sum(1) / torch.where(total > 0, total, 1.0)
+    return losses.sum() / (total > 0).sum().clamp(min=1)
+
+
+class LabelShift(Trick):
+    """Adds log(p_dev(c) / p_train(c)) to the bias of each class c in the weights to score and save.
+
+    A sample of K texts per class says nothing about how frequent the classes are, but the bias of a head learns these
+    frequencies as if they were real. p are the relative frequencies in dev and train after adding one to each count; a
+    head is only changed if a chi-square test says that the counts differ. With --class_weights balanced, p_train is
+    uniform. Saerens et al., 2002 (Neural Computation 14), for known frequencies; Menon et al., 2021 (arXiv:2007.07314).
+    """
+
+    switch = "few_shot"
+
+    def __init__(self, model: Any):
+        self.heads = {name: head for name, head in model.output_layer.heads.items() if has_class_biases(head)}
+        self.shifts: dict[str, torch.Tensor] = {}
+
+    def begin(self, train_loader: Any, config: Any) -> None:
+        with open(config.data_dir / "dev.jsonl", encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
+        for name, head in self.heads.items():
+            counted = Counter(row[name] for row in rows)
+            dev = torch.tensor([counted[label] for label in head.task.labels], dtype=torch.float64)
+            train = torch.tensor(head.task.counts, dtype=torch.float64)
+            if config.class_weights == "balanced":
+                train = torch.full_like(train, float(train.mean()))
+            if not differ(dev, train):
+                continue
+            shift = ((dev + 1) / (dev + 1).sum()).log() - ((train + 1) / (train + 1).sum()).log()
+            self.shifts[name] = shift.to(head.linear.bias)
+            raised = head.task.labels[int(shift.argmax())]
+            logger.info(
+                f"--few_shot: {name} has other label frequencies in dev than in train, above all {raised!r}; "
+                "dev's are used"
+            )
+
+    @contextmanager
+    def swap_weights(self) -> Iterator[None]:
+        biases = {name: self.heads[name].linear.bias for name in self.shifts}
+        before = {name: bias.detach().clone() for name, bias in biases.items()}
+        try:
+            with torch.no_grad():
+                for name, bias in biases.items():
+                    bias += self.shifts[name]
+            yield
+        finally:
+            with torch.no_grad():
+                for name, bias in biases.items():
+                    bias.copy_(before[name])
+
+
+def has_class_biases(head: Head) -> bool:
+    """Whether the logits of a head are those of a linear layer with one bias per class."""
+    task = head.task
+    plain = task.kind == "classification" and not task.hierarchy and type(head).forward is Head.forward
+    return plain and task.counts is not None and head.linear.out_features == len(task.labels)
+
+
+def differ(dev: torch.Tensor, train: torch.Tensor) -> bool:
+    """Whether two samples have different label frequencies, by a chi-square test. dev, train: counts (C,)
+
+    Labels of which fewer than five are expected in one of the samples are counted as one (Cochran, 1954).
+    """
+    table = torch.stack([dev, train]).numpy()
+    rare = (table.sum(1).min() * table.sum(0) / max(table.sum(), 1)) < 5
+    table = np.column_stack([table[:, ~rare], table[:, rare].sum(1)])
+    table = table[:, table.sum(0) > 0]
+    return bool(table.shape[1] > 1 and table.sum(1).all() and chi2_contingency(table).pvalue < CHANCE)

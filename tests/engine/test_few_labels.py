@@ -1,0 +1,332 @@
+"""--few_shot: its losses and label frequencies against plain definitions, when it is chosen, and that runs resume."""
+
+import json
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, read_json
+from safetensors.torch import load_file
+from test_automatic import run, stop_run
+from test_trainer import fingerprints, forward_backward, make_trainer
+from torch import nn
+from transformers import BertConfig, BertModel
+
+import main as main_module
+from config import Config
+from data_process import DataConfig, process
+from engine.data.tokenizer import train_tokenizer
+from engine.errors import UserError
+from engine.predict import load
+from engine.run.command_line import parse_args
+from engine.task.hierarchy import nodes_on
+from engine.task.task import IGNORE, Task
+from engine.train.automatic import FEW_TEXTS, resolve
+from engine.tricks.few_labels import Contrast, LabelShift, contrastive_loss, differ, label_sets, likeness
+from engine.tricks.trick import Tricks
+from model_utils import HeadOptions, MyModel
+from preprocess.schema import training_texts
+from tricks import build_tricks
+
+LABELS = ("sport", "sport##football", "sport##tennis", "news", "news##local")
+CPU = torch.device("cpu")
+
+
+def plain_loss(vectors, sets, temperature):
+    """The contrastive loss, term by term. sets: the set of labels of each text, None if it has no label"""
+    unit = [v / np.linalg.norm(v) for v in vectors.astype(float)]
+    losses = []
+    for i, own in enumerate(sets):
+        others = [j for j, theirs in enumerate(sets) if j != i and theirs is not None]
+        if own is None or not others:
+            continue
+        scores = {j: math.exp(unit[i] @ unit[j] / temperature) for j in others}
+        alike = {j: 1.0 if own == sets[j] else len(own & sets[j]) / len(own | sets[j]) for j in others}
+        if sum(alike.values()):
+            terms = [a * -math.log(scores[j] / sum(scores.values())) for j, a in alike.items()]
+            losses.append(sum(terms) / sum(alike.values()))
+    return sum(losses) / len(losses) if losses else 0.0
+
+
+@pytest.mark.parametrize("hierarchy", ["", "##"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_loss_of_classes_and_of_paths_equals_its_definition(hierarchy, seed):
+    rng = np.random.default_rng(seed)
+    labels, vectors = rng.integers(-1, 5, 12), rng.normal(size=(12, 6)).astype(np.float32)
+    sets = [None if i < 0 else set(nodes_on(LABELS[i], hierarchy)) for i in labels]
+    ids = torch.tensor(np.where(labels < 0, IGNORE, labels))
+    alike = likeness(ids, label_sets(Task("classification", LABELS, hierarchy=hierarchy)), ids >= 0)
+    found = contrastive_loss(torch.tensor(vectors), alike, ids >= 0, 0.3)
+    assert float(found) == pytest.approx(plain_loss(vectors, sets, 0.3), rel=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_loss_of_sets_of_labels_equals_its_definition(seed):
+    """Also of texts without any label, which are alike, and of unlabelled ones, which are left out."""
+    rng = np.random.default_rng(seed)
+    labels, vectors = rng.integers(0, 2, (12, 3)), rng.normal(size=(12, 6)).astype(np.float32)
+    labels[:2], labels[2] = 0, IGNORE
+    sets = [None if row[0] < 0 else set(np.flatnonzero(row)) for row in labels]
+    ids = torch.tensor(labels)
+    alike = likeness(ids, label_sets(Task("multilabel", LABELS[:3])), ids[:, 0] >= 0)
+    found = contrastive_loss(torch.tensor(vectors), alike, ids[:, 0] >= 0, 0.3)
+    assert float(found) == pytest.approx(plain_loss(vectors, sets, 0.3), rel=1e-5)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2], [IGNORE, IGNORE, 1], [IGNORE] * 3])
+def test_without_two_texts_alike_there_is_no_loss_and_no_gradient(labels):
+    ids, vectors = torch.tensor(labels), torch.randn(3, 4, requires_grad=True)
+    loss = contrastive_loss(vectors, likeness(ids, torch.eye(3), ids >= 0), ids >= 0, 0.1)
+    loss.backward()
+    assert loss == 0 and not vectors.grad.any()
+
+
+def test_each_micro_batch_adds_its_share_of_the_loss_and_its_gradient_reaches_the_encoder(tiny):
+    """What the trick adds to the gradient, against plain autograd from the vectors that heads read."""
+    options = dict(few_shot=True, dropout=0.0, class_weights="balanced", task_weights="intent=2", pooling="mean")
+    trainer = make_trainer(tiny(**options))
+    model, data = trainer.model, trainer.train_loader.dataset
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)  # otherwise the vectors hardly differ
+    (contrast,) = (trick for trick in trainer.tricks if isinstance(trick, Contrast))
+    assert list(contrast.heads) == ["intent"]
+    group = [data.batch(range(0, 12)), data.batch(range(12, 32))]
+    counts = [model.count_labels(batch.inputs, batch.labels) for batch in group]
+    totals = {name: sum(count[name] for count in counts) for name in counts[0]}
+
+    def gradients(tricks):
+        trainer.tricks = tricks
+        model.zero_grad()
+        for batch in group:
+            forward_backward(trainer, batch, totals)
+        return {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
+
+    with_it, without = gradients(Tricks([contrast])), gradients(Tricks())
+    loss = 0.0
+    for batch, count in zip(group, counts):
+        unit, labels = nn.functional.normalize(model.embed(batch.inputs), dim=1), batch.labels["intent"]
+        terms = []
+        for i, label in enumerate(labels):
+            others = [j for j in range(len(unit)) if j != i]
+            scores = torch.stack([unit[i] @ unit[j] for j in others]) / 0.1
+            same = labels[others] == label
+            terms += [-scores.log_softmax(0)[same].mean()] if same.any() else []
+        loss = loss + 2 * count["intent"] / totals["intent"] * sum(terms) / len(terms)
+    names = [name for name in without if name.startswith("encoder.")]
+    parameters = dict(model.named_parameters())
+    wanted = dict(zip(names, torch.autograd.grad(loss, [parameters[name] for name in names])))
+    scale = sum(w.square().sum() for w in wanted.values()).sqrt()
+    error = sum((with_it[name] - without[name] - wanted[name]).square().sum() for name in names).sqrt()
+    assert scale > 0.1 and error <= 1e-3 * scale
+    assert all(torch.equal(with_it[name], without[name]) for name in without if name not in names)
+
+
+def test_label_frequencies_are_those_of_dev_as_bayes_rule_says(tmp_path):
+    """A head that knows p(x | c) and the frequencies of train has, after the shift, the posterior of dev."""
+    labels, rng = ("a", "b", "c"), np.random.default_rng(0)
+    train, dev = np.array([30, 30, 30]), np.array([200, 30, 5])
+    (tmp_path / "dev.jsonl").write_text(
+        "".join(json.dumps({"y": label}) + "\n" for label, n in zip(labels, dev) for _ in range(n))
+    )
+    tasks = {"y": Task("classification", labels, counts=train.tolist())}
+    model = MyModel(nn.Identity(), 2, tasks, HeadOptions(dropout=0.0))
+    means, x = rng.normal(size=(3, 2)), rng.normal(size=(50, 2))
+    density = np.exp(-0.5 * ((x[:, None] - means) ** 2).sum(2))
+
+    def posterior(counts):
+        weighted = density * (counts + 1) / (counts + 1).sum()
+        return weighted / weighted.sum(1, keepdims=True)
+
+    linear = model.output_layer.heads["y"].linear
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor(means))
+        linear.bias.copy_(torch.tensor(np.log((train + 1) / (train + 1).sum()) - 0.5 * (means**2).sum(1)))
+    before, trick = linear.bias.detach().clone(), LabelShift(model)
+    trick.begin(None, Config(data_path=str(tmp_path)))
+
+    def answer():
+        return linear(torch.tensor(x, dtype=torch.float32)).softmax(1).detach().numpy()
+
+    np.testing.assert_allclose(answer(), posterior(train), atol=1e-5)
+    with pytest.raises(KeyError), trick.swap_weights():
+        np.testing.assert_allclose(answer(), posterior(dev), atol=1e-5)
+        raise KeyError
+    assert torch.equal(linear.bias, before)
+
+
+@pytest.mark.parametrize(
+    "dev, train, wanted",
+    [
+        ([71, 9, 5, 15], [8, 8, 8, 8], True),
+        ([12, 8, 11, 9], [8, 8, 8, 8], False),  # such numbers come about by chance
+        ([100, 0], [100, 0], False),
+        ([0, 0], [8, 8], False),  # dev has none of these labels
+    ],
+)
+def test_frequencies_differ_only_if_they_do_so_beyond_chance(dev, train, wanted):
+    assert differ(torch.tensor(dev, dtype=torch.float64), torch.tensor(train, dtype=torch.float64)) == wanted
+
+
+@pytest.mark.parametrize("labels, train, dev", [(4, 60, 100), (21, 136, 100), (77, 300, 30), (150, 600, 50)])
+def test_equal_frequencies_are_called_different_once_in_a_hundred_times(labels, train, dev):
+    """Also of labels most of which are rare."""
+    rng, shares = np.random.default_rng(0), 1 / np.arange(1, labels + 1)
+    shares /= shares.sum()
+    pairs = [[torch.tensor(rng.multinomial(n, shares)).double() for n in (dev, train)] for _ in range(1000)]
+    assert sum(differ(*pair) for pair in pairs) <= 20
+
+
+# ---- when it is chosen -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pretrained(sample, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrained")
+    shape = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=1, intermediate_size=64)
+    tokenizer = train_tokenizer(lambda: training_texts(sample / "train.jsonl"), 400)
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("words, wanted", [("", None), ("--few_shot", True), ("--no_few_shot", False)])
+@pytest.mark.parametrize("more, value", [("auto", None), ("True", True), ("no", False)])
+def test_the_flag_can_be_auto(words, wanted, more, value):
+    assert parse_args(Config, words.split()).few_shot is wanted
+    assert parse_args(Config, ["--few_shot", more]).few_shot is value
+
+
+@pytest.mark.parametrize(
+    "task, wanted",
+    [
+        (Task("classification", ["a", "b"], counts=[FEW_TEXTS - 1, 1]), True),
+        (Task("classification", ["a", "b"], counts=[FEW_TEXTS, 1]), False),
+        (Task("multilabel", ["a", "b"], counts=[FEW_TEXTS, FEW_TEXTS], rows=FEW_TEXTS), True),
+        (Task("classification", ["a", "b"]), False),  # made before there were counts
+        (Task("tagging", ["O", "B-x"], counts=[8, 8], unit="word"), False),
+        (Task("regression"), False),
+    ],
+)
+def test_auto_is_on_for_few_texts_and_a_pretrained_encoder(task, wanted):
+    model = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=1, vocab_size=9))
+    for path in ("some", ""):
+        assert resolve(Config(pretrain_model_path=path), model, CPU, 2, {"x": task}).few_shot == (wanted and path != "")
+    for given in (True, False):
+        assert resolve(Config(few_shot=given), model, CPU, 2, {"x": task}).few_shot == given
+
+
+def few(tiny, pretrained, **options):
+    return tiny(do_train=True, pretrain_model_path=pretrained, save_steps=2, **options)
+
+
+def test_a_run_resumes_to_equal_bytes_and_keeps_what_auto_was(tiny, pretrained, monkeypatch):
+    whole = few(tiny, pretrained, model_version="whole")
+    assert "--few_shot auto: on for 60 labelled texts" in run(whole)
+    assert read_json(whole.run_dir / "args.json")["few_shot"] is True
+    stop_run(few(tiny, pretrained), 11, monkeypatch)
+    monkeypatch.setattr("engine.train.automatic.FEW_TEXTS", 10)
+    again = few(tiny, pretrained, resume=True)
+    assert "--few_shot auto: True, as when the run began" in run(again)
+    assert fingerprints(again) == fingerprints(whole)
+    with pytest.raises(UserError, match="few_shot was True, is False"):
+        main_module.main(few(tiny, pretrained, resume=True, few_shot=False))
+
+
+def test_a_run_of_an_earlier_version_goes_on_without_it(tiny, pretrained, monkeypatch):
+    whole = few(tiny, pretrained, model_version="whole", few_shot=False)
+    run(whole)
+    config = few(tiny, pretrained, few_shot=False)
+    stop_run(config, 11, monkeypatch)
+    for path in (config.run_dir / "args.json", *config.run_dir.glob("checkpoints/*/args.json")):
+        options = read_json(path)
+        del options["few_shot"]
+        path.write_text(json.dumps(options))
+    run(few(tiny, pretrained, resume=True))
+    assert fingerprints(config)["last"] == fingerprints(whole)["last"]
+
+
+def test_off_is_what_it_was_and_on_is_not(tiny, pretrained):
+    """From scratch auto is off; with it on, other weights come out."""
+    weights = {}
+    for few_shot in (None, False, True):
+        config = tiny(do_train=True, few_shot=few_shot, epochs=1, model_version=str(few_shot))
+        log = run(config)
+        weights[few_shot] = (config.run_dir / "checkpoints/best/model.safetensors").read_bytes()
+        assert ("no contrastive loss for slots" in log) == bool(few_shot)
+    assert weights[None] == weights[False] != weights[True]
+
+
+# ---- data of all kinds -----------------------------------------------------------------------------------------------
+
+
+def processed(tmp_path, rows, **options):
+    raw = tmp_path / "raw.jsonl"
+    raw.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    process(DataConfig(input=str(raw), output_dir=str(tmp_path / "data"), **options))
+    return tmp_path / "data"
+
+
+def trained(tmp_path, data, **options):
+    config = Config(
+        **{**TINY, "few_shot": True, **options}, data_path=str(data), output_dir=str(tmp_path), do_train=True
+    )
+    return config, run(config)
+
+
+def test_best_has_the_frequencies_of_dev_and_training_goes_on_without_them(tmp_path):
+    """dev is as labels are in practice, train has 12 of each."""
+    rows = [{"text": f"{label} {i}", "label": label, "split": "train"} for label in "abc" for i in range(12)]
+    rows += [{"text": f"{'aaaaaaaaab'[i % 10]} x{i}", "label": "aaaaaaaaab"[i % 10], "split": "dev"} for i in range(60)]
+    data = processed(tmp_path, rows)
+    config, log = trained(tmp_path, data, epochs=1)
+    assert "label has other label frequencies in dev than in train, above all 'a'" in log
+    counts = Counter(json.loads(line)["label"] for line in (data / "dev.jsonl").read_text().splitlines())
+    dev = torch.tensor([counts[label] + 1.0 for label in "abc"])
+    wanted = (dev / dev.sum()).log() - math.log(1 / 3)
+    name = "output_layer.heads.label.linear.bias"
+    last, best = (
+        load_file(folder / "model.safetensors")[name]
+        for folder in (next(config.run_dir.glob("checkpoints/step_*")), config.run_dir / "checkpoints/best")
+    )
+    torch.testing.assert_close(best - last, wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_balanced_class_weights_make_the_frequencies_of_train_uniform(balanced, tmp_path):
+    """As dev's are, so that nothing is left to change."""
+    rows = [{"text": f"{label} {i}", "label": label, "split": "train"} for label in "aaaaab" for i in range(20)]
+    rows += [{"text": f"{'ab'[i % 2]} x{i}", "label": "ab"[i % 2], "split": "dev"} for i in range(60)]
+    weights = "balanced" if balanced else "none"
+    _, log = trained(tmp_path, processed(tmp_path, rows), epochs=1, class_weights=weights)
+    assert ("above all 'b'" in log) != balanced
+
+
+@pytest.mark.parametrize("options", [{}, {"streaming": True}, {"use_rdrop": True}, {"encoder": "bilstm"}])
+@pytest.mark.parametrize("kind", ["multilabel", "pairs", "hierarchy", "regression"])
+def test_it_works_or_is_left_out_for_each_kind_of_task(kind, options, tmp_path):
+    words = ["red", "blue"]
+    rows = [{"text": f"{words[i % 2]} lamp {i % 7} {i}"} for i in range(60)]
+    for i, row in enumerate(rows):
+        row["label"] = {
+            "multilabel": [w for w in (words[i % 2], "odd" if i % 3 else "") if w],
+            "pairs": words[i % 2],
+            "hierarchy": f"colour##{words[i % 2]}",
+            "regression": i % 7 + 0.5,
+        }[kind]
+        if kind == "pairs":
+            row["text_pair"] = f"a shade of {words[i % 2]}"
+    data = processed(tmp_path, rows, **({"label_hierarchy": "##"} if kind == "hierarchy" else {}))
+    config, log = trained(tmp_path, data, **options)
+    assert ("no contrastive loss for label" in log) == (kind == "regression")
+    assert math.isfinite(json.loads((config.run_dir / "metrics.jsonl").read_text().splitlines()[0])["loss"])
+    text = rows[0]["text"]
+    (row,) = load(config.run_dir / "checkpoints/best")([(text, rows[0]["text_pair"]) if kind == "pairs" else text])
+    assert "label" in row
+
+
+def test_a_frozen_encoder_has_no_contrastive_loss(tiny):
+    trainer = make_trainer(tiny(few_shot=True, freeze_layers=-1))
+    assert not any(isinstance(trick, Contrast) for trick in build_tricks(trainer.model, trainer.config))
