@@ -16,7 +16,6 @@ IMPOSSIBLE = -1e4  # score of a forbidden transition in decoding
 # With larger transitions a sum of exp(score) could underflow, so it is computed in log space
 LOG_TRANSITION = crf_scan.MAX_TRANSITION[torch.float64]
 SCAN_TAGS = 15  # on a CPU the scan is faster up to this many tags
-TINY = 1e-300  # no path is allowed
 MOVE = 0.05  # limit on the change of a transition per call, at rates up to MOVE / 4
 
 
@@ -114,61 +113,6 @@ class CRF(torchcrf.CRF):
             emissions = emissions if emissions.requires_grad else emissions.clone().requires_grad_()
             return torch.autograd.grad(self.log_partition(emissions, mask).sum(), emissions, create_graph=True)[0]
 
-    def forward_backward(
-        self: Any, emissions: torch.Tensor, mask: torch.Tensor, temperature: float, legal: bool = False
-    ) -> tuple[torch.Tensor, ...]:
-        """The forward-backward algorithm on probabilities in fp64, normalised at each word: (scores of tags with those
-        of start and end (B, W, C), scores of transitions (C, C), and (B, W, C) each: forward messages, exp(scores)
-        divided by their maximum, backward messages; logs of the normalisers (B, W)).
-
-        legal: only over paths without forbidden transitions.
-        """
-        scores = to_double(emissions) / temperature
-        mask = mask.to(scores.device)
-        parts = [self.start_transitions, self.transitions, self.end_transitions]
-        if legal:
-            rules = self.forbidden_start, self.forbidden, self.forbidden_end
-            parts = [part.masked_fill(rule, IMPOSSIBLE) for part, rule in zip(parts, rules)]
-        start, between, end = (to_double(part) / temperature for part in parts)
-        texts, last = torch.arange(len(mask), device=mask.device), mask.sum(1) - 1
-        scores[:, 0] += start
-        scores[texts, last] += end
-        factors = (between - between.max()).exp()
-        words = (scores - scores.amax(2, keepdim=True)).exp()
-        before, logs = [words[:, 0]], [torch.zeros_like(mask[:, 0], dtype=words.dtype)]
-        for t in range(1, words.shape[1]):
-            step = (before[-1] @ factors) * words[:, t]
-            total = step.sum(1, keepdim=True)
-            before.append(torch.where(mask[:, t, None], step / total.clamp(min=TINY), before[-1]))
-            logs.append(torch.where(mask[:, t], total.squeeze(1).clamp(min=TINY).log() + between.max(), 0.0))
-        after = [torch.ones_like(words[:, 0])]
-        for t in range(words.shape[1] - 1, 0, -1):
-            step = (words[:, t] * after[-1]) @ factors.T
-            after.append(torch.where(mask[:, t, None], step / step.sum(1, keepdim=True).clamp(min=TINY), after[-1]))
-        return scores, between, torch.stack(before, 1), words, torch.stack(after[::-1], 1), torch.stack(logs, 1)
-
-    @torch.no_grad()
-    def chain(
-        self: Any, emissions: torch.Tensor, mask: torch.Tensor, tags: torch.Tensor, temperature: float = 1.0
-    ) -> torch.Tensor:
-        """For each word with tag y: p(y), p(y | the tag before), and p(the next tag does not continue the entity of y
-        | y), over all legal paths. (B, W, 3); of padding, any numbers.
-
-        The tags of a CRF are a Markov chain, so an entity from word i to j has the probability chain[i, 0] *
-        chain[i + 1, 1] * … * chain[j, 1] * chain[j, 2]: that of all its tags (the constrained forward-backward
-        algorithm of Culotta and McCallum, 2004) and of its end.
-        """
-        _, between, before, words, after, _ = self.forward_backward(emissions, mask, temperature, legal=True)
-        given = tags.to(before.device)
-        joint = before * after
-        alone = joint.gather(2, given.unsqueeze(2)).squeeze(2) / joint.sum(2).clamp(min=TINY)
-        following = (between - between.max()).exp()[given[:, :-1]] * (words * after)[:, 1:]  # (B, W - 1, C)
-        following = following / following.sum(2, keepdim=True).clamp(min=TINY)
-        linked = following.gather(2, given[:, 1:].unsqueeze(2)).squeeze(2)
-        continued = (following * self.continues.to(given.device)[given[:, :-1]]).sum(2) * mask.to(given.device)[:, 1:]
-        parts = alone, F.pad(linked, (1, 0), value=1.0), (1 - F.pad(continued, (0, 1))).clamp(min=0)
-        return torch.stack(parts, 2).to(tags.device if has_double(tags.device.type) else "cpu")
-
     @torch.no_grad()
     def path_statistics(
         self, emissions: torch.Tensor, mask: torch.Tensor, temperature: float = 1.0
@@ -176,18 +120,36 @@ class CRF(torchcrf.CRF):
         """Statistics of the paths at a temperature: p(tag of word t) (B, W, C), the entropies (B,), and p(tag of word
         t) if the text ended there, without the transition to the end, (B, W, C).
 
-        Uses `forward_backward`, in fp64.
+        Uses the forward-backward algorithm on probabilities in fp64, normalised at each word.
         """
-        scores, between, before, words, after, logs = self.forward_backward(emissions, mask, temperature)
-        mask, factors = mask.to(scores.device), (between - between.max()).exp()
+        scores = to_double(emissions) / temperature
+        mask = mask.to(scores.device)
+        names = ("start_transitions", "transitions", "end_transitions")
+        start, between, end = (to_double(getattr(self, name)) / temperature for name in names)
         texts, last = torch.arange(len(mask), device=mask.device), mask.sum(1) - 1
+        scores[:, 0] += start
+        scores[texts, last] += end
+        peaks, factors = scores.amax(2, keepdim=True), (between - between.max()).exp()
+        words = (scores - peaks).exp()
+        before: Any = [words[:, 0]]
+        logs: Any = [torch.zeros_like(mask[:, 0], dtype=words.dtype)]
+        for t in range(1, words.shape[1]):
+            step = (before[-1] @ factors) * words[:, t]
+            total = step.sum(1, keepdim=True)
+            before.append(torch.where(mask[:, t, None], step / total, before[-1]))
+            logs.append(torch.where(mask[:, t], total.squeeze(1).log() + between.max(), 0.0))
+        after: Any = [torch.ones_like(words[:, 0])]
+        for t in range(words.shape[1] - 1, 0, -1):
+            step = (words[:, t] * after[-1]) @ factors.T
+            after.append(torch.where(mask[:, t, None], step / step.sum(1, keepdim=True), after[-1]))
+        before, after = torch.stack(before, 1), torch.stack(after[::-1], 1)
         statistics = before * after
         statistics /= statistics.sum(2, keepdim=True)
         # Entropy: the log partition minus the expected score
         onwards = words * after
         crossings = ((before[:, :-1] @ factors) * onwards[:, 1:]).sum(2)
         crossed = ((before[:, :-1] @ (factors * between)) * onwards[:, 1:]).sum(2) / crossings
-        total = logs.sum(1) + before[texts, last].sum(1).log() + (scores.amax(2) * mask).sum(1)
+        total = torch.stack(logs, 1).sum(1) + before[texts, last].sum(1).log() + (peaks.squeeze(2) * mask).sum(1)
         expected = torch.where(mask, (statistics * scores).sum(2), 0.0).sum(1) + torch.where(
             mask[:, 1:], crossed, 0.0
         ).sum(1)
@@ -196,6 +158,53 @@ class CRF(torchcrf.CRF):
         if has_double(emissions.device.type):
             return found
         return tuple(part.to(emissions) for part in found)  # on its device again
+
+    @torch.no_grad()
+    def chain(
+        self: Any, emissions: torch.Tensor, mask: torch.Tensor, tags: torch.Tensor, temperature: float = 1.0
+    ) -> torch.Tensor:
+        """For each word with tag y: p(y), p(y | the tag before), and p(the next tag does not continue the entity of y
+        | y), over all paths without forbidden transitions. (B, W, 3) in fp64; of padding, any numbers.
+
+        The tags of a CRF are a Markov chain, so an entity from word i to j has the probability chain[i, 0] *
+        chain[i + 1, 1] * … * chain[j, 1] * chain[j, 2], that of all its tags (the constrained forward-backward
+        algorithm of Culotta and McCallum, 2004) and of its end. Both directions advance together, with four kernel
+        launches per word.
+        """
+        scores = to_double(emissions) / temperature
+        mask, tags = mask.to(scores.device), tags.to(scores.device)
+        start, between, end = (
+            to_double(part.masked_fill(rule, IMPOSSIBLE)) / temperature
+            for part, rule in (
+                (self.start_transitions, self.forbidden_start),
+                (self.transitions, self.forbidden),
+                (self.end_transitions, self.forbidden_end),
+            )
+        )
+        last = mask.sum(1) - 1
+        scores[:, 0] += start
+        scores[torch.arange(len(mask), device=mask.device), last] += end
+        words = (scores - scores.amax(2, keepdim=True)).exp()
+        reverse = (last.unsqueeze(1) - torch.arange(mask.shape[1], device=mask.device)).clamp(min=0)
+        reverse = reverse.unsqueeze(2).expand_as(words)
+        both = torch.stack([words, words.gather(1, reverse)])  # (2, B, W, C), from the first and from the last word on
+        factors = (between - between.max()).exp()
+        ways, here = torch.stack([factors, factors.T]), both[:, :, 0]
+        into, out_of = [torch.ones_like(here)], [here]
+        for t in range(1, words.shape[1]):
+            into.append(torch.bmm(here, ways))
+            here = into[-1] * both[:, :, t]
+            here = here / here.sum(2, keepdim=True)
+            out_of.append(here)
+        after = torch.stack([part[1] for part in out_of], 1).gather(1, reverse)  # exp(scores) of a word and those after
+        joint = torch.stack([part[0] for part in into], 1) * after
+        alone = joint.gather(2, tags.unsqueeze(2)).squeeze(2) / joint.sum(2)
+        following = factors[tags[:, :-1]] * after[:, 1:]  # (B, W - 1, C)
+        following = following / following.sum(2, keepdim=True)
+        linked = following.gather(2, tags[:, 1:].unsqueeze(2)).squeeze(2)
+        continued = (following * self.continues.to(tags.device)[tags[:, :-1]]).sum(2).where(mask[:, 1:], 0.0)
+        parts = alone, F.pad(linked, (1, 0), value=1.0), 1 - F.pad(continued, (0, 1))
+        return torch.stack(parts, 2).nan_to_num(0).clamp(0, 1)  # NaN: no path is allowed
 
     @torch.no_grad()
     def viterbi(self: Any, emissions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -68,8 +68,7 @@ def label_rows(
     sums = [sha256(Path(checkpoint) / "manifest.json")[:16] for checkpoint in checkpoints]
     facts = {"SHA-256 of the input": rows.sha256[:16], CHECKPOINT: " ".join(sums)} | more
     facts |= {"rows": rows.size, POOLS: pool, "device": trainer.device.type}
-    facts |= {f"--{name}": getattr(config, name) for name in OPTIONS}
-    facts["--abstain_below"] = trainer.abstention.thresholds
+    facts |= {"--abstain_below": trainer.abstention.thresholds} | {f"--{n}": getattr(config, n) for n in OPTIONS}
     distributed.require_same(facts)
     path = path_of_shard(path, config.shard)
     refuse_same_file(path, "predict_output", rows.path)
@@ -96,8 +95,7 @@ def label_rows(
             bar.close()
         if distributed.is_main_process():
             output.cuts.log(rows.path, tasks)
-            log_abstained(output.cuts.counts, tasks)
-            output.finish()
+            output.finish(tasks)
 
 
 def log_abstained(counts: Counter[str], tasks: Iterable[str]) -> None:
@@ -270,12 +268,13 @@ class Output:
             advice = f"{safe} of {self.num_rows} rows are safe, and --resume continues"
             raise UserError(f"{self.partial}: cannot be written ({(error.strerror or '').lower()}); {advice}") from None
 
-    def finish(self) -> None:
-        """Renames the file to its final path."""
+    def finish(self, tasks: Iterable[str]) -> None:
+        """Renames the file to its final path, and logs how many answers of each task were left out."""
         if self.partial.exists():
             os.replace(self.partial, self.path)
             sync(self.path.parent)
         self.progress.unlink()
         with suppress(OSError):  # Windows cannot delete a locked file
             self.lock.unlink()
+        log_abstained(self.cuts.counts, tasks)
         logger.info(f"{self.num_rows} predictions in {self.path}")
