@@ -69,6 +69,12 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     )
     embed: str = option("", ".npy to write the vectors of the texts to, instead of labelling them", resume_safe=True)
     shard: str = option("", "label only this part of the rows, such as 3/16, into a separate file", resume_safe=True)
+    abstain_below: str = option(
+        "", "leave out answers below this probability, such as 0.8, or per task: intent=0.8,slots=0.9", resume_safe=True
+    )
+    target_precision: str = option(
+        "", "with --do_eval: choose --abstain_below on dev for this precision, such as 0.98", resume_safe=True
+    )
     spreadsheet_safe: bool = option(
         False, "put an apostrophe before cells that a spreadsheet would run as formulas", resume_safe=True
     )
@@ -108,6 +114,9 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     class_weights: Literal["none", "balanced"] = option("none", "balanced: rare labels weigh more in the loss")
     label_smoothing: float = option(0.0, "share of the target spread over labels; ignored with a CRF", low=0, high=1)
     focal_gamma: float = option(0.0, "focal loss: easy examples weigh less; commonly 2; ignored with a CRF", low=0)
+    calibrate: bool = option(
+        True, "fit a temperature per task on dev, so that probabilities match how often answers are right"
+    )
     freeze_layers: int = option(
         0, "freeze the embeddings and the first N layers; 'all': the encoder", parse=parse_layers, low=-1
     )

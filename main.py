@@ -209,13 +209,18 @@ def evaluate(trainer: Trainer, data_sets: dict[str, MyDataset], run_dir: Path) -
     """Scores each part; writes the log, eval.json, report.json and answers/. data_sets: {part: data set}"""
     import metrics
     from data_loader import MyDataLoader
-    from engine.predict.answers import rows_of, write_rows
+    from engine.predict import uncertainty
+    from engine.predict.answers import report_kinds, rows_of, write_rows
     from engine.run import distributed
 
-    scores, per_label = {}, {}
+    scores, per_label, kinds = {}, {}, report_kinds(trainer.tasks, metrics)
+    targets = uncertainty.thresholds_of(trainer.config.target_precision, "target_precision", trainer.tasks)
     for part, data_set in data_sets.items():
         loader = MyDataLoader(data_set, trainer.config.eval_batch_size)
         scores[part], gold, predicted, answers = trainer.eval(loader, keep_averages="texts")
+        scores[part] |= uncertainty.calibration_scores(trainer.tasks, kinds, gold, answers)
+        answered, lines = uncertainty.abstention_scores(part, kinds, gold, answers, trainer.abstention, targets)
+        scores[part] |= answered
         if not distributed.is_main_process():
             continue
         write_rows(run_dir, part, rows_of(data_set, answers, trainer.tasks, metrics))
@@ -224,6 +229,8 @@ def evaluate(trainer: Trainer, data_sets: dict[str, MyDataset], run_dir: Path) -
             if not trainer.config.debug:  # with so few examples, scores per label are noise
                 logger.info(f"{part}, {name}:\n{metrics.table(scores_of_labels)}")
         logger.info(f"{part}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores[part].items()))
+        for line in lines:
+            logger.info(line)
     if distributed.is_main_process():
         write_json(run_dir / "report.json", per_label)
         write_json(run_dir / "eval.json", scores)

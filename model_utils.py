@@ -31,6 +31,7 @@ from engine.model.head import Head, ImbalanceHead, TaskDict, paths_of
 from engine.model.pooling import mean_of_tokens, separate_pairs, text_vectors, vector_at, word_vectors  # noqa: F401
 from engine.run.device import to_double
 from engine.run.run_folder import checkpoint_of
+from engine.task.tags import continuations
 from engine.task.task import IGNORE, Task, read_tasks
 from engine.train import checkpoint
 from engine.train.initial import start_from
@@ -378,6 +379,25 @@ class TaggingHead(ClassificationHead):
     """One tag per word, each decided independently: (B, W, H) -> logits (B, W, C)."""
 
     level = "words"
+    continues: torch.Tensor
+
+    def __init__(self, hidden_size: int, task: Task, num_logits: int | None = None):
+        super().__init__(hidden_size, task, num_logits)
+        self.register_buffer("continues", torch.tensor(continuations(task.labels)), persistent=False)
+
+    def decode(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tags (B, W), and for each word (B, W, 3) the probabilities that `entity_probabilities` multiplies:
+        that an entity begins with this tag, that it goes on with it, and that it ends there. Words are independent."""
+        probabilities = logits.softmax(-1)
+        p, tags = probabilities.max(-1)
+        one, other = probabilities[:, :-1], probabilities[:, 1:]
+        # I- begins an entity only if the word before has no tag that it continues; B- always does
+        continued = (one * self.continues.T[tags[:, 1:]]).sum(-1)
+        goes_on = (other * self.continues[tags[:, :-1]]).sum(-1) * inputs["word_mask"][:, 1:]
+        starts, ends = (
+            (1 - F.pad(share, sides)).clamp(min=0) for share, sides in ((continued, (1, 0)), (goes_on, (0, 1)))
+        )
+        return tags, torch.stack([p * starts, p, ends], 2)
 
     def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
         return [self.task.labels[tag_id] for tag_id in answer], probability
@@ -403,8 +423,9 @@ class CRFTaggingHead(Head):
         return ((self.crf.log_partition(logits, mask) - score) * has_all_labels(labels, mask)).sum()
 
     def decode(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tags (B, W), and for each word (B, W, 3) the probabilities of `CRF.chain` at the head's temperature."""
         tags = self.crf.viterbi(logits, inputs["word_mask"])
-        return tags, logits.softmax(-1).gather(2, tags.unsqueeze(2)).squeeze(2)
+        return tags, self.crf.chain(logits, inputs["word_mask"], tags, float(self.temperature))
 
     def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
         return [self.task.labels[tag_id] for tag_id in answer], probability

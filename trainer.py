@@ -24,6 +24,7 @@ from tqdm import tqdm
 import metrics
 from engine.errors import UserError
 from engine.predict.predictions import Answers, Averages, Predictions, prediction_rows, write_predictions
+from engine.predict.uncertainty import Abstention, thresholds_of
 from engine.run import compat, distributed
 from engine.run.device import can_pin, to_double
 from engine.run.signals import Interrupted, StopSignals
@@ -136,6 +137,7 @@ class Trainer:
         loaders = (setup.train_loader, setup.dev_loader) if setup else ()
         self.progress = Progress(data="-".join(loader.dataset.fingerprint for loader in loaders))
         self.losses = RunningLosses(self.progress, device)
+        self.abstention = Abstention(thresholds_of(config.abstain_below, "abstain_below", tasks))
         self.lr = 0.0  # learning rate of the last step: of the first group that learns
         self.tracker_kinds, self.trackers = TRACKERS, list[Any]()
         self.stop = StopSignals(logger.warning, distributed.all_reduce_max)
@@ -407,7 +409,8 @@ class Trainer:
     ) -> tuple[Predictions, dict[str, float]]:
         """(answers, {loss: mean}), in the order of the loader's dataset."""
         self.model.eval()
-        answers = Answers(self.model.output_layer.heads, loader.dataset, calibrate, keep_averages)
+        heads, temper = self.model.output_layer.heads, self.config.calibrate
+        answers = Answers(heads, loader.dataset, calibrate, keep_averages, temper)
         parts: Any = []  # {task: (loss, number of labels)} of each batch
         for batch in tqdm(distributed.in_step(loader), desc=title, total=len(loader), leave=False, delay=2):
             self.stop.check()
@@ -431,7 +434,7 @@ class Trainer:
     def predict_rows(self, loader: MyDataLoader) -> Iterator[dict[str, Any]]:
         """Yields the `prediction_row` of each example, in input order."""
         predictions, _ = self.infer(loader, "predicting")
-        return prediction_rows(predictions, loader.dataset, self.tasks, metrics.is_right)
+        return prediction_rows(predictions, loader.dataset, self.tasks, metrics.is_right, self.abstention)
 
     @property
     def tasks_to_embed(self) -> dict[str, Task]:

@@ -9,7 +9,7 @@ import torchcrf
 
 from engine.model import crf_scan, viterbi
 from engine.run.device import has_double, to_double
-from engine.task.tags import may_follow
+from engine.task.tags import continuations, may_follow
 from engine.task.task import IGNORE
 
 IMPOSSIBLE = -1e4  # score of a forbidden transition in decoding
@@ -36,6 +36,7 @@ class CRF(torchcrf.CRF):
             "forbidden_start": [not may_follow("O", b, bioes) for b in labels],
             "forbidden_end": [not may_follow(a, "O", bioes) for a in labels],
         }
+        rules["continues"] = continuations(labels)
         for name, rule in rules.items():
             self.register_buffer(name, torch.tensor(rule), persistent=False)
 
@@ -157,6 +158,53 @@ class CRF(torchcrf.CRF):
         if has_double(emissions.device.type):
             return found
         return tuple(part.to(emissions) for part in found)  # on its device again
+
+    @torch.no_grad()
+    def chain(
+        self: Any, emissions: torch.Tensor, mask: torch.Tensor, tags: torch.Tensor, temperature: float = 1.0
+    ) -> torch.Tensor:
+        """For each word with tag y: p(y), p(y | the tag before), and p(the next tag does not continue the entity of y
+        | y), over all paths without forbidden transitions. (B, W, 3) in fp64; of padding, any numbers.
+
+        The tags of a CRF are a Markov chain, so an entity from word i to j has the probability chain[i, 0] *
+        chain[i + 1, 1] * … * chain[j, 1] * chain[j, 2], that of all its tags (the constrained forward-backward
+        algorithm of Culotta and McCallum, 2004) and of its end. Both directions advance together, with four kernel
+        launches per word.
+        """
+        scores = to_double(emissions) / temperature
+        mask, tags = mask.to(scores.device), tags.to(scores.device)
+        start, between, end = (
+            to_double(part.masked_fill(rule, IMPOSSIBLE)) / temperature
+            for part, rule in (
+                (self.start_transitions, self.forbidden_start),
+                (self.transitions, self.forbidden),
+                (self.end_transitions, self.forbidden_end),
+            )
+        )
+        last = mask.sum(1) - 1
+        scores[:, 0] += start
+        scores[torch.arange(len(mask), device=mask.device), last] += end
+        words = (scores - scores.amax(2, keepdim=True)).exp()
+        reverse = (last.unsqueeze(1) - torch.arange(mask.shape[1], device=mask.device)).clamp(min=0)
+        reverse = reverse.unsqueeze(2).expand_as(words)
+        both = torch.stack([words, words.gather(1, reverse)])  # (2, B, W, C), from the first and from the last word on
+        factors = (between - between.max()).exp()
+        ways, here = torch.stack([factors, factors.T]), both[:, :, 0]
+        into, out_of = [torch.ones_like(here)], [here]
+        for t in range(1, words.shape[1]):
+            into.append(torch.bmm(here, ways))
+            here = into[-1] * both[:, :, t]
+            here = here / here.sum(2, keepdim=True)
+            out_of.append(here)
+        after = torch.stack([part[1] for part in out_of], 1).gather(1, reverse)  # exp(scores) of a word and those after
+        joint = torch.stack([part[0] for part in into], 1) * after
+        alone = joint.gather(2, tags.unsqueeze(2)).squeeze(2) / joint.sum(2)
+        following = factors[tags[:, :-1]] * after[:, 1:]  # (B, W - 1, C)
+        following = following / following.sum(2, keepdim=True)
+        linked = following.gather(2, tags[:, 1:].unsqueeze(2)).squeeze(2)
+        continued = (following * self.continues.to(tags.device)[tags[:, :-1]]).sum(2).where(mask[:, 1:], 0.0)
+        parts = alone, F.pad(linked, (1, 0), value=1.0), 1 - F.pad(continued, (0, 1))
+        return torch.stack(parts, 2).nan_to_num(0).clamp(0, 1)  # NaN: no path is allowed
 
     @torch.no_grad()
     def viterbi(self: Any, emissions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from engine.model import span_pointer
+from engine.run.device import to_double
+from engine.task.task import IGNORE
 
 Inputs = dict[str, torch.Tensor]
 
@@ -46,6 +48,21 @@ class Distribution:
         """Logits for `decode`, from the mean of several `to_average` outputs."""
         return average
 
+    def nll(self, logits: torch.Tensor, labels: torch.Tensor, inputs: Inputs, temperature: float) -> torch.Tensor:
+        """-log p(label) at a temperature, summed over all labels. -> ()"""
+        raise NotImplementedError
+
+    def describes(self, probabilities: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> bool:
+        """Whether the probabilities of `decode` are those of this distribution, so that a temperature applies."""
+        return False
+
+    def decode(self, logits: torch.Tensor, inputs: Inputs) -> tuple[Any, Any]:
+        """The answers of the head's `decode`, which no temperature changes, with probabilities at its temperature."""
+        answers, probabilities = self.head.decode(logits, inputs)
+        if self.has_temperature and (temperature := float(self.head.temperature)) != 1:
+            probabilities = self.head.decode(logits / temperature, inputs)[1]
+        return answers, probabilities
+
     def divergence(
         self, first: torch.Tensor, second: torch.Tensor, labels: torch.Tensor, inputs: Inputs
     ) -> torch.Tensor:
@@ -56,6 +73,11 @@ class Distribution:
         products = (self.statistics(first, inputs) - self.statistics(second, inputs)) * (first - second)
         weights = self.head.label_weights(labels, inputs)
         return (products * weights.view(*weights.shape, *[1] * (products.ndim - weights.ndim))).sum()
+
+    def tempered_average(self, average: torch.Tensor) -> torch.Tensor:
+        """A `to_average`, at the head's temperature."""
+        temperature = float(self.head.temperature)
+        return average if temperature == 1 else self.to_average(self.from_average(average) / temperature)
 
     # ---- teacher and student (engine/tricks/soft_targets.py) ----
 
@@ -100,6 +122,17 @@ class Softmax(Distribution):
     def log_normalizers(self, logits: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         return logits.logsumexp(-1)
 
+    def nll(self, logits: torch.Tensor, labels: torch.Tensor, inputs: Inputs, temperature: float) -> torch.Tensor:
+        scores = to_double(logits).flatten(0, -2) / temperature
+        return F.cross_entropy(scores, labels.to(scores.device).flatten(), ignore_index=IGNORE, reduction="sum")
+
+    def describes(self, probabilities: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> bool:
+        there = labels != IGNORE
+        if labels.shape != logits.shape[:-1]:
+            return False
+        given = probabilities if probabilities.ndim == labels.ndim else probabilities[..., 1]  # see TaggingHead
+        return torch.allclose(given[there].float(), logits.softmax(-1).amax(-1)[there], atol=1e-4)
+
     def to_average(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.softmax(-1)
 
@@ -115,6 +148,15 @@ class Bernoulli(Distribution):
 
     def log_normalizers(self, logits: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         return F.softplus(logits).sum(-1)
+
+    def nll(self, logits: torch.Tensor, labels: torch.Tensor, inputs: Inputs, temperature: float) -> torch.Tensor:
+        scores, there = to_double(logits), labels.to(to_double(logits).device) != IGNORE
+        targets = labels.to(scores).clamp(min=0)
+        losses = F.binary_cross_entropy_with_logits(scores / temperature, targets, reduction="none")
+        return (losses * there).sum()
+
+    def describes(self, probabilities: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> bool:
+        return labels.shape == logits.shape and torch.allclose(probabilities, logits.sigmoid(), atol=1e-4)
 
     def to_average(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.sigmoid()
@@ -143,6 +185,18 @@ class Paths(Distribution):
 
     def statistics(self, logits: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         return self.head.crf.marginals(logits, inputs["word_mask"])
+
+    def nll(self, logits: torch.Tensor, labels: torch.Tensor, inputs: Inputs, temperature: float) -> torch.Tensor:
+        crf, mask = self.head.crf, inputs["word_mask"]
+        scores = crf.path_score(logits, labels.clamp(min=0), mask) / temperature
+        whole = ((labels != IGNORE) >= mask).all(1)
+        return (to_double(crf.log_partition(logits, mask, temperature) - scores) * whole).sum()
+
+    def describes(self, probabilities: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> bool:
+        return probabilities.ndim == 3  # those of CRF.chain
+
+    def decode(self, logits: torch.Tensor, inputs: Inputs) -> tuple[Any, Any]:
+        return self.head.decode(logits, inputs)  # transitions are divided too, in `CRF.chain`
 
     def teach(
         self, logits: torch.Tensor, inputs: Inputs, temperature: float, pairs: bool = False
@@ -198,6 +252,14 @@ class Spans(Distribution):
 
     def are_spans(self, inputs: Inputs) -> torch.Tensor:
         return span_pointer.spans_of(inputs["word_mask"]).repeat_interleave(self.stride, 2)
+
+    def decode(self, logits: torch.Tensor, inputs: Inputs) -> tuple[Any, Any]:
+        return self.head.decode(logits, inputs)  # `at_temperature` follows, as a threshold is compared first
+
+    def at_temperature(self, probabilities: list[float], temperature: float) -> list[float]:
+        """sigmoid(score / temperature) for each sigmoid(score)."""
+        odds = torch.tensor(probabilities, dtype=torch.float64).logit(eps=1e-15)
+        return probabilities if temperature == 1 else (odds / temperature).sigmoid().tolist()
 
     def num_taught(self, targets: Any, inputs: Inputs) -> torch.Tensor:
         """The number of texts: a text has one label."""

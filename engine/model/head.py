@@ -12,6 +12,7 @@ from engine.model.distributions import Distribution, Softmax
 from engine.task.hierarchy import nodes_on
 from engine.task.task import IGNORE, Task
 
+TEMPERATURE = "temperature"  # the buffer's name
 LEVELS = ("text", "words", "tokens", "pair")
 
 
@@ -46,11 +47,14 @@ class Head(nn.Module):
     # {parameter: N} of those with N rows for each label, N times all labels; others have one (see `start_from`)
     rows_per_label: ClassVar[dict[str, int]] = {}
 
+    temperature: torch.Tensor
+
     def __init__(self, hidden_size: int, task: Task, num_logits: int | None = None):
         super().__init__()
         assert self.level in LEVELS, f"{type(self).__name__}.level is {self.level!r}; it must be one of {LEVELS}"
         self.task, self.distribution = task, self.family(self)
         self.linear = nn.Linear(hidden_size, num_logits or len(task.labels))
+        self.register_buffer(TEMPERATURE, torch.ones(()))  # divides logits before probabilities (temperature.py)
 
     @property
     def by_words(self) -> bool:
@@ -103,6 +107,7 @@ class Head(nn.Module):
         sizes = [len(one.nodes) for one in (self.task, task, larger.task)]
         there = {label: row for row, label in enumerate(task.nodes)}
         shared = [(row, there[label]) for row, label in enumerate(self.task.nodes) if label in there]
+        own.pop(TEMPERATURE)  # fitted on this run's dev
         for name, tensor in own.items():
             number, shape, rows = self.rows_per_label.get(name, 1), [], []
             for size, large in zip(tensor.shape, grown[name].shape):
@@ -118,7 +123,7 @@ class Head(nn.Module):
             new, old = (np.ix_(*([pair[side] for pair in pairs] for pairs in rows)) for side in (0, 1))
             own[name] = tensor.clone()
             own[name][new] = before[name][old].to(tensor.dtype)
-        self.load_state_dict(own)
+        self.load_state_dict(own, strict=False)
         return fresh
 
     def real_logits(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -5,9 +5,10 @@
 
 {"id", "text", "text_pair"?, "places"?: [[start, end] of each token in the text], "cut": number of truncated sub-tokens,
 "windows": number of inputs the text was split into, "columns"?: other columns of the row, "answers": {task: {"gold",
-"predicted", "right", "probability", "probabilities"?}}}. gold is null if unlabelled; spans are [first token,
-last token, type]. probability: that of the predicted label; a list for tags and spans. probabilities: those of a text's
-labels, down to SMALLEST. Reports can be regenerated from these files without the model.
+"predicted", "right", "probability", "untempered"?, "probabilities"?}}}. gold is null if unlabelled; spans are [first
+token, last token, type]. probability: that of the predicted label; a list for the entities of tags, other tags, and
+spans; untempered: at temperature 1. probabilities: those of a text's labels, down to SMALLEST. Reports can be
+regenerated from these files without the model.
 """
 
 import dataclasses
@@ -69,7 +70,7 @@ def rows_of(
     kinds, inputs = report_kinds(tasks, metrics), fields_of(tasks).items()
     shown = [field.columns for name, field in inputs if name == "extras" or (field.by_cell and field.size <= FEW)]
     cut, windows = cuts_and_windows(data)
-    labels, probabilities, averages = predictions
+    labels, probabilities, averages, before = predictions
     for i in range(len(data)):
         example = data[i]
         text, offsets = text_and_offsets(example, tasks)
@@ -90,11 +91,20 @@ def rows_of(
             gold, label, probability = example[name], labels[name][i], probabilities[name][i]
             answer = {"gold": gold, "predicted": label, "right": metrics.is_right(task, gold, label)}
             answer["probability"] = probability if probability is None else np.round(probability, 6).tolist()
+            if (earlier := before_of(kinds[name], before[name][i])) is not None:
+                answer["untempered"] = np.round(earlier, 6).tolist()
             if kinds[name] in ("classification", "multilabel"):
                 by_label = distribution(averages[name][i], task.labels, label, kinds[name])
                 answer |= {} if by_label is None else {"probabilities": by_label}
             row["answers"][name] = answer
         yield row
+
+
+def before_of(kind: str, before: Any) -> Any:
+    """The probability of an answer, or of each entity, at temperature 1; None if it is unknown."""
+    if kind == "classification":
+        return None if before is None or before.ndim != 1 else before.double().max().item()
+    return before if kind in ("tagging", "spans", "words") else None
 
 
 def report_kinds(tasks: dict[str, Task], metrics: ModuleType) -> dict[str, str]:
@@ -187,6 +197,7 @@ def row_schema(kinds: dict[str, str]) -> dict[Any, Any]:
             "right": AnyOf(bool, None),
             "probability": AnyOf(PROBABILITY, [PROBABILITY]),
             Optional("probabilities"): {str: float},
+            Optional("untempered"): AnyOf(PROBABILITY, [PROBABILITY]),
         }
         for name, kind in kinds.items()
     }

@@ -21,10 +21,12 @@ from engine.data.own_inputs import fields_of
 from engine.errors import UserError
 from engine.model import span_pointer
 from engine.model.head import Head
-from engine.predict.predictions import Predictions, add_cut_words, prediction_rows
+from engine.model.temperature import Sample, fit_temperature, fit_temperature_on_spans
+from engine.predict.predictions import Predictions, add_cut_words, named, prediction_rows
+from engine.predict.uncertainty import Abstention, thresholds_of
 from engine.run.run_folder import SCORES, checkpoint_of, distinct, read_result
 from engine.schema import Optional
-from engine.task.task import read_tasks
+from engine.task.task import IGNORE, read_tasks
 
 
 def mean_scores(paths: Sequence[Path]) -> dict[str, Any]:
@@ -84,8 +86,18 @@ def mean_of_words(outputs: Any) -> torch.Tensor:
 
 def decode(head: Head, means: list[torch.Tensor], size: int = 64) -> list[tuple[Any, Any]]:
     """Decodes the mean output for each text with a head -> [(answer, probability)]."""
-    by_words, device = head.by_words, head.linear.weight.device
+    by_words = head.by_words
     results: list[Any] = [None] * len(means)
+    for rows, logits, inputs in batches_of(head, means, size):
+        answers, probabilities = head.distribution.decode(logits, inputs)
+        for i, answer, probability in zip(rows, answers.tolist(), probabilities.tolist()):
+            results[i] = (answer[: len(means[i])], probability[: len(means[i])]) if by_words else (answer, probability)
+    return results
+
+
+def batches_of(head: Head, means: list[torch.Tensor], size: int) -> Iterator[tuple[list[int], torch.Tensor, dict]]:
+    """Yields (numbers of texts, logits of their mean outputs, inputs), in order of length."""
+    by_words, device = head.by_words, head.linear.weight.device
     order = sorted(range(len(means)), key=lambda i: len(means[i]) if by_words else 0)
     for start in range(0, len(order), size):
         rows = order[start : start + size]
@@ -96,10 +108,7 @@ def decode(head: Head, means: list[torch.Tensor], size: int = 64) -> list[tuple[
         if by_words:
             lengths = torch.tensor([len(mean) for mean in batch])
             inputs["word_mask"] = (torch.arange(logits.shape[1]) < lengths.unsqueeze(1)).to(device)
-        answers, probabilities = head.decode(logits.to(device), inputs)
-        for i, answer, probability in zip(rows, answers.tolist(), probabilities.tolist()):
-            results[i] = (answer[: len(means[i])], probability[: len(means[i])]) if by_words else (answer, probability)
-    return results
+        yield rows, logits.to(device), inputs
 
 
 @torch.inference_mode()
@@ -108,34 +117,52 @@ def mean_predictions(
 ) -> Predictions:
     """Returns predictions for a MyDataset, decoded by `heads` from the mean of several models' outputs; for text-level
     tasks, with that mean. averages: {task: …} per model; see `means_of`."""
-    labels, probabilities, means = {}, {}, {}
+    parts: dict[str, dict] = {name: {} for name in Predictions._fields}
     for name, head in heads.items():
         mean = means_of(head, [average[name] for average in averages], seen)
         answers: list[tuple[Any, Any]] = mean if head.finds_spans else decode(head, mean)
         if head.by_words and not head.finds_spans:
             lengths = [len(data[i]["tokens"]) for i in range(len(data))]
             answers = [add_cut_words(*pair, n - len(pair[0]), head.task) for pair, n in zip(answers, lengths)]
-        named = [head.to_labels(*pair) for pair in answers]
-        labels[name], probabilities[name] = ([pair[side] for pair in named] for side in (0, 1))
-        means[name] = [None] * len(named) if head.by_words else mean
-    return Predictions(labels, probabilities, means)
+        of_texts = [None] * len(answers) if head.by_words else mean
+        rows = [named(head, *pair, average, None, True) for pair, average in zip(answers, of_texts)]
+        for number, part in enumerate(parts):
+            parts[part][name] = [row[number] for row in rows]
+    return Predictions(**parts)
 
 
 @torch.inference_mode()
 def calibrate(
     heads: Any, averages: list[dict[str, list]], data: Any, rows: np.ndarray, seen: Sequence[np.ndarray] | None = None
 ) -> None:
-    """Recalibrates the heads (their thresholds) on the mean of several models' outputs for rows of a MyDataset."""
+    """Recalibrates the heads (their thresholds, and temperatures if the runs have them) on the mean of several models'
+    outputs for rows of a MyDataset."""
     for name, head in heads.items():
-        if not head.needs_calibration:
+        tempers = float(head.temperature) != 1
+        if not head.needs_calibration and not tempers:
             continue
         means = means_of(head, [average[name] for average in averages], seen)
-        chosen = [means[i] for i in rows]
+        chosen, gold = [means[i] for i in rows], [data[i][name] for i in rows]
         if head.finds_spans:
-            head.calibrate(chosen, [data[i][name] for i in rows])
-        else:
-            labels = data.batch(data.first_rows[rows]).labels[name]
+            head.calibrate(chosen, gold)
+            if tempers:
+                fit_temperature_on_spans(head, chosen, gold)
+            continue
+        of_words = [tags_of(head, mean, tags) for mean, tags in zip(chosen, gold)] if head.by_words else []
+        labels = pad_sequence(of_words, True, IGNORE) if of_words else data.batch(data.first_rows[rows]).labels[name]
+        if head.needs_calibration:
             head.calibrate(head.distribution.from_average(torch.stack(chosen)), labels)
+        if tempers:
+            batches = batches_of(head, chosen, 64)
+            cut = {True: lambda own, width: own[:, :width], False: lambda own, _: own}[head.by_words]
+            samples = [Sample(logits, cut(labels[numbers], logits.shape[1]), more) for numbers, logits, more in batches]
+            fit_temperature(head, samples)
+
+
+def tags_of(head: Head, mean: torch.Tensor, tags: list[str] | None) -> torch.Tensor:
+    """The tag ids of the words that were read of a text; IGNORE if it is unlabelled or a tag is unknown. -> (W,)"""
+    ids = {tag: number for number, tag in enumerate(head.task.labels)}
+    return torch.tensor([ids.get(tag, IGNORE) for tag in (tags or [""] * len(mean))[: len(mean)]])
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
@@ -274,6 +301,7 @@ class Committee:
         self.heads: Any = None
         self.states: dict[int, Any] = {}  # `deciding_state` of each run
         self.is_calibrated = False
+        self.abstention = Abstention(thresholds_of(config.abstain_below, "abstain_below", self.tasks))
 
     def collect(self, sources: Mapping[str, Any]) -> dict[str, Part]:
         """Runs each member on {title: file or list of examples} -> {title: Part}."""
@@ -309,4 +337,4 @@ class Committee:
     def predict_rows(self, part: Part) -> Iterator[dict[str, Any]]:
         if not self.is_calibrated:
             self.decide(self.members)
-        return prediction_rows(self.answer(part), part.dataset, self.tasks, self.metrics.is_right)
+        return prediction_rows(self.answer(part), part.dataset, self.tasks, self.metrics.is_right, self.abstention)

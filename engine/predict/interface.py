@@ -117,7 +117,7 @@ class Model:
     def label(self, examples: Examples) -> Iterator[dict[str, Any]]:
         loader = self.loader(number(examples))
         predictions, _ = self.trainer.infer(loader, "predicting")
-        rows = prediction_rows(predictions, loader.dataset, self.tasks)
+        rows = prediction_rows(predictions, loader.dataset, self.tasks, abstain=self.trainer.abstention)
         return ({k: v for k, v in row.items() if k != "id" or k in e} for row, e in zip(rows, examples))
 
     def loader(self, examples: Examples) -> Any:

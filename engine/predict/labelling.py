@@ -9,6 +9,7 @@ concatenated (without their CSV headers), they are byte-identical to the output 
 import io
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
@@ -40,7 +41,7 @@ logger = logging.getLogger("template")
 POOL, BATCHES = 4096, 64  # maximum rows and batches per pool, which is sorted by length to reduce padding
 # Options that affect the output's bytes. --force_resume may change those in FORCEABLE, as rows keep their positions
 OPTIONS = [*"shard spreadsheet_safe eval_batch_size precision compile".split(), *READING]
-DEFAULTS = {f"--{f.name}": f.default for f in fields(ReadingOptions)}
+DEFAULTS: dict[str, Any] = {f"--{f.name}": f.default for f in fields(ReadingOptions)} | {"--abstain_below": {}}
 CHECKPOINT, POOLS = "SHA-256 of the checkpoint", "rows in a pool"
 FORCEABLE = {CHECKPOINT, POOLS, "device", "--eval_batch_size", "--precision", "--compile"}
 
@@ -67,7 +68,7 @@ def label_rows(
     sums = [sha256(Path(checkpoint) / "manifest.json")[:16] for checkpoint in checkpoints]
     facts = {"SHA-256 of the input": rows.sha256[:16], CHECKPOINT: " ".join(sums)} | more
     facts |= {"rows": rows.size, POOLS: pool, "device": trainer.device.type}
-    facts |= {f"--{name}": getattr(config, name) for name in OPTIONS}
+    facts |= {"--abstain_below": trainer.abstention.thresholds} | {f"--{n}": getattr(config, n) for n in OPTIONS}
     distributed.require_same(facts)
     path = path_of_shard(path, config.shard)
     refuse_same_file(path, "predict_output", rows.path)
@@ -85,7 +86,7 @@ def label_rows(
                 loader = load(chunk)
                 answers = trainer.predict_rows(loader)
                 if distributed.is_main_process():
-                    output.add(answers, loader.dataset)
+                    output.add(answers, loader.dataset, trainer.abstention.counts)
                 bar.update(len(chunk))
         except Interrupted:
             logger.info(f"stopped; {output.so_far()}; the same command with --resume continues")
@@ -94,7 +95,14 @@ def label_rows(
             bar.close()
         if distributed.is_main_process():
             output.cuts.log(rows.path, tasks)
-            output.finish()
+            output.finish(tasks)
+
+
+def log_abstained(counts: Counter[str], tasks: Iterable[str]) -> None:
+    for name in tasks:
+        if total := counts[f"answers {name}"]:
+            left_out = counts[f"abstained {name}"]
+            logger.info(f"{name}: {left_out} of {total} answers are left out, as their probability is too low")
 
 
 def pool_size(batch_size: int) -> int:
@@ -240,8 +248,9 @@ class Output:
         done = {"rows": self.rows, "bytes": self.bytes, "cuts": self.cuts.counts, "facts": self.facts}
         write_json(self.progress, done, durable=True)
 
-    def add(self, rows: Iterable[dict[str, Any]], data: Any) -> None:
-        """Appends the answers for a MyDataset. Raises UserError if writing fails; earlier rows stay safe."""
+    def add(self, rows: Iterable[dict[str, Any]], data: Any, counts: Counter[str]) -> None:
+        """Appends the answers for a MyDataset. counts: those of an Abstention, which move here. Raises UserError if
+        writing fails; earlier rows stay safe."""
         text = io.StringIO(newline="")
         write_rows(rows, text, self.path.suffix == ".jsonl", header=not self.rows, spreadsheet_safe=self.safe)
         written, safe = text.getvalue().encode(), self.rows
@@ -252,17 +261,20 @@ class Output:
                 os.fsync(file.fileno())
             self.rows, self.bytes = self.rows + len(data), self.bytes + len(written)
             self.cuts.add(data)
+            self.cuts.counts.update(counts)
+            counts.clear()
             self.save()
         except OSError as error:
             advice = f"{safe} of {self.num_rows} rows are safe, and --resume continues"
             raise UserError(f"{self.partial}: cannot be written ({(error.strerror or '').lower()}); {advice}") from None
 
-    def finish(self) -> None:
-        """Renames the file to its final path."""
+    def finish(self, tasks: Iterable[str]) -> None:
+        """Renames the file to its final path, and logs how many answers of each task were left out."""
         if self.partial.exists():
             os.replace(self.partial, self.path)
             sync(self.path.parent)
         self.progress.unlink()
         with suppress(OSError):  # Windows cannot delete a locked file
             self.lock.unlink()
+        log_abstained(self.cuts.counts, tasks)
         logger.info(f"{self.num_rows} predictions in {self.path}")

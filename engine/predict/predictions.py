@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -13,13 +14,14 @@ from engine.data.fields import describe
 from engine.data.own_inputs import fields_of, input_columns, require_fields
 from engine.data.windows import merge_spans, merge_windows
 from engine.errors import UserError
+from engine.model.temperature import MOST_TEXTS, Sample, fit_temperature, fit_temperature_on_spans
 from engine.predict.rows import write_rows
 from engine.run import distributed
 from engine.run.files import appearing_whole
 from engine.task.tags import find_scheme
 from engine.task.task import Task, has_no_text, pairs_of
 from engine.task.text import split_text, text_and_offsets, token_unit
-from engine.task.words import columns_of, is_wordless, row_of
+from engine.task.words import columns_of, is_wordless, row_of, word_probabilities
 
 logger = logging.getLogger("template")
 Averages = Literal["none", "texts", "all"]
@@ -31,6 +33,7 @@ class Predictions(NamedTuple):
     labels: dict  # labels, lists of tags, or lists of spans
     probabilities: dict
     averages: dict  # model outputs that an ensemble averages, if requested (see `to_average` of the distributions)
+    untempered: dict  # as `probabilities`, for texts as `averages`, at temperature 1, if averages of texts are kept
 
 
 class Piece(NamedTuple):
@@ -41,6 +44,7 @@ class Piece(NamedTuple):
     answer: Any
     probability: Any
     average: Any = None  # to average over models, if requested; spans are averaged directly
+    untempered: Any = None  # its probability or average at temperature 1, if requested
 
 
 class Answers:
@@ -48,11 +52,17 @@ class Answers:
 
     calibrate: keeps a task's logits until all are known, calibrates its head on them, then decodes. A head that finds
     spans is calibrated on its candidate spans instead, after the windows are merged.
-    keep_averages: tasks whose averages are kept; "texts": only tasks with one label per text, as these are small.
+    temper: with `calibrate`, also fits the heads' temperatures, on at most MOST_TEXTS texts, evenly spaced.
+    keep_averages: tasks whose averages are kept; "texts": only tasks with one label per text, as these are small;
+    averages and probabilities at temperature 1 are then kept, too.
     """
 
-    def __init__(self, heads: Any, data: Any, calibrate: bool = False, keep_averages: Averages = "none"):
-        self.heads, self.data = heads, data
+    def __init__(
+        self, heads: Any, data: Any, calibrate: bool = False, keep_averages: Averages = "none", temper: bool = False
+    ):
+        self.heads, self.data, self.compares = heads, data, keep_averages == "texts"
+        self.temper, self.every = calibrate and temper, -(-len(data) // MOST_TEXTS) or 1
+        self.to_fit: dict[str, list[Sample]] = {name: [] for name in heads} if self.temper else {}
         of_texts = {name for name, head in heads.items() if head.level != "words"}
         self.keep = {"none": set(), "texts": of_texts, "all": {*heads}}[keep_averages]
         calibrated = [name for name, head in heads.items() if calibrate and head.needs_calibration]
@@ -64,16 +74,29 @@ class Answers:
 
     def add(self, batch: Any, logits: dict[str, torch.Tensor]) -> None:
         for name, task_logits in logits.items():
+            if self.temper and not self.heads[name].finds_spans:
+                chosen = [i for i, row in enumerate(batch.rows.tolist()) if self.is_to_fit(row, self.heads[name])]
+                inputs = {key: values[chosen] for key, values in batch.inputs.items()}
+                self.to_fit[name].append(Sample(task_logits[chosen], batch.labels[name][chosen], inputs))
             if name in self.waiting:
                 self.waiting[name].append((batch, task_logits))
             else:
                 self.decode(name, batch, task_logits)
 
+    def is_to_fit(self, row: int, head: Any) -> bool:
+        """Whether the temperature is fitted on a row: one of a chosen text, for labels of texts its first."""
+        is_chosen = self.data.example_index[row] % self.every == 0
+        return bool(is_chosen and (head.by_words or self.data.is_first(row)))
+
     def decode(self, name: str, batch: Any, logits: torch.Tensor) -> None:
         """Decodes a batch and stores a Piece for each row with its example."""
         data, head = self.data, self.heads[name]
         by_words = head.by_words
-        answers, probabilities = head.decode(logits, batch.inputs)
+        answers, probabilities = head.distribution.decode(logits, batch.inputs)
+        before: Any = [None] * len(answers)
+        if self.compares and by_words and not head.finds_spans:
+            with untempered(head):
+                before = head.distribution.decode(logits, batch.inputs)[1].tolist()
         if not head.finds_spans:
             answers, probabilities = answers.tolist(), probabilities.tolist()
         keep = name in self.keep and not head.finds_spans
@@ -85,7 +108,8 @@ class Answers:
             elif by_words:
                 first, size = int(data.columns["first_word"][row]), self.num_words[row]
                 average = averages[i] if averages[i] is None else averages[i][:size]
-                piece = Piece(first, size, answers[i][:size], probabilities[i][:size], average)
+                earlier = before[i] and before[i][:size]
+                piece = Piece(first, size, answers[i][:size], probabilities[i][:size], average, earlier)
             elif data.is_first(row):
                 piece = Piece(0, 1, answers[i], probabilities[i], averages[i])
             else:
@@ -97,6 +121,9 @@ class Answers:
         if distributed.size() == 1:
             return
         device = next(self.heads.parameters()).device
+        for name, samples in self.to_fit.items():
+            everyone = distributed.gather_in_turn([sample.to("cpu") for sample in samples])
+            self.to_fit[name] = [sample.to(device) for sample in everyone]
         for name, batches in self.waiting.items():
             own: Any = [(batch.to("cpu"), logits.cpu()) for batch, logits in batches]
             everyone = distributed.gather_in_turn(own)
@@ -113,33 +140,69 @@ class Answers:
         for name, batches in self.waiting.items():
             labels: Any = torch.cat([batch.labels[name] for batch, _ in batches])
             self.heads[name].calibrate(torch.cat([logits for _, logits in batches]), labels)
+        for name, samples in self.to_fit.items():
+            fit_temperature(self.heads[name], samples)
+        for name, batches in self.waiting.items():
             for batch, logits in batches:
                 self.decode(name, batch, logits)
-        labels, probabilities, averages = {}, {}, {}
+        parts: dict[str, dict] = {name: {} for name in Predictions._fields}
         for name, head in self.heads.items():
             merged = [self.merge(name, i) for i in range(len(self.data))]
             if name in self.calibrated_on_spans:
-                head.calibrate([pair[:2] for pair in merged], [self.data[i][name] for i in range(len(self.data))])
-            named = [head.to_labels(answer, probability) for answer, probability, _ in merged]
-            labels[name], probabilities[name] = ([pair[part] for pair in named] for part in (0, 1))
-            averages[name] = [average for _, _, average in merged]
-        return Predictions(labels, probabilities, averages)
+                gold = [self.data[i][name] for i in range(len(self.data))]
+                head.calibrate([pair[:2] for pair in merged], gold)
+                if self.temper:
+                    fit_temperature_on_spans(head, [pair[:2] for pair in merged], gold)
+            rows = [named(head, *item, self.compares) for item in merged]
+            for number, part in enumerate(parts):
+                parts[part][name] = [row[number] for row in rows]
+        return Predictions(**parts)
 
-    def merge(self, name: str, example: int) -> tuple[Any, Any, Any]:
-        """Merges the rows of an example -> (answer, probability, average). Truncated words are tagged O."""
+    def merge(self, name: str, example: int) -> tuple[Any, Any, Any, Any]:
+        """Merges the rows of an example -> (answer, probability, average, probability at temperature 1). Truncated
+        words are tagged O."""
         pieces, head, data = self.pieces[name][example], self.heads[name], self.data
         if head.finds_spans:
             spans = merge_spans([(p.first, p.size, p.answer, p.probability) for p in pieces])
-            return *spans, spans if name in self.keep else None
+            return *spans, spans if name in self.keep else None, None
         if head.level != "words":
-            return pieces[0].answer, pieces[0].probability, pieces[0].average
+            return pieces[0].answer, pieces[0].probability, pieces[0].average, None
         tag_ids = merge_windows([(piece.first, piece.answer) for piece in pieces])
         probabilities = merge_windows([(piece.first, piece.probability) for piece in pieces])
         average = None
         if name in self.keep:
             average = torch.stack(merge_windows([(piece.first, list(piece.average)) for piece in pieces]))
         cut = int(data.columns["num_words"][data.first_rows[example]]) - len(tag_ids) if len(pieces) == 1 else 0
-        return *add_cut_words(tag_ids, probabilities, cut, head.task), average
+        before = pieces[0].untempered and merge_windows([(piece.first, piece.untempered) for piece in pieces])
+        before = before and before + [0.0] * cut
+        return *add_cut_words(tag_ids, probabilities, cut, head.task), average, before
+
+
+@contextmanager
+def untempered(head: Any) -> Iterator[None]:
+    """A context in which a head's temperature is 1."""
+    fitted, head.temperature = head.temperature, torch.ones_like(head.temperature)
+    try:
+        yield
+    finally:
+        head.temperature = fitted
+
+
+def named(
+    head: Any, answer: Any, probability: Any, average: Any = None, before: Any = None, compares: bool = False
+) -> tuple[Any, Any, Any, Any]:
+    """Names the answer for one text -> the four columns of Predictions. compares: also at temperature 1."""
+    label, probability = head.to_labels(answer, probability)
+    if head.finds_spans:
+        before = probability
+        probability = head.distribution.at_temperature(probability, float(head.temperature))
+    elif head.task.is_tagging:
+        probability, before = (
+            word_probabilities(label, chances, names_entities(head.task)) for chances in (probability, before)
+        )
+    elif compares and average is not None and head.distribution.has_temperature:
+        before, average = average, head.distribution.tempered_average(average)
+    return label, probability, average, before
 
 
 def add_cut_words(
@@ -206,6 +269,7 @@ def prediction_row(
     answers: dict[str, tuple[Any, Any]],
     tasks: dict[str, Task],
     is_right: Callable[[Task, Any, Any], bool | None] | None = None,
+    abstain: Callable[[str, str, Any, Any], tuple[Any, Any]] | None = None,
 ) -> dict[str, Any]:
     """Returns the output row of an example. answers: {task: (label or tags, probability)}.
 
@@ -213,16 +277,22 @@ def prediction_row(
     text and character offsets) and tags; for spans, its entities with one probability each.
     For a labelled example, if is_right(task, gold, predicted) -> bool or None is given: also <task>_gold (and
     <task>_gold_tags), <task>_right, and as the last column `right`, True if all answers are right.
+    abstain: an Abstention, which leaves out answers.
     """
     text, offsets = text_and_offsets(example, tasks)
     if is_wordless(example):
         answers = answers | {name: ([], []) for name in answers if tasks[name].needs_words}
     require_finite(example, answers)
     kinds = {name: column_kind(task) for name, task in tasks.items()}
+    if abstain:
+        answers = {name: abstain(name, kinds[name], *answer) for name, answer in answers.items()}
     row = row_of(example, {name: (kinds[name], *answer) for name, answer in answers.items()}, text, offsets)
     if is_right is None or any(name not in example for name in answers):
         return row
-    verdicts = {name: is_right(tasks[name], example[name], answers[name][0]) for name in answers}
+    verdicts = {
+        name: None if label is None else is_right(tasks[name], example[name], label)
+        for name, (label, _) in answers.items()
+    }
     gold: dict[str, Any] = {}
     for name, verdict in verdicts.items():
         gold |= columns_of(f"{name}_gold", kinds[name], example[name], offsets, text) | {f"{name}_right": verdict}
@@ -237,13 +307,13 @@ def prediction_rows(
     data: Any,
     tasks: dict[str, Task],
     is_right: Callable[[Task, Any, Any], bool | None] | None = None,
+    abstain: Callable[[str, str, Any, Any], tuple[Any, Any]] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yields the `prediction_row` of each example of a MyDataset."""
-    labels, probabilities, _ = predictions
+    labels, probabilities = predictions.labels, predictions.probabilities
     for i in range(len(data)):
-        yield prediction_row(
-            data[i], {name: (labels[name][i], probabilities[name][i]) for name in tasks}, tasks, is_right
-        )
+        answers = {name: (labels[name][i], probabilities[name][i]) for name in tasks}
+        yield prediction_row(data[i], answers, tasks, is_right, abstain)
 
 
 def require_finite(example: dict, answers: dict) -> None:

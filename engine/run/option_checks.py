@@ -12,6 +12,7 @@ from engine.errors import UserError
 from engine.run.command_line import check_values, options_without_switch
 from engine.run.launch import is_launched
 from engine.task.task import needs_words
+from engine.task.words import shares_by_task
 
 
 class CheckedOptions:
@@ -35,6 +36,19 @@ def check_options(config: Any) -> None:
     refuse_text_options(config)
     refuse_backbone(config)
     config.task_weights_by_name()
+    refuse_thresholds(config)
+
+
+def refuse_thresholds(config: Any) -> None:
+    """Raises UserError for invalid thresholds of answers."""
+    for name in ("abstain_below", "target_precision"):
+        try:
+            shares_by_task(getattr(config, name))
+        except ValueError as error:
+            raise UserError(f"--{name}={getattr(config, name)}: {error}") from None
+    if config.target_precision and not config.do_eval:
+        advice = "add --do_eval, or give the thresholds of an earlier evaluation to --abstain_below"
+        raise UserError(f"--target_precision chooses thresholds on dev; {advice}")
 
 
 def refuse_teachers(config: Any) -> None:

@@ -105,6 +105,13 @@ def may_follow(before: str, tag: str, bioes: bool) -> bool:
     return not (bioes and is_open)
 
 
+def continuations(labels: Sequence[str]) -> list[list[bool]]:
+    """For tags a and b, whether b after a continues the entity of a: I- or E- of its type after B- or I-. -> (C, C)"""
+    return [
+        [a[:2] in ("B-", "I-", "M-") and b[:2] in ("I-", "E-", "M-") and a[2:] == b[2:] for b in labels] for a in labels
+    ]
+
+
 def illegal_tags(tags: Sequence[str]) -> list[int]:
     """Returns the positions of I-, E- and M- tags that do not follow an open entity of their type."""
     return [i for i, (before, tag) in enumerate(zip(["O", *tags], tags)) if not may_follow(before, tag, bioes=False)]

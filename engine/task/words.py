@@ -5,6 +5,7 @@ Uses only the standard library, because every exported folder has a copy of this
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from math import prod
 from typing import Any
 from unicodedata import category
 
@@ -112,12 +113,65 @@ def entities_in(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     return spans
 
 
+def word_probabilities(tags: Sequence[str], chances: Any, of_entities: bool) -> Any:
+    """Returns the probability of each entity in the tags, in text order, or else of each tag.
+
+    chances: for each word, the probabilities that an entity begins with its tag, goes on with it, and ends after it,
+    which are multiplied (`CRF.chain`); or one number, for heads that only give the probability of each tag.
+    """
+    if not isinstance(chances, list) or len(chances) != len(tags):
+        return chances
+    words = [chance if isinstance(chance, list) else [chance, chance, 1.0] for chance in chances]
+    if not of_entities:
+        return [begins for begins, _, _ in words]
+    found = [(first, last) for _, first, last in entities_in(tags)]
+    if any(None in words[i] for first, last in found for i in range(first, last + 1)):
+        return None
+    return [
+        words[first][0] * prod(words[i][1] for i in range(first + 1, last + 1)) * words[last][2]
+        for first, last in found
+    ]
+
+
 def entity(label: str, start: int, end: int, text: str) -> dict[str, Any]:
     return {"label": label, "text": text[start:end], "start": start, "end": end}
 
 
 def entities(tags: Sequence[str], offsets: Offsets, text: str) -> list[dict[str, Any]]:
     return [entity(label, offsets[first][0], offsets[last][1], text) for label, first, last in entities_in(tags)]
+
+
+def shares_by_task(text: str | float) -> dict[str, float]:
+    """0.9 or "0.9" -> {"": 0.9}; "intent=0.9,slots=0.8" -> {"intent": 0.9, "slots": 0.8}. Raises ValueError."""
+    pairs = [part.rpartition("=") for part in str(text).split(",") if part.strip()]
+    try:
+        shares = {name.strip(): float(share) for name, _, share in pairs}
+    except ValueError:
+        shares = {"": -1.0}
+    if not all(0 <= share <= 1 for share in shares.values()):
+        raise ValueError("give a number from 0 to 1, or one per task, such as intent=0.9,slots=0.8")
+    return shares
+
+
+def answered(kind: str, label: Any, probability: Any, lowest: float) -> tuple[Any, Any, int, int]:
+    """Leaves out what is less probable than `lowest` -> (label, probability, number left out, number of answers).
+
+    kind: as for `columns_of`. A text without its label has None; words of an entity that is left out are tagged O;
+    numbers and tags that mark no entities stay.
+    """
+    if probability is None or kind == "tags":
+        return label, probability, 0, 0
+    if not isinstance(probability, list):
+        is_left_out = probability < lowest
+        return None if is_left_out else label, probability, int(is_left_out), 1
+    stays = [p is None or p >= lowest for p in probability]
+    if kind == "entities":
+        rest = list(label)
+        for (_, first, last), is_kept in zip(entities_in(label), stays):
+            rest[first : last + 1] = rest[first : last + 1] if is_kept else ["O"] * (last + 1 - first)
+    else:
+        rest = [item for item, is_kept in zip(label, stays) if is_kept]
+    return rest, [p for p, is_kept in zip(probability, stays) if is_kept], stays.count(False), len(stays)
 
 
 def is_wordless(example: dict[str, Any]) -> bool:
@@ -132,14 +186,14 @@ def columns_of(name: str, kind: str, label: Any, offsets: Any, text: str, probab
 
     kind: "spans", "entities" (tags that mark entities), "tags" (other tags), or another string for text-level labels.
     """
-    if kind == "spans":
-        spans = label and [entity(of, offsets[first][0], offsets[last][1], text) for first, last, of in label]
-        if probability is not None:
+    if kind == "tags":
+        return {f"{name}_tags": label}
+    if kind in ("spans", "entities"):
+        items = label if kind == "spans" else label and [(first, last, of) for of, first, last in entities_in(label)]
+        spans = items and [entity(of, offsets[first][0], offsets[last][1], text) for first, last, of in items]
+        if spans and probability is not None and len(probability) == len(spans):
             spans = [span | {"probability": round(p, 6)} for span, p in zip(spans, probability)]
-        return {name: spans}
-    if kind in ("entities", "tags"):
-        columns = {name: label and entities(label, offsets, text)} if kind == "entities" else {}
-        return columns | {f"{name}_tags": label}
+        return {name: spans} | ({f"{name}_tags": label} if kind == "entities" else {})
     if probability is None:
         return {name: label}
     rounded = [round(p, 6) for p in probability] if isinstance(probability, list) else round(probability, 6)

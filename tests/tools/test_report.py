@@ -23,6 +23,7 @@ import metrics
 from config import Config
 from data_process import DataConfig, process
 from engine.errors import UserError
+from engine.predict.uncertainty import calibration
 from engine.task.task import Task
 from main import main
 from tools.report import bootstrap, compare, entities, figures, history, look, marked, suspects, svg
@@ -91,14 +92,14 @@ MOOD = {"mood": Task("classification", labels=LABELS)}
 
 
 def test_the_expected_calibration_error_by_hand():
-    """Two bins: 0.95 and 0.91 with one of two right, 0.3 with one of one: 2/3 |0.5 - 0.93| + 1/3 |1 - 0.3|."""
-    found = figures.calibration([0.95, 0.91, 0.3], [True, False, True])
+    """Two of ten bins: 0.95 and 0.91 with one of two right, 0.3 with one of one: 2/3 |0.5 - 0.93| + 1/3 |1 - 0.3|."""
+    found = calibration([0.95, 0.91, 0.3], [True, False, True], 10)
     assert found["ece"] == pytest.approx(2 / 3 * 0.43 + 1 / 3 * 0.7)
     full = {cell["low"]: cell for cell in found["bins"] if cell["count"]}
     assert {low: cell["count"] for low, cell in full.items()} == {0.2: 1, 0.9: 2}
     assert full[0.9]["accuracy"] == 0.5 and full[0.9]["confidence"] == pytest.approx(0.93)
-    assert figures.calibration([0.0, 1.0], [False, True])["ece"] == 0
-    assert figures.calibration([0.5], [True])["bins"][4]["count"] == 1  # the upper border belongs to a bin
+    assert calibration([0.0, 1.0], [False, True])["ece"] == 0
+    assert calibration([0.5], [True], 10)["bins"][4]["count"] == 1  # the upper border belongs to a bin
 
 
 def test_coverage_against_accuracy_by_hand():
@@ -381,8 +382,8 @@ def test_confident_learning_by_hand():
 
 def test_sure_errors_of_tags_need_more_than_half_of_the_right_ones():
     task = Task("tagging", labels=["O", "B-x"])
-    sure = [answer(task, "tagging", ["O", "B-x"], ["O", "B-x"], [0.99, p]) for p in (0.95, 0.97, 0.99)]
-    wrong = [answer(task, "tagging", ["O", "O"], ["O", "B-x"], [0.99, p]) for p in (0.96, 0.98)]
+    sure = [answer(task, "tagging", ["O", "B-x"], ["O", "B-x"], [p]) for p in (0.95, 0.97, 0.99)]
+    wrong = [answer(task, "tagging", ["O", "O"], ["O", "B-x"], [p]) for p in (0.96, 0.98)]
     found = suspects.suspicious([{"answers": {"t": one}} for one in [*sure, *wrong]], {"t": "tagging"})
     assert [(one["row"], one["score"]) for one in found] == [(4, 0.98)]  # the median of the right ones is 0.97
 
@@ -536,7 +537,9 @@ def test_a_run_leaves_a_page_whose_figures_are_those_of_its_files(trained):
     assert hits == [row["intent_right"] == "True" for row in rows]
     sure = [float(row["intent_probability"]) for row in rows]
     intent = found["tasks"]["intent"]
-    assert intent["calibration"] == figures.calibration(sure, hits)
+    assert intent["calibration"].pop("untempered") == pytest.approx(told["intent_ece_untempered"], abs=1e-5)
+    assert intent["calibration"] == calibration(sure, hits)
+    assert intent["calibration"]["ece"] == pytest.approx(told["intent_ece"], abs=1e-5)
     assert intent["coverage_table"] == figures.coverage_table(sure, hits)
     sets = [
         [{(e["label"], e["start"], e["end"]) for e in json.loads(row[key])} for key in ("slots_gold", "slots")]

@@ -66,7 +66,7 @@ class Labeller:
         examples = [as_example(text, self.tasks) for text in texts]
         with self.lock:
             loader = self.load(examples)
-            (labels, probabilities, averages), _ = self.trainer.infer(loader, "labelling", keep_averages="texts")
+            (labels, probabilities, averages, _), _ = self.trainer.infer(loader, "labelling", keep_averages="texts")
         results, cut = [], cuts_and_windows(loader.dataset)[0]
         for i, example in enumerate(examples):
             answers = {name: (labels[name][i], probabilities[name][i]) for name in self.tasks}

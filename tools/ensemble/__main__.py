@@ -50,6 +50,7 @@ class EnsembleConfig(ReadingOptions):
     model_version: str = option("ensemble", "name of the ensemble's folder")
     predict_file: str = option("", "file to label, in any format that data_process.py reads", group="labelling")
     predict_output: str = option("", ".csv or .jsonl to write (default: predictions.csv in the ensemble's folder)")
+    abstain_below: str = option("", "leave out answers of --predict_file below this probability, also per task")
     resume: bool = option(False, "resume an interrupted labelling if there is one")
     force_resume: bool = option(False, "resume even if checkpoints or options have changed")
     spreadsheet_safe: bool = option(False, "put an apostrophe before cells that a spreadsheet would run as formulas")

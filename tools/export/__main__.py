@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("template")
 # Modules of engine/ that are copied to the export as predictor_*.py and imported by predictor.py
-SHARED = "data/fields data/windows predict/rows run/flags schema task/signs task/words".split()
+SHARED = "data/fields data/windows predict/rows run/flags schema task/signs task/tags task/words".split()
 CODE = {f"predictor_{Path(name).name}.py": ROOT / "engine" / f"{name}.py" for name in SHARED}
 CODE["predictor.py"] = Path(__file__).parent / "predictor.py"
 # All files that an export may contain

@@ -49,7 +49,7 @@ def num_different(predictor: Predictor, expected: Predictions, actual: list[dict
 
 
 def is_close(expected: Any, actual: Any) -> bool:
-    """Whether probabilities agree. None, which a Predictor returns for tags, agrees with every value."""
+    """Whether probabilities agree; a missing one agrees with every value."""
     if actual is None or expected is None:
         return True
     pairs = zip(expected, actual) if isinstance(actual, list) else [(expected, actual)]

@@ -37,11 +37,13 @@ if TYPE_CHECKING or not (HERE / "predictor_schema.py").exists():
     from engine.predict.rows import write_rows
     from engine.run.flags import OneLineParser, one_line, whole_number
     from engine.schema import AnyOf, Optional, Range, SchemaError, parse_json, read_json
+    from engine.task import tags as task_tags
     from engine.task import words as task_words
     from engine.task.signs import PAIR_NAMES, PAIRS, TAG, TEXT_NAMES, by_usual, encoding_of_marks, inline_syntax
 else:  # in an exported folder, where no __pycache__ is written
     sys.path.append(str(HERE))
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    import predictor_tags as task_tags
     import predictor_words as task_words
     from predictor_fields import Field, FieldError, describe
     from predictor_flags import OneLineParser, one_line, whole_number
@@ -63,6 +65,7 @@ TASK = {
     "type": str,
     "labels": [str],
     Optional("threshold"): float,
+    Optional("temperature"): Range(1e-6, 1e6),  # 1 in an earlier export
     Optional("paths"): [[Range(0)]],
     Optional("outside"): Range(0),
     Optional("entities"): bool,
@@ -306,7 +309,59 @@ def viterbi(
     return tags
 
 
-def find_spans(logits: np.ndarray, size: int, threshold: float) -> tuple[list[tuple[int, ...]], list[float]]:
+def in_hierarchy(probabilities: np.ndarray, task: Task) -> np.ndarray:
+    """Probabilities of labels, in a hierarchy at most that of the parent; paths are padded with C."""
+    if "paths" not in task:
+        return probabilities
+    padded = np.concatenate([probabilities, np.ones_like(probabilities[:, :1])], 1)
+    return padded[:, task["paths"]].min(2)
+
+
+def word_chances(logits: np.ndarray, mask: np.ndarray, tags: np.ndarray, continues: np.ndarray) -> np.ndarray:
+    """Returns the probabilities of TaggingHead (model_utils.py), (B, W, 3)."""
+    probabilities = softmax(logits)
+    chances = np.ones((*tags.shape, 3))
+    chances[..., :2] = np.take_along_axis(probabilities, tags[..., None], 2)
+    chances[:, 1:, 0] *= 1 - (probabilities[:, :-1] * continues.T[tags[:, 1:]]).sum(2)
+    chances[:, :-1, 2] -= (probabilities[:, 1:] * continues[tags[:, :-1]]).sum(2) * mask[:, 1:]
+    return chances.clip(0, 1)
+
+
+def path_chances(
+    emissions: np.ndarray,
+    start: np.ndarray,
+    transitions: np.ndarray,
+    end: np.ndarray,
+    mask: np.ndarray,
+    tags: np.ndarray,
+    continues: np.ndarray,
+) -> np.ndarray:
+    """Returns the probabilities of CRF.chain (engine/model/crf.py), (B, W, 3). Scores are fp64, divided by the
+    temperature."""
+    rows, width = np.arange(len(tags)), tags.shape[1]
+    scores, factors = emissions.copy(), np.exp(transitions - transitions.max())
+    scores[:, 0] += start
+    scores[rows, mask.sum(1) - 1] += end
+    words = np.exp(scores - scores.max(2, keepdims=True))
+    before, after = words.copy(), np.ones_like(words)
+    for t in range(1, width):
+        step = (before[:, t - 1] @ factors) * words[:, t]
+        before[:, t] = np.where(mask[:, t, None], step / step.sum(1, keepdims=True).clip(1e-300), before[:, t - 1])
+    for t in range(width - 1, 0, -1):
+        step = (words[:, t] * after[:, t]) @ factors.T
+        after[:, t - 1] = np.where(mask[:, t, None], step / step.sum(1, keepdims=True).clip(1e-300), after[:, t])
+    joint, chances = before * after, np.ones((*tags.shape, 3))
+    chances[..., 0] = np.take_along_axis(joint, tags[..., None], 2)[..., 0] / joint.sum(2).clip(1e-300)
+    following = factors[tags[:, :-1]] * (words * after)[:, 1:]
+    following /= following.sum(2, keepdims=True).clip(1e-300)
+    chances[:, 1:, 1] = np.take_along_axis(following, tags[:, 1:, None], 2)[..., 0]
+    chances[:, :-1, 2] -= (following * continues[tags[:, :-1]]).sum(2) * mask[:, 1:]
+    return chances.clip(0, 1)
+
+
+def find_spans(
+    logits: np.ndarray, size: int, threshold: float, temperature: float = 1.0
+) -> tuple[list[tuple[int, ...]], list[float]]:
     """Returns the spans of a text of `size` words whose score reaches the threshold, [(first word, last word, type
     id)], and their probabilities. logits: (W, W + 2T), scores of word pairs, of starts per type and of ends per type"""
     width = len(logits)
@@ -320,21 +375,30 @@ def find_spans(logits: np.ndarray, size: int, threshold: float) -> tuple[list[tu
         is_kept &= scores >= np.partition(scores.ravel(), -most)[-most]
     probabilities = sigmoid(scores[is_kept].astype(np.float64))
     lowest = float(sigmoid(np.array(threshold, np.float64)))
-    spans = [(tuple(span), p) for span, p in zip(np.argwhere(is_kept).tolist(), probabilities.tolist()) if p >= lowest]
+    tempered = sigmoid(scores[is_kept].astype(np.float64) / float(temperature)).tolist()
+    found = zip(np.argwhere(is_kept).tolist(), tempered, probabilities.tolist())
+    spans = [(tuple(span), p) for span, p, untempered in found if untempered >= lowest]
     return [span for span, _ in spans], [p for _, p in spans]
 
 
 class Predictor:
     """Labels rows: texts, lists of tokens, or dicts with "text" or "tokens", and optional "text_pair" and "extras".
 
-    folder: written by tools.export. threads: threads per batch (default: all cores that this process may use). Raises
-    InputError (a ValueError) for an invalid row. It is thread-safe.
+    folder: written by tools.export. threads: threads per batch (default: all cores that this process may use).
+    abstain_below: leave out answers below this probability, or per task: "intent=0.9,slots=0.8". Raises InputError (a
+    ValueError) for an invalid row. It is thread-safe.
     """
 
-    def __init__(self, folder: str | Path, threads: int | None = None):
+    def __init__(self, folder: str | Path, threads: int | None = None, abstain_below: str | float = 0.0):
         self.folder = folder = Path(folder)
         settings = require_whole(folder)
         self.tasks, self.pad_id = settings["tasks"], settings["pad_id"]
+        try:
+            self.abstain_below = task_words.shares_by_task(abstain_below)
+        except ValueError as error:
+            raise InputError(f"abstain_below {abstain_below!r}: {error}") from None
+        if unknown := self.abstain_below.keys() - {*self.tasks, ""}:
+            raise InputError(f"abstain_below: no task {min(unknown)!r}; the tasks are {', '.join(self.tasks)}")
         self.encode = Encoder(folder, settings)
         self.arrays = self.load_arrays(folder / "arrays.npz")
         options = onnxruntime.SessionOptions()
@@ -368,7 +432,7 @@ class Predictor:
 
         Columns: text, (id, text_pair,) and for each task <task> and <task>_probability, which are lists for multilabel
         tasks. Regression only has <task>. Tagging and spans have <task>: [{"label", "text", "start", "end"}] with
-        offsets into the text; tagging also has <task>_tags, and each span has a "probability".
+        offsets into the text; tagging also has <task>_tags, and each entity has a "probability".
         """
         encoded = self.encode(rows)
         return [self.row(row.example, answer) for row, answer in zip(encoded, self.answers(encoded, batch_size))]
@@ -432,28 +496,31 @@ class Predictor:
         self, task: Task, logits: np.ndarray, inputs: dict[str, np.ndarray], features: list[Feature]
     ) -> list[Any]:
         """Decodes the answer of a task for each feature of a batch. Tags are ids."""
-        head = task["head"]
+        head, temperature = task["head"], np.float32(task.get("temperature", 1))
         if head == "classification":
-            probabilities = softmax(logits)
-            best = probabilities.argmax(-1)
+            best = softmax(logits).argmax(-1)
+            probabilities = softmax(logits / temperature)
             return list(zip(best.tolist(), probabilities[np.arange(len(best)), best].tolist()))
         if head == "multilabel":
-            probabilities = sigmoid(logits)
-            if "paths" in task:  # at most that of the parent in a label hierarchy; paths are padded with C
-                padded = np.concatenate([probabilities, np.ones_like(probabilities[:, :1])], 1)
-                probabilities = padded[:, task["paths"]].min(2)
-            return list(zip((probabilities >= np.float32(task["threshold"])).tolist(), probabilities.tolist()))
+            chosen = in_hierarchy(sigmoid(logits), task) >= np.float32(task["threshold"])
+            return list(zip(chosen.tolist(), in_hierarchy(sigmoid(logits / temperature), task).tolist()))
         if head == "regression":
             return [(value, None) for value in (logits.astype(np.float64) * task["std"] + task["mean"]).tolist()]
         sizes = [len(feature.word_starts) for feature in features]
         if head == "spans":
-            return [find_spans(row, size, task["threshold"]) for row, size in zip(logits, sizes)]
+            return [find_spans(row, size, task["threshold"], temperature) for row, size in zip(logits, sizes)]
         if head == "crf":
-            start, transitions, end = (self.arrays[f"{task['crf']}.{name}"] for name in ("start", "transitions", "end"))
-            tags = viterbi(logits, start, transitions, end, inputs["word_mask"])
+            parts = [self.arrays[f"{task['crf']}.{name}"] for name in ("start", "transitions", "end")]
+            tags = viterbi(logits, *parts, inputs["word_mask"])
+            divided = [part.astype(np.float64) / float(temperature) for part in (logits, *parts)]
+            chances = path_chances(*divided, inputs["word_mask"], tags, self.continues(task))
         else:
             tags = logits.argmax(-1)
-        return [row[:size] for row, size in zip(tags.tolist(), sizes)]
+            chances = word_chances(logits / temperature, inputs["word_mask"], tags, self.continues(task))
+        return [(row[:size], chance[:size]) for row, chance, size in zip(tags.tolist(), chances.tolist(), sizes)]
+
+    def continues(self, task: Task) -> np.ndarray:
+        return np.array(task_tags.continuations(task["labels"]))
 
     def merge(self, task: Task, pieces: list[tuple[int, int, Any]], example: Example) -> Answer:
         """Merges the windows of a row into one answer. Text-level labels are from the first window; truncated
@@ -463,9 +530,10 @@ class Predictor:
             spans, probabilities = merge_spans((first, size, *piece) for first, size, piece in pieces)
             return [[first, last, labels[kind]] for first, last, kind in spans], probabilities
         if head in ("crf", "tagging"):
-            ids = merge_windows((first, tags) for first, _, tags in pieces)
-            ids += [task["outside"]] * (len(example["tokens"]) - len(ids))
-            return pick(labels, ids), None
+            ids, chances = (merge_windows((first, piece[side]) for first, _, piece in pieces) for side in (0, 1))
+            num_cut = len(example["tokens"]) - len(ids)
+            tags = pick(labels, ids + [task["outside"]] * num_cut)
+            return tags, task_words.word_probabilities(tags, chances + [0.0] * num_cut, task["entities"])
         answer, probability = min(pieces, key=lambda piece: piece[0])[2]
         if head == "classification":
             return labels[answer], probability
@@ -478,13 +546,16 @@ class Predictor:
         """Returns the output columns of a row."""
         text, offsets = task_words.text_and_offsets(example, self.encode.unit or "word", self.encode.han)
         columns = {}
-        for name, answer in answers.items():
+        for name, (label, probability) in answers.items():
             head, kind = self.tasks[name]["head"], "label"
             if head == "spans":
                 kind = "spans"
             elif head in ("crf", "tagging"):
                 kind = "entities" if self.tasks[name]["entities"] else "tags"
-            columns[name] = (kind, *(([], []) if kind != "label" and task_words.is_wordless(example) else answer))
+            if kind != "label" and task_words.is_wordless(example):
+                label, probability = [], []
+            lowest = self.abstain_below.get(name, self.abstain_below.get("", 0.0))
+            columns[name] = (kind, *task_words.answered(kind, label, probability, lowest)[:2])
         return task_words.row_of(example, columns, text, offsets)
 
 
@@ -702,7 +773,7 @@ def label_file(options: argparse.Namespace) -> None:
     first = next(rows, None)
     if first is None:
         raise InputError(f"{options.texts}: the file is empty; nothing to label")
-    predictor = Predictor(HERE, options.threads or None)
+    predictor = Predictor(HERE, options.threads or None, options.abstain_below)
     write_file(labelled(predictor, chain([first], rows), options.batch_size), output, options.spreadsheet_safe)
 
 
@@ -722,6 +793,7 @@ def main() -> int:
     parser.add_argument("output", help=".jsonl or .csv to write atomically")
     parser.add_argument("--batch_size", type=whole_number(1, 65536), default=64, help="texts per batch [64]")
     parser.add_argument("--threads", type=whole_number(0, 1024), default=0, help="CPU cores to use [all]")
+    parser.add_argument("--abstain_below", default="", help="leave out less probable answers: 0.8, or intent=0.8,…")
     parser.add_argument("--text_column", default="", help="column of the text (default: detected by name)")
     parser.add_argument("--text_pair_column", default="", help="column of the second text of a pair")
     parser.add_argument("--encoding", default="auto", help="encoding of the texts: auto (UTF-8, UTF-16), gb18030, …")

@@ -28,7 +28,7 @@ HEADS = {
     ("ClassificationHead.decode", "Head.to_labels"): "classification",
     ("MultilabelHead.decode", "MultilabelHead.to_labels"): "multilabel",
     ("RegressionHead.decode", "RegressionHead.to_labels"): "regression",
-    ("ClassificationHead.decode", "TaggingHead.to_labels"): "tagging",
+    ("TaggingHead.decode", "TaggingHead.to_labels"): "tagging",
     ("CRFTaggingHead.decode", "CRFTaggingHead.to_labels"): "crf",
     ("SpanHead.decode", "SpanHead.to_labels"): "spans",
 }
@@ -81,6 +81,8 @@ def write_settings(folder: Path, model: MyModel, featurizer: Featurizer) -> None
         kind, task = kind_of_head(name, head), head.task
         values = task.to_json()
         tasks[name] = {key: values[key] for key in KEPT if key in values} | {"head": kind}
+        if head.distribution.has_temperature:
+            tasks[name]["temperature"] = float(head.temperature)
         if kind in ("multilabel", "spans"):
             tasks[name]["threshold"] = float(head.threshold)
         if kind == "multilabel" and hasattr(head, "paths"):

@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.errors import UserError
 from engine.predict.answers import PARTS, read_about, read_rows
+from engine.predict.uncertainty import answers_of, calibration
 from engine.run.run_folder import EVALUATE, SCORES, read_result
 from engine.schema import Optional
 from engine.task.hierarchy import depth_of
@@ -141,27 +142,41 @@ def task_figures(
     if task.hierarchy:
         result["levels"] = level_scores(task, gold, predicted)
         result["depths"] = {node: depth_of(node, task.hierarchy) for node in result["per_label"]}
+    earlier = [answer.get("untempered") for answer in answers]
     if kind in ("tagging", "spans"):
+        found, before = (
+            [pair for g, p, values in zip(gold, predicted, side) for pair in answers_of(kind, g, p, values)]
+            for side in (sure, earlier)
+        )
+        result |= confidence_figures(*map(list, zip(*found)), [p for p, _ in before]) if found else {}
         return result | entity_figures(name, kind, labelled, training)
     if kind == "multilabel":
         return result | multilabel_figures(answers, task.labels)
     if kind == "words":
-        gold, predicted, sure = ([item for items in column for item in items] for column in (gold, predicted, sure))
+        columns = (gold, predicted, sure, [values or [] for values in earlier])
+        gold, predicted, sure, earlier = ([item for items in column for item in items] for column in columns)
     result |= {"confusions": figures.confusions(gold, predicted)[:LISTED], "matrix": figures.matrix(gold, predicted)}
-    return result | confidence_figures(sure, [g == p for g, p in zip(gold, predicted)])
+    return result | confidence_figures(sure, [g == p for g, p in zip(gold, predicted)], earlier)
 
 
-def confidence_figures(sure: Sequence[float], right: Sequence[bool]) -> dict[str, Any]:
-    """Computes calibration, histogram and coverage; returns {} if a probability is missing or invalid."""
-    if not sure or not all(isinstance(p, float | int) and 0 <= p <= 1 + 1e-6 for p in sure):
+def confidence_figures(sure: Sequence[float], right: Sequence[bool], earlier: Sequence[Any] = ()) -> dict[str, Any]:
+    """Computes calibration, histogram and coverage; returns {} if a probability is missing or invalid. earlier: the
+    probabilities at temperature 1, if they are known"""
+    if not is_valid(sure):
         return {}
     curve = dict(zip(("thresholds", "coverage", "accuracy"), figures.thinned(*figures.coverage(sure, right))))
     return {
-        "calibration": figures.calibration(sure, right),
+        "calibration": calibration(sure, right)
+        | ({"untempered": calibration(earlier, right)["ece"]} if is_valid(earlier, len(sure)) else {}),
         "histogram": figures.histogram(sure, right),
         "coverage": curve,
         "coverage_table": figures.coverage_table(sure, right),
     }
+
+
+def is_valid(sure: Sequence[Any], size: int | None = None) -> bool:
+    fits = len(sure) > 0 and size in (None, len(sure))
+    return fits and all(isinstance(p, float | int) and 0 <= p <= 1 + 1e-6 for p in sure)
 
 
 def multilabel_figures(answers: Sequence[Answer], labels: Sequence[str]) -> dict[str, Any]:
@@ -173,7 +188,7 @@ def multilabel_figures(answers: Sequence[Answer], labels: Sequence[str]) -> dict
         result["threshold"] = figures.threshold_curve(probabilities, gold)
         sure = [row.get(label, 0.0) for row in probabilities for label in labels]
         right = [label in gold_labels for gold_labels in gold for label in labels]
-        result["calibration"] = figures.calibration(sure, right)
+        result["calibration"] = calibration(sure, right)
     return result
 
 

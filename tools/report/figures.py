@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from engine.predict.uncertainty import bin_numbers
+from engine.task.words import entities_in
+
 Row = dict[str, Any]  # as stored by answers.py
 Answer = dict[str, Any]  # a row's answer to a task
-BINS = 10  # for calibration
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
@@ -36,31 +38,6 @@ def matrix(gold: Sequence[str], predicted: Sequence[str], most: int = 16) -> dic
     labels = sorted(chosen, key=lambda label: (-frequency[label], label))
     counts = Counter(zip(gold, predicted))
     return {"labels": labels, "counts": [[counts[g, p] for p in labels] for g in labels], "all": len(frequency)}
-
-
-def bin_numbers(confidence: Sequence[float] | np.ndarray, bins: int) -> np.ndarray:
-    """Assigns confidences to bins [0, 1/bins], (1/bins, 2/bins], … -> bin numbers."""
-    return np.clip(np.ceil(np.asarray(confidence, float) * bins).astype(int) - 1, 0, bins - 1)
-
-
-def calibration(confidence: Sequence[float], right: Sequence[bool], bins: int = BINS) -> dict[str, Any]:
-    """Returns {"ece", "bins": [{"low", "high", "count", "confidence", "accuracy"}]}.
-
-    ECE is the expected calibration error (Naeini et al., 2015; Guo et al., 2017, equation 3): the mean over rows of
-    |accuracy - mean confidence| of the row's bin (`bin_numbers`).
-    """
-    columns = {"confidence": np.asarray(confidence, float), "accuracy": np.asarray(right, float)}
-    number = bin_numbers(confidence, bins)
-    table: list[dict[str, Any]] = []
-    ece = 0.0
-    for i in range(bins):
-        inside = number == i
-        count = int(inside.sum())
-        means = {name: float(values[inside].mean()) if count else None for name, values in columns.items()}
-        table.append({"low": i / bins, "high": (i + 1) / bins, "count": count} | means)
-        if count:
-            ece += count / len(confidence) * abs(table[-1]["accuracy"] - table[-1]["confidence"])
-    return {"ece": ece, "bins": table}
 
 
 def histogram(confidence: Sequence[float], right: Sequence[bool], bins: int = 20) -> list[list[int]]:
@@ -200,6 +177,8 @@ def row_confidence(kind: str, answer: Answer) -> float | None:
     """Returns the confidence of an answer: the probability of its label or, for multilabel, tags and spans, that of the
     least confident decision. Not predicting a label is a decision, too. None for regression."""
     p, by_label = answer["probability"], answer.get("probabilities")
+    if kind == "tagging":
+        return min((value for _, value in with_probability(items_of(kind, answer["predicted"]), p)), default=None)
     if kind == "multilabel":
         predicted = set(answer["predicted"])
         sure = [v if label in predicted else 1 - v for label, v in (by_label or {}).items()]
@@ -215,18 +194,27 @@ def known(probability: float | list | None) -> list[float]:
     return [value for value in values if value is not None]
 
 
+def items_of(kind: str, label: list) -> list[tuple[int, int, str]]:
+    """The entities of tags or spans, in order: [(first token, last token, type)]."""
+    if kind == "spans":
+        return [tuple(span) for span in label]
+    return [(first, last, of) for of, first, last in entities_in(label)]
+
+
 def with_probability(predicted: list, probability: list | None) -> list[tuple]:
-    """Pairs labels, tags or spans with their probabilities. Omits those without a probability."""
-    pairs = zip(predicted, probability if isinstance(probability, list) else [])
+    """Pairs labels, tags or entities with their probabilities. Omits those without a probability: all of a run
+    by an earlier version, whose tagging has probabilities of words instead."""
+    has_one_each = isinstance(probability, list) and len(probability) == len(predicted)
+    pairs = zip(predicted, probability) if has_one_each and probability else ()
     return [(label, value) for label, value in pairs if value is not None]
 
 
 def error_confidence(kind: str, answer: Answer) -> float | None:
     """Returns the confidence of the wrong part of an answer; None if nothing is wrong.
 
-    Classification: the probability of the label. Multilabel: that of the most confident wrong decision. Tags: that of
-    the most confident wrong tag. Spans: that of the most confident invented span; 0 if spans are only missed.
-    Regression: the absolute error.
+    Classification: the probability of the label. Multilabel: that of the most confident wrong decision. Tags that
+    mark no entities: that of the most confident wrong tag. Entities and spans: that of the most confident one that is
+    wrong; 0 if they are only missed. Regression: the absolute error.
     """
     gold, predicted, p = answer["gold"], answer["predicted"], answer["probability"]
     if gold is None or answer["right"]:
@@ -237,10 +225,10 @@ def error_confidence(kind: str, answer: Answer) -> float | None:
         by_label = answer.get("probabilities") or dict(with_probability(predicted, p))
         wrong = {*gold} ^ {*predicted}
         return max((by_label.get(x, 0) if x in predicted else 1 - by_label.get(x, 0) for x in wrong), default=None)
-    if kind == "spans":
-        gold_spans = {tuple(span) for span in gold}
-        sure = (value for span, value in with_probability(predicted, p) if tuple(span) not in gold_spans)
-        return max(sure, default=0.0)
+    if kind in ("tagging", "spans"):
+        known_items = set(items_of(kind, gold))
+        found = with_probability(items_of(kind, predicted), p)
+        return max((value for item, value in found if item not in known_items), default=0.0)
     if isinstance(p, list):
         return max((v for g, t, v in zip(gold, predicted, p) if g != t and v is not None), default=None)
     return p

@@ -188,6 +188,8 @@ def task_view(name: str, task: dict[str, Any], rows: Sequence[Row], words: Words
 
     if task.get("calibration"):
         title = f"{words('calibration')} · {words('ece', ece=task['calibration']['ece'])}"
+        if (untempered := task["calibration"].get("untempered")) is not None:
+            title += words("ece_untempered", ece=untempered)
         bins = task["calibration"]["bins"]
         add(title, svg.reliability(bins, words("confidence"), words("accuracy"), title))
     if task.get("histogram"):

@@ -1,0 +1,78 @@
+"""Fits the temperature of a head: one number that divides its logits before they become probabilities.
+
+Guo et al., On Calibration of Modern Neural Networks, 2017. It minimises the negative log likelihood of dev, changes no
+answer and no loss, and is saved with the weights. Dev also chose the epoch, so its own figures are slightly optimistic.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import minimize_scalar
+
+MOST_TEXTS = 2000  # more would hardly change one number
+FEWEST = 20  # labelled texts; with fewer the temperature stays 1
+LOWEST, HIGHEST = 0.1, 10.0  # a fit at a bound is not one
+
+
+class Sample(NamedTuple):
+    """Logits of some rows of dev, with their labels and inputs."""
+
+    logits: torch.Tensor
+    labels: torch.Tensor
+    inputs: dict[str, torch.Tensor]
+
+    def to(self, device: Any) -> "Sample":
+        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        return Sample(self.logits.to(device), self.labels.to(device), inputs)
+
+
+def best_temperature(nll: Any) -> float:
+    """The minimum of nll(temperature); 1 if it is at a bound, as when every answer is right.
+
+    -log p of an exponential family is convex in 1 / temperature, so there is only one minimum.
+    """
+    bounds = np.log(LOWEST), np.log(HIGHEST)
+    found = minimize_scalar(lambda t: float(nll(float(np.exp(t)))), bounds=bounds, options={"xatol": 1e-4})
+    inside = bounds[0] + 0.01 < found.x < bounds[1] - 0.01
+    return float(np.exp(found.x)) if inside else 1.0
+
+
+def fit_temperature(head: Any, samples: list[Sample]) -> None:
+    """Sets the temperature of a head. It stays 1 with few labels, if all answers are right, and for a head whose
+    `decode` has probabilities of its own."""
+    head.temperature.fill_(1)
+    distribution, texts, right, total = head.distribution, 0, 0, 0
+    if not distribution.has_temperature:
+        return
+    for logits, labels, inputs in samples:
+        answers, probabilities = head.decode(logits, inputs)
+        if not distribution.describes(probabilities, logits, labels):
+            return
+        there = head.label_mask(labels, inputs)
+        texts += int(there.flatten(1).any(1).sum() if there.ndim > 1 else there.sum())
+        right, total = (a + b for a, b in zip((right, total), head.hits(answers, probabilities, labels)))
+    if texts >= FEWEST and right < total:
+        head.temperature.fill_(best_temperature(lambda t: sum(distribution.nll(*sample, t) for sample in samples)))
+
+
+def fit_temperature_on_spans(head: Any, found: list[tuple[list, list]], labels: list) -> None:
+    """Sets the temperature of a head that finds spans, from its candidates in each text: (spans, probabilities), each
+    of which is right or not. labels: gold spans of each text, [[first, last, type]], None if unlabelled."""
+    head.temperature.fill_(1)
+    known = [(pair, {tuple(span) for span in gold}) for pair, gold in zip(found, labels) if gold is not None]
+    names = head.task.labels
+    pairs = [
+        (p, (first, last, names[kind]) in gold)
+        for (spans, chances), gold in known
+        for (first, last, kind), p in zip(spans, chances)
+    ]
+    if (
+        len(known) < FEWEST
+        or len({right for _, right in pairs}) < 2
+        or not hasattr(head.distribution, "at_temperature")
+    ):
+        return
+    p, right = np.array(pairs, float).T
+    odds, sign = np.log(p.clip(1e-15, 1 - 1e-15)) - np.log1p(-p.clip(1e-15, 1 - 1e-15)), np.where(right, 1, -1)
+    head.temperature.fill_(best_temperature(lambda t: np.logaddexp(0, -sign * odds / t).sum()))

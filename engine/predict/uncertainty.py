@@ -1,0 +1,197 @@
+"""How well probabilities match: calibration errors, and thresholds below which a model gives no answer.
+
+An answer is a text's label or, for multilabel, tagging and spans, each predicted label or entity.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import beta
+
+from engine.errors import UserError
+from engine.task.words import answered, entities_in, shares_by_task
+
+BINS = 15
+CONFIDENCE = 0.95
+Decisions = list[tuple[float, bool]]  # (probability, whether it is right) of each answer
+
+
+def bin_numbers(confidence: Sequence[float] | np.ndarray, bins: int) -> np.ndarray:
+    """Assigns confidences to bins [0, 1/bins], (1/bins, 2/bins], … -> bin numbers."""
+    return np.clip(np.ceil(np.asarray(confidence, float) * bins).astype(int) - 1, 0, bins - 1)
+
+
+def calibration(confidence: Sequence[float], right: Sequence[bool], bins: int = BINS) -> dict[str, Any]:
+    """Returns {"ece", "bins": [{"low", "high", "count", "confidence", "accuracy"}]}.
+
+    ECE is the expected calibration error (Naeini et al., 2015; Guo et al., 2017, equation 3): the mean over answers of
+    |accuracy - mean confidence| of the answer's bin (`bin_numbers`).
+    """
+    columns = {"confidence": np.asarray(confidence, float), "accuracy": np.asarray(right, float)}
+    number = bin_numbers(confidence, bins)
+    table: list[dict[str, Any]] = []
+    ece = 0.0
+    for i in range(bins):
+        inside = number == i
+        count = int(inside.sum())
+        means = {name: float(values[inside].mean()) if count else None for name, values in columns.items()}
+        table.append({"low": i / bins, "high": (i + 1) / bins, "count": count} | means)
+        if count:
+            ece += count / len(confidence) * abs(table[-1]["accuracy"] - table[-1]["confidence"])
+    return {"ece": ece, "bins": table}
+
+
+def answers_of(kind: str, gold: Any, predicted: Any, probability: Any) -> Decisions:
+    """The answers to a labelled text. kind: one of ANSWERS (answers.py). A probability that is missing gives none."""
+    if kind in ("classification", "regression"):
+        return [] if probability is None or kind == "regression" else [(probability, gold == predicted)]
+    if not isinstance(probability, list):
+        return []
+    if kind == "words":
+        return list(zip(probability, [a == b for a, b in zip(gold, predicted)]))
+    items, known = (
+        entities_in(label) if kind == "tagging" else [tuple(x) if kind == "spans" else x for x in label]
+        for label in (predicted, gold)
+    )
+    return list(zip(probability, [item in set(known) for item in items])) if len(items) == len(probability) else []
+
+
+def losses_and_decisions(
+    kind: str, labels: Sequence[str], gold: Any, predicted: Any, probability: Any, average: Any
+) -> tuple[list[float], Decisions]:
+    """(negative log likelihoods, decisions whose probabilities are compared with how often they are right) of a text.
+
+    The likelihood is that of a text's gold label, or else of each decision being right or not; a decision is an answer
+    or, for multilabel, each label. average: the distribution over a text's labels; None if there is none.
+    """
+    decisions = answers_of(kind, gold, predicted, probability)
+    if average is not None and average.ndim == 1 and len(average) == len(labels):
+        by_label = dict(zip(labels, average.double().tolist()))
+        if kind == "multilabel":
+            decisions = [(p, label in gold) for label, p in by_label.items()]
+        elif kind == "classification":
+            decisions = [(max(by_label.values()), gold == predicted)]
+            return [-math.log(max(by_label[gold], 1e-12))] if gold in by_label else [], decisions
+    if not all(isinstance(p, float | int) and 0 <= p <= 1 + 1e-6 for p, _ in decisions):
+        return [], []
+    return [-math.log(max(p if is_right else 1 - p, 1e-12)) for p, is_right in decisions], decisions
+
+
+def calibration_scores(
+    tasks: Mapping[str, Any], kinds: dict[str, str], gold: dict[str, list], predictions: Any
+) -> dict[str, float]:
+    """{<task>_ece, <task>_nll} with the temperature of dev, and {<task>_ece_untempered, <task>_nll_untempered} at
+    temperature 1; without tasks that have no probabilities."""
+    scores: dict[str, float] = {}
+    for name, task in tasks.items():
+        _, averages = kinds[name], predictions.averages[name]
+        columns = gold[name], predictions.labels[name]
+        before, of_texts = predictions.untempered[name], kinds[name] in ("classification", "multilabel")
+        sides = {"": (predictions.probabilities[name], averages)}
+        sides["_untempered"] = ([None] * len(before), before) if of_texts else (before, averages)
+        for suffix, (probabilities, of_labels) in sides.items():
+            nlls: list[float] = []
+            decisions: Decisions = []
+            for true, predicted, p, average in zip(*columns, probabilities, of_labels):
+                if true is not None:
+                    losses, found = losses_and_decisions(kinds[name], task.labels, true, predicted, p, average)
+                    nlls += losses
+                    decisions += found
+            if decisions and nlls:
+                scores[f"{name}_ece{suffix}"] = calibration(*zip(*decisions))["ece"]
+                scores[f"{name}_nll{suffix}"] = float(np.mean(nlls))
+    return scores
+
+
+# ---- answering less, but more precisely ------------------------------------------------------------------------------
+
+
+class Abstention:
+    """The answers of a task are left out below a probability. thresholds: of `shares_by_task`; counts what it sees."""
+
+    def __init__(self, thresholds: dict[str, float]):
+        self.thresholds, self.counts = thresholds, Counter[str]()
+
+    def __call__(self, name: str, kind: str, label: Any, probability: Any) -> tuple[Any, Any]:
+        """(label, probability), without what is below the task's threshold. kind: as for `columns_of`"""
+        if not (lowest := self.thresholds.get(name, self.thresholds.get("", 0.0))):
+            return label, probability
+        label, probability, left_out, total = answered(kind, label, probability, lowest)
+        self.counts[f"abstained {name}"] += left_out
+        self.counts[f"answers {name}"] += total
+        return label, probability
+
+
+def thresholds_of(text: str, flag: str, tasks: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of an option such as "0.9" or "intent=0.9,slots=0.8", by task. Raises UserError for other tasks."""
+    shares = shares_by_task(text)
+    if unknown := shares.keys() - {*tasks, ""}:
+        raise UserError(f"--{flag}={text}: no task {min(unknown)!r}; the tasks are {', '.join(tasks)}")
+    return shares
+
+
+def interval(hits: int, total: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The interval of a share (Clopper and Pearson, 1934)."""
+    rest = (1 - confidence) / 2
+    low = float(beta.ppf(rest, hits, total - hits + 1)) if hits else 0.0
+    return low, float(beta.ppf(1 - rest, hits + 1, total - hits)) if hits < total else 1.0
+
+
+def lowest_threshold(decisions: Decisions, target: float) -> float | None:
+    """The lowest probability such that the answers above it have this precision: the lower end of its one-sided 95 %
+    interval reaches the target. None if there is none. Rounded down to six digits."""
+    p, right = np.array(sorted(decisions, reverse=True), float).reshape(-1, 2).T
+    grid = np.floor(p * 1e6) / 1e6
+    ends = np.flatnonzero(np.diff(grid, append=-1.0))  # the last of each run of equal thresholds
+    hits = right.cumsum()[ends]
+    low = beta.ppf(1 - CONFIDENCE, hits, ends + 2 - hits)
+    reached = np.flatnonzero(np.where(hits > 0, low, 0.0) >= target)
+    return float(grid[ends[reached[-1]]]) if len(reached) else None
+
+
+def coverage_scores(name: str, decisions: Decisions, threshold: float) -> tuple[dict[str, float], str]:
+    """({score: value}, a line for the log) of the answers that reach a threshold."""
+    kept = [is_right for p, is_right in decisions if p >= threshold]
+    scores = {f"{name}_abstain_below": threshold, f"{name}_coverage": len(kept) / len(decisions)}
+    text = f"{name}: {shown(len(kept), len(decisions))} of the answers have a probability of at least {threshold:g}"
+    if kept:
+        scores[f"{name}_answered_precision"] = sum(kept) / len(kept)
+        text += f", and {shown(sum(kept), len(kept))} of these are right"
+    return scores, text
+
+
+def shown(hits: int, total: int) -> str:
+    low, high = interval(hits, total)
+    return f"{hits / total:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def abstention_scores(
+    part: str, kinds: dict[str, str], gold: dict[str, list], predictions: Any, abstention: Abstention, targets: dict
+) -> tuple[dict[str, float], list[str]]:
+    """Scores of answering only above thresholds; with targets, {task or "": precision}, dev first chooses them.
+
+    -> ({score: value}, lines for the log). Raises UserError if a target cannot be reached.
+    """
+    scores: dict[str, float] = {}
+    lines = []
+    for name, kind in kinds.items():
+        columns = gold[name], predictions.labels[name], predictions.probabilities[name]
+        decisions = [d for row in zip(*columns) if row[0] is not None for d in answers_of(kind, *row)]
+        target = targets.get(name, targets.get("", 0.0))
+        if target and part == "dev" and (decisions or name in targets):
+            threshold = lowest_threshold(decisions, target)
+            if threshold is None:
+                raise UserError(
+                    f"--target_precision: no threshold gives the {len(decisions)} answers of {name!r} in dev a "
+                    f"precision of at least {target:g} with {CONFIDENCE:.0%} confidence; lower it, or label more of dev"
+                )
+            abstention.thresholds[name] = threshold
+        threshold = abstention.thresholds.get(name, abstention.thresholds.get("", 0.0))
+        if threshold and decisions:
+            values, line = coverage_scores(name, decisions, threshold)
+            scores |= values
+            lines.append(f"{part}, {line}")
+    return scores, lines
