@@ -279,7 +279,7 @@ class MyDataLoader(DataLoader):
             dataset,
             batch_sampler=LengthSampler(dataset.lengths, batch_size, seed, labelled, ratio),
             collate_fn=as_it_is,
-            num_workers=num_workers if distributed.size() == 1 else 0,  # a batch is index arithmetic
+            num_workers=num_workers if distributed.size() == 1 else 0,  # building a batch is too fast to need workers
             pin_memory=pin_memory,
             generator=torch.Generator(),
             worker_init_fn=detach_worker,

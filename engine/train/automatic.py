@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("template")
 # bf16 makes a training step of an encoder this wide 1.4 times as fast, one of hidden size 128 only 1.16 times
-# (docs/performance.md); smaller encoders rather have the same scores on every machine
+# (docs/performance.md); smaller encoders stay in fp32, so that their scores are the same on every machine
 BF16_HIDDEN_SIZE = 256
 REHEARSAL = 10  # epochs of --debug, whose 64 examples say nothing about the size of the data
 

@@ -173,8 +173,8 @@ class Chain(torch.optim.lr_scheduler.ChainedScheduler):
 
 
 def with_warmup(scheduler: Any, config: Any, loader: Any, monitor: str, lower_is_better: bool) -> Any:
-    """The scheduler as the trainer steps it. Raises UserError if it cannot be stepped to the end of the run, or if one
-    that needs a score takes it the wrong way round.
+    """The scheduler as the trainer steps it. Raises UserError if it ends before the run does, or if one that needs a
+    score waits for lower scores although higher ones are better, or the reverse.
 
     loader: of the micro-batches of an epoch; monitor: the score.
     """
