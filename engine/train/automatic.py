@@ -15,6 +15,8 @@ from engine.run import distributed
 from engine.run.device import has_bf16, require_precision
 from engine.run.run_folder import read_options
 from engine.train.optimization import (
+    BATCH_SIZES,
+    batch_size_of,
     ema_decay_of,
     epochs_of,
     is_pretrained,
@@ -69,6 +71,14 @@ def resolve(config: Any, encoder: Any, device: torch.device, num_batches: int) -
         config = replace(config, ema_decay=ema_decay_of(config.epochs * steps))
         logger.info(f"--ema_decay auto: {config.ema_decay:.4f} for {config.epochs * steps} steps")
     return config
+
+
+def resolve_batch_size(config: Any, dataset: Any) -> Any:
+    """The options with a value for --batch_size auto: that of the loader of this training set."""
+    size = batch_size_of(config, dataset.tasks, dataset.num_labelled_rows)
+    if config.is_auto("batch_size") and size < BATCH_SIZES[0]:
+        logger.info(f"--batch_size auto: {size}, as there are few texts to tag")
+    return replace(config, batch_size=size)
 
 
 def resolve_precision(config: Any, encoder: Any, device: torch.device, trained: str | None = None) -> Any:
