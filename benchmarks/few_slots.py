@@ -9,8 +9,8 @@ test is complete and scored once per run. Only the tagging task is read.
 
 METHODS has the flags of each method; a method may have several stages, each a run of main.py, of which the last counts:
 {before} is the run of the stage before, {unlabelled} the file of texts without labels. A finished run is not trained
-again. Prints, for each K and method, entity F1 on dev and test, the difference from "default" over the same seeds with
-its 95 % interval, and the CPU time of all its stages. Choose a method by dev.
+again. Prints, for each K and method, entity F1 on dev and test, the differences from the first method over the same
+seeds with 95 % intervals, and the CPU time of all its stages. Choose a method by dev.
 """
 
 import argparse
@@ -30,7 +30,11 @@ from engine.run.files import write_json
 from tools.search.child import Child
 from tools.search.paired import interval
 
-METHODS = {"default": [""]}
+METHODS = {
+    "batches of 32": ["--batch_size 32"],
+    "default": [""],
+    "self-training": ["", "--epochs 10 --teacher {before} --unlabelled {unlabelled} --unlabelled_ratio 4"],
+}
 
 
 def rows_of(path):
@@ -102,20 +106,19 @@ def run_method(name, folder, seed, task, options):
     return 100 * scores["dev"][f"{task}_f1"], 100 * scores["test"][f"{task}_f1"], seconds
 
 
-def table(results, methods):
-    """results: {(shots, method): [result of each seed]}. -> lines of Markdown"""
-    lines = ["| sentences per type | method | dev | test | test - default | CPU s |", "| --- " * 6 + "|"]
+def table(results, first):
+    """results: {(shots, method): [result of each seed]}; first: the method to compare with. -> lines of Markdown"""
+    lines = ["| sentences per type | method | dev | difference | test | difference | CPU s |", "| --- " * 7 + "|"]
     for (shots, name), rows in results.items():
-        columns = [list(column) for column in zip(*rows)]
-        shown = [
-            f"{statistics.mean(column):.2f} ± {statistics.stdev(column) if len(column) > 1 else 0:.2f}"
-            for column in columns[:2]
-        ]
-        gaps = [one[1] - other[1] for one, other in zip(rows, results.get((shots, "default"), rows))]
-        bounds = interval(gaps)
-        gap = f"{statistics.mean(gaps):+.2f}" + (f" [{bounds[0]:+.2f}, {bounds[1]:+.2f}]" if bounds else "")
-        cells = [shots, name, *shown, "" if name == "default" else gap, f"{statistics.mean(columns[2]):.0f}"]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        *scores, seconds = zip(*rows)
+        cells = [shots, name]
+        for values, others in zip(scores, zip(*results[shots, first])):
+            cells.append(f"{statistics.mean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else 0:.2f}")
+            gaps = [value - other for value, other in zip(values, others)]
+            bounds = interval(gaps)
+            gap = f"{statistics.mean(gaps):+.2f}" + (f" [{bounds[0]:+.2f}, {bounds[1]:+.2f}]" if bounds else "")
+            cells.append("" if name == first else gap)
+        lines.append(f"| {' | '.join(map(str, [*cells, round(statistics.mean(seconds))]))} |")
     return lines
 
 
@@ -139,7 +142,7 @@ def main(argv=None):
                 result = run_method(name, folder, seed, task, options)
                 results.setdefault((shots, name), []).append(result)
                 print(f"{shots} per type, seed {seed}, {name}: dev {result[0]:.2f} test {result[1]:.2f}", flush=True)
-    print("\n".join(table(results, options.methods)))
+    print("\n".join(table(results, options.methods[0])))
 
 
 if __name__ == "__main__":
