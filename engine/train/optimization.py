@@ -47,8 +47,8 @@ def epochs_of(steps: int, pretrained: bool) -> int:
 
 
 def batch_size_of(config: Any, tasks: dict[str, Task], rows: int) -> int:
-    """--batch_size, or its value at auto: 32, but for tagging with a pretrained encoder the largest of BATCH_SIZES with
-    which the most epochs of --epochs auto make their target number of steps; 8 if none does.
+    """--batch_size, or its value at auto: 32; for tagging alone, with a pretrained encoder, the largest of BATCH_SIZES
+    with which the most epochs of --epochs auto make their target number of steps, or 8 if none does.
 
     rows: labelled rows of train. With few texts, batches of 32 make few steps, and more epochs
     would cost more: batches of 8 make four times as many steps at about the same cost (benchmarks/RESULTS.md).
@@ -57,7 +57,7 @@ def batch_size_of(config: Any, tasks: dict[str, Task], rows: int) -> int:
         return config.batch_size
     largest, *smaller = BATCH_SIZES
     few = is_pretrained(config) and not (config.streaming or config.debug)
-    if not few or not any(task.is_tagging for task in tasks.values()):
+    if not few or not all(task.is_tagging for task in tasks.values()):
         return largest
     aim, _, most = PRETRAINED
     rows *= 1 + config.unlabelled_ratio * bool(config.unlabelled)

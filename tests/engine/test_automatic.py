@@ -185,7 +185,8 @@ def test_two_processes_agree_and_one_may_go_on(sample, tmp_path, command, python
 
 # ---- batch size ------------------------------------------------------------------------------------------------------
 
-TAGGING = {"intent": Task("classification", ("a", "b")), "slots": Task("tagging", ("O", "B-x"))}
+TAGGING = {"slots": Task("tagging", ("O", "B-x")), "chunks": Task("tagging", ("O", "B-y"))}
+INTENT = {"intent": Task("classification", ("a", "b"))}
 
 
 @pytest.fixture
@@ -221,15 +222,20 @@ def test_unlabelled_texts_count_as_the_epochs_read_them():
         ({"debug": True}, TAGGING, 32),
         ({"streaming": True}, TAGGING, 32),
         ({"pretrain_model_path": ""}, TAGGING, 32),
-        ({}, {"intent": TAGGING["intent"]}, 32),
+        ({}, INTENT, 32),
+        ({}, INTENT | TAGGING, 32),  # not measured
     ],
 )
 def test_other_runs_have_batches_of_32(options, tasks, wanted):
     assert batch_size_of(Config(**{"pretrain_model_path": "bert", **options}), tasks, 60) == wanted
 
 
-def test_the_batch_size_is_logged_saved_and_kept(tiny, bert, monkeypatch):
-    options = dict(do_train=True, epochs=2, pretrain_model_path=bert)
+def test_the_batch_size_is_logged_saved_and_kept(tiny, bert, sample, tmp_path, monkeypatch):
+    rows = map(json.loads, (sample / "train.jsonl").read_text(encoding="utf-8").splitlines())
+    words = [{"tokens": row["tokens"], "slots": row["slots"]} for row in rows]
+    (tmp_path / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in words))
+    process(DataConfig(input=str(tmp_path / "raw.jsonl"), output_dir=str(tmp_path / "slots")))
+    options = dict(do_train=True, epochs=2, pretrain_model_path=bert, data_path=str(tmp_path / "slots"))
     whole = tiny(batch_size=8, model_version="whole", **options)
     assert "--batch_size auto" not in run(whole)
     config = tiny(batch_size=None, **options)
