@@ -163,7 +163,12 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         auto=-1,
         low=-1,
     )
-    batch_size: int = option(32, "examples in a micro-batch", low=1)
+    batch_size: int | None = option(
+        None,
+        "examples in a micro-batch (default: 32; 16 or 8 for a pretrained encoder and few texts to tag)",
+        low=1,
+        auto=None,
+    )
     gradient_accumulation_steps: int = option(1, "micro-batches in one optimizer step", low=1)
     eval_batch_size: int = option(
         64, "examples in a batch for evaluation and prediction; scores do not depend on it", low=1

@@ -41,6 +41,7 @@ from engine.run.device import can_pin
 from engine.run.files import sha256
 from engine.run.reading import READING
 from engine.task.task import IGNORE, Task
+from engine.train.optimization import BATCH_SIZES, batch_size_of
 from preprocess.example import check_characters
 from preprocess.readers.sources import TextRows, read_unlabelled
 from preprocess.schema import check_row, read_processed, require_known_labels
@@ -202,6 +203,12 @@ class MyDataset(Dataset):
         """The number of examples from the file; those of --unlabelled follow them."""
         return len(self) - (min(self.unlabelled.size, self.limit or self.unlabelled.size) if self.unlabelled else 0)
 
+    @property
+    def num_labelled_rows(self) -> int:
+        """The number of rows of the labelled examples, which come first."""
+        labelled = self.num_labelled
+        return int(self.first_rows[labelled]) if labelled < len(self) else len(self.lengths)
+
     def schema(self) -> pa.Schema | None:
         """The expected Arrow schema of the table: that of the first encoded example."""
         return next(self.encode(islice(self.examples(), 1), "")).schema if os.path.getsize(self.origin) else None
@@ -277,14 +284,11 @@ class MyDataLoader(DataLoader):
         pin_memory: bool = False,
         ratio: float = 0.0,
     ):
-        labelled = len(dataset.lengths)
-        if dataset.num_labelled < len(dataset):
-            labelled = int(dataset.first_rows[dataset.num_labelled])
         super().__init__(
             dataset,
-            batch_sampler=LengthSampler(dataset.lengths, batch_size, seed, labelled, ratio),
+            batch_sampler=LengthSampler(dataset.lengths, batch_size, seed, dataset.num_labelled_rows, ratio),
             collate_fn=as_it_is,
-            num_workers=num_workers if distributed.size() == 1 else 0,  # a batch is index arithmetic
+            num_workers=num_workers if distributed.size() == 1 else 0,  # building a batch is too fast to need workers
             pin_memory=pin_memory,
             generator=torch.Generator(),
             worker_init_fn=detach_worker,
@@ -397,7 +401,7 @@ class MyIterableDataset(IterableDataset):
     def __len__(self) -> int:
         return self.num_rows
 
-    num_labelled = property(__len__)
+    num_labelled = num_labelled_rows = property(__len__)
 
 
 class MyIterableDataLoader(DataLoader):
@@ -475,15 +479,15 @@ def build_loaders(
     if config.streaming:
         one_row = copy.copy(featurizer)
         one_row.stride = -1  # no windows: one row per example
-        dataset: Any = MyIterableDataset(
-            path, one_row, config.batch_size, config.shuffle_buffer, config.random_seed, limit
-        )
+        size = config.batch_size or BATCH_SIZES[0]
+        dataset: Any = MyIterableDataset(path, one_row, size, config.shuffle_buffer, config.random_seed, limit)
         train_loader: Any = MyIterableDataLoader(dataset, config.num_workers, pinned)
     else:
         unlabelled = unlabelled_texts(config, featurizer.tasks, path)
         dataset = MyDataset(path, featurizer, limit, unlabelled=unlabelled, strict=True)
         options = config.random_seed, config.num_workers, pinned, config.unlabelled_ratio
-        train_loader = MyDataLoader(dataset, config.batch_size, *options)
+        size = batch_size_of(config, dataset.tasks, dataset.num_labelled_rows)
+        train_loader = MyDataLoader(dataset, size, *options)
     dataset.augment, dataset.seed = augment, config.random_seed
     dev_set = MyDataset(Path(data_path) / "dev.jsonl", featurizer, limit)
     return train_loader, MyDataLoader(dev_set, config.eval_batch_size)

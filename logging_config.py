@@ -58,7 +58,7 @@ class LogFile(logging.FileHandler):
         raise OSError(error.errno, error.strerror, self.baseFilename) from None
 
     def close(self) -> None:
-        with suppress(OSError):  # the rest of the buffer does not fit on the disk either
+        with suppress(OSError):  # on a full disk the rest of the buffer cannot be written either
             super().close()
 
 
@@ -143,7 +143,7 @@ class WandB:
     """Curves at wandb.ai; with WANDB_MODE=offline they stay in the run folder until `wandb sync`."""
 
     name = package = "wandb"
-    delay = 60  # seconds until a point has surely left this process
+    delay = 60  # seconds after which a point has certainly been sent
 
     def __init__(self, config: Config, step: int):
         import wandb
@@ -170,7 +170,7 @@ class SwanLab:
     """Curves at swanlab.cn; with SWANLAB_MODE=offline they stay in the run folder until `swanlab sync`."""
 
     name = package = "swanlab"
-    delay = 60  # seconds until a point has surely left this process
+    delay = 60  # seconds after which a point has certainly been sent
 
     def __init__(self, config: Config, step: int):
         import swanlab

@@ -175,7 +175,7 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
 
 def build_trainer(config: Config, device: torch.device, data: Data) -> Trainer:
     """Builds the model, optimizer, schedule and tricks, and a Trainer with them."""
-    from engine.train.automatic import resolve, resolve_pooling
+    from engine.train.automatic import resolve, resolve_batch_size, resolve_pooling
     from engine.train.optimization import merge_groups, parameter_groups, steps_per_epoch
     from model_utils import build_model
     from trainer import Trainer, TrainingSetup, build_optimizer, build_scheduler
@@ -184,6 +184,7 @@ def build_trainer(config: Config, device: torch.device, data: Data) -> Trainer:
     tokenizer, tasks, train_loader, dev_loader, own = data
     config = resolve_pooling(config, [task.kind for task in tasks.values()])
     model = build_model(config, tokenizer, tasks, own).to(device)
+    config = resolve_batch_size(config, train_loader.dataset)
     config = resolve(config, model.encoder, device, len(train_loader), tasks)
     tricks = build_tricks(model, config)
     groups = tricks.param_groups(parameter_groups(model, config))

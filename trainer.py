@@ -314,7 +314,7 @@ class Trainer:
             progress.epoch, progress.batch = progress.epoch + 1, 0
             self.keep_best(scores)
         if isinstance(self.scheduler, ScoreScheduler) and self.scheduler.last_epoch < self.tricks.rate_held_from():
-            self.scheduler.step_on_score(scores[self.monitor])  # before saving: a resumed run has its decision
+            self.scheduler.step_on_score(scores[self.monitor])  # before saving, so that it keeps the new rate
         last = progress.epoch == config.epochs or self.out_of_patience()
         if last or (config.save_epoch and progress.epoch % config.save_epoch == 0):
             self.save_model(f"step_{progress.step:08d}", resumable=True)

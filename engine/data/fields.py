@@ -292,7 +292,7 @@ def to_number(value: Any, name: str) -> float | None:
 
 
 def describe(cells: Mapping[str, Any], columns: Iterable[str]) -> str:
-    """Describes a row without a text, for people. Different rows have different descriptions."""
+    """Describes a row without a text, for people to read. Different rows have different descriptions."""
     text = ", ".join(f"{column} {cells.get(column)}" for column in columns)
     if len(text) <= SHOWN:
         return text

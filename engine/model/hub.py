@@ -1,8 +1,8 @@
 """Where pretrained models come from: a local folder, the Hugging Face hub or a mirror of it, or ModelScope.
 
-`locate` is the only place that looks up a name. Left alone, the libraries retry for more than a minute before they
-report that a hub does not answer; so it is asked first, for a few seconds. After an answer, a download may take as long
-as it needs.
+`locate` is the only place that looks up a name. The libraries would retry for more than a minute before they report
+that a hub does not answer, so a short request with a timeout of a few seconds comes first. After an answer to it, a
+download may take as long as it needs.
 """
 
 import hashlib
@@ -37,8 +37,8 @@ def locate(
 ) -> str:
     """What transformers can load a model from: a folder, or the name itself if the Hugging Face hub answers.
 
-    weights: whether they are needed, not only config and tokenizer. download: False only checks, before a command gets
-    to the download, that the hub gives what is not in the cache. Raises UserError if the model cannot be had.
+    weights: whether they are needed, not only config and tokenizer. download: False only checks that the hub has what
+    the cache lacks, so that a command can fail early. Raises UserError if the model cannot be loaded from anywhere.
     """
     if Path(name).is_dir():
         return name
@@ -119,7 +119,7 @@ def cached_folder(name: str, revision: str | None, weights: bool) -> Path | None
     return None
 
 
-@lru_cache  # a run asks for the tokenizer, the config and the weights
+@lru_cache  # called for the tokenizer, the config and the weights
 def ask(url: str, seconds: float) -> tuple[int, str]:
     """(status, X-Error-Code) of a server's answer, or (0, problem) if there is none within some seconds.
 
@@ -134,7 +134,7 @@ def ask(url: str, seconds: float) -> tuple[int, str]:
 
 
 def head(url: str, seconds: float) -> tuple[int, str]:
-    """`ask`, up to three times, with huggingface_hub's session: proxies and certificates count as for the download."""
+    """`ask`, up to three times, with huggingface_hub's session: with the proxies and certificates of downloads."""
     from huggingface_hub.utils import build_hf_headers, get_session
 
     problem = ""
@@ -174,7 +174,7 @@ def refusal(name: str, seconds: float, revision: str | None = None, kind: str = 
 
 @lru_cache
 def from_modelscope(name: str, download: bool) -> str:
-    """The folder of a model in ModelScope's cache, after its download if need be. It is downloaded once: a run that is
+    """The folder of a model in ModelScope's cache, downloaded if it is not there. It is downloaded once: a run that is
     resumed gets the same files. Of several processes on a machine one downloads, and the others wait."""
     try:
         from modelscope import snapshot_download
@@ -204,6 +204,6 @@ def from_modelscope(name: str, download: bool) -> str:
         except Exception as error:  # of its own, or of requests
             refused = f"ModelScope cannot download it ({first_line(error)})"
             return cached_or_raise(name, None, (refused, "check the name (OWNER/NAME) on modelscope.cn/models"))
-        with suppress(OSError):  # a cache that cannot be written is asked about again
+        with suppress(OSError):  # without a writable cache it is checked again
             (folder / COMPLETE).touch()
         return str(folder)

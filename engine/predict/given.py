@@ -1,4 +1,4 @@
-"""What the Python interface is given (texts, pairs, words, rows) -> examples, as the data loader reads them."""
+"""Input of the Python interface (texts, pairs, words, rows) -> examples, as the data loader reads them."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ FILES = (".csv", ".tsv", ".json", ".jsonl", ".txt", ".md", ".parquet", ".xlsx", 
 
 
 def form_of(given: Any) -> Literal["one", "list", "stream"]:
-    """Whether it is a single text, several, or an iterator. Raises UserError for anything else."""
+    """Whether `given` is a single text, several, or an iterator. Raises UserError for anything else."""
     if isinstance(given, str):
         if given.lower().endswith(FILES) and Path(given).is_file():
             advice = f"label it with main.py --predict_file, or give its text as {{'text': {given!r}}}"

@@ -91,7 +91,7 @@ class Model:
     def __reduce__(self) -> tuple[Any, ...]:
         return load_model, (self.checkpoint, self.options)  # another process loads it again
 
-    # ---- how it is done ------------------------------------------------------------------------------------------
+    # ---- implementation ------------------------------------------------------------------------------------------
 
     def answer(self, texts: Any, function: Callable[[Examples], Iterable[Any]], embeds: bool = False) -> Any:
         """Applies a function of examples to one text, several, or a stream of them."""

@@ -201,7 +201,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class OneLineParser(flags.OneLineParser):
-    """Of several processes started by torchrun, only the first reports."""
+    """Prints an error as one line; of several processes started by torchrun, only the first does."""
 
     source = ""  # 'FILE: ' while options of a file are read
 

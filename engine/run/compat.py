@@ -44,14 +44,14 @@ def warmup_option(share: float) -> dict[str, float]:
 
 
 def let_words_in(tokenizer: Any) -> Any:
-    """Makes a tokenizer of GPT-2 or RoBERTa take lists of words: before transformers 5 they refuse it unless they put a
-    space before each, which is not wanted where the words have theirs. Returns the tokenizer."""
+    """Makes a tokenizer of GPT-2 or RoBERTa accept lists of words. Before transformers 5 it refuses them without
+    add_prefix_space, which would add a second space to words that begin with one. Returns the tokenizer."""
     if getattr(tokenizer, "add_prefix_space", None) is False:
         try:
             tokenizer(["a"], is_split_into_words=True)
         except AssertionError:
-            tokenizer.add_prefix_space = True  # only for that check: the Rust part, which does the work, has its own
-            tokenizer.init_kwargs.pop("add_prefix_space", None)  # else it would be saved, and change the Rust part
+            tokenizer.add_prefix_space = True  # only the check reads it; the Rust tokenizer has its own setting
+            tokenizer.init_kwargs.pop("add_prefix_space", None)  # not saved: it would change the Rust tokenizer
     return tokenizer
 
 

@@ -137,7 +137,7 @@ def require_packages() -> None:
 def nvidia_gpu() -> tuple[str, str] | None:
     """(name, driver) of the first GPU that nvidia-smi lists; None if there is no such program, or it lists none."""
     program, columns = shutil.which("nvidia-smi"), ["--query-gpu=name,driver_version", "--format=csv,noheader"]
-    if program is None or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):  # hidden on purpose
+    if program is None or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):  # the user has hidden the GPUs
         return None
     try:
         done = subprocess.run([program, *columns], capture_output=True, text=True, timeout=20)
@@ -182,14 +182,14 @@ def folders_to_share(paths: list[str]) -> list[str]:
 
 
 def pins(constraints: str, paths: list[str]) -> list[str]:
-    """What pip should keep to: the versions that are here where they are in range, otherwise those of `constraints`."""
+    """The versions for pip: the installed ones where they are in range, otherwise those of `constraints`."""
     here = {needed.name.lower() for needed in read_requirements(*paths) if needed.problem() is None}
     tested = [f"{pin.name}{pin.bounds}" for pin in read_requirements(constraints) if pin.name.lower() not in here]
     return [*tested, *(f"{name}=={version(name)}" for name in sorted(here))]
 
 
 def needed_lines(paths: list[str]) -> list[str]:
-    """What pip has to install. Without what is here: to pip, a vendor's 2.4.0a0 would be older than 2.4."""
+    """The packages that pip has to install, without installed ones: pip would replace a vendor's 2.4.0a0 by 2.4."""
     return [f"{line.name}{line.bounds}" for line in read_requirements(*paths) if line.problem()]
 
 

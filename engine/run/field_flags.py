@@ -81,7 +81,7 @@ def similar(name: str, names: Collection[str], before: str = "--") -> str:
 
 
 def unknown_flag(name: str, known: Collection[str], before: str = "--") -> str:
-    """One line on a flag, or a key of an options file (before: ''), that does not exist, and what to use instead."""
+    """The error line for an unknown flag, or key of an options file (before: ''), with what to use instead."""
     for flags, advice in INSTEAD:
         if name in flags.split() and {*re.findall(r"--(\w+)", advice)} - {"num_gpus"} <= {*known}:
             return f"{before}{name} is not an option here: {advice}"
@@ -90,7 +90,7 @@ def unknown_flag(name: str, known: Collection[str], before: str = "--") -> str:
 
 
 def stray_word(words: Sequence[str], known: Collection[str]) -> str:
-    """One line on the first of the words that belong to no flag: -epochs, —fp16, epochs=3, the second of two values."""
+    """The error line for the first word that belongs to no flag: -epochs, —fp16, epochs=3, the second of two values."""
     word = next((each for each in words if each != "--"), words[0])
     bare = word.lstrip("-\N{EN DASH}\N{EM DASH}\N{MINUS SIGN}")
     name = re.split("[=:]", bare)[0].replace("-", "_")

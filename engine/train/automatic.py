@@ -19,6 +19,8 @@ from engine.run.device import has_bf16, require_precision
 from engine.run.run_folder import read_options
 from engine.task.task import classifies_texts, needs_words
 from engine.train.optimization import (
+    BATCH_SIZES,
+    batch_size_of,
     ema_decay_of,
     epochs_of,
     is_pretrained,
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("template")
 # bf16 makes a training step of an encoder this wide 1.4 times as fast, one of hidden size 128 only 1.16 times
-# (docs/performance.md); smaller encoders rather have the same scores on every machine
+# (docs/performance.md); smaller encoders stay in fp32, so that their scores are the same on every machine
 BF16_HIDDEN_SIZE = 256
 # --few_shot auto is on up to this number of labelled training texts: 64 each of 21 intents of ATIS, of which some have
 # fewer (benchmarks/RESULTS.md)
@@ -110,6 +112,14 @@ def resolve_few_shot(config: Any, tasks: dict[str, Task]) -> Any:
     if rows and is_pretrained(config):
         logger.info(f"--few_shot auto: {'on' if on else 'off'} for {max(rows)} labelled texts")
     return replace(config, few_shot=on)
+
+
+def resolve_batch_size(config: Any, dataset: Any) -> Any:
+    """The options with a value for --batch_size auto: that of the loader of this training set."""
+    size = batch_size_of(config, dataset.tasks, dataset.num_labelled_rows)
+    if config.is_auto("batch_size") and size < BATCH_SIZES[0]:
+        logger.info(f"--batch_size auto: {size}, as there are few texts to tag")
+    return replace(config, batch_size=size)
 
 
 def resolve_precision(config: Any, encoder: Any, device: torch.device, trained: str | None = None) -> Any:

@@ -1,6 +1,6 @@
 """--init_from: a new run that starts from the weights of a trained one, also if labels or tasks have changed since.
 
-The encoder and the tokenizer are taken whole, of a head the rows of labels with the same name (`Head.start_from`).
+It takes the whole encoder and tokenizer, and of each head the rows of labels with the same name (`Head.start_from`).
 Optimizer, schedule and random numbers start fresh. Once the new run has a checkpoint, it no longer reads the other one.
 """
 
@@ -27,7 +27,7 @@ from engine.train import checkpoint
 
 logger = logging.getLogger("template")
 ADAPTER = ("lora_rank", "lora_alpha", "lora_targets")
-# Options that describe the weights, so they are the run's
+# Options that describe the weights; they are taken from the run of --init_from
 OF_THE_RUN = (*"encoder hidden_size num_layers vocab_size shared_layers pooling word_pooling".split(), *ADAPTER)
 HEADS = "output_layer.heads."
 

@@ -8,10 +8,13 @@ import torch
 
 from engine.errors import UserError
 from engine.model.encoders import layer_ids
+from engine.run import distributed
+from engine.task.task import Task
 from engine.train.checkpoint import as_json
 
 # --epochs auto: (target number of optimizer steps, fewest epochs, most epochs)
 PRETRAINED, FROM_SCRATCH = (1400, 3, 30), (1500, 10, 60)
+BATCH_SIZES = 32, 16, 8  # --batch_size auto: the first, or for few texts to tag a smaller one
 EMA_SHARE = 0.05  # share of all steps that --use_ema averages over
 
 
@@ -41,6 +44,25 @@ def epochs_of(steps: int, pretrained: bool) -> int:
     """
     aim, fewest, most = PRETRAINED if pretrained else FROM_SCRATCH
     return min(max(-(-aim // max(1, steps)), fewest), most)
+
+
+def batch_size_of(config: Any, tasks: dict[str, Task], rows: int) -> int:
+    """--batch_size, or its value at auto: 32; for tagging alone, with a pretrained encoder, the largest of BATCH_SIZES
+    with which the most epochs of --epochs auto make their target number of steps, or 8 if none does.
+
+    rows: labelled rows of train. With few texts, batches of 32 make few steps, and more epochs
+    would cost more: batches of 8 make four times as many steps at about the same cost (benchmarks/RESULTS.md).
+    """
+    if not config.is_auto("batch_size"):
+        return config.batch_size
+    largest, *smaller = BATCH_SIZES
+    few = is_pretrained(config) and not (config.streaming or config.debug)
+    if not few or not all(task.is_tagging for task in tasks.values()):
+        return largest
+    aim, _, most = PRETRAINED
+    rows *= 1 + config.unlabelled_ratio * bool(config.unlabelled)
+    share = most * rows / (aim * config.gradient_accumulation_steps * distributed.size())
+    return next((size for size in (largest, *smaller) if size <= share), smaller[-1])
 
 
 def patience_of(epochs: int) -> int:
@@ -173,8 +195,8 @@ class Chain(torch.optim.lr_scheduler.ChainedScheduler):
 
 
 def with_warmup(scheduler: Any, config: Any, loader: Any, monitor: str, lower_is_better: bool) -> Any:
-    """The scheduler as the trainer steps it. Raises UserError if it cannot be stepped to the end of the run, or if one
-    that needs a score takes it the wrong way round.
+    """The scheduler as the trainer steps it. Raises UserError if it ends before the run does, or if one that needs a
+    score waits for lower scores although higher ones are better, or the reverse.
 
     loader: of the micro-batches of an epoch; monitor: the score.
     """

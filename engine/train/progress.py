@@ -146,7 +146,7 @@ class EpochBar:
     def update(self, group: list) -> None:
         """Counts a finished step. group: its batches."""
         now, losses = time.perf_counter(), self.losses
-        losses.examples += sum(len(batch.rows) for batch in group) * distributed.size()  # all have about equally many
+        losses.examples += sum(len(batch.rows) for batch in group) * distributed.size()  # about as many in each
         losses.seconds, self.clock = losses.seconds + now - self.clock, now
         pace = f"{losses.examples / max(losses.seconds, 1e-9):.0f} examples/s"
         self.bar.set_postfix_str(f"{losses.shown}{pace}", refresh=False)

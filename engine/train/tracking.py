@@ -54,14 +54,14 @@ def same_random_numbers() -> Iterator[None]:
 
 
 class Tracking:
-    """A tracker of a run. Points that it did not get because of an error follow later, at the latest when the run
+    """A tracker of a run. Points that could not be sent because of an error are sent later, at the latest when the run
     is resumed: metrics.jsonl has all of them."""
 
     def __init__(self, kind: Any, config: Any, step: int):
         """step: optimizer steps done. Raises UserError if the tracker of a new run cannot start."""
         self.name, self.run_dir = getattr(kind, "name", kind.__name__), config.run_dir
         self.overwrites, self.delay = getattr(kind, "overwrites", False), getattr(kind, "delay", 0)
-        self.underway: list[tuple[float, dict[str, Any]]] = []  # (when it was sent, `sent` then)
+        self.underway: list[tuple[float, dict[str, Any]]] = []  # (time of sending, `sent` after it)
         self.pending: list[dict[str, Any]] = []
         self.sent: dict[str, Any] = {"step": -1, "names": []} | load_state(self.run_dir, self.name)
         self.tracker, self.retry_at, path = None, 0.0, self.run_dir / "metrics.jsonl"
@@ -84,12 +84,12 @@ class Tracking:
                 self.send()
 
     def is_new(self, record: dict[str, Any]) -> bool:
-        """Whether a point was not sent. Of a step there may be two: its losses, and then dev scores."""
+        """Whether a point was not sent yet. A step may have two points: its losses, then its dev scores."""
         same_step = record["step"] == self.sent["step"]
         return not {*record} <= {*self.sent["names"]} if same_step else bool(record["step"] > self.sent["step"])
 
     def send(self) -> None:
-        """Sends the points that are waiting; after an error, those from the failed one on wait again."""
+        """Sends the pending points; after an error, the failed point and those after it stay pending."""
         if self.tracker is None:
             return
         try:
@@ -106,8 +106,8 @@ class Tracking:
         self.save(self.delay)
 
     def save(self, delay: float) -> None:
-        """Saves which points have arrived: those sent that many seconds ago. If the process is killed, those that were
-        underway may be lost, so that a resumed run sends them again."""
+        """Saves the last point that has arrived at the service: one sent at least `delay` seconds ago. A kill may lose
+        later points, so a resumed run sends those again."""
         arrived = [sent for when, sent in self.underway if time.monotonic() >= when + delay]
         if arrived and not self.overwrites:
             update_state(self.run_dir, self.name, **arrived[-1])

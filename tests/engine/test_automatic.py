@@ -23,10 +23,12 @@ from engine.model.pooling import stored_pooling
 from engine.run.command_line import parse_args
 from engine.run.device import has_bf16
 from engine.run.signals import Interrupted
+from engine.task.task import Task
 from engine.train import automatic, optimization
 from engine.train.automatic import resolve, resolve_precision
-from engine.train.optimization import epochs_of
+from engine.train.optimization import batch_size_of, epochs_of
 from model_utils import BiLSTM, load_checkpoint
+from preprocess.schema import training_texts
 from tools.cross_validate import __main__ as cross_validate
 from trainer import Trainer
 
@@ -181,6 +183,72 @@ def test_two_processes_agree_and_one_may_go_on(sample, tmp_path, command, python
     assert read_json(tmp_path / "run/args.json")["epochs"] == epochs != epochs_of(132, False)
     done = command("main.py", *flags, "--batch_size", "5")
     assert done.returncode == 0 and f"--epochs auto: {epochs}, as when the run began" in done.stderr
+
+
+# ---- batch size ------------------------------------------------------------------------------------------------------
+
+TAGGING = {"slots": Task("tagging", ("O", "B-x")), "chunks": Task("tagging", ("O", "B-y"))}
+INTENT = {"intent": Task("classification", ("a", "b"))}
+
+
+@pytest.fixture
+def bert(sample, tmp_path):
+    """A small pretrained encoder."""
+    tokenizer = train_tokenizer(lambda: training_texts(sample / "train.jsonl"), 300)
+    BertModel(bert_config(tokenizer, 1, 32, 256)).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    return str(tmp_path / "bert")
+
+
+@pytest.mark.parametrize("options, factor", [({}, 1), ({"gradient_accumulation_steps": 2}, 2)])
+def test_few_texts_to_tag_take_the_largest_batch_with_enough_steps(options, factor):
+    aim, _, most = optimization.PRETRAINED
+    config = Config(pretrain_model_path="bert", **options)
+    for rows in range(1, 4000):
+        enough = [size for size in (8, 16, 32) if most * rows / (size * factor) >= aim]
+        assert batch_size_of(config, TAGGING, rows) == max(enough, default=8)
+
+
+def test_unlabelled_texts_count_as_the_epochs_read_them():
+    config = Config(pretrain_model_path="bert", teacher="run", unlabelled="more.txt", unlabelled_ratio=4.0)
+    plain = Config(pretrain_model_path="bert")
+    for rows in (50, 100, 200, 300, 400):
+        assert batch_size_of(config, TAGGING, rows) == batch_size_of(plain, TAGGING, 5 * rows)
+
+
+@pytest.mark.parametrize(
+    "options, tasks, wanted",
+    [
+        ({}, TAGGING, 8),
+        ({"batch_size": 5}, TAGGING, 5),
+        ({"debug": True}, TAGGING, 32),
+        ({"streaming": True}, TAGGING, 32),
+        ({"pretrain_model_path": ""}, TAGGING, 32),
+        ({}, INTENT, 32),
+        ({}, INTENT | TAGGING, 32),  # not measured
+    ],
+)
+def test_other_runs_have_batches_of_32(options, tasks, wanted):
+    assert batch_size_of(Config(**{"pretrain_model_path": "bert", **options}), tasks, 60) == wanted
+
+
+def test_the_batch_size_is_logged_saved_and_kept(tiny, bert, sample, tmp_path, monkeypatch):
+    rows = map(json.loads, (sample / "train.jsonl").read_text(encoding="utf-8").splitlines())
+    words = [{"tokens": row["tokens"], "slots": row["slots"]} for row in rows]
+    (tmp_path / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in words))
+    process(DataConfig(input=str(tmp_path / "raw.jsonl"), output_dir=str(tmp_path / "slots")))
+    options = dict(do_train=True, epochs=2, pretrain_model_path=bert, data_path=str(tmp_path / "slots"))
+    whole = tiny(batch_size=8, model_version="whole", **options)
+    assert "--batch_size auto" not in run(whole)
+    config = tiny(batch_size=None, **options)
+    assert "--batch_size auto: 8, as there are few texts to tag" in stop_run(config, 5, monkeypatch)
+    assert read_json(config.run_dir / "args.json")["batch_size"] == 8
+    monkeypatch.setattr(optimization, "PRETRAINED", (8, 1, 30))  # a later version would choose 32
+    again = tiny(batch_size=None, resume=True, **options)
+    assert "--batch_size auto: 8, as when the run began" in run(again)
+    assert fingerprints(again) == fingerprints(whole)
+    with pytest.raises(UserError, match="batch_size was 8, is 16"):
+        main_module.main(tiny(batch_size=16, resume=True, **options))
 
 
 # ---- precision -------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from engine.errors import UserError
 from engine.model.hub import locate
 from engine.run.command_line import check_values, given_options, option, parse_args
 from engine.run.option_checks import is_given
+from engine.task.task import Task
 from tools.search.space import NOT_FOR_TRIALS, Resolver, Space, Values, default_space, parse_space
 
 logger = logging.getLogger("template")
@@ -116,6 +117,7 @@ def make_plan(config: SearchConfig) -> Plan:
     flags = shlex.split(config.options)
     if base.epochs == 0:
         raise UserError("--options: --epochs 0 trains nothing; use at least 1")
+    base = replace(base, batch_size=find_batch_size(base, tasks))
     if base.is_auto("epochs"):
         base = replace(base, epochs=count_epochs(base))
         flags += ["--epochs", str(base.epochs)]
@@ -150,13 +152,23 @@ def base_of(config: SearchConfig) -> tuple[Config, set[str]]:
     return base, {*given_options(Config, words)[0]}
 
 
+def count_rows(base: Config) -> int:
+    with open(base.data_dir / "train.jsonl", "rb") as file:
+        return sum(1 for line in file if line.strip())
+
+
+def find_batch_size(base: Config, tasks: dict[str, Task]) -> int:
+    """Resolves --batch_size auto as each trial does that does not search it."""
+    from engine.train.optimization import batch_size_of
+
+    return batch_size_of(base, tasks, count_rows(base))
+
+
 def count_epochs(base: Config) -> int:
     """Resolves --epochs auto for the batch size of `base`. All trials use this value, so they are comparable."""
     from engine.train.optimization import epochs_of, is_pretrained, steps_per_epoch
 
-    with open(base.data_dir / "train.jsonl", "rb") as file:
-        rows = sum(1 for line in file if line.strip())
-    steps = steps_per_epoch(-(-rows // base.batch_size), base)
+    steps = steps_per_epoch(-(-count_rows(base) // base.batch_size), base)  # type: ignore[operator]
     epochs = epochs_of(steps, is_pretrained(base))
     logger.info(f"--epochs auto: {epochs} for {steps} steps per epoch, in all trials")
     return epochs

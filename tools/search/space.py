@@ -224,7 +224,7 @@ def default_space(resolver: Resolver, fixed: set[str]) -> Space:
     space = {
         "lr": Dimension(low=rounded(lr / 4), high=min(rounded(lr * 4), 0.5), log=True),
         "head_multiple": Dimension(low=3.0 if pretrained else 0.3, high=30.0 if pretrained else 3.0, log=True),
-        "batch_size": Dimension((16, 32, 64)),
+        "batch_size": Dimension(tuple(sorted({16, 32, 64, resolver.base.batch_size}))),
         "warmup_share": Dimension(low=0.0, high=0.3),
         "weight_decay": Dimension(low=0.0, high=0.1),
         "dropout": Dimension(low=0.0, high=0.3 if pretrained else 0.5),
