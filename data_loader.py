@@ -469,7 +469,8 @@ def build_loaders(
     path = Path(data_path) / "train.jsonl"
     if config.streaming:
         one_row = copy.copy(featurizer)
-        one_row.stride = -1  # no windows: one row per example
+        if featurizer.long_text != "windows":  # which are in one row
+            one_row.stride = -1  # one row per example
         dataset: Any = MyIterableDataset(
             path, one_row, config.batch_size, config.shuffle_buffer, config.random_seed, limit
         )
