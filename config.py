@@ -137,11 +137,16 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     max_length: int = option(
         256, "longest input in sub-tokens; cut tokens are counted and logged", group="data", low=8, high=2**20
     )
-    truncation: Literal["head", "tail", "head_tail"] = option(
-        "head", "part of longer texts to classify that is kept; head_tail: a quarter head, the rest tail"
+    long_text: Literal["auto", "windows", "head", "tail", "head_tail"] = option(
+        "auto",
+        "what is read of longer texts to classify: all, in windows; or a part (head_tail: a quarter head, the rest "
+        "tail); auto: windows if many are longer, else head",
+        aliases=["truncation"],
+        auto="auto",
     )
     window_stride: int | None = option(
-        None, "overlap, in sub-tokens, of the windows of longer texts to tag (default: max_length / 4; -1: cut)"
+        None,
+        "overlap, in sub-tokens, of the windows of longer texts (default: max_length / 4; -1: texts to tag are cut)",
     )
     streaming: bool = option(
         False, "read the training file in constant memory; longer texts to tag are cut, not windowed"

@@ -478,7 +478,8 @@ def build_loaders(
     path = Path(data_path) / "train.jsonl"
     if config.streaming:
         one_row = copy.copy(featurizer)
-        one_row.stride = -1  # no windows: one row per example
+        if featurizer.long_text != "windows":  # which are in one row
+            one_row.stride = -1  # one row per example
         size = config.batch_size or BATCH_SIZES[0]
         dataset: Any = MyIterableDataset(path, one_row, size, config.shuffle_buffer, config.random_seed, limit)
         train_loader: Any = MyIterableDataLoader(dataset, config.num_workers, pinned)

@@ -28,7 +28,8 @@ from engine.model.crf import CRF, has_all_labels
 from engine.model.distributions import Bernoulli, Normal, Paths, Softmax, Spans  # noqa: F401 (for custom heads)
 from engine.model.encoders import build_transformer, freeze_layers, is_causal, pooling_of, takes_wide_mask
 from engine.model.head import Head, ImbalanceHead, TaskDict, paths_of
-from engine.model.pooling import mean_of_tokens, separate_pairs, text_vectors, vector_at, word_vectors  # noqa: F401
+from engine.model.long_texts import encode_windows, windows_of
+from engine.model.pooling import mean_of_tokens, pooled_windows, separate_pairs, text_vectors, vector_at, word_vectors  # noqa: F401
 from engine.run.device import to_double
 from engine.run.run_folder import checkpoint_of
 from engine.task.tags import continuations
@@ -66,6 +67,7 @@ class HeadOptions:
     task_weights: dict[str, float] = field(default_factory=dict)
     pooling: str = "first"
     word_pooling: str = "first"
+    window: int = 0  # longer texts are read in windows of this many tokens; 0: there are none
 
 
 class MyModel(nn.Module):
@@ -82,6 +84,7 @@ class MyModel(nn.Module):
         self.hidden_size = hidden_size
         self.output_layer = OutputLayer(hidden_size, tasks, options)
         self.loss = MyLoss(options.task_weights)
+        self.window = options.window
         self.dropout_samples = options.dropout_samples
         takes_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
         self.takes_token_types = takes_types and not is_causal(encoder)  # GPT-2 would add the word vector of token 0
@@ -132,7 +135,12 @@ class MyModel(nn.Module):
         return outputs[0] if len(outputs) == 1 else mean_output(outputs)
 
     def encode(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The encoder's hidden states, (B, L, H)."""
+        """The encoder's hidden states, (B, L, H). Each window of a long text is read alone."""
+        if self.window and inputs["input_ids"].shape[1] > self.window:
+            return encode_windows(self.encode_rows, inputs, self.window)
+        return self.encode_rows(inputs)
+
+    def encode_rows(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         types = {"token_type_ids": inputs["token_type_ids"]} if self.takes_token_types else {}
         mask = inputs["attention_mask"]
         if self.takes_wide_mask and mask.device.type == self.wide_mask_on:
@@ -144,7 +152,7 @@ class MyModel(nn.Module):
         """The vector of each text, (B, H): what heads of level "text" read, before dropout and shared layers. Of texts
         that are read apart, that of the first."""
         inputs = separate_pairs(inputs)[0] if self.output_layer.reads_pairs else inputs
-        return text_vectors(self.encode(inputs), inputs, self.output_layer.pooling)
+        return self.output_layer.text_vectors(self.encode(inputs), inputs)
 
     def divergence(self, first: MyModelOutput, second: MyModelOutput, batch: "Batch") -> torch.Tensor:
         """The divergence of two outputs for a batch: KL(p || q) + KL(q || p), weighted and averaged like the losses.
@@ -180,7 +188,9 @@ class OutputLayer(nn.Module):
 
     def __init__(self, hidden_size: int, tasks: dict[str, Task], options: HeadOptions):
         super().__init__()
-        self.pooling, self.word_pooling = options.pooling, options.word_pooling
+        self.pooling, self.word_pooling, self.window = options.pooling, options.word_pooling, options.window
+        # At 0 all windows of a long text weigh the same
+        self.window_query = nn.Parameter(torch.zeros(hidden_size)) if options.window else None
         self.dropout = nn.Dropout(options.dropout)
         self.shared = nn.ModuleList(
             nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Dropout(options.dropout))
@@ -203,7 +213,7 @@ class OutputLayer(nn.Module):
             texts = zip(hidden.unbind(1), separate_pairs(inputs))
             vectors = {"pair": torch.stack([text_vectors(*text, self.pooling) for text in texts], 1)}
         else:
-            vectors = {"text": text_vectors(hidden, inputs, self.pooling)}
+            vectors = {"text": self.text_vectors(hidden, inputs)}
         if "word_starts" in inputs and hidden is not None:
             vectors["words"] = word_vectors(hidden, inputs, self.word_pooling)
         for level, vector in vectors.items():
@@ -214,6 +224,16 @@ class OutputLayer(nn.Module):
         vectors["tokens"] = hidden
         logits = {name: head(vectors[head.level], inputs).float() for name, head in self.heads.items()}
         return self.joint(logits, inputs, labels)
+
+    def text_vectors(self, hidden: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(B, H): the vector of each text, of a long one from all its windows."""
+        mask = inputs.get("window_mask")  # of an export, whose windows are apart
+        if mask is None and self.window and hidden.shape[1] > self.window:
+            mask = windows_of(inputs["attention_mask"], self.window)
+            hidden = windows_of(hidden, self.window).flatten(1, 2)
+        if mask is None or self.window_query is None:
+            return text_vectors(hidden, inputs, self.pooling)
+        return pooled_windows(hidden, mask, self.pooling, self.window_query)
 
     def joint(
         self,
@@ -618,6 +638,7 @@ def build_model(
         task_weights=config.task_weights_by_name(),
         pooling=pooling,
         word_pooling=word_pooling,
+        window=config.max_length if config.long_text == "windows" else 0,
     )
     model = MyModel(encoder, hidden_size, tasks, options)
     if run:
@@ -668,6 +689,6 @@ def load_with_featurizer(
     """(model, Featurizer, config) of a checkpoint; the Featurizer reads texts as in training."""
     model, tokenizer, tasks, trained = load_checkpoint(folder, base_path, base_hub)
     word_ends = model.output_layer.word_pooling != "first"
-    options = trained.max_length, trained.window_stride, trained.truncation
+    options = trained.max_length, trained.window_stride, trained.long_text
     featurizer = Featurizer(tokenizer, tasks, *options, word_ends)
     return model, featurizer.fit(map(type, model.output_layer.heads.values())), trained

@@ -444,7 +444,7 @@ class Trainer:
 
     @torch.inference_mode()
     def embed(self, loader: MyDataLoader) -> np.ndarray:
-        """The vectors (N, H) of the loader's texts, see MyModel.embed; of a text in windows, that of the first one."""
+        """The vectors (N, H) of the loader's texts, see MyModel.embed; of texts to tag in windows, of the first."""
         self.model.eval()
         if not self.model.hidden_size:
             raise UserError("this model reads no text, so there are no vectors of texts")

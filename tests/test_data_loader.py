@@ -370,17 +370,17 @@ def test_a_word_longer_than_a_window_still_has_its_place(tokenizer):
     assert tags == {0: 0, 1: 1, 2: 0} and data.lengths.max() <= 12
 
 
-@pytest.mark.parametrize("truncation", ["head", "tail", "head_tail"])
-def test_what_is_kept_of_a_long_text_to_classify(tokenizer, truncation, caplog):
+@pytest.mark.parametrize("long_text", ["head", "tail", "head_tail"])
+def test_what_is_kept_of_a_long_text_to_classify(tokenizer, long_text, caplog):
     logging.getLogger("template").propagate = True
     text = " ".join(["abc"] * 10 + ["def"] * 20 + ["ghi"] * 10)
     tasks = {"intent": TASKS["intent"]}
     data = MyDataset(
         [{"text": text, "intent": "go"}, {"text": "abc", "intent": "go"}],
-        Featurizer(tokenizer, tasks, 18, truncation=truncation),
+        Featurizer(tokenizer, tasks, 18, long_text=long_text),
     )
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    kept = {"head": ids[:16], "tail": ids[-16:], "head_tail": ids[:4] + ids[-12:]}[truncation]
+    kept = {"head": ids[:16], "tail": ids[-16:], "head_tail": ids[:4] + ids[-12:]}[long_text]
     assert data.batch([0]).inputs["input_ids"][0].tolist() == [tokenizer.cls_token_id, *kept, tokenizer.sep_token_id]
     assert f"1 of 2 examples are longer than --max_length 18; {len(ids) - 16} sub-tokens are not read" in caplog.text
 

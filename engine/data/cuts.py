@@ -35,9 +35,11 @@ class Cuts:
         counts["tokens"] += int(columns["num_cut"].sum())
         if "num_words" in columns:
             counts["words"] += int((columns["num_words"] - columns["word_starts"].lengths)[is_cut].sum())
+        windows = num_windows(data)
+        counts["windows"] += int(windows[windows > 1].sum())
+        counts["in windows"] += int((windows > 1).sum())
         if len(data.lengths) > len(data):
-            in_windows = len(np.unique(data.example_index[columns["first_word"] > 0]))
-            counts["windows"] += len(data.lengths) - len(data) + in_windows
+            counts["apart"] = 1
             for name in [name for name, task in data.tasks.items() if task.has_spans]:
                 counts[f"outside {name}"] += num_outside(data, name)
 
@@ -48,16 +50,25 @@ class Cuts:
         if counts["cut"] and any(task.needs_words for task in tasks.values()):
             logger.warning(f"{longer}; their last {counts['words']} words are not read and are tagged O")
         elif counts["cut"]:
-            logger.warning(f"{longer}; {counts['tokens']} sub-tokens are not read")
+            logger.warning(f"{longer}; {counts['tokens']} sub-tokens are not read (--long_text windows reads all)")
         elif counts["windows"]:
             text_labels = any(not task.needs_words for task in tasks.values())
+            first = "; text-level labels are predicted from the first one" if counts["apart"] and text_labels else ""
             logger.info(
-                f"{where}: examples longer than --max_length {max_length} are read in {counts['windows']} overlapping "
-                "windows" + ("; text-level labels are predicted from the first one" if text_labels else "")
+                f"{where}: {counts['in windows']} examples longer than --max_length {max_length} are read in "
+                f"{counts['windows']} overlapping windows{first}"
             )
             for name in tasks:
                 if lost := counts[f"outside {name}"]:
                     logger.warning(f"{where}: {lost} spans of {name!r} fit in no window; raise --window_stride")
+
+
+def num_windows(data: Any) -> np.ndarray:
+    """Returns the number of windows that each example of a MyDataset is read in, (N,); windows may be rows of their own
+    or one after another in a row."""
+    size = data.featurizer.max_length if data.featurizer.long_text == "windows" else np.inf
+    windows = np.ceil(data.lengths / size).clip(1)
+    return np.bincount(data.example_index, windows, len(data)).astype(int)
 
 
 def num_outside(data: Any, name: str) -> int:

@@ -19,7 +19,7 @@ from engine.model.head import Head, token_ids
 from engine.model.span_pointer import encode
 from engine.run.files import sha256
 from engine.task.task import IGNORE, Task, tasks_to_json
-from engine.task.text import HAN_CHARACTER, token_unit
+from engine.task.text import HAN_CHARACTER, text_of, token_unit
 from engine.task.words import texts_to_encode
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Featurizer:
 
     Every word gets at least one token (`encode_texts`), and a `Cutter` truncates or splits inputs longer than
     max_length. tokenizer: None with --encoder none. stride: overlap of windows in sub-tokens, -1 for truncation; None:
-    max_length / 4.
+    max_length / 4. long_text: as in `Cutter`.
     word_ends: also return the last sub-token of each word, for models that use it for pooling.
     """
 
@@ -43,10 +43,11 @@ class Featurizer:
         tasks: dict[str, Task],
         max_length: int,
         stride: int | None = -1,
-        truncation: str = "head",
+        long_text: str = "head",
         word_ends: bool = False,
     ):
-        self.tokenizer, self.tasks, self.max_length, self.truncation = tokenizer, tasks, max_length, truncation
+        self.tokenizer, self.tasks, self.max_length = tokenizer, tasks, max_length
+        self.long_text = "head" if long_text == "auto" else long_text  # until the data decides (long_texts.py)
         self.stride = max_length // 4 if stride is None else stride
         self.pad_to_multiple = 1  # 8 suits a GPU's tensor cores
         self.tagging = any(task.needs_words for task in tasks.values())  # or spans
@@ -89,7 +90,7 @@ class Featurizer:
         for set_by_each_call in ("truncation", "padding"):
             tokenizer.pop(set_by_each_call, None)
         version = 4  # increment when the columns change
-        depends = [version, tokenizer, tasks_to_json(self.tasks), self.max_length, self.stride, self.truncation]
+        depends = [version, tokenizer, tasks_to_json(self.tasks), self.max_length, self.stride, self.long_text]
         depends += ["word ends"] if self.word_ends else []
         depends += [self.apart, self.markers] if self.apart or self.markers else []
         depends += ["own inputs"] if self.fields else []
@@ -169,15 +170,11 @@ class Featurizer:
         if self.tokenizer is None:
             words = [range(len(example["tokens"]) if self.tagging else 0) for example in examples]
             return [Feature(i, [0] * max(1, len(w)), [0] * max(1, len(w)), [*w], [*w]) for i, w in enumerate(words)]
-        by_words = "tokens" in examples[0]
-        options = (by_words, self.unit, HAN_CHARACTER, self.blanks, self.separator)
-        first, second = map(list, zip(*(texts_to_encode(example, *options) for example in examples)))
-        pairs = "text_pair" in examples[0]
+        first, encodings = self.encodings(examples)
         seconds: list[Any] = len(examples) * [None]
-        encodings = encode_texts(self.encode, first, second if pairs and not self.apart else None, self.filler)
-        if pairs and self.apart:
+        if "text_pair" in examples[0] and self.apart:
             seconds = encode_texts(self.encode, [example["text_pair"] for example in examples], None, self.filler)
-        cutter = Cutter(self.max_length, self.stride, self.truncation, self.tagging, self.markers)
+        cutter = Cutter(self.max_length, self.stride, self.long_text, self.tagging, self.markers)
         features = []
         for number, (text, encoding) in enumerate(zip(first, encodings)):
             try:
@@ -185,6 +182,19 @@ class Featurizer:
             except Unusable as error:
                 raise UserError(f"example {examples[number].get('id', number)}: {error}") from None
         return features
+
+    def encodings(self, examples: list[dict[str, Any]]) -> tuple[list[Any], list[Encoding]]:
+        """Returns the texts or words of examples, and their Encodings, with second texts unless they are read apart."""
+        options = ("tokens" in examples[0], self.unit, HAN_CHARACTER, self.blanks, self.separator)
+        first, second = map(list, zip(*(texts_to_encode(example, *options) for example in examples)))
+        together = "text_pair" in examples[0] and not self.apart
+        return first, encode_texts(self.encode, first, second if together else None, self.filler)
+
+    def num_longer(self, examples: list[dict[str, Any]]) -> int:
+        """Counts the examples that are longer than max_length tokens. Those with few bytes are not tokenised: a token
+        has at least one."""
+        unsure = [example for example in examples if len(text_of(example, True).encode()) > self.max_length - 8]
+        return sum(len(encoding.ids) > self.max_length for encoding in self.encodings(unsure)[1]) if unsure else 0
 
     def encode(self, first: list[Any], second: list[Any] | None) -> list[Encoding]:
         """Encodes texts or pre-split words, optionally with second texts."""

@@ -25,7 +25,7 @@ def units_of(featurizer: Any, example: dict[str, Any], unit: str) -> tuple[list[
     tokens = [words[word or 0] for word in of_tokens] if by_words else encoding.offsets
     kept = list(range(len(tokens)))
     if len(tokens) > featurizer.max_length:
-        kept = Cutter(featurizer.max_length, featurizer.stride, featurizer.truncation, False).kept(encoding)
+        kept = Cutter(featurizer.max_length, featurizer.stride, featurizer.long_text, False).kept(encoding)
     return [(0, 0) if word is None else token for token, word in zip(tokens, of_tokens)], kept
 
 

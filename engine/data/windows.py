@@ -81,14 +81,16 @@ def pick(values: Sequence[Any], positions: Iterable[int]) -> list[Any]:
 class Cutter(NamedTuple):
     """Truncates or splits inputs longer than max_length tokens.
 
-    Word-level labels: splits the input into windows of whole words that overlap by at most `stride` sub-tokens (-1:
-    truncates the end). Otherwise: keeps the head, the tail, or a quarter from the head and three quarters from the tail
-    (Sun et al., 2019, arXiv:1905.05583). In pairs, the longer text is truncated first.
+    long_text "windows": one Feature with all windows, one after another, each but the last of max_length tokens, which
+    overlap by `stride` sub-tokens. Otherwise, for word-level labels: splits the input into Features of whole words that
+    overlap by at most `stride` sub-tokens (-1: truncates the end). Otherwise: keeps the head, the tail, or a quarter
+    from the head and three quarters from the tail (Sun et al., 2019, arXiv:1905.05583). In pairs, the longer text is
+    truncated first.
     """
 
     max_length: int
     stride: int
-    truncation: str
+    long_text: str
     by_words: bool  # labels are per word
     markers: Mapping[str, int] = {}  # {name: id} of tokens that each text must have once
 
@@ -107,6 +109,8 @@ class Cutter(NamedTuple):
 
     def cut(self, example: int, encoding: Encoding, has_words: bool) -> list[Feature]:
         is_long = len(encoding.ids) > self.max_length
+        if is_long and self.long_text == "windows" and (joined := self.joined(example, encoding, has_words)):
+            return [joined]
         if is_long and self.by_words and self.stride >= 0:
             return self.windows(example, encoding)
         kept = self.kept(encoding) if is_long else range(len(encoding.ids))
@@ -118,15 +122,37 @@ class Cutter(NamedTuple):
         """Returns the positions to keep when an input is truncated."""
         sequences = encoding.sequence_ids
         texts = [[i for i, sequence in enumerate(sequences) if sequence == number] for number in (0, 1)]
-        truncation = "head" if self.by_words else self.truncation
-        if truncation == "head_tail" and texts[1]:
-            raise Unusable("--truncation head_tail is for single texts; use head or tail for pairs")
+        part = "head" if self.by_words or self.long_text == "windows" else self.long_text
+        if part == "head_tail" and texts[1]:
+            raise Unusable("--long_text head_tail is for single texts; use head, tail or windows for pairs")
         sizes = longest_first(len(texts[0]), len(texts[1]), max(0, self.max_length - sequences.count(None)))
         kept = {i for i, sequence in enumerate(sequences) if sequence is None}
         for positions, size in zip(texts, sizes):
-            head = {"head": size, "tail": 0, "head_tail": size // 4}[truncation]
+            head = {"head": size, "tail": 0, "head_tail": size // 4}[part]
             kept.update(positions[:head], positions[len(positions) - size + head :])
         return sorted(kept)
+
+    def joined(self, example: int, encoding: Encoding, has_words: bool) -> Feature | None:
+        """Returns one Feature with all windows of a long example; None if the shorter text of a pair leaves too little
+        room. Each window has all special tokens and, in pairs, the shorter text. A word in two windows is in the one
+        whose edge is farther from its first token."""
+        sequences, all_ids, all_types = encoding.sequence_ids, encoding.ids, encoding.type_ids
+        longer = 1 if not self.by_words and 2 * sequences.count(1) > len(sequences) - sequences.count(None) else 0
+        inside = [i for i, sequence in enumerate(sequences) if sequence == longer]
+        before, after = range(inside[0]), range(inside[-1] + 1, len(sequences))
+        room = self.max_length - len(before) - len(after)
+        if 2 * room < self.max_length or room <= self.stride:
+            return None
+        step = room - self.stride
+        begins = range(0, max(1, len(inside) - self.stride), step)
+        kept = [i for begin in begins for i in (*before, *inside[begin : begin + room], *after)]
+        starts, ends = [], []
+        words = words_of_first(encoding)[inside[0] : inside[-1] + 1] if self.by_words and has_words else []
+        for first, last in zip(*word_positions(words)):
+            number = min(max(0, first - self.stride // 2) // step, len(begins) - 1)
+            starts.append(number * self.max_length + len(before) + first - begins[number])
+            ends.append(starts[-1] + min(last - first, begins[number] + room - 1 - first))
+        return Feature(example, pick(all_ids, kept), pick(all_types, kept), starts, ends)
 
     def windows(self, example: int, encoding: Encoding) -> list[Feature]:
         """Splits a long example into Features, each with as many whole words as fit, followed by the second text."""

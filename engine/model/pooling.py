@@ -53,6 +53,17 @@ def text_vectors(hidden: torch.Tensor, inputs: dict[str, torch.Tensor], pooling:
     return hidden[torch.arange(len(last), device=last.device), last]
 
 
+def pooled_windows(hidden: torch.Tensor, mask: torch.Tensor, pooling: str, query: torch.Tensor) -> torch.Tensor:
+    """(B, H): the mean of the vectors of each text's windows, weighted by attention, softmax(<query, vector>) (Ilse et
+    al., 2018, arXiv:1802.04712, without their hidden layer). hidden: (B, N * L, H), mask: (B, N, L), query: (H,)"""
+    real = mask[:, :, 0].bool()
+    tokens = torch.cat([torch.ones_like(mask[:, :, :1]), mask[:, :, 1:]], 2)  # no window without tokens
+    states = hidden.unflatten(1, mask.shape[1:]).flatten(0, 1)
+    vectors = text_vectors(states, {"attention_mask": tokens.flatten(0, 1)}, pooling).unflatten(0, real.shape)
+    scores = (vectors @ query.to(vectors.dtype)).float().masked_fill(~real, -torch.inf)
+    return (vectors * scores.softmax(1).unsqueeze(2)).sum(1)
+
+
 def mean_of_tokens(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Hidden states (B, L, H), mask (B, L) -> their mean over the real tokens (B, H), in fp32."""
     weights = mask / mask.sum(1, keepdim=True)

@@ -4,6 +4,7 @@
     answers/<part>.jsonl  one line per row of dev, test or (in a cross-validation) out_of_fold:
 
 {"id", "text", "text_pair"?, "places"?: [[start, end] of each token in the text], "cut": number of truncated sub-tokens,
+"tokens": number of sub-tokens, those in two windows counted twice,
 "windows": number of inputs the text was split into, "columns"?: other columns of the row, "answers": {task: {"gold",
 "predicted", "right", "probability", "untempered"?, "probabilities"?}}}. gold is null if unlabelled; spans are [first
 token, last token, type]. probability: that of the predicted label; a list for the entities of tags, other tags, and
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.data.cuts import num_windows
 from engine.data.own_inputs import fields_of
 from engine.errors import UserError
 from engine.predict.predictions import Predictions
@@ -42,8 +44,7 @@ UNLISTED = frozenset("do_train do_eval do_predict report_language resume clear_c
 
 def cuts_and_windows(data: Any) -> tuple[np.ndarray, np.ndarray]:
     """Returns the number of truncated sub-tokens and of inputs for each example of a MyDataset, each (N,)."""
-    windows = np.bincount(data.example_index, minlength=len(data))
-    return np.bincount(data.example_index, data.columns["num_cut"], len(data)).astype(int), windows
+    return np.bincount(data.example_index, data.columns["num_cut"], len(data)).astype(int), num_windows(data)
 
 
 def distribution(
@@ -70,6 +71,7 @@ def rows_of(
     kinds, inputs = report_kinds(tasks, metrics), fields_of(tasks).items()
     shown = [field.columns for name, field in inputs if name == "extras" or (field.by_cell and field.size <= FEW)]
     cut, windows = cuts_and_windows(data)
+    tokens = cut + np.bincount(data.example_index, data.lengths, len(data)).astype(int)
     labels, probabilities, averages, before = predictions
     for i in range(len(data)):
         example = data[i]
@@ -79,7 +81,7 @@ def rows_of(
             row["text_pair"] = example["text_pair"]
         if offsets is not None:
             row["places"] = offsets
-        row |= {"cut": int(cut[i]), "windows": int(windows[i])}
+        row |= {"cut": int(cut[i]), "tokens": int(tokens[i]), "windows": int(windows[i])}
         kept = {name: str(value) for name, value in example.get("kept", {}).items() if value is not None}
         unknown = {name: value for name, value in example.items() if name not in {*PARTS_OF_A_ROW, *tasks}}
         own = {column: example["extras"][column] for columns in shown for column in columns}
@@ -207,6 +209,7 @@ def row_schema(kinds: dict[str, str]) -> dict[Any, Any]:
         Optional("text_pair"): AnyOf(str, None),
         ("places" if set(kinds.values()) & WORD_LEVEL else Optional("places")): [(Range(0), Range(0))],
         "cut": Range(0),
+        Optional("tokens"): Range(0),
         "windows": Range(0),
         Optional("columns"): {str: AnyOf(str, bool, float)},
         "answers": answers,

@@ -87,6 +87,8 @@ def explain(trainer: Any, loader: Any, task: str | None, label: str | None, word
     row = row_of_word(data, word)
     inputs = data.batch([row]).to(trainer.device).inputs
     place = None if word is None else word - int(data.columns["first_word"][row])
+    if model.window and inputs["input_ids"].shape[1] > model.window:
+        raise UserError(f"explain reads one input of {model.window} tokens, and this text has several windows; cut it")
     words, of_token = words_of(data[0], row, data.featurizer)
     is_word = torch.tensor([len(numbers) > 0 for numbers in of_token], device=trainer.device)
     # cuDNN has no gradient of an LSTM in eval mode
@@ -163,7 +165,7 @@ def words_of(example: dict[str, Any], row: int, featurizer: Any) -> tuple[list[W
     # with positions instead of ids, the cutter returns the positions that the row keeps
     numbered: Any = SimpleNamespace(ids=range(len(sequences)), type_ids=encoding.type_ids)
     numbered.word_ids, numbered.sequence_ids = word_ids, sequences
-    cutter = Cutter(featurizer.max_length, featurizer.stride, featurizer.truncation, featurizer.tagging)
+    cutter = Cutter(featurizer.max_length, featurizer.stride, featurizer.long_text, featurizer.tagging)
     found: list[list[int]] = []
     for position in cutter.features(0, numbered, has_words=bool(first))[row].input_ids:
         side, inside = sequences[position], list[int]()

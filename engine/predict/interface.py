@@ -55,8 +55,8 @@ class Model:
 
     def embed(self, texts: Any) -> Any:
         """Returns the vectors that heads of texts read: the encoder's pooled output, before dropout and shared layers,
-        as a float32 array (N, H); (H,) for one text. A pair has one vector. Of a long text only the first max_length
-        sub-tokens are read (with --truncation tail: the last)."""
+        as a float32 array (N, H); (H,) for one text. A pair has one vector. Of a text longer than
+        max_length it is that of all its windows or, with another --long_text, of the part that is read."""
         vectors = self.answer(texts, lambda examples: self.trainer.embed(self.loader(examples)), embeds=True)
         if not isinstance(vectors, list):
             return vectors

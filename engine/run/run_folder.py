@@ -148,11 +148,13 @@ class SavedOptions:
 def read_options(path: str | Path, options: type) -> dict:
     """{option: value} of an options file, written by any version. Raises UserError if a value does not have the type of
     its field."""
-    shape = {Optional(f.name): shape_of(f) for f in dataclasses.fields(options)} | {Optional("version"): str}
+    shapes = {f.name: shape_of(f) for f in dataclasses.fields(options)}
+    now = {alias: f.name for f in dataclasses.fields(options) for alias in f.metadata["aliases"]}  # renamed since then
+    shapes |= {alias: shapes[name] for alias, name in now.items()}
     try:
-        values = read_json(path, shape)
+        values = read_json(path, {Optional(name): shape for name, shape in shapes.items()} | {Optional("version"): str})
         values.pop("version", None)
-        return values
+        return {now.get(name, name): value for name, value in values.items()}
     except SchemaError as error:
         raise UserError(f"{error}; the file was edited or is damaged, or other code wrote it") from None
 

@@ -6,11 +6,13 @@ The returned options, and args.json, hold these values, so code that reads the r
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.errors import UserError
 from engine.model.encoders import overflows, refuse_precision
 from engine.model.hub import locate
 from engine.model.pooling import stored_pooling
@@ -43,6 +45,7 @@ BF16_HIDDEN_SIZE = 256
 # fewer (benchmarks/RESULTS.md)
 FEW_TEXTS = 640
 FORMERLY = {"few_shot": False}  # what options were in runs that do not name them yet
+MANY, ROWS = 0.05, 5000  # of the training texts, from which --long_text auto chooses windows; texts that it looks at
 REHEARSAL = 10  # epochs of --debug, whose 64 examples say nothing about the size of the data
 
 
@@ -120,6 +123,49 @@ def resolve_batch_size(config: Any, dataset: Any) -> Any:
     if config.is_auto("batch_size") and size < BATCH_SIZES[0]:
         logger.info(f"--batch_size auto: {size}, as there are few texts to tag")
     return replace(config, batch_size=size)
+
+
+def resolve_long_text(
+    config: Any, featurizer: Any, heads: Iterable[Any], read: Callable[[], Iterator[tuple[Any, dict]]]
+) -> None:
+    """Sets what the Featurizer reads of long texts, with --long_text auto by the training data: windows, if at least
+    MANY of its first ROWS texts are longer than --max_length, otherwise the head. heads: classes; read() -> (place,
+    example) of each row. Raises UserError if a head cannot read windows that are asked for."""
+    why = why_no_windows(config, featurizer, heads)
+    if config.long_text == "windows" and why:
+        raise UserError(f"--long_text windows: {why}; choose head, tail or head_tail")
+    reads_texts = featurizer.tokenizer and not all(task.needs_words for task in featurizer.tasks.values())
+    if config.long_text == "windows" and not reads_texts:
+        featurizer.long_text = "head"  # texts to tag are in windows anyway
+    if config.long_text != "auto" or not reads_texts:
+        return
+
+    def choose() -> str:
+        rows = [example for _, example in islice(read(), ROWS)]
+        share = featurizer.num_longer(rows) / max(1, len(rows))
+        long = f"{share:.0%} of the training texts are longer than {featurizer.max_length} tokens"
+        if share >= MANY and why:
+            logger.warning(f"--long_text auto: {long}, but only their start is read: {why}")
+        elif share >= MANY:
+            logger.info(f"--long_text auto: {long}: read in windows (--long_text head: only their start)")
+        return "windows" if share >= MANY and not why else "head"
+
+    featurizer.long_text = distributed.from_first(choose)
+
+
+def why_no_windows(config: Any, featurizer: Any, heads: Iterable[Any]) -> str:
+    """Why a long text cannot be read in windows, or ""."""
+    if featurizer.tagging and featurizer.stride < 0:
+        return "--window_stride -1 cuts the texts to tag"
+    if featurizer.markers or featurizer.apart:
+        return "a head looks for its markers in one input" if featurizer.markers else "a head reads two texts apart"
+    if any(head.finds_spans for head in heads) and not all(task.needs_words for task in featurizer.tasks.values()):
+        return "the scores of all spans of a long text would need too much memory"
+    if any(field.level == "spans" for field in featurizer.fields.values()):
+        return "a Field has positions in one input"
+    if config.use_smart or config.use_freelb:
+        return "--use_smart and --use_freelb add noise to one input"
+    return ""
 
 
 def resolve_precision(config: Any, encoder: Any, device: torch.device, trained: str | None = None) -> Any:

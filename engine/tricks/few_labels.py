@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from scipy.stats import chi2_contingency
 
 from engine.model.head import Head, paths_of
-from engine.model.pooling import text_vectors
 from engine.task.task import Task, classifies_texts
 from engine.tricks.trick import Trick
 
@@ -58,7 +57,7 @@ class Contrast(Trick):
         finally:
             handle.remove()
         with torch.autocast(hidden[0].device.type, enabled=False):
-            vectors = text_vectors(hidden[0].float(), batch.inputs, self.layer.pooling)
+            vectors = self.layer.text_vectors(hidden[0].float(), batch.inputs)
             for name, head in self.heads.items():
                 labels = batch.labels[name]
                 # what this micro-batch adds to the mean over the whole step, as its cross-entropy

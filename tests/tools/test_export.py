@@ -245,7 +245,7 @@ def chinese(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [dict(max_length=24, pooling="mean"), dict(max_length=24, truncation="tail")])
+@pytest.mark.parametrize("options", [dict(max_length=24, pooling="mean"), dict(max_length=24, long_text="tail")])
 def test_pairs_labels_and_numbers(options, pairs, tiny, tmp_path):
     shipped = Shipped(tiny(data_path=str(pairs), epochs=4, **options), tmp_path / "shipped")
     shipped.require_same("good film " * 100)
@@ -271,12 +271,12 @@ def test_decoders_and_adapters(name, options, sample, tiny, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("truncation", ["tail", "head_tail"])
-def test_single_texts_that_are_cut(truncation, tiny, tmp_path):
+@pytest.mark.parametrize("long_text", ["tail", "head_tail"])
+def test_single_texts_that_are_cut(long_text, tiny, tmp_path):
     rows = [f"{'good ' * (i % 30)}film {'bad ' * (i % 23)},{'pos' if i % 2 else 'neg'}" for i in range(80)]
     (tmp_path / "data.csv").write_text("text,label\n" + "\n".join(rows))
     process(DataConfig(input=str(tmp_path / "data.csv"), output_dir=str(tmp_path / "data")))
-    config = tiny(data_path=str(tmp_path / "data"), truncation=truncation, max_length=16, shared_layers=1)
+    config = tiny(data_path=str(tmp_path / "data"), long_text=long_text, max_length=16, shared_layers=1)
     Shipped(config, tmp_path / "shipped").require_same(HUGE)
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from engine.data.own_inputs import fields_of
 from engine.errors import UserError
 from engine.model import lora
+from engine.model.long_texts import OF_TOKENS
 from engine.run.command_line import first_line
 from engine.task.task import pairs_of
 
@@ -42,14 +43,23 @@ def require_packages() -> None:
 
 
 class LogitsOnly(nn.Module):
-    """Wraps a MyModel: takes tensors in the order of `names` and returns the logits of each task."""
+    """Wraps a MyModel: takes tensors in the order of `names` and returns the logits of each task. If the model reads
+    long texts in windows, the tensors of tokens are (B, N, L), with windows of any length L; some may be empty."""
 
     def __init__(self, model: MyModel, names: list[str]):
         super().__init__()
         self.model, self.names = model, names
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(self.model(dict(zip(self.names, tensors))).logits.values())
+        inputs = dict(zip(self.names, tensors))
+        if not self.model.window:
+            return tuple(self.model(inputs).logits.values())
+        mask = inputs["attention_mask"]
+        rows = {name: inputs[name].flatten(0, 1) for name in OF_TOKENS if name in inputs}
+        rows["attention_mask"] = torch.cat([torch.ones_like(mask[:, :, :1]), mask[:, :, 1:]], 2).flatten(0, 1)
+        hidden = self.model.encode_rows(rows).unflatten(0, mask.shape[:2]).flatten(1, 2)
+        texts = {name: inputs[name].flatten(1, 2) for name in rows} | {"window_mask": mask}
+        return tuple(self.model.output_layer(hidden, inputs | texts).values())
 
 
 class PaddedLSTM(nn.Module):
@@ -134,7 +144,9 @@ def example_inputs(
         for field in featurizer.fields.values():
             example["extras"] |= field.example(len(words))
         examples.append(example)
-    return batch_of(examples).inputs
+    inputs = batch_of(examples).inputs
+    windows = {name: torch.stack(3 * [inputs[name]], 1) for name in OF_TOKENS if featurizer.long_text == "windows"}
+    return inputs | windows
 
 
 @contextmanager
@@ -176,7 +188,8 @@ def write_graph(model: MyModel, inputs: dict[str, torch.Tensor], path: Path) -> 
     own = fields_of({name: head.task for name, head in model.output_layer.heads.items()})
     fixed = {name for name, tensor in inputs.items() if tensor.ndim == 1 or tensor.shape[1] == 1}
     fixed |= {name for name, field in own.items() if field.level == "text"}
-    shapes = tuple({0: dynamic} if name in fixed else {0: dynamic, 1: dynamic} for name in names)
+    sizes = {name: 1 if name in fixed else max(2, 3 * (model.window > 0 and name in OF_TOKENS)) for name in names}
+    shapes = tuple(dict.fromkeys(range(sizes[name]), dynamic) for name in names)
     outputs = [f"logits_{number}" for number in range(len(model.output_layer.heads))]
     module = LogitsOnly(model, names).eval()
     try:

@@ -84,7 +84,7 @@ SETTINGS = {
     "tasks": {str: TASK},
     "max_length": Range(8, 2**31),
     "stride": Range(-1, 2**31),
-    "truncation": AnyOf("head", "tail", "head_tail"),
+    "long_text": AnyOf("windows", "head", "tail", "head_tail"),
     "word_ends": bool,
     "unit": AnyOf("word", "character", "character+blank", None),
     "pairs": bool,
@@ -177,8 +177,8 @@ class Encoder:
         self.fields = usable(folder / "predictor.json", lambda _: {name: Field(**field) for name, field in fields})
         self.columns = [column for field in self.fields.values() for column in field.columns]
         self.word_ends, self.apart = settings["word_ends"], settings["apart"] and self.pairs
-        max_length, stride, truncation = (settings[name] for name in ("max_length", "stride", "truncation"))
-        self.cutter = Cutter(max_length, stride, truncation, self.unit is not None, settings["markers"])
+        max_length, stride, long_text = (settings[name] for name in ("max_length", "stride", "long_text"))
+        self.cutter = Cutter(max_length, stride, long_text, self.unit is not None, settings["markers"])
         patterns = [settings["han"], *settings["patterns"].values()]
         self.han, *compiled = usable(folder / "predictor.json", lambda _: list(map(re.compile, patterns)))
         self.patterns = dict(zip(settings["patterns"], compiled))
@@ -470,6 +470,8 @@ class Predictor:
     def batch(self, features: list[Feature], encoded: list[Encoded]) -> dict[str, np.ndarray]:
         """Returns {input: array} of a batch of features, padded to the longest one."""
         size, length = len(features), max(len(feature.input_ids) for feature in features)
+        window = min(length, self.encode.cutter.max_length) if self.encode.cutter.long_text == "windows" else 0
+        length += -length % window if window else 0
         width = max(len(feature.word_starts) for feature in features)
         ids = np.full((size, length), self.pad_id, np.int64)
         mask, types = np.zeros((size, length), np.int64), np.zeros((size, length), np.int64)
@@ -482,7 +484,9 @@ class Predictor:
             starts[i, :num_words], words[i, :num_words] = feature.word_starts, True
             if self.encode.word_ends:
                 ends[i, :num_words] = feature.word_ends
-        inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        inputs: dict[str, np.ndarray] = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        shape = (size, -1, window) if window else (size, length)
+        inputs = {name: array.reshape(shape) for name, array in inputs.items()}
         inputs |= {"word_starts": starts, "word_ends": ends, "word_mask": words}
         for name, field in self.encode.fields.items():
             values = [encoded[feature.example].example["inputs"][name] for feature in features]

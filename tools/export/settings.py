@@ -102,7 +102,7 @@ def write_settings(folder: Path, model: MyModel, featurizer: Featurizer) -> None
         "tasks": tasks,
         "max_length": featurizer.max_length,
         "stride": featurizer.stride,
-        "truncation": featurizer.truncation,
+        "long_text": featurizer.long_text,
         "word_ends": featurizer.word_ends,
         "unit": text.token_unit(featurizer.tasks),
         "pairs": pairs_of(featurizer.tasks),

@@ -14,6 +14,8 @@ Shorten = Callable[[Any], str]  # shortens text from the data
 def candidates(figures: dict[str, Any]) -> list[Finding]:
     """Returns all candidate findings. A weight is roughly the share of all errors that the finding concerns."""
     result: list[Finding] = []
+    if figures["unread"]:  # always the first
+        result.append((float("inf"), "slices", "look_unread", figures["unread"]))
     for name, task in figures["tasks"].items():
         wrong = max(1, task["rows"] - task["right"])
         result += task_candidates(name, task, wrong)

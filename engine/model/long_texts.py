@@ -1,0 +1,42 @@
+"""Long texts in windows: the encoder reads each window alone, and a text's vector is that of all its windows.
+
+The tokens of a text are in one row, window after window, each but the last of the same size (`Cutter.joined`). So a
+long text has one label, one loss and one answer, like a short one. Shapes: B texts, N windows, L tokens, H hidden size.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+Inputs = dict[str, torch.Tensor]
+AT_ONCE = 8192  # a batch of 32 texts of 256 tokens, the defaults
+OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def windows_of(tensor: torch.Tensor, size: int) -> torch.Tensor:
+    """(B, L, …) -> (B, N, size, …), padded with zeros."""
+    missing = -tensor.shape[1] % size
+    padded = F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, missing)) if missing else tensor
+    return padded.unflatten(1, (-1, size))
+
+
+def encode_windows(encode: Callable[[Inputs], torch.Tensor], inputs: Inputs, size: int) -> torch.Tensor:
+    """The hidden states (B, L, H) of texts in windows of `size` tokens; those of empty windows are 0.
+
+    encode(inputs) -> hidden states. It gets as many windows at once as there are texts, or AT_ONCE tokens if that is
+    more; between these parts, training keeps only the results and computes the rest again (Chen et al., 2016,
+    arXiv:1604.06174). So a batch of long texts needs about the memory of a batch of short ones.
+    """
+    rows = {name: windows_of(inputs[name], size).flatten(0, 1) for name in OF_TOKENS}
+    batch, length = inputs["input_ids"].shape
+    real = rows["attention_mask"][:, 0].nonzero().squeeze(1)
+    parts, hidden = real.split(max(batch, AT_ONCE // size)), []
+    for part in parts:
+        windows = {name: tensor[part] for name, tensor in rows.items()}
+        again = torch.is_grad_enabled() and len(parts) > 1
+        hidden.append(checkpoint(encode, windows, use_reentrant=False) if again else encode(windows))
+    found = torch.cat(hidden)
+    whole = found.new_zeros(len(rows["input_ids"]), *found.shape[1:]).index_copy(0, real, found)
+    return whole.unflatten(0, (batch, -1)).flatten(1, 2)[:, :length]
