@@ -29,8 +29,14 @@ from engine.model.distributions import Bernoulli, Normal, Paths, Softmax, Spans 
 from engine.model.encoders import build_transformer, freeze_layers, is_causal, pooling_of, takes_wide_mask
 from engine.model.head import Head, ImbalanceHead, TaskDict, paths_of
 from engine.model.long_texts import encode_windows, windows_of
-from engine.model.pooling import mean_of_tokens, vector_at  # noqa: F401 (for custom heads)
-from engine.model.pooling import pooled_windows, separate_pairs, text_vectors, word_vectors
+from engine.model.pooling import (
+    mean_of_tokens,  # noqa: F401 (for custom heads)
+    pooled_windows,
+    separate_pairs,
+    text_vectors,
+    vector_at,  # noqa: F401
+    word_vectors,
+)
 from engine.run.device import to_double
 from engine.run.run_folder import checkpoint_of
 from engine.task.tags import continuations

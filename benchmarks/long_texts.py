@@ -7,8 +7,8 @@ questions up to --words words; at a uniformly random place among them is one que
 transport, and which of the two is its label. Each part is made of the sentences of the same part of ATIS.
 --variants: names from VARIANTS below. Each run trains as main.py does; test is labelled once, by the checkpoint that is
 best on dev. Prints accuracy with the paired interval of the difference from the first variant, and CPU time; with
---lengths, the CPU time of an epoch for texts of these numbers of words. A run that is finished is not trained again. --options: further
-flags of main.py.
+--lengths, the CPU time of an epoch for texts of these numbers of words. A run that is finished is not trained again.
+--options: further flags of main.py.
 """
 
 import argparse
