@@ -188,7 +188,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     )
     head_lr: float | None = option(
         None,
-        "peak rate of heads and CRF (default: 10 times --lr; from scratch --lr)",
+        "peak rate of heads and CRF (default: 10 times --lr; more on a frozen encoder; from scratch --lr)",
         low=0,
         high=1,
         exclusive=True,

@@ -95,6 +95,13 @@ def lr_of_lora(hidden_size: int) -> float:
     return min(2e-3, 5e-4 * (2000 / hidden_size) ** 0.775)
 
 
+def lr_of_probe(hidden_size: int) -> float:
+    """The peak rate of heads on a frozen encoder: 1e-2 at hidden size 384, falling with it, as a step changes the
+    logits in proportion to it. Measured at 384 only: 3e-3, the rate of heads beside a trained encoder, needs more
+    steps, and 3e-2 brings nothing (benchmarks/RESULTS.md)."""
+    return min(1e-2, 1e-2 * 384 / hidden_size)
+
+
 def is_pretrained(config: Any) -> bool:
     """Whether a transformer's weights come from --pretrain_model_path or --init_from; other encoders only use the
     tokenizer of --pretrain_model_path."""
@@ -114,6 +121,8 @@ def learning_rates(encoder: Any, config: Any) -> tuple[float, float]:
     lr = config.lr or (lr_of_lora(encoder.config.hidden_size) if config.lora_rank else full)
     if config.lora_rank and not config.lr:  # the rate of heads in full fine-tuning, but not below LoRA's
         return lr, config.head_lr or max(lr, min(10 * full, 1e-2))
+    if config.freeze_layers == -1 and not config.lr:
+        return lr, config.head_lr or lr_of_probe(encoder.config.hidden_size)
     return lr, config.head_lr or min(10 * lr, 1e-2)
 
 
