@@ -1,7 +1,7 @@
 """Classification with a few labels per class: options of this repository, logistic regression and setfit.
 
     python benchmarks/few_labels.py --data dataset/atis --pretrain_model_path DIR --work few_labels/atis
-    python benchmarks/few_labels.py --data dataset/cais --methods default auto --work few_labels/cais
+    python benchmarks/few_labels.py --data dataset/cais --methods former few_shot --work few_labels/cais
 
 For each number of rows per class and each seed, `data_process.py --shots` draws a sample; all methods get the same one,
 with --dev_rows random rows of dev to choose the best epoch by, and are scored on all of dev and on test. The seed is
@@ -24,7 +24,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 # {method: options of main.py}
-OURS = {"default": ["--pooling", "first"], "auto": [], "frozen": ["--freeze_layers", "all"]}
+OURS = {
+    "former": ["--pooling", "first", "--few_shot", "False"],  # the defaults of version 0.9
+    "auto": ["--few_shot", "False"],  # --pooling auto
+    "few_shot": [],  # the defaults of today, for so few labels
+    "frozen": ["--freeze_layers", "all"],
+}
 # {rows per class: options of setfit_peer.py}; its defaults take all pairs of texts, a number that grows with the square
 SETFIT = {16: ["--num_iterations", "20"], 64: ["--num_iterations", "20"]}
 PARTS = ("train", "dev", "test")
@@ -211,7 +216,7 @@ def main():
     parser.add_argument("--work", type=Path, required=True, help="folder of samples, runs and results.jsonl")
     parser.add_argument("--shots", type=int, nargs="+", default=[4, 8, 16, 64])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--methods", nargs="+", default=["default", "auto", "logistic"])
+    parser.add_argument("--methods", nargs="+", default=[*OURS, "logistic"])
     parser.add_argument("--dev_rows", type=int, default=100, help="rows of dev that training may use; 0: all")
     parser.add_argument("--flags", type=str.split, default=[], help="more options of main.py, quoted")
     parser.add_argument("--setfit_python", help="Python of an environment with setfit")

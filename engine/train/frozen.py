@@ -73,6 +73,8 @@ def kept_outputs(trainer: Any) -> Iterator[None]:
     reasons = [f"--{name}" for name in READ_THE_ENCODER if getattr(config, name)]
     reasons += ["augment in data_loader.py"] * bool(data_sets[0].augment)
     reasons += [f"a head of level {level!r}" for level in levels if level not in POOLED]
+    if model.window and any(data.lengths.max() > model.window for data in data_sets if not config.streaming):
+        reasons.append("texts in windows, which are weighed by what is learned")
     if reasons:
         logger.info(f"the frozen encoder runs in every step, because of {', '.join(reasons)}")
     elif (size := sum(bytes_of(data, levels, model.hidden_size) for data in data_sets)) > MAX_BYTES:

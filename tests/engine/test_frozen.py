@@ -44,7 +44,7 @@ def rows_read(monkeypatch):
         dict(),
         dict(use_crf=True, pooling="mean", word_pooling="mean", shared_layers=1),
         dict(use_rdrop=True, dropout_samples=2, gradient_accumulation_steps=2, num_workers=1),
-        dict(max_length=12, window_stride=3),
+        dict(max_length=12, window_stride=3, long_text="head"),
         dict(encoder="bilstm", use_ema=True),
     ],
 )
@@ -62,19 +62,33 @@ def test_a_run_costs_one_pass_and_is_as_if_the_encoder_ran_in_every_step(options
     np.testing.assert_allclose(losses(kept), losses(every), rtol=2e-4)
 
 
-def test_one_task_keeps_only_what_it_reads(tiny, tmp_path, sample):
-    rows = {part: (sample / f"{part}.jsonl").read_text().splitlines() for part in ("train", "dev")}
-    labels = json.loads((sample / "labels.json").read_text())
-    for task, size in (("intent", 84), ("slots", None)):
-        data = tmp_path / task
-        data.mkdir()
-        (data / "labels.json").write_text(json.dumps({task: labels[task]}))
-        size = size or sum(len(json.loads(row)["tokens"]) for part in rows.values() for row in part)
-        for part, lines in rows.items():
-            kept = [{k: v for k, v in json.loads(line).items() if k in ("id", "tokens", task)} for line in lines]
-            (data / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
-        log = run(tiny(**FROZEN, data_path=str(data), epochs=1, model_version=task))
-        assert f"the frozen encoder runs once: {size * 32 * 4 / 1e6:.1f} MB" in log
+def of_one_task(sample, task, folder):
+    """A copy of the sample with one of its tasks. -> its folder, its number of words"""
+    folder.mkdir()
+    labels, words = json.loads((sample / "labels.json").read_text()), 0
+    (folder / "labels.json").write_text(json.dumps({task: labels[task]}))
+    for part in ("train", "dev"):
+        rows = [json.loads(line) for line in (sample / f"{part}.jsonl").read_text().splitlines()]
+        words += sum(len(row["tokens"]) for row in rows)
+        rows = [{name: row[name] for name in ("id", "tokens", task)} for row in rows]
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder), words
+
+
+@pytest.mark.parametrize("task", ["intent", "slots"])
+def test_one_task_keeps_only_what_it_reads(task, tiny, tmp_path, sample):
+    data, words = of_one_task(sample, task, tmp_path / "data")
+    size = {"intent": 84, "slots": words}[task] * 32 * 4
+    log = run(tiny(**FROZEN, data_path=data, epochs=1))
+    assert f"the frozen encoder runs once: {size / 1e6:.1f} MB" in log
+
+
+def test_texts_in_windows_are_read_in_every_step(tiny, tmp_path, sample):
+    """They are weighed by what is learned."""
+    data, _ = of_one_task(sample, "intent", tmp_path / "data")
+    windows = dict(data_path=data, epochs=1, long_text="windows")
+    assert "because of texts in windows" in run(tiny(**FROZEN, **windows, max_length=8, model_version="short"))
+    assert "the frozen encoder runs once" in run(tiny(**FROZEN, **windows, max_length=200))
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
