@@ -97,8 +97,8 @@ def lr_of_lora(hidden_size: int) -> float:
 
 def lr_of_probe(hidden_size: int) -> float:
     """The peak rate of heads on a frozen encoder: 1e-2 at hidden size 384, falling with it, as a step changes the
-    logits in proportion to it. Measured at 384 only: 3e-3, the rate of heads beside a trained encoder, needs more
-    steps, and 3e-2 brings nothing (benchmarks/RESULTS.md)."""
+    logits in proportion to it. Measured at 384 only: better than 3e-3, the rate of heads beside a trained encoder
+    (benchmarks/RESULTS.md)."""
     return min(1e-2, 1e-2 * 384 / hidden_size)
 
 
