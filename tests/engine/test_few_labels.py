@@ -15,7 +15,7 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 import main as main_module
-from config import Config
+from config import Config, seed_torch
 from data_process import DataConfig, process
 from engine.data.tokenizer import train_tokenizer
 from engine.errors import UserError
@@ -32,6 +32,7 @@ from tricks import build_tricks
 
 LABELS = ("sport", "sport##football", "sport##tennis", "news", "news##local")
 CPU = torch.device("cpu")
+LONG = {"long_text": "windows", "max_length": 8}  # tokens
 
 
 def plain_loss(vectors, sets, temperature):
@@ -83,10 +84,13 @@ def test_without_two_texts_alike_there_is_no_loss_and_no_gradient(labels):
     assert loss == 0 and not vectors.grad.any()
 
 
-def test_each_micro_batch_adds_its_share_of_the_loss_and_its_gradient_reaches_the_encoder(tiny):
+@pytest.mark.parametrize("length", [{}, LONG], ids=["whole", "windows"])
+def test_each_micro_batch_adds_its_share_of_the_loss_and_its_gradient_reaches_the_encoder(length, tiny):
     """What the trick adds to the gradient, against plain autograd from the vectors that heads read."""
     options = dict(few_shot=True, dropout=0.0, class_weights="balanced", task_weights="intent=2", pooling="mean")
-    trainer = make_trainer(tiny(**options))
+    config = tiny(**options, **length)
+    seed_torch(1)
+    trainer = main_module.build_trainer(config, CPU, main_module.load_data(config, CPU))
     model, data = trainer.model, trainer.train_loader.dataset
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)  # otherwise the vectors hardly differ
@@ -114,12 +118,12 @@ def test_each_micro_batch_adds_its_share_of_the_loss_and_its_gradient_reaches_th
             same = labels[others] == label
             terms += [-scores.log_softmax(0)[same].mean()] if same.any() else []
         loss = loss + 2 * count["intent"] / totals["intent"] * sum(terms) / len(terms)
-    names = [name for name in without if name.startswith("encoder.")]
+    names = [name for name in without if "heads." not in name]
     parameters = dict(model.named_parameters())
     wanted = dict(zip(names, torch.autograd.grad(loss, [parameters[name] for name in names])))
     scale = sum(w.square().sum() for w in wanted.values()).sqrt()
     error = sum((with_it[name] - without[name] - wanted[name]).square().sum() for name in names).sqrt()
-    assert scale > 0.1 and error <= 1e-3 * scale
+    assert scale > 0.01 and error <= 1e-3 * scale
     assert all(torch.equal(with_it[name], without[name]) for name in without if name not in names)
 
 
@@ -304,11 +308,11 @@ def test_balanced_class_weights_make_the_frequencies_of_train_uniform(balanced, 
     assert ("above all 'b'" in log) != balanced
 
 
-@pytest.mark.parametrize("options", [{}, {"streaming": True}, {"use_rdrop": True}, {"encoder": "bilstm"}])
+@pytest.mark.parametrize("options", [{}, {"streaming": True}, {"use_rdrop": True}, {"encoder": "bilstm"}, LONG])
 @pytest.mark.parametrize("kind", ["multilabel", "pairs", "hierarchy", "regression"])
 def test_it_works_or_is_left_out_for_each_kind_of_task(kind, options, tmp_path):
     words = ["red", "blue"]
-    rows = [{"text": f"{words[i % 2]} lamp {i % 7} {i}"} for i in range(60)]
+    rows = [{"text": f"{words[i % 2]} lamp {i % 7} {i} " + "and one more " * (i % 5)} for i in range(60)]
     for i, row in enumerate(rows):
         row["label"] = {
             "multilabel": [w for w in (words[i % 2], "odd" if i % 3 else "") if w],
