@@ -222,37 +222,51 @@ def test_auto_is_on_for_few_texts_and_a_pretrained_encoder(task, wanted):
         assert resolve(Config(few_shot=given), model, CPU, 2, {"x": task}).few_shot == given
 
 
-def few(tiny, pretrained, **options):
-    return tiny(do_train=True, pretrain_model_path=pretrained, save_steps=2, **options)
+def test_auto_is_off_together_with_tasks_of_other_kinds():
+    model = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=1, vocab_size=9))
+    tasks = {"x": Task("classification", ["a", "b"], counts=[8, 8]), "y": Task("tagging", ["O", "B-x"], unit="word")}
+    assert resolve(Config(pretrain_model_path="some"), model, CPU, 2, tasks).few_shot is False
 
 
-def test_a_run_resumes_to_equal_bytes_and_keeps_what_auto_was(tiny, pretrained, monkeypatch):
-    whole = few(tiny, pretrained, model_version="whole")
+@pytest.fixture
+def few(tiny, sample, pretrained, tmp_path):
+    """few(**options) -> a Config of a run that classifies the sample's texts, with a pretrained encoder"""
+    folder = tmp_path / "intents"
+    folder.mkdir()
+    for part in ("train", "dev"):
+        (folder / f"{part}.jsonl").write_bytes((sample / f"{part}.jsonl").read_bytes())
+    (folder / "labels.json").write_text(json.dumps({"intent": read_json(sample / "labels.json")["intent"]}))
+    given = dict(do_train=True, pretrain_model_path=pretrained, data_path=str(folder), save_steps=2)
+    return lambda **options: tiny(**given, **options)
+
+
+def test_a_run_resumes_to_equal_bytes_and_keeps_what_auto_was(few, monkeypatch):
+    whole = few(model_version="whole")
     assert "--few_shot auto: on for 60 labelled texts" in run(whole)
     assert read_json(whole.run_dir / "args.json")["few_shot"] is True
-    stop_run(few(tiny, pretrained), 11, monkeypatch)
+    stop_run(few(), 11, monkeypatch)
     monkeypatch.setattr("engine.train.automatic.FEW_TEXTS", 10)
-    again = few(tiny, pretrained, resume=True)
+    again = few(resume=True)
     assert "--few_shot auto: True, as when the run began" in run(again)
     assert fingerprints(again) == fingerprints(whole)
     with pytest.raises(UserError, match="few_shot was True, is False"):
-        main_module.main(few(tiny, pretrained, resume=True, few_shot=False))
+        main_module.main(few(resume=True, few_shot=False))
 
 
-def test_a_run_of_an_earlier_version_goes_on_without_it(tiny, pretrained, monkeypatch):
-    whole = few(tiny, pretrained, model_version="whole", few_shot=False)
+def test_a_run_of_an_earlier_version_goes_on_without_it(few, monkeypatch):
+    whole = few(model_version="whole", few_shot=False)
     run(whole)
-    config = few(tiny, pretrained, few_shot=False)
+    config = few(few_shot=False)
     stop_run(config, 11, monkeypatch)
     for path in (config.run_dir / "args.json", *config.run_dir.glob("checkpoints/*/args.json")):
         options = read_json(path)
         del options["few_shot"]
         path.write_text(json.dumps(options))
-    run(few(tiny, pretrained, resume=True))
+    run(few(resume=True))
     assert fingerprints(config)["last"] == fingerprints(whole)["last"]
 
 
-def test_off_is_what_it_was_and_on_is_not(tiny, pretrained):
+def test_off_is_what_it_was_and_on_is_not(tiny):
     """From scratch auto is off; with it on, other weights come out."""
     weights = {}
     for few_shot in (None, False, True):
