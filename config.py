@@ -247,7 +247,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     few_shot: bool | None = option(
         None,
         "for few labels per class: a contrastive loss, and the label frequencies of dev (default: auto, on with a "
-        "pretrained encoder and at most 640 labelled texts to classify)",
+        "pretrained encoder and at most 640 labelled texts, if all tasks classify texts)",
         parse=parse_auto_bool,
         auto=None,
     )

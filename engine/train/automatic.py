@@ -107,13 +107,15 @@ def resolve(
 
 
 def resolve_few_shot(config: Any, tasks: dict[str, Task]) -> Any:
-    """The options with a value for --few_shot auto: on for a pretrained encoder and few labels of texts to classify."""
+    """The options with a value for --few_shot auto: on for a pretrained encoder and few labels, if all tasks classify
+    texts; it has not been measured together with other tasks."""
     if not config.is_auto("few_shot"):
         return config
-    rows = [task.rows or sum(task.counts or ()) for task in tasks.values() if classifies_texts(task.kind)]
-    on = is_pretrained(config) and 0 < max(rows, default=0) <= FEW_TEXTS
-    if rows and is_pretrained(config):
-        logger.info(f"--few_shot auto: {'on' if on else 'off'} for {max(rows)} labelled texts")
+    measured = is_pretrained(config) and all(classifies_texts(task.kind) for task in tasks.values())
+    rows = max((task.rows or sum(task.counts or ()) for task in tasks.values()), default=0) if measured else 0
+    on = 0 < rows <= FEW_TEXTS
+    if rows:
+        logger.info(f"--few_shot auto: {'on' if on else 'off'} for {rows} labelled texts")
     return replace(config, few_shot=on)
 
 

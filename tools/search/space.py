@@ -99,7 +99,7 @@ def parse_values(name: str, values: str, field: Field | None) -> Dimension:
             raise UserError(f"{name}={values}: list at least two different values; set a single value with --options")
         return Dimension(choices)
     if field is not None and (type_of(field) not in (int, float) or field.metadata["parse"]):
-        example = "True,False" if field.type is bool else ",".join(choices_of(field) or ("a", "b"))
+        example = "True,False" if type_of(field) is bool else ",".join(choices_of(field) or ("a", "b"))
         raise UserError(f"{name}={values}: this option has no range; list its values, such as {name}={example}")
     borders, _, scale = values.partition(":")
     low, high = (parse_value(name, border, field) for border in borders.split("..", 1))
