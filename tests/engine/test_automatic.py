@@ -200,12 +200,13 @@ def bert(sample, tmp_path):
     return str(tmp_path / "bert")
 
 
-@pytest.mark.parametrize("options, factor", [({}, 1), ({"gradient_accumulation_steps": 2}, 2)])
-def test_few_texts_to_tag_take_the_largest_batch_with_enough_steps(options, factor):
+@pytest.mark.parametrize("accumulated, processes", [(1, 1), (2, 1), (1, 2), (2, 3)])
+def test_few_texts_to_tag_take_the_largest_batch_with_enough_steps(accumulated, processes, monkeypatch):
+    monkeypatch.setattr(optimization.distributed, "size", lambda: processes)
     aim, _, most = optimization.PRETRAINED
-    config = Config(pretrain_model_path="bert", **options)
+    config = Config(pretrain_model_path="bert", gradient_accumulation_steps=accumulated)
     for rows in range(1, 4000):
-        enough = [size for size in (8, 16, 32) if most * rows / (size * factor) >= aim]
+        enough = [size for size in (8, 16, 32) if most * rows / (size * accumulated * processes) >= aim]
         assert batch_size_of(config, TAGGING, rows) == max(enough, default=8)
 
 
