@@ -128,6 +128,7 @@ BY_HAND = {
     *("benchmarks/pretraining.py", "benchmarks/ablation.py", "--only growth", "benchmarks/wrong_labels.py"),
     *("benchmarks/nested.py --input ATIS", "benchmarks/continued.py"),
     *("benchmarks/semeval.py", "benchmarks/hierarchy.py"),  # tests/cookbook/test_relation.py
+    *("benchmarks/few_slots.py", "dataset/few"),  # tests/test_few_slots.py
     "--gpus",  # tests/engine/test_flags.py, tests/engine/test_distributed.py
     *("benchmarks/shipped.py", "tests/tools/test_export.py"),  # the first installs an environment
     "tools.export --checkpoint output/sample",  # of run.sh's run

@@ -15,6 +15,7 @@ from engine.train.checkpoint import as_json
 # --epochs auto: (target number of optimizer steps, fewest epochs, most epochs)
 PRETRAINED, FROM_SCRATCH = (1400, 3, 30), (1500, 10, 60)
 BATCH_SIZES = 32, 16, 8  # --batch_size auto: the first, or for few texts to tag a smaller one
+ENOUGH_STEPS = 500  # with 570 steps batches of 32 are as good as smaller ones, with 180 they are not
 EMA_SHARE = 0.05  # share of all steps that --use_ema averages over
 
 
@@ -48,10 +49,10 @@ def epochs_of(steps: int, pretrained: bool) -> int:
 
 def batch_size_of(config: Any, tasks: dict[str, Task], rows: int) -> int:
     """--batch_size, or its value at auto: 32; for tagging alone, with a pretrained encoder, the largest of BATCH_SIZES
-    with which the most epochs of --epochs auto make their target number of steps, or 8 if none does.
+    with which the most epochs of --epochs auto make ENOUGH_STEPS, or 8 if none does.
 
-    rows: labelled rows of train. With few texts, batches of 32 make few steps, and more epochs
-    would cost more: batches of 8 make four times as many steps at about the same cost (benchmarks/RESULTS.md).
+    rows: labelled rows of train. With few texts, batches of 32 make few steps, and more epochs would cost more; batches
+    of 8 make four times as many steps at about the same cost (benchmarks/RESULTS.md).
     """
     if not config.is_auto("batch_size"):
         return config.batch_size
@@ -59,9 +60,8 @@ def batch_size_of(config: Any, tasks: dict[str, Task], rows: int) -> int:
     few = is_pretrained(config) and not (config.streaming or config.debug)
     if not few or not all(task.is_tagging for task in tasks.values()):
         return largest
-    aim, _, most = PRETRAINED
     rows *= 1 + config.unlabelled_ratio * bool(config.unlabelled)
-    share = most * rows / (aim * config.gradient_accumulation_steps * distributed.size())
+    share = PRETRAINED[-1] * rows / (ENOUGH_STEPS * config.gradient_accumulation_steps * distributed.size())
     return next((size for size in (largest, *smaller) if size <= share), smaller[-1])
 
 

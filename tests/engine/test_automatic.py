@@ -200,12 +200,12 @@ def bert(sample, tmp_path):
     return str(tmp_path / "bert")
 
 
-@pytest.mark.parametrize("options, factor", [({}, 1), ({"gradient_accumulation_steps": 2}, 2)])
-def test_few_texts_to_tag_take_the_largest_batch_with_enough_steps(options, factor):
-    aim, _, most = optimization.PRETRAINED
-    config = Config(pretrain_model_path="bert", **options)
+@pytest.mark.parametrize("accumulated, processes", [(1, 1), (2, 1), (1, 2), (2, 3)])
+def test_few_texts_to_tag_take_the_largest_batch_with_enough_steps(accumulated, processes, monkeypatch):
+    monkeypatch.setattr(optimization.distributed, "size", lambda: processes)
+    config = Config(pretrain_model_path="bert", gradient_accumulation_steps=accumulated)
     for rows in range(1, 4000):
-        enough = [size for size in (8, 16, 32) if most * rows / (size * factor) >= aim]
+        enough = [size for size in (8, 16, 32) if 30 * rows / (size * accumulated * processes) >= 500]
         assert batch_size_of(config, TAGGING, rows) == max(enough, default=8)
 
 
@@ -243,7 +243,7 @@ def test_the_batch_size_is_logged_saved_and_kept(tiny, bert, sample, tmp_path, m
     config = tiny(batch_size=None, **options)
     assert "--batch_size auto: 8, as there are few texts to tag" in stop_run(config, 5, monkeypatch)
     assert read_json(config.run_dir / "args.json")["batch_size"] == 8
-    monkeypatch.setattr(optimization, "PRETRAINED", (8, 1, 30))  # a later version would choose 32
+    monkeypatch.setattr(optimization, "ENOUGH_STEPS", 1)  # a later version would choose 32
     again = tiny(batch_size=None, resume=True, **options)
     assert "--batch_size auto: 8, as when the run began" in run(again)
     assert fingerprints(again) == fingerprints(whole)
