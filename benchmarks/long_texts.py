@@ -4,12 +4,12 @@
 
 --data: a folder with train, dev and test, each with seq.in and label, as ATIS is released. A text is made of flight
 questions up to --words words; at a uniformly random place among them is one question about fares or one about ground
-transport, and which of the two is its label. Each part is made of the sentences of the same part of ATIS. All variants
-start from a small encoder that was first trained on the single sentences of train and their intents, which stands for a
-pretrained one and trains in seconds. --variants: names from VARIANTS below. Each run trains as main.py does; test is
-labelled once, by the checkpoint that is best on dev. Prints accuracy with the paired interval of the difference from the
-first variant, and CPU time; with --lengths, the CPU time of an epoch for texts of these numbers of words. A run that is
-finished is not trained again. --options: further flags of main.py.
+transport, and which of the two is its label. Each part is made of the sentences of the same part of ATIS. All runs
+start from a small encoder that was first trained on the sentences of train with their intents and slots; it stands
+for a pretrained one and trains in seconds. --variants: names from VARIANTS below. Each run trains as main.py does;
+test is labelled once, by the checkpoint that is best on dev. Prints accuracy with the paired interval of the
+difference from the first variant, and CPU time; with --lengths, the CPU time of an epoch for texts of these numbers
+of words. A run that is finished is not trained again. --options: further flags of main.py.
 """
 
 import argparse
@@ -29,10 +29,10 @@ from data_process import DataConfig, process  # noqa: E402
 from tools.search.paired import interval  # noqa: E402
 
 LABELS = {"atis_airfare": "fare", "atis_ground_service": "transport"}
-SIZES = {"train": 300, "dev": 100, "test": 400}
+SIZES = {"train": 300, "dev": 100, "test": 200}
 VARIANTS = {"windows": "--long_text windows --max_length 64 --window_stride 8", "head": "--long_text head"}
 SENTENCES = "--hidden_size 64 --num_layers 1 --pooling mean --epochs 4 --random_seed 1"
-SMALL = "--batch_size 4 --lr 1e-3 --epochs 3 --early_stop_patience 0 --dropout 0"
+SMALL = "--batch_size 4 --lr 1e-3 --epochs 2 --early_stop_patience 0 --dropout 0"
 
 
 def sentences_of(folder):
