@@ -73,6 +73,7 @@ def kept_outputs(trainer: Any) -> Iterator[None]:
     reasons = [f"--{name}" for name in READ_THE_ENCODER if getattr(config, name)]
     reasons += ["augment in data_loader.py"] * bool(data_sets[0].augment)
     reasons += [f"a head of level {level!r}" for level in levels if level not in POOLED]
+    reasons += ["--long_text windows, whose attention is trained"] * bool(model.window)
     if reasons:
         logger.info(f"the frozen encoder runs in every step, because of {', '.join(reasons)}")
     elif (size := sum(bytes_of(data, levels, model.hidden_size) for data in data_sets)) > MAX_BYTES:
