@@ -234,12 +234,13 @@ class OutputLayer(nn.Module):
 
     def text_vectors(self, hidden: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """(B, H): the vector of each text, of a long one from all its windows."""
-        mask = inputs.get("window_mask")  # of an export, whose windows are apart
-        if mask is None and self.window and hidden.shape[1] > self.window:
-            mask = windows_of(inputs["attention_mask"], self.window)
-            hidden = windows_of(hidden, self.window).flatten(1, 2)
-        if mask is None or self.window_query is None:
+        if self.window_query is None:
             return text_vectors(hidden, inputs, self.pooling)
+        mask = inputs.get("window_mask")  # of an export, whose windows are apart
+        if mask is None:
+            size = min(self.window, hidden.shape[1])
+            mask = windows_of(inputs["attention_mask"], size)
+            hidden = windows_of(hidden, size).flatten(1, 2)
         return pooled_windows(hidden, mask, self.pooling, self.window_query)
 
     def joint(

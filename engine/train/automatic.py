@@ -133,13 +133,14 @@ def resolve_long_text(
     """Sets what the Featurizer reads of long texts, with --long_text auto by the training data: windows, if at least
     MANY of its first ROWS texts are longer than --max_length, otherwise the head. heads: classes; read() -> (place,
     example) of each row. Raises UserError if a head cannot read windows that are asked for."""
+    if not featurizer.tokenizer or all(task.needs_words for task in featurizer.tasks.values()):
+        # texts to tag are in windows anyway
+        featurizer.long_text = "head" if config.long_text == "windows" else featurizer.long_text
+        return
     why = why_no_windows(config, featurizer, heads)
     if config.long_text == "windows" and why:
         raise UserError(f"--long_text windows: {why}; choose head, tail or head_tail")
-    reads_texts = featurizer.tokenizer and not all(task.needs_words for task in featurizer.tasks.values())
-    if config.long_text == "windows" and not reads_texts:
-        featurizer.long_text = "head"  # texts to tag are in windows anyway
-    if config.long_text != "auto" or not reads_texts:
+    if config.long_text != "auto":
         return
 
     def choose() -> str:
@@ -161,7 +162,7 @@ def why_no_windows(config: Any, featurizer: Any, heads: Iterable[Any]) -> str:
         return "--window_stride -1 cuts the texts to tag"
     if featurizer.markers or featurizer.apart:
         return "a head looks for its markers in one input" if featurizer.markers else "a head reads two texts apart"
-    if any(head.finds_spans for head in heads) and not all(task.needs_words for task in featurizer.tasks.values()):
+    if any(head.finds_spans for head in heads):
         return "the scores of all spans of a long text would need too much memory"
     if any(field.level == "spans" for field in featurizer.fields.values()):
         return "a Field has positions in one input"

@@ -229,7 +229,10 @@ def test_what_is_not_read_is_the_first_finding(on_long):
     assert "never read" not in log and "40 examples longer than --max_length 32 are read in" in log
 
 
-@pytest.mark.parametrize("more", [{}, dict(use_rdrop=True, dropout_samples=2), dict(streaming=True, encoder="bilstm")])
+STOPPED = [{}, dict(use_rdrop=True, dropout_samples=2), dict(streaming=True, encoder="bilstm"), dict(freeze_layers=-1)]
+
+
+@pytest.mark.parametrize("more", STOPPED)
 def test_a_run_that_was_stopped_ends_with_the_same_bytes(more, on_long, monkeypatch):
     whole = on_long(model_version="whole", **more)
     run(whole)
