@@ -248,7 +248,7 @@ class Output:
         done = {"rows": self.rows, "bytes": self.bytes, "cuts": self.cuts.counts, "facts": self.facts}
         write_json(self.progress, done, durable=True)
 
-    def add(self, rows: Iterable[dict[str, Any]], data: Any, counts: Counter[str]) -> None:
+    def add(self, rows: Iterable[dict[str, Any]], data: Any, counts: Counter[str] | None = None) -> None:
         """Appends the answers for a MyDataset. counts: those of an Abstention, which move here. Raises UserError if
         writing fails; earlier rows stay safe."""
         text = io.StringIO(newline="")
@@ -261,14 +261,15 @@ class Output:
                 os.fsync(file.fileno())
             self.rows, self.bytes = self.rows + len(data), self.bytes + len(written)
             self.cuts.add(data)
-            self.cuts.counts.update(counts)
-            counts.clear()
+            if counts:
+                self.cuts.counts.update(counts)
+                counts.clear()
             self.save()
         except OSError as error:
             advice = f"{safe} of {self.num_rows} rows are safe, and --resume continues"
             raise UserError(f"{self.partial}: cannot be written ({(error.strerror or '').lower()}); {advice}") from None
 
-    def finish(self, tasks: Iterable[str]) -> None:
+    def finish(self, tasks: Iterable[str] = ()) -> None:
         """Renames the file to its final path, and logs how many answers of each task were left out."""
         if self.partial.exists():
             os.replace(self.partial, self.path)
