@@ -223,7 +223,6 @@ def evaluate(trainer: Trainer, data_sets: dict[str, MyDataset], run_dir: Path) -
     for part, data_set in data_sets.items():
         loader = MyDataLoader(data_set, trainer.config.eval_batch_size)
         scores[part], gold, predicted, answers = trainer.eval(loader, keep_averages="texts")
-        scores[part] |= uncertainty.calibration_scores(trainer.tasks, kinds, gold, answers)
         answered, lines = uncertainty.abstention_scores(part, kinds, gold, answers, trainer.abstention, targets)
         scores[part] |= answered
         if not distributed.is_main_process():

@@ -653,6 +653,8 @@ def build_model(
         start_from(model, run, hidden_size, tokenizer, config)
     for name, head in model.output_layer.heads.items():
         require_inputs(name, head)
+        if not config.calibrate:
+            head.temperature.fill_(1)  # also of --init_from
         if tokenizer is not None:
             head.set_tokenizer(tokenizer)
         head.set_options(config, name)

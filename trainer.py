@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 import metrics
 from engine.errors import UserError
+from engine.predict.answers import report_kinds
 from engine.predict.predictions import Answers, Averages, Predictions, prediction_rows, write_predictions
-from engine.predict.uncertainty import Abstention, thresholds_of
+from engine.predict.uncertainty import Abstention, calibration_scores, thresholds_of
 from engine.run import compat, distributed
 from engine.run.device import can_pin, to_double
 from engine.run.signals import Interrupted, StopSignals
@@ -283,7 +284,10 @@ class Trainer:
         if self.config.epochs > 0:
             checkpoint.require_whole(self.checkpoints / "best")
             checkpoint.load_weights(self.model, self.checkpoints / "best")
-            logger.info(f"best: epoch {progress.best_epoch}, dev {self.monitor} {progress.best_score:.4f}")
+            best = f"best: epoch {progress.best_epoch}, dev {self.monitor} {progress.best_score:.4f}"
+            heads = self.model.output_layer.heads.items()
+            fitted = [f"{name} {head.temperature:.2f}" for name, head in heads if head.distribution.has_temperature]
+            logger.info(f"{best}; temperatures: {', '.join(fitted)}" if fitted and self.config.calibrate else best)
         return progress.best_score
 
     # ---- logs, best, last, resume ----------------------------------------------------------------------------------
@@ -395,12 +399,15 @@ class Trainer:
     def eval(self, loader: MyDataLoader, calibrate: bool = False, keep_averages: Averages = "none") -> Evaluation:
         """Scores all examples against the labels in the file, also those of cut words and those unknown to the model.
 
-        calibrate: first calibrate the heads on dev (such as the threshold of a multilabel head).
+        calibrate: first calibrate the heads on dev (such as the threshold of a multilabel head). keep_averages: if
+        "texts", the scores include calibration errors.
         """
         predictions, losses = self.infer(loader, "evaluating", calibrate, keep_averages)
         examples = [loader.dataset[i] for i in range(len(loader.dataset))]
         gold = {name: [example[name] for example in examples] for name in self.tasks}
         scores = losses | self.metric_function(gold, predictions.labels)
+        if keep_averages == "texts":
+            scores |= calibration_scores(self.tasks, report_kinds(self.tasks, metrics), gold, predictions)
         return Evaluation(scores, gold, predictions.labels, predictions)
 
     @torch.inference_mode()

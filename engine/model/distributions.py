@@ -63,6 +63,10 @@ class Distribution:
             probabilities = self.head.decode(logits / temperature, inputs)[1]
         return answers, probabilities
 
+    def chances(self, logits: torch.Tensor, inputs: Inputs, tags: torch.Tensor, temperature: float) -> torch.Tensor:
+        """The probabilities of tagging heads' `decode` at a temperature, (B, W, 3). tags: those of `decode`"""
+        return self.head.decode(logits / temperature, inputs)[1]
+
     def divergence(
         self, first: torch.Tensor, second: torch.Tensor, labels: torch.Tensor, inputs: Inputs
     ) -> torch.Tensor:
@@ -194,6 +198,9 @@ class Paths(Distribution):
 
     def describes(self, probabilities: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> bool:
         return probabilities.ndim == 3  # those of CRF.chain
+
+    def chances(self, logits: torch.Tensor, inputs: Inputs, tags: torch.Tensor, temperature: float) -> torch.Tensor:
+        return self.head.crf.chain(logits, inputs["word_mask"], tags, temperature)
 
     def decode(self, logits: torch.Tensor, inputs: Inputs) -> tuple[Any, Any]:
         return self.head.decode(logits, inputs)  # transitions are divided too, in `CRF.chain`

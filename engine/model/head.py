@@ -107,7 +107,7 @@ class Head(nn.Module):
         sizes = [len(one.nodes) for one in (self.task, task, larger.task)]
         there = {label: row for row, label in enumerate(task.nodes)}
         shared = [(row, there[label]) for row, label in enumerate(self.task.nodes) if label in there]
-        own.pop(TEMPERATURE)  # fitted on this run's dev
+        before = {TEMPERATURE: own[TEMPERATURE]} | before  # older checkpoints have none
         for name, tensor in own.items():
             number, shape, rows = self.rows_per_label.get(name, 1), [], []
             for size, large in zip(tensor.shape, grown[name].shape):
@@ -123,7 +123,7 @@ class Head(nn.Module):
             new, old = (np.ix_(*([pair[side] for pair in pairs] for pairs in rows)) for side in (0, 1))
             own[name] = tensor.clone()
             own[name][new] = before[name][old].to(tensor.dtype)
-        self.load_state_dict(own, strict=False)
+        self.load_state_dict(own)
         return fresh
 
     def real_logits(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -10,6 +10,10 @@ import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 
+from engine.task.tags import find_scheme
+from engine.task.task import IGNORE
+from engine.task.words import entities_in
+
 MOST_TEXTS = 2000  # more would hardly change one number
 FEWEST = 20  # labelled texts; with fewer the temperature stays 1
 LOWEST, HIGHEST = 0.1, 10.0  # a fit at a bound is not one
@@ -30,10 +34,11 @@ class Sample(NamedTuple):
 def best_temperature(nll: Any) -> float:
     """The minimum of nll(temperature); 1 if it is at a bound, as when every answer is right.
 
-    -log p of an exponential family is convex in 1 / temperature, so there is only one minimum.
+    -log p of an exponential family is convex in 1 / temperature, so there is only one minimum, for
+    entities nearly so.
     """
     bounds = np.log(LOWEST), np.log(HIGHEST)
-    found = minimize_scalar(lambda t: float(nll(float(np.exp(t)))), bounds=bounds, options={"xatol": 1e-4})
+    found = minimize_scalar(lambda t: float(nll(float(np.exp(t)))), bounds=bounds, options={"xatol": 1e-3})
     inside = bounds[0] + 0.01 < found.x < bounds[1] - 0.01
     return float(np.exp(found.x)) if inside else 1.0
 
@@ -52,8 +57,47 @@ def fit_temperature(head: Any, samples: list[Sample]) -> None:
         there = head.label_mask(labels, inputs)
         texts += int(there.flatten(1).any(1).sum() if there.ndim > 1 else there.sum())
         right, total = (a + b for a, b in zip((right, total), head.hits(answers, probabilities, labels)))
-    if texts >= FEWEST and right < total:
+    if texts < FEWEST or right == total:
+        return
+    if (
+        head.task.is_tagging
+        and probabilities.ndim == 3
+        and find_scheme([[tag for tag in head.task.labels if tag != "O"]])
+    ):
+        fit_temperature_on_entities(head, samples)
+    else:
         head.temperature.fill_(best_temperature(lambda t: sum(distribution.nll(*sample, t) for sample in samples)))
+
+
+def fit_temperature_on_entities(head: Any, samples: list[Sample]) -> None:
+    """As `fit_temperature`, by the likelihood that each predicted entity is right or wrong, as it is."""
+    names, parts, rights = head.task.labels, [], []
+    for logits, labels, inputs in samples:
+        tags, where = head.decode(logits, inputs)[0], []
+        sizes = inputs["word_mask"].sum(1).tolist()
+        for row, (path, gold, size) in enumerate(zip(tags.tolist(), labels.tolist(), sizes)):
+            if any(tag != IGNORE for tag in gold[:size]):
+                known = set(entities_in([names[tag] if tag != IGNORE else "O" for tag in gold[:size]]))
+                for entity in entities_in([names[tag] for tag in path[:size]]):
+                    where.append((row, *entity[1:]))
+                    rights.append(entity in known)
+        parts.append((logits, inputs, tags, np.array(where, int).reshape(-1, 3).T))
+    if len(set(rights)) < 2:
+        return
+    sign = np.where(rights, 1, 0)
+
+    def nll(temperature: float) -> float:
+        p = np.concatenate([of_entities(head.distribution.chances(*part[:3], temperature), part[3]) for part in parts])
+        return -np.log(np.where(sign, p, 1 - p).clip(1e-12)).sum()
+
+    head.temperature.fill_(best_temperature(nll))
+
+
+def of_entities(chances: torch.Tensor, where: np.ndarray) -> np.ndarray:
+    """The products of `word_probabilities` for E entities. chances: (B, W, 3); where: (row, first, last), (3, E)"""
+    logs = np.log(chances.double().cpu().numpy().clip(1e-300))
+    inside, (row, first, last) = logs[..., 1].cumsum(1), where
+    return np.exp(logs[row, first, 0] + inside[row, last] - inside[row, first] + logs[row, last, 2])
 
 
 def fit_temperature_on_spans(head: Any, found: list[tuple[list, list]], labels: list) -> None:

@@ -23,7 +23,7 @@ from engine.model import span_pointer
 from engine.model.head import Head
 from engine.model.temperature import Sample, fit_temperature, fit_temperature_on_spans
 from engine.predict.predictions import Predictions, add_cut_words, named, prediction_rows
-from engine.predict.uncertainty import Abstention, thresholds_of
+from engine.predict.uncertainty import Abstention
 from engine.run.run_folder import SCORES, checkpoint_of, distinct, read_result
 from engine.schema import Optional
 from engine.task.task import IGNORE, read_tasks
@@ -301,7 +301,7 @@ class Committee:
         self.heads: Any = None
         self.states: dict[int, Any] = {}  # `deciding_state` of each run
         self.is_calibrated = False
-        self.abstention = Abstention(thresholds_of(config.abstain_below, "abstain_below", self.tasks))
+        self.abstention = Abstention({})
 
     def collect(self, sources: Mapping[str, Any]) -> dict[str, Part]:
         """Runs each member on {title: file or list of examples} -> {title: Part}."""

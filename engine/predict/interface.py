@@ -81,7 +81,7 @@ class Model:
         if not examples:
             raise UserError("there are no rows to evaluate")
         with self.alone():
-            return self.trainer.eval(self.loader(number(examples))).scores
+            return self.trainer.eval(self.loader(number(examples)), keep_averages="texts").scores
 
     def __repr__(self) -> str:
         labels = {name: f" of {len(task.labels)} labels" if task.labels else "" for name, task in self.tasks.items()}

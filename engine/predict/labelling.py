@@ -72,7 +72,7 @@ def label_rows(
     distributed.require_same(facts)
     path = path_of_shard(path, config.shard)
     refuse_same_file(path, "predict_output", rows.path)
-    output = Output(path, facts, len(part), config.spreadsheet_safe)
+    output = Output(path, facts, len(part), config.spreadsheet_safe, trainer.abstention.counts)
     trainer.stop = StopSignals(logger.warning, distributed.all_reduce_max, "stopping after this batch")
     resuming = config.resume or restarts() > 0
     with distributed.entered_by_first(output.opened(resuming, config.force_resume)) as done, trainer.stop:
@@ -86,7 +86,7 @@ def label_rows(
                 loader = load(chunk)
                 answers = trainer.predict_rows(loader)
                 if distributed.is_main_process():
-                    output.add(answers, loader.dataset, trainer.abstention.counts)
+                    output.add(answers, loader.dataset)
                 bar.update(len(chunk))
         except Interrupted:
             logger.info(f"stopped; {output.so_far()}; the same command with --resume continues")
@@ -95,14 +95,7 @@ def label_rows(
             bar.close()
         if distributed.is_main_process():
             output.cuts.log(rows.path, tasks)
-            output.finish(tasks)
-
-
-def log_abstained(counts: Counter[str], tasks: Iterable[str]) -> None:
-    for name in tasks:
-        if total := counts[f"answers {name}"]:
-            left_out = counts[f"abstained {name}"]
-            logger.info(f"{name}: {left_out} of {total} answers are left out, as their probability is too low")
+            output.finish()
 
 
 def pool_size(batch_size: int) -> int:
@@ -183,13 +176,21 @@ class Output:
     facts: {name: value} of everything that affects the bytes of the file; num_rows: the final number of rows.
     """
 
-    def __init__(self, path: str | Path, facts: dict[str, Any], num_rows: int, spreadsheet_safe: bool = False):
+    def __init__(
+        self,
+        path: str | Path,
+        facts: dict[str, Any],
+        num_rows: int,
+        spreadsheet_safe: bool = False,
+        abstained: Counter[str] | None = None,
+    ):
         self.path, self.facts, self.num_rows, self.safe = Path(path), facts, num_rows, spreadsheet_safe
         self.partial = self.path.with_name(f"{self.path.name}.partial")
         self.progress = self.path.with_name(f"{self.path.name}.partial.json")
         self.lock = self.path.with_name(f".{self.path.name}.lock")
         self.rows = self.bytes = 0  # labelled so far
         self.cuts = Cuts()
+        self.abstained = Counter[str]() if abstained is None else abstained  # of an Abstention, since the last save
 
     @contextmanager
     def opened(self, resume: bool, force: bool) -> Iterator[int]:
@@ -248,9 +249,8 @@ class Output:
         done = {"rows": self.rows, "bytes": self.bytes, "cuts": self.cuts.counts, "facts": self.facts}
         write_json(self.progress, done, durable=True)
 
-    def add(self, rows: Iterable[dict[str, Any]], data: Any, counts: Counter[str]) -> None:
-        """Appends the answers for a MyDataset. counts: those of an Abstention, which move here. Raises UserError if
-        writing fails; earlier rows stay safe."""
+    def add(self, rows: Iterable[dict[str, Any]], data: Any) -> None:
+        """Appends the answers for a MyDataset. Raises UserError if writing fails; earlier rows stay safe."""
         text = io.StringIO(newline="")
         write_rows(rows, text, self.path.suffix == ".jsonl", header=not self.rows, spreadsheet_safe=self.safe)
         written, safe = text.getvalue().encode(), self.rows
@@ -261,20 +261,22 @@ class Output:
                 os.fsync(file.fileno())
             self.rows, self.bytes = self.rows + len(data), self.bytes + len(written)
             self.cuts.add(data)
-            self.cuts.counts.update(counts)
-            counts.clear()
+            self.cuts.counts.update(self.abstained)
+            self.abstained.clear()
             self.save()
         except OSError as error:
             advice = f"{safe} of {self.num_rows} rows are safe, and --resume continues"
             raise UserError(f"{self.partial}: cannot be written ({(error.strerror or '').lower()}); {advice}") from None
 
-    def finish(self, tasks: Iterable[str]) -> None:
-        """Renames the file to its final path, and logs how many answers of each task were left out."""
+    def finish(self) -> None:
+        """Renames the file to its final path."""
         if self.partial.exists():
             os.replace(self.partial, self.path)
             sync(self.path.parent)
         self.progress.unlink()
         with suppress(OSError):  # Windows cannot delete a locked file
             self.lock.unlink()
-        log_abstained(self.cuts.counts, tasks)
+        for name in [key.removeprefix("answers ") for key in self.cuts.counts if key.startswith("answers ")]:
+            left_out, total = (self.cuts.counts[f"{what} {name}"] for what in ("abstained", "answers"))
+            logger.info(f"{name}: {left_out} of {total} answers are left out, as their probability is too low")
         logger.info(f"{self.num_rows} predictions in {self.path}")

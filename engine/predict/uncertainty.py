@@ -101,7 +101,9 @@ def calibration_scores(
                     nlls += losses
                     decisions += found
             if decisions and nlls:
-                scores[f"{name}_ece{suffix}"] = calibration(*zip(*decisions))["ece"]
+                scores[f"{name}_ece{suffix}"] = calibration(
+                    [p for p, _ in decisions], [is_right for _, is_right in decisions]
+                )["ece"]
                 scores[f"{name}_nll{suffix}"] = float(np.mean(nlls))
     return scores
 

@@ -162,7 +162,7 @@ def test_temperature_of_a_multilabel_head_leaves_its_labels():
 
 
 def test_temperature_of_paths_is_that_of_all_scores():
-    labels = BIO[:3]
+    labels = ("N", "V", "A")
     head = CRFTaggingHead(4, Task("tagging", labels))
     head.crf = crf_of(labels, 4)
     crf, paths = head.crf, list(itertools.product(range(3), repeat=3))
@@ -180,6 +180,33 @@ def test_temperature_of_paths_is_that_of_all_scores():
         return (np.log(np.exp(scores / t).sum(1)) - scores[range(300), drawn] / t).mean()
 
     assert float(head.temperature) == pytest.approx(grid_minimum(nll), rel=5e-3)
+
+
+@pytest.mark.parametrize("kind", ["crf_tagging", "tagging"])
+def test_temperature_of_entities(kind):
+    """It has the best likelihood of each predicted entity being right or wrong, by `word_probabilities`."""
+    torch.manual_seed(6)
+    head = HEADS[kind](4, Task("tagging", BIO))
+    if kind == "crf_tagging":
+        head.crf = crf_of(BIO, 6)
+    logits, mask = 3 * torch.randn(200, 5, 5), torch.arange(5) < torch.randint(1, 6, (200, 1))
+    tags, _ = head.decode(logits, {"word_mask": mask})
+    gold = torch.where(torch.rand(200, 5) < 0.25, torch.randint(0, 5, (200, 5)), tags)
+    gold[:10] = -100  # unlabelled
+    with torch.no_grad():
+        fit_temperature(head, [Sample(logits[i : i + 64], gold[i : i + 64], {"word_mask": mask[i : i + 64]})
+                               for i in range(0, 200, 64)])  # fmt: skip
+    fitted, losses = float(head.temperature), {}
+    for t in np.linspace(0.8, 1.2, 81) * fitted:
+        head.temperature.fill_(t)
+        chances, total = head.distribution.decode(logits, {"word_mask": mask})[1].tolist(), 0.0
+        for i in range(10, 200):
+            size = int(mask[i].sum())
+            names, true = ([BIO[tag] for tag in side[i, :size].tolist()] for side in (tags, gold))
+            for entity, p in zip(entities_in(names), word_probabilities(names, chances[i][:size], True)):
+                total -= np.log(p if entity in entities_in(true) else 1 - p)
+        losses[t] = total
+    assert fitted != 1 and min(losses, key=losses.get) == pytest.approx(fitted, rel=0.011)
 
 
 class OwnProbabilities(ClassificationHead):
@@ -213,6 +240,6 @@ def test_a_head_of_a_user_with_softmax_logits_gets_a_temperature():
         def decode(self, logits, inputs):
             return logits.argmax(-1), logits.softmax(-1).amax(-1)
 
-    head = Own(4, SimpleNamespace(labels=tuple("abcde"), needs_words=False))
+    head = Own(4, SimpleNamespace(labels=tuple("abcde"), needs_words=False, is_tagging=False))
     fit_temperature(head, softmax_samples(2.0))
     assert float(head.temperature) == pytest.approx(2, rel=0.1)

@@ -244,7 +244,7 @@ def test_intents_and_tags_are_the_mean_by_hand(crf, joint, sample, tmp_path):
         p = np.mean([softmax(one["intent"].numpy()) for one in given], 0)
         label, answers = hands[0].heads["intent"].task.labels[p.argmax()], row["answers"]
         assert answers["intent"]["predicted"] == label
-        assert answers["intent"]["probability"] == pytest.approx(p.max(), abs=1e-5)
+        assert answers["intent"]["untempered"] == pytest.approx(p.max(), abs=1e-5)
         assert answers["slots"]["predicted"] == tags_by_hand(hands, [one["slots"] for one in given], crf)
     assert uneven > 5
 
@@ -436,7 +436,9 @@ def test_texts_are_labelled_by_the_mean(joint, tmp_path, monkeypatch):
     for row, example in zip(rows, examples, strict=True):
         answers = [hand(example) for hand in hands]
         p = np.mean([softmax(one["intent"].numpy()) for one in answers], 0)
-        assert row["text"] == example["text"] and row["intent_probability"] == pytest.approx(p.max(), abs=1e-5)
+        p **= 1 / np.mean([float(hand.heads["intent"].temperature) for hand in hands])
+        top = p.max() / p.sum()
+        assert row["text"] == example["text"] and row["intent_probability"] == pytest.approx(top, abs=1e-5)
         tags = tags_by_hand(hands, [one["slots"] for one in answers], True)
         assert row["slots_tags"] == ([] if example["tokens"] == [""] else tags)
     monkeypatch.setattr(labelling, "POOL", 4)
@@ -513,7 +515,11 @@ def committee_of(probabilities, gold):
     committee.states = {m: {"x": {}} for m in range(len(runs))}
     for m, p in enumerate(torch.from_numpy(probabilities)):
         part.add(
-            m, data, Predictions({"x": [labels[i] for i in p.argmax(1)]}, {"x": p.amax(1).tolist()}, {"x": list(p)})
+            m,
+            data,
+            Predictions(
+                {"x": [labels[i] for i in p.argmax(1)]}, {"x": p.amax(1).tolist()}, {"x": list(p)}, {"x": list(p)}
+            ),
         )
     return committee, part
 

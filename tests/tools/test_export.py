@@ -336,7 +336,7 @@ def test_the_best_path_is_that_of_the_crf():
             (crf.end_transitions, crf.forbidden_end),
         )
     ]
-    found = viterbi(emissions.numpy(), *masked, mask.numpy())
+    found = viterbi([emissions.numpy(), *masked], mask.numpy())
     np.testing.assert_array_equal(found * mask.numpy(), crf.viterbi(emissions, mask).numpy())
 
 

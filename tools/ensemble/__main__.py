@@ -81,6 +81,7 @@ def main(config: EnsembleConfig) -> None:
     import data_loader  # noqa: F401 (it declares FIELDS)
     import metrics
     from engine.predict.ensemble import Committee, find_runs
+    from engine.predict.uncertainty import thresholds_of
     from engine.run.device import keep_freed_memory, to_device
     from main import load_trained
     from preprocess.readers.sources import texts_of
@@ -105,6 +106,7 @@ def main(config: EnsembleConfig) -> None:
                 logger.warning(f"{run.name} was trained on {run_config.data_dir}; {leak}")
         load = partial(load_trained, config=options, device=device)
         committee = Committee(runs, load, loader_of, options, device, metrics)
+        committee.abstention.thresholds |= thresholds_of(config.abstain_below, "abstain_below", committee.tasks)
         if texts:
             label(committee, config, monitor, parts.get("dev"), texts)
         else:

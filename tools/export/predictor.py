@@ -20,7 +20,7 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -285,13 +285,12 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(np.zeros_like(logits), -logits))
 
 
-def viterbi(
-    emissions: np.ndarray, start: np.ndarray, transitions: np.ndarray, end: np.ndarray, mask: np.ndarray
-) -> np.ndarray:
+def viterbi(scores: Sequence[np.ndarray], mask: np.ndarray) -> np.ndarray:
     """Returns the Viterbi paths (B, W) of a linear-chain CRF. Forbidden transitions have a score of -10,000.
 
-    emissions: (B, W, C), transitions: (C, C), mask: (B, W), right-padded.
+    scores: of emissions (B, W, C), start (C,), transitions (C, C) and end (C,); mask: (B, W), right-padded.
     """
+    emissions, start, transitions, end = scores
     batch, width, num_tags = emissions.shape
     into = np.ascontiguousarray(transitions.T)  # into[j, i]: transition from i to j
     score = start + emissions[:, 0]
@@ -327,27 +326,19 @@ def word_chances(logits: np.ndarray, mask: np.ndarray, tags: np.ndarray, continu
     return chances.clip(0, 1)
 
 
-def path_chances(
-    emissions: np.ndarray,
-    start: np.ndarray,
-    transitions: np.ndarray,
-    end: np.ndarray,
-    mask: np.ndarray,
-    tags: np.ndarray,
-    continues: np.ndarray,
-) -> np.ndarray:
-    """Returns the probabilities of CRF.chain (engine/model/crf.py), (B, W, 3). Scores are fp64, divided by the
-    temperature."""
-    rows, width = np.arange(len(tags)), tags.shape[1]
-    scores, factors = emissions.copy(), np.exp(transitions - transitions.max())
-    scores[:, 0] += start
-    scores[rows, mask.sum(1) - 1] += end
-    words = np.exp(scores - scores.max(2, keepdims=True))
+def path_chances(scores: Sequence[np.ndarray], mask: np.ndarray, tags: np.ndarray, continues: np.ndarray) -> np.ndarray:
+    """Returns the probabilities of CRF.chain (engine/model/crf.py), (B, W, 3). scores: as for `viterbi`, in fp64 and
+    divided by the temperature."""
+    emissions, start, transitions, end = scores
+    factors, emissions = np.exp(transitions - transitions.max()), emissions.copy()
+    emissions[:, 0] += start
+    emissions[np.arange(len(tags)), mask.sum(1) - 1] += end
+    words = np.exp(emissions - emissions.max(2, keepdims=True))
     before, after = words.copy(), np.ones_like(words)
-    for t in range(1, width):
+    for t in range(1, tags.shape[1]):
         step = (before[:, t - 1] @ factors) * words[:, t]
         before[:, t] = np.where(mask[:, t, None], step / step.sum(1, keepdims=True).clip(1e-300), before[:, t - 1])
-    for t in range(width - 1, 0, -1):
+    for t in range(tags.shape[1] - 1, 0, -1):
         step = (words[:, t] * after[:, t]) @ factors.T
         after[:, t - 1] = np.where(mask[:, t, None], step / step.sum(1, keepdims=True).clip(1e-300), after[:, t])
     joint, chances = before * after, np.ones((*tags.shape, 3))
@@ -512,12 +503,12 @@ class Predictor:
             return [(value, None) for value in (logits.astype(np.float64) * task["std"] + task["mean"]).tolist()]
         sizes = [len(feature.word_starts) for feature in features]
         if head == "spans":
-            return [find_spans(row, size, task["threshold"], temperature) for row, size in zip(logits, sizes)]
+            return [find_spans(row, size, task["threshold"], float(temperature)) for row, size in zip(logits, sizes)]
         if head == "crf":
-            parts = [self.arrays[f"{task['crf']}.{name}"] for name in ("start", "transitions", "end")]
-            tags = viterbi(logits, *parts, inputs["word_mask"])
-            divided = [part.astype(np.float64) / float(temperature) for part in (logits, *parts)]
-            chances = path_chances(*divided, inputs["word_mask"], tags, self.continues(task))
+            scores = [logits, *(self.arrays[f"{task['crf']}.{name}"] for name in ("start", "transitions", "end"))]
+            tags = viterbi(scores, inputs["word_mask"])
+            divided = [part.astype(np.float64) / float(temperature) for part in scores]
+            chances = path_chances(divided, inputs["word_mask"], tags, self.continues(task))
         else:
             tags = logits.argmax(-1)
             chances = word_chances(logits / temperature, inputs["word_mask"], tags, self.continues(task))

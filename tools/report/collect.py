@@ -145,11 +145,12 @@ def task_figures(
         result["depths"] = {node: depth_of(node, task.hierarchy) for node in result["per_label"]}
     earlier = [answer.get("untempered") for answer in answers]
     if kind in ("tagging", "spans"):
-        found, before = (
+        pairs, before = (
             [pair for g, p, values in zip(gold, predicted, side) for pair in answers_of(kind, g, p, values)]
             for side in (sure, earlier)
         )
-        result |= confidence_figures(*map(list, zip(*found)), [p for p, _ in before]) if found else {}
+        of_entities = [p for p, _ in pairs], [is_right for _, is_right in pairs], [p for p, _ in before]
+        result |= confidence_figures(*of_entities)
         return result | entity_figures(name, kind, labelled, training)
     if kind == "multilabel":
         return result | multilabel_figures(answers, task.labels)
