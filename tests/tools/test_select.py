@@ -52,17 +52,21 @@ def pool(tmp_path):
 
 def selected(path, run, pool, **options):
     """The rows of the file that the command writes."""
+    path.unlink(missing_ok=True)
     main(SelectConfig(checkpoint=str(run), pool=str(pool), output=str(path), **options))
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def scores_of(model, texts):
-    """The uncertainties of texts, and what is needed to compute them otherwise: {task: logits of each text}."""
+    """The uncertainties of texts, and what is needed to compute them otherwise: {task: logits of each text}, at the
+    temperature of the head."""
     examples = list(examples_of(texts, model.tasks))
     kept = []
     hook = model.trainer.model.register_forward_hook(lambda _, inputs, output: kept.append(output.logits))
     rows = [choose.uncertainties(model, [example])[0] for example in examples]
     hook.remove()
+    heads = model.trainer.model.output_layer.heads
+    kept = [{name: of_text[name] / heads[name].temperature for name in heads} for of_text in kept]
     assert np.allclose(choose.uncertainties(model, examples), rows, atol=1e-5)  # in one batch
     return dict(zip(model.tasks, np.transpose(rows))), kept
 
@@ -72,9 +76,9 @@ def test_entropies_of_texts_and_paths(run):
     model = load(run)
     scores, logits = scores_of(model, ["play some", "book a", "weather"])
     crf = model.trainer.model.output_layer.heads["slots"].crf
-    start, between, end = (
-        part.detach().double().numpy() for part in (crf.start_transitions, crf.transitions, crf.end_transitions)
-    )
+    parts = crf.start_transitions, crf.transitions, crf.end_transitions
+    temperature = float(model.trainer.model.output_layer.heads["slots"].temperature)
+    start, between, end = (part.detach().double().numpy() / temperature for part in parts)
     for row, of_text in enumerate(logits):
         assert scores["intent"][row] == pytest.approx(entropy(softmax(of_text["intent"][0].double().numpy())), abs=1e-4)
         emissions = of_text["slots"][0].double().numpy()
@@ -287,7 +291,7 @@ def test_other_tasks(tmp_path, capsys):
         (["--pool", "pool.jsonl", "--checkpoint", "nowhere"], "neither a run"),
         (["--pool", "nowhere.txt", "--strategy", "random"], "no such file"),
         (["--pool", "empty.txt", "--strategy", "random"], "no"),
-        (["--pool", "pool.jsonl", "--strategy", "random", "--output", "pool.jsonl"], "is the input file"),
+        (["--pool", "pool.jsonl", "--strategy", "random", "--output", "pool.jsonl"], "exists; move it"),
         (["--pool", "pool.jsonl", "--strategy", "random", "--number", "0"], "--number"),
     ],
 )

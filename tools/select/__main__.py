@@ -83,7 +83,6 @@ class SelectConfig(ReadingOptions):
 def main(config: SelectConfig) -> None:
     from engine.predict import load
     from engine.predict.labelling import check_all
-    from engine.run.files import refuse_same_file
     from preprocess.readers.sources import texts_of
     from tools.select.annotate import require_format, write
     from tools.select.choose import choose, survey
@@ -91,7 +90,8 @@ def main(config: SelectConfig) -> None:
     if is_launched():
         raise UserError("tools.select runs in one process; start it without torchrun")
     get_logger()
-    refuse_same_file(config.path, "output", config.pool)
+    if config.path.exists():  # it may hold hours of work
+        raise UserError(f"--output {config.path} exists; move it, or name another file")
     model = None
     if config.checkpoint:
         own = dict(eval_batch_size=config.eval_batch_size, pretrain_model_path=config.pretrain_model_path)
@@ -106,8 +106,8 @@ def main(config: SelectConfig) -> None:
     logger.info(f"{config.pool}: {rows.size:,} texts{left_out}")
     if not len(pool.kept):
         raise UserError(f"{config.pool}: no text is left to select; nothing was written")
-    if len(pool.kept) <= config.number:
-        logger.warning(f"only {len(pool.kept):,} texts are left, fewer than --number {config.number:,} or as many")
+    if len(pool.kept) < config.number:
+        logger.warning(f"--number {config.number:,}: only {len(pool.kept):,} texts are left, and all are selected")
     places, examples = choose(pool, model, strategy, config.number, config.random_seed)
     scores = pool.uncertainty[places].tolist() if len(pool.uncertainty) else []
     facts = [{"uncertainty": round(score, 6)} for score in scores] or [{} for _ in examples]
