@@ -2,7 +2,7 @@
 
     python data_process.py --input atis --output_dir dataset/atis
     python benchmarks/selection.py --data dataset/atis --task intent --pretrain_model_path MODEL_FOLDER
-    python benchmarks/selection.py --data dataset/cais --task slots --options hidden_size=128 num_layers=1
+    python benchmarks/selection.py --data dataset/cais --task slots --options hidden_size=64 use_crf=false
 
 A pool is drawn from train, and some of it labelled at random. Then, in rounds, a model is trained on what is labelled,
 and each strategy chooses what is labelled next; training starts from scratch in each round. Prints the mean test score
@@ -165,7 +165,10 @@ def report(results, sizes):
 
 def option_of(word):
     name, _, value = word.partition("=")
-    return name, int(value) if value.isdigit() else value
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def main():

@@ -20,6 +20,7 @@ from engine.errors import UserError
 from engine.run.command_line import check_values, option, run_command
 from engine.run.launch import is_launched
 from engine.run.reading import ReadingOptions
+from engine.task.task import has_no_text
 from logging_config import get_logger
 
 if TYPE_CHECKING:  # imported lazily to keep `--help` fast
@@ -97,6 +98,8 @@ def main(config: SelectConfig) -> None:
         own = dict(eval_batch_size=config.eval_batch_size, pretrain_model_path=config.pretrain_model_path)
         model = load(config.checkpoint, config.device, config.precision, **own)
     tasks = model.tasks if model else {}
+    if has_no_text(tasks):
+        raise UserError("the rows of this model have no text, so there is nothing to annotate")
     require_format(config.form, tasks)
     strategy = strategy_of(config, model)
     rows = texts_of(config.for_texts())

@@ -38,7 +38,7 @@ def write(path: Path, form: str, examples: Examples, facts: list[Row], model: Mo
     for example, answer, fact in zip(examples, model(examples) if model and answers else [{}] * len(examples), facts):
         text, _ = text_and_offsets(example, tasks)
         about = {"id": example["id"], "text": text}
-        about |= {key: example[key] for key in ("text_pair",) if key in example} | fact
+        about |= {key: example[key] for key in ("text_pair",) if key in example} | (example.get("extras") or {}) | fact
         if form in ("jsonl", "csv") and any(column_kind(task) == "tags" for task in tasks.values()):
             about["tokens"] = example["tokens"]
         keys = {name: f"{name}_tags" if column_kind(task) == "tags" else name for name, task in tasks.items()}
