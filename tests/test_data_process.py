@@ -50,6 +50,20 @@ def test_csv_keeps_quotes_line_breaks_and_what_looks_missing(tmp_path):
     assert labels == {"label": {"type": "classification", "labels": ["null", "x"], "counts": [2, 3]}}
 
 
+def test_lists_of_one_class(tmp_path):
+    """As doccano writes them; two classes are still refused."""
+    rows = [{"text": f"text {i}", "label": [("x", "y")[i % 2]]} for i in range(4)]
+    body = "".join(json.dumps(row) + "\n" for row in rows)
+    options = dict(label_type="label=classification")
+    parts, labels = run(tmp_path, three({"jsonl": body}), **options)
+    assert [row["label"] for row in parts["train"]] == ["x", "y", "x", "y"]
+    assert labels["label"]["type"] == "classification"
+    with pytest.raises(UserError, match="row 5: has no label 'label'"):
+        run(tmp_path / "b", three({"jsonl": body + '{"text": "text 5", "label": []}\n'}), **options)
+    with pytest.raises(UserError, match="row 5: the label label="):
+        run(tmp_path / "c", three({"jsonl": body + '{"text": "text 5", "label": ["x", "y"]}\n'}), **options)
+
+
 def test_tsv_keeps_stray_quotes_and_long_fields(tmp_path):
     body = 'sentence\tlabel\n"stray\tx\n' + "y " * 99_999 + "yy\tz\nend\x0b\x85\tx\n"
     parts, _ = run(tmp_path, three({"tsv": body}))

@@ -88,6 +88,7 @@ def test_flags_in_sentences_exist(flags_of):
     scripts += ["benchmarks/wrong_labels.py", "benchmarks/nested.py", "benchmarks/shipped.py", "tools.export"]
     scripts += ["tools/export/predictor.py", "benchmarks/labelling.py", "benchmarks/data_size.py", "tools.ensemble"]
     scripts += ["benchmarks/recombine.py", "tools.search", "tools.demo", "tools.report", "tools.cross_validate"]
+    scripts += ["tools.select", "benchmarks/selection.py"]
     known = set().union(*map(flags_of, scripts))
     for name in WITH_FLAGS:
         for code in re.findall(r"`([^`\n]+)`", (ROOT / name).read_text(encoding="utf-8")):
@@ -136,6 +137,7 @@ BY_HAND = {
     "tools.report",  # of runs that must be there: tests/tools/test_report.py
     "tools.demo",  # waits for someone who types: tests/tools/test_demo.py
     *("tools.serve", "benchmarks/serving.py"),  # tests/tools/test_serve.py
+    *("benchmarks/selection.py", "--input to_label", "--input annotated"),  # of annotated files: test_select.py
 }
 SMALL = {
     "main.py": "--epochs 1 --hidden_size 32 --num_layers 1 --batch_size 16 --max_length 48",

@@ -81,12 +81,16 @@ class Form:
         return notes
 
     def normalize(self, example: Example) -> None:
-        """Normalises part names, multi-hot lists and (with several tasks) empty cells."""
+        """Normalises part names, multi-hot lists, lists of a single class and (with several tasks) empty cells."""
         if "split" in example:
             example["split"] = PART_NAMES[str(example["split"]).lower()]
         for name, positions in self.positions.items():
             if example.get(name) not in (None, ""):
                 example[name] = marked_names(example[name], positions, example["_where"])
+        for name, kind in self.chosen.items():
+            label = example.get(name)
+            if kind == "classification" and isinstance(label, list) and len(label) < 2:
+                example[name] = label[0] if label else None  # doccano stores the class of a text as a list
         for name in self.names if len(self.names) > 1 else ():
             label = example.get(name)
             if type(label) is str and not label.strip() and self.chosen.get(name) != "multilabel":

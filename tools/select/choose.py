@@ -1,0 +1,145 @@
+"""Scores the texts of a pool by how uncertain a model is, and chooses texts that differ from each other."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from engine.predict.interface import Examples, Model, number
+from engine.predict.labelling import POOL, examples_of
+from engine.task.task import Task
+from engine.task.words import is_wordless
+from preprocess.checks.duplicates import plain
+
+Strategy = Literal["both", "uncertainty", "diversity", "random"]
+BETA = 10  # "both" clusters this many times the wanted number of texts, as Zhdanov (2019) does
+MOST = 20_000  # maximum number of texts whose vectors "diversity" clusters; of a larger pool it draws so many
+
+
+@dataclass
+class Pool:
+    """What is known of each row of a pool: a few bytes, so that a pool can have millions of rows."""
+
+    rows: Any  # a TextRows of preprocess/readers/sources.py
+    kept: np.ndarray  # (K,) numbers of the rows that can be chosen
+    uncertainty: np.ndarray  # (K,) entropy in nats, the mean over the tasks; empty if it is not needed
+    ranks: np.ndarray  # (K,) the mean over the tasks of the share of texts that are less uncertain
+    left_out: dict[str, int] = field(default_factory=dict)  # {reason: number of rows}
+
+
+def uncertain_tasks(tasks: dict[str, Task]) -> list[str]:
+    """The tasks whose answers can be uncertain: of a number there is no distribution."""
+    return [name for name, task in tasks.items() if task.kind != "regression"]
+
+
+@torch.inference_mode()
+def uncertainties(model: Model, examples: Examples) -> np.ndarray:
+    """(texts, tasks): the entropy, in nats, of the model's answer; for labels of words divided by the number of words,
+    so that long texts do not always come first. Of a CRF it is that of the paths (Settles and Craven, An Analysis of
+    Active Learning Strategies for Sequence Labeling Tasks, 2008)."""
+    trainer, names = model.trainer, uncertain_tasks(model.tasks)
+    loader = model.loader(number(examples))
+    sums, words = np.zeros((2, len(examples), len(names)))
+    trainer.model.eval()
+    for batch in loader:
+        batch = batch.to(trainer.device)
+        with torch.autocast(trainer.device.type, trainer.dtype, enabled=trainer.dtype is not None):
+            logits = trainer.model(batch.inputs).logits
+        texts = loader.dataset.example_index[batch.rows.tolist()]  # a long text to tag has several rows
+        for column, name in enumerate(names):
+            head = trainer.model.output_layer.heads[name]
+            temperature = float(getattr(head, "temperature", 1.0))
+            entropies = head.distribution.teach(logits[name].float(), batch.inputs, temperature)[1]
+            mask = batch.inputs["word_mask"] if head.by_words else torch.ones_like(entropies)
+            np.add.at(sums[:, column], texts, (entropies * mask).sum(1).double().cpu().numpy())
+            np.add.at(words[:, column], texts, mask.sum(1).cpu().numpy())
+    return sums / words.clip(min=1)
+
+
+def ranks_of(scores: np.ndarray) -> np.ndarray:
+    """(texts, tasks) -> (texts,): the mean over the tasks of the rank among the texts, in (0, 1]: tasks have equal
+    weights, whatever their scales."""
+    from scipy.stats import rankdata
+
+    return rankdata(scores, axis=0).mean(1) / max(1, len(scores)) if scores.size else np.zeros(len(scores))
+
+
+def survey(rows: Any, model: Model | None, scored: bool, labelled: set[int]) -> Pool:
+    """Reads a pool once. Leaves out texts without words, texts whose hash is in `labelled`, and all but the first of
+    texts that differ in case, whitespace or punctuation only. scored: whether the uncertainties are needed"""
+    tasks = model.tasks if model else {}
+    seen, kept, scores, reasons = set[int](), list[int](), list[np.ndarray](), dict[str, int]()
+    at = 0
+    for chunk in chunks(examples_of(rows, tasks, 0, rows.size), "scoring" if scored else "reading", rows.size):
+        fit = []
+        for example in chunk:
+            key = hash(plain(example))
+            reason = "no words" if is_wordless(example) else "labelled already" if key in labelled else ""
+            reason = reason or ("repeated" if key in seen else "")
+            if reason:
+                reasons[reason] = reasons.get(reason, 0) + 1
+            else:
+                seen.add(key)
+                kept.append(at)
+                fit.append(example)
+            at += 1
+        if model and scored and fit:
+            scores.append(uncertainties(model, fit))
+    table = np.concatenate(scores) if scores else np.zeros((0, 0))
+    uncertainty = table.mean(1) if table.size else np.zeros(0)
+    return Pool(rows, np.array(kept, np.int64), uncertainty, ranks_of(table), reasons)
+
+
+def chunks(examples: Iterator[Any], title: str, size: int) -> Iterator[list[Any]]:
+    """Yields lists of examples, with a progress bar."""
+    with tqdm(total=size, desc=title, unit=" rows", leave=False, delay=2) as bar:
+        while chunk := list(islice(examples, POOL)):
+            yield chunk
+            bar.update(len(chunk))
+
+
+def choose(pool: Pool, model: Model | None, strategy: Strategy, wanted: int, seed: int) -> tuple[np.ndarray, Examples]:
+    """(places of the chosen texts in `pool.kept`, the most uncertain first; their examples)."""
+    size, rng = len(pool.kept), np.random.default_rng(seed)
+    wanted = min(wanted, size)
+    order = np.argsort(-pool.ranks, kind="stable") if len(pool.ranks) else np.arange(size)
+    if strategy in ("random", "diversity") and size > (wanted if strategy == "random" else MOST):
+        order = np.sort(rng.choice(size, wanted if strategy == "random" else max(MOST, wanted), replace=False))
+    candidates = order[: BETA * wanted] if strategy == "both" else order
+    if strategy in ("both", "diversity") and wanted < len(candidates):
+        examples = read(pool, candidates, model)
+        vectors = cast(Model, model).trainer.embed(cast(Model, model).loader(number(examples)))
+        weights = pool.ranks[candidates] if strategy == "both" else np.ones(len(candidates))
+        places = spread(vectors, weights, wanted, seed)
+        return candidates[places], [examples[place] for place in places]
+    return candidates[:wanted], read(pool, candidates[:wanted], model)
+
+
+def read(pool: Pool, places: Sequence[int] | np.ndarray, model: Model | None) -> Examples:
+    """Reads rows again. places: in `pool.kept`. -> their examples, in this order"""
+    wanted = {int(pool.kept[place]) for place in places}
+    examples = enumerate(examples_of(pool.rows, model.tasks if model else {}, 0, pool.rows.size))
+    found = {row: example for row, example in examples if row in wanted}
+    return [found[int(pool.kept[place])] for place in places]
+
+
+def spread(vectors: np.ndarray, weights: np.ndarray, wanted: int, seed: int) -> np.ndarray:
+    """Places of `wanted` texts that differ, in ascending order: those nearest to the centres of a weighted k-means over
+    vectors of length 1 (Zhdanov, Diverse mini-batch Active Learning, 2019). (N, H), (N,) -> (wanted,)"""
+    from sklearn.cluster import KMeans
+    from sklearn.preprocessing import normalize
+    from threadpoolctl import threadpool_limits
+
+    unit = normalize(vectors.astype(np.float64))
+    with threadpool_limits(1):  # several threads add up in any order
+        clusters = KMeans(wanted, n_init=1, random_state=seed).fit(unit, sample_weight=weights)
+    distances = ((unit - clusters.cluster_centers_[clusters.labels_]) ** 2).sum(1)
+    nearest = np.lexsort((distances, clusters.labels_))
+    _, firsts = np.unique(clusters.labels_[nearest], return_index=True)
+    chosen = nearest[firsts]
+    rest = np.setdiff1d(np.arange(len(unit)), chosen)  # equal vectors leave clusters empty
+    return np.sort(np.concatenate([chosen, rest[: wanted - len(chosen)]]))
