@@ -1,6 +1,7 @@
 """Writes selected texts, with a model's answers, in formats that annotation tools import and data_process.py reads."""
 
 import json
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -61,15 +62,11 @@ def plain_row(about: Row, labels: Row, tasks: Tasks) -> Row:
     return about | labels
 
 
-def utf16(text: str, offset: int) -> int:
-    """An offset in UTF-16 units, as in JavaScript: an emoji is two."""
-    return len(text[:offset].encode("utf-16-le", "surrogatepass")) // 2
-
-
 def spans_of(text: str, spans: list[Row]) -> list[tuple[int, int, str]]:
-    """(start, end, type) of entities, in UTF-16 units: so count Label Studio (its issue 1347) and doccano (its issue
-    2290)."""
-    return [(utf16(text, span["start"]), utf16(text, span["end"]), span["label"]) for span in spans]
+    """(start, end, type) of entities in UTF-16 units, in which an emoji is two: so count Label Studio (its issue 1347)
+    and doccano (its issue 2290)."""
+    units = [0, *accumulate(1 + (sign > "\uffff") for sign in text)]
+    return [(units[span["start"]], units[span["end"]], span["label"]) for span in spans]
 
 
 def doccano(about: Row, labels: Row, tasks: Tasks) -> Row:

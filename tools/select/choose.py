@@ -1,9 +1,9 @@
 """Scores the texts of a pool by how uncertain a model is, and chooses texts that differ from each other."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -73,10 +73,10 @@ def survey(rows: Any, model: Model | None, scored: bool, labelled: set[int]) -> 
     texts that differ in case, whitespace or punctuation only. scored: whether the uncertainties are needed"""
     tasks = model.tasks if model else {}
     seen, kept, scores, reasons = set[int](), list[int](), list[np.ndarray](), dict[str, int]()
-    at = 0
-    for chunk in chunks(examples_of(rows, tasks, 0, rows.size), "scoring" if scored else "reading", rows.size):
+    examples = enumerate(tqdm(examples_of(rows, tasks, 0, rows.size), "pool", rows.size, False, unit=" rows", delay=2))
+    while chunk := list(islice(examples, POOL)):
         fit = []
-        for example in chunk:
+        for at, example in chunk:
             key = hash(plain(example))
             reason = "no words" if is_wordless(example) else "labelled already" if key in labelled else ""
             reason = reason or ("repeated" if key in seen else "")
@@ -86,20 +86,11 @@ def survey(rows: Any, model: Model | None, scored: bool, labelled: set[int]) -> 
                 seen.add(key)
                 kept.append(at)
                 fit.append(example)
-            at += 1
         if model and scored and fit:
             scores.append(uncertainties(model, fit))
     table = np.concatenate(scores) if scores else np.zeros((0, 0))
     uncertainty = table.mean(1) if table.size else np.zeros(0)
     return Pool(rows, np.array(kept, np.int64), uncertainty, ranks_of(table), reasons)
-
-
-def chunks(examples: Iterator[Any], title: str, size: int) -> Iterator[list[Any]]:
-    """Yields lists of examples, with a progress bar."""
-    with tqdm(total=size, desc=title, unit=" rows", leave=False, delay=2) as bar:
-        while chunk := list(islice(examples, POOL)):
-            yield chunk
-            bar.update(len(chunk))
 
 
 def choose(pool: Pool, model: Model | None, strategy: Strategy, wanted: int, seed: int) -> tuple[np.ndarray, Examples]:
@@ -111,8 +102,9 @@ def choose(pool: Pool, model: Model | None, strategy: Strategy, wanted: int, see
         order = np.sort(rng.choice(size, wanted if strategy == "random" else max(MOST, wanted), replace=False))
     candidates = order[: BETA * wanted] if strategy == "both" else order
     if strategy in ("both", "diversity") and wanted < len(candidates):
+        assert model
         examples = read(pool, candidates, model)
-        vectors = cast(Model, model).trainer.embed(cast(Model, model).loader(number(examples)))
+        vectors = model.trainer.embed(model.loader(number(examples)))
         weights = pool.ranks[candidates] if strategy == "both" else np.ones(len(candidates))
         places = spread(vectors, weights, wanted, seed)
         return candidates[places], [examples[place] for place in places]
