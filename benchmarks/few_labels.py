@@ -146,8 +146,9 @@ def run_setfit(options, shots, data, seed, name):
     output = options.work / f"runs/{name}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     full = options.work / f"raw_setfit/{shots}-{seed}"
-    for part in PARTS:
-        rows = read_rows(data / "train.jsonl" if part == "train" else options.work / f"full/{part}.jsonl")
+    sources = {"train": data / "train.jsonl", "tuning": data / "dev.jsonl"}
+    for part in ("train", "tuning", "dev", "test"):
+        rows = read_rows(sources.get(part, options.work / f"full/{part}.jsonl"))
         write_rows(full / f"{part}.jsonl", [{"text": row["text"], "label": row["label"]} for row in rows])
     extra = options.setfit_options or SETFIT.get(shots, [])
     model = ["--pretrain_model_path", options.pretrain_model_path]

@@ -3,14 +3,17 @@
     python -m venv setfit_env && setfit_env/bin/pip install setfit==1.2.0 "transformers<5"
     setfit_env/bin/python benchmarks/setfit_peer.py --data FOLDER --pretrain_model_path DIR --output scores.json
 
-FOLDER has train.jsonl, dev.jsonl and test.jsonl with rows of `text` and `label`. All options are setfit's defaults
+FOLDER has train.jsonl, tuning.jsonl, dev.jsonl and test.jsonl with rows of `text` and `label`. All options are setfit's defaults
 (batch size 16, one epoch over all pairs of texts, of which the rarer kind is oversampled, logistic regression as head),
-unless --num_iterations gives the pairs per text and kind, as the paper's R. --max_steps limits the steps.
+unless --num_iterations gives the pairs per text and kind, as the paper's R. --max_steps limits the steps. Also scores
+the answers after its probabilities are multiplied by p_dev(c) / p_train(c), the label frequencies of tuning.jsonl, as
+--few_shot does (engine/tricks/few_labels.py); setfit itself does not use dev.
 """
 
 import argparse
 import json
 import resource
+from collections import Counter
 from pathlib import Path
 
 
@@ -31,7 +34,7 @@ def main():
     torch.set_num_threads(1)
     parts = {
         part: [json.loads(line) for line in (options.data / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()]
-        for part in ("train", "dev", "test")
+        for part in ("train", "tuning", "dev", "test")
     }
     work = options.output.parent / f"{options.output.stem}.setfit"
     arguments = TrainingArguments(
@@ -51,9 +54,15 @@ def main():
     trainer.train()
     used = resource.getrusage(resource.RUSAGE_SELF)
     result = {"seconds": used.ru_utime + used.ru_stime, "steps": trainer.st_trainer.state.global_step}
+    classes = [str(label) for label in model.model_head.classes_]
+    tuning, sample = (Counter(row["label"] for row in parts[part]) for part in ("tuning", "train"))
+    factors = torch.tensor([(tuning[label] + 1) / (sample[label] + 1) for label in classes])
     for part in ("dev", "test"):
-        found = model.predict([row["text"] for row in parts[part]], show_progress_bar=False)
-        result[part] = sum(answer == row["label"] for answer, row in zip(found, parts[part])) / len(parts[part])
+        rows = parts[part]
+        chances = torch.as_tensor(model.predict_proba([row["text"] for row in rows], show_progress_bar=False))
+        for name, scores in ((part, chances), (f"{part}_with_frequencies", chances * factors)):
+            answers = [classes[i] for i in scores.argmax(1).tolist()]
+            result[name] = sum(answer == row["label"] for answer, row in zip(answers, rows)) / len(rows)
     options.output.write_text(json.dumps(result))
 
 
