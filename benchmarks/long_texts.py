@@ -8,8 +8,8 @@ transport, and which of the two is its label. Each part is made of the sentences
 start from a small encoder that was first trained on the sentences of train with their intents and slots; it stands
 for a pretrained one and trains in seconds. --variants: names from VARIANTS below. Each run trains as main.py does;
 test is labelled once, by the checkpoint that is best on dev. Prints accuracy with the paired interval of the
-difference from the first variant, and CPU time; with --lengths, the CPU time of an epoch for texts of these numbers
-of words. A run that is finished is not trained again. --options: further flags of main.py.
+difference from the first variant, and CPU time; with --lengths, the CPU time of training by number of words. A run
+that is finished is not trained again. --options: further flags of main.py.
 """
 
 import argparse
@@ -19,20 +19,27 @@ import shlex
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import torch  # noqa: E402
+
+from config import Config  # noqa: E402
 from data_process import DataConfig, process  # noqa: E402
+from engine.run.command_line import parse_args  # noqa: E402
+from engine.train.initial import inherit_run_options  # noqa: E402
+from main import build_trainer, load_data  # noqa: E402
 from tools.search.paired import interval  # noqa: E402
 
 LABELS = {"atis_airfare": "fare", "atis_ground_service": "transport"}
 SIZES = {"train": 300, "dev": 100, "test": 200}
 VARIANTS = {"windows": "--long_text windows --max_length 64 --window_stride 8", "head": "--long_text head"}
 SENTENCES = "--hidden_size 64 --num_layers 1 --pooling mean --epochs 4 --random_seed 1"
-SMALL = "--batch_size 4 --lr 1e-3 --epochs 2 --early_stop_patience 0 --dropout 0"
+SMALL = "--batch_size 4 --lr 1e-3 --epochs 4 --early_stop_patience 0 --dropout 0"
 
 
 def sentences_of(folder):
@@ -55,10 +62,10 @@ def long_text(rng, sentences, label, words):
     return " . ".join(filler)
 
 
-def make(source, folder, words):
+def make(source, folder, words, sizes=SIZES):
     """Writes a processed folder of long texts."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (part, size) in enumerate(SIZES.items()):
+    for number, (part, size) in enumerate(sizes.items()):
         rng, sentences = random.Random(number), sentences_of(source / part)
         with open(folder / f"{part}.jsonl", "w", encoding="utf-8") as file:
             for row in range(size):
@@ -121,13 +128,23 @@ def compare(options):
 
 
 def by_length(options):
-    """Prints the CPU time of one more epoch by length, from runs of one and of three epochs."""
+    """Prints the CPU time of training by the number of words, from an epoch of 48 texts after one of 8 texts."""
+    device = torch.device("cpu")
     for words in options.lengths:
-        data = Path(options.output_dir) / f"data-{words}"
-        make(Path(options.data), data, words)
-        one, three = (run(options, data, "windows", 1, f" --epochs {n}")["seconds"] for n in (1, 3))
-        seconds = (three - one) / 2
-        print(f"{words} words: {seconds:.1f} CPU seconds per epoch of {SIZES['train']} texts", flush=True)
+        seconds = 0.0
+        for size in (8, 48):
+            data = Path(options.output_dir) / f"data-{words}-{size}"
+            make(Path(options.data), data, words, dict.fromkeys(SIZES, size))
+            paths = ["--data_path", str(data), "--output_dir", options.output_dir, "--model_version", data.name]
+            start = ["--init_from", str(sentence_model(options)), "--do_train", "--report_to", "none"]
+            flags = shlex.split(f"{options.options} {VARIANTS['windows']}")
+            config = inherit_run_options(parse_args(Config, [*paths, *start, *flags]))
+            config.run_dir.mkdir(parents=True, exist_ok=True)
+            trainer = build_trainer(config, device, load_data(config, device))
+            before = time.process_time()
+            trainer.train_one_epoch(0)
+            seconds = time.process_time() - before
+        print(f"{words} words: {1000 * seconds / size:.0f} ms of CPU time per text and epoch", flush=True)
 
 
 if __name__ == "__main__":
