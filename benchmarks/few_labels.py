@@ -118,8 +118,8 @@ def logistic(options):
     from transformers import AutoModel, AutoTokenizer
 
     torch.set_num_threads(1)
-    tokenizer = AutoTokenizer.from_pretrained(options.pretrain_model_path)
-    encoder = AutoModel.from_pretrained(options.pretrain_model_path).eval()
+    tokenizer = AutoTokenizer.from_pretrained(options.pretrain_model_path, trust_remote_code=False)
+    encoder = AutoModel.from_pretrained(options.pretrain_model_path, trust_remote_code=False).eval()
 
     def vectors(texts):
         found = []

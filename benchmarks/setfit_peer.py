@@ -48,7 +48,7 @@ def main():
         report_to="none",
     )
     torch.manual_seed(options.seed)
-    model = SetFitModel.from_pretrained(options.pretrain_model_path)
+    model = SetFitModel.from_pretrained(options.pretrain_model_path, trust_remote_code=False)
     train = Dataset.from_list([{"text": row["text"], "label": row["label"]} for row in parts["train"]])
     trainer = Trainer(model=model, args=arguments, train_dataset=train)
     trainer.train()

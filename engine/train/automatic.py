@@ -143,15 +143,20 @@ def resolve_long_text(
     if config.long_text != "auto":
         return
 
+    if not why and any(head.level == "tokens" for head in heads):
+        why = "a head pools tokens itself; if it can read windows one after another, add --long_text windows"
+
     def choose() -> str:
         rows = [example for _, example in islice(read(), ROWS)]
         share = featurizer.num_longer(rows) / max(1, len(rows))
+        if share < MANY:
+            return "head"
         long = f"{share:.0%} of the training texts are longer than {featurizer.max_length} tokens"
-        if share >= MANY and why:
+        if why:
             logger.warning(f"--long_text auto: {long}, but only their start is read: {why}")
-        elif share >= MANY:
+        else:
             logger.info(f"--long_text auto: {long}: read in windows (--long_text head: only their start)")
-        return "windows" if share >= MANY and not why else "head"
+        return "head" if why else "windows"
 
     featurizer.long_text = distributed.from_first(choose)
 

@@ -62,7 +62,7 @@ def runs(sample, tmp_path_factory):
     kinds = {
         "sample": dict(use_crf=True),
         "bilstm": dict(encoder="bilstm"),
-        "BERT": dict(pooling="mean", max_length=16, window_stride=4),
+        "BERT": dict(pooling="mean", max_length=16, window_stride=4, long_text="head"),
         "GPT-2": dict(max_length=64),
         "pairs": dict(max_length=24),
         "multilabel": {},

@@ -80,6 +80,7 @@ NEEDED = {  # {head: additional keys that its task must have}
     "crf": ["outside", "entities", "crf"],
     "spans": ["threshold"],
 }
+WORD_LEVEL = ("tagging", "crf", "spans")  # heads with labels per word
 SETTINGS = {
     "tasks": {str: TASK},
     "max_length": Range(8, 2**31),
@@ -138,6 +139,8 @@ def require_whole(folder: Path) -> dict[str, Any]:
             key = missing[0] if missing else "outside"
             problem = f"{key!r} of the task {name!r} is missing or invalid"
             raise InputError(f"{folder / 'predictor.json'}: {problem}; export the model again")
+    if settings["unit"] is None and any(task["head"] in WORD_LEVEL for task in settings["tasks"].values()):
+        raise InputError(f"{folder / 'predictor.json'}: tasks that label words need a 'unit'; export the model again")
     return settings
 
 
