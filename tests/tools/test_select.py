@@ -310,13 +310,18 @@ def test_columns_that_the_model_reads(tmp_path):
         (["--pool", "empty.txt", "--strategy", "random"], "no"),
         (["--pool", "pool.jsonl", "--strategy", "random", "--output", "pool.jsonl"], "exists; move it"),
         (["--pool", "pool.jsonl", "--strategy", "random", "--number", "0"], "--number"),
+        (["--pool", "pool.jsonl", "--strategy", "random", "--output", "a.json"], "must end in .jsonl"),
+        (["--pool", "pool.jsonl", "--strategy", "random", "--output", "a.jsonl", "--output_format", "csv"], ".csv"),
+        (["--pool", "pool.jsonl", "--strategy", "random", "--output", "pool.jsonl/a.jsonl"], "in the way"),
+        (["--pool", "pool.jsonl", "--strategy", "random", "--output_format", "label_studio"], "to_label.xml exists"),
     ],
 )
 def test_errors_are_one_line(flags, says, pool, tmp_path, command):
     (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "to_label.xml").write_text("mine")
     done = command("tools.select", *flags)
     assert done.returncode == 2 and says in done.stderr.splitlines()[-1]
-    assert not (tmp_path / "to_label.jsonl").exists()
+    assert not (tmp_path / "to_label.jsonl").exists() and (tmp_path / "to_label.xml").read_text() == "mine"
 
 
 def test_labels_needed_in_the_simulation():
