@@ -33,9 +33,12 @@ def parse_shots(text: str) -> dict[str, int]:
     if re.fullmatch(r"\s*0*[1-9]\d{0,8}\s*", text):
         return {"": int(text)}
     parts = [re.fullmatch(r"\s*(.*\S)\s*=\s*(0*[1-9]\d{0,8})\s*", part) for part in text.split(",") if part.strip()]
-    if None in parts:
+    if None in parts or (text and not parts):
         raise UserError(f"--shots={text!r} must be a number of rows per class, such as 8, or like 'intent=8,slots=5'")
-    return {part[1]: int(part[2]) for part in parts if part}
+    shots = {part[1]: int(part[2]) for part in parts if part}
+    if len(shots) < len(parts):
+        raise UserError(f"--shots={text!r} names a task twice")
+    return shots
 
 
 def shots_of_tasks(shots: Mapping[str, int], kinds: Mapping[str, str]) -> dict[str, int]:

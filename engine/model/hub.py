@@ -64,7 +64,7 @@ def optional_file(place: str, name: str) -> Path | None:
     only a hub that has answered is asked; in offline mode only its cache."""
     if Path(place).is_dir():
         path = Path(place) / name
-        return path if path.is_file() else None
+        return path if os.path.isfile(path) else None  # Path.is_file raises for a name that is too long
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 

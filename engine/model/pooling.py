@@ -1,6 +1,6 @@
 """Hidden states -> a vector per text and per word. Shapes: B texts, L tokens, W words, H hidden size."""
 
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import torch
 
@@ -32,8 +32,8 @@ def stored_pooling(place: str) -> tuple[str, str] | None:
         folders = [PurePosixPath(one["path"]) for one in modules if one["type"].rpartition(".")[2] == "Pooling"]
         if not folders or folders[0].is_absolute() or ".." in folders[0].parts:
             return None
-        path = optional_file(place, str(folders[0] / "config.json"))
-        options = read_json(path, OPTIONS) if path else {}
+        name = str(folders[0] / "config.json")
+        options = read_json(optional_file(place, name) or Path(place, name), OPTIONS)
     except SchemaError as error:
         warn(f"how the model pools cannot be read: {error}")
         return None

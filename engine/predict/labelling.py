@@ -151,7 +151,7 @@ def check_all(rows: Any, tasks: dict[str, Task]) -> None:
     for note in rows.notes:
         logger.info(note)
     if not rows.labelled:
-        check_pairs(next(iter(rows.read())), tasks)
+        check_pairs(next(iter(rows.read())), tasks, rows.path)
         for _ in prepare_inputs(rows.read(), tasks, rows.path) if fields_of(tasks) else ():
             pass
 

@@ -233,12 +233,13 @@ def prepare_inputs(
 ) -> Iterator[dict[str, Any]]:
     """Yields examples prepared for prediction on these tasks: tokenised for tags and spans, with their own inputs.
 
-    first: number of the first text, for error messages.
+    tasks: without any, as before there is a model, all inputs are kept. first: number of the first text, for error
+    messages.
     """
     fields, unit = fields_of(tasks), token_unit(tasks)
     paired, columns = pairs_of(tasks), input_columns(tasks)
     for number, example in enumerate(examples, first):
-        if not paired:
+        if tasks and not paired:
             example.pop("text_pair", None)
         if unit is not None and "tokens" not in example and "text" in example:
             example["tokens"] = [token for token, _, _ in split_text(example["text"], unit)]
@@ -248,20 +249,23 @@ def prepare_inputs(
             example["text"] = describe(example.get("extras") or {}, columns)
         if fields:
             require_fields(example, fields, f"{path}, text {number}")
-        else:
+        elif tasks:
             example.pop("extras", None)
         yield example
 
 
-def check_pairs(example: dict[str, Any], tasks: dict[str, Task]) -> None:
-    """Raises UserError if the tasks read pairs of texts but the example has one; warns if a second text is unused."""
+def check_pairs(example: dict[str, Any], tasks: dict[str, Task], path: str | Path) -> None:
+    """Raises UserError if the tasks read pairs of texts but the example has one; warns if a second text is unused.
+
+    path: the file of the example, for the message.
+    """
     paired = pairs_of(tasks)
     if paired and "text_pair" not in example:
         raise UserError(
-            "this model was trained on pairs of texts, but --predict_file has one text per row; add --text_pair_column"
+            f"this model was trained on pairs of texts, but {path} has one text per row; add --text_pair_column"
         )
-    if "text_pair" in example and not paired:
-        logger.warning("only single texts are read here; the second texts of --predict_file are ignored")
+    if "text_pair" in example and tasks and not paired:
+        logger.warning(f"only single texts are read here; the second texts of {path} are ignored")
 
 
 def prediction_row(

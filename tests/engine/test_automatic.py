@@ -390,7 +390,7 @@ def pretrained(tmp_path):
         ({"pooling_mode": ["cls"]}, ("first", "cls")),
         ({"pooling_mode": "one of the future"}, ("", "one of the future")),
         ({"word_embedding_dimension": 32}, ("mean", "mean")),
-        (None, ("mean", "mean")),
+        (None, None),
         ({"pooling_mode": 3}, None),
         ({"pooling_mode_cls_token": "yes"}, None),
     ],
@@ -403,7 +403,7 @@ def test_how_a_model_pools_is_read_from_its_folder(options, wanted, tmp_path):
 def test_a_model_that_does_not_say_how_it_pools(tmp_path):
     """Or names a folder outside its own."""
     assert stored_pooling(str(tmp_path)) is None
-    for path in ("../1_Pooling", "/1_Pooling"):
+    for path in ("../1_Pooling", "/1_Pooling", "1_Pooling" * 999):
         says(tmp_path, SAYS_MEAN, POOLING_MODULE | {"path": path})
         assert stored_pooling(str(tmp_path)) is None
     says(tmp_path, SAYS_MEAN, {"type": "sentence_transformers.models.Normalize", "path": "2_Normalize"})

@@ -151,10 +151,16 @@ def test_a_processed_folder_is_sampled_and_trains(tmp_path):
     main(Config(data_path=str(tmp_path / "few"), output_dir=str(tmp_path / "runs"), do_train=True, **small))
 
 
-@pytest.mark.parametrize("text", ["0", "x", "8,9", "intent=", "=4", "intent=0", "intent=1.5", "-3"])
+@pytest.mark.parametrize("text", ["0", "x", "8,9", "intent=", "=4", "intent=0", "intent=1.5", "-3", ",", " "])
 def test_what_is_no_number_of_rows_is_refused(text):
     with pytest.raises(UserError, match="must be a number of rows per class"):
         parse_shots(text)
+
+
+def test_a_task_has_one_number_of_rows():
+    with pytest.raises(UserError, match="--shots='a=8, a=3' names a task twice"):
+        parse_shots("a=8, a=3")
+    assert parse_shots("a=8, b=3,") == {"a": 8, "b": 3}
 
 
 def test_what_has_no_classes_or_no_meaning_is_refused(tmp_path):

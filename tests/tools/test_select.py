@@ -286,6 +286,21 @@ def test_other_tasks(tmp_path, capsys):
     assert all(row["text_pair"] == "Oslo" and isinstance(row["size"], float) for row in rows)
 
 
+@pytest.mark.parametrize("form", ["jsonl", "label_studio"])
+def test_a_project_of_pairs_starts_without_a_run(form, tmp_path):
+    """The second texts are in the file, and in the interface."""
+    rows = [{"text": "the same", "text_pair": f"{word} dog"} for word in "big small red".split()]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = tmp_path / ("a.json" if form == "label_studio" else "a.jsonl")
+    own = dict(strategy="random", output=str(path), output_format=form)
+    main(SelectConfig(pool=str(tmp_path / "pool.jsonl"), **own))
+    written = path.read_text()
+    found = [one["data"] for one in json.loads(written)] if form == "label_studio" else written.splitlines()
+    found = [json.loads(one) if isinstance(one, str) else one for one in found]
+    assert [{key: row[key] for key in ("text", "text_pair")} for row in found] == rows
+    assert form == "jsonl" or 'value="$text_pair"' in path.with_suffix(".xml").read_text()
+
+
 def test_columns_that_the_model_reads(tmp_path):
     """They are in the file, for training."""
     rows = "".join(f"{word} dog {i},{i},{word}\n" for i in range(20) for word in ("big", "small"))
@@ -310,13 +325,18 @@ def test_columns_that_the_model_reads(tmp_path):
         (["--pool", "empty.txt", "--strategy", "random"], "no"),
         (["--pool", "pool.jsonl", "--strategy", "random", "--output", "pool.jsonl"], "exists; move it"),
         (["--pool", "pool.jsonl", "--strategy", "random", "--number", "0"], "--number"),
+        (["--pool", "pool.jsonl", "--strategy", "random", "--output", "a.json"], "must end in .jsonl"),
+        (["--pool", "pool.jsonl", "--strategy", "random", "--output", "a.jsonl", "--output_format", "csv"], ".csv"),
+        (["--pool", "pool.jsonl", "--strategy", "random", "--output", "pool.jsonl/a.jsonl"], "in the way"),
+        (["--pool", "pool.jsonl", "--strategy", "random", "--output_format", "label_studio"], "to_label.xml exists"),
     ],
 )
 def test_errors_are_one_line(flags, says, pool, tmp_path, command):
     (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "to_label.xml").write_text("mine")
     done = command("tools.select", *flags)
     assert done.returncode == 2 and says in done.stderr.splitlines()[-1]
-    assert not (tmp_path / "to_label.jsonl").exists()
+    assert not (tmp_path / "to_label.jsonl").exists() and (tmp_path / "to_label.xml").read_text() == "mine"
 
 
 def test_labels_needed_in_the_simulation():

@@ -61,6 +61,8 @@ class SelectConfig(ReadingOptions):
         if not self.checkpoint and self.strategy != "random":
             raise UserError("--checkpoint RUN is required; without a trained run, only --strategy random can select")
         check_values(self)
+        if self.path.suffix != (suffix := SUFFIXES[self.form]):
+            raise UserError(f"--output {self.output} must end in {suffix} (--output_format {self.form})")
         self.for_texts()
 
     @property
@@ -74,6 +76,11 @@ class SelectConfig(ReadingOptions):
     def path(self) -> Path:
         """The file to write."""
         return Path(self.output or f"to_label{SUFFIXES[self.form]}")
+
+    @property
+    def files(self) -> list[Path]:
+        """The files to write: with Label Studio's, its labelling interface."""
+        return [self.path, self.path.with_suffix(".xml")][: 1 + (self.form == "label_studio")]
 
     def for_texts(self) -> Config:
         """Returns the options of main.py that read the pool."""
@@ -91,8 +98,10 @@ def main(config: SelectConfig) -> None:
     if is_launched():
         raise UserError("tools.select runs in one process; start it without torchrun")
     get_logger()
-    if config.path.exists():  # it may hold hours of work
-        raise UserError(f"--output {config.path} exists; move it, or name another file")
+    for path in config.files:
+        if path.exists():  # it may hold hours of work
+            raise UserError(f"--output {config.path}: {path} exists; move it, or name another file")
+    config.path.parent.mkdir(parents=True, exist_ok=True)  # fails before the pool is read
     model = None
     if config.checkpoint:
         own = dict(eval_batch_size=config.eval_batch_size, pretrain_model_path=config.pretrain_model_path)

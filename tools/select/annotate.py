@@ -39,12 +39,11 @@ def write(path: Path, form: str, examples: Examples, facts: list[Row], model: Mo
     for example, answer, fact in zip(examples, model(examples) if model and answers else [{}] * len(examples), facts):
         text, _ = text_and_offsets(example, tasks)
         about = {"id": example["id"], "text": text}
-        about |= {key: example[key] for key in ("text_pair",) if key in example} | (example.get("extras") or {}) | fact
+        about |= {key: example[key] for key in ("text_pair",) if key in example} | fact | (example.get("extras") or {})
         if form in ("jsonl", "csv") and any(column_kind(task) == "tags" for task in tasks.values()):
             about["tokens"] = example["tokens"]
         keys = {name: f"{name}_tags" if column_kind(task) == "tags" else name for name, task in tasks.items()}
         rows.append(make(about, {name: answer.get(key) for name, key in keys.items()}, tasks))
-    path.parent.mkdir(parents=True, exist_ok=True)
     if form != "label_studio":
         write_predictions(rows, path)
         return
