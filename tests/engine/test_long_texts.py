@@ -336,7 +336,7 @@ def test_where_there_are_no_windows(options, reason, tiny):
     assert "only their start is read" in log
 
 
-@pytest.mark.parametrize("options", [{}, dict(encoder="bilstm", num_layers=1)])
+@pytest.mark.parametrize("options", [{}, dict(encoder="bilstm", num_layers=1), dict(pooling="last")])
 def test_an_export_reads_the_same_windows(options, on_long, tmp_path):
     pytest.importorskip("onnxscript")
     config = on_long(epochs=2, **options)
