@@ -219,11 +219,12 @@ def evaluate(trainer: Trainer, data_sets: dict[str, MyDataset], run_dir: Path) -
     from engine.run import distributed
 
     scores, per_label, kinds = {}, {}, report_kinds(trainer.tasks, metrics)
-    targets = uncertainty.thresholds_of(trainer.config.target_precision, "target_precision", trainer.tasks)
     for part, data_set in data_sets.items():
         loader = MyDataLoader(data_set, trainer.config.eval_batch_size)
         scores[part], gold, predicted, answers = trainer.eval(loader, keep_averages="texts")
-        answered, lines = uncertainty.abstention_scores(part, kinds, gold, answers, trainer.abstention, targets)
+        answered, lines = uncertainty.abstention_scores(
+            part, kinds, gold, answers, trainer.abstention, trainer.target_precisions
+        )
         scores[part] |= answered
         if not distributed.is_main_process():
             continue

@@ -139,6 +139,7 @@ class Trainer:
         self.progress = Progress(data="-".join(loader.dataset.fingerprint for loader in loaders))
         self.losses = RunningLosses(self.progress, device)
         self.abstention = Abstention(thresholds_of(config.abstain_below, "abstain_below", tasks))
+        self.target_precisions = thresholds_of(config.target_precision, "target_precision", tasks)
         self.lr = 0.0  # learning rate of the last step: of the first group that learns
         self.tracker_kinds, self.trackers = TRACKERS, list[Any]()
         self.stop = StopSignals(logger.warning, distributed.all_reduce_max)

@@ -31,6 +31,7 @@ class Cuts:
         is_cut = columns["num_cut"] > 0
         counts["examples"] += len(data)
         counts["max_length"] = data.featurizer.max_length
+        counts["joined"] = int(data.featurizer.long_text == "windows")
         counts["cut"] += int(is_cut.sum())
         counts["tokens"] += int(columns["num_cut"].sum())
         if "num_words" in columns:
@@ -50,7 +51,8 @@ class Cuts:
         if counts["cut"] and any(task.needs_words for task in tasks.values()):
             logger.warning(f"{longer}; their last {counts['words']} words are not read and are tagged O")
         elif counts["cut"]:
-            logger.warning(f"{longer}; {counts['tokens']} sub-tokens are not read (--long_text windows reads all)")
+            advice = "no room for windows: raise --max_length" if counts["joined"] else "--long_text windows reads all"
+            logger.warning(f"{longer}; {counts['tokens']} sub-tokens are not read ({advice})")
         elif counts["windows"]:
             text_labels = any(not task.needs_words for task in tasks.values())
             first = "; text-level labels are predicted from the first one" if counts["apart"] and text_labels else ""

@@ -50,7 +50,8 @@ def text_vectors(hidden: torch.Tensor, inputs: dict[str, torch.Tensor], pooling:
     if pooling == "mean":
         return mean_of_tokens(hidden, mask)
     last = mask.sum(1) - 1  # inputs are padded on the right, regardless of the tokenizer's setting
-    return hidden[torch.arange(len(last), device=last.device), last]
+    # not hidden[arange, last], for which an export would keep the number of windows of its example
+    return hidden.gather(1, last[:, None, None].expand(-1, -1, hidden.shape[2])).squeeze(1)
 
 
 def pooled_windows(hidden: torch.Tensor, mask: torch.Tensor, pooling: str, query: torch.Tensor) -> torch.Tensor:

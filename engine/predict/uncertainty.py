@@ -12,7 +12,8 @@ import numpy as np
 from scipy.stats import beta
 
 from engine.errors import UserError
-from engine.task.words import answered, entities_in, shares_by_task
+from engine.predict.predictions import column_kind
+from engine.task.words import answered, entities_in, shares_by_task, why_no_threshold
 
 BINS = 15
 CONFIDENCE = 0.95
@@ -122,16 +123,19 @@ class Abstention:
         if not (lowest := self.thresholds.get(name, self.thresholds.get("", 0.0))):
             return label, probability
         label, probability, left_out, total = answered(kind, label, probability, lowest)
-        self.counts[f"abstained {name}"] += left_out
-        self.counts[f"answers {name}"] += total
+        if total:
+            self.counts[f"abstained {name}"] += left_out
+            self.counts[f"answers {name}"] += total
         return label, probability
 
 
 def thresholds_of(text: str, flag: str, tasks: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of an option such as "0.9" or "intent=0.9,slots=0.8", by task. Raises UserError for other tasks."""
+    """The numbers of an option such as "0.9" or "intent=0.9,slots=0.8", by task. Raises UserError for other tasks, and
+    for those whose answers always stay."""
     shares = shares_by_task(text)
-    if unknown := shares.keys() - {*tasks, ""}:
-        raise UserError(f"--{flag}={text}: no task {min(unknown)!r}; the tasks are {', '.join(tasks)}")
+    always = [name for name, task in tasks.items() if task.kind == "regression" or column_kind(task) == "tags"]
+    if wrong := why_no_threshold(shares, tasks, always):
+        raise UserError(f"--{flag}={text}: {wrong}")
     return shares
 
 
@@ -182,6 +186,7 @@ def abstention_scores(
     for name, kind in kinds.items():
         columns = gold[name], predictions.labels[name], predictions.probabilities[name]
         decisions = [d for row in zip(*columns) if row[0] is not None for d in answers_of(kind, *row)]
+        decisions = [] if kind == "words" else decisions  # which are never left out
         target = targets.get(name, targets.get("", 0.0))
         if target and part == "dev" and (decisions or name in targets):
             threshold = lowest_threshold(decisions, target)

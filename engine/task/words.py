@@ -148,9 +148,19 @@ def shares_by_task(text: str | float) -> dict[str, float]:
         shares = {name.strip(): float(share) for name, _, share in pairs}
     except ValueError:
         shares = {"": -1.0}
-    if not all(0 <= share <= 1 for share in shares.values()):
+    if not all(0 <= share <= 1 for share in shares.values()) or len(shares) < len(pairs):
         raise ValueError("give a number from 0 to 1, or one per task, such as intent=0.9,slots=0.8")
     return shares
+
+
+def why_no_threshold(shares: Iterable[str], tasks: Iterable[str], always: Iterable[str]) -> str:
+    """Why the names in `shares_by_task` are none of tasks whose answers can be left out, or "". always: tasks whose
+    answers always stay"""
+    if unknown := {*shares} - {*tasks, ""}:
+        return f"no task {min(unknown)!r}; the tasks are {', '.join(tasks)}"
+    if stay := {*shares} & {*always}:
+        return f"{min(stay)!r} has numbers, or tags that mark no entities, and these are never left out"
+    return ""
 
 
 def answered(kind: str, label: Any, probability: Any, lowest: float) -> tuple[Any, Any, int, int]:

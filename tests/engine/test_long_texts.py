@@ -1,7 +1,9 @@
 """Texts longer than --max_length that are classified: what is read of them, and that a long text is one text."""
 
 import json
+import logging
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 import main as main_module
 from config import Config
 from data_loader import MyDataset
+from engine.data.cuts import Cuts
 from engine.data.windows import Cutter
 from engine.errors import UserError
 from engine.predict import load
@@ -26,6 +29,7 @@ from main import load_trained
 from model_utils import BiLSTM, HeadOptions, MyModel
 from tools.export.__main__ import ExportConfig, export
 from tools.export.predictor import Predictor
+from tools.report.figures import unread
 
 CPU = torch.device("cpu")
 FILLER = "the old grey house stands near a small quiet lake and nobody lives there now".split()
@@ -137,6 +141,25 @@ def test_the_longer_text_of_a_pair_is_in_windows_beside_the_shorter(tokenizer, f
         assert (part[middle + 1 : -1] if repeated else part[1:middle]) == short
     assert {*encoding.ids} == {*feature.input_ids}
     assert len(feature.token_types) == len(feature.input_ids)
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_the_advice_for_pairs_without_room_for_windows(joined, caplog):
+    """Nobody is told to set --long_text windows who has."""
+    featurizer = SimpleNamespace(max_length=20, long_text="windows" if joined else "head")
+    columns = {"num_cut": np.array([63, 0])}
+    data = SimpleNamespace(
+        columns=columns, featurizer=featurizer, lengths=np.array([20, 9]), example_index=np.array([0, 1])
+    )
+    data = type("Data", (SimpleNamespace,), {"__len__": lambda self: 2})(**vars(data))
+    logging.getLogger("template").propagate = True
+    cuts = Cuts()
+    cuts.add(data)
+    cuts.log("here", {})
+    assert ("no room for windows: raise --max_length" in caplog.text) is joined
+    assert ("--long_text windows reads all" in caplog.text) is not joined
+    rows = [{"cut": 63, "tokens": 83}, {"cut": 0, "tokens": 9}]
+    assert unread(rows, False, joined)["option"] == ("--max_length 83" if joined else "--long_text windows")
 
 
 # ---- the model -------------------------------------------------------------------------------------------------------
@@ -313,7 +336,7 @@ def test_where_there_are_no_windows(options, reason, tiny):
     assert "only their start is read" in log
 
 
-@pytest.mark.parametrize("options", [{}, dict(encoder="bilstm", num_layers=1)])
+@pytest.mark.parametrize("options", [{}, dict(encoder="bilstm", num_layers=1), dict(pooling="last")])
 def test_an_export_reads_the_same_windows(options, on_long, tmp_path):
     pytest.importorskip("onnxscript")
     config = on_long(epochs=2, **options)

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +14,21 @@ from scipy.stats import binomtest
 from config import Config
 from engine.errors import UserError
 from engine.predict import load
-from engine.predict.uncertainty import answers_of, calibration, interval, lowest_threshold, thresholds_of
+from engine.predict.uncertainty import (
+    Abstention,
+    abstention_scores,
+    answers_of,
+    calibration,
+    interval,
+    lowest_threshold,
+    thresholds_of,
+)
 from engine.run.files import seal
+from engine.task.task import Task
 from engine.task.words import answered, entities_in, shares_by_task
 from main import main
+
+TASKS = {"intent": Task("classification", ("a", "b")), "slots": Task("tagging", ("O", "B-x"))}
 
 
 def lines(path):
@@ -81,11 +93,25 @@ def test_thresholds_by_task():
     assert shares_by_task("0.5") == shares_by_task(0.5) == {"": 0.5}
     assert shares_by_task("intent=.9, slots=1") == {"intent": 0.9, "slots": 1}
     assert shares_by_task("") == {}
-    for wrong in ("1.5", "intent", "intent=-1", "nan"):
+    for wrong in ("1.5", "intent", "intent=-1", "nan", "intent=0.5,intent=0.6"):
         with pytest.raises(ValueError, match="0 to 1"):
             shares_by_task(wrong)
     with pytest.raises(UserError, match="no task 'slot'; the tasks are intent, slots"):
-        thresholds_of("slot=0.5", "abstain_below", {"intent": 0, "slots": 0})
+        thresholds_of("slot=0.5", "abstain_below", TASKS)
+    assert thresholds_of("0.5,slots=0.9", "abstain_below", TASKS) == {"": 0.5, "slots": 0.9}
+
+
+@pytest.mark.parametrize("name", ["price", "pos"])
+def test_answers_that_always_stay_have_no_threshold_of_their_own(name):
+    tasks = TASKS | {"price": Task("regression", ()), "pos": Task("tagging", ("N", "V"))}
+    assert thresholds_of("0.5", "abstain_below", tasks) == {"": 0.5}
+    with pytest.raises(UserError, match=f"--abstain_below={name}=0.5: '{name}' has numbers, or tags .* never left out"):
+        thresholds_of(f"{name}=0.5", "abstain_below", tasks)
+    abstention = Abstention({"": 0.5})
+    assert abstention("pos", "tags", ["N"], [0.1]) == (["N"], [0.1]) and not abstention.counts
+    predictions = SimpleNamespace(labels={"pos": [["N", "V"]]}, probabilities={"pos": [[0.9, 0.8]]})
+    gold = {"pos": [["N", "N"]]}
+    assert abstention_scores("dev", {"pos": "words"}, gold, predictions, abstention, {"": 0.1}) == ({}, [])
 
 
 def test_what_is_left_out():
@@ -206,5 +232,8 @@ def test_a_precision_chosen_on_dev(run, caplog):
         UserError, match=r"24 answers of 'intent' in dev a precision of at least 0.99 with 95% confidence"
     ):
         main(Config(**flags, model_version="run", do_eval=True, target_precision="intent=0.99"))
+    with pytest.raises(UserError, match=r"--target_precision=slot=0.9: no task 'slot'"):  # before training
+        main(Config(**flags, model_version="never", do_train=True, do_eval=True, target_precision="slot=0.9"))
+    assert not (folder.with_name("never") / "metrics.jsonl").exists()
     with pytest.raises(UserError, match="chooses thresholds on dev; add --do_eval"):
         Config(do_predict=True, target_precision="0.9")

@@ -391,8 +391,9 @@ class Predictor:
             self.abstain_below = task_words.shares_by_task(abstain_below)
         except ValueError as error:
             raise InputError(f"abstain_below {abstain_below!r}: {error}") from None
-        if unknown := self.abstain_below.keys() - {*self.tasks, ""}:
-            raise InputError(f"abstain_below: no task {min(unknown)!r}; the tasks are {', '.join(self.tasks)}")
+        always = [name for name, task in self.tasks.items() if not task.get("entities", task["head"] != "regression")]
+        if wrong := task_words.why_no_threshold(self.abstain_below, self.tasks, always):
+            raise InputError(f"abstain_below: {wrong}")
         self.encode = Encoder(folder, settings)
         self.arrays = self.load_arrays(folder / "arrays.npz")
         options = onnxruntime.SessionOptions()

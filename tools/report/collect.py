@@ -40,7 +40,11 @@ def collect(folder: str | Path) -> tuple[dict[str, Any], dict[str, list[Row]]]:
         "types": {name: task.type for name, task in described.items()},
         "main": main,
         "sizes": sizes_of(about, rows),
-        "unread": figures.unread(rows[main], any(task.needs_words for task in described.values())),
+        "unread": figures.unread(
+            rows[main],
+            any(task.needs_words for task in described.values()),
+            about["options"].get("long_text") == "windows",
+        ),
         "scores": scores_of(folder, about, rows),
         "learning": learning_of(folder, about),
         "log": history.read_log(about["log"]),

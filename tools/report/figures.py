@@ -170,12 +170,15 @@ def slices(rows: Sequence[Row], max_values: int = 20) -> list[tuple[str, list[tu
     return result
 
 
-def unread(rows: Sequence[Row], tagging: bool) -> dict[str, Any] | None:
+def unread(rows: Sequence[Row], tagging: bool, joined: bool = False) -> dict[str, Any] | None:
     """Returns how many texts are cut, their share, and the share of all tokens that is not read; None if all are read.
-    tagging: whether words are labelled, so that long texts are read in windows by --window_stride"""
+    tagging: whether words are labelled, so that long texts are read in windows by --window_stride; joined: whether
+    --long_text is windows, for which these texts had no room"""
     n = sum(row["cut"] > 0 for row in rows)
     cut, tokens = (sum(row.get(name, 0) for row in rows) for name in ("cut", "tokens"))
     option = "--window_stride 0" if tagging else "--long_text windows"
+    if joined and n:
+        option = f"--max_length {max(row.get('tokens', 0) for row in rows if row['cut'])}"
     return {"n": n, "share": n / len(rows), "tokens": cut / max(cut, tokens), "option": option} if n else None
 
 
