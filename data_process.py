@@ -71,7 +71,7 @@ class DataConfig(RawOptions):
     max_length: int = option(256, "maximum length in training, for --check")
     pretrain_model_path: str = option("", "model used in training, whose tokenizer --check applies")
     model_hub: Literal["hf", "modelscope"] = option("hf", "where its name is looked up (docs/download.md)")
-    dev_ratio: float = option(0.1, "share of examples for dev, if the data has no dev part")
+    dev_ratio: float = option(0.1, "share of examples (or of the train part) for dev, if the data has no dev part")
     test_ratio: float = option(0.1, "share of examples for test, if the data is a single part")
     random_seed: int = option(666, "seed of the split and of --shots", low=0, high=2**32 - 1)
 
@@ -93,6 +93,8 @@ class DataConfig(RawOptions):
         if self.label_hierarchy and self.label_separator in self.label_hierarchy:
             problem = f"--label_hierarchy={self.label_hierarchy!r} contains the separator of labels in a cell"
             raise UserError(f"{problem}; choose another --label_separator")
+        if self.dev_ratio <= 0:
+            raise UserError(f"--dev_ratio={self.dev_ratio} must be above 0: each run chooses its best epoch on dev")
         if not (self.dev_ratio > 0 and self.test_ratio >= 0 and self.dev_ratio + self.test_ratio < 1):
             raise UserError(
                 f"--dev_ratio={self.dev_ratio} and --test_ratio={self.test_ratio} must leave examples to train on"

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -16,6 +16,7 @@ from tqdm import tqdm
 from engine.data.own_inputs import declared_fields
 from engine.errors import UserError
 from engine.run.reading import unescaped
+from engine.task.text import text_of
 from preprocess.example import PARTS, Example
 from preprocess.gates import check_accepted, gather, name_positions, refuse
 from preprocess.labels.form import Form
@@ -126,11 +127,13 @@ class Prepared:
         if self.hierarchy:
             raise UserError(f"{folder}: is processed already; use --label_hierarchy with the raw data")
         self.understood = Understanding({str(folder): "a processed folder"})
-        self.tasks, parts = load_labels(folder), {}
+        given, parts = load_labels(folder), {}
+        self.tasks = named_tasks(given, self.config.label_column)
+        keep = partial(without_tasks, names=given.keys() - self.tasks.keys(), tasks=self.tasks)
         for part in PARTS:
             if (path := folder / f"{part}.jsonl").exists():
-                start, rows = len(self.store), read_processed(path, self.tasks)
-                deque(self.store.fill({"_where": where, **example} for where, example in rows), maxlen=0)
+                start, rows = len(self.store), read_processed(path, given)
+                deque(self.store.fill({"_where": where, **keep(example)} for where, example in rows), maxlen=0)
                 parts[part] = np.arange(start, len(self.store), dtype=np.uint32)
         if not len(parts.get("train", ())):
             raise UserError(f"{folder}: has labels.json, but train.jsonl is missing or empty")
@@ -175,6 +178,25 @@ class Prepared:
                         problem = f"{part} of fold {number} would have no label of {name!r}"
                         raise UserError(f"--n_splits {config.n_splits}: {problem}; use fewer folds")
         return self.of_rows(pool), [(self.of_rows(train), self.of_rows(dev)) for train, dev in folds]
+
+
+def named_tasks(tasks: Tasks, names: str) -> Tasks:
+    """Returns the tasks that --label_column names, or all. Raises UserError for other names."""
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if unknown := [name for name in wanted if name not in tasks]:
+        raise UserError(f"--label_column: the folder has no task {unknown[0]!r}; its tasks are {', '.join(tasks)}")
+    return {name: tasks[name] for name in wanted} if wanted else tasks
+
+
+def without_tasks(example: Example, names: Collection[str], tasks: Tasks) -> Example:
+    """Returns a row without the labels of some tasks, and as a text if none of the other tasks labels words."""
+    if not names:
+        return example
+    example = {name: value for name, value in example.items() if name not in names}
+    if "tokens" in example and not any(task.needs_words for task in tasks.values()):
+        example = {"id": example.pop("id"), "text": text_of(example), **example}
+        del example["tokens"]
+    return example
 
 
 def unchanged(numbers: list[int], examples: list[Example]) -> list[Example]:

@@ -110,10 +110,11 @@ def split_rows(given: np.ndarray, size: int, strata: Strata, config: Any) -> dic
     codes = strata.of(slice(None)) if missing else None
     if not config.n_splits:
         strata.values = []  # no longer needed, and as large as `codes`
+    total = size if train is None else len(train)
     for part, ratio in missing.items():
         train_codes = codes if codes is None or train is None else codes[train]
         codes = None if part == "dev" else codes  # dev is the last part
-        number = max(1, round(ratio * size))
+        number = max(1, round(ratio * total))
         train, parts[part] = set_aside(train, train_codes, (size, number), part, strata, config)
     parts["train"] = np.arange(size, dtype=np.uint32) if train is None else train
     parts = {part: parts[part] for part in PARTS if len(parts[part])}

@@ -58,7 +58,7 @@ class Cuts:
             first = "; text-level labels are predicted from the first one" if counts["apart"] and text_labels else ""
             logger.info(
                 f"{where}: {counts['in windows']} examples longer than --max_length {max_length} are read in "
-                f"{counts['windows']} overlapping windows{first}"
+                f"{counts['windows']} windows{first}"
             )
             for name in tasks:
                 if lost := counts[f"outside {name}"]:

@@ -117,12 +117,18 @@ class LabelShift(Trick):
         self.shifts: dict[str, torch.Tensor] = {}
 
     def begin(self, train_loader: Any, config: Any) -> None:
-        with open(config.data_dir / "dev.jsonl", encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
+        if config.init_from:  # its biases have the frequencies of its own dev already
+            logger.info("--few_shot: label frequencies are not adjusted, as the run starts from another one")
+            return
+        rows = {}
+        for part in ("dev", "train"):  # labels.json may be older than a train.jsonl to which rows were added
+            with open(config.data_dir / f"{part}.jsonl", encoding="utf-8") as file:
+                rows[part] = [json.loads(line) for line in file]
         for name, head in self.heads.items():
-            counted = Counter(row[name] for row in rows)
-            dev = torch.tensor([counted[label] for label in head.task.labels], dtype=torch.float64)
-            train = torch.tensor(head.task.counts, dtype=torch.float64)
+            counted = {part: Counter(row[name] for row in rows[part]) for part in rows}
+            dev, train = (
+                torch.tensor([counted[part][x] for x in head.task.labels], dtype=torch.float64) for part in rows
+            )
             if config.class_weights == "balanced":
                 train = torch.full_like(train, float(train.mean()))
             if not differ(dev, train):

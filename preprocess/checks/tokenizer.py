@@ -29,7 +29,7 @@ def check_encoding(parts: Parts, tasks: Tasks, featurizer: "Featurizer") -> Iter
         for e, encoding in zip(chunk, tokenizer(words, **options).encodings):
             for fault, detail in encoding_faults(e, encoding, featurizer, tasks, special):
                 rows[fault].add(f"{e['_where']}: {detail}")
-    advice = "increase it; otherwise texts are split into windows (tagging) or truncated (classification)"
+    advice = "they are read in windows or cut (--long_text, --window_stride); a larger --max_length is faster"
     yield Note(f"texts are longer than --max_length {length}", rows["long"], advice)
     advice = "they are covered by windows (--window_stride); a larger --max_length is faster"
     yield Note(f"entities are beyond --max_length {length}", rows["entity"], advice)

@@ -131,9 +131,9 @@ def test_label_frequencies_are_those_of_dev_as_bayes_rule_says(tmp_path):
     """A head that knows p(x | c) and the frequencies of train has, after the shift, the posterior of dev."""
     labels, rng = ("a", "b", "c"), np.random.default_rng(0)
     train, dev = np.array([30, 30, 30]), np.array([200, 30, 5])
-    (tmp_path / "dev.jsonl").write_text(
-        "".join(json.dumps({"y": label}) + "\n" for label, n in zip(labels, dev) for _ in range(n))
-    )
+    for part, counts in (("train", train), ("dev", dev)):
+        rows = [json.dumps({"y": label}) + "\n" for label, n in zip(labels, counts) for _ in range(n)]
+        (tmp_path / f"{part}.jsonl").write_text("".join(rows))
     tasks = {"y": Task("classification", labels, counts=train.tolist())}
     model = MyModel(nn.Identity(), 2, tasks, HeadOptions(dropout=0.0))
     means, x = rng.normal(size=(3, 2)), rng.normal(size=(50, 2))
@@ -148,6 +148,8 @@ def test_label_frequencies_are_those_of_dev_as_bayes_rule_says(tmp_path):
         linear.weight.copy_(torch.tensor(means))
         linear.bias.copy_(torch.tensor(np.log((train + 1) / (train + 1).sum()) - 0.5 * (means**2).sum(1)))
     before, trick = linear.bias.detach().clone(), LabelShift(model)
+    trick.begin(None, Config(data_path=str(tmp_path), init_from="a run, whose biases are adjusted already"))
+    assert not trick.shifts
     trick.begin(None, Config(data_path=str(tmp_path)))
 
     def answer():

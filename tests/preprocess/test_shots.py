@@ -175,3 +175,22 @@ def test_what_has_no_classes_or_no_meaning_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
     kept, labels = sampled(tmp_path, parts, shots="label=3", label_column="score,label")
     assert labels["score"]["mean"] == pytest.approx(sum(row["score"] for row in kept["train"]) / 6)
+
+
+def test_a_task_of_a_processed_folder_is_chosen_by_its_name(tmp_path):
+    rows = [
+        {"tokens": ["play", f"song{i}"], "slots": ["O", "B-song"], "intent": "ab"[i % 2], "split": part}
+        for part, size in (("train", 12), ("dev", 4))
+        for i in range(size)
+    ]
+    (tmp_path / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    process(DataConfig(input=str(tmp_path / "raw.jsonl"), output_dir=str(tmp_path / "both")))
+    options = dict(input=str(tmp_path / "both"), output_dir=str(tmp_path / "one"))
+    process(DataConfig(**options, label_column="intent", shots="2"))
+    assert list(json.loads((tmp_path / "one/labels.json").read_text())) == ["intent"]
+    lines = (tmp_path / "one/train.jsonl").read_text().splitlines()
+    kept = [json.loads(line) for line in lines]
+    assert len(kept) == 4 and all(row.keys() == {"id", "text", "intent"} for row in kept)
+    assert kept[0]["text"].startswith("play song")
+    with pytest.raises(UserError, match="no task 'topic'; its tasks are"):
+        process(DataConfig(**options, label_column="topic"))
