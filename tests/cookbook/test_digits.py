@@ -39,19 +39,20 @@ def test_digits_without_a_text(sample, tmp_path, fork_server, monkeypatch):
 
 
 def plain_network(weights, pixels):
-    """The logits of the page's network, built without this repository."""
+    """The logits of the page's network, at its temperature, built without this repository."""
     layers = [nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
     layers += [nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 10)]
     network = nn.Sequential(*layers)
     for parameter, tensor in zip(network.parameters(), in_order(weights)):
         parameter.data = tensor
     with torch.no_grad():
-        return network(torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16)
+        logits = network(torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16)
+    return logits / weights["output_layer.heads.target.temperature"]
 
 
 def in_order(weights):
     head = "output_layer.heads.target."
     names = [f"{head}layers.{layer}.{kind}" for layer in (0, 3) for kind in ("weight", "bias")]
     names += [f"{head}linear.{kind}" for kind in ("weight", "bias")]
-    assert sorted(weights) == sorted(names)
+    assert sorted(weights) == sorted([*names, f"{head}temperature"])
     return [weights[name] for name in names]
