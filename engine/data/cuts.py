@@ -51,7 +51,9 @@ class Cuts:
         if counts["cut"] and any(task.needs_words for task in tasks.values()):
             logger.warning(f"{longer}; their last {counts['words']} words are not read and are tagged O")
         elif counts["cut"]:
-            advice = "no room for windows: raise --max_length" if counts["joined"] else "--long_text windows reads all"
+            advice = "--long_text windows reads all, if the heads can"
+            if counts["joined"]:
+                advice = "no room for windows: raise --max_length"
             logger.warning(f"{longer}; {counts['tokens']} sub-tokens are not read ({advice})")
         elif counts["windows"]:
             text_labels = any(not task.needs_words for task in tasks.values())

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 
-from engine.task.tags import find_scheme
+from engine.task.tags import are_of_entities
 from engine.task.task import IGNORE
 from engine.task.words import entities_in
 
@@ -34,8 +34,8 @@ class Sample(NamedTuple):
 def best_temperature(nll: Any) -> float:
     """The minimum of nll(temperature); 1 if it is at a bound, as when every answer is right.
 
-    -log p of an exponential family is convex in 1 / temperature, so there is only one minimum, for
-    entities nearly so.
+    -log p of an exponential family is convex in 1 / temperature, so there is only one minimum; for
+    products over the words of entities this is nearly so.
     """
     bounds = np.log(LOWEST), np.log(HIGHEST)
     found = minimize_scalar(lambda t: float(nll(float(np.exp(t)))), bounds=bounds, options={"xatol": 1e-3})
@@ -59,11 +59,7 @@ def fit_temperature(head: Any, samples: list[Sample]) -> None:
         right, total = (a + b for a, b in zip((right, total), head.hits(answers, probabilities, labels)))
     if texts < FEWEST or right == total:
         return
-    if (
-        head.task.is_tagging
-        and probabilities.ndim == 3
-        and find_scheme([[tag for tag in head.task.labels if tag != "O"]])
-    ):
+    if head.task.is_tagging and probabilities.ndim == 3 and are_of_entities(tuple(head.task.labels)):
         fit_temperature_on_entities(head, samples)
     else:
         head.temperature.fill_(best_temperature(lambda t: sum(distribution.nll(*sample, t) for sample in samples)))

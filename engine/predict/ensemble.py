@@ -133,12 +133,17 @@ def mean_predictions(
 
 @torch.inference_mode()
 def calibrate(
-    heads: Any, averages: list[dict[str, list]], data: Any, rows: np.ndarray, seen: Sequence[np.ndarray] | None = None
+    heads: Any,
+    averages: list[dict[str, list]],
+    data: Any,
+    rows: np.ndarray,
+    seen: Sequence[np.ndarray] | None = None,
+    temper: bool = True,
 ) -> None:
-    """Recalibrates the heads (their thresholds, and temperatures if the runs have them) on the mean of several models'
-    outputs for rows of a MyDataset."""
+    """Recalibrates the heads (their thresholds and, with `temper`, temperatures if the runs have them) on the mean of
+    several models' outputs for rows of a MyDataset."""
     for name, head in heads.items():
-        tempers = float(head.temperature) != 1
+        tempers = temper and float(head.temperature) != 1
         if not head.needs_calibration and not tempers:
             continue
         means = means_of(head, [average[name] for average in averages], seen)
@@ -300,7 +305,7 @@ class Committee:
         self.stop: Any = None  # set by `label_rows`
         self.heads: Any = None
         self.states: dict[int, Any] = {}  # `deciding_state` of each run
-        self.is_calibrated = False
+        self.is_calibrated, self.temper = False, True  # temper: see `calibrate`
         self.abstention = Abstention({})
 
     def collect(self, sources: Mapping[str, Any]) -> dict[str, Part]:
@@ -325,7 +330,8 @@ class Committee:
         average_heads(self.heads, [self.states[number] for number in sorted(members)])
         self.members, self.is_calibrated = members, dev is not None
         if self.is_calibrated:
-            calibrate(self.heads, rows=np.arange(len(dev.dataset)) if rows is None else rows, **dev.of(members))
+            rows = np.arange(len(dev.dataset)) if rows is None else rows
+            calibrate(self.heads, rows=rows, temper=self.temper, **dev.of(members))
 
     def answer(self, part: Part) -> Predictions:
         """Returns the ensemble's predictions for a Part."""

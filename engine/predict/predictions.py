@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -18,7 +17,7 @@ from engine.model.temperature import MOST_TEXTS, Sample, fit_temperature, fit_te
 from engine.predict.rows import write_rows
 from engine.run import distributed
 from engine.run.files import appearing_whole
-from engine.task.tags import find_scheme
+from engine.task.tags import are_of_entities
 from engine.task.task import Task, has_no_text, pairs_of
 from engine.task.text import split_text, text_and_offsets, token_unit
 from engine.task.words import columns_of, is_wordless, row_of, word_probabilities
@@ -220,12 +219,6 @@ def outside_id(task: Task) -> int:
 def names_entities(task: Task) -> bool:
     """Whether the tags of a task mark entities (B-, I-, …) rather than word classes (parts of speech, …)."""
     return are_of_entities(tuple(task.labels))
-
-
-@lru_cache  # called for each text
-def are_of_entities(labels: tuple[str, ...]) -> bool:
-    tags = [tag for tag in labels if tag != "O"]
-    return not tags or find_scheme([tags]) is not None
 
 
 def prepare_inputs(

@@ -1,6 +1,7 @@
 """Tagging schemes (BIO, BIOES, …), notations of tags, and legal transitions."""
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 LETTERS = frozenset("BIESMLU")  # of BIO, BIOES, BMES and BILOU
@@ -92,6 +93,13 @@ def find_scheme(tag_lists: Iterable[Sequence[str]]) -> str | None:
     for tags in tag_lists:
         facts.add(tags)
     return facts.scheme
+
+
+@lru_cache  # called for each text
+def are_of_entities(labels: tuple[str, ...]) -> bool:
+    """Whether the tags of a task mark entities (B-, I-, …) rather than word classes (parts of speech, …)."""
+    tags = [tag for tag in labels if tag != "O"]
+    return not tags or find_scheme([tags]) is not None
 
 
 def may_follow(before: str, tag: str, bioes: bool) -> bool:

@@ -33,7 +33,10 @@ class Contrast(Trick):
 
     @classmethod
     def build(cls, model: Any, config: Any) -> "Contrast | None":
-        if not config.few_shot or not any(p.requires_grad for p in model.encoder.parameters()):
+        if not config.few_shot:
+            return None
+        if not any(p.requires_grad for p in model.encoder.parameters()):
+            logger.info("--few_shot: no contrastive loss, as the encoder is not trained")
             return None
         trick = cls(model)
         others = [name for name in model.output_layer.heads if name not in trick.heads]

@@ -723,14 +723,10 @@ def test_folds_and_an_ensemble_of_them_say_the_same(sample, command, tmp_path):
     assert done.returncode == 0 and "the scores are inflated" in done.stderr, done.stderr
     folds = read_json(tmp_path / "output/data-folds/folds.json")
     assert read_json(tmp_path / "output/ensemble/ensemble.json")["all"]["test"] == folds["test_of_all_folds"]
-    assert all((tmp_path / f"output/{d}/predictions.csv").exists() for d in ("data-folds", "ensemble"))
-    # not the probabilities: one has the mean of the folds' temperatures, the other its own, fitted on the dev part
-    one, other = (rows_of(tmp_path / f"output/{d}/answers/test.jsonl") for d in ("data-folds", "ensemble"))
-    assert len(one) == len(other) > 0
-    for a, b in zip(one, other):
-        assert {name: answer["predicted"] for name, answer in a["answers"].items()} == {
-            name: answer["predicted"] for name, answer in b["answers"].items()
-        }
+    names = ["predictions.csv", "answers/test.jsonl"]
+    assert all((tmp_path / f"output/{d}/{names[0]}").exists() for d in ("data-folds", "ensemble"))
+    one, other = ((tmp_path / f"output/{d}/{names[0]}").read_bytes() for d in ("data-folds", "ensemble"))
+    assert one == other
 
 
 @pytest.mark.slow

@@ -100,12 +100,13 @@ def main(config: EnsembleConfig) -> None:
     keep_freed_memory(device)
     with lock_folder(config.folder, "choose another folder with --model_version"):
         get_logger(config.folder / "train.log")
-        for run, run_config in zip(runs, trained):
-            if parts and run_config.data_dir.resolve() != data_path.resolve():
-                leak = f"if that contains dev or test texts of {data_path}, the scores are inflated"
-                logger.warning(f"{run.name} was trained on {run_config.data_dir}; {leak}")
+        strangers = [(run, c) for run, c in zip(runs, trained) if parts and c.data_dir.resolve() != data_path.resolve()]
+        for run, run_config in strangers:
+            leak = f"if that contains dev or test texts of {data_path}, the scores are inflated"
+            logger.warning(f"{run.name} was trained on {run_config.data_dir}; {leak}")
         load = partial(load_trained, config=options, device=device)
         committee = Committee(runs, load, loader_of, options, device, metrics)
+        committee.temper = not strangers  # on texts that runs were trained with they are too sure
         committee.abstention.thresholds |= thresholds_of(config.abstain_below, "abstain_below", committee.tasks)
         if texts:
             label(committee, config, monitor, parts.get("dev"), texts)

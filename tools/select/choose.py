@@ -61,8 +61,8 @@ def uncertainties(model: Model, examples: Examples) -> np.ndarray:
 
 
 def ranks_of(scores: np.ndarray) -> np.ndarray:
-    """(texts, tasks) -> (texts,): the mean over the tasks of the rank among the texts, in (0, 1]: tasks have equal
-    weights, whatever their scales."""
+    """(texts, tasks) -> (texts,): the mean over the tasks of the rank among the texts, in (0, 1], so that the
+    scale of a task's scores does not matter."""
     from scipy.stats import rankdata
 
     return rankdata(scores, axis=0).mean(1) / max(1, len(scores)) if scores.size else np.zeros(len(scores))
