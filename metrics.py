@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 from engine.errors import UserError
 from engine.predict.predictions import names_entities
 from engine.task.hierarchy import depth_of, most_specific, with_ancestors
-from engine.task.task import Task
+from engine.task.task import PLACES, Task
 from engine.task.words import entities_in
 
 LOWER_IS_BETTER = ("loss", "mae")
@@ -71,8 +71,33 @@ def tagging_scores(gold: list[list[str]], predicted: list[list[str]]) -> dict[st
 
 
 def span_scores(gold: list[list], predicted: list[list]) -> dict[str, float]:
-    """Scores a list of [first token, last token, type] per text. Type and both boundaries must match."""
+    """Scores a list of [word numbers, …, label] per text (see PLACES). All must match."""
     return micro_scores(*count_matches("spans", gold, predicted))
+
+
+def relation_scores(gold: list[list], predicted: list[list]) -> dict[str, float]:
+    """Scores a list of [first and last word of the subject, those of the object, predicate] per text.
+
+    precision, recall, f1: both spans and the predicate must match. relaxed_f1: only the last words of both spans and
+    the predicate (the partial match of Wei et al., 2020, arXiv:1909.03227). entities_f1: the subjects and objects.
+    """
+    scores = span_scores(gold, predicted)
+    relaxed = [[[[x[1], x[3], x[4]] for x in label] for label in side] for side in (gold, predicted)]
+    entities = [[[[*x[i : i + 2], ""] for x in label for i in (0, 2)] for label in side] for side in (gold, predicted)]
+    return scores | {"relaxed_f1": span_scores(*relaxed)["f1"], "entities_f1": span_scores(*entities)["f1"]}
+
+
+def typed_relations(relations: Sequence[Any], entities: Sequence[Any]) -> list[list]:
+    """Relations whose predicate is (predicate, types of the subject, types of the object), by the spans in `entities`
+    of each text. A span without a type has none."""
+    typed = []
+    for label, spans in zip(relations, entities):
+        types: dict[tuple, tuple] = {}
+        for first, last, name in sorted(spans or ()):
+            types[first, last] = (*types.get((first, last), ()), name)
+        ends = [(places, [types.get(tuple(places[i : i + 2]), ()) for i in (0, 2)], name) for *places, name in label]
+        typed.append([[*places, (name, *kinds)] for places, kinds, name in ends])
+    return typed
 
 
 def word_scores(gold: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
@@ -112,6 +137,7 @@ SCORES: dict[str, Callable[..., dict[str, float]]] = {
     "regression": regression_scores,
     "tagging": tagging_scores,
     "spans": span_scores,
+    "relations": relation_scores,
 }
 MAIN = {
     "words": "accuracy",
@@ -120,6 +146,7 @@ MAIN = {
     "regression": "spearman",
     "tagging": "f1",
     "spans": "f1",
+    "relations": "f1",
 }
 
 
@@ -127,12 +154,12 @@ MAIN = {
 
 
 def items_in(kind: str, label: Any) -> set[tuple]:
-    """Returns the items of a text's label that are matched: {(type, first token, last token)} for entities and spans,
-    {(tag, position)} for words, otherwise {(label,)}."""
+    """Returns the items of a text's label that are matched: {(label, word numbers, …)} for entities, spans and
+    relations, {(tag, position)} for words, otherwise {(label,)}."""
     if kind == "tagging":
         return set(entities_in(label))
-    if kind == "spans":
-        return {(label_type, first, last) for first, last, label_type in label}
+    if kind in PLACES:
+        return {(name, *places) for *places, name in label}
     if kind == "words":
         return {(tag, position) for position, tag in enumerate(label)}
     return {(name,) for name in label} if kind == "multilabel" else {(label,)}
@@ -209,6 +236,10 @@ def score(tasks: dict[str, Task], gold: dict[str, list[Any]], predicted: dict[st
             continue
         sides = [[side[name][i] for i in labelled] for side in (gold, predicted)]
         scores |= {f"{name}_{metric}": float(value) for metric, value in scores_of(task, *sides).items()}
+        if task.entities in tasks:
+            types = [[side[task.entities][i] for i in labelled] for side in (gold, predicted)]
+            typed = [typed_relations(label, spans) for label, spans in zip(sides, types)]
+            scores |= {f"{name}_typed_{metric}": value for metric, value in span_scores(*typed).items()}
         mains.append(scores[f"{name}_{MAIN[kind]}"])
         if kind != "regression":
             with_labels.update(labelled)
@@ -228,7 +259,7 @@ def scores_of(task: Task, gold: list[Any], predicted: list[Any]) -> dict[str, fl
 
 def is_same(kind: str, gold: Any, predicted: Any) -> bool:
     """Whether an answer matches exactly, ignoring the order of labels and spans."""
-    if kind in ("spans", "multilabel"):
+    if kind in PLACES or kind == "multilabel":
         return items_in(kind, gold) == items_in(kind, predicted)
     return gold == predicted
 
@@ -295,7 +326,7 @@ def mean_losses(
 
 
 def all_exact(tasks: dict[str, Task]) -> bool:
-    return all(scoring_kind(task) in ("classification", "tagging", "spans", "words") for task in tasks.values())
+    return all(scoring_kind(task) in ("classification", "tagging", "words", *PLACES) for task in tasks.values())
 
 
 def score_names(tasks: dict[str, Task]) -> list[str]:
@@ -317,7 +348,8 @@ def right_answers(tasks: dict[str, Task]) -> dict[str, list[Any]]:
     for name, task in tasks.items():
         labels: Any = list(task.labels) or ["O"]
         by_kind = {"tagging": [labels], "multilabel": [[label] for label in labels]}
-        by_kind |= {"spans": [[[0, 0, label]] for label in labels], "regression": [task.mean, task.mean + task.std]}
+        by_kind |= {kind: [[[*[0] * number, label]] for label in labels] for kind, number in PLACES.items()}
+        by_kind |= {"regression": [task.mean, task.mean + task.std]}
         answers[name] = by_kind.get(task.kind, labels)
     size = max(map(len, answers.values()))
     return {name: [rows[i % len(rows)] for i in range(size)] for name, rows in answers.items()}

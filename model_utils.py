@@ -23,9 +23,9 @@ from engine.data.features import Featurizer
 from engine.data.own_inputs import require_same_fields
 from engine.data.tokenizer import saved_tokenizer
 from engine.errors import UserError
-from engine.model import span_pointer
+from engine.model import relations, span_pointer
 from engine.model.crf import CRF, has_all_labels
-from engine.model.distributions import Bernoulli, Normal, Paths, Softmax, Spans  # noqa: F401 (for custom heads)
+from engine.model.distributions import Bernoulli, Normal, Paths, Relations, Softmax, Spans  # noqa: F401 (for others)
 from engine.model.encoders import build_transformer, freeze_layers, is_causal, pooling_of, takes_wide_mask
 from engine.model.head import Head, ImbalanceHead, TaskDict, paths_of
 from engine.model.long_texts import encode_windows, windows_of
@@ -492,13 +492,13 @@ class SpanHead(Head):
         return span_pointer.find(logits, inputs["word_mask"])
 
     def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
-        """The spans that reach the threshold: [[first word, last word, type]], and their probabilities."""
+        """The items that reach the threshold: [[first word, last word, type]], and their probabilities."""
         lowest, names = float(to_double(self.threshold).sigmoid()), self.task.labels
-        accepted = [(span, p) for span, p in zip(answer, probability) if p >= lowest]
-        return [[first, last, names[kind]] for (first, last, kind), _ in accepted], [p for _, p in accepted]
+        accepted = [(item, p) for item, p in zip(answer, probability) if p >= lowest]
+        return [[*places, names[kind]] for (*places, kind), _ in accepted], [p for _, p in accepted]
 
     def label_mask(self, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """A text has one label, the set of its spans."""
+        """A text has one label, the set of its items."""
         first = torch.arange(labels.shape[1], device=labels.device).eq(0)
         return first & span_pointer.has_labels(labels).unsqueeze(1)
 
@@ -507,19 +507,50 @@ class SpanHead(Head):
         threshold = span_pointer.threshold_of(logits, labels, self.task.labels)
         self.threshold.copy_(self.threshold if threshold is None else threshold)
 
-    def real_logits(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        return span_pointer.real_scores(logits, inputs["word_mask"])
+    def real_logits(self: Any, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The scores of all pairs of real words, flat."""
+        return self.distribution.dense(logits)[self.distribution.are_cells(inputs)]
 
     def hits(self: Any, answers: Any, probabilities: Any, labels: torch.Tensor) -> tuple[int, int]:
-        """The numerator and the denominator of F1: (twice the correct spans, predicted plus gold spans)."""
-        right, total, names = 0, 0, self.task.labels
+        """The numerator and the denominator of F1: (twice the correct items, predicted plus gold items)."""
+        right, total, names, size = 0, 0, self.task.labels, self.task.num_places + 1
         for answer, probability, row in zip(answers, probabilities, labels.tolist()):
             if row[0] != IGNORE:
-                found = {tuple(span) for span in self.to_labels(answer, probability)[0]}
+                found = {tuple(item) for item in self.to_labels(answer, probability)[0]}
                 numbers = [number for number in row[1:] if number != IGNORE]
-                gold = {(f, last, names[kind]) for f, last, kind in zip(*(numbers[i::3] for i in range(3)))}
+                gold = {(*places, names[kind]) for *places, kind in zip(*(numbers[i::size] for i in range(size)))}
                 right, total = right + 2 * len(found & gold), total + len(found) + len(gold)
         return right, total
+
+
+class RelationHead(SpanHead):
+    """Relations between spans, which may nest and overlap (engine/model/relations.py): (B, W, H) -> logits
+    (B, W, 3W + 4 + 4P). The vectors of words are projected three times, once for each table."""
+
+    family = Relations
+    rows_per_label: ClassVar = {f"{name}.{part}": 2 for name in ("heads", "tails") for part in ("weight", "bias")}
+
+    def __init__(self, hidden_size: int, task: Task):
+        Head.__init__(self, hidden_size, task, num_logits=6 * self.size)
+        self.borders = nn.Linear(2 * self.size, 4)  # subjects and objects, as first word, then as last word
+        self.heads = nn.Linear(2 * self.size, 2 * len(task.labels))  # predicates, of the subject, then of the object
+        self.tails = nn.Linear(2 * self.size, 2 * len(task.labels))
+        for layer in (self.borders, self.heads, self.tails):
+            nn.init.constant_(layer.bias, -5.0)
+        self.register_buffer("threshold", torch.tensor(0.0))
+
+    def forward(self, vectors: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        tables = self.linear(vectors).float().chunk(3, 2)
+        with torch.autocast(vectors.device.type, enabled=False):
+            pairs = [span_pointer.scores_of_pairs(table) for table in tables]
+            biases = [layer(table) / 2 for layer, table in zip((self.borders, self.heads, self.tails), tables)]
+            return torch.cat([part for both in zip(pairs, biases) for part in both], 2)
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return relations.loss(logits, labels, inputs["word_mask"]).sum()
+
+    def decode(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[list, list]:
+        return relations.find(logits, inputs["word_mask"])
 
 
 # A task's "type" in labels.json -> its head. "tagging" uses "crf_tagging" with --use_crf; in a label hierarchy, a type
@@ -533,6 +564,7 @@ HEADS: dict[str, type[Head]] = {
     "tagging": TaggingHead,
     "crf_tagging": CRFTaggingHead,
     "spans": SpanHead,
+    "relations": RelationHead,
 }
 
 

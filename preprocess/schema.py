@@ -69,7 +69,7 @@ def require_known_labels(example: dict, known: dict[str, set], where: str) -> No
     for name, labels_of_task in known.items():
         label = example[name]
         for item in label if isinstance(label, list) else [label]:
-            item = item[2] if isinstance(item, list) else item  # a span is [first token, last token, type]
+            item = item[-1] if isinstance(item, list) else item  # the label of a span or relation is its last part
             if item is not None and item not in labels_of_task:
                 problem = f"the label {item!r} of {name!r} is not in labels.json"
                 raise UserError(f"{where}: {problem}; correct it, or create the folder again with data_process.py")

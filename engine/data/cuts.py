@@ -41,7 +41,7 @@ class Cuts:
         counts["in windows"] += int((windows > 1).sum())
         if len(data.lengths) > len(data):
             counts["apart"] = 1
-            for name in [name for name, task in data.tasks.items() if task.has_spans]:
+            for name in [name for name, task in data.tasks.items() if task.num_places]:
                 counts[f"outside {name}"] += num_outside(data, name)
 
     def log(self, where: str | Path, tasks: dict[str, Task]) -> None:
@@ -64,7 +64,9 @@ class Cuts:
             )
             for name in tasks:
                 if lost := counts[f"outside {name}"]:
-                    logger.warning(f"{where}: {lost} spans of {name!r} fit in no window; raise --window_stride")
+                    logger.warning(
+                        f"{where}: {lost} {tasks[name].kind} of {name!r} fit in no window; raise --window_stride"
+                    )
 
 
 def num_windows(data: Any) -> np.ndarray:
@@ -76,7 +78,7 @@ def num_windows(data: Any) -> np.ndarray:
 
 
 def num_outside(data: Any, name: str) -> int:
-    """Counts the spans of a task that do not fit into any window of their text. data: a MyDataset"""
+    """Counts the spans or relations of a task that do not fit into any window of their text. data: a MyDataset"""
     windows: dict[int, list[tuple[int, int]]] = {}
     for example, first, size in zip(
         data.example_index.tolist(), data.columns["first_word"].tolist(), data.columns["word_starts"].lengths.tolist()
@@ -84,7 +86,7 @@ def num_outside(data: Any, name: str) -> int:
         windows.setdefault(example, []).append((first, first + size))
     split = {example: bounds for example, bounds in windows.items() if len(bounds) > 1}
     return sum(
-        not any(begin <= first and last < end for begin, end in bounds)
+        not any(begin <= min(places) and max(places) < end for begin, end in bounds)
         for example, bounds in split.items()
-        for first, last, _ in data[example].get(name) or ()
+        for *places, _ in data[example].get(name) or ()
     )

@@ -18,7 +18,7 @@ from engine.errors import UserError
 from engine.model.head import Head, token_ids
 from engine.model.span_pointer import encode
 from engine.run.files import sha256
-from engine.task.task import IGNORE, Task, tasks_to_json
+from engine.task.task import IGNORE, PLACES, Task, tasks_to_json
 from engine.task.text import HAN_CHARACTER, text_of, token_unit
 from engine.task.words import texts_to_encode
 
@@ -152,7 +152,7 @@ class Featurizer:
                 ids = [IGNORE] * num_words if tags is None else [label_ids.get(tag, IGNORE) for tag in tags]
                 tag_ids.append(ids[feature.first_word : feature.first_word + len(feature.word_starts)])
             return Ragged.from_lists(tag_ids)
-        if kind == "spans":
+        if kind in PLACES:
             return Ragged.from_lists([encode(spans_within(f, examples[f.example][name], label_ids)) for f in features])
         values = [None if feature.first_word else examples[feature.example][name] for feature in features]
         if kind == "multilabel":
@@ -202,16 +202,14 @@ class Featurizer:
         return self.tokenizer(first, second, is_split_into_words=by_words, verbose=False).encodings
 
 
-def spans_within(
-    feature: Feature, spans: list[Any] | None, label_ids: dict[str, int]
-) -> list[tuple[int, int, int]] | None:
-    """Returns the spans inside a window as [(first word, last word, type id)], relative to its first word; None if
-    unlabelled. spans: [[first word, last word, type]] of the example."""
+def spans_within(feature: Feature, spans: list[Any] | None, label_ids: dict[str, int]) -> list[tuple[int, ...]] | None:
+    """Returns the spans or relations inside a window, relative to its first word, with label ids; None if unlabelled.
+    spans: [[word numbers, …, label]] of the example (see PLACES)."""
     start, size = feature.first_word, len(feature.word_starts)
     if spans is None:
         return None
-    inside: list[Any] = [(first - start, last - start, label_ids.get(label)) for first, last, label in spans]
-    return sorted(span for span in inside if span[0] >= 0 and span[1] < size and span[2] is not None)
+    inside: list[Any] = [(*(place - start for place in places), label_ids.get(label)) for *places, label in spans]
+    return sorted(item for item in inside if min(item[:-1]) >= 0 and max(item[:-1]) < size and item[-1] is not None)
 
 
 def separator_of(tokenizer: Any) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import Encoding
 
-Span = tuple[int, int, int]  # first word, last word, type id
+Span = tuple[int, ...]  # word numbers, label id (see PLACES)
 
 
 class Unusable(ValueError):
@@ -203,7 +203,7 @@ def merge_windows(windows: Iterable[tuple[int, Sequence[Any]]]) -> list[Any]:
 
 
 def merge_spans(windows: Iterable[tuple[int, int, list[Any], list[float]]]) -> tuple[list[Span], list[float]]:
-    """Merges the spans predicted in the windows of a text -> (spans, probabilities), without duplicates.
+    """Merges the spans or relations predicted in the windows of a text -> (items, probabilities), without duplicates.
 
     windows: [(first word, number of words, spans, probabilities)]. If several windows contain a span, the window whose
     edges are farthest from it decides, even if it did not predict the span. The ends of the text are not edges.
@@ -221,8 +221,9 @@ def merge_spans(windows: Iterable[tuple[int, int, list[Any], list[float]]]) -> t
 
     merged: dict[Span, float] = {}
     for number, (first, _, spans, probabilities) in enumerate(windows):
-        for (start, stop, kind), p in zip(spans, probabilities):
-            begin, end = start + first, stop + first
+        for (*places, kind), p in zip(spans, probabilities):
+            places = [place + first for place in places]
+            begin, end = min(places), max(places)
             if max(range(len(windows)), key=lambda other: room(other, begin, end)) == number:
-                merged[(begin, end, kind)] = p
+                merged[(*places, kind)] = p
     return sorted(merged), [merged[span] for span in sorted(merged)]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from engine.model import span_pointer
+from engine.model import relations, span_pointer
 from engine.run.device import to_double
 from engine.task.task import IGNORE
 
@@ -249,16 +249,24 @@ class Spans(Distribution):
 
     def by_word(self, logits: torch.Tensor) -> torch.Tensor:
         """The scores of all spans by their first word, (B, W, W * T): last word j and type t are at j * T + t."""
-        return span_pointer.dense(logits).permute(0, 2, 3, 1).flatten(2)
+        return self.dense(logits).permute(0, 2, 3, 1).flatten(2)
 
     def statistics(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-        return scores.sigmoid() * self.are_spans(inputs)
+        return scores.sigmoid() * self.by_cell(inputs)
 
     def log_normalizers(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-        return (F.softplus(scores) * self.are_spans(inputs)).sum(2)
+        return (F.softplus(scores) * self.by_cell(inputs)).sum(2)
 
-    def are_spans(self, inputs: Inputs) -> torch.Tensor:
-        return span_pointer.spans_of(inputs["word_mask"]).repeat_interleave(self.stride, 2)
+    def dense(self, logits: torch.Tensor) -> torch.Tensor:
+        """The scores of all pairs of words, (B, T, W, W)."""
+        return span_pointer.dense(logits)
+
+    def are_cells(self, inputs: Inputs) -> torch.Tensor:
+        """Which of these scores count, (B, T, W, W)."""
+        return span_pointer.spans_of(inputs["word_mask"]).unsqueeze(1).expand(-1, self.stride, -1, -1)
+
+    def by_cell(self, inputs: Inputs) -> torch.Tensor:
+        return self.are_cells(inputs).permute(0, 2, 3, 1).flatten(2)
 
     def decode(self, logits: torch.Tensor, inputs: Inputs) -> tuple[Any, Any]:
         return self.head.decode(logits, inputs)  # `at_temperature` follows, as a threshold is compared first
@@ -275,4 +283,20 @@ class Spans(Distribution):
     def divergence(
         self, first: torch.Tensor, second: torch.Tensor, labels: torch.Tensor, inputs: Inputs
     ) -> torch.Tensor:
-        return span_pointer.divergence(first, second, labels, inputs["word_mask"])
+        labelled = span_pointer.has_labels(labels)[:, None, None, None]
+        return span_pointer.divergence(self.dense(first), self.dense(second), self.are_cells(inputs) & labelled)
+
+
+class Relations(Spans):
+    """Relations, by the pairs of words of the three tables in engine/model/relations.py, each present with probability
+    sigmoid(score)."""
+
+    @property
+    def stride(self) -> int:
+        return 2 + 2 * len(self.head.task.labels)
+
+    def dense(self, logits: torch.Tensor) -> torch.Tensor:
+        return relations.dense(logits)
+
+    def are_cells(self, inputs: Inputs) -> torch.Tensor:
+        return relations.are_cells(inputs["word_mask"], len(self.head.task.labels))

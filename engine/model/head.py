@@ -40,7 +40,8 @@ class Head(nn.Module):
     markers: tuple[str, ...] = ()
     family: type[Distribution] = Softmax  # the distributions that the logits parametrise
     needs_calibration = False  # whether `calibrate` fits a threshold or the like on dev
-    # whether answers are lists of (first word, last word, type id), and labels have the format of SpanHead
+    # whether answers are lists of (first word, last word, type id) or, for relations, with four words, and labels have
+    # the format of SpanHead
     finds_spans = False
     first_loss: float | None = None  # approximate loss before training; None: that of random guessing by cross-entropy
     compares_rows = False  # whether the loss of a row depends on the other rows of its batch, as contrastive losses do

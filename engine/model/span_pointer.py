@@ -63,19 +63,20 @@ def has_labels(labels: torch.Tensor) -> torch.Tensor:
     return labels[:, 0] != IGNORE
 
 
-def encode(spans: Iterable[tuple[int, int, int]] | None) -> list[int]:
-    """[(first word, last word, type id)] of a text -> a flat row of labels: 0, then three numbers per span. None (no
+def encode(spans: Iterable[tuple[int, ...]] | None) -> list[int]:
+    """[(word numbers, …, label id)] of a text -> a flat row of labels: 0, then the numbers of each item. None (no
     label) becomes [IGNORE]. A batch of such rows is padded with IGNORE."""
     return [IGNORE] if spans is None else [0, *(number for span in spans for number in span)]
 
 
-def cells_of(labels: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(first words, last words, types, whether it is a span of this text), each (B, N), from a batch's labels."""
-    number = (labels.shape[1] - 1) // 3
-    first, last, kind = labels[:, 1 : 1 + 3 * number].unflatten(1, (number, 3)).unbind(2)
-    last = last.clamp(max=mask.shape[1])
-    there = (kind >= 0) & (first >= 0) & (first <= last) & (last < mask.sum(1, keepdim=True))
-    return torch.where(there, first, 0), torch.where(there, last, 0), torch.where(there, kind, 0), there
+def items_of(labels: torch.Tensor, mask: torch.Tensor, places: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the items, (B, N, places + 1), whether each is an item of this text, (B, N)), from a batch's labels."""
+    number = (labels.shape[1] - 1) // (places + 1)
+    items = labels[:, 1 : 1 + (places + 1) * number].unflatten(1, (number, places + 1))
+    first, last = items[..., :-1:2], items[..., 1:-1:2]
+    inside = (first >= 0) & (first <= last) & (last < mask.sum(1)[:, None, None])
+    there = (items[..., -1] >= 0) & inside.all(2)
+    return torch.where(there.unsqueeze(2), items, 0), there
 
 
 def loss(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -83,10 +84,21 @@ def loss(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torc
 
         sum over t of log(1 + sum of e^s over spans that are not of type t) + log(1 + sum of e^-s over those that are)
 
-    0 for unlabelled texts. Nearly all spans have no type; they are summed by a matrix product: e^(pairs + ends)
-    needs no sum per type. It is computed in fp64, where e^s underflows only below s = -700.
+    0 for unlabelled texts.
     """
-    first, last, kind, there = cells_of(labels, mask)
+    items, there = items_of(labels, mask, 2)
+    by_text = loss_of_cells(logits, (*items.unbind(2), there), spans_of(mask))
+    return torch.where(has_labels(labels), by_text, 0.0)
+
+
+def loss_of_cells(logits: torch.Tensor, gold: tuple[torch.Tensor, ...], valid: torch.Tensor) -> torch.Tensor:
+    """The loss of each text over the pairs of words that are `valid` (B, W, W), of which those in `gold` have types:
+    (first words, second words, types, whether there is one), each (B, N). -> (B,)
+
+    Nearly all pairs have no type; they are summed by a matrix product: e^(pairs + ends) needs no sum per type. It is
+    computed in fp64, where e^s underflows only below s = -700. A pair may occur several times.
+    """
+    first, last, kind, there = gold
     pairs, starts, ends = parts_of(logits)
     width, low = pairs.shape[1], -1e30  # low: the score of spans that do not count; finite, to keep gradients finite
     cell = first * width + last
@@ -99,11 +111,10 @@ def loss(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torc
     right = (-at_cells).masked_fill(~is_gold | ~counts.unsqueeze(2), low)
     gold_cells = torch.zeros(len(cell), width * width + 1, dtype=torch.bool, device=cell.device)
     gold_cells.scatter_(1, torch.where(there, cell, width * width), True)
-    others = spans_of(mask) & ~gold_cells[:, :-1].unflatten(1, (width, width))
+    others = valid & ~gold_cells[:, :-1].unflatten(1, (width, width))
     rest = log_sum(pairs, starts, ends, others).unsqueeze(1)
     one = torch.zeros_like(rest)
-    by_type = torch.cat([one, rest, wrong], 1).logsumexp(1) + torch.cat([one, right], 1).logsumexp(1)
-    return torch.where(has_labels(labels), by_type.sum(1), 0.0)
+    return (torch.cat([one, rest, wrong], 1).logsumexp(1) + torch.cat([one, right], 1).logsumexp(1)).sum(1)
 
 
 def rows_at(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -124,18 +135,10 @@ def log_sum(pairs: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor, where
     return logs.masked_fill(~where.any(2, keepdim=True), -1e30).logsumexp(1).to(like)
 
 
-def divergence(first: torch.Tensor, second: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def divergence(one: torch.Tensor, other: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     """KL(p || q) + KL(q || p), (), where each span of each type is present with probability sigmoid(score): the sum of
-    (sigmoid(s) - sigmoid(s')) (s - s') over all spans of the texts that have labels."""
-    where = (spans_of(mask) & has_labels(labels)[:, None, None]).unsqueeze(1)
-    one, other = dense(first), dense(second)
+    (sigmoid(s) - sigmoid(s')) (s - s') over the scores of `where`. one, other, where: (B, T, W, W)"""
     return torch.where(where, (one.sigmoid() - other.sigmoid()) * (one - other), 0.0).sum()
-
-
-def real_scores(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The scores of all spans of real words, text by text, flat."""
-    scores, where = dense(logits), spans_of(mask).unsqueeze(1)
-    return scores[where.expand_as(scores)]
 
 
 @torch.no_grad()
@@ -165,15 +168,16 @@ def find(
 
 def mean_of(
     answers: Sequence[tuple[list[Any], list[float]]], seen: Sequence[float] | None = None
-) -> tuple[list[tuple[int, int, int]], list[float]]:
-    """(spans, probabilities) of one text from several models -> the mean; a model that did not find a span counts as 0.
+) -> tuple[list[tuple[int, ...]], list[float]]:
+    """(spans or relations, probabilities) of one text from several models -> the mean; a model that did not find an
+    item counts as 0.
 
-    seen: the number of words each model saw, if one cut the text; models are left out for spans that end beyond it.
+    seen: the number of words each model saw, if one cut the text; models are left out for items that end beyond it.
     """
     sums, seen = cast(dict[Any, float], {}), seen or [math.inf] * len(answers)
     for spans, probabilities in answers:
         for span, p in zip(spans, probabilities):
-            sums[span] = sums.get(span, 0.0) + p / sum(span[1] < size for size in seen)
+            sums[span] = sums.get(span, 0.0) + p / sum(max(span[:-1]) < size for size in seen)
     return sorted(sums), [sums[span] for span in sorted(sums)]
 
 
@@ -201,7 +205,7 @@ def threshold_of(
 ) -> torch.Tensor | None:
     """The score threshold with the best F1 on dev, see `best_threshold`.
 
-    found: (spans, probabilities) of each text; labels: its gold spans, [[first, last, type]], None if unlabelled.
+    found: (spans or relations, probabilities) of each text; labels: as in the file, None if unlabelled.
     """
     pairs: list[tuple[float, bool]] = []
     num_gold = 0
@@ -209,7 +213,7 @@ def threshold_of(
         if gold is not None:
             gold = {tuple(span) for span in gold}
             num_gold += len(gold)
-            pairs += zip(probabilities, [(first, last, names[kind]) in gold for first, last, kind in spans])
+            pairs += zip(probabilities, [(*places, names[kind]) in gold for *places, kind in spans])
     if not pairs:
         return None
     probabilities, right = torch.tensor(pairs, dtype=torch.float64).T

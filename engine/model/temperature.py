@@ -97,15 +97,15 @@ def of_entities(chances: torch.Tensor, where: np.ndarray) -> np.ndarray:
 
 
 def fit_temperature_on_spans(head: Any, found: list[tuple[list, list]], labels: list) -> None:
-    """Sets the temperature of a head that finds spans, from its candidates in each text: (spans, probabilities), each
-    of which is right or not. labels: gold spans of each text, [[first, last, type]], None if unlabelled."""
+    """Sets the temperature of a head that finds spans or relations, from its candidates in each text: (candidates,
+    probabilities), each of which is right or not. labels: those of each text as in the file, None if unlabelled."""
     head.temperature.fill_(1)
     known = [(pair, {tuple(span) for span in gold}) for pair, gold in zip(found, labels) if gold is not None]
     names = head.task.labels
     pairs = [
-        (p, (first, last, names[kind]) in gold)
+        (p, (*places, names[kind]) in gold)
         for (spans, chances), gold in known
-        for (first, last, kind), p in zip(spans, chances)
+        for (*places, kind), p in zip(spans, chances)
     ]
     if (
         len(known) < FEWEST

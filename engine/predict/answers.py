@@ -7,9 +7,9 @@
 "tokens": number of sub-tokens, those in two windows counted twice,
 "windows": number of inputs the text was split into, "columns"?: other columns of the row, "answers": {task: {"gold",
 "predicted", "right", "probability", "untempered"?, "probabilities"?}}}. gold is null if unlabelled; spans are [first
-token, last token, type]. probability: that of the predicted label; a list for the entities of tags, other tags, and
-spans; untempered: at temperature 1. probabilities: those of a text's labels, down to SMALLEST. Reports can be
-regenerated from these files without the model.
+token, last token, type], relations have four tokens before the predicate. probability: that of the predicted label; a
+list for the entities of tags, other tags, spans and relations; untempered: at temperature 1. probabilities: those of a
+text's labels, down to SMALLEST. Reports can be regenerated from these files without the model.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from engine.run.device import name_of
 from engine.run.files import appearing_whole, write_json
 from engine.run.run_folder import EVALUATE, read_result, read_result_lines
 from engine.schema import AnyOf, Optional, Range
-from engine.task.task import PARTS_OF_A_ROW, TASK, Task, tasks_to_json
+from engine.task.task import PARTS_OF_A_ROW, PLACES, TASK, Task, tasks_to_json
 from engine.task.text import text_and_offsets
 
 FEW = 8  # an own input of more numbers is not shown
@@ -106,7 +106,7 @@ def before_of(kind: str, before: Any) -> Any:
     """The probability of an answer, or of each entity, at temperature 1; None if it is unknown."""
     if kind == "classification":
         return None if before is None or before.ndim != 1 else before.double().max().item()
-    return before if kind in ("tagging", "spans", "words") else None
+    return before if kind in WORD_LEVEL else None
 
 
 def report_kinds(tasks: dict[str, Task], metrics: ModuleType) -> dict[str, str]:
@@ -166,15 +166,15 @@ def commit_of(root: Path) -> str:
     return head.stdout.strip() + ("+" if status.stdout.strip() else "") if head.returncode == 0 else ""
 
 
-WORD_LEVEL = {"tagging", "words", "spans"}
+WORD_LEVEL = {"tagging", "words", *PLACES}
 ANSWERS = {  # schema of a label, by kind
     "classification": str,
     "multilabel": [str],
     "regression": float,
     "tagging": [str],
     "words": [str],
-    "spans": [(Range(0), Range(0), str)],
 }
+ANSWERS |= {kind: [(*[Range(0)] * number, str)] for kind, number in PLACES.items()}
 STRINGS = ("monitor", "data_path", "log", "device", "torch", "commit", "evaluated")
 ABOUT = dict.fromkeys(STRINGS, str) | {
     "tasks": {str: TASK},
@@ -242,5 +242,5 @@ def read_rows(folder: str | Path, part: str, kinds: dict[str, str]) -> list[dict
 
 
 def num_words(kind: str, label: list) -> int:
-    """Returns the minimum number of words that a text with these tags or spans must have."""
-    return len(label) if kind != "spans" else max((span[1] + 1 for span in label), default=0)
+    """Returns the minimum number of words that a text with these tags, spans or relations must have."""
+    return max((max(places) + 1 for *places, _ in label), default=0) if kind in PLACES else len(label)

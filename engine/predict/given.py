@@ -115,5 +115,5 @@ def labels_of(row: dict[str, Any], where: str, tasks: dict[str, Task]) -> dict[s
         return labels
     spans, example = own_module("preprocess.labels.spans"), {"_where": where, "text": row["text"], **labels}
     spans.read_all_spans([example], over_text)
-    spans.tokenize_spans([example], over_text, token_unit(tasks), [n for n in over_text if tasks[n].has_spans])
+    spans.tokenize_spans([example], over_text, token_unit(tasks), [n for n in over_text if tasks[n].kind == "spans"])
     return {name: example[name] for name in ("tokens", *labels)}

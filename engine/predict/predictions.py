@@ -326,8 +326,8 @@ def require_finite(example: dict, answers: dict) -> None:
 
 def column_kind(task: Task) -> str:
     """Returns the `kind` argument of `columns_of` for a task."""
-    if task.has_spans:
-        return "spans"
+    if task.num_places:
+        return task.kind
     if task.is_tagging:
         return "entities" if names_entities(task) else "tags"
     return "label"

@@ -13,6 +13,7 @@ from scipy.stats import beta
 
 from engine.errors import UserError
 from engine.predict.predictions import column_kind
+from engine.task.task import PLACES
 from engine.task.words import answered, entities_in, shares_by_task, why_no_threshold
 
 BINS = 15
@@ -54,7 +55,7 @@ def answers_of(kind: str, gold: Any, predicted: Any, probability: Any) -> Decisi
     if kind == "words":
         return list(zip(probability, [a == b for a, b in zip(gold, predicted)]))
     items, known = (
-        entities_in(label) if kind == "tagging" else [tuple(x) if kind == "spans" else x for x in label]
+        entities_in(label) if kind == "tagging" else [tuple(x) if kind in PLACES else x for x in label]
         for label in (predicted, gold)
     )
     return list(zip(probability, [item in set(known) for item in items])) if len(items) == len(probability) else []

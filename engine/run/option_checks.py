@@ -11,7 +11,7 @@ from typing import Any
 from engine.errors import UserError
 from engine.run.command_line import check_values, options_without_switch
 from engine.run.launch import is_launched
-from engine.task.task import needs_words
+from engine.task.task import PLACES, needs_words
 from engine.task.words import shares_by_task
 
 
@@ -241,8 +241,7 @@ def unused_options(config: Any, kinds: Sequence[str]) -> list[str]:
         imbalance = "--class_weights, --label_smoothing and --focal_gamma have no effect on"
         if config.use_crf and "tagging" in kinds:
             unused.append(f"{imbalance} tagging with a CRF (add --no_use_crf)")
-        if "spans" in kinds:
-            unused.append(f"{imbalance} spans")
+        unused += [f"{imbalance} {kind}" for kind in PLACES if kind in kinds]
     if config.pooling != "auto" and all(map(needs_words, kinds)):
         unused.append(f"--pooling={config.pooling} has no effect: all tasks are tagging")
     if config.long_text not in ("auto", "head") and all(map(needs_words, kinds)):

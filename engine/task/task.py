@@ -10,7 +10,10 @@ from engine.schema import AnyOf, Optional, Range, SchemaError, read_json
 from engine.task.hierarchy import nodes_on
 
 PARTS_OF_A_ROW = ("id", "text", "tokens", "text_pair", "extras", "kept")
-KINDS = ("classification", "multilabel", "regression", "tagging", "spans")  # formats of labels
+# Kinds whose labels are lists of [word numbers, …, label] -> how many numbers: first and last word of a span, or of the
+# subject and of the object of a relation
+PLACES = {"spans": 2, "relations": 4}
+KINDS = ("classification", "multilabel", "regression", "tagging", *PLACES)  # formats of labels
 IGNORE = -100  # label id of unlabelled texts and words (torch's ignore_index)
 STATISTICS = {"mean": float, "std": Range(1e-300, 1e300)}
 FIELD = {  # see engine/data/fields.py
@@ -37,6 +40,7 @@ TASK = {
     Optional("extras"): {str: STATISTICS},
     Optional("fields"): {str: FIELD},
     Optional("no_text"): bool,
+    Optional("entities"): str,
 }
 
 
@@ -48,7 +52,7 @@ class Task:
     labels: tuple[str, ...] = ()  # ordered by id; empty for regression
     counts: tuple[int, ...] | None = None  # number of occurrences of each label in train
     rows: int | None = None  # multilabel: number of labelled texts in train
-    unit: str | None = None  # tagging and spans: the token unit
+    unit: str | None = None  # kinds with labels of words: the token unit
     mean: float = 0.0  # regression: mean and std of the values in train
     std: float = 1.0
     pairs: bool = False  # texts are pairs
@@ -57,6 +61,7 @@ class Task:
     no_text: bool = False  # rows have no text, only own inputs; "text" describes them
     kind: str = ""  # default: the type
     hierarchy: str = ""  # labels are paths of nodes, joined by this separator (engine/task/hierarchy.py)
+    entities: str = ""  # relations: the spans task with the types of subjects and objects, if they have types
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", self.kind or self.type)
@@ -78,9 +83,9 @@ class Task:
         return self.kind == "tagging"
 
     @property
-    def has_spans(self) -> bool:
-        """Whether the labels are spans of words, which may overlap."""
-        return self.kind == "spans"
+    def num_places(self) -> int:
+        """How many word numbers an item of the labels has (see PLACES); 0 for other kinds."""
+        return PLACES.get(self.kind, 0)
 
     @property
     def needs_words(self) -> bool:
@@ -107,7 +112,7 @@ def has_no_text(tasks: Mapping[str, Task]) -> bool:
 
 def needs_words(kind: str) -> bool:
     """Whether tasks of this kind need texts split into tokens."""
-    return kind in ("tagging", "spans")
+    return kind == "tagging" or kind in PLACES
 
 
 def classifies_texts(kind: str) -> bool:
@@ -129,6 +134,8 @@ def read_tasks(path: str | Path) -> dict[str, Task]:
                 raise SchemaError(f"{path}: {name}.labels has an empty label")
             elif task.counts is not None and len(task.counts) != len(task.labels):
                 raise SchemaError(f"{path}: {name}.counts and {name}.labels differ in length")
+            elif task.entities in tasks and tasks[task.entities].kind != "spans":
+                raise SchemaError(f"{path}: {name}.entities is {task.entities!r}, which is not a task of kind spans")
             elif task.kind == "multilabel" and len(task.nodes) > len(task.labels):
                 raise SchemaError(f"{path}: {name}.labels lacks {task.nodes[-1]!r}, the parent of other labels")
     except SchemaError as error:

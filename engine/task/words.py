@@ -194,20 +194,37 @@ def is_wordless(example: dict[str, Any]) -> bool:
 def columns_of(name: str, kind: str, label: Any, offsets: Any, text: str, probability: Any = None) -> dict[str, Any]:
     """Returns the output columns for a task's label, gold or predicted; a missing label stays None.
 
-    kind: "spans", "entities" (tags that mark entities), "tags" (other tags), or another string for text-level labels.
+    kind: "spans", "relations", "entities" (tags that mark entities), "tags" (other tags), or another string for
+    text-level labels.
     """
     if kind == "tags":
         return {f"{name}_tags": label}
+    if kind == "relations":
+        found = label and [relation(item, offsets, text) for item in label]
+        return {name: with_probabilities(found, probability)}
     if kind in ("spans", "entities"):
         items = label if kind == "spans" else label and [(first, last, of) for of, first, last in entities_in(label)]
         spans = items and [entity(of, offsets[first][0], offsets[last][1], text) for first, last, of in items]
-        if spans and probability is not None and len(probability) == len(spans):
-            spans = [span | {"probability": round(p, 6)} for span, p in zip(spans, probability)]
-        return {name: spans} | ({f"{name}_tags": label} if kind == "entities" else {})
+        return {name: with_probabilities(spans, probability)} | ({f"{name}_tags": label} if kind == "entities" else {})
     if probability is None:
         return {name: label}
     rounded = [round(p, 6) for p in probability] if isinstance(probability, list) else round(probability, 6)
     return {name: label, f"{name}_probability": rounded}
+
+
+def relation(item: Any, offsets: Offsets, text: str) -> dict[str, Any]:
+    """A relation as an object. item: [first and last word of the subject, those of the object, predicate]"""
+    *places, predicate = item
+    ends = [(offsets[first][0], offsets[last][1]) for first, last in (places[:2], places[2:])]
+    one, other = ({"text": text[start:end], "start": start, "end": end} for start, end in ends)
+    return {"subject": one, "predicate": predicate, "object": other}
+
+
+def with_probabilities(items: Any, probabilities: Any) -> Any:
+    """Adds a probability to each of the objects, if there is one for each."""
+    if not items or probabilities is None or len(probabilities) != len(items):
+        return items
+    return [item | {"probability": round(p, 6)} for item, p in zip(items, probabilities)]
 
 
 def row_of(

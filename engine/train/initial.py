@@ -143,7 +143,7 @@ def start_head(
             raise UserError(f"--init_from: {name}: {wrong}; remove that limit, or override `start_from`") from None
     own = {part: tensors[f"{HEADS}{name}.{part}"] for part in head.state_dict() if f"{HEADS}{name}.{part}" in tensors}
     fresh = head.start_from(own, theirs, larger)
-    unit = "tags" if task.is_tagging else "types" if task.has_spans else "labels"
+    unit = {"tagging": "tags", "spans": "types", "relations": "predicates"}.get(task.kind, "labels")
     both = [label for label in task.labels if label in theirs.labels]
     text = f"{len(both)} of {len(task.labels)} {unit}" if task.labels else "its head"
     changes = named("new", [label for label in task.labels if label not in both])

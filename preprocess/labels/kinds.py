@@ -1,7 +1,8 @@
 """The kinds of tasks, and the validation of labels.
 
 Kinds: "classification" (a string), "multilabel" (a list of strings), "regression" (a number), "tagging" (one tag per
-token), "spans" (a list of [first token, last token, type], with inclusive ends). Spans of characters become tags, so
+token), "spans" (a list of [first token, last token, type], with inclusive ends), "relations" (a list of [first and last
+token of the subject, those of the object, predicate]). Spans of characters become tags, so
 their task is tagging, unless spans overlap.
 
 To add a kind of task, edit this file.
@@ -50,8 +51,8 @@ def check_label(example: Example, name: str, kind: str) -> Any:
         return None
     if kind == "tagging":
         return check_tags(label, name, where, example.get("tokens"))
-    if kind == "spans":
-        return check_spans(label, name, where, example.get("tokens"))
+    if kind in task.PLACES:
+        return check_spans(label, name, kind, where, example.get("tokens"))
     check = {"multilabel": check_set, "regression": check_number}.get(kind, check_class)
     return check(label, name, where)
 
@@ -85,15 +86,24 @@ def check_tags(label: Any, name: str, where: str, tokens: list[str] | None) -> l
     return label
 
 
-def check_spans(label: Any, name: str, where: str, tokens: list[str] | None) -> list[list]:
+FORMS = {  # of the items of a label
+    "spans": "[first token, last token, type]",
+    "relations": "[first and last token of the subject, first and last token of the object, predicate]",
+}
+
+
+def check_spans(label: Any, name: str, kind: str, where: str, tokens: list[str] | None) -> list[list]:
     if tokens is None:
-        raise UserError(f"{where}: {name!r} has spans of tokens, but there is no list of `tokens`")
-    for span in label if isinstance(label, list) else [label]:
-        if not (isinstance(span, list | tuple) and len(span) == 3 and isinstance(span[2], str) and span[2]):
-            raise UserError(f"{where}: {name!r} must be a list of [first token, last token, type], found {shown(span)}")
-        if not (type(span[0]) is int and type(span[1]) is int and 0 <= span[0] <= span[1] < len(tokens)):
-            raise UserError(f"{where}: the span {shown(span)} of {name!r} is outside the {len(tokens)} tokens")
-    return [list(span) for span in sorted({tuple(span) for span in label})]
+        raise UserError(f"{where}: {name!r} has {kind} of tokens, but there is no list of `tokens`")
+    size = task.PLACES[kind]
+    for item in label if isinstance(label, list) else [label]:
+        is_item = isinstance(item, list | tuple) and len(item) == size + 1
+        if not (is_item and isinstance(item[-1], str) and item[-1]):
+            raise UserError(f"{where}: {name!r} must be a list of {FORMS[kind]}, found {shown(item)}")
+        ends = zip(item[:-1:2], item[1:-1:2])
+        if not all(type(a) is int and type(b) is int and 0 <= a <= b < len(tokens) for a, b in ends):
+            raise UserError(f"{where}: {shown(item)} of {name!r} is outside the {len(tokens)} tokens")
+    return [list(item) for item in sorted({tuple(item) for item in label})]
 
 
 def check_number(label: Any, name: str, where: str) -> float:

@@ -16,7 +16,7 @@ from engine.data.fields import Field
 from engine.data.own_inputs import column_statistics
 from engine.errors import UserError
 from engine.task.hierarchy import depth_of, most_specific
-from engine.task.task import Task, needs_words, require_distinct, tasks_of
+from engine.task.task import PLACES, Task, needs_words, require_distinct, tasks_of
 from preprocess.example import Example, cut, length_of, shown
 from preprocess.labels.kinds import HIERARCHICAL, KINDS, check_label_names
 from preprocess.storage.arrow import blocks_of
@@ -80,7 +80,7 @@ class LabelStatistics(Facts):
             last = dict(zip(reversed(values), range(len(values) - 1, -1, -1)))
             first.update((label, examples[row]["_where"]) for label, row in last.items() if label is not None)
             return
-        lists = [[span[2] for span in x] if kind == "spans" else x for x in (value or () for value in values)]
+        lists = [[item[-1] for item in x] if kind in PLACES else x for x in (value or () for value in values)]
         counts.update(chain.from_iterable(lists))
         for e, items in zip(examples, lists):
             if items and not first.keys() >= set(items):

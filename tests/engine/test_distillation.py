@@ -236,8 +236,8 @@ BROKEN = {  # module: [(line, broken)]
         ("(before @ factors).clamp(min=1e-30)", "(shares @ factors).clamp(min=1e-30)"),
         ("before[:, :, :-1].flatten(1, 2)", "before[:, :, 1:].flatten(1, 2)"),
         ("(crf.log_partition(logits, mask, temperature) * whole)", "(crf.log_partition(logits, mask) * whole)"),
-        ("return scores.sigmoid() * self.are_spans(inputs)", "return scores.sigmoid()"),
-        ("(F.softplus(scores) * self.are_spans(inputs))", "F.softplus(scores)"),
+        ("return scores.sigmoid() * self.by_cell(inputs)", "return scores.sigmoid()"),
+        ("(F.softplus(scores) * self.by_cell(inputs))", "F.softplus(scores)"),
     ],
     crf_module: [
         (

@@ -146,8 +146,10 @@ def test_the_divergence_is_that_of_bernoulli_distributions():
         for span in one:
             p, q = (torch.distributions.Bernoulli(logits=side[span].double()) for side in (one, other))
             wanted = wanted + torch.distributions.kl_divergence(p, q) + torch.distributions.kl_divergence(q, p)
-    torch.testing.assert_close(span_pointer.divergence(first, second, labels, mask).double(), wanted, rtol=1e-5, atol=0)
-    assert span_pointer.divergence(first, first, labels, mask) == 0
+    distribution, inputs = SpanHead(8, Task("spans", tuple("abc"))).distribution, {"word_mask": mask}
+    divergence = distribution.divergence(first, second, labels, inputs)
+    torch.testing.assert_close(divergence.double(), wanted, rtol=1e-5, atol=0)
+    assert distribution.divergence(first, first, labels, inputs) == 0
 
 
 def test_the_threshold_gives_the_best_f1_there_is():
@@ -256,8 +258,8 @@ def test_labels_of_windows_are_the_spans_within_them(tokenizer, caplog):
     firsts, labels = data.columns["first_word"].tolist(), batch.labels["entities"]
     found = set()
     for row in range(len(firsts) - 2):
-        first, last, kind, there = (part[row] for part in span_pointer.cells_of(labels, batch.inputs["word_mask"]))
-        for f, end, k in zip(first[there].tolist(), last[there].tolist(), kind[there].tolist()):
+        items, there = (part[row] for part in span_pointer.items_of(labels, batch.inputs["word_mask"], 2))
+        for f, end, k in items[there].tolist():
             found.add((f + firsts[row], end + firsts[row], "xy"[k]))
     assert found == {(0, 0, "x"), (3, 9, "y"), (4, 5, "x"), (18, 19, "y")}
     assert "1 spans of 'entities' fit in no window" in caplog.text  # [1, 18]

@@ -108,7 +108,7 @@ def marked(example: dict[str, Any], task: Any, tasks: Tasks, label: Any) -> list
     text, spans = text_and_offsets(example, tasks)
     assert spans is not None  # the example has tokens
     kinds = sorted({tag.partition("-")[2] or tag for tag in task.labels if tag != "O"})
-    if task.has_spans:
+    if task.kind == "spans":
         kinds = list(task.labels)
         items = [entity(kind, spans[first][0], spans[last][1], text) for first, last, kind in label]
     elif task.is_tagging and names_entities(task):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from engine.task.task import PLACES
 from metrics import items_in
 
 TIMES, SEED, SHARE = 1000, 20240101, 0.95
@@ -200,7 +201,7 @@ def mid_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def statistics_for(kind: str, answers: Sequence[dict[str, Any]]) -> Sequence[Statistic | OfWeights]:
     """Returns the statistics of a task's scores. answers: the task's answer in each row, from answers.py"""
     pairs = [(answer["gold"], answer["predicted"]) for answer in answers]
-    if kind in ("tagging", "spans"):
+    if kind == "tagging" or kind in PLACES:
         return entity_statistics([None if g is None else (items_in(kind, g), items_in(kind, p)) for g, p in pairs])
     return regression_statistics(pairs) if kind == "regression" else label_statistics(kind, pairs)
 

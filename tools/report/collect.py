@@ -11,7 +11,7 @@ from engine.predict.uncertainty import answers_of, calibration
 from engine.run.run_folder import EVALUATE, SCORES, read_result
 from engine.schema import Optional
 from engine.task.hierarchy import depth_of
-from engine.task.task import Task, tasks_of
+from engine.task.task import PLACES, Task, tasks_of
 from metrics import counts_of, items_in, label_scores, level_scores
 from tools.report import bootstrap, entities, figures, history, suspects
 from tools.report.figures import Answer, Row
@@ -148,14 +148,14 @@ def task_figures(
         result["levels"] = level_scores(task, gold, predicted)
         result["depths"] = {node: depth_of(node, task.hierarchy) for node in result["per_label"]}
     earlier = [answer.get("untempered") for answer in answers]
-    if kind in ("tagging", "spans"):
+    if kind == "tagging" or kind in PLACES:
         pairs, before = (
             [pair for g, p, values in zip(gold, predicted, side) for pair in answers_of(kind, g, p, values)]
             for side in (sure, earlier)
         )
         of_entities = [p for p, _ in pairs], [is_right for _, is_right in pairs], [p for p, _ in before]
         result |= confidence_figures(*of_entities)
-        return result | entity_figures(name, kind, labelled, training)
+        return result | ({} if kind == "relations" else entity_figures(name, kind, labelled, training))
     if kind == "multilabel":
         return result | multilabel_figures(answers, task.labels)
     if kind == "words":

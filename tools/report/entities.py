@@ -56,9 +56,9 @@ def match(gold: set[Entity], predicted: set[Entity]) -> list[Match]:
     return sorted(matches, key=lambda item: position(item.either))
 
 
-def position(entity: Entity) -> tuple[int, int, str]:
-    """Returns the key that sorts entities in text order."""
-    return entity[1], entity[2], entity[0]
+def position(entity: tuple) -> tuple:
+    """Returns the key that sorts entities or relations in text order."""
+    return *entity[1:], entity[0]
 
 
 def same_borders(gold: Entity, predicted: Entity) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from engine.predict.uncertainty import bin_numbers
+from engine.task.task import PLACES
 from engine.task.words import entities_in
 
 Row = dict[str, Any]  # as stored by answers.py
@@ -206,10 +207,10 @@ def known(probability: float | list | None) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def items_of(kind: str, label: list) -> list[tuple[int, int, str]]:
-    """The entities of tags or spans, in order: [(first token, last token, type)]."""
-    if kind == "spans":
-        return [tuple(span) for span in label]
+def items_of(kind: str, label: list) -> list[tuple]:
+    """The entities of tags, the spans, or the relations, in order: [(token numbers, …, label)]."""
+    if kind in PLACES:
+        return [tuple(item) for item in label]
     return [(first, last, of) for of, first, last in entities_in(label)]
 
 
@@ -237,7 +238,7 @@ def error_confidence(kind: str, answer: Answer) -> float | None:
         by_label = answer.get("probabilities") or dict(with_probability(predicted, p))
         wrong = {*gold} ^ {*predicted}
         return max((by_label.get(x, 0) if x in predicted else 1 - by_label.get(x, 0) for x in wrong), default=None)
-    if kind in ("tagging", "spans"):
+    if kind == "tagging" or kind in PLACES:
         known_items = set(items_of(kind, gold))
         found = with_probability(items_of(kind, predicted), p)
         return max((value for item, value in found if item not in known_items), default=0.0)

@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from engine.predict.rows import harmless
 from engine.run.files import appearing_whole
+from engine.task.task import PLACES
 from metrics import items_in
 from tools.report import bootstrap, entities, figures, look, marked, svg
 from tools.report.collect import LISTED, collect
@@ -246,9 +247,13 @@ def type_numbers(name: str, kind: str, rows: Sequence[Row]) -> dict[str, int]:
 # ---- the table of rows -----------------------------------------------------------------------------------------------
 
 
+def is_of_words(kind: str) -> bool:
+    return kind == "tagging" or kind in PLACES
+
+
 def shown_answer(kind: str, row: Row, label: Any) -> str:
-    """Formats a label for the table; tags and spans as their entities."""
-    if label is None or kind not in ("tagging", "spans"):
+    """Formats a label for the table; tags and spans as their entities, and relations."""
+    if label is None or not is_of_words(kind):
         return show(label)
     return short(entity_list(row, items_in(kind, label)), 160)
 
@@ -256,7 +261,7 @@ def shown_answer(kind: str, row: Row, label: Any) -> str:
 def differences(kind: str, row: Row, item: dict[str, Any]) -> dict[str, str]:
     """Formats labels -> {"gold_shown", "predicted_shown", "likely_shown"}, with only those entities that differ."""
     sides = {side: item[side] for side in ("gold", "predicted", "likely") if side in item}
-    if kind not in ("tagging", "spans"):
+    if not is_of_words(kind):
         cut = str if kind == "classification" else show
         return {f"{side}_shown": cut(label) for side, label in sides.items()}
     sets = {side: items_in(kind, label) for side, label in sides.items()}
@@ -268,17 +273,20 @@ def differences(kind: str, row: Row, item: dict[str, Any]) -> dict[str, str]:
 
 
 def entity_list(row: Row, items: set[entities.Entity]) -> str:
-    """Formats entities as "city: Oslo; time: noon"."""
-    ordered = sorted(items, key=entities.position)
-    spans = [(kind, row["places"][first][0], row["places"][last][1]) for kind, first, last in ordered]
-    return "; ".join(f"{kind}: {row['text'][start:end]}" for kind, start, end in spans) or "–"
+    """Formats entities as "city: Oslo; time: noon", and relations as "lives in: Ana → Oslo"."""
+    shown = []
+    for label, *places in sorted(items, key=entities.position):
+        ends = zip(places[::2], places[1::2])
+        texts = [row["text"][row["places"][first][0] : row["places"][last][1]] for first, last in ends]
+        shown.append(f"{label}: {' → '.join(texts)}")
+    return "; ".join(shown) or "–"
 
 
 def labels_of(kind: str, label: Any) -> set[str]:
     """Returns the labels by which a row of the table can be filtered."""
     if label is None or kind == "regression":
         return set()
-    if kind in ("tagging", "spans"):
+    if is_of_words(kind):
         return {e[0] for e in items_in(kind, label)}
     return set(label) if isinstance(label, list) else {label}
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from engine.predict.answers import ANSWERS
 from engine.schema import AnyOf, Optional, SchemaError, read_json_lines
+from engine.task.task import PLACES
 from engine.task.text import text_of
 from tools.report.figures import Answer, Row, items_of, with_probability
 
@@ -97,9 +98,9 @@ def decisions(kind: str, answer: Answer) -> list[tuple[Any, float, bool]]:
         by_label = answer.get("probabilities") or dict(with_probability(predicted, p))
         votes = [(label, label in predicted, by_label.get(label, 0.0)) for label in {*by_label, *gold}]
         return [((label, yes), v if yes else 1 - v, yes == (label in gold)) for label, yes, v in votes]
-    if kind in ("tagging", "spans"):
+    if kind == "tagging" or kind in PLACES:
         known, found = set(items_of(kind, gold)), with_probability(items_of(kind, predicted), p)
-        return [(item[2], value, item in known) for item, value in found]
+        return [(item[-1], value, item in known) for item, value in found]
     tags = with_probability(list(zip(gold, predicted)), p)
     return [(guess, v, label == guess) for (label, guess), v in tags]
 

@@ -1,0 +1,144 @@
+"""GPLinker: relations between spans of words, without a limit on how they overlap (Su, 2022, kexue.fm/archives/8888).
+
+A relation (subject, predicate, object) has four places: the first and the last word of the subject and of the object.
+Three tables of pairs of words are scored as in `span_pointer`, each from a product of its own:
+
+    entities  first and last word of a span, with two types: subject and object
+    heads     first word of the subject and first word of the object, with a type for each predicate
+    tails     last word of the subject and last word of the object, with a type for each predicate
+
+The score of a relation is the lowest of its four scores, so that it reaches a threshold if all four do. The logits are
+the terms of the three tables, one after another: (B, W, 3W + 4 + 4P) for P predicates. Their size, and that of
+everything that the loss computes, does not grow with W x W x P.
+"""
+
+from typing import Any
+
+import torch
+
+from engine.model import span_pointer
+from engine.run.device import to_double
+from engine.task.words import LOWEST_SCORE, SPANS_PER_WORD
+
+SUBJECTS_PER_WORD = 2  # maximum number of subjects, and of objects, per word of a text that are paired
+
+Items = tuple[int, ...]  # first and last word of the subject, those of the object, predicate id
+
+
+def tables_of(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The logits of each table: (B, W, W + 4), (B, W, W + 2P), (B, W, W + 2P)."""
+    width = logits.shape[1]
+    links = (logits.shape[2] - width - 4) // 2
+    return logits.split([width + 4, links, links], 2)
+
+
+def pairs_of(mask: torch.Tensor) -> torch.Tensor:
+    """Mask of the pairs of real words, (B, W, W). mask: (B, W)"""
+    return mask.unsqueeze(2) & mask.unsqueeze(1)
+
+
+def dense(logits: torch.Tensor) -> torch.Tensor:
+    """All scores, (B, 2 + 2P, W, W): subjects, objects, heads by predicate, tails by predicate. For small batches."""
+    return torch.cat([span_pointer.dense(table) for table in tables_of(logits)], 1)
+
+
+def are_cells(mask: torch.Tensor, predicates: int) -> torch.Tensor:
+    """Which scores of `dense` are of real words, (B, 2 + 2P, W, W)."""
+    parts = [(span_pointer.spans_of(mask), 2), (pairs_of(mask), 2 * predicates)]
+    return torch.cat([where.unsqueeze(1).expand(-1, number, -1, -1) for where, number in parts], 1)
+
+
+def loss(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The mean over the three tables of the multi-label cross-entropy (see span_pointer.loss), summed over types, (B,).
+    0 for unlabelled texts. labels: as `span_pointer.encode` makes them, with four places per item."""
+    items, there = span_pointer.items_of(labels, mask, 4)
+    s_first, s_last, o_first, o_last, predicate = items.unbind(2)
+    entities, heads, tails = tables_of(logits)
+    ends = torch.cat([s_first, o_first], 1), torch.cat([s_last, o_last], 1)
+    sides = torch.cat([torch.zeros_like(predicate), torch.ones_like(predicate)], 1)
+    pairs = pairs_of(mask)
+    total = (
+        span_pointer.loss_of_cells(entities, (*ends, sides, there.repeat(1, 2)), span_pointer.spans_of(mask))
+        + span_pointer.loss_of_cells(heads, (s_first, o_first, predicate, there), pairs)
+        + span_pointer.loss_of_cells(tails, (s_last, o_last, predicate, there), pairs)
+    )
+    return torch.where(span_pointer.has_labels(labels), total / 3, 0.0)
+
+
+@torch.no_grad()
+def find(
+    logits: torch.Tensor, mask: torch.Tensor, lowest: float = LOWEST_SCORE, most: int = SPANS_PER_WORD
+) -> tuple[list[list[Items]], list[list[float]]]:
+    """(relations, probabilities): for each text the relations with a score above `lowest`, in order, and the sigmoids
+    of their scores. At most the best `most` per word are kept, and the best SUBJECTS_PER_WORD subjects and objects
+    per word are paired, so that a text costs at most 4 x W x W pairs; they are scored CELLS at a time."""
+    entities, heads, tails = tables_of(logits)
+    (subjects, s_scores), (objects, o_scores) = (candidates(entities, mask, side, lowest) for side in (0, 1))
+    left, right = pairs_within(subjects[:, 0], objects[:, 0], len(mask))
+    pairs = torch.minimum(s_scores[left], o_scores[right])
+    found, scores = [], []
+    step = max(1, span_pointer.CELLS // max(1, (heads.shape[2] - heads.shape[1]) // 2))
+    for begin in range(0, len(left), step):
+        one, other = subjects[left[begin : begin + step]], objects[right[begin : begin + step]]
+        by_predicate = torch.minimum(
+            *(scores_at(table, one[:, 0], one[:, i], other[:, i]) for table, i in ((heads, 1), (tails, 2)))
+        )
+        by_predicate = torch.minimum(by_predicate, pairs[begin : begin + step, None])
+        row, predicate = (by_predicate > lowest).nonzero().unbind(1)
+        found.append(torch.cat([one[row], other[row, 1:], predicate.unsqueeze(1)], 1))
+        scores.append(by_predicate[row, predicate])
+    if not found:
+        return [[] for _ in mask], [[] for _ in mask]
+    return by_text(torch.cat(found), torch.cat(scores), most * mask.sum(1))
+
+
+def candidates(
+    entities: torch.Tensor, mask: torch.Tensor, side: int, lowest: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The spans (N, 3), text, first and last word, whose score as subject (side 0) or object (side 1) is above
+    `lowest`, in order, and their scores (N,)."""
+    pairs, starts, ends = span_pointer.parts_of(entities)
+    scores = pairs + starts[:, :, side].unsqueeze(2) + ends[:, :, side].unsqueeze(1)
+    scores = scores.masked_fill(~span_pointer.spans_of(mask), -torch.inf)
+    taken = best_of_texts(scores.flatten(1), lowest, SUBJECTS_PER_WORD * mask.sum(1)).view_as(scores)
+    return taken.nonzero(), scores[taken]
+
+
+def best_of_texts(scores: torch.Tensor, lowest: float, limits: torch.Tensor) -> torch.Tensor:
+    """Which scores (B, N) of each text are above `lowest`, and among its best `limits` (B,), or equal to the last."""
+    taken = scores > lowest
+    for text in (taken.sum(1) > limits).nonzero().flatten().tolist():
+        taken[text] &= scores[text] >= scores[text].topk(int(limits[text])).values[-1]
+    return taken
+
+
+def pairs_within(left: torch.Tensor, right: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """All pairs of rows of two sorted lists of text numbers that have the same text: their row numbers, each (N,)."""
+    number = torch.bincount(right, minlength=size)
+    starts, repeats = number.cumsum(0) - number, number[left]
+    rows = torch.arange(len(left), device=left.device).repeat_interleave(repeats)
+    before = (repeats.cumsum(0) - repeats)[rows]
+    return rows, starts[left[rows]] + torch.arange(len(rows), device=left.device) - before
+
+
+def scores_at(table: torch.Tensor, text: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """The scores of pairs of words for each predicate. text, first, second: (N,). -> (N, P)"""
+    pairs, starts, ends = span_pointer.parts_of(table)
+    return pairs[text, first, second].unsqueeze(1) + starts[text, first] + ends[text, second]
+
+
+def by_text(found: torch.Tensor, scores: torch.Tensor, limits: torch.Tensor) -> tuple[list[list], list[list[float]]]:
+    """(relations, probabilities) of each text, at most the best `limits` (B,), of equal ones the first. found: (N, 6),
+    text and relation"""
+    relations: list[list[Any]] = [[] for _ in limits]
+    probabilities: list[list[float]] = [[] for _ in limits]
+    counts = torch.bincount(found[:, 0], minlength=len(limits))
+    for text in (counts > limits).nonzero().flatten().tolist():
+        own = (found[:, 0] == text).nonzero().flatten()
+        worse = scores[own].sort(descending=True, stable=True).indices[int(limits[text]) :]
+        stays = torch.ones(len(found), dtype=torch.bool, device=found.device).index_fill_(0, own[worse], False)
+        found, scores = found[stays], scores[stays]
+    for (text, *item), p in zip(found.tolist(), to_double(scores).sigmoid().tolist()):
+        relations[text].append(tuple(item))
+        probabilities[text].append(p)
+    return relations, probabilities

@@ -1,0 +1,207 @@
+"""Relations: GPLinker against enumeration, and a task of this kind from a processed folder to predictions."""
+
+import json
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from config import Config
+from engine.model import relations, span_pointer
+from engine.run.command_line import parse_args
+from engine.task.task import IGNORE, Task
+from main import main
+from metrics import score
+from model_utils import RelationHead
+
+PREDICATES, WIDTH = 3, 6
+SIZES = [6, 4, 6, 1, 5]
+GOLD = [
+    [(0, 1, 3, 3, 0), (0, 1, 4, 5, 0), (0, 1, 3, 3, 2)],  # one subject, two objects; one pair, two predicates
+    [(1, 2, 1, 1, 1), (1, 1, 1, 2, 0)],  # nested; both directions
+    None,
+    [],
+    [(4, 4, 0, 2, 2)],
+]
+
+
+def batch_of(seed=0, scale=2.0):
+    """(logits, labels, mask) of five texts."""
+    logits = scale * torch.randn(
+        len(GOLD), WIDTH, 3 * WIDTH + 4 + 4 * PREDICATES, generator=torch.Generator().manual_seed(seed)
+    )
+    rows = [torch.tensor(span_pointer.encode(gold)) for gold in GOLD]
+    labels = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORE)
+    return logits, labels, torch.arange(WIDTH) < torch.tensor(SIZES).unsqueeze(1)
+
+
+def scores_of(logits, text):
+    """{(table, type, i, j): score} of the real words of a text, written from the definition."""
+    scores, begin = {}, 0
+    for table, types in (("entities", 2), ("heads", PREDICATES), ("tails", PREDICATES)):
+        for i, j, t in product(range(SIZES[text]), range(SIZES[text]), range(types)):
+            own = logits[text, i, begin + j] + logits[text, i, begin + WIDTH + t]
+            own = own + logits[text, j, begin + WIDTH + types + t]
+            if table != "entities" or i <= j:
+                scores[table, t, i, j] = own
+        begin += WIDTH + 2 * types
+    assert begin == logits.shape[2]
+    return scores
+
+
+def gold_cells(gold):
+    cells = {("entities", 0, a, b) for a, b, _, _, _ in gold} | {("entities", 1, c, d) for _, _, c, d, _ in gold}
+    return cells | {("heads", p, a, c) for a, _, c, _, p in gold} | {("tails", p, b, d) for _, b, _, d, p in gold}
+
+
+def test_the_loss_is_the_sum_over_all_cells():
+    """The sparse form equals the dense one, Su (2020), to 1e-6, with gradients."""
+    logits, labels, mask = batch_of()
+    logits.requires_grad_()
+    wanted = []
+    for text, gold in enumerate(GOLD):
+        total = torch.zeros((), dtype=torch.float64)
+        scores, cells = scores_of(logits.double(), text), gold_cells(gold or [])
+        for table, types in (("entities", 2), ("heads", PREDICATES), ("tails", PREDICATES)):
+            for t in range(types if gold is not None else 0):
+                own = [(s, key in cells) for key, s in scores.items() if key[:2] == (table, t)]
+                total = total + torch.log1p(sum((s.exp() for s, right in own if not right), torch.zeros(())))
+                total = total + torch.log1p(sum(((-s).exp() for s, right in own if right), torch.zeros(())))
+        wanted.append(total / 3)
+    losses = relations.loss(logits, labels, mask)
+    torch.testing.assert_close(losses.double(), torch.stack(wanted), rtol=1e-6, atol=1e-6)
+    gradients = [torch.autograd.grad(x.sum(), logits)[0] for x in (losses, torch.stack(wanted))]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("lowest", [-4.0, 0.5, 100.0])
+@pytest.mark.parametrize("cells", [2**22, 4])
+def test_decoding_equals_enumeration(lowest, cells, monkeypatch):
+    monkeypatch.setattr(span_pointer, "CELLS", cells)
+    monkeypatch.setattr(relations, "SUBJECTS_PER_WORD", WIDTH)
+    logits, _, mask = batch_of()
+    found, probabilities = relations.find(logits, mask, lowest, most=10_000)
+    for text, size in enumerate(SIZES):
+        scores = scores_of(logits, text)
+        spans = [(i, j) for i in range(size) for j in range(i, size)]
+        wanted = {}
+        for (a, b), (c, d), p in product(spans, spans, range(PREDICATES)):
+            keys = ("entities", 0, a, b), ("entities", 1, c, d), ("heads", p, a, c), ("tails", p, b, d)
+            lowest_score = min(float(scores[key]) for key in keys)
+            if lowest_score > lowest:
+                wanted[a, b, c, d, p] = lowest_score
+        assert found[text] == sorted(wanted)
+        np.testing.assert_allclose(
+            probabilities[text], [1 / (1 + np.exp(-wanted[item])) for item in sorted(wanted)], rtol=1e-6
+        )
+    assert lowest == 100.0 or found[0]
+
+
+def test_limits_keep_the_best():
+    logits, _, mask = batch_of(scale=1.0)
+    everything, _ = relations.find(logits, mask, -100.0, most=10_000)
+    found, _ = relations.find(logits, mask, -100.0, most=1)
+    for text, size in enumerate(SIZES):
+        # SUBJECTS_PER_WORD limits both sides first
+        sides = [{item[i : i + 2] for item in everything[text]} for i in (0, 2)]
+        assert all(len(side) <= max(1, 2 * size) for side in sides)
+        scores = scores_of(logits, text)
+        by_score = [
+            (
+                float(min(scores["heads", p, a, c], scores["tails", p, b, d], scores["entities", 0, a, b])),
+                (a, b, c, d, p),
+            )
+            for a, b, c, d, p in everything[text]
+        ]
+        best = [min(s, float(scores["entities", 1, item[2], item[3]])) for s, item in by_score]
+        order = sorted(range(len(best)), key=lambda i: -best[i])[:size]
+        assert len(found[text]) == min(size, len(best))
+        assert found[text] == sorted(by_score[i][1] for i in order)
+
+
+def test_the_dense_scores_and_their_divergence():
+    (first, labels, mask), (second, _, _) = batch_of(), batch_of(1)
+    head = RelationHead(8, Task("relations", tuple("abc")))
+    order = [("entities", 0), ("entities", 1), *[(table, p) for table in ("heads", "tails") for p in range(PREDICATES)]]
+    wanted = 0.0
+    for text, gold in enumerate(GOLD):
+        one, other = scores_of(first, text), scores_of(second, text)
+        dense, where = relations.dense(first)[text], relations.are_cells(mask, PREDICATES)[text]
+        assert where.sum() == len(one)
+        for (table, t, i, j), s in one.items():
+            assert dense[order.index((table, t)), i, j] == pytest.approx(float(s), abs=1e-5)
+        for key in one if gold is not None else ():
+            p, q = (torch.distributions.Bernoulli(logits=side[key].double()) for side in (one, other))
+            wanted = wanted + torch.distributions.kl_divergence(p, q) + torch.distributions.kl_divergence(q, p)
+    divergence = head.distribution.divergence(first, second, labels, {"word_mask": mask})
+    torch.testing.assert_close(divergence.double(), wanted, rtol=1e-5, atol=0)
+
+
+def test_scores():
+    tasks = {"r": Task("relations", labels=["p", "q"], entities="e"), "e": Task("spans", labels=["A", "B"])}
+    gold = {"r": [[[0, 1, 3, 3, "p"], [0, 1, 5, 5, "q"]], None], "e": [[[0, 1, "A"], [3, 3, "B"], [5, 5, "B"]], []]}
+    found = {"r": [[[0, 1, 3, 3, "p"], [1, 1, 5, 5, "q"]], []], "e": [[[0, 1, "A"], [3, 3, "A"]], []]}
+    scores = score(tasks, gold, found)
+    assert scores["r_f1"] == 0.5 and scores["r_relaxed_f1"] == 1.0
+    assert scores["r_typed_f1"] == 0.0  # [3, 3] has the wrong type
+    assert scores["r_entities_f1"] == pytest.approx(2 * 3 / (3 + 4))
+    found["e"][0][1] = [3, 3, "B"]
+    assert score(tasks, gold, found)["r_typed_f1"] == 0.5
+    assert score({"r": tasks["r"]}, gold, found)["r_f1"] == 0.5
+
+
+NAMES = ["Ana", "Ben", "Cleo", "Dan", "Eva", "Finn"]
+PLACES = ["Rome", "Oslo", "Lima", "Kyiv"]
+
+
+def examples_of(seed, number):
+    """ "X likes Y", "X lives in Z and Y" …: two predicates, several objects, both directions."""
+    generator = np.random.default_rng(seed)
+    for _ in range(number):
+        x, y = (str(name) for name in generator.choice(NAMES, 2, replace=False))
+        a, b = (str(name) for name in generator.choice(PLACES, 2, replace=False))
+        form = generator.integers(4)
+        if form == 0:
+            yield [x, "likes", y], [[0, 0, 2, 2, "likes"]]
+        elif form == 1:
+            yield [x, "and", y, "like", "each", "other"], [[0, 0, 2, 2, "likes"], [2, 2, 0, 0, "likes"]]
+        elif form == 2:
+            yield [x, "lives", "in", a, "and", b], [[0, 0, 3, 3, "home"], [0, 0, 5, 5, "home"]]
+        else:
+            yield [x, "was", "here"], []
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("relations")
+    for part, seed, number in (("train", 0, 200), ("dev", 1, 40), ("test", 2, 40)):
+        rows = [{"id": str(i), "tokens": t, "facts": r} for i, (t, r) in enumerate(examples_of(seed, number))]
+        (path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = {"facts": {"type": "relations", "labels": ["home", "likes"], "counts": [100, 100], "unit": "word"}}
+    (path / "labels.json").write_text(json.dumps(tasks))
+    return path
+
+
+def test_training_learns_relations(folder, tmp_path):
+    flags = ["--data_path", folder, "--output_dir", tmp_path, "--model_version", "r", "--epochs", "12", "--lr", "2e-3"]
+    flags += ["--hidden_size", "32", "--num_layers", "1", "--batch_size", "8", "--max_length", "32"]
+    flags += ["--do_train", "--do_eval", "--do_predict", "--predict_output", tmp_path / "p.jsonl"]
+    main(parse_args(Config, [*map(str, flags)]))
+    scores = json.loads((tmp_path / "r/eval.json").read_text())["test"]
+    assert scores["facts_f1"] > 0.95
+    rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    gold = [r for _, r in examples_of(2, 40)]
+    assert len(rows) == 40
+    right = predicted = 0
+    for row, items in zip(rows, gold):
+        for found in row["facts"]:
+            for side in ("subject", "object"):
+                assert row["text"][found[side]["start"] : found[side]["end"]] == found[side]["text"]
+            assert 0 < found["probability"] <= 1
+        texts = row["text"].split()
+        wanted = {(texts[a], texts[c], p) for a, _, c, _, p in items}
+        answers = {(f["subject"]["text"], f["object"]["text"], f["predicate"]) for f in row["facts"]}
+        right, predicted = right + len(wanted & answers), predicted + len(answers)
+    total = sum(map(len, gold))
+    assert 2 * right / (predicted + total) == pytest.approx(scores["facts_f1"])
