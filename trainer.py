@@ -315,6 +315,7 @@ class Trainer:
         is_better = partial(metrics.is_better, self.monitor)
         self.tricks.choose_weights(progress.epoch, lambda: self.score_dev()[self.monitor], is_better)
         with self.tricks.swap_weights():
+            self.tricks.adapt_to_dev(self.logits_of_dev)
             scores = self.score_dev()
             progress.epoch, progress.batch = progress.epoch + 1, 0
             self.keep_best(scores)
@@ -331,6 +332,21 @@ class Trainer:
         if self.monitor not in scores:
             raise UserError(f"--monitor={self.monitor}: dev has no labels to compute it from")
         return scores
+
+    @torch.inference_mode()
+    def logits_of_dev(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """{task: (logits, labels)} of all of dev, on the CPU, for tasks with one label per text."""
+        self.model.eval()
+        names = [name for name, head in self.model.output_layer.heads.items() if not head.by_words]
+        parts: list[Any] = []
+        for batch in distributed.in_step(self.dev_loader):
+            if batch is not None:
+                batch = batch.to(self.device)
+                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                    logits = self.model(batch.inputs).logits
+                parts.append({name: (logits[name].cpu(), batch.labels[name].cpu()) for name in names})
+        parts = distributed.gather_in_turn(parts)
+        return {name: tuple(map(torch.cat, zip(*(part[name] for part in parts)))) for name in names}
 
     def out_of_patience(self) -> bool:
         return 0 < (self.config.early_stop_patience or 0) <= self.progress.bad_epochs

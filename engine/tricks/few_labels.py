@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from scipy.stats import chi2_contingency
 
 from engine.model.head import Head, paths_of
-from engine.task.task import Task, classifies_texts
+from engine.model.temperature import FEWEST, best_temperature
+from engine.task.task import IGNORE, Task, classifies_texts
 from engine.tricks.trick import Trick
 
 logger = logging.getLogger("template")
@@ -105,7 +106,11 @@ def contrastive_loss(
 
 
 class LabelShift(Trick):
-    """Adds log(p_dev(c) / p_train(c)) to the bias of each class c in the weights to score and save.
+    """Adds T log(p_dev(c) / p_train(c)) to the bias of each class c in the weights to score and save.
+
+    T is the temperature that fits dev best: softmax(logits / T) are the probabilities at the frequencies of train, and
+    adding the logarithm gives those at the frequencies of dev (Alexandari et al., 2020, arXiv:1901.06852). At T = 1 the
+    frequencies would outweigh the small logits of the first epochs, and hardly count against those of an overfit model.
 
     A sample of K texts per class says nothing about how frequent the classes are, but the bias of a head learns these
     frequencies as if they were real. p are the relative frequencies in dev and train after adding one to each count; a
@@ -144,19 +149,32 @@ class LabelShift(Trick):
                 "dev's are used"
             )
 
+    def adapt_to_dev(self, logits_of_dev: Callable[[], dict[str, Any]]) -> None:
+        dev = logits_of_dev() if self.shifts else {}
+        with torch.no_grad():
+            for name, shift in self.shifts.items():
+                self.heads[name].linear.bias += temperature_at(*dev[name], shift) * shift
+
     @contextmanager
     def swap_weights(self) -> Iterator[None]:
         biases = {name: self.heads[name].linear.bias for name in self.shifts}
         before = {name: bias.detach().clone() for name, bias in biases.items()}
         try:
-            with torch.no_grad():
-                for name, bias in biases.items():
-                    bias += self.shifts[name]
             yield
         finally:
             with torch.no_grad():
                 for name, bias in biases.items():
                     bias.copy_(before[name])
+
+
+def temperature_at(logits: torch.Tensor, labels: torch.Tensor, shift: torch.Tensor) -> float:
+    """The T for which softmax(logits / T + shift) fits the labels best; 1 with fewer labels than FEWEST.
+    logits: (N, C), labels: (N,), shift: (C,)"""
+    there = labels != IGNORE
+    if there.sum() < FEWEST:
+        return 1.0
+    scores, labels, shift = logits[there].double(), labels[there].long(), shift.cpu().double()
+    return best_temperature(lambda t: F.cross_entropy(scores / t + shift, labels))
 
 
 def has_class_biases(head: Head) -> bool:

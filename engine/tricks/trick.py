@@ -73,6 +73,13 @@ class Trick:
         """Returns a context manager that gives the model the weights to score and to save as the best."""
         return nullcontext()
 
+    def adapt_to_dev(self, logits_of_dev: Callable[[], dict[str, Any]]) -> None:
+        """Called in `swap_weights`, before dev is scored, for tricks that adapt these weights to dev.
+
+        logits_of_dev() -> {task: (logits, labels) of all of dev with the current weights, on the CPU}, for tasks with
+        one label per text.
+        """
+
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Returns {name: tensor} with all state that later steps depend on."""
         return {}
@@ -147,6 +154,10 @@ class Tricks(list[Trick]):
             for trick in self:
                 stack.enter_context(trick.swap_weights())
             yield
+
+    def adapt_to_dev(self, logits_of_dev: Callable[[], dict[str, Any]]) -> None:
+        for trick in self:
+            trick.adapt_to_dev(logits_of_dev)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         states = {type(trick).__name__: trick.state_dict() for trick in self}
