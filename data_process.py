@@ -116,8 +116,8 @@ def prepare(config: DataConfig) -> tuple[dict[str, list[dict[str, Any]]], dict[s
     """Returns (parts, tasks, notes) of raw input or a processed folder, as lists. "_where" is the source of an
     example."""
     with Prepared(config) as data:
-        parts = {part: list(rows) for part, rows in data.parts.items()}
-    return parts, data.tasks or collect_labels(parts, data.kinds, data.types, data.hierarchy), data.notes
+        tasks = data.tasks or collect_labels(data.parts, data.kinds, data.types, data.hierarchy)
+        return {part: list(rows) for part, rows in data.parts.items()}, tasks, data.notes
 
 
 def process(config: DataConfig) -> None:

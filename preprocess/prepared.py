@@ -148,7 +148,7 @@ class Prepared:
             if task.counts is None:
                 counted = collect_labels(self.parts, {name: self.kinds[name]})[name]
                 kept: dict[str, Any] = dict(type=task.type, kind=task.kind, hierarchy=task.hierarchy)
-                kept |= dict(extras=task.extras, fields=task.fields, no_text=task.no_text)
+                kept |= dict(extras=task.extras, fields=task.fields, no_text=task.no_text, entities=task.entities)
                 self.tasks[name] = replace(counted, **kept)
 
     def sample(self, shots: dict[str, int]) -> None:
@@ -185,7 +185,8 @@ def named_tasks(tasks: Tasks, names: str) -> Tasks:
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if unknown := [name for name in wanted if name not in tasks]:
         raise UserError(f"--label_column: the folder has no task {unknown[0]!r}; its tasks are {', '.join(tasks)}")
-    return {name: tasks[name] for name in wanted} if wanted else tasks
+    tasks = {name: tasks[name] for name in wanted} if wanted else tasks
+    return {name: replace(task, entities=task.entities * (task.entities in tasks)) for name, task in tasks.items()}
 
 
 def without_tasks(example: Example, names: Collection[str], tasks: Tasks) -> Example:

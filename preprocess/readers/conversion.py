@@ -153,7 +153,8 @@ def shape_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None
         return None
     shape, first = reading.shape, rows[:HEAD]
     used = {key_of(path, first[0]) for path in (shape.text, shape.tokens, *shape.labels) if path}
-    used |= {task.name for task in reading.spans}
+    used |= {task.name for task in reading.spans} | {task_of(task.path) for task in reading.spans}
+    used |= {task_of(path) for path in shape.spans.path.split("|")} if reading.relations and shape.spans else set()
     other_labels = [name for name in LABEL_NAMES if any(name in values for values in first) and name not in used]
     conversion.known = [*dict.fromkeys([*reading.tasks, *other_labels])] if conversion.options.labelled else ()
     conversion.reading = reading
