@@ -162,6 +162,8 @@ def check_and_write(config: DataConfig, data: Prepared, folder: Path | None = No
     if folder:
         write_labels(folder, tasks)
     print_summary(data.parts, tasks, results.labels)
+    for line in [line for check in results.checks.values() for line in check.lines()]:
+        print(line)
     notes = run_checks(data.parts, tasks, data.notes, results)
     # last: its threads are not fork-safe
     if not has_no_text(tasks) and (featurizer := featurizer_for_checks(config, data.parts, tasks)):

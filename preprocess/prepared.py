@@ -117,7 +117,10 @@ class Prepared:
         """Returns the Rows with these numbers, which do not count dropped rows."""
         if len(self.dropped):
             rows = np.delete(np.arange(len(self.store), dtype=np.uint32), self.dropped)[rows]
-        return Rows(self.store, self.form, rows)
+        result = Rows(self.store, self.form, rows)
+        if self.tasks:
+            result.entities = {name: task.entities for name, task in self.tasks.items() if task.entities}
+        return result
 
     def read_processed(self, folder: Path) -> None:
         """Reads a processed folder, to check it again."""

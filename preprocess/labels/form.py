@@ -121,4 +121,6 @@ def check_labels(example: Example, kinds: dict[str, str], separator: str) -> Non
         example[name] = check_label(example, name, kind)
         has_label = has_label or example[name] is not None
     if not has_label:
-        raise UserError(f"{where}: has no label for any task ({', '.join(kinds)})")
+        raise UserError(
+            f"{where}: has no label for any task ({', '.join(kinds)}); add --drop_unlabelled to drop such rows"
+        )

@@ -80,7 +80,7 @@ def locate(subject: StoredSpan, obj: StoredSpan, text: str) -> Located | None:
         return None
     pairs = zip(spans, closest(*places))
     found = [s if s.has_place() else StoredSpan(*place, s.label, text[slice(*place)]) for s, place in pairs]
-    return Located(*found, ambiguous=max(map(len, places)) > 1)
+    return Located(found[0], found[1], max(map(len, places)) > 1)
 
 
 def raw_relation(subject: StoredSpan, predicate: str, obj: StoredSpan, text: str) -> dict[str, Any]:

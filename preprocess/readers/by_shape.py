@@ -220,7 +220,7 @@ def add_spans(reading: Reading, spans: Spans, rows: Sequence[Values], options: R
 def add_relations(reading: Reading, form: Relations, rows: Sequence[Values], options: ReadOptions) -> None:
     """Adds the task whose values are relations of this form, and calls the only task of spans `entities`."""
     selected = split_names(options.label_column)
-    reading.relations = task = relation_task(reading.shape, rows, reading.spans, selected)
+    reading.relations = task = relation_task(reading.shape, rows, reading.spans, options)
     if task is None:
         return
     if len(reading.spans) == 1 and reading.spans[0].name not in selected:

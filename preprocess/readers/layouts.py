@@ -238,8 +238,9 @@ def sentences_of(values: Values, where: str, labelled: bool) -> Iterator[tuple[s
     for number, tokens in enumerate(sentences, 1):
         source, found = f"{where}, sentence {number}", {key: list[Any]() for key in keys}
         for key, size in keys.items() if labelled else ():
-            of_sentence = values[key][number - 1] if len(values[key]) == len(sentences) else None
-            for item in of_sentence if isinstance(of_sentence, list) else [of_sentence]:
+            of_sentence: Any = values[key][number - 1] if len(values[key]) == len(sentences) else None
+            items: list[Any] = of_sentence if isinstance(of_sentence, list) else [of_sentence]
+            for item in items:
                 is_item = isinstance(item, list) and len(item) > size and {*map(type, item[:size])} == {int}
                 if not is_item:
                     form = {2: "[first token, last token, label]", 4: "[first and last token, twice, label]"}[size]

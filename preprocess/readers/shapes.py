@@ -95,7 +95,10 @@ MENTION = (  # start, end, type and words of a relation's subject or object
 
 def mention(*names: str) -> Spans:
     """Returns the paths of a relation's subject or object. names: beginnings of its keys."""
-    return Spans("", *("|".join(path.format(name) for name in names for path in paths.split("|")) for paths in MENTION))
+    start, end, label, surface = (
+        "|".join(path.format(name) for name in names for path in paths.split("|")) for paths in MENTION
+    )
+    return Spans("", start, end, label, surface)
 
 
 def words_at(path: str) -> Spans:

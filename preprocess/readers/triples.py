@@ -13,6 +13,7 @@ from engine.errors import UserError
 from preprocess.example import shown
 from preprocess.labels.relations import ENDS, raw_relation
 from preprocess.labels.spans import StoredSpan
+from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.paths import MISSING, Values, at, is_at, task_of
 from preprocess.readers.shapes import VALUE, Relations, Shape, Spans
 from preprocess.readers.stored import SpanTask, entries, stored_spans
@@ -40,6 +41,7 @@ class RelationTask:
     form: Relations  # of the shape, with the paths that the first objects have
     referred: SpanTask | None  # the spans that references refer to
     typed: bool = False
+    unit: str = ""  # an option that gives another unit of offsets
 
     def triples(self, row: Values) -> list[Triple] | None:
         """Returns the relations of an object; None if it has no label."""
@@ -63,8 +65,8 @@ class RelationTask:
         """Returns {task: label} of an object. counts: {message: number of skipped items}."""
         triples, result, entities = self.triples(row), list[Any](), dict[tuple[Any, ...], Any]()
         for triple in triples or ():
-            if not triple.is_complete():
-                raise UserError(f"{where}: {self.problem(triple)}")
+            if problem := self.problem(triple):
+                raise UserError(f"{where}: {problem}")
             subject, predicate, obj = triple
             if not (subject.continuous and obj.continuous):
                 counts["relations of discontinuous spans skipped"] += 1
@@ -81,6 +83,12 @@ class RelationTask:
         return typed | {self.name: result if is_label else None}
 
     def problem(self, triple: Triple) -> str:
+        """Returns what is wrong with a relation, or ""."""
+        spans = [end for end in (triple.subject, triple.object) if isinstance(end, StoredSpan)]
+        if self.unit and not all(span.has_place() for span in spans):
+            return f"a relation has no offsets, which {self.unit} requires"
+        if triple.is_complete():
+            return ""
         unknown = [end for end in (triple.subject, triple.object) if not isinstance(end, StoredSpan)]
         if unknown and unknown[0] is not MISSING:
             of = f"the key {self.form.refer!r}" if self.form.refer else "the number"
@@ -91,7 +99,10 @@ class RelationTask:
 def at_end(item: Any, path: Spans | str, spans: dict[Any, StoredSpan]) -> Any:
     """Returns the subject or object of a relation."""
     if isinstance(path, Spans):
-        return StoredSpan(*(None if value is MISSING else value for value in next(stored_spans(path, [item]))))
+        start, end, label, surface = (
+            None if part is MISSING else part for part in next(stored_spans(path, [item]))[:4]
+        )
+        return StoredSpan(start, end, label, surface)
     reference = at(item, path)
     return spans.get(reference, reference) if type(reference) in (int, str) else reference
 
@@ -112,11 +123,14 @@ def by_slot(item: Any) -> Iterator[Any]:
 
 
 def relation_task(
-    shape: Shape, rows: Sequence[Values], spans: Sequence[SpanTask], selected: Sequence[str]
+    shape: Shape, rows: Sequence[Values], spans: Sequence[SpanTask], options: ReadOptions
 ) -> RelationTask | None:
     """Returns the task of the relations in the first objects, or None if these have none in the form of the shape.
-    spans: the tasks of their spans. selected: the keys in --label_column."""
-    form = shape.relations
+    spans: the tasks of their spans."""
+    form, selected = shape.relations, split_names(options.label_column)
+    unit = "--span_end inclusive" * (options.span_end == "inclusive") or "--offsets utf16" * (
+        options.offsets == "utf16"
+    )
     if form is None or (isinstance(form.subject, str) and not spans):
         return None
     referred = spans[0] if isinstance(form.subject, str) else None
@@ -125,7 +139,7 @@ def relation_task(
         if not all(value is None or isinstance(value, list) for value in stored):
             continue
         name = task_of(path) if path in selected else "relations"
-        task = RelationTask(name, shape, replace(form, path=path), referred)
+        task = RelationTask(name, shape, replace(form, path=path), referred, unit=unit)
         triples = [triple for row in rows for triple in task.triples(row) or ()]
         if triples and all(triple.is_complete() for triple in triples):
             items = [item for value in stored for each in value or () for item in by_slot(each)]
