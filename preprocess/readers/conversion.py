@@ -9,6 +9,7 @@ from typing import Any
 from engine.errors import UserError
 from engine.task.signs import LABEL_NAMES, alike
 from preprocess.example import abbreviate
+from preprocess.labels.spans import is_spans
 from preprocess.readers.by_shape import Reading, find_reading
 from preprocess.readers.columns import YES, are_joined_intents
 from preprocess.readers.layouts import with_keys
@@ -164,7 +165,8 @@ def shape_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None
     shape, first = reading.shape, rows[:HEAD]
     used = {key_of(path, first[0]) for path in (shape.text, shape.tokens, *shape.labels) if path}
     used |= {task.name for task in reading.spans} | {task_of(task.path) for task in reading.spans}
-    used |= {task_of(path) for path in shape.spans.path.split("|")} if reading.relations and shape.spans else set()
+    if reading.relations:  # lists of entities without types
+        used |= {name for name in LABEL_NAMES if any(is_spans(values.get(name)) for values in first)}
     other_labels = [name for name in LABEL_NAMES if any(name in values for values in first) and name not in used]
     conversion.known = [*dict.fromkeys([*reading.tasks, *other_labels])] if conversion.options.labelled else ()
     conversion.reading = reading

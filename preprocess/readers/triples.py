@@ -151,8 +151,8 @@ def relation_task(
 
 
 def narrowed(path: Any, items: Sequence[Any]) -> Any:
-    """Returns a path, or the paths of a mention, without the alternatives that no item has; they cost time."""
+    """Returns a path, or the paths of a mention, without alternatives whose first key no item has; they cost time."""
     if isinstance(path, Spans):
         names = ("start", "end", "label", "surface")
         return replace(path, **{name: narrowed(getattr(path, name), items) for name in names})
-    return "|".join(each for each in path.split("|") if any(is_at(item, each) for item in items))
+    return "|".join(each for each in path.split("|") if any(is_at(item, each.split(".")[0]) for item in items))
