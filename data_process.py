@@ -116,8 +116,8 @@ def prepare(config: DataConfig) -> tuple[dict[str, list[dict[str, Any]]], dict[s
     """Returns (parts, tasks, notes) of raw input or a processed folder, as lists. "_where" is the source of an
     example."""
     with Prepared(config) as data:
-        parts = {part: list(rows) for part, rows in data.parts.items()}
-    return parts, data.tasks or collect_labels(parts, data.kinds, data.types, data.hierarchy), data.notes
+        tasks = data.tasks or collect_labels(data.parts, data.kinds, data.types, data.hierarchy)
+        return {part: list(rows) for part, rows in data.parts.items()}, tasks, data.notes
 
 
 def process(config: DataConfig) -> None:
@@ -162,6 +162,8 @@ def check_and_write(config: DataConfig, data: Prepared, folder: Path | None = No
     if folder:
         write_labels(folder, tasks)
     print_summary(data.parts, tasks, results.labels)
+    for line in [line for check in results.checks.values() for line in check.lines()]:
+        print(line)
     notes = run_checks(data.parts, tasks, data.notes, results)
     # last: its threads are not fork-safe
     if not has_no_text(tasks) and (featurizer := featurizer_for_checks(config, data.parts, tasks)):

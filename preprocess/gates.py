@@ -22,6 +22,7 @@ from preprocess.labels.form import Form
 from preprocess.labels.kinds import as_list, is_number
 from preprocess.labels.literals import literal
 from preprocess.labels.positions import marks_width, names_of_positions
+from preprocess.labels.relations import is_relation, is_relations, read_relation, shown_relation
 from preprocess.labels.schemes import is_prefixed, read_tags
 from preprocess.labels.spans import is_spans, read_spans
 from preprocess.readers.cells import tags_in
@@ -306,12 +307,25 @@ def offsets(evidence: Evidence) -> str | None:
 def whole_texts(evidence: Evidence) -> str | None:
     """Finds spans called `intent` over the whole text, which are classes of the text (Wit)."""
     for name, labels in evidence.free() if "tokens" not in evidence.rows[0] else ():
-        spans = [(e, span) for e, x in labels if is_spans(x) for span in read_spans(x, text_of(e), where(e))]
+        labels = [(e, x) for e, x in labels if is_spans(x) and not is_relations(x)]
+        spans = [(e, span) for e, x in labels for span in read_spans(x, text_of(e), where(e))]
         spans = [(e, span) for e, span in spans if span[2].lower() in ("intent", "class", "category", "sentiment")]
         if spans and all(span[:2] == (0, len(text_of(e))) for e, span in spans):
             row, (_, _, label) = spans[0]
             problem = f"the span {label!r} in {name!r} is always the whole text, so it is a label of the text"
             return f"{where(row)}: {problem}"
+    return None
+
+
+def mentions(evidence: Evidence) -> str | None:
+    """Finds relations whose subject or object does not occur in the text."""
+    for _, labels in evidence.free() if "tokens" not in evidence.rows[0] else ():
+        raw = [(e, item) for e, x in labels if is_relations(x) for item in x if is_relation(item)]
+        lost = [(e, item) for e, item in raw if read_relation(item, text_of(e), where(e)) is None]
+        if len(lost) > max(1, (1 - MOST) * len(raw)):
+            row, item = lost[0]
+            problem = f"mentions of {len(lost)} of {len(raw)} relations do not occur in their texts"
+            return f"{where(row)}: {problem} (such as {shown_relation(item)})"
     return None
 
 
@@ -453,6 +467,7 @@ GATES = [
     Gate("structured", structured, f"{TEXT}; for lists, add --label_type TASK=multilabel or TASK=spans"),
     Gate("offsets", offsets, "write spans as [[start, end, label]]"),
     Gate("whole_texts", whole_texts, "write the label under a separate key"),
+    Gate("mentions", mentions, "write the words as they are in the text, or their offsets"),
     Gate("broken_labels", broken_labels, SEVERAL),
     Gate(
         "repeated",

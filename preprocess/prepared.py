@@ -117,7 +117,10 @@ class Prepared:
         """Returns the Rows with these numbers, which do not count dropped rows."""
         if len(self.dropped):
             rows = np.delete(np.arange(len(self.store), dtype=np.uint32), self.dropped)[rows]
-        return Rows(self.store, self.form, rows)
+        result = Rows(self.store, self.form, rows)
+        if self.tasks:
+            result.entities = {name: task.entities for name, task in self.tasks.items() if task.entities}
+        return result
 
     def read_processed(self, folder: Path) -> None:
         """Reads a processed folder, to check it again."""
@@ -148,7 +151,7 @@ class Prepared:
             if task.counts is None:
                 counted = collect_labels(self.parts, {name: self.kinds[name]})[name]
                 kept: dict[str, Any] = dict(type=task.type, kind=task.kind, hierarchy=task.hierarchy)
-                kept |= dict(extras=task.extras, fields=task.fields, no_text=task.no_text)
+                kept |= dict(extras=task.extras, fields=task.fields, no_text=task.no_text, entities=task.entities)
                 self.tasks[name] = replace(counted, **kept)
 
     def sample(self, shots: dict[str, int]) -> None:
@@ -185,7 +188,8 @@ def named_tasks(tasks: Tasks, names: str) -> Tasks:
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if unknown := [name for name in wanted if name not in tasks]:
         raise UserError(f"--label_column: the folder has no task {unknown[0]!r}; its tasks are {', '.join(tasks)}")
-    return {name: tasks[name] for name in wanted} if wanted else tasks
+    tasks = {name: tasks[name] for name in wanted} if wanted else tasks
+    return {name: replace(task, entities=task.entities * (task.entities in tasks)) for name, task in tasks.items()}
 
 
 def without_tasks(example: Example, names: Collection[str], tasks: Tasks) -> Example:

@@ -23,10 +23,13 @@ def show_data(data: Prepared, number: int) -> None:
 
 
 def chosen_examples(data: Prepared, number: int) -> list[Example]:
-    """Returns examples from the start of train, those with entities first."""
+    """Returns examples from the start of train, those with relations first, then those with entities."""
+    related = [name for name, kind in data.kinds.items() if kind == "relations"]
     marked = [name for name, kind in data.kinds.items() if kind == "tagging" or kind == "spans"]
     head = data.parts["train"][: max(50, number)]
-    return sorted(head, key=lambda e: bool(marked) and not any(spans_of(e[name]) for name in marked))[:number]
+    return sorted(head, key=lambda e: (not any(e[n] for n in related), not any(spans_of(e[n]) for n in marked)))[
+        :number
+    ]
 
 
 def spans_of(label: Any) -> list[tuple[int, int, str]]:
@@ -50,7 +53,10 @@ def shown_example(example: Example, kinds: dict[str, str]) -> str:
 
 def shown_label(example: Example, name: str, kind: str) -> Iterator[str]:
     label = example[name]
-    if not (kind == "tagging" or kind == "spans"):
+    if kind == "relations":
+        triples = "; ".join(shown_relation(item, example["tokens"]) for item in label or ())
+        yield "no label" if label is None else cut(triples, 2 * MAX_LENGTH) or "no relations"
+    elif not (kind == "tagging" or kind == "spans"):
         shown = ", ".join(label) if isinstance(label, list) else str(label)
         yield "no label" if label is None else cut(shown) or "none of the labels"
     elif label is None:
@@ -59,6 +65,14 @@ def shown_label(example: Example, name: str, kind: str) -> Iterator[str]:
         yield cut(" ".join(f"{token}|{tag}" for token, tag in zip(example["tokens"], label)), MAX_LENGTH)
     else:
         yield marked_text(example["tokens"], spans_of(label))
+
+
+def shown_relation(item: list[Any], tokens: list[str]) -> str:
+    """Formats a relation as `subject —predicate→ object`. item: see PLACES"""
+    *places, predicate = item
+    pairs = zip(places[::2], places[1::2])
+    subject, obj = (cut(join_tokens(tokens[first : last + 1], "word")[0]) for first, last in pairs)
+    return f"{subject} —{predicate}→ {obj}"
 
 
 def marked_text(tokens: list[str], spans: list[tuple[int, int, str]]) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from engine.errors import UserError
 from engine.task.tags import STANDARD
-from engine.task.task import Task
+from engine.task.task import PLACES, Task
 from preprocess.example import HIDDEN, Example, abbreviate
 from preprocess.labels.statistics import collect_labels
 from preprocess.schema import LINE
@@ -55,8 +55,9 @@ def shots_of_tasks(shots: Mapping[str, int], kinds: Mapping[str, str]) -> dict[s
 
 
 def classes_of(example: Example, name: str, kind: str) -> set[Class]:
-    """Returns the classes of a row: its label, its labels, or the types of its entities (its tags, if they are not
-    entities). A set without labels is a class too; a text without entities has none."""
+    """Returns the classes of a row: its label, its labels, the types of its entities (its tags, if they are not
+    entities), or the predicates of its relations. A set without labels is a class too; a text without entities or
+    relations has none."""
     label = example[name]
     if label is None:
         return set()
@@ -64,8 +65,8 @@ def classes_of(example: Example, name: str, kind: str) -> set[Class]:
         return {(name, label)}
     if kind == "multilabel":
         return {(name, item) for item in label or [""]}
-    if kind == "spans":
-        return {(name, span[2]) for span in label}
+    if kind in PLACES:
+        return {(name, item[-1]) for item in label}
     tags = {tag: STANDARD.parse(tag) for tag in label}
     return {(name, parsed.kind if parsed else tag) for tag, parsed in tags.items()} - {(name, "")}
 

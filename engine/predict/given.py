@@ -106,14 +106,41 @@ def example_of(row: dict[str, Any], where: str, tasks: dict[str, Task], labelled
 
 
 def labels_of(row: dict[str, Any], where: str, tasks: dict[str, Task]) -> dict[str, Any]:
-    """Returns the labels of a row. If those of words are spans over its text, [{"start", "end", "label"}], also its
-    tokens."""
+    """Returns the labels of a row. If those of words are spans over its text, [{"start", "end", "label"}], or relations
+    in one of the forms that data_process.py reads, also its tokens."""
+    if any(task.kind == "relations" for task in tasks.values()):
+        row = with_relations(row, where, tasks)
     labels = {name: row[name] for name in tasks if name in row}
     words = [name for name in labels if tasks[name].needs_words and isinstance(labels[name], list)]
     over_text = [name for name in words if all(isinstance(span, dict) for span in labels[name])]
     if "tokens" in row or not over_text:
         return labels
     spans, example = own_module("preprocess.labels.spans"), {"_where": where, "text": row["text"], **labels}
-    spans.read_all_spans([example], over_text)
-    spans.tokenize_spans([example], over_text, token_unit(tasks), [n for n in over_text if tasks[n].kind == "spans"])
+    related = [name for name in over_text if tasks[name].kind == "relations"]
+    spans.read_all_spans([example], [name for name in over_text if name not in related])
+    read_relations(example, related)
+    spans.tokenize_spans([example], over_text, token_unit(tasks), [n for n in over_text if tasks[n].num_places])
     return {name: example[name] for name in ("tokens", *labels)}
+
+
+def with_relations(row: dict[str, Any], where: str, tasks: dict[str, Task]) -> dict[str, Any]:
+    """Returns a row with its relations, and the entities that they join, under the names of the tasks."""
+    options = own_module("preprocess.readers.options").ReadOptions(labelled=True)
+    reading = own_module("preprocess.readers.by_shape").find_reading(where, [row], options)
+    if reading and reading.relations:
+        return row | {name: label for name, label in reading(row, where).items() if name in tasks}
+    lists = own_module("preprocess.readers.shapes").LISTS.split("|")
+    if any(row.get(key) == [] for key in lists):
+        return {name: [] for name, task in tasks.items() if task.kind == "relations"} | row
+    return row
+
+
+def read_relations(example: dict[str, Any], names: list[str]) -> None:
+    """Converts the relations of a row. Raises UserError if a mention does not occur in its text."""
+    relations, where = own_module("preprocess.labels.relations"), example["_where"]
+    for name in names:
+        found = [relations.read_relation(raw, example["text"], where) for raw in example[name]]
+        if None in found:
+            raw = relations.shown_relation(example[name][found.index(None)])
+            raise UserError(f"{where}: a mention of {raw} does not occur in the text")
+        example[name] = sorted({relation for relation, _ in found})

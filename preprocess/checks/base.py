@@ -25,6 +25,7 @@ class Context:
     def __init__(self, parts: Parts, kinds: Mapping[str, str]) -> None:
         self.kinds = kinds
         self.fields = getattr(parts["train"], "fields", {})  # own inputs
+        self.entities: dict[str, str] = getattr(parts["train"], "entities", {})  # see Rows
         self.folder: Path | None = getattr(parts["train"], "folder", None)  # for temporary files
         self.own_ids: bool = getattr(parts["train"], "own_ids", True)  # if False, ids are row numbers
         head = parts["train"][:1000]
@@ -53,6 +54,10 @@ class Check(Facts):
 
     def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
         """Processes a block of examples that starts at row `start` of the part."""
+
+    def lines(self) -> Iterator[str]:
+        """Yields lines about the data for the summary."""
+        yield from ()
 
     def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
         """Yields the findings. Notes without rows are not printed. labels: statistics of labels and lengths."""

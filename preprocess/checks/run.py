@@ -15,6 +15,7 @@ from preprocess.checks.base import Check, Context, Parts, Tasks
 from preprocess.checks.duplicates import Duplicates, Groups, Ids, SwappedPairs
 from preprocess.checks.entities import Block, Entities
 from preprocess.checks.labels import Labels, Numbers
+from preprocess.checks.relations import Relations
 from preprocess.checks.texts import Lengths, Texts, Tokens
 from preprocess.example import cut
 from preprocess.labels.statistics import LabelStatistics
@@ -23,7 +24,19 @@ from preprocess.storage.arrow import blocks_of
 from preprocess.storage.facts import Facts, Note
 from preprocess.storage.parallel import in_order
 
-CHECKS: list[type[Check]] = [Ids, Duplicates, SwappedPairs, Groups, Texts, Tokens, Lengths, Labels, Numbers, Entities]
+CHECKS: list[type[Check]] = [
+    Ids,
+    Duplicates,
+    SwappedPairs,
+    Groups,
+    Texts,
+    Tokens,
+    Lengths,
+    Labels,
+    Numbers,
+    Entities,
+    Relations,
+]
 
 
 class CheckResults(Facts):

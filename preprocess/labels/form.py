@@ -11,10 +11,12 @@ import numpy as np
 from engine.data.fields import Field
 from engine.data.own_inputs import require_fields
 from engine.errors import UserError
+from engine.task.task import PLACES
 from engine.task.words import entities_in
 from preprocess.example import PART_NAMES, Example
 from preprocess.labels.kinds import HIERARCHICAL, as_list, check_label, check_paths
 from preprocess.labels.positions import marked_names
+from preprocess.labels.relations import read_all_relations
 from preprocess.labels.schemes import Scheme
 from preprocess.labels.spans import read_all_spans, token_spans_to_tags, tokenize_spans
 from preprocess.storage.arrow import Batch
@@ -36,10 +38,11 @@ class Form:
     kinds: dict[str, str] = field(default_factory=dict)  # {task: kind}
     dashed: list[str] = field(default_factory=list)  # tasks in which "-" means no label
     dropped: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # dropped rows: their only label is "-"
-    over_text: list[str] = field(default_factory=list)  # tasks whose labels are spans over characters
+    over_text: list[str] = field(default_factory=list)  # tasks whose labels are spans or relations over characters
     over_tokens: list[str] = field(default_factory=list)  # tasks whose labels are spans over tokens
     from_tags: list[str] = field(default_factory=list)  # tasks whose tags become spans
     schemes: dict[str, Scheme] = field(default_factory=dict)  # {task: Scheme}
+    entities: dict[str, str] = field(default_factory=dict)  # {relations task: task with the types of its entities}
     positions: dict[str, list[str]] = field(default_factory=dict)  # {multi-hot task: names of the positions}
 
     def __call__(self, numbers: list[int], examples: list[Example]) -> list[Example]:
@@ -65,9 +68,11 @@ class Form:
                     example[name] = None
         notes = []
         if self.over_text:
-            read_all_spans(examples, self.over_text)
-            nested = [name for name in self.over_text if self.kinds[name] == "spans"]
-            notes = tokenize_spans(examples, self.over_text, self.unit, nested)
+            nested = [name for name in self.over_text if self.kinds[name] in PLACES]
+            relations = [name for name in nested if self.kinds[name] == "relations"]
+            read_all_spans(examples, [name for name in self.over_text if name not in relations])
+            notes = read_all_relations(examples, relations)
+            notes += tokenize_spans(examples, self.over_text, self.unit, nested)
         for name in self.over_tokens:
             if self.kinds[name] == "tagging":
                 notes.append(token_spans_to_tags(examples, name))
@@ -116,4 +121,6 @@ def check_labels(example: Example, kinds: dict[str, str], separator: str) -> Non
         example[name] = check_label(example, name, kind)
         has_label = has_label or example[name] is not None
     if not has_label:
-        raise UserError(f"{where}: has no label for any task ({', '.join(kinds)})")
+        raise UserError(
+            f"{where}: has no label for any task ({', '.join(kinds)}); add --drop_unlabelled to drop such rows"
+        )

@@ -5,6 +5,7 @@ To read spans in another format, edit this file.
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import regex
@@ -23,6 +24,9 @@ SPAN_KEYS = [  # common names of a span's start, end, label and surface
     ("label", "labels", "type", "entity_type", "entity_group", "tag"),
     ("text", "entity", "word", "surface", "mention"),
 ]
+SPACED = regex.compile(
+    rf"(?!{HAN})[\p{{L}}\p{{M}}\p{{N}}_](?<![\p{{Hangul}}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}])"
+)
 
 
 class StoredSpan(NamedTuple):
@@ -62,24 +66,37 @@ def read_spans(value: Any, text: str, where: str) -> list[Span]:
     spans = []
     fields = fields_of_dict(value, where) if isinstance(value, dict) else (fields_of(item, text) for item in value)
     for span in fields:
-        start, end, label, surface, _ = span
-        if not span.has_place() or not isinstance(label, str) or not label:
-            values = ", ".join(map(shown, (start, end, label)))
+        if not span.has_place() or not isinstance(span.label, str) or not span.label:
+            values = ", ".join(map(shown, span[:3]))
             raise UserError(f"{where}: a span needs a start, an end and a label, found {values}")
-        if surface and text[start:end] != surface and text[start : end + 1] == surface:
-            end += 1  # ends are inclusive in the data
-        ends = from_utf16(text, start, end) if surface and text[start:end] != surface else None
-        if ends and text[slice(*ends)] == surface:
-            problem = f"matches {shown(surface)} only if offsets are UTF-16 units (an emoji is two)"
-            raise UserError(f"{where}: the span {start} to {end} {problem}; add --offsets utf16")
-        if not 0 <= start < end <= len(text):
-            problem = f"is outside the text of {len(text)} characters"
-            raise UserError(f"{where}: the span {start} to {end} of {shown(label)} {problem}")
-        if surface and text[start:end] != surface:
-            called = f"is {shown(text[start:end])}, but the data gives {shown(surface)}"
-            raise UserError(f"{where}: the span {start} to {end} {called}; correct one of them")
-        spans.append((start, end, label))
+        spans.append((*place_of(span, text, where), span.label))
     return sorted(set(spans))
+
+
+def place_of(span: StoredSpan, text: str, where: str) -> tuple[int, int]:
+    """Returns the start and the exclusive end of a span. Raises UserError if it is outside the text, or if the text
+    there differs from the surface."""
+    start, end, label, surface, _ = span
+    if surface and text[start:end] != surface and text[start : end + 1] == surface:
+        end += 1  # ends are inclusive in the data
+    ends = from_utf16(text, start, end) if surface and text[start:end] != surface else None
+    if ends and text[slice(*ends)] == surface:
+        problem = f"matches {shown(surface)} only if offsets are UTF-16 units (an emoji is two)"
+        raise UserError(f"{where}: the span {start} to {end} {problem}; add --offsets utf16")
+    if not 0 <= start < end <= len(text):
+        problem = f"is outside the text of {len(text)} characters"
+        raise UserError(f"{where}: the span {start} to {end} of {shown(label)} {problem}")
+    if surface and text[start:end] != surface:
+        called = f"is {shown(text[start:end])}, but the data gives {shown(surface)}"
+        raise UserError(f"{where}: the span {start} to {end} {called}; correct one of them")
+    return start, end
+
+
+def is_cut(text: str, position: int) -> bool:
+    """Whether a position is outside the text, or inside a word of a script with spaces between words."""
+    if not 0 <= position <= len(text):
+        return True
+    return 0 < position < len(text) and bool(SPACED.match(text[position - 1]) and SPACED.match(text[position]))
 
 
 def from_utf16(text: str, *offsets: int) -> list[int] | None:
@@ -132,7 +149,8 @@ def without_overlaps(spans: Iterable[Span]) -> tuple[list[Span], list[Span]]:
 
 def tokenize_spans(examples: list[Example], names: list[str], unit: str, nested: Collection[str] = ()) -> list[Note]:
     """Adds `tokens` to examples whose labels are lists of Span, and converts the labels to tags. Keeps `text`. unit:
-    see split_text. nested: tasks whose labels become spans of tokens instead. Returns notes on the changes."""
+    see split_text. nested: tasks whose labels, lists of Span or of Relation, become spans of tokens instead. Returns
+    notes on the changes."""
     overlapping, inside, blank = [], [], []
     for example in examples:
         where, text, spans = example["_where"], example["text"], {}
@@ -140,7 +158,7 @@ def tokenize_spans(examples: list[Example], names: list[str], unit: str, nested:
             if example.get(name) is not None:
                 spans[name], dropped = (example[name], []) if name in nested else without_overlaps(example[name])
                 overlapping += [f"{where}: {text[start:end]!r} ({label})" for start, end, label in dropped]
-        borders = {border for task_spans in spans.values() for start, end, _ in task_spans for border in (start, end)}
+        borders = {border for task_spans in spans.values() for *places, _ in task_spans for border in places}
         words = split_text(text, unit)
         pieces = split_at_borders(words, borders)
         if len(pieces) > len(words):
@@ -205,12 +223,17 @@ def spans_to_tags(spans: Sequence[Span], pieces: Iterable[Piece]) -> list[str]:
     return tags
 
 
-def spans_to_tokens(spans: Iterable[Span], pieces: Sequence[Piece]) -> list[list]:
-    """Returns [[first token, last token, label]] of spans that start and end at borders of pieces. Drops spans of only
-    whitespace, which contain no token."""
+def spans_to_tokens(spans: Iterable[tuple[Any, ...]], pieces: Sequence[Piece]) -> list[list]:
+    """Returns [[first token, last token, …, label]] of spans (start, end, label), or of items with several pairs of
+    start and end, at borders of pieces. Drops those with a span of only whitespace, which contains no token."""
     starts, ends = [start for _, start, _ in pieces], [end for _, _, end in pieces]
-    token_spans = {(bisect_left(starts, start), bisect_right(ends, end) - 1, label) for start, end, label in spans}
-    return [list(span) for span in sorted(token_spans) if span[0] <= span[1]]
+    found = set()
+    for *places, label in spans:
+        pairs = zip(places[::2], places[1::2])
+        ranges = [(bisect_left(starts, start), bisect_right(ends, end) - 1) for start, end in pairs]
+        if all(first <= last for first, last in ranges):
+            found.add((*chain.from_iterable(ranges), label))
+    return [list(item) for item in sorted(found)]
 
 
 def mostly_chinese(texts: Iterable[str]) -> bool:

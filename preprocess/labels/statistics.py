@@ -146,6 +146,7 @@ def label_info(
     first = parts["train"][0]
     inputs = inputs_of(found, getattr(parts["train"], "fields", {}))
     for name, task in info.items():
+        task["entities"] = getattr(parts["train"], "entities", {}).get(name, "")
         task |= inputs | {"pairs": "text_pair" in first, "no_text": getattr(parts["train"], "no_text", False)}
         if name in types and KINDS[types[name]] != types[name]:
             task |= {"type": types[name], "kind": KINDS[types[name]]}

@@ -1,7 +1,7 @@
 """The parallel first pass over all examples. It rejects unusable rows and infers the kind of each task."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -47,22 +47,33 @@ def decide_form(form: Form, store: Store, survey: Survey, first: Example) -> tup
     values, parts = survey.values, np.concatenate(survey.parts)
     notes = list(drop_dashes(form, store, survey))
     span_tasks = [n for n in form.names if form.chosen.get(n) in SPAN_KINDS and values[n].kind == "spans"]
+    relations = [n for n in form.names if form.chosen.get(n, values[n].kind) == "relations"]
     form.over_text, form.over_tokens = ([], span_tasks) if "tokens" in first else (span_tasks, [])
     overlaps: Counter[str] = Counter()
-    if span_tasks:
-        for overlapping in in_order(partial(overlapping_tasks, form=form), store.batches()):
-            overlaps.update(overlapping)
-        if form.unit == "auto" and form.over_text:
-            kept = chain.from_iterable(map(form.kept, store.batches()))
-            texts = (e["text"] for e in islice(kept, 2000))
-            form.unit = "character" if mostly_chinese(texts) else "word"
+    for overlapping in in_order(partial(overlapping_tasks, form=form), store.batches()) if span_tasks else ():
+        overlaps.update(overlapping)
+    form.over_text = form.over_text if "tokens" in first else [*span_tasks, *relations]
+    if form.unit == "auto" and form.over_text:
+        kept = chain.from_iterable(map(form.kept, store.batches()))
+        form.unit = "character" if mostly_chinese(e["text"] for e in islice(kept, 2000)) else "word"
+    if entities := task_of_entities(form, span_tasks):
+        form.entities = dict.fromkeys(relations, entities)
+    known = dict.fromkeys(relations, "relations") | dict.fromkeys(form.entities.values(), "spans")
     for name in form.names:
-        form.kinds[name] = kind_of_task(form, name, values[name], has_tokens="tokens" in first, overlaps=overlaps)
+        kind = partial(kind_of_task, form, name, values[name], has_tokens="tokens" in first, overlaps=overlaps)
+        form.kinds[name] = known.get(name) or kind()
     for name in form.names:
         if name not in form.chosen:
             notes += doubtful_numbers(form, store, name, values[name])
     form.from_tags = [name for name, kind in form.kinds.items() if kind == "spans" and name not in span_tasks]
     return notes, np.delete(parts, form.dropped) if len(parts) else parts
+
+
+def task_of_entities(form: Form, span_tasks: Collection[str]) -> str:
+    """Returns the task whose spans can be the subjects and objects of relations, with their types, or "". If several
+    tasks have spans, it is the one called `entities`."""
+    names = [name for name in form.names if form.chosen.get(name, "spans" if name in span_tasks else "") == "spans"]
+    return names[0] if len(names) == 1 else "entities" if "entities" in names else ""
 
 
 def survey_all(form: Form, store: Store, batches: Iterable[Batch], first: Example) -> Survey:

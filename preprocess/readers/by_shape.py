@@ -4,95 +4,24 @@ Spans become {"start", "end", "label", "text"} in characters, or [first token, l
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from engine.errors import UserError
 from engine.task.signs import TEXT_NAMES
-from preprocess.example import shown
 from preprocess.labels.spans import StoredSpan
 from preprocess.readers import shapes
 from preprocess.readers.archives import note
 from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.paths import MISSING, Convert, Values, at, is_at, key_of, task_of
-from preprocess.readers.shapes import KEY, VALUE, Shape, Spans
+from preprocess.readers.shapes import Relations, Shape, Spans
+from preprocess.readers.stored import SpanTask, check_tokens, is_complete, is_surface, stored_spans
+from preprocess.readers.triples import RelationTask, relation_task
 
 HEAD = 200  # number of first objects that determine the shape
 FROM_TEXTS = 0.8  # minimum share of values found in their texts; a lower share can be chance
-
-
-def stored_spans(spans: Spans, value: Any) -> Iterator[StoredSpan]:
-    """Yields the spans of one object. value: the value at their path."""
-    for key, item in entries(rows_of_columns(value) if spans.columns else value):
-        label = key if spans.label == KEY else at(item, spans.label)
-        surface = item if spans.surface == VALUE else at(item, spans.surface) if spans.surface else None
-        surface = surface if isinstance(surface, str) else None
-        if spans.pieces:
-            pieces = at(item, spans.pieces)
-            yield StoredSpan(*ends_of(pieces), label, surface, is_continuous(pieces))
-        elif not spans.start:
-            yield StoredSpan(None, None, label, surface)
-        else:
-            start = at(item, spans.start)
-            start = spans.default_start if start is MISSING and spans.default_start is not None else start
-            end = at(item, spans.length or spans.end)
-            if spans.length and type(start) is int and type(end) is int:
-                end += start
-            yield StoredSpan(start, end, label, surface)
-
-
-def is_complete(span: StoredSpan, by_offsets: bool) -> bool:
-    """Whether a span has a label, and its offsets or surface. by_offsets: whether offsets are stored."""
-    is_located = span.has_place() if by_offsets else bool(span.surface)
-    return is_located and isinstance(span.label, str) and bool(span.label)
-
-
-def entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yields (key, span) from a dict of spans or of lists of spans. The key is "" for a list of spans."""
-    if isinstance(value, list):
-        yield from (("", item) for item in value)
-    for key, items in value.items() if isinstance(value, dict) else ():
-        is_span = not isinstance(items, list) or (items and type(items[0]) is int)
-        yield from ((key, item) for item in ([items] if is_span else items))
-
-
-def rows_of_columns(columns: Any) -> Any:
-    """Converts {"start": […], "end": […], …} to [{"start", "end", …}]; returns [MISSING] for other values."""
-    are_lists = isinstance(columns, dict) and columns and all(isinstance(each, list) for each in columns.values())
-    if not are_lists or len({len(column) for column in columns.values()}) > 1:
-        return [MISSING]
-    return [dict(zip(columns, row)) for row in zip(*columns.values())]
-
-
-def ends_of(pieces: Any) -> tuple[Any, Any]:
-    """Returns the first start and the last end of positions [0, 1, 2] or ranges [[0, 4], [6, 9]]."""
-    first, last = (pieces[0], pieces[-1]) if isinstance(pieces, list) and pieces else (MISSING, MISSING)
-    return at(first, "0") if isinstance(first, list) else first, at(last, "1") if isinstance(last, list) else last
-
-
-def is_continuous(pieces: Any) -> bool:
-    """Whether positions or ranges are contiguous."""
-    if not isinstance(pieces, list) or not pieces:
-        return True
-    ranges = pieces if isinstance(pieces[0], list) else [[place, place + 1] for place in pieces if type(place) is int]
-    return all(after[0] == before[1] for before, after in pairwise(ranges))
-
-
-def is_surface(tokens: Sequence[str], surface: str) -> bool:
-    """Whether tokens equal a surface, ignoring whitespace."""
-    return "".join("".join(tokens).split()) == "".join(surface.split())
-
-
-class SpanTask(NamedTuple):
-    """A task whose labels are spans. inclusive: whether the ends are inclusive. is_sure: whether this is certain."""
-
-    name: str
-    path: str
-    inclusive: bool
-    is_sure: bool = True
 
 
 @dataclass
@@ -102,6 +31,7 @@ class Reading:
     path: str | Path
     shape: Shape
     spans: list[SpanTask] = field(default_factory=list)
+    relations: RelationTask | None = None
     convert: Convert | None = None  # from the shape's `find`
     tasks: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)  # {message: number of skipped items}
@@ -122,6 +52,9 @@ class Reading:
         if isinstance(found.get("tokens"), list) if shape.tokens else isinstance(found.get("text"), str):
             for task in self.spans:
                 found[task.name] = self.read_spans(task, at(values, task.path), found, where)
+            if self.relations:
+                text, words = found.get("text", ""), found["tokens"] if shape.tokens else None
+                found |= self.relations.read(values, text, words, where, self.counts)
         return values | found
 
     def read_spans(self, task: SpanTask, stored: Any, found: Values, where: str) -> list[Any] | None:
@@ -153,21 +86,14 @@ class Reading:
                 result.append({"start": start, "end": end, "label": span.label, "text": span.surface})
         return result
 
+    @property
+    def relation_tasks(self) -> list[str]:
+        """The tasks that the relations give."""
+        return [*["entities"] * self.relations.typed, self.relations.name] if self.relations else []
+
     def report(self) -> None:
         for message, number in self.counts.items():
             note(f"{self.path}: {number:,} {message}")
-
-
-def check_tokens(span: StoredSpan, tokens: list[str], inclusive: bool, where: str) -> None:
-    """Raises UserError if a span is outside the tokens or has a wrong surface. span: with an exclusive end."""
-    start, end, label, surface, _ = span
-    end_type = f"with its end {'inclusive' if inclusive else 'exclusive'} (--span_end overrides)"
-    source = f"{where}: the span {start} to {end - inclusive} of {shown(label)}"
-    if not 0 <= start < end <= len(tokens):
-        raise UserError(f"{source} is empty or outside the {len(tokens)} tokens, {end_type}")
-    if surface and not is_surface(tokens[start:end], surface):
-        called = f"is {shown(' '.join(tokens[start:end]))}, but the data gives {shown(surface)}"
-        raise UserError(f"{source} {called}, {end_type}")
 
 
 # ---- which shape ---------------------------------------------------------------------------------------------------
@@ -191,6 +117,7 @@ def find_reading(path: str | Path, objects: Sequence[Values], options: ReadOptio
         ]
     for reading in readings if not options.labelled else ():
         reading.spans.clear()
+        reading.relations = None
     if options.shape != "auto" and not readings:
         raise UserError(f"{path}: the first {len(rows)} objects do not fit --shape {options.shape!r}")
     most = max((reading.weight for reading in readings), default=0)
@@ -218,6 +145,8 @@ def settle(reading: Reading, row: Values, options: ReadOptions) -> None:
     reading.counts.clear()
     selected, shape = split_names(options.label_column), reading.shape
     reading.spans = [task for task in reading.spans if not selected or task.name in selected]
+    if selected and not {*selected} & {*reading.relation_tasks}:
+        reading.relations = None
     if doubtful := [task.name for task in reading.spans if not task.is_sure]:
         problem = "could have inclusive or exclusive ends (no span has one token or reaches the last token)"
         advice = "add --span_end inclusive or --span_end exclusive"
@@ -254,15 +183,23 @@ def fitting(
         return None
     if shape.tokens and not all(are_tokens(at(row, shape.tokens)) for row in rows):
         return None
-    return with_spans(reading, shape.spans, rows, options) if shape.spans and needs_spans else reading
+    if not (shape.spans or shape.relations) or not needs_spans:
+        return reading
+    if shape.spans:
+        add_spans(reading, shape.spans, rows, options)
+    if shape.relations:
+        add_relations(reading, shape.relations, rows, options)
+        if not (reading.relations or shape.relations.may_lack):
+            return None
+    return reading if reading.spans or reading.relations else None
 
 
 def are_tokens(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(token, str) for token in value)
 
 
-def with_spans(reading: Reading, spans: Spans, rows: Sequence[Values], options: ReadOptions) -> Reading | None:
-    """Adds the tasks whose values are spans of this form. Returns the Reading, or None if there are no such tasks."""
+def add_spans(reading: Reading, spans: Spans, rows: Sequence[Values], options: ReadOptions) -> None:
+    """Adds the tasks whose values are spans of this form."""
     for path in dict.fromkeys([*spans.path.split("|"), *split_names(options.label_column)]):
         matches = spans_in(spans, rows, path)
         if not matches or task_of(path) in (reading.shape.text, reading.shape.tokens):
@@ -278,7 +215,21 @@ def with_spans(reading: Reading, spans: Spans, rows: Sequence[Values], options: 
             has_surface = bool(spans.surface) and any(span.surface for span, _ in matches)
             named = [spans.start or spans.surface, spans.start and spans.end, spans.label, spans.pieces, has_surface]
             reading.weight += sum(map(bool, named))
-    return reading if reading.spans else None
+
+
+def add_relations(reading: Reading, form: Relations, rows: Sequence[Values], options: ReadOptions) -> None:
+    """Adds the task whose values are relations of this form, and calls the only task of spans `entities`."""
+    selected = split_names(options.label_column)
+    reading.relations = task = relation_task(reading.shape, rows, reading.spans, options)
+    if task is None:
+        return
+    if len(reading.spans) == 1 and reading.spans[0].name not in selected:
+        reading.tasks.remove(reading.spans[0].name)
+        reading.spans[0] = reading.spans[0]._replace(name="entities")
+        reading.tasks.append("entities")
+    reading.tasks += reading.relation_tasks
+    has_places = isinstance(task.form.subject, Spans) and bool(task.form.subject.start)
+    reading.weight += 3 + has_places + bool(form.refer)
 
 
 def spans_in(spans: Spans, rows: Sequence[Values], path: str) -> list[tuple[StoredSpan, Values]]:

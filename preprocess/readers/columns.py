@@ -21,20 +21,25 @@ from preprocess.readers.options import ReadOptions, split_names
 NUMBER_NAMES = "score rating stars similarity".split()  # labels if no column is in LABEL_NAMES
 # Labels if no column is in NUMBER_NAMES either; the first match is used
 OTHER_LABEL_NAMES = "sentiment emotion topic polarity 情感 情感标签 情感倾向 情感极性 情绪 分类 类型 意图 实体".split()
-OTHER_LABEL_NAMES += "评分 星级 得分 打分 分数 相似度 gold_label is_duplicate".split()
+OTHER_LABEL_NAMES += "relations 评分 星级 得分 打分 分数 相似度 gold_label is_duplicate".split()
 # Used only if all values are names of parts
 PART_COLUMNS = "split partition set subset dataset part data_split 划分 数据集".split()
 # Unsupported tasks, and sets of keys that identify their data
 OTHER_TASKS: dict[str, list[set[str]]] = {
     "questions with answers in a text (as in SQuAD)": [{"paragraphs"}, {"qas"}, {"question", "context", "answers"}],
-    "relations between two entities": [
+    "relations between two given entities": [
         {"head", "tail", "relation"},
         {"h", "t", "relation"},
         {"subj", "obj", "relation"},
         {"subj_start", "obj_start", "relation"},
+    ],
+    "relations between entities with several mentions (as in DocRED)": [{"vertexSet"}],
+    "relations in an unknown form, or in no row": [
         {"relationMentions"},
-        {"sentText", "relationMentions"},
-        {"vertexSet"},
+        {"spo_list"},
+        {"triples"},
+        {"triple_list"},
+        {"relation_list"},
     ],
     "events with triggers and arguments": [
         {"event_list"},
@@ -43,7 +48,6 @@ OTHER_TASKS: dict[str, list[set[str]]] = {
         {"golden-event-mentions"},
         {"event_type", "trigger"},
     ],
-    "triples of subject, predicate and object": [{"spo_list"}, {"triples"}, {"triple_list"}],
     "texts and their summaries or translations": [
         {"article", "highlights"},
         {"document", "summary"},
@@ -52,9 +56,12 @@ OTHER_TASKS: dict[str, list[set[str]]] = {
     ],
 }
 # How to convert data of unsupported tasks
+TRIPLES = 'write each as {"subject": {"start": …, "end": …}, "predicate": …, "object": {…}} in a list under `relations`'
 HELP = {
-    "relations between two entities": "mark the two entities in the text, <e1>…</e1> and <e2>…</e2>, and make the "
-    "relation its label (docs/cookbook/relation.md)",
+    "relations between two given entities": "mark the two entities in the text, <e1>…</e1> and <e2>…</e2>, and make "
+    "the relation its label (docs/cookbook/relation.md)",
+    "relations between entities with several mentions (as in DocRED)": f"choose a mention of each, and {TRIPLES}",
+    "relations in an unknown form, or in no row": TRIPLES,
     "events with triggers and arguments": "triggers can be read as spans: "
     'convert each to {"start": …, "end": …, "label": its type} in a list under `entities`',
     "questions with answers in a text (as in SQuAD)": "answers can be read as spans of a text: "
@@ -163,7 +170,7 @@ def refuse_other_tasks(head: Head, options: ReadOptions) -> None:
         return
     for task, identifying in OTHER_TASKS.items():
         if any(keys <= names for keys in identifying):
-            kinds = "classification, multilabel, regression, tagging and spans"
+            kinds = "classification, multilabel, regression, tagging, spans and relations"
             advice = "a column with one label per text can be read with --label_column NAME"
             advice += f"; {HELP[task]}" if task in HELP else ""
             raise UserError(f"{head.path}: contains {task}, but the supported tasks are {kinds}; {advice}")

@@ -9,12 +9,14 @@ from typing import Any
 from engine.errors import UserError
 from engine.task.signs import LABEL_NAMES, alike
 from preprocess.example import abbreviate
+from preprocess.labels.spans import is_spans
 from preprocess.readers.by_shape import Reading, find_reading
 from preprocess.readers.columns import YES, are_joined_intents
 from preprocess.readers.layouts import with_keys
 from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.paths import MISSING, Convert, Values, at, is_at, key_of, task_of
 from preprocess.readers.selection import JOINED, join_texts
+from preprocess.readers.shapes import LISTS
 
 HEAD = 200  # number of first objects whose keys are considered
 BY_NAME = "text_column text_pair_column label_column group_column extra_columns keep_columns split_column".split()
@@ -31,6 +33,7 @@ class Conversion:
     from_lists: Callable[[Any, str], Any] | None = None  # the first step, for rows that are lists
     steps: list[Convert] = field(default_factory=list)
     reading: Reading | None = None
+    empty: list[str] = field(default_factory=list)  # keys of lists of relations that are empty in all first objects
 
     @classmethod
     def of(
@@ -49,11 +52,19 @@ class Conversion:
                 pairs = [(where, step(values, where)) for where, values in pairs]
         if conversion.reading:
             conversion.reading.counts.clear()
+        if options.labelled and not split_names(options.label_column):
+            rows = [each for each in values[:HEAD] if isinstance(each, dict)]
+            lists = {key: [each.get(key) for each in rows] for key in LISTS.split("|") if key not in conversion.known}
+            conversion.empty = [key for key, cells in lists.items() if [] in cells and not any(cells)]
         return conversion
 
     def __call__(self, values: Any, where: str) -> Any:
         if self.from_lists and isinstance(values, dict | list):
             values = self.from_lists(values, where)
+        for key in self.empty if isinstance(values, dict) else ():
+            if values.get(key):
+                problem = f"has {key}, but the first rows have none, so they would not be read"
+                raise UserError(f"{where}: {problem}; move rows with {key} to the start of the file")
         for step in self.steps if isinstance(values, dict) else ():
             values = step(values, where)
         return values
@@ -153,7 +164,9 @@ def shape_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None
         return None
     shape, first = reading.shape, rows[:HEAD]
     used = {key_of(path, first[0]) for path in (shape.text, shape.tokens, *shape.labels) if path}
-    used |= {task.name for task in reading.spans}
+    used |= {task.name for task in reading.spans} | {task_of(task.path) for task in reading.spans}
+    if reading.relations:  # lists of entities without types
+        used |= {name for name in LABEL_NAMES if any(is_spans(values.get(name)) for values in first)}
     other_labels = [name for name in LABEL_NAMES if any(name in values for values in first) and name not in used]
     conversion.known = [*dict.fromkeys([*reading.tasks, *other_labels])] if conversion.options.labelled else ()
     conversion.reading = reading

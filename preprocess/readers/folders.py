@@ -2,17 +2,18 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from preprocess.example import PART_NAMES, Example, abbreviate, shown
+from preprocess.example import PART_NAMES, Example, abbreviate, part_of_name, shown
 from preprocess.readers.archives import note
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import MAX_CHARACTERS, encoding_of_all, is_utf8, named_rows, read_whole
 
 UNLABELLED = ("unsup", "unlabeled", "unlabelled")  # folders of texts without a class
+RELATION = re.compile(r"(\S+)\s+\S+?:(\S+)\s+\S+?:(\S+)")
 TEXT_BOUND = re.compile(r"(\S+) (\d+ \d+(?:;\d+ \d+)*)")
 
 
@@ -58,30 +59,61 @@ def read_classes(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def read_brat(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """Reads a BRAT folder: NAME.txt, and NAME.ann with its entities ("T1<tab>TYPE START END<tab>SURFACE")."""
+    """Reads a BRAT folder: NAME.txt, and NAME.ann with its entities ("T1<tab>TYPE START END<tab>SURFACE") and relations
+    ("R1<tab>PREDICATE Arg1:T1 Arg2:T2"). If no file has relations, there is no such task."""
     ignored, discontinuous = Counter[str](), list[str]()
     texts = text_files(path)
     annotations = {file for file in path.iterdir() if file.suffix == ".ann"}
     if without_text := sorted({file.stem for file in annotations} - {file.stem for file in texts}):
         raise UserError(f"{path}/{without_text[0]}.ann: {without_text[0]}.txt is missing")
+    files = annotations if options.labelled else set()
+    parts = [folder for folder in path.parent.iterdir() if folder.is_dir() and part_of_name(folder)]
+    of_all = [file for folder in (parts if path in parts else [path]) for file in sorted(folder.glob("*.ann"))]
+    related = any(row.startswith("R") for file in of_all if files for _, row in named_rows(file, options.encoding))
     for file in texts:
         text, annotation = read_whole(file, options.encoding), file.with_suffix(".ann")
-        spans: list[Any] = []
-        is_read = options.labelled and annotation in annotations
+        is_read = annotation in files
+        entities: dict[str, list[Any] | None] = {}
+        linked: list[tuple[str, str]] = []
         for where, row in named_rows(annotation, options.encoding) if is_read else ():
-            if not row.startswith("T"):
-                ignored[row[0]] += 1
-            elif span := text_bound(row, text, where):
-                spans.append(span)
+            if row.startswith("T"):
+                entities[row.split("\t")[0]] = span = text_bound(row, text, where)
+                discontinuous += [] if span else [where.removeprefix(f"{path}/")]
+            elif row.startswith("R"):
+                linked.append((where, row))
             else:
-                discontinuous.append(where.removeprefix(f"{path}/"))
-        yield {"_where": f"{file}", "id": file.stem, "text": text, "entities": spans if is_read else None}
+                ignored[row[0]] += 1
+        relations = [relation for where, row in linked if (relation := relation_line(row, entities, where, ignored))]
+        labels: dict[str, Any] = {"entities": [span for span in entities.values() if span] if is_read else None}
+        labels |= {"relations": relations if is_read else None} if related else {}
+        yield {"_where": f"{file}", "id": file.stem, "text": text, **labels}
     if discontinuous:
         note(f"{path}: dropped {len(discontinuous)} discontinuous entities: {abbreviate(discontinuous, 3)}")
-    names = {"R": "relations", "E": "events", "A": "attributes", "M": "attributes", "#": "notes", "N": "references"}
+    names = {"R": "relations of events or discontinuous entities", "E": "events", "A": "attributes", "M": "attributes"}
+    names |= {"#": "notes", "N": "references"}
     if ignored:
         counts = {names.get(sign, f"{sign} lines"): number for sign, number in ignored.items()}
         note(f"{path}: ignored {', '.join(f'{number} {name}' for name, number in counts.items())}")
+
+
+def relation_line(
+    row: str, entities: Mapping[str, list[Any] | None], where: str, ignored: Counter[str]
+) -> dict[str, Any] | None:
+    """Returns the relation in a line of BRAT, from its first argument to the second. Returns None, and counts it, if an
+    argument is an event or a discontinuous entity. entities: {id: span, or None if it is discontinuous}"""
+    cells = row.split("\t")
+    match = RELATION.fullmatch(cells[1].strip()) if len(cells) > 1 else None
+    if match is None:
+        raise UserError(f"{where}: expected PREDICATE Arg1:T1 Arg2:T2, found {row[:80]!r}")
+    predicate, *ends = match.groups()
+    if unknown := [end for end in ends if end.startswith("T") and end not in entities]:
+        raise UserError(f"{where}: the relation {predicate!r} refers to {unknown[0]}, which does not exist")
+    spans = [entities.get(end) for end in ends]
+    if None in spans:
+        ignored["R"] += 1
+        return None
+    subject, obj = ({"start": span[0], "end": span[1]} for span in spans if span)
+    return {"subject": subject, "predicate": predicate, "object": obj}
 
 
 def text_bound(row: str, text: str, where: str) -> list[Any] | None:

@@ -12,7 +12,8 @@ from preprocess.labels.spans import StoredSpan, from_utf16
 from preprocess.readers.archives import note
 from preprocess.readers.options import ReadOptions
 
-KINDS = ("choices", "several choices", "spans", "number")  # supported results
+KINDS = ("choices", "several choices", "spans", "number", "relations")  # supported results
+RELATIONS = "relations"  # the label key of relations, which have no control
 
 
 class Result(NamedTuple):
@@ -21,6 +22,7 @@ class Result(NamedTuple):
     control: str
     kind: str
     values: list[Any]
+    id: str = ""
 
 
 def is_label_studio(item: object, labelled: bool) -> bool:
@@ -47,8 +49,8 @@ def tasks_to_objects(
 ) -> tuple[Iterator[tuple[str, Any]], list[str]]:
     """Returns ((source, object) of each task, the label keys).
 
-    Choices become a class, or a set of classes if any text has several. Labels become spans; ratings and numbers become
-    numbers.
+    Choices become a class, or a set of classes if any text has several. Labels become spans, with relations between
+    them; ratings and numbers become numbers.
 
     items: yields (source, task). Called twice, because the first pass determines the kinds of labels.
     """
@@ -63,7 +65,7 @@ def tasks_to_objects(
 
     for where, item in tasks():
         num_repeated += len(used_annotations(item)) > 1
-        for control, kind, values in results_of(item, where):
+        for control, kind, values, _ in results_of(item, where):
             if kind not in KINDS:
                 ignored[kind] += 1
             elif kinds.get(control) != "several choices":
@@ -100,7 +102,13 @@ def read_result(result: dict[str, Any]) -> Result:
         return Result(control, "choices", ["/".join(path) for path in value["taxonomy"]])
     if kind == "labels":
         offsets = value["start"], value["end"]
-        return Result(control, "spans", [StoredSpan(*offsets, label, value.get("text")) for label in value["labels"]])
+        spans = [StoredSpan(*offsets, label, value.get("text")) for label in value["labels"]]
+        return Result(control, "spans", spans, str(result.get("id", "")))
+    if kind == "relation" and result.get("labels"):
+        ends = [str(result["from_id"]), str(result["to_id"])]
+        pairs = {"right": [ends], "left": [ends[::-1]], "bi": [ends, ends[::-1]]}[result.get("direction", "right")]
+        triples = [(subject, label, obj) for label in result["labels"] for subject, obj in pairs]
+        return Result(RELATIONS, "relations", triples)
     if kind in ("rating", "number"):
         return Result(control, "number", [float(value[kind])])
     return Result(control, kind, [])
@@ -118,16 +126,34 @@ def task_to_object(item: dict[str, Any], kinds: dict[str, str], where: str, text
         data["text"] = data.pop(texts[0])
         texts = ["text"]
     annotated = bool(used_annotations(item))
-    labels: dict[str, Any] = {name: [] if kind == "spans" and annotated else None for name, kind in kinds.items()}
-    for name, kind, values in results_of(item, where):
+    lists = ("spans", "relations") if annotated else ()
+    labels: dict[str, Any] = {name: [] if kind in lists else None for name, kind in kinds.items()}
+    regions: dict[str, dict[str, Any]] = {}
+    results = results_of(item, where)
+    for name, kind, values, region in results:
         if kind == "spans":
-            labels[name] += [span_in_text(data[texts[0]] if texts else "", span) for span in values]
+            labels[name] += (spans := [span_in_text(data[texts[0]] if texts else "", span) for span in values])
+            regions |= {region: spans[0]} if spans else {}
         elif kind == "choices" and kinds[name] == "several choices":
             labels[name] = [*(labels[name] or []), *values]
-        elif kind in kinds.get(name, ""):
+        elif kind in kinds.get(name, "") and kind != "relations":
             labels[name] = values[0] if values else None
+    if RELATIONS in kinds and annotated:
+        labels[RELATIONS] = relations_between(regions, results, where)
     number = {"id": item["id"]} if "id" in item else {}
     return data | number | {key_of(name): label for name, label in labels.items()}
+
+
+def relations_between(regions: dict[str, dict[str, Any]], results: list[Result], where: str) -> list[dict[str, Any]]:
+    """Returns the relations of an annotation. regions: {id: span}"""
+    relations = []
+    triples = [triple for result in results if result.kind == "relations" for triple in result.values]
+    for subject, predicate, obj in triples:
+        if unknown := [end for end in (subject, obj) if end not in regions]:
+            raise UserError(f"{where}: a relation refers to the region {unknown[0]!r}, which is not a labelled span")
+        ends = [{key: regions[end][key] for key in ("start", "end", "text")} for end in (subject, obj)]
+        relations.append({"subject": ends[0], "predicate": predicate, "object": ends[1]})
+    return relations
 
 
 def span_in_text(text: str, span: StoredSpan) -> dict[str, Any]:

@@ -231,13 +231,22 @@ def string_key(objects: Sequence[Values], names: Sequence[str]) -> str | None:
 
 
 def sentences_of(values: Values, where: str, labelled: bool) -> Iterator[tuple[str, Values]]:
-    """Yields (source, object) for each sentence of a DyGIE document."""
-    start = 0
-    for number, tokens in enumerate(values["sentences"], 1):
-        source, spans = f"{where}, sentence {number}", values["ner"][number - 1] if labelled else []
-        if any(not isinstance(s, list) or len(s) < 3 or {type(s[0]), type(s[1])} != {int} for s in spans):
-            raise UserError(f"{source}: a span of 'ner' is not [first token, last token, label]")
-        yield source, {"tokens": tokens, "ner": [[first - start, last - start, of] for first, last, of, *_ in spans]}
+    """Yields (source, object) for each sentence of a DyGIE document, whose token numbers count from the start of the
+    document: two per span, four per relation, followed by the label."""
+    start, sentences = 0, values["sentences"]
+    keys = {"ner": 2, "relations": 4} if isinstance(values.get("relations"), list) else {"ner": 2}
+    for number, tokens in enumerate(sentences, 1):
+        source, found = f"{where}, sentence {number}", {key: list[Any]() for key in keys}
+        for key, size in keys.items() if labelled else ():
+            of_sentence: Any = values[key][number - 1] if len(values[key]) == len(sentences) else None
+            items: list[Any] = of_sentence if isinstance(of_sentence, list) else [of_sentence]
+            for item in items:
+                is_item = isinstance(item, list) and len(item) > size and {*map(type, item[:size])} == {int}
+                if not is_item:
+                    form = {2: "[first token, last token, label]", 4: "[first and last token, twice, label]"}[size]
+                    raise UserError(f"{source}: a span of {key!r} is not {form}")
+                found[key].append([*(place - start for place in item[:size]), item[size]])
+        yield source, {"tokens": tokens, **found}
         start += len(tokens)
 
 

@@ -5,40 +5,43 @@ data has the surfaces of the spans, or if spans cut words.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import regex
-
 from engine.errors import UserError
-from engine.task.text import HAN
 from preprocess.example import RESERVED, Example, shown
-from preprocess.labels.spans import StoredSpan, fields_of, fields_of_dict, from_utf16
+from preprocess.labels.relations import ENDS, is_relation, is_relations
+from preprocess.labels.spans import StoredSpan, fields_of, fields_of_dict, from_utf16, is_cut
 from preprocess.readers.options import ReadOptions
 
-SPACED = regex.compile(
-    rf"(?!{HAN})[\p{{L}}\p{{M}}\p{{N}}_](?<![\p{{Hangul}}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}])"
-)
 MAX_KNOWN = 100_000  # maximum number of surfaces in memory
 MIN_CUT = 3  # minimum number of cut words; fewer can be intended
 
 
-def is_cut(text: str, position: int) -> bool:
-    """Whether a position is outside the text, or inside a word of a script with spaces between words."""
-    if not 0 <= position <= len(text):
-        return True
-    return 0 < position < len(text) and bool(SPACED.match(text[position - 1]) and SPACED.match(text[position]))
-
-
 def spans_in(label: Any, where: str) -> list[StoredSpan]:
-    """Returns the spans of a label over characters, or [] for other labels."""
+    """Returns the spans of a label over characters, also subjects and objects of relations, or [] for other labels."""
     if isinstance(label, dict):
         return list(fields_of_dict(label, where))
     if not isinstance(label, list) or not label or not isinstance(label[0], dict | list):
         return []
-    return [span for item in label if (span := fields_of(item)).has_place()]
+    items = [part for item in label for part in (ends_of(item) if is_relation(item) else [item])]
+    return [span for item in items if (span := fields_of(item)).has_place()]
+
+
+def ends_of(relation: Any) -> list[Any]:
+    """Returns the subject and the object of a relation over characters, or [] for one over tokens."""
+    return [relation[end] for end in ENDS] if isinstance(relation, dict) else []
+
+
+def with_ends(relation: Any, convert: Callable[[StoredSpan], dict[str, Any]]) -> Any:
+    """Returns a relation with its ends converted, if they have offsets."""
+    if not is_relation(relation):
+        return relation  # refused later
+    spans = dict(zip(ENDS, map(fields_of, ends_of(relation))))
+    return relation | {end: convert(span) for end, span in spans.items() if span.has_place()}
 
 
 @dataclass
@@ -96,7 +99,11 @@ class Offsets:
         spans = spans_in(example[name], where)
         is_inclusive = self.options.span_end == "inclusive" and isinstance(example[name], list)
         if spans and (is_inclusive or (self.options.offsets == "utf16" and not text.isascii())):
-            example[name] = [self.converted(each, text, where, is_inclusive) for each in spans]
+            convert = partial(self.converted, text=text, where=where, is_inclusive=is_inclusive)
+            is_triple = is_relations(example[name])
+            example[name] = (
+                [with_ends(each, convert) for each in example[name]] if is_triple else [*map(convert, spans)]
+            )
             return
         for start, end, _, surface, _ in spans:
             if surface or end <= start:

@@ -5,7 +5,7 @@ values of the right type. If several shapes fit, the one with the most paths is 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.task.signs import LABEL_NAMES
 from preprocess.readers.inline import find_chunks, find_marked
@@ -40,13 +40,31 @@ class Spans:
 
 
 @dataclass(frozen=True)
+class Relations:
+    """The paths of an object's relations. Paths other than `path` are relative to a relation.
+
+    The subject and the object are mentions, with offsets or the words alone; their label is the type of the entity. Or
+    they are paths (strings) of references to the object's spans: by position or, with `refer`, by that key of a span.
+    """
+
+    path: str  # list of relations
+    predicate: str
+    subject: Spans | str
+    object: Spans | str
+    refer: str = ""
+    none: str = ""  # predicate of pairs without a relation
+    may_lack: bool = False  # whether objects without relations fit too
+
+
+@dataclass(frozen=True)
 class Shape:
     """One kind of JSON object. Paths have the same format as in Spans."""
 
     name: str
     text: str = ""
     tokens: str = ""  # if set, spans count tokens instead of characters
-    spans: Spans | None = None
+    spans: Spans | None = None  # if there are relations, spans are optional, unless relations refer to them
+    relations: Relations | None = None
     labels: tuple[str, ...] = ()  # other labels, optional; the last key is the name of the task
     also: tuple[str, ...] = ()  # other required paths
     find: Callable[[Sequence[Values], ReadOptions], Convert | None] | None = None  # if paths are not sufficient
@@ -67,12 +85,47 @@ TOKEN_START, TOKEN_END = "start|start_token|token_start|begin|span.0|pos.0", "en
 POSITION_START, POSITION_END = "position.0|pos.0|offset.0", "position.1|pos.1|offset.1"
 VALUE_START, VALUE_END = "valueSpan.startIndex|valueSpan.start", "valueSpan.endIndex|valueSpan.end"
 INTENT = ("domain", "intent")
+MENTION = (  # start, end, type and words of a relation's subject or object
+    "{0}.start|{0}.start_offset|{0}.char_span.0|{0}.boundaries.0|{0}.pos.0|{0}_start|{0}_char_span.0|{0}_pos.0",
+    "{0}.end|{0}.end_offset|{0}.char_span.1|{0}.boundaries.1|{0}.pos.1|{0}_end|{0}_char_span.1|{0}_pos.1",
+    "{0}_type.@value|{0}_type|{0}.type|{0}.label",
+    "{0}.text|{0}.name|{0}.surfaceform|{0}",
+)
+
+
+def mention(*names: str) -> Spans:
+    """Returns the paths of a relation's subject or object. names: beginnings of its keys."""
+    start, end, label, surface = (
+        "|".join(path.format(name) for name in names for path in paths.split("|")) for paths in MENTION
+    )
+    return Spans("", start, end, label, surface)
+
+
+def words_at(path: str) -> Spans:
+    return Spans("", "", "", "", path)
+
+
+LISTS = "relations|spo_list|relation_list|triple_list|triples|relation"  # usual keys of relation lists
+PREDICATE = "predicate.surfaceform|predicate|relation|relation_type|type|label"
+SUBJECT = mention("subject", "subj", "sub", "head_span", "head", "h")
+OBJECT = mention("object", "obj", "child_span", "tail", "t")
+FROM, TO = "from_id|head_id|arg1_id|subject_id|source_id", "to_id|tail_id|arg2_id|object_id|target_id"
+REFER = Relations(LISTS, PREDICATE, f"{FROM}|head|from|source|arg1", f"{TO}|tail|to|target|arg2")
+NUMBERS = replace(REFER, may_lack=True)
+PLACES_OF_TOKENS = Relations("relations", "4", Spans("", "0", "1", ""), Spans("", "2", "3", ""), may_lack=True)
 SHAPES = [
-    Shape("SpERT", "", "tokens", Spans(TOKEN_SPANS, label="type", surface="text")),
+    Shape("SpERT", "", "tokens", Spans(TOKEN_SPANS, label="type", surface="text"), NUMBERS),
     Shape("W2NER", "", "sentence|tokens", Spans(TOKEN_SPANS, label="type", pieces="index", inclusive=True)),
     Shape("GLiNER", "", "tokenized_text", Spans("ner", "0", "1", "2", inclusive=True)),
-    Shape("spans of tokens", "", TOKENS, Spans(TOKEN_SPANS, "0", "1", "2", inclusive=None)),
-    Shape("our processed folder", "text", "tokens", Spans(TOKEN_SPANS, "0", "1", "2", inclusive=True), also=("id",)),
+    Shape("spans of tokens", "", TOKENS, Spans(TOKEN_SPANS, "0", "1", "2", inclusive=None), PLACES_OF_TOKENS),
+    Shape(
+        "our processed folder",
+        "text",
+        "tokens",
+        Spans(TOKEN_SPANS, "0", "1", "2", inclusive=True),
+        PLACES_OF_TOKENS,
+        also=("id",),
+    ),
     Shape(
         "spans of tokens as objects",
         tokens=TOKENS,
@@ -84,6 +137,24 @@ SHAPES = [
             "text|name|word|entity|mention|surface",
             inclusive=None,
         ),
+        relations=NUMBERS,
+    ),
+    Shape("relations between spans", TEXT, "", Spans(UNDER, START, END, LABEL, WORDS), REFER),
+    Shape(
+        "relations between spans with ids", TEXT, "", Spans(UNDER, START, END, LABEL, WORDS), replace(REFER, refer="id")
+    ),
+    Shape(
+        "relations of mentions",
+        TEXT,
+        "",
+        Spans(f"{UNDER}", f"{START}|char_span.0|span.0", f"{END}|char_span.1|span.1", LABEL, WORDS),
+        Relations(LISTS, PREDICATE, SUBJECT, OBJECT),
+    ),
+    Shape("triples", TEXT, relations=Relations(LISTS, "1", words_at("0"), words_at("2"))),
+    Shape(
+        "NYT",
+        "sentText",
+        relations=Relations("relationMentions", "label", words_at("em1Text"), words_at("em2Text"), none="None"),
     ),
     Shape("span: [start, end]", TEXT, spans=Spans(UNDER, "span.0", "span.1", LABEL, WORDS)),
     Shape("position: [start, end]", TEXT, spans=Spans(UNDER, POSITION_START, POSITION_END, LABEL, WORDS)),

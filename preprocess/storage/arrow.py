@@ -175,6 +175,7 @@ class Rows(Sequence[Example]):
         self.store, self.form, self.order = store, form, order
         self.own_ids, self.folder, self.step = store.num_ids > 0, store.folder, store.step
         self.fields, self.no_text = getattr(form, "fields", {}), getattr(form, "no_text", False)
+        self.entities: dict[str, str] = getattr(form, "entities", {})  # {relations task: task with types of entities}
 
     def __len__(self) -> int:
         return len(self.order)

@@ -67,6 +67,31 @@ class Example(NamedTuple):
         return [(self.places[a][0], self.places[b - 1][1], kind) for a, b, kind in self.entities]
 
     @property
+    def token_spans(self):
+        return [(a, b - 1, kind) for a, b, kind in self.entities]
+
+    @property
+    def triples(self):
+        """(numbers of the subject and object among the entities, predicate)"""
+        kinds = [kind for _, _, kind in self.entities]
+        pairs = [(n, n + 1) if n % 2 else (n + 1, n) for n in range(len(kinds) - 1)]
+        return [(a, b, f"{kinds[a]}-{kinds[b]}") for a, b in pairs] + [(a, b, "is_near") for a, b in pairs[:1]]
+
+    @property
+    def relations(self):
+        """(start, end of the subject, start, end of the object, predicate)"""
+        return sorted((*self.spans[a][:2], *self.spans[b][:2], name) for a, b, name in self.triples)
+
+    @property
+    def token_relations(self):
+        return sorted((*self.token_spans[a][:2], *self.token_spans[b][:2], name) for a, b, name in self.triples)
+
+    @property
+    def joined(self):
+        """The spans that relations join."""
+        return sorted({self.spans[n] for *ends, _ in self.triples for n in ends})
+
+    @property
     def people(self):
         return [tag if tag.endswith("PER") else "O" for tag in self.tags]
 
@@ -506,7 +531,8 @@ def brat(examples, noise):
     for example in examples:
         found = [f"T{n}\t{c} {a} {b}\t{example.text[a:b]}" for n, (a, b, c) in enumerate(example.spans, 1)]
         if not example.number:
-            found += ["R1\tknows Arg1:T1 Arg2:T2", "T9\tX 0 1;2 3\ta b", "#1\tAnnotatorNotes T1\tsure?"]
+            found += ["T9\tX 0 1;2 3\ta b", "R8\tknows Arg1:T9 Arg2:T1", "#1\tAnnotatorNotes T1\tsure?"]
+        found += [f"R{n}\t{name} Arg1:T{a + 1} Arg2:T{b + 1}\t" for n, (a, b, name) in enumerate(example.triples, 20)]
         files[f"{example.part}/{example.number:03}.txt"] = example.text
         files[f"{example.part}/{example.number:03}.ann"] = noise.join(found) if found else ""
     return files
@@ -577,6 +603,69 @@ def cluener(example):
     return {"text": example.text, "label": found}
 
 
+def mention(example, number):
+    """An entity as the subject or object of a relation, as in predictions."""
+    a, b, _ = example.spans[number]
+    return {"text": example.text[a:b], "start": a, "end": b}
+
+
+def words_of(e, n):
+    return e.text[slice(*e.spans[n][:2])]
+
+
+def duie(e):
+    """Triples of words. Those called `is_near` are a slot of a complex object whose value is empty."""
+    found = []
+    for a, b, name in e.triples:
+        predicate, _, slot = name.partition("_")
+        slots = {"@value": "" if slot else words_of(e, b), slot or "inWork": words_of(e, b) if slot else ""}
+        types = {"subject_type": e.spans[a][2], "object_type": dict.fromkeys(slots, e.spans[b][2])}
+        found.append({"predicate": predicate, "subject": words_of(e, a), "object": slots, **types})
+    return {"text": e.text, "spo_list": found}
+
+
+def tplinker(e):
+    part = lambda n, key, words: {words: words_of(e, n), key: [*e.spans[n][:2]]}  # noqa: E731
+    return {
+        "id": str(e.number),
+        "text": e.text,
+        "relation_list": [
+            {"predicate": name, "subj_tok_span": [7, 9], "obj_tok_span": [7, 9]}
+            | part(a, "subj_char_span", "subject")
+            | part(b, "obj_char_span", "object")
+            for a, b, name in e.triples
+        ],
+        "entity_list": [{"type": kind} | part(n, "char_span", "text") for n, (_, _, kind) in enumerate(e.spans)],
+    }
+
+
+def doccano(e):
+    """Entities with numbers of their own, and relations between them."""
+    entities = [keyed("start_offset", "end_offset")(*span) | {"id": 70 - n} for n, span in enumerate(e.spans)]
+    relations = [{"id": n, "from_id": 70 - a, "to_id": 70 - b, "type": c} for n, (a, b, c) in enumerate(e.triples)]
+    return {"id": e.number, "text": e.text, "Comments": [], "entities": entities, "relations": relations}
+
+
+def prodigy(e):
+    span = lambda n: keyed()(*e.spans[n]) | {"token_start": 0, "token_end": 0}  # noqa: E731
+    return {
+        "text": e.text, "tokens": [{"text": "x", "start": 0, "end": 1}], "spans": [keyed()(*each) for each in e.spans],
+        "relations": [{"head": 3, "child": 5, "label": name, "head_span": span(a), "child_span": span(b)}
+                      for a, b, name in e.triples],
+    }  # fmt: skip
+
+
+def rebel(e):
+    part = lambda n: {"uri": "Q1", "boundaries": [*e.spans[n][:2]], "surfaceform": words_of(e, n)}  # noqa: E731
+    return {
+        "docid": "7", "text": e.text, "entities": [part(n) for n in range(len(e.spans))],
+        "triples": [
+            {"subject": part(a), "predicate": {"uri": "P1", "boundaries": None, "surfaceform": name}, "object": part(b)}
+            for a, b, name in e.triples
+        ],
+    }  # fmt: skip
+
+
 def units(text, place):
     """A place in a text as a browser counts it: an emoji is two."""
     return len(text[:place].encode("utf-16-le")) // 2
@@ -605,6 +694,16 @@ def studio(results, **more):
     return objects(record(id="number", data=lambda e: {"text": e.text}, annotations=results), wrap=take, **more)
 
 
+def linked_regions(e):
+    """Entities with ids, and relations between them, some of which are drawn from right to left."""
+    found = [region | {"id": f"r{n}"} for n, region in enumerate(regions_of(e.text, e.spans)[0]["result"][:-1])]
+    for a, b, name in e.triples:
+        ends = (a, b, "right") if a % 2 else (b, a, "left")
+        ends = {"from_id": f"r{ends[0]}", "to_id": f"r{ends[1]}", "direction": ends[2]}
+        found.append({"type": "relation", "labels": [name], **ends})
+    return [{"result": found}]
+
+
 def take(rows, examples):
     return rows
 
@@ -619,6 +718,14 @@ def per(of, value, wrap=lambda found: found):
         return wrap(found)
 
     return make
+
+
+def dygie_of(examples):
+    (found,), start = dygie(examples), 0
+    for n, e in enumerate(examples):
+        found["relations"][n] = [[*(start + place for place in places), name] for *places, name in e.token_relations]
+        start += len(e.tokens)
+    return [found]
 
 
 def dygie(examples):
@@ -1221,12 +1328,56 @@ def intents_and_slots():
 
 def spans_of_json():
     entities = {"entities": "spans"}
+    related = {"entities": "spans", "relations": "relations"}
     return {
         "doccano 1": text(objects(record(text="text", labels="spans")), labels="spans"),
         "doccano 2": text(jsonl(record(id="number", text="text", label="spans")), label="spans"),
         "doccano with relations": text(
             jsonl(chars("entities", keyed("start_offset", "end_offset"), relations=lambda e: [])), **entities
         ),
+        "relations of DuIE": text(
+            jsonl(duie), entities="joined", relations="relations", change=without(unclear),
+        ),
+        "relations of TPLinker": text(objects(tplinker), **related),
+        "relations of doccano": text(jsonl(doccano), **related),
+        "relations of Prodigy": text(jsonl(prodigy), **related),
+        "relations of REBEL": text(jsonl(rebel), relations="relations"),
+        "relations of numbered spans": text(
+            jsonl(chars("entities", keyed(), relations=lambda e: [
+                {"head": a, "tail": b, "type": name} for a, b, name in e.triples])), **related,
+        ),
+        "relations as lists of words": text(
+            jsonl(record(text="text", triple_list=lambda e: [
+                [words_of(e, a), name, words_of(e, b)] for a, b, name in e.triples])),
+            relations="relations", change=without(unclear),
+        ),
+        "relations as predicted": text(
+            jsonl(record(text="text", relations=lambda e: [
+                {"subject": mention(e, a), "predicate": name, "object": mention(e, b), "probability": 0.5}
+                for a, b, name in e.triples])), relations="relations",
+        ),
+        "relations in cells": text(
+            table(record(text="text", relations=lambda e: json.dumps([
+                {"subject": mention(e, a), "predicate": name, "object": mention(e, b)} for a, b, name in e.triples]))),
+            relations="relations",
+        ),
+        "relations of NYT": text(
+            objects(lambda e: {"sentText": e.text, "entityMentions": [], "relationMentions": [
+                {"em1Text": words_of(e, a), "em2Text": words_of(e, b), "label": label}
+                for a, b, name in e.triples for label in (name, "None")]}),
+            relations="relations", change=without(unclear),
+        ),
+        "relations of SpERT": in_words(
+            objects(tokens("entities", OF_TOKENS, relations=lambda e: [
+                {"type": name, "head": a, "tail": b} for a, b, name in e.triples])),
+            entities="token_spans", relations="token_relations",
+        ),
+        "relations in our processed folder": text(
+            objects(record(id=lambda e: str(e.number), text="text", tokens="tokens", entities="token_spans",
+                           relations="token_relations")), **related,
+        ),
+        "relations of DyGIE": in_words(document(dygie_of), entities="token_spans", relations="token_relations"),
+        "relations of Label Studio": text(studio(linked_regions), ner="spans", relations="relations"),
         "Prodigy": text(
             jsonl(chars("spans", keyed(), tokens=lambda e: [{"text": "x", "start": 0, "end": 1}],
                         answer=lambda e: "accept")), spans="spans",
@@ -1316,7 +1467,7 @@ def spans_of_json():
                 [a, b - 1, c] for a, b, c in e.entities])), spans="spans",
         ),
         "DyGIE": in_words(document(dygie), ner="tags"),
-        "BRAT": text(brat, of="text part", **entities),
+        "BRAT": text(brat, of="text part", **related),
         "Label Studio, choices": text(studio(lambda e: [choices(e.label)]), mood="label"),
         "Label Studio, several annotations": text(
             studio(lambda e: [choices("x", cancelled=True), choices(e.label), choices("y")]), mood="label"
@@ -1452,6 +1603,11 @@ def occurs_again(text, surface, kind, seen):
     return text.find(surface) != text.rfind(surface)
 
 
+def unclear(text, surface, kind, seen):
+    """Whether the words of an entity do not show where it is."""
+    return occurs_again(text, surface, kind, seen) or surface != surface.strip()
+
+
 def is_second(text, surface, kind, seen):
     return kind in seen
 
@@ -1484,6 +1640,7 @@ SHAPES |= {
     if name not in ("BRAT", "zip of folders of classes")
 }
 TYPES = {"label": "classification", "digit": "classification", "score": "regression"}
+TYPES |= dict.fromkeys(("relations", "token_relations"), "relations") | {"token_spans": "spans", "joined": "spans"}
 TYPES |= dict.fromkeys(("topics", "topics_or_none", "labels"), "multilabel")
 
 

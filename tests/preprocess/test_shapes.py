@@ -46,6 +46,7 @@ from shapes import (
 from config import Config
 from data_process import DataConfig, prepare, process
 from engine.errors import UserError
+from engine.task.task import PLACES
 from engine.task.words import place_tokens
 from main import main
 from preprocess.readers import objects, raw_files, tables, token_rows
@@ -64,8 +65,12 @@ def as_given(row, keys, kinds):
     result = {key: row[key] for key in keys}
     for name, kind in kinds.items():
         result[name] = row[name]
+        places = place_tokens(row["text"], row["tokens"]) if "text" in keys and "tokens" in row else []
+        if kind in PLACES and "text" in keys:
+            result[name] = [
+                [places[place][n % 2] for n, place in enumerate(item)] + [label] for *item, label in row[name]
+            ]
         if kind == "tagging" and "text" in keys:
-            places = place_tokens(row["text"], row["tokens"])
             assert all(row["text"][start:end] == token for (start, end), token in zip(places, row["tokens"]))
             found = get_entities(row[name])
             result[name] = [[places[first][0], places[last][1], label] for label, first, last in found]
@@ -215,7 +220,14 @@ def test_texts_to_predict_on_come_in_these_shapes_too(tmp_path):
             "a folder per class, in parts, GB18030",
             ["skipped, because their texts have no class: unsup", "read as GB18030"],
         ),
-        ("BRAT", ["dropped 1 discontinuous entities", "000.ann, row 4", "1 relations, 1 notes"]),
+        (
+            "BRAT",
+            [
+                "dropped 1 discontinuous entities",
+                "000.ann, row 4",
+                "1 relations of events or discontinuous entities, 1 notes",
+            ],
+        ),
         (
             "Label Studio, several annotations",
             ["24 texts have several annotations; using the first that was not cancelled"],
@@ -309,15 +321,19 @@ REFUSED = {  # name: (files, what the one line says, options)
     ),
     "relations": (
         {"a.jsonl": lines([{"text": "a b", "head": "a", "tail": "b", "relation": "x"}])},
-        ["relations between two entities", "--label_column"],
+        ["relations between two given entities", "--label_column"],
         {},
     ),
     "relations in a table": (
         {"a.csv": "sentence,head,tail,relation\na b,a,b,x\n"},
-        ["relations between two entities", "--label_column"],
+        ["relations between two given entities", "--label_column"],
         {},
     ),
-    "triples": ({"a.json": lines([{"text": "a", "spo_list": []}] * 2)}, ["triples of subject"], {}),
+    "triples": (
+        {"a.json": lines([{"text": "a", "spo_list": []}] * 2)},
+        ["relations in an unknown form, or in no row", "under `relations`"],
+        {},
+    ),
     "bytes in a table": ({"a.csv": b"text,label\n\x00\x01\xff\xfe\x80,x\n"}, ["--encoding"], {}),
     "a row of no word/pos": ({"a.txt": "我/r 爱/v\n好 人/n\n"}, ["row 2", "found '好'"], {"format": "word_tags"}),
     "CoNLL-U of nine columns": ({"a.conllu": "1\t" + "\t".join("abcdefgh") + "\n"}, ["row 1", "ten columns"], {}),

@@ -1,0 +1,85 @@
+"""Checks of relations: which types of entities a predicate joins, and relations of an entity with itself."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+from preprocess.checks.base import Check, Context, Parts, Tasks
+from preprocess.example import Example, abbreviate
+from preprocess.labels.statistics import LabelStatistics
+from preprocess.preview import shown_relation
+from preprocess.storage.facts import Facts, FirstRows, Note, Sample
+
+Joined = tuple[str, str, str]  # (predicate, type of the subject, type of the object)
+USUAL = 100  # of so many relations of a predicate, a single pair of types is suspicious
+
+
+class RelationFacts(Facts):
+    """Statistics of the relations of one task."""
+
+    def __init__(self) -> None:
+        self.parts: set[str] = set()  # parts with at least one relation
+        self.reflexive = Sample()
+        self.outside = Sample()
+        self.joined: Counter[Joined] = Counter()
+        self.first: dict[Joined, FirstRows] = defaultdict(FirstRows)
+
+    def look(self, part: str, e: Example, name: str, entities: str) -> None:
+        """Adds the relations of an example. entities: the task with the types of subjects and objects, or ""."""
+        types: dict[tuple[int, int], list[str]] = defaultdict(list)
+        for first, last, kind in (e[entities] or ()) if entities else ():
+            types[first, last].append(kind)
+        for item in e[name]:
+            row = f"{e['_where']}: {shown_relation(item, e['tokens'])}"
+            subject, obj = tuple(item[:2]), tuple(item[2:4])
+            self.parts.add(part)
+            if subject == obj:
+                self.reflexive.add(row)
+            if entities and e[entities] is not None and not {subject, obj} <= types.keys():
+                self.outside.add(row)
+            for pair in product(types.get(subject, ()), types.get(obj, ())):
+                self.joined[(item[4], *pair)] += 1
+                self.first[(item[4], *pair)].setdefault("", row)
+
+
+class Relations(Check):
+    def __init__(self, context: Context) -> None:
+        self.tasks = {name: RelationFacts() for name, kind in context.kinds.items() if kind == "relations"}
+
+    def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
+        for name, facts in self.tasks.items():
+            for e in examples:
+                if e[name]:
+                    facts.look(part, e, name, context.entities.get(name, ""))
+
+    def lines(self) -> Iterator[str]:
+        for name, facts in self.tasks.items():
+            for predicate, counts in by_predicate(facts.joined).items():
+                pairs = abbreviate((f"{one} → {other} {n:,}" for (one, other), n in counts.most_common()), 4)
+                yield f"task {name}: {predicate} joins {pairs}"
+
+    def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
+        for name, facts in self.tasks.items():
+            advice = "check which mention was meant"
+            yield Note(f"{name}: the subject and the object are the same words", facts.reflexive, advice)
+            finding = f"{name}: subjects or objects that are no entity of {tasks[name].entities!r}"
+            yield Note(finding, facts.outside, "add them to the entities; their types cannot be predicted right")
+            rare = Sample()
+            for predicate, counts in by_predicate(facts.joined).items():
+                (usual, number), *others = counts.most_common()
+                for pair, count in others if number >= USUAL else ():
+                    if count == 1:
+                        usually = f"{' → '.join(pair)} once, otherwise {' → '.join(usual)}"
+                        rare.add(f"{facts.first[(predicate, *pair)]['']}, {usually}")
+            advice = "check the row; the predicate, its direction or a type is probably wrong"
+            yield Note(f"{name}: types that a predicate joins only once", rare, advice)
+            rows = [f"{parts[part][0]['_where']}: {part}" for part in parts if part not in facts.parts]
+            yield Note(f"{name}: parts without any relation", rows, "the F1 of such a part is always 0")
+
+
+def by_predicate(joined: Counter[Joined]) -> dict[str, Counter[tuple[str, str]]]:
+    """Returns {predicate: {(type of the subject, type of the object): count}}."""
+    found: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
+    for predicate, one, other in sorted(joined):
+        found[predicate][one, other] = joined[predicate, one, other]
+    return found

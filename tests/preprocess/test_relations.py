@@ -1,0 +1,449 @@
+"""Relations: each form is read exactly, from the file to the tokens of the processed folder, or refused in one line."""
+
+import json
+from collections import Counter
+from itertools import product
+
+import pytest
+from conftest import read_json
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_json_shapes import write
+
+from data_process import DataConfig, prepare, process
+from engine.errors import UserError
+from preprocess.labels.relations import closest, places_of
+from preprocess.preview import shown_relation
+
+TOWNS = ["Oslo", "Bergen", "Lima", "Quito", "Graz"]
+LIVES = []  # (text, name, town)
+for _n in range(20):
+    _name, _town = f"{['Ida', 'Omar', 'Ruth', 'Ivan'][_n % 4]} Berg", TOWNS[_n % 5]
+    LIVES.append((f"{_name} lives in {_town} .", _name, _town))
+
+
+def read(folder, rows, name="a.jsonl", **options):
+    """({text: row}, tasks, {note: its rows}) of what is written for a file"""
+    path = write(folder / "raw", rows, name)
+    parts, tasks, notes = prepare(DataConfig(input=str(path), output_dir="unused", **options))
+    found = {row["text"] if "text" in row else " ".join(row["tokens"]): row for each in parts.values() for row in each}
+    return found, tasks, {note.what: list(note.rows) for note in notes if note.rows}
+
+
+def with_lives(row, form):
+    """A row, and enough others to split: form(text, name, town)"""
+    return [row, *(form(*each) for each in LIVES)]
+
+
+def words(text, name, town):
+    """A row with a triple of words."""
+    return {"text": text, "spo_list": [{"subject": name, "predicate": "lives", "object": town}]}
+
+
+def triple(subject, predicate, obj):
+    return {"subject": subject, "predicate": predicate, "object": obj}
+
+
+def shown(row):
+    return [shown_relation(item, row["tokens"]) for item in row["relations"]]
+
+
+# ---- mentions without offsets ----------------------------------------------------------------------------------------
+
+
+def test_of_several_places_the_closest_two_are_taken_and_reported(tmp_path):
+    text = "Oslo is too far , Ida Berg lives in Oslo and Omar in Oslo"
+    found, _, notes = read(tmp_path, with_lives(words(text, "Ida Berg", "Oslo"), words))
+    assert found[text]["relations"] == [[5, 6, 9, 9, "lives"]]
+    assert notes == {
+        "relations: ambiguous mentions, which occur several times": [
+            f"{tmp_path}/raw/a.jsonl, row 1: Ida Berg —lives→ Oslo"
+        ]
+    }
+
+
+def test_a_mention_that_does_not_occur_loses_its_relation_only(tmp_path):
+    text = "Ida Berg lives in Oslo"
+    row = {"text": text, "spo_list": [triple("Ida Berg", "lives", "Oslo"), triple("Ida Berg", "lives", "Rome")]}
+    found, _, notes = read(tmp_path, with_lives(row, words))
+    assert shown(found[text]) == ["Ida Berg —lives→ Oslo"]
+    assert notes["relations: mentions that do not occur in the text"] == [
+        f"{tmp_path}/raw/a.jsonl, row 1: Ida Berg —lives→ Rome"
+    ]
+
+
+def test_whole_words_come_first_and_chinese_needs_none():
+    assert places_of("art", "party art smart art.") == [(6, 9), (16, 19)]
+    assert places_of("art", "party") == [(1, 4)]
+    assert places_of("北京", "在北京大学，北京") == [(1, 3), (6, 8)]
+    assert places_of("aa", "aaa") == [(0, 2), (1, 3)]
+    assert places_of(" Ida ", "Ida") == [(0, 3)]
+    assert places_of("", "Ida") == places_of(None, "Ida") == places_of("Ida", "") == []
+
+
+def test_a_place_inside_the_other_mention_is_the_last_choice(tmp_path):
+    text = "北京大学在北京"
+    rows = [{"text": text, "spo_list": [triple("北京大学", "位于", "北京")]}]
+    pairs = [*product("甲乙丙", "沪穗")] * 2
+    rows += [{"text": f"{name}在{town}住", "spo_list": [triple(name, "住", town)]} for name, town in pairs]
+    found, tasks, _ = read(tmp_path, rows)
+    assert found[text]["relations"] == [[0, 3, 5, 6, "位于"]] and tasks["relations"].unit == "character"
+    rows[0] = {"text": "北京大学很大", "spo_list": [triple("北京大学", "位于", "北京")]}
+    assert read(tmp_path, rows)[0]["北京大学很大"]["relations"] == [[0, 3, 0, 1, "位于"]]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sets(st.integers(0, 25), min_size=1, max_size=8), st.integers(1, 4),
+    st.sets(st.integers(0, 25), min_size=1, max_size=8), st.integers(1, 4),
+)  # fmt: skip
+def test_the_closest_pair_is_that_of_all_pairs(firsts, size, seconds, other_size):
+    one = sorted((start, start + size) for start in firsts)
+    other = sorted((start, start + other_size) for start in seconds)
+
+    def between(pair):
+        (a, b), (c, d) = pair
+        inside = len({*range(a, b)} & {*range(c, d)})
+        return bool(inside), 0 if inside else max(c - b, a - d), *pair
+
+    assert closest(one, other) == min(product(one, other), key=between)
+
+
+def test_texts_without_most_of_their_mentions_are_refused_unless_accepted(tmp_path):
+    rows = [words(text, name, town if n % 3 else "Rome") for n, (text, name, town) in enumerate(LIVES)]
+    refusal = r"row 1: mentions of 7 of 20 relations do not occur .*Ida Berg —lives→ Rome.*--accept mentions"
+    with pytest.raises(UserError, match=refusal):
+        read(tmp_path, rows)
+    found, _, notes = read(tmp_path, rows, accept="mentions")
+    assert sum(map(len, map(shown, found.values()))) == 13
+    assert len(notes["relations: mentions that do not occur in the text"]) == 7
+
+
+# ---- offsets ---------------------------------------------------------------------------------------------------------
+
+
+def ends(text, *surfaces, unit=lambda text: len(text), last=0, keep=False):
+    """The offsets of words in a text, as objects."""
+    starts = [unit(text[: text.index(surface)]) for surface in surfaces]
+    return [
+        {"start": start, "end": start + unit(surface) - last} | ({"text": surface} if keep else {})
+        for start, surface in zip(starts, surfaces)
+    ]
+
+
+def utf16(text):
+    return len(text.encode("utf-16-le")) // 2
+
+
+def test_offsets_in_utf16_and_inclusive_ends_are_converted(tmp_path):
+    def form(emoji, **how):
+        def row(text, name, town):
+            return {"text": (new := emoji + text), "relations": [triple(*pair(ends(new, name, town, **how)))]}
+
+        return row
+
+    pair = lambda two: (two[0], "lives", two[1])  # noqa: E731
+    rows = [form("🚀🚀 ", unit=utf16)(*each) for each in LIVES]
+    with pytest.raises(UserError, match="--offsets utf16"):
+        read(tmp_path, rows)
+    found, _, _ = read(tmp_path, rows, offsets="utf16")
+    assert {text: shown(row) for text, row in found.items()} == {
+        f"🚀🚀 {text}": [f"{name} —lives→ {town}"] for text, name, town in LIVES
+    }
+    with pytest.raises(UserError, match="add --offsets utf16"):
+        read(tmp_path, [form("🚀🚀 ", unit=utf16, keep=True)(*each) for each in LIVES])
+    rows = [form("", last=1)(*each) for each in LIVES]
+    with pytest.raises(UserError, match="--span_end inclusive"):
+        read(tmp_path, rows)
+    found, _, _ = read(tmp_path, rows, span_end="inclusive")
+    assert {text: shown(row) for text, row in found.items()} == {t: [f"{n} —lives→ {o}"] for t, n, o in LIVES}
+    with pytest.raises(UserError, match="no offsets, which --span_end inclusive requires"):
+        read(tmp_path, [words(*each) for each in LIVES], span_end="inclusive")
+
+
+def test_nested_entities_and_one_entity_in_several_relations(tmp_path):
+    text = "Bank of Oslo pays Ida Berg"
+    entities = [(0, 12, "org"), (8, 12, "place"), (18, 26, "who"), (18, 21, "first name")]
+    triples = [(0, 1, "based in"), (2, 0, "works for"), (0, 2, "pays"), (0, 2, "knows"), (3, 3, "is")]
+    row = {
+        "text": text,
+        "entities": [{"id": n, "label": c, "start_offset": a, "end_offset": b} for n, (a, b, c) in enumerate(entities)],
+        "relations": [{"id": 0, "from_id": a, "to_id": b, "type": name} for a, b, name in triples],
+    }
+    found, tasks, _ = read(tmp_path, [row] * 10, dev_ratio=0.2)
+    assert (tasks["entities"].kind, tasks["relations"].kind) == ("spans", "relations")
+    assert tasks["relations"].entities == "entities" and not tasks["entities"].entities
+    assert found[text]["tokens"] == text.split()
+    assert found[text]["entities"] == [[0, 2, "org"], [2, 2, "place"], [4, 4, "first name"], [4, 5, "who"]]
+    relations = [[0, 2, 2, 2, "based in"], [4, 5, 0, 2, "works for"], [0, 2, 4, 5, "pays"], [0, 2, 4, 5, "knows"]]
+    assert found[text]["relations"] == sorted([*relations, [4, 4, 4, 4, "is"]])
+
+
+def test_words_are_split_where_a_subject_or_an_object_ends(tmp_path):
+    text = "Ida's uncle-in-law"
+    found, _, notes = read(tmp_path, with_lives({"text": text, "spo_list": [triple("uncle", "of", "Ida")]}, words))
+    assert found[text]["tokens"] == ["Ida", "'s", "uncle", "-in-law"]
+    assert found[text]["relations"] == [[2, 2, 0, 0, "of"]]
+    assert "relations: spans start or end inside a word" in notes
+
+
+# ---- which tasks -----------------------------------------------------------------------------------------------------
+
+
+def test_types_of_mentions_become_entities_and_names_choose_tasks(tmp_path):
+    rows = [
+        {"text": text, "spo_list": [triple(name, "lives", town) | {"subject_type": "who", "object_type": "where"}]}
+        for text, name, town in LIVES
+    ]
+    rows.append({"text": "it is late", "spo_list": []})
+    found, tasks, _ = read(tmp_path, rows)
+    assert list(tasks) == ["entities", "relations"] and tasks["relations"].entities == "entities"
+    assert found["it is late"]["relations"] == found["it is late"]["entities"] == []
+    assert found[LIVES[0][0]]["entities"] == [[0, 1, "who"], [4, 4, "where"]]
+    _, tasks, _ = read(tmp_path, rows, label_column="relations")
+    assert list(tasks) == ["relations"] and not tasks["relations"].entities
+    found, tasks, _ = read(tmp_path, rows, label_column="entities")
+    assert list(tasks) == ["entities"] and tasks["entities"].kind == "tagging"
+    _, tasks, _ = read(tmp_path, rows, label_column="spo_list")
+    assert list(tasks) == ["spo_list"] and tasks["spo_list"].kind == "relations"
+    _, tasks, _ = read(tmp_path, rows, label_type="entities=tagging")
+    assert (tasks["entities"].kind, tasks["relations"].entities) == ("tagging", "")
+    _, tasks, _ = read(tmp_path, [words(*each) for each in LIVES], label_type="relations=relations")
+    assert list(tasks) == ["relations"]
+
+
+def test_a_text_without_a_list_is_unlabelled_and_one_with_an_empty_list_has_none(tmp_path):
+    rows = [words(*each) | {"label": "x" if n % 2 else "y"} for n, each in enumerate(LIVES)]
+    rows += [{"text": "not read", "spo_list": None, "label": "x"}, {"text": "empty", "spo_list": [], "label": "y"}]
+    found, tasks, _ = read(tmp_path, rows)
+    assert [found[text]["relations"] for text in ("not read", "empty")] == [None, []]
+    assert {name: task.kind for name, task in tasks.items()} == {"relations": "relations", "label": "classification"}
+
+
+def test_other_labels_and_lists_that_are_empty_at_first(tmp_path):
+    who = {"id": 7, "label": "who", "start_offset": 0}
+    rows = [{"text": t, "entities": [who | {"end_offset": len(n)}], "relations": []} for t, n, _ in LIVES] * 15
+    _, tasks, _ = read(tmp_path, rows)
+    assert list(tasks) == ["entities"]
+    rows.append(rows[0] | {"relations": [{"id": 1, "from_id": 7, "to_id": 7, "type": "is"}]})
+    with pytest.raises(UserError, match=r"row 301: has relations, but the first rows have none"):
+        read(tmp_path, rows)
+    assert list(read(tmp_path, rows, label_column="entities")[1]) == ["entities"]
+
+
+def test_the_processed_folder_and_predictions_are_read_back(tmp_path):
+    rows = [words(*each) for each in LIVES] + [{"text": "it is late", "spo_list": []}]
+    process(DataConfig(input=str(write(tmp_path / "raw", rows, "a.jsonl")), output_dir=str(tmp_path / "first")))
+    (tmp_path / "first/labels.json").rename(tmp_path / "labels.json")
+    process(DataConfig(input=str(tmp_path / "first"), output_dir=str(tmp_path / "again")))
+    assert read_json(tmp_path / "again/labels.json") == read_json(tmp_path / "labels.json")
+    for part in ("train", "dev", "test"):
+        first, again = ([*map(json.loads, (tmp_path / f"{name}/{part}.jsonl").open())] for name in ("first", "again"))
+        assert first == again and first
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+def of_tokens(**relation):
+    entities = [{"type": "who", "start": 0, "end": 2}, {"type": "where", "start": 4, "end": 5}]
+    return {"tokens": "Ida Berg lives in Oslo".split(), "entities": entities, "relations": [relation]}
+
+
+GOOD = of_tokens(type="lives", head=0, tail=1)
+PLACED = {"text": LIVES[0][0], "relations": [triple({"start": 0, "end": 8}, "lives", {"start": 18, "end": 22})]}
+TRIPLE = {"text": "a b", "triple_list": [["a", "p", "b"]]}
+OURS = {"id": "0", "text": "a b", "tokens": ["a", "b"], "relations": [[0, 0, 1, 1, "p"]]}
+REFUSED = {  # name: (a row after others of its form, one of them, words of the message)
+    "no such entity": (of_tokens(type="lives", head=0, tail=2), GOOD, "a span with the number 2, which does not exist"),
+    "no predicate": (of_tokens(head=0, tail=1), GOOD, "needs a predicate, a subject and an object"),
+    "an empty predicate": (of_tokens(type=" ", head=0, tail=1), GOOD, "needs a predicate"),
+    "a number as predicate": (of_tokens(type=3, head=0, tail=1), GOOD, "needs a predicate"),
+    "no list": ({**GOOD, "relations": "lives"}, GOOD, "needs a predicate"),
+    "outside the text": (
+        {"text": "Ida", "relations": PLACED["relations"]},
+        PLACED,
+        "the span 0 to 8 of 'lives' is outside the text of 3 characters",
+    ),
+    "other words": (
+        PLACED | {"relations": [triple({"start": 0, "end": 8, "text": "Ann"}, "x", {"start": 9, "end": 14})]},
+        PLACED,
+        "is 'Ida Berg', but the data gives 'Ann'",
+    ),
+    "half a triple": (TRIPLE | {"triple_list": [["a", "b"]]}, TRIPLE, "needs a predicate"),
+    "tokens that are not there": (OURS | {"relations": [[0, 0, 1, 2, "p"]]}, OURS, "outside the 2 tokens"),
+    "a list of numbers": (OURS | {"relations": [[0, 0, 1, 1]]}, OURS, "needs a predicate"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_wrong_is_one_line_with_its_row(name, tmp_path):
+    bad, good, message = REFUSED[name]
+    with pytest.raises(UserError) as caught:
+        read(tmp_path, [good] * 250 + [bad])
+    assert "row 251: " in str(caught.value) and message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_documents_of_several_mentions_are_refused_with_a_conversion(tmp_path):
+    rows = [{"text": "a", "title": "a", "sents": [["a"]], "vertexSet": [[]]}] * 3
+    with pytest.raises(UserError, match=r"several mentions \(as in DocRED.*choose a mention of each"):
+        read(tmp_path, rows)
+
+
+# ---- BRAT and Label Studio -------------------------------------------------------------------------------------------
+
+
+def brat(folder, name, text, lines):
+    (folder / f"{name}.txt").parent.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+    (folder / f"{name}.ann").write_text("\n".join(lines), encoding="utf-8")
+
+
+LINES = ["T1\tPER 2 10\tIda Berg", "T2\tLOC 20 24\tOslo", "T3\tLife 11 16\tlives"]
+
+
+def test_brat_relations_of_a_folder_of_parts(tmp_path):
+    text = "😀 Ida Berg lives in Oslo"
+    for n in range(8):
+        brat(tmp_path / "raw/train", f"{n}", text, [*LINES, "R1\tLives Arg1:T1 Arg2:T2\t", "E1\tLife:T3 Who:T1"])
+    brat(tmp_path / "raw/dev", "a", f"{text} .", LINES)  # nobody lives anywhere in dev
+    parts, tasks, _ = prepare(DataConfig(input=str(tmp_path / "raw"), output_dir="unused"))
+    assert parts["train"][0]["relations"] == [[1, 2, 5, 5, "Lives"]] and parts["dev"][0]["relations"] == []
+    assert parts["train"][0]["entities"] == [[1, 2, "PER"], [3, 3, "Life"], [5, 5, "LOC"]]
+    assert tasks["relations"].labels == ("Lives",)
+    for line, message in (
+        ("R1\tLives Arg1:T1", "expected PREDICATE Arg1:T1 Arg2:T2"),
+        ("R1\tLives Arg1:T1 Arg2:T9", "refers to T9, which does not exist"),
+    ):
+        brat(tmp_path / "raw/train", "bad", text, [*LINES, line])
+        with pytest.raises(UserError, match=rf"bad.ann, row 4: .*{message}"):
+            prepare(DataConfig(input=str(tmp_path / "raw"), output_dir="unused"))
+
+
+def studio(text, results):
+    return {"id": 1, "data": {"text": text}, "annotations": [{"result": results}]}
+
+
+def region(name, start, end, label="PER"):
+    return {"id": name, "type": "labels", "from_name": "ner", "value": {"start": start, "end": end, "labels": [label]}}
+
+
+def link(direction, *labels, to="b"):
+    return {"type": "relation", "from_id": "a", "to_id": to, "direction": direction, "labels": [*labels]}
+
+
+def test_the_direction_of_label_studio(tmp_path, capsys):
+    text, regions = "Ida Berg met Omar", [region("a", 0, 8), region("b", 13, 17)]
+    rows = [
+        studio(f"{text} {n}", [*regions, link(direction, "met", *more)])
+        for n, (direction, more) in enumerate([("right", ()), ("left", ()), ("bi", ()), ("right", ("knows",))] * 4)
+    ]
+    rows += [studio(f"{text} x", [*regions, link("right")]), studio(f"{text} y", [])]
+    found, tasks, _ = read(tmp_path, rows, "a.json")
+    there, back = [0, 1, 3, 3, "met"], [3, 3, 0, 1, "met"]
+    assert found[f"{text} 0"]["relations"] == [there] and found[f"{text} 1"]["relations"] == [back]
+    assert found[f"{text} 2"]["relations"] == [there, back]
+    assert found[f"{text} 3"]["relations"] == [[0, 1, 3, 3, "knows"], there]
+    assert found[f"{text} x"]["relations"] == found[f"{text} y"]["relations"] == []
+    assert "ignored relation (1)" in capsys.readouterr().out
+    assert tasks["relations"].entities == "ner" and tasks["ner"].kind == "spans"
+    for bad, message in ((link("up", "met"), "KeyError"), (link("right", "met", to="c"), "refers to the region 'c'")):
+        with pytest.raises(UserError, match=rf"item 1: .*{message}"):
+            read(tmp_path, [studio(text, [*regions, bad])] * 3, "a.json")
+
+
+# ---- checks, preview, parts ------------------------------------------------------------------------------------------
+
+
+def typed(text, name, town, kinds=("who", "where"), predicate="lives"):
+    row = {"tokens": text.split(), "entities": [], "relations": [{"type": predicate, "head": 0, "tail": 1}]}
+    for surface, kind in zip((name, town), kinds):
+        start = text.split().index(surface.split()[0])
+        row["entities"].append({"type": kind, "start": start, "end": start + len(surface.split())})
+    return row
+
+
+def processed(tmp_path, rows, **options):
+    source = write(tmp_path / "raw", rows, "a.jsonl")
+    process(DataConfig(input=str(source), output_dir=str(tmp_path / "data"), **options))
+    parts = {path.stem: [json.loads(line) for line in path.open()] for path in (tmp_path / "data").rglob("*.jsonl")}
+    return parts, {note["what"]: note for note in read_json(tmp_path / "data/checks.json")}
+
+
+def test_the_summary_lists_what_predicates_join_and_notes_name_the_odd_ones(tmp_path, capsys):
+    rows = [typed(f"{text} {n}", name, town) for n in range(6) for text, name, town in LIVES]
+    rows.append(typed("Oslo has Ida Berg", "Oslo", "Ida Berg", ("where", "who")))
+    rows.append(typed("Ida is Ida", "Ida", "Ida") | {"relations": [{"type": "is", "head": 0, "tail": 0}]})
+    _, notes = processed(tmp_path, rows)
+    printed = capsys.readouterr().out
+    assert "task relations: lives joins who → where 120, where → who 1" in printed
+    assert "-> relations: Ida Berg —lives→ " in printed
+    odd = notes["relations: types that a predicate joins only once"]
+    assert odd["rows"][0].endswith("row 121: Oslo —lives→ Ida Berg, where → who once, otherwise who → where")
+    same = notes["relations: the subject and the object are the same words"]
+    assert same["count"] == 1 and same["rows"][0].endswith("row 122: Ida —is→ Ida")
+    process(DataConfig(input=str(tmp_path / "data"), check=True))  # labels.json knows the task with the types
+    assert "task relations: lives joins who → where 120, where → who 1" in capsys.readouterr().out
+
+
+def test_ends_that_are_no_entity_and_parts_without_relations_are_reported(tmp_path):
+    rows = [{"id": str(n), "text": t, "tokens": t.split(), "split": "train" if n < 15 else "dev",
+             "entities": [[0, 1, "who"]] + [[4, 4, "where"]] * (n > 0),
+             "relations": [[0, 1, 4, 4, "lives"]] * (n < 15)} for n, (t, _, _) in enumerate(LIVES)]  # fmt: skip
+    _, notes = processed(tmp_path, rows)
+    outside = notes["relations: subjects or objects that are no entity of 'entities'"]
+    assert outside["count"] == 1 and outside["rows"][0].endswith("row 1: Ida Berg —lives→ Oslo")
+    assert notes["relations: parts without any relation"]["count"] == 1
+
+
+def test_repeated_relations_count_once_and_are_reported(tmp_path):
+    row = words(*LIVES[0])
+    found, _, notes = read(tmp_path, [row | {"spo_list": row["spo_list"] * 2}, *(words(*each) for each in LIVES[1:])])
+    assert found[LIVES[0][0]]["relations"] == [[0, 1, 4, 4, "lives"]]
+    assert notes["relations: repeated relations"] == [f"{tmp_path}/raw/a.jsonl, row 1: Ida Berg —lives→ Oslo"]
+
+
+MANY = [typed(f"{text} {n}", *ends, predicate=f"p{n % 3}") for n in range(6) for text, *ends in LIVES]
+MANY += [{"tokens": ["nothing", str(n)], "entities": [], "relations": []} for n in range(12)]
+RARE = typed("Ida Berg left Lima today", "Ida Berg", "Lima", predicate="rare")
+
+
+def test_shots_are_texts_per_predicate(tmp_path):
+    parts, _ = processed(tmp_path, MANY, shots="relations=4", test_ratio=0)
+    predicates = [item[-1] for row in parts["train"] for item in row["relations"]]
+    assert Counter(predicates) == {"p0": 4, "p1": 4, "p2": 4} and len(parts["train"]) == 12
+    assert read_json(tmp_path / "data/labels.json")["relations"]["counts"] == [4, 4, 4]
+
+
+def test_dev_and_test_have_each_predicate_in_proportion(tmp_path):
+    rows = MANY + [RARE | {"tokens": [*RARE["tokens"], str(n)]} for n in range(10)]
+    parts, _ = processed(tmp_path, rows)
+    counts = {part: json.dumps(rows).count('"rare"') for part, rows in parts.items()}
+    assert counts == {"train": 8, "dev": 1, "test": 1}
+
+
+def test_groups_folds_and_kept_columns_pass_through(tmp_path):
+    rows = [row | {"source": f"s{n % 7}"} for n, row in enumerate(MANY)]
+    process(DataConfig(input=str(write(tmp_path / "raw", rows, "a.jsonl")), output_dir=str(tmp_path / "data"),
+                       group_column="source", keep_columns="source", n_splits=3, test_ratio=0))  # fmt: skip
+    seen = []
+    for fold in range(3):
+        folder = tmp_path / f"data/fold_{fold}"
+        train, dev = ([*map(json.loads, (folder / f"{part}.jsonl").open())] for part in ("train", "dev"))
+        assert not {row["kept"]["source"] for row in train} & {row["kept"]["source"] for row in dev}
+        assert read_json(folder / "labels.json")["relations"]["entities"] == "entities"
+        seen += [(*row["tokens"], *shown(row)) for row in dev]
+    wanted = [f"{name} —p{n % 3}→ {town}" for n in range(6) for _, name, town in LIVES]
+    assert sorted(each[-1] for each in seen if "—" in each[-1]) == sorted(wanted) and len({*seen}) == len(rows)
+
+
+def test_the_same_text_with_other_relations_is_a_conflict(tmp_path):
+    _, notes = processed(tmp_path, [*MANY, MANY[0] | {"relations": []}])
+    assert "relations: the same text has different labels" in notes
+
+
+def test_a_task_of_a_processed_folder_can_be_left_out(tmp_path):
+    processed(tmp_path, MANY)
+    process(DataConfig(input=str(tmp_path / "data"), output_dir=str(tmp_path / "one"), label_column="relations"))
+    labels = read_json(tmp_path / "one/labels.json")
+    assert list(labels) == ["relations"] and "entities" not in labels["relations"]
