@@ -18,9 +18,7 @@ import torch
 
 from engine.model import span_pointer
 from engine.run.device import to_double
-from engine.task.words import LOWEST_SCORE, SPANS_PER_WORD
-
-SUBJECTS_PER_WORD = 2  # maximum number of subjects, and of objects, per word of a text that are paired
+from engine.task.words import LOWEST_SCORE, SPANS_PER_WORD, SUBJECTS_PER_WORD
 
 Items = tuple[int, ...]  # first and last word of the subject, those of the object, predicate id
 

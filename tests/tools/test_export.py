@@ -40,7 +40,7 @@ from engine.predict.predictions import prepare_inputs
 from engine.run.files import seal, verify
 from engine.task.task import Task
 from engine.task.text import split_text
-from engine.task.words import entities_in
+from engine.task.words import LOWEST_SCORE, SPANS_PER_WORD, entities_in
 from main import build_trainer, load_data, load_trained
 from model_utils import HEADS, ClassificationHead, MyModel
 from preprocess.readers.beside import label_file_of
@@ -53,7 +53,7 @@ pytest.importorskip("onnxscript", reason="pip install -r tools/export/requiremen
 from tools.export import graph
 from tools.export import settings as export_settings
 from tools.export.__main__ import CODE, ExportConfig, export
-from tools.export.predictor import InputError, Predictor, read_rows, viterbi
+from tools.export.predictor import FINDERS, InputError, Predictor, accepted, read_rows, viterbi
 
 WILD = [
     "",
@@ -338,6 +338,32 @@ def test_the_best_path_is_that_of_the_crf():
     ]
     found = viterbi([emissions.numpy(), *masked], mask.numpy())
     np.testing.assert_array_equal(found * mask.numpy(), crf.viterbi(emissions, mask).numpy())
+
+
+@pytest.mark.parametrize("kind", ["spans", "relations"])
+@pytest.mark.parametrize("steps", [1, 1e6])  # of the scores: at 1 nearly all are equal to others
+@pytest.mark.parametrize("threshold, temperature", [(-9.0, 1.0), (0.5, 2.5), (2.0, 1.0), (90.0, 1.0)])
+def test_items_are_found_as_in_torch(kind, steps, threshold, temperature):
+    """Of texts with more items than are kept, and of texts of one word and of none."""
+    head, sizes = HEADS[kind](8, Task(kind, labels=["a", "b", "c"])), [12, 30, 1, 0, 7]
+    head.threshold.fill_(threshold)
+    head.temperature.fill_(temperature)
+    width = {"spans": 30 + 6, "relations": 3 * 30 + 4 + 12}[kind]
+    logits = torch.randn(5, 30, width, generator=torch.Generator().manual_seed(1))
+    logits = (2 * logits * steps).round() / steps
+    mask = torch.arange(30) < torch.tensor(sizes).unsqueeze(1)
+    answers = head.distribution.decode(logits, {"word_mask": mask})
+    items = 0
+    for row, size, *answer in zip(logits.numpy(), sizes, *answers):
+        wanted = head.to_labels(*answer)
+        chances = head.distribution.at_temperature(wanted[1], temperature)
+        lowest = max(LOWEST_SCORE, threshold - 1e-3)
+        found, probabilities = accepted(FINDERS[kind](row, size, lowest), threshold, temperature)
+        assert [[*places, head.task.labels[label]] for *places, label in found] == wanted[0]
+        np.testing.assert_allclose(probabilities, chances, rtol=1e-12)
+        items += len(found)
+        assert threshold > -9 or size < 5 or len(found) >= SPANS_PER_WORD * size  # the limit is reached
+    assert items > 30 or threshold == 90
 
 
 def test_files_are_read_as_main_reads_them(tmp_path):
