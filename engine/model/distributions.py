@@ -5,7 +5,7 @@ Its Applications, 2016), so divergences and distillation losses need only its lo
 Shapes: B texts, W words (1 for labels of whole texts), N statistics per word.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -91,6 +91,12 @@ class Distribution:
     def parts(self, logits: torch.Tensor) -> list[slice]:
         """The parts of a batch to compute with one after another, so that they fit in memory."""
         return [slice(0, len(logits))]
+
+    def teach_parts(self, logits: torch.Tensor, inputs: Inputs, *options: Any) -> Iterator[tuple[Inputs, Any]]:
+        """Yields (inputs of a part of the batch, its result of `teach`)."""
+        for part in self.parts(logits):
+            own = {name: tensor[part] for name, tensor in inputs.items()}
+            yield own, self.teach(logits[part], own, *options)
 
     def by_word(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits -> (B, W, N)."""

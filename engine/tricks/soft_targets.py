@@ -173,11 +173,8 @@ class Teacher:
                 head = model.output_layer.heads[name]
                 scaled = rescale_regression(head, student, logits[name])
                 pairs = student.distribution.wants_pairs
-                answers: list[Answer] = []
-                for part in head.distribution.parts(scaled):
-                    own = {key: tensor[part] for key, tensor in inputs.items()}
-                    stored = head.distribution.teach(scaled[part], own, self.temperature, pairs)
-                    answers += sparse_rows(head, stored, own)
+                parts = head.distribution.teach_parts(scaled, inputs, self.temperature, pairs)
+                answers = [answer for own, stored in parts for answer in sparse_rows(head, stored, own)]
                 for row, answer in zip(batch.rows.tolist(), answers):
                     if head.by_words:
                         first = int(data.columns["first_word"][row])

@@ -24,6 +24,7 @@ from conftest import ROOT, TINY, read_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from relation_rows import add_relations
 from seqeval.metrics.sequence_labeling import get_entities
 from test_families import FAMILIES, save_family
 from test_texts import CASES
@@ -228,7 +229,7 @@ def pairs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chinese(tmp_path_factory):
-    """Chinese characters with nested spans, and tags."""
+    """Chinese characters with nested spans, relations between them, and tags."""
     rng, folder, rows = random.Random(0), tmp_path_factory.mktemp("chinese"), []
     for i in range(120):
         city, other = rng.choice(["北京", "上海", "西安"]), rng.choice(["明天", "今天", "周五"])
@@ -241,6 +242,7 @@ def chinese(tmp_path_factory):
     (folder / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
     options = dict(label_column="places,days", unit="character")
     process(DataConfig(input=str(folder / "rows.jsonl"), output_dir=str(folder / "data"), **options))
+    add_relations(folder / "data", "places")
     return folder / "data"
 
 
@@ -255,11 +257,23 @@ def test_pairs_labels_and_numbers(options, pairs, tiny, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, dict(encoder="bilstm", num_layers=2, use_crf=True, word_pooling="mean")])
-def test_spans_and_tags_of_chinese_characters(options, chinese, tiny, tmp_path):
+def test_spans_relations_and_tags_of_chinese_characters(options, chinese, tiny, tmp_path):
+    """Also with a temperature, and without answers that are less probable than most."""
     shipped = Shipped(tiny(data_path=str(chinese), epochs=8, max_length=16, lr=1e-2, **options), tmp_path / "shipped")
     shipped.require_same("明天去北京大学吧" * 40)
-    rows = shipped.predictor([row["text"] for row in rows_of(chinese / "test.jsonl")])
-    assert any(row["places"] for row in rows)
+    texts = [row["text"] for row in rows_of(chinese / "test.jsonl")]
+    rows = shipped.predictor(texts)
+    assert any(row["places"] for row in rows) and any(row["facts"] for row in rows)
+    chances = sorted(fact["probability"] for row in rows for fact in row["facts"])
+    lowest = chances[len(chances) // 2]
+    kept = Predictor(shipped.folder, 1, abstain_below=f"facts={lowest}")(texts)
+    assert [row["facts"] for row in kept] == [
+        [fact for fact in row["facts"] if fact["probability"] >= lowest] for row in rows
+    ]
+    for name in ("places", "facts"):
+        shipped.trainer.model.output_layer.heads[name].temperature.fill_(1.7)
+        shipped.predictor.tasks[name]["temperature"] = 1.7
+    shipped.require_same()
 
 
 @pytest.mark.slow

@@ -379,6 +379,12 @@ def find_spans(logits: np.ndarray, size: int, lowest: float) -> tuple[np.ndarray
     return best_spans(logits, size, lowest, task_words.SPANS_PER_WORD * size)
 
 
+def best_items(items: np.ndarray, scores: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best `most` items, of equal ones the first, in the order given, and their scores."""
+    best = np.sort(np.argsort(-scores, kind="stable")[:most])
+    return items[best], scores[best]
+
+
 def find_relations(logits: np.ndarray, size: int, lowest: float) -> tuple[np.ndarray, np.ndarray]:
     """The relations (N, 5) of a text of `size` words, first and last word of the subject, those of the object,
     predicate id, and their scores, as in engine/model/relations.py. logits: (W, 3W + 4 + 4P)"""
@@ -388,6 +394,7 @@ def find_relations(logits: np.ndarray, size: int, lowest: float) -> tuple[np.nda
     (subjects, s_scores), (objects, o_scores) = (
         best_spans(side, size, lowest, task_words.SUBJECTS_PER_WORD * size) for side in sides
     )
+    most = task_words.SPANS_PER_WORD * size
     tables = [(*terms_of(table, size), place) for place, table in enumerate((heads, tails))]
     found, scores = [np.zeros((0, 5), np.int64)], [np.zeros(0, np.float32)]
     for subject, score in zip(subjects, s_scores):
@@ -396,11 +403,11 @@ def find_relations(logits: np.ndarray, size: int, lowest: float) -> tuple[np.nda
             one, others = subject[place], objects[:, place]
             by_predicate = np.minimum(by_predicate, pairs[one, others][:, None] + starts[one] + ends[others])
         row, predicate = np.nonzero(by_predicate > lowest)
-        found.append(np.column_stack([np.tile(subject[:2], (len(row), 1)), objects[row, :2], predicate]))
-        scores.append(by_predicate[row, predicate])
-    relations, values = np.concatenate(found), np.concatenate(scores)
-    best = np.sort(np.argsort(-values, kind="stable")[: task_words.SPANS_PER_WORD * size])
-    return relations[best], values[best]
+        items = np.column_stack([np.tile(subject[:2], (len(row), 1)), objects[row, :2], predicate])
+        items, values = best_items(items, by_predicate[row, predicate], most)
+        found.append(items)
+        scores.append(values)
+    return best_items(np.concatenate(found), np.concatenate(scores), most)
 
 
 FINDERS = {"spans": find_spans, "relations": find_relations}  # {head: function}
