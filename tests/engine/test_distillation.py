@@ -106,7 +106,8 @@ def two_teachers(tmp_path_factory):
 
 def log_probabilities(head, logits, size, temperature):
     """Of one text, each a list of log-probabilities over everything that the answer may be: for a label all labels, for
-    several labels, spans or pairs of words each by itself, for tags every path, one by one. logits: those of the text alone."""
+    several labels, spans or pairs of words each by itself, for tags every path, one by one. logits: those of the text
+    alone."""
     kind = type(head).__name__
     scores = logits / temperature
     if kind == "CRFTaggingHead":

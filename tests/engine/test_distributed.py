@@ -191,7 +191,7 @@ def test_a_threshold_is_fitted_on_all_of_dev(command, tmp_path, started):
     """Multilabel, spans and relations: what the heads choose on dev is the same in two processes as in one."""
     rows = [
         {"text": f"{a} {b}", "topics": [t for t, there in (("x", i % 2), ("y", i % 3)) if there], "split": part,
-         "spans": [{"start": 0, "end": len(a), "label": "a"}, {"start": len(a) + 1, "end": len(a + b) + 1, "label": "b"}]}
+         "spans": [{"start": 0, "end": len(a), "label": "a"}, {"start": 6, "end": len(a + b) + 1, "label": "b"}]}
         for part, size in (("train", 40), ("dev", 21), ("test", 9))
         for i in range(size)
         for a, b in [(f"word{i % 5}", f"other{i % 7}")]

@@ -23,8 +23,8 @@ import torch
 from conftest import ROOT, TINY, read_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 from relation_rows import add_relations
+from safetensors.torch import load_file, save_file
 from seqeval.metrics.sequence_labeling import get_entities
 from test_families import FAMILIES, save_family
 from test_texts import CASES
