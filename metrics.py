@@ -81,10 +81,19 @@ def relation_scores(gold: list[list], predicted: list[list]) -> dict[str, float]
     precision, recall, f1: both spans and the predicate must match. relaxed_f1: only the last words of both spans and
     the predicate (the partial match of Wei et al., 2020, arXiv:1909.03227). entities_f1: the subjects and objects.
     """
+    relaxed, entities = ([list(map(view, side)) for side in (gold, predicted)] for view in (relaxed_of, ends_of))
     scores = span_scores(gold, predicted)
-    relaxed = [[[[x[1], x[3], x[4]] for x in label] for label in side] for side in (gold, predicted)]
-    entities = [[[[*x[i : i + 2], ""] for x in label for i in (0, 2)] for label in side] for side in (gold, predicted)]
     return scores | {"relaxed_f1": span_scores(*relaxed)["f1"], "entities_f1": span_scores(*entities)["f1"]}
+
+
+def relaxed_of(relations: Sequence[Any]) -> list[list]:
+    """[last word of the subject, last word of the object, predicate] of each relation of a text."""
+    return [[s_last, o_last, predicate] for _, s_last, _, o_last, predicate in relations]
+
+
+def ends_of(relations: Sequence[Any]) -> list[list]:
+    """[first word, last word, ""] of the subjects and objects of a text."""
+    return [[*relation[i : i + 2], ""] for relation in relations for i in (0, 2)]
 
 
 def typed_relations(relations: Sequence[Any], entities: Sequence[Any]) -> list[list]:

@@ -16,7 +16,16 @@ import tricks
 from engine.model.pooling import mean_of_tokens
 from engine.task.task import IGNORE
 from engine.tricks.trick import Trick
-from model_utils import ClassificationHead, Head, MultilabelHead, MyModel, OutputLayer, RegressionHead, TaggingHead
+from model_utils import (
+    ClassificationHead,
+    Head,
+    MultilabelHead,
+    MyModel,
+    OutputLayer,
+    RegressionHead,
+    RelationHead,
+    TaggingHead,
+)
 from trainer import Trainer
 
 # ---- padding and pooling ---------------------------------------------------------------------------------------------
@@ -1053,3 +1062,93 @@ def shared_layer_without_gradient(replace):
 
 
 assert issubclass(Ordinal, Head)
+
+
+# ---- relations -------------------------------------------------------------------------------------------------------
+
+
+class Answers(RelationHead):
+    """Changes each relation found: (s_first, s_last, o_first, o_last, predicate)."""
+
+    def decode(self, logits, inputs):
+        answers, probabilities = super().decode(logits, inputs)
+        return [[self.changed(*item) for item in answer] for answer in answers], probabilities
+
+
+@broken("shapes", "span . to . in a text of . words", data="facts", kind="relations")
+class WordsAreCountedFromOne(Answers):
+    def changed(self, a, b, c, d, predicate):
+        return a + 1, b + 1, c + 1, d + 1, predicate
+
+
+@broken("shapes", "span . to", data="facts", kind="relations")
+class EndsAreExclusive(Answers):
+    def changed(self, a, b, c, d, predicate):
+        return a, b + 1, c, d + 1, predicate
+
+
+@broken("shapes", "span . to . in a text of", data="facts", kind="relations")
+class PlacesInAnotherOrder(Answers):
+    def changed(self, a, b, c, d, predicate):
+        return a, c, b, d, predicate
+
+
+@broken("shapes", "returns label 3 of 3", data="facts", kind="relations")
+class PredicatesAreCountedFromOne(Answers):
+    def changed(self, a, b, c, d, predicate):
+        return a, b, c, d, predicate + 1
+
+
+@broken("overfitting", "loss and decode", data="facts", kind="relations")
+class SubjectsAndObjectsSwapped(Answers):
+    def changed(self, a, b, c, d, predicate):
+        return c, d, a, b, predicate
+
+
+@broken("overfitting", "loss and decode", data="facts", kind="relations")
+class OtherPredicates(Answers):
+    def changed(self, a, b, c, d, predicate):
+        return a, b, c, d, (predicate + 1) % len(self.task.labels)
+
+
+@broken("overfitting", "", data="facts", kind="relations")
+class LossOfRelationsReversed(RelationHead):
+    def loss(self, logits, labels, inputs):
+        return -super().loss(logits, labels, inputs)
+
+
+@broken("overfitting", "loss and decode", data="facts", kind="relations")
+class ObjectsInTheLossSwapped(RelationHead):
+    """The tables of heads and tails are learned from the object to the subject, but read the other way round."""
+
+    def loss(self, logits, labels, inputs):
+        items, size = labels.clone(), 5
+        for place in (0, 1):
+            first, second = labels[:, 1 + place :: size], labels[:, 3 + place :: size]
+            items[:, 1 + place :: size], items[:, 3 + place :: size] = second, first
+        return super().loss(logits, items, inputs)
+
+
+@broken("overfitting", "", data="facts", kind="relations")
+class ThresholdOfProbabilities(RelationHead):
+    def to_labels(self, answer, probability):
+        accepted = [(item, p) for item, p in zip(answer, probability) if p <= 0.5]
+        return [[*places, self.task.labels[kind]] for (*places, kind), _ in accepted], [p for _, p in accepted]
+
+
+@broken("padding", "word_mask|loss", data="facts", kind="relations")
+class RelationsOfPaddedWords(RelationHead):
+    def loss(self, logits, labels, inputs):
+        return super().loss(logits, labels, {**inputs, "word_mask": torch.ones_like(inputs["word_mask"])})
+
+
+@broken("words", "word_starts", data="facts", kind="relations")
+def relations_of_the_words_before(replace):
+    plain = RelationHead.forward
+    replace(RelationHead, "forward", lambda head, vectors, inputs: plain(head, vectors.roll(1, 1), inputs))
+
+
+@broken("no_labels", "IGNORE", data="facts", kind="relations")
+class UnlabelledTextsHaveNoRelations(RelationHead):
+    def loss(self, logits, labels, inputs):
+        return super().loss(logits, labels.where(labels[:, :1] != IGNORE, torch.zeros_like(labels)), inputs)

@@ -84,12 +84,16 @@ KINDS: dict[str, dict[str, str]] = {
     "both": dict(label_column="stars,score", label_type="stars=classification"),
     "tags": dict(label_column="tags"),
     "marked": dict(label_column="relation", text_column="marked"),
+    "facts": {},
 }
+FACTS = {"type": "relations", "labels": ["beats", "made of", "near"], "counts": [50, 60, 60], "unit": "word"}
 
 
 @cache
 def folder_of(kind: str, root: str) -> str:
     """The processed folder of a kind of data; 90 rows."""
+    if kind == "facts":
+        return facts_in(Path(root) / kind)
     rng, rows = random.Random(0), []
     for n in range(90):
         stars = 1 + n % 5
@@ -115,6 +119,27 @@ def folder_of(kind: str, root: str) -> str:
     raw.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     process(DataConfig(input=str(raw), output_dir=f"{root}/{kind}", **KINDS[kind]))
     return f"{root}/{kind}"
+
+
+def facts_in(folder: Path) -> str:
+    """Writes a processed folder of relations: both directions, two words, one pair with two predicates, none."""
+    rng, parts = random.Random(0), {"train": 90, "dev": 40}
+    folder.mkdir()
+    for part, size in parts.items():
+        rows = []
+        for n in range(size):
+            a, b, c = rng.sample(WORDS, 3)
+            tokens, facts = [
+                ([a, "beats", b, "easily"], [[0, 0, 2, 2, "beats"]]),
+                (["old", a, "is", "beaten", "by", b], [[5, 5, 0, 1, "beats"]]),
+                ([a, "of", b, "and", c], [[0, 0, 2, 2, "made of"], [0, 0, 4, 4, "made of"]]),
+                ([a, "near", "and", "of", b, "here"], [[0, 0, 4, 4, "made of"], [0, 0, 4, 4, "near"]]),
+                (["only", a], []),
+            ][n % 5]
+            rows.append({"id": f"{part}{n}", "tokens": tokens, "facts": facts})
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "labels.json").write_text(json.dumps({"facts": FACTS}))
+    return str(folder)
 
 
 # ---- checking --------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import model_utils
 import trainer as trainer_module
 from engine.model.pooling import mean_of_tokens, vector_at
 from engine.task.task import IGNORE
-from model_utils import ClassificationHead, MultilabelHead, MyModel, RegressionHead, Softmax, TaggingHead
+from model_utils import ClassificationHead, MultilabelHead, MyModel, RegressionHead, RelationHead, Softmax, TaggingHead
 
 # ---- pooling ---------------------------------------------------------------------------------------------------------
 
@@ -698,3 +698,16 @@ class Adversarial(ClassificationHead):
 
     def forward(self, vectors, inputs):
         return self.linear(Reversed.apply(vectors))
+
+
+# ---- relations -------------------------------------------------------------------------------------------------------
+
+
+@correct(data="facts", kind="relations")
+class PlainRelations(RelationHead):
+    pass
+
+
+@correct(data="facts", kind="relations")
+class SmallVectorsForRelations(RelationHead):
+    size = 16

@@ -309,10 +309,11 @@ def test_seen_and_length_of_entities():
         "seen": {"gold": 1, "found": 1},
         "unseen": {"gold": 1, "found": 0},
     }
-    assert [(cell["length"], cell["gold"], cell["found"]) for cell in entities.by_length(found)] == [
-        (1, 1, 0),
-        (2, 1, 1),
+    assert [(cell["size"], cell["gold"], cell["found"]) for cell in entities.by_size(found)] == [
+        ("1", 1, 0),
+        ("2", 1, 1),
     ]
+    assert entities.by_size([entities.match({("city", 1, 6)}, set())])[0]["size"] == "5+"
 
 
 # ---- training history ---------------------------------------------------------------------------------------------

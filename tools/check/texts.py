@@ -9,6 +9,7 @@ from torch import nn
 
 from data_loader import Batch, MyDataset
 from engine.data.tokenizer import named_tokens
+from engine.model.distributions import Spans
 from model_utils import MyModel
 from tools.check.case import Case, Failed, Skipped, Tensors, difference, logits_of, require_same
 
@@ -156,7 +157,7 @@ def counts_twice(gradients: torch.Tensor) -> bool:
 def check_words(case: Case) -> None:
     """Changes the hidden states of one word after another: the logits of that word must change."""
     model, batch = case.model_and_batch(4)
-    heads = {name: head for name, head in model.output_layer.heads.items() if head.by_words and not head.finds_spans}
+    heads = {name: head for name, head in model.output_layer.heads.items() if head.by_words and scores_words(head)}
     hidden = inputs_of(model.output_layer, model, batch)[0]
     if not heads or not hidden.numel():
         raise Skipped("no task has labels per word of a text")
@@ -168,11 +169,21 @@ def check_words(case: Case) -> None:
     for word in range(mask.shape[1]):
         own = (places >= starts[:, word : word + 1]) & (places <= ends[:, word : word + 1])
         changed = model.output_layer(hidden + noise * own.unsqueeze(-1), batch.inputs)
-        for name in heads:
-            gaps = [(new[name] - plain[name])[:, word].abs().amax(-1) for new in (changed, other)]
+        for name, head in heads.items():
+            before, *after = [scores_of(head, logits[name], word) for logits in (plain, changed, other)]
+            gaps = [(new - before).abs().amax(-1) for new in after]
             if (mask[:, word] & (gaps[0] == 0) & (gaps[1] > 0)).any():
                 advice = "word_starts are positions in input_ids and count [CLS]"
                 raise Failed(f"{name!r}: the answer for word {word + 1} does not change with its own tokens; {advice}")
+
+
+def scores_words(head: Any) -> bool:
+    return not head.finds_spans or isinstance(head.distribution, Spans)
+
+
+def scores_of(head: Any, logits: torch.Tensor, word: int) -> torch.Tensor:
+    """The logits of a word or, of a head that scores pairs of words, those of the word with itself. (B, …)"""
+    return head.distribution.dense(logits)[:, :, word, word] if head.finds_spans else logits[:, word]
 
 
 def check_pairs(case: Case) -> None:

@@ -8,7 +8,7 @@ import contextlib
 import os
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from engine.data.own_inputs import input_columns
@@ -88,7 +88,7 @@ def answer_lines(answer: dict[str, Any], paint: Paint) -> str:
 
 def answer_line(task: dict[str, Any], paint: Paint) -> str:
     if "marked" in task:
-        return marked_line(task["marked"], paint)
+        return "\n".join([marked_line(task["marked"], paint), *relation_lines(task.get("relations", ()), paint)])
     if "value" in task:
         return paint(f"{task['value']:.6g}", BOLD)
     parts = [
@@ -96,6 +96,14 @@ def answer_line(task: dict[str, Any], paint: Paint) -> str:
     ]
     none = "" if any(chosen for _, _, chosen in task["labels"]) else paint("none", BOLD) + "  "
     return none + "  ".join(parts)
+
+
+def relation_lines(relations: Sequence[list], paint: Paint) -> Iterator[str]:
+    """A line for each relation, below the text: subject, predicate, object, probability."""
+    for subject, one, predicate, object_, other, probability in relations:
+        sure = "" if probability is None else f" {probability:.4f}"
+        arrow = paint(f"— {predicate} →", BOLD)
+        yield f"    {paint(subject)} {paint(str(one), DIM)} {arrow} {paint(object_)} {paint(str(other), DIM)}{sure}"
 
 
 def marked_line(pieces: list, paint: Paint, colours: Sequence[object] = ()) -> str:

@@ -84,11 +84,15 @@ def view(
     """Formats a task's answer or gold label for display, as {"task", "kind"} and
 
     for tags and spans "marked", the text in pieces: strings and {"label", "colour", "first", "inside": pieces};
+    for relations also "relations", [[subject, its number, predicate, object, its number, probability or None]], whose
+    numbers are the labels in "marked";
     for regression "value"; otherwise "labels", [[label, probability or None, is_chosen]], most probable first.
     """
     task = tasks[name]
     kind = task.kind
     shown = {"task": name, "kind": kind}
+    if kind == "relations":
+        return shown | related(example, tasks, label, probability)
     if task.needs_words:
         return shown | {"marked": marked(example, task, tasks, label)}
     if isinstance(label, int | float) and not task.labels:
@@ -119,6 +123,20 @@ def marked(example: dict[str, Any], task: Any, tasks: Tasks, label: Any) -> list
     marks = [Mark(e["start"], e["end"], e["label"], "right") for e in items if e["start"] < e["end"]]
     colours = {kind: number % 8 for number, kind in enumerate(kinds)}
     return pieces(tree(text, split_crossing(marks)), colours)
+
+
+def related(example: dict[str, Any], tasks: Tasks, label: list, probability: Any) -> dict[str, Any]:
+    """The relations of a text, see `view`. Its subjects and objects are numbered in text order."""
+    text, places = text_and_offsets(example, tasks)
+    assert places is not None  # the example has tokens
+    spans = sorted({tuple(item[i : i + 2]) for item in label for i in (0, 2)})
+    ends = {span: (places[span[0]][0], places[span[1]][1], number) for number, span in enumerate(spans, 1)}
+    marks = [Mark(start, end, str(number), "") for start, end, number in ends.values() if start < end]
+    found = []
+    for i, (*item, predicate) in enumerate(label):
+        subject, object_ = ([text[start:end], n] for start, end, n in (ends[tuple(item[:2])], ends[tuple(item[2:])]))
+        found.append([*subject, predicate, *object_, probability[i] if probability else None])
+    return {"marked": pieces(tree(text, split_crossing(marks)), {}), "relations": found}
 
 
 def pieces(nested: list, colours: dict[str, int]) -> list:
@@ -170,7 +188,7 @@ class Examples:
             as_example(given, self.tasks)
             known = [name for name in self.tasks if row.get(name) is not None]
             return {"given": given, "gold": [view(row, name, self.tasks, row[name]) for name in known]}
-        except (ValueError, KeyError, TypeError, AttributeError):  # UserError is a ValueError
+        except (ValueError, LookupError, TypeError, AttributeError):  # UserError is a ValueError
             return None
 
 

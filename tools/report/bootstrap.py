@@ -6,16 +6,19 @@ sums over rows, so they are computed from the product of the weights and per-row
 rows. All scores and all runs of a comparison use the same resamples, so differences are paired.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
 from engine.task.task import PLACES
-from metrics import items_in
+from metrics import ends_of, items_in, relaxed_of, typed_relations
 
 TIMES, SEED, SHARE = 1000, 20240101, 0.95
+F1 = {name: name for name in ("precision", "recall", "f1")}
+VIEWS: dict[str, Callable] = {"relaxed_": relaxed_of, "entities_": ends_of}  # see metrics.relation_scores
+Answer = dict[str, Any]  # a row's answer to a task, from answers.py
 Scores = dict[str, np.ndarray]  # {score: its value in each of R resamples}
 
 
@@ -149,16 +152,33 @@ def share_of(sums: np.ndarray, name: str = "accuracy") -> Scores:
     return {name: ratio(sums[:, 0], sums[:, 1])}
 
 
-def entity_statistics(pairs: Sequence[tuple[set, set] | None]) -> list[Statistic]:
-    """Returns statistics for entities. pairs: per row, the sets of gold and predicted entities, or None"""
+def entity_statistics(pairs: Sequence[tuple[set, set] | None], names: Mapping[str, str] = F1) -> list[Statistic]:
+    """Returns statistics for entities. pairs: per row, the sets of gold and predicted entities, or None; names: {score:
+    name to return it under}"""
     rows = [(0, 0, 0) if p is None else (len(p[0] & p[1]), len(p[1]), len(p[0])) for p in pairs]
 
     def scores(sums: np.ndarray) -> Scores:
         right, predicted, gold = np.asarray(sums, float).T
         f1 = ratio(2 * right, predicted + gold)
-        return {"precision": ratio(right, predicted), "recall": ratio(right, gold), "f1": f1}
+        values = {"precision": ratio(right, predicted), "recall": ratio(right, gold), "f1": f1}
+        return {name: values[score] for score, name in names.items()}
 
     return [Statistic(csr_matrix(np.array(rows, float).reshape(len(pairs), 3)), scores)]
+
+
+def relation_statistics(pairs: Sequence[tuple[Any, Any]], spans: Sequence[tuple[Any, Any]] | None) -> list[Statistic]:
+    """Returns statistics for relations. pairs: [(gold or None, predicted)] per row; spans: the same of the task that
+    has the types of subjects and objects, or None if there is none"""
+    sides = [[[] if pair[0] is None else pair[i] for pair in pairs] for i in (0, 1)]
+    views = {"": sides} | {name: [list(map(view, side)) for side in sides] for name, view in VIEWS.items()}
+    if spans is not None:
+        views["typed_"] = [typed_relations(side, types) for side, types in zip(sides, zip(*spans))]
+    statistics = []
+    for prefix, (gold, predicted) in views.items():
+        names = {score: prefix + score for score in F1 if score == "f1" or prefix not in VIEWS}
+        sets = [(items_in("relations", g), items_in("relations", p)) for g, p in zip(gold, predicted)]
+        statistics += entity_statistics(sets, names)
+    return statistics
 
 
 def regression_statistics(pairs: Sequence[tuple[float | None, float]]) -> list[Statistic | OfWeights]:
@@ -198,9 +218,13 @@ def mid_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (counts.cumsum(1) - (counts - 1) / 2)[:, group]
 
 
-def statistics_for(kind: str, answers: Sequence[dict[str, Any]]) -> Sequence[Statistic | OfWeights]:
-    """Returns the statistics of a task's scores. answers: the task's answer in each row, from answers.py"""
+def statistics_for(kind: str, answers: Sequence[Answer], typed: Sequence[Answer] | None = None) -> Sequence[Any]:
+    """Returns the statistics of a task's scores. answers: the task's answer in each row, from answers.py; typed: those
+    of the task that has the types of the spans of relations"""
     pairs = [(answer["gold"], answer["predicted"]) for answer in answers]
+    if kind == "relations":
+        spans = None if typed is None else [(answer["gold"], answer["predicted"]) for answer in typed]
+        return relation_statistics(pairs, spans)
     if kind == "tagging" or kind in PLACES:
         return entity_statistics([None if g is None else (items_in(kind, g), items_in(kind, p)) for g, p in pairs])
     return regression_statistics(pairs) if kind == "regression" else label_statistics(kind, pairs)
@@ -211,13 +235,23 @@ def named(task: str, scores: Callable[[np.ndarray], Scores]) -> Callable[[np.nda
     return lambda sums: {f"{task}_{name}": values for name, values in scores(sums).items()}
 
 
-def statistics_of(rows: Sequence[dict[str, Any]], kinds: dict[str, str]) -> list[Statistic | OfWeights]:
-    """Returns the statistics of all tasks with labels, and of sentence_accuracy."""
+def links_of(tasks: Mapping[str, Any]) -> dict[str, str]:
+    """{task of relations: the task that has the types of their spans}. tasks: as in about.json"""
+    return {name: task["entities"] for name, task in tasks.items() if task.get("entities") in tasks}
+
+
+def statistics_of(
+    rows: Sequence[dict[str, Any]], kinds: dict[str, str], links: Mapping[str, str] | None = None
+) -> list[Statistic | OfWeights]:
+    """Returns the statistics of all tasks with labels, and of sentence_accuracy. links: from `links_of`"""
     statistics: list[Statistic | OfWeights] = []
     for task, kind in kinds.items():
         answers = [row["answers"][task] for row in rows]
         if any(answer["gold"] is not None for answer in answers):
-            statistics += [item._replace(scores=named(task, item.scores)) for item in statistics_for(kind, answers)]
+            other = (links or {}).get(task, "")
+            typed = [row["answers"][other] for row in rows] if other in kinds else None
+            own = statistics_for(kind, answers, typed)
+            statistics += [item._replace(scores=named(task, item.scores)) for item in own]
     verdicts = np.array([row_verdict(row) for row in rows], float).reshape(len(rows), 2)
     if verdicts[:, 1].any():
         statistics.append(Statistic(csr_matrix(verdicts), lambda sums: share_of(sums, "sentence_accuracy")))

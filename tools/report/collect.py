@@ -13,7 +13,7 @@ from engine.schema import Optional
 from engine.task.hierarchy import depth_of
 from engine.task.task import PLACES, Task, tasks_of
 from metrics import counts_of, items_in, label_scores, level_scores
-from tools.report import bootstrap, entities, figures, history, suspects
+from tools.report import bootstrap, entities, figures, history, relations, suspects
 from tools.report.figures import Answer, Row
 
 About = dict[str, Any]  # answers/about.json
@@ -54,7 +54,8 @@ def collect(folder: str | Path) -> tuple[dict[str, Any], dict[str, list[Row]]]:
     seen = [] if main == "out_of_fold" else training  # out-of-fold rows are training rows
     tasks = {n: task_figures(n, kind, rows[main], described[n], seen) for n, kind in kinds.items()}
     result["tasks"] = {name: values for name, values in tasks.items() if values}
-    result["slices"] = slice_figures(rows[main], kinds, result["scores"].get(main, []))
+    links = bootstrap.links_of(about["tasks"])
+    result["slices"] = slice_figures(rows[main], kinds, links, result["scores"].get(main, []))
     return result | error_figures(rows, kinds, training), rows
 
 
@@ -85,7 +86,7 @@ def scores_of(folder: Path, about: About, rows: dict[str, list[Row]]) -> dict[st
         own: dict[str, float] = {}
         draws: dict[str, Any] = {}
         part_rows = rows.get(part, [])
-        if statistics := bootstrap.statistics_of(part_rows, about["kinds"]):
+        if statistics := bootstrap.statistics_of(part_rows, about["kinds"], bootstrap.links_of(about["tasks"])):
             own = bootstrap.point(statistics, len(part_rows))
             draws = bootstrap.resample(statistics, len(part_rows))
         if "mean_score" in scores:
@@ -155,7 +156,8 @@ def task_figures(
         )
         of_entities = [p for p, _ in pairs], [is_right for _, is_right in pairs], [p for p, _ in before]
         result |= confidence_figures(*of_entities)
-        return result | ({} if kind == "relations" else entity_figures(name, kind, labelled, training))
+        link = task.entities if task.entities in labelled[0]["answers"] else ""
+        return result | entity_figures(name, kind, labelled, training, link)
     if kind == "multilabel":
         return result | multilabel_figures(answers, task.labels)
     if kind == "words":
@@ -198,26 +200,32 @@ def multilabel_figures(answers: Sequence[Answer], labels: Sequence[str]) -> dict
     return result
 
 
-def entity_figures(name: str, kind: str, rows: Sequence[Row], training: Sequence[Row]) -> dict[str, Any]:
-    all_matches = [entities.matches_of(kind, row["answers"][name]) for row in rows]
-    seen = {
-        (label, tuple(example["tokens"][first : last + 1]))
-        for example in training
-        for label, first, last in (items_in(kind, example[name]) if example.get(name) else ())
-    }
+def entity_figures(
+    name: str, kind: str, rows: Sequence[Row], training: Sequence[Row], of_entities: str
+) -> dict[str, Any]:
+    """Computes the figures of the errors of entities, or of relations. of_entities: see `relations.matches_of`"""
+    all_matches = [relations.matches_of(kind, row, name, of_entities) for row in rows]
+    labelled = [example for example in training if example.get(name)]
+    seen = {entities.key_of(row["tokens"], item) for row in labelled for item in items_in(kind, row[name])}
+    are_relations = kind == "relations"
+    sizes = (relations.distance, relations.DISTANCES) if are_relations else (entities.length, entities.LENGTHS)
+    wrong = "wrong_predicate" if are_relations else "wrong_type"
     return {
-        "errors": entities.error_counts(all_matches),
-        "confusions": entities.confused_types(all_matches)[:LISTED],
-        "by_length": entities.by_length(all_matches),
+        "errors": entities.error_counts(all_matches, relations.verdicts_of(kind)),
+        "confusions": entities.confused_types(all_matches, wrong)[:LISTED],
+        "by_size": entities.by_size(all_matches, *sizes),
         "by_seen": entities.by_seen(rows, all_matches, seen) if training else None,
         "texts_wrong": sum(any(match.verdict != "right" for match in matches) for matches in all_matches),
+        "of_entities": of_entities,
     }
 
 
 # ---- slices and errors -----------------------------------------------------------------------------------------------
 
 
-def slice_figures(rows: Sequence[Row], kinds: dict[str, str], scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def slice_figures(
+    rows: Sequence[Row], kinds: dict[str, str], links: dict[str, str], scores: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """Scores slices -> [{"by", "groups": [{"name", "rows", "scores": {score: {"value", "low", "high"}}}]}], for the
     scores that have an interval over all rows."""
     with_interval = [score["name"] for score in scores if score["low"] is not None]
@@ -226,7 +234,7 @@ def slice_figures(rows: Sequence[Row], kinds: dict[str, str], scores: Sequence[d
         table = []
         for name, numbers in groups:
             inside = [rows[i] for i in numbers]
-            statistics = bootstrap.statistics_of(inside, kinds)
+            statistics = bootstrap.statistics_of(inside, kinds, links)
             values = bootstrap.point(statistics, len(inside)) if statistics else {}
             draws = bootstrap.resample(statistics, len(inside), times=400) if statistics else {}
             cells = {

@@ -66,7 +66,8 @@ def figures_of(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Row]]
     names = distinct([folder.resolve().name for folder in folders])
     options = [about["options"] | {"random_seed": about["seed"]} for about in abouts]
     differ = {n: [o.get(n) for o in options] for n in sorted({n for o in options for n in o})}
-    statistics = [bootstrap.statistics_of(run_rows, kinds) for run_rows in rows]
+    links = bootstrap.links_of({name: abouts[0]["tasks"][name] for name in kinds})
+    statistics = [bootstrap.statistics_of(run_rows, kinds, links) for run_rows in rows]
     return {
         "names": names,
         "kinds": kinds,

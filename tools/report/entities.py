@@ -12,16 +12,16 @@ Each entity is in at most one pair, so |G| = right + wrong type + wrong border +
 wrong border + invented.
 """
 
+from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from metrics import items_in
-from tools.report.figures import Answer, Row, most_frequent
+from tools.report.figures import Row, most_frequent
 
-Entity = tuple[str, int, int]  # type, first token, last token
-VERDICTS = ("right", "wrong_type", "wrong_border", "missed", "invented")
+Entity = tuple  # type, first token, last token; a relation has two spans of tokens after its predicate
+Measures = Mapping[str, Callable[[Entity, Entity], float]]
 
 
 class Match(NamedTuple):
@@ -37,13 +37,12 @@ class Match(NamedTuple):
         return entity
 
 
-def match(gold: set[Entity], predicted: set[Entity]) -> list[Match]:
-    """Matches gold and predicted entities -> matches in text order."""
+def match(gold: set[Entity], predicted: set[Entity], measures: Measures | None = None) -> list[Match]:
+    """Matches gold and predicted entities -> matches in text order. measures: {verdict of a pair: closeness of a gold
+    and a predicted one, 0 if they are no such pair}, in the order in which pairs are formed; default: MEASURES"""
     matches = [Match("right", entity, entity) for entity in gold & predicted]
     missed, invented = sorted(gold - predicted, key=position), sorted(predicted - gold, key=position)
-    measures: tuple[tuple[str, Callable[[Entity, Entity], float]], ...]
-    measures = ("wrong_type", same_borders), ("wrong_border", overlap)
-    for verdict, closeness in measures:
+    for verdict, closeness in (MEASURES if measures is None else measures).items():
         pairs = [
             (-value, position(g), position(p), g, p) for g in missed for p in invented if (value := closeness(g, p))
         ]
@@ -73,56 +72,66 @@ def overlap(gold: Entity, predicted: Entity) -> float:
     return both / (max(gold[2], predicted[2]) - min(gold[1], predicted[1]) + 1)
 
 
-def matches_of(kind: str, answer: Answer) -> list[Match]:
-    """Returns the matches of a stored answer; [] if the text is unlabelled."""
-    gold, predicted = answer["gold"], answer["predicted"]
-    return [] if gold is None else match(items_in(kind, gold), items_in(kind, predicted))
+def length(entity: Entity) -> int:
+    """The length of an entity in tokens."""
+    return entity[2] - entity[1] + 1
 
 
-def tokens_of(row: Row, entity: Entity) -> tuple[str, ...]:
-    return tuple(row["text"][start:end] for start, end in row["places"][entity[1] : entity[2] + 1])
+MEASURES: Measures = {"wrong_type": same_borders, "wrong_border": overlap}
+VERDICTS = ("right", *MEASURES, "missed", "invented")
+LENGTHS = (1, 2, 3, 4, 5)
 
 
-def error_counts(matches: Sequence[list[Match]]) -> dict[str, dict[str, int]]:
+def key_of(words: Sequence[str], entity: Entity) -> tuple:
+    """(type, the tokens of each span) of an entity or a relation in a text."""
+    label, *places = entity
+    return label, *(tuple(words[first : last + 1]) for first, last in zip(places[::2], places[1::2]))
+
+
+def error_counts(matches: Sequence[list[Match]], verdicts: Sequence[str] = VERDICTS) -> dict[str, dict[str, int]]:
     """Counts verdicts -> {type: {verdict: count}}, by the gold type if there is one. matches: lists of all rows"""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for match in chain.from_iterable(matches):
         counts[match.either[0]][match.verdict] += 1
-    return {kind: {verdict: counts[kind][verdict] for verdict in VERDICTS} for kind in sorted(counts)}
+    return {kind: {verdict: counts[kind][verdict] for verdict in verdicts} for kind in sorted(counts)}
 
 
-def confused_types(matches: Sequence[list[Match]]) -> list[list]:
-    """Counts pairs with the wrong type -> [[gold type, predicted type, count]], most frequent first."""
+def confused_types(matches: Sequence[list[Match]], wrong: str = "wrong_type") -> list[list]:
+    """Counts pairs with the verdict `wrong` -> [[gold type, predicted type, count]], most frequent first."""
     pairs = Counter(
         (match.gold[0], match.predicted[0])
         for match in chain.from_iterable(matches)
-        if match.verdict == "wrong_type" and match.gold and match.predicted
+        if match.verdict == wrong and match.gold and match.predicted
     )
     return [[*pair, count] for pair, count in most_frequent(pairs)]
 
 
-def by_length(matches: Sequence[list[Match]], longest: int = 5) -> list[dict[str, int]]:
-    """Counts by entity length in tokens (the last: or more) -> [{"length", "gold", "found", "predicted", "right"}]."""
-    cells = {n: dict.fromkeys(("gold", "found", "predicted", "right"), 0) for n in range(1, longest + 1)}
+def by_size(
+    matches: Sequence[list[Match]], size: Callable[[Entity], int] = length, lows: Sequence[int] = LENGTHS
+) -> list[dict[str, Any]]:
+    """Counts by a size of the entities, in ranges that begin with `lows` ->
+    [{"size": name of the range, "gold", "found", "predicted", "right"}]."""
+    last = [high - 1 for high in lows[1:]]
+    names = [str(low) if low == high else f"{low}–{high}" for low, high in zip(lows, last)] + [f"{lows[-1]}+"]
+    cells = [dict.fromkeys(("gold", "found", "predicted", "right"), 0) for _ in lows]
     for match in chain.from_iterable(matches):
         for side, right in (("gold", "found"), ("predicted", "right")):
             if entity := getattr(match, side):
-                cell = cells[min(longest, entity[2] - entity[1] + 1)]
+                cell = cells[bisect_right(lows, size(entity)) - 1]
                 cell[side] += 1
                 cell[right] += match.verdict == "right"
-    return [{"length": n} | cell for n, cell in cells.items() if any(cell.values())]
+    return [{"size": name} | cell for name, cell in zip(names, cells) if any(cell.values())]
 
 
-def by_seen(
-    rows: Sequence[Row], all_matches: Sequence[list[Match]], seen: set[tuple[str, tuple[str, ...]]]
-) -> dict[str, dict[str, int]]:
+def by_seen(rows: Sequence[Row], all_matches: Sequence[list[Match]], seen: set[tuple]) -> dict[str, dict[str, int]]:
     """Counts gold and found entities that occur in training with the same type, and those that do not ->
-    {"seen": {"gold", "found"}, "unseen": …}. seen: {(type, tokens)} of the training data"""
+    {"seen": {"gold", "found"}, "unseen": …}. seen: `key_of` those of the training data"""
     cells = {name: {"gold": 0, "found": 0} for name in ("seen", "unseen")}
     for row, matches in zip(rows, all_matches):
+        words = [row["text"][start:end] for start, end in row["places"]]
         for match in matches:
             if match.gold:
-                cell = cells["seen" if (match.gold[0], tokens_of(row, match.gold)) in seen else "unseen"]
+                cell = cells["seen" if key_of(words, match.gold) in seen else "unseen"]
                 cell["gold"] += 1
                 cell["found"] += match.verdict == "right"
     return cells

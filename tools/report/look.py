@@ -65,6 +65,7 @@ def task_candidates(name: str, task: dict[str, Any], wrong: int) -> list[Finding
 
 def entity_candidates(name: str, task: dict[str, Any]) -> list[Finding]:
     result: list[Finding] = []
+    what = "relations" if task["kind"] == "relations" else "entities"
     totals: Counter[str] = Counter()
     for counts in task["errors"].values():
         totals.update(counts)
@@ -73,12 +74,12 @@ def entity_candidates(name: str, task: dict[str, Any]) -> list[Finding]:
         verdict = max(totals, key=lambda verdict: totals[verdict])
         worst = max(task["errors"], key=lambda kind: task["errors"][kind][verdict])
         values = dict(task=name, count=totals[verdict], all=all_errors, verdict=verdict, type=worst)
-        result.append((0.8 * totals[verdict] / all_errors, name, "look_entities", values))
+        result.append((0.8 * totals[verdict] / all_errors, name, f"look_{what}", values))
     seen = task.get("by_seen")
     if seen and min(cell["gold"] for cell in seen.values()) >= 10:
         shares = {key: cell["found"] / cell["gold"] for key, cell in seen.items()}
         if shares["seen"] - shares["unseen"] > 0.1:
-            result.append((shares["seen"] - shares["unseen"], name, "look_unseen", dict(task=name) | shares))
+            result.append((shares["seen"] - shares["unseen"], name, f"look_unseen_{what}", dict(task=name) | shares))
     return result
 
 

@@ -11,7 +11,7 @@ class Mark(NamedTuple):
     start: int  # in characters
     end: int
     label: str
-    verdict: str  # one of entities.VERDICTS
+    verdict: str  # one of entities.VERDICTS, or ""
     first: bool = True  # False for later pieces of a split entity
 
 
@@ -53,12 +53,13 @@ def tree(text: str, marks: Sequence[Mark], start: int = 0, end: int | None = Non
 
 def marks_of(row: Row, matches: Sequence[Match], side: str) -> list[Mark]:
     """Returns the marks of the "gold" or "predicted" entities of a row. side: which of these"""
-    marks, places = [], row["places"]
-    for match in matches:
-        if entity := getattr(match, side):
-            kind, first, last = entity
-            marks.append(Mark(places[first][0], places[last][1], kind, match.verdict))
-    return split_crossing([mark for mark in marks if mark.start < mark.end])
+    found = [(match.verdict, *entity) for match in matches if (entity := getattr(match, side))]
+    return [mark_of(row, first, last, kind, verdict) for verdict, kind, first, last in found]
+
+
+def mark_of(row: Row, first: int, last: int, label: str, verdict: str = "") -> Mark:
+    """The mark of a span of tokens. verdict: "" for subjects and objects of relations"""
+    return Mark(row["places"][first][0], row["places"][last][1], label, verdict)
 
 
 def window(row: Row, matches: Sequence[Match], most: int = 600, before: int = 120) -> tuple[int, int]:
@@ -67,14 +68,13 @@ def window(row: Row, matches: Sequence[Match], most: int = 600, before: int = 12
     if size <= most:
         return 0, size
     wrong = [match.either for match in matches if match.verdict != "right"]
-    first = min((row["places"][first_token][0] for _, first_token, _ in wrong), default=0)
+    first = min((row["places"][min(places)][0] for _, *places in wrong), default=0)
     start = max(0, min(first - before, size - most)) if first > most - before else 0
     return start, start + most
 
 
-def drawn(row: Row, matches: Sequence[Match], side: str) -> list:
-    """Returns the tree of a row's text within `window`, with the entities of one side."""
-    start, end = window(row, matches)
-    marks = [m for m in marks_of(row, matches, side) if m.start < end and m.end > start]
-    marks = [m._replace(start=max(m.start, start), end=min(m.end, end)) for m in marks]
-    return tree(row["text"], split_crossing(marks), start, end)
+def drawn(row: Row, marks: Sequence[Mark], start: int, end: int) -> list:
+    """Returns the tree of a part of a row's text with these marks."""
+    inside = [m for m in marks if m.start < end and m.end > start and m.start < m.end]
+    cut = [m._replace(start=max(m.start, start), end=min(m.end, end)) for m in inside]
+    return tree(row["text"], split_crossing(cut), start, end)

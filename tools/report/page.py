@@ -22,7 +22,7 @@ from engine.predict.rows import harmless
 from engine.run.files import appearing_whole
 from engine.task.task import PLACES
 from metrics import items_in
-from tools.report import bootstrap, entities, figures, look, marked, svg
+from tools.report import bootstrap, entities, figures, look, marked, relations, svg
 from tools.report.collect import LISTED, collect
 from tools.report.figures import Row
 from tools.report.texts import Words, language_of
@@ -72,7 +72,7 @@ def plain(value: Any, most: int = 300) -> Any:
 def environment(words: Words) -> Environment:
     loader = FileSystemLoader(TEMPLATES, encoding="utf-8")
     env = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    env.globals |= {"t": words, "json_in_page": json_in_page, "zip": zip, "verdicts": entities.VERDICTS}
+    env.globals |= {"t": words, "json_in_page": json_in_page, "zip": zip, "verdicts_of": relations.verdicts_of}
     env.filters |= {"short": short, "show": show, "score": lambda x: "–" if x is None else f"{x:.4f}"}
     env.filters |= {"percent": lambda x: "–" if x is None else f"{100 * x:.1f}"}
     return env
@@ -216,25 +216,36 @@ def task_view(name: str, task: dict[str, Any], rows: Sequence[Row], words: Words
         title = words("residuals")
         add(title, svg.stacked(counts, residuals["edges"], title, words("count"), title))
     if isinstance(task.get("errors"), dict):
-        view["gallery"] = gallery(name, task["kind"], rows)
+        view["gallery"] = gallery(name, task["kind"], rows, task["of_entities"])
     return view
 
 
-def gallery(name: str, kind: str, rows: Sequence[Row]) -> dict[str, Any]:
-    """Returns {"texts": [{"id", "verdicts", "kinds", "cut", "gold", "predicted"}], "all", "types"} with the texts that
-    have entity errors, most confident errors first. gold, predicted: from `marked.tree`."""
+def gallery(name: str, kind: str, rows: Sequence[Row], of_entities: str = "") -> dict[str, Any]:
+    """Returns {"texts": [{"id", "verdicts", "kinds", "cut", "gold", "predicted", "triples"}], "all", "types"} with the
+    texts that have errors of entities or relations, most confident errors first. gold, predicted: from `marked.tree`;
+    triples: of relations, see `relations.triples_of`, otherwise None"""
     confidences = [(figures.error_confidence(kind, row["answers"][name]), row) for row in rows]
     wrong = [(sure, row) for sure, row in confidences if sure is not None]
     texts = []
     for _, row in sorted(wrong, key=lambda pair: pair[0], reverse=True)[:GALLERY]:
-        matches = entities.matches_of(kind, row["answers"][name])
+        matches = relations.matches_of(kind, row, name, of_entities)
         start, end = marked.window(row, matches)
-        sides = {side: marked.drawn(row, matches, side) for side in ("gold", "predicted")}
+        triples = relations.triples_of(row, matches) if kind == "relations" else None
+        shown: dict[str, Any] = {"triples": triples, "cut": (start, end, len(row["text"])), "id": row["id"]}
+        for side in ("gold", "predicted"):
+            marks = relation_marks(row, triples, side) if triples else marked.marks_of(row, matches, side)
+            shown[side] = marked.drawn(row, marks, start, end)
         verdicts = sorted({match.verdict for match in matches})
         kinds = sorted({match.either[0] for match in matches})
-        cut = (start, end, len(row["text"]))
-        texts.append({"id": row["id"], "verdicts": verdicts, "kinds": kinds, "cut": cut} | sides)
+        texts.append(shown | {"verdicts": verdicts, "kinds": kinds})
     return {"texts": texts, "all": len(wrong), "types": type_numbers(name, kind, rows)}
+
+
+def relation_marks(row: Row, triples: dict[str, Any], side: str) -> list[marked.Mark]:
+    """The marks of the subjects and objects of one side, labelled with their numbers."""
+    numbers = {number for triple in triples[side] for _, number in (triple["subject"], triple["object"])}
+    spans = [(*span, number) for span, number in triples["spans"].items() if number in numbers]
+    return [marked.mark_of(row, first, last, str(number)) for first, last, number in spans]
 
 
 def type_numbers(name: str, kind: str, rows: Sequence[Row]) -> dict[str, int]:

@@ -1,9 +1,11 @@
 """Writes selected texts, with a model's answers, in formats that annotation tools import and data_process.py reads."""
 
 import json
+import logging
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.sax.saxutils import quoteattr
 
 from engine.errors import UserError
@@ -14,16 +16,31 @@ from engine.task.tags import parse_tag
 from engine.task.task import Task
 from engine.task.text import text_and_offsets
 
+logger = logging.getLogger("template")
 Tasks = dict[str, Task]
 Row = dict[str, Any]
+UNTYPED = "entity"  # the type of subjects and objects if the model gives them none
+
+
+class Related(NamedTuple):
+    """The relations of a text, as pairs of the spans of a task."""
+
+    task: str  # with the spans
+    pairs: list[tuple[int, int, str]]  # numbers of the subject and of the object among its spans, predicate
+    left_out: int  # relations whose subject or object is not among them
 
 
 def require_format(form: str, tasks: Tasks) -> None:
     """Raises UserError if a format cannot hold labels of these tasks."""
     kinds = {name: column_kind(task) for name, task in tasks.items()}
     problem = next((f"{name!r} labels every word" for name in kinds if kinds[name] == "tags"), "")
+    related = [task for task in tasks.values() if task.kind == "relations"]
+    if len(related) > 1:
+        problem = f"a project has one task of relations, but the tasks are {', '.join(tasks)}"
     if form == "doccano":
-        by_words = [task.needs_words for task in tasks.values()]
+        if related and len(tasks) > 1 + (related[0].entities in tasks):
+            problem = f"a project of relations has no labels but these, but the tasks are {', '.join(tasks)}"
+        by_words = [task.needs_words for task in as_spans(tasks).values()]
         if max(by_words.count(True), by_words.count(False)) > 1:
             problem = f"a project has one task for texts and one for spans, but the tasks are {', '.join(tasks)}"
         problem = next((f"{name!r} has numbers" for name in tasks if tasks[name].kind == "regression"), problem)
@@ -34,8 +51,9 @@ def require_format(form: str, tasks: Tasks) -> None:
 def write(path: Path, form: str, examples: Examples, facts: list[Row], model: Model | None, answers: bool) -> None:
     """Writes the file. facts: what else each row says; answers: with the model's answers, otherwise without labels"""
     tasks = model.tasks if model else {}
+    for_tool = as_spans(tasks) if form in ("doccano", "label_studio") else tasks
     make = {"doccano": doccano, "label_studio": label_studio}.get(form, plain_row)
-    rows = []
+    rows, left_out = list[Row](), 0
     for example, answer, fact in zip(examples, model(examples) if model and answers else [{}] * len(examples), facts):
         text, _ = text_and_offsets(example, tasks)
         about = {"id": example["id"], "text": text}
@@ -43,21 +61,61 @@ def write(path: Path, form: str, examples: Examples, facts: list[Row], model: Mo
         if form in ("jsonl", "csv") and any(column_kind(task) == "tags" for task in tasks.values()):
             about["tokens"] = example["tokens"]
         keys = {name: f"{name}_tags" if column_kind(task) == "tags" else name for name, task in tasks.items()}
-        rows.append(make(about, {name: answer.get(key) for name, key in keys.items()}, tasks))
+        labels, related = {name: answer.get(key) for name, key in keys.items()}, None
+        if for_tool is not tasks:
+            labels, related = split(labels, tasks)
+        left_out += related.left_out if related else 0
+        rows.append(make(about, labels, related, for_tool))
+    if left_out:
+        logger.warning(f"{left_out} relations are left out, because the model gives their subject or object no type")
     if form != "label_studio":
         write_predictions(rows, path)
         return
     with appearing_whole(path) as file:
         json.dump(rows, file, ensure_ascii=False, indent=1)
+    predicates = [label for task in tasks.values() if task.kind == "relations" for label in task.labels]
     with appearing_whole(path.with_suffix(".xml")) as file:
-        file.write(interface(tasks, "text_pair" in rows[0]["data"]))
+        file.write(interface(for_tool, "text_pair" in rows[0]["data"], predicates))
 
 
-def plain_row(about: Row, labels: Row, tasks: Tasks) -> Row:
+def as_spans(tasks: Tasks) -> Tasks:
+    """The tasks without relations. If no task has their subjects and objects, these are a task of spans instead."""
+    untyped = Task("spans", labels=(UNTYPED,))
+    return {
+        name: untyped if task.kind == "relations" else task
+        for name, task in tasks.items()
+        if task.kind != "relations" or task.entities not in tasks
+    }
+
+
+def split(labels: Row, tasks: Tasks) -> tuple[Row, Related | None]:
+    """Returns the labels of the tasks in `as_spans`, and the relations between their spans; None if there are none."""
+    name = next((name for name, task in tasks.items() if task.kind == "relations"), "")
+    kept = {key: labels[key] for key in as_spans(tasks)}
+    if labels.get(name) is None:
+        return kept, None
+    holder = tasks[name].entities if tasks[name].entities in tasks else name
+    triples = [(one["subject"], one["object"], one["predicate"]) for one in labels[name]]
+    if holder == name:
+        ends = {place_of(end): end | {"label": UNTYPED} for triple in triples for end in triple[:2]}
+        kept[holder] = [ends[place] for place in sorted(ends)]
+    numbers = {place_of(span): number for number, span in reversed([*enumerate(kept[holder] or ())])}
+    pairs = [(numbers.get(place_of(one)), numbers.get(place_of(other)), of) for one, other, of in triples]
+    known = [(one, other, of) for one, other, of in pairs if one is not None and other is not None]
+    return kept, Related(holder, known, len(pairs) - len(known))
+
+
+def place_of(span: Row) -> tuple[int, int]:
+    return span["start"], span["end"]
+
+
+def plain_row(about: Row, labels: Row, _: Related | None, tasks: Tasks) -> Row:
     """A row for an editor or a spreadsheet: each label under the name of its task, or null, to be filled in."""
     for name in tasks:
         if labels[name] and column_kind(tasks[name]) in ("spans", "entities"):
             labels[name] = [{key: span[key] for key in ("start", "end", "label", "text")} for span in labels[name]]
+        elif labels[name] and tasks[name].kind == "relations":
+            labels[name] = [{key: one[key] for key in ("subject", "predicate", "object")} for one in labels[name]]
     return about | labels
 
 
@@ -68,9 +126,15 @@ def spans_of(text: str, spans: list[Row]) -> list[tuple[int, int, str]]:
     return [(units[span["start"]], units[span["end"]], span["label"]) for span in spans]
 
 
-def doccano(about: Row, labels: Row, tasks: Tasks) -> Row:
-    """A row of doccano's JSONL: "label", or for a project of intents and slots "cats" and "entities". doccano keeps the
-    other keys as metadata."""
+def doccano(about: Row, labels: Row, related: Related | None, tasks: Tasks) -> Row:
+    """A row of doccano's JSONL: "label", for a project of intents and slots "cats" and "entities", or for one of
+    relations "entities" and "relations". doccano keeps the other keys as metadata."""
+    if related:
+        spans = enumerate(spans_of(about["text"], labels[related.task] or []))
+        keys = ("id", "start_offset", "end_offset", "label")
+        about["entities"] = [dict(zip(keys, (number, *span))) for number, span in spans]
+        keys = ("id", "from_id", "to_id", "type")
+        return about | {"relations": [dict(zip(keys, (number, *pair))) for number, pair in enumerate(related.pairs)]}
     for name, value in labels.items():
         key = "label" if len(tasks) == 1 else "entities" if tasks[name].needs_words else "cats"
         if value is not None:
@@ -79,7 +143,7 @@ def doccano(about: Row, labels: Row, tasks: Tasks) -> Row:
     return about
 
 
-def label_studio(about: Row, labels: Row, tasks: Tasks) -> Row:
+def label_studio(about: Row, labels: Row, related: Related | None, tasks: Tasks) -> Row:
     """A task of Label Studio's JSON, with the answers as predictions."""
     results: list[Row] = []
     for name, value in labels.items():
@@ -91,11 +155,17 @@ def label_studio(about: Row, labels: Row, tasks: Tasks) -> Row:
             values = [("number", {"number": value})]
         elif value is not None:
             values = [("choices", {"choices": value if isinstance(value, list) else [value]})]
-        results += [{"from_name": name, "to_name": "text", "type": kind, "value": content} for kind, content in values]
+        for number, (kind, content) in enumerate(values):
+            region = {"id": f"{name}-{number}"} if related and kind == "labels" else {}
+            results.append(region | {"from_name": name, "to_name": "text", "type": kind, "value": content})
+    if related:
+        for one, other, predicate in related.pairs:
+            ends = {"from_id": f"{related.task}-{one}", "to_id": f"{related.task}-{other}"}
+            results.append({"type": "relation", **ends, "direction": "right", "labels": [predicate]})
     return {"data": about} | ({"predictions": [{"result": results}]} if results else {})
 
 
-def interface(tasks: Tasks, paired: bool) -> str:
+def interface(tasks: Tasks, paired: bool, predicates: Sequence[str]) -> str:
     """The labelling interface of Label Studio, as XML, whose controls have the names of the tasks."""
     lines = ["<View>", "  <Style>.htx-text{ white-space: pre-wrap; }</Style>"]  # otherwise spaces are trimmed
     lines += [f'  <Text name="{name}" value="${name}"/>' for name in ("text", "text_pair")[: 1 + paired]]
@@ -108,6 +178,8 @@ def interface(tasks: Tasks, paired: bool) -> str:
         choice = "" if task.needs_words else f' choice="{"multiple" if task.kind == "multilabel" else "single"}"'
         inside = [f"    <{item} value={quoteattr(label)}/>" for label in types_of(task)]
         lines += [f"  <{tag} {control}{choice}>", *inside, f"  </{tag}>"]
+    relations = [f"    <Relation value={quoteattr(predicate)}/>" for predicate in predicates]
+    lines += ["  <Relations>", *relations, "  </Relations>"] if relations else []
     return "\n".join([*lines, "</View>", ""])
 
 

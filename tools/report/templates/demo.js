@@ -14,7 +14,16 @@ function marked(pieces) {
     ...marked(piece.inside), make("b", {}, piece.label)));
 }
 
+function triple([subject, one, predicate, object, other, p]) {
+  const arrow = make("i", {}, ` — ${predicate} → `), sure = p === null ? "" : p.toFixed(4);
+  return make("span", { className: "triple" }, subject, make("sub", {}, one), arrow, object, make("sub", {}, other),
+    make("b", {}, sure));
+}
+
 function shown(task) {
+  if (task.relations) {
+    return make("div", { className: "entities" }, ...marked(task.marked), ...task.relations.map(triple));
+  }
   if (task.marked) return make("p", { className: "entities" }, ...marked(task.marked));
   if ("value" in task) return make("p", { className: "value" }, String(Number(task.value.toPrecision(6))));
   if (!task.labels.length) return make("p", {}, words.none);
