@@ -1,0 +1,187 @@
+"""Relations: scores on a data set and on generated texts over seeds, and what they cost.
+
+    python benchmarks/relation_extraction.py --data CONLL04_FOLDER --pretrain_model_path MODEL_FOLDER
+    python benchmarks/relation_extraction.py --generated english chinese
+    python benchmarks/relation_extraction.py --cost
+
+--data: a folder that data_process.py reads and that has a task `relations`, such as CoNLL04 in the form of SpERT. Each
+VARIANT is trained once per seed by main.py, which chooses the epoch on dev and scores test once; a run that is finished
+is not trained again. Prints means and standard deviations of the scores on test, and the CPU time.
+--generated: the same with the texts of relation_texts.py, from scratch.
+--cost: time and memory of the loss of a batch of 16 texts of 300 words with 50 predicates, forward and backward, next
+to the same loss with dense scores and to the spans head; and the time to decode it.
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import relation_texts  # noqa: E402
+
+from data_process import DataConfig, process  # noqa: E402
+from engine.run.files import write_json  # noqa: E402
+from tools.search.child import Child  # noqa: E402
+
+PRETRAINED = "--epochs 30 --early_stop_patience 0 --batch_size 16"
+VARIANTS = {"entities and relations": f"{PRETRAINED} --monitor relations_typed_f1", "relations alone": f"{PRETRAINED}"}
+SCRATCH = "--hidden_size 128 --num_layers 2 --epochs 15 --lr 1e-3 --batch_size 16 --max_length 128"
+SHOWN = ("relations_precision", "relations_recall", "relations_f1", "relations_typed_f1", "relations_relaxed_f1")
+SHOWN = ("entities_f1", *SHOWN, "relations_entities_f1")
+
+
+def train(folder, flags, run, seed):
+    """Trains and evaluates a run, unless it is finished. -> (scores on test, CPU seconds)"""
+    done = run / "cpu_seconds.json"
+    if not done.exists():
+        run.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, str(ROOT / "main.py"), "--do_train", "--do_eval", "--data_path", str(folder)]
+        command += ["--output_dir", str(run.parent), "--model_version", run.name, "--random_seed", str(seed)]
+        child = Child([*command, "--save_epoch", "0", "--report_to", "none", *flags], run.with_suffix(".log"), 1)
+        if child.wait():
+            sys.exit(f"{run} failed: {child.last_line()}")
+        write_json(done, child.cpu_seconds)
+    scores = json.loads((run / "eval.json").read_text(encoding="utf-8"))
+    return scores["dev"], scores["test"], json.loads(done.read_text(encoding="utf-8"))
+
+
+def processed(work, source, columns=""):
+    folder = work / f"data/{columns or 'all'}"
+    if not (folder / "labels.json").exists():
+        process(DataConfig(input=str(source), output_dir=str(folder), label_column=columns or None))
+    return folder
+
+
+def table(rows):
+    """rows: {name: [(dev, test, seconds) of each seed]} -> lines of Markdown, with scores of test in %"""
+    lines = [f"| variant | seeds | {' | '.join(SHOWN)} | CPU s |", "| --- " * (len(SHOWN) + 3) + "|"]
+    for name, results in rows.items():
+        cells = [name, len(results)]
+        for score in SHOWN:
+            values = [100 * test[score] for _, test, _ in results if score in test]
+            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.2f}{spread}" if values else "")
+        lines.append(f"| {' | '.join(map(str, [*cells, round(statistics.median(s for *_, s in results))]))} |")
+    return lines
+
+
+def real(options):
+    rows = {}
+    for name in options.variants:
+        folder = processed(options.work, options.data, "relations" if name == "relations alone" else "")
+        flags = [*shlex.split(VARIANTS[name]), "--pretrain_model_path", options.pretrain_model_path]
+        for seed in options.seeds:
+            run = options.work / "runs" / f"{name.replace(' ', '_')}-{seed}"
+            rows.setdefault(name, []).append(train(folder, [*flags, *options.flags], run, seed))
+            print(f"{name}, seed {seed}: {rows[name][-1][1]}", flush=True)
+    print("\n".join(table(rows)))
+
+
+def generated(options):
+    rows = {}
+    for language in options.generated:
+        work = options.work / language
+        if not (work / "raw").exists():
+            relation_texts.write(work / "raw", language, options.train)
+        folder = processed(work, work / "raw")
+        for seed in options.seeds:
+            run = work / f"runs/{seed}"
+            rows.setdefault(language, []).append(train(folder, [*shlex.split(SCRATCH), *options.flags], run, seed))
+            print(f"{language}, seed {seed}: {rows[language][-1][1]}", flush=True)
+    print("\n".join(table(rows)))
+
+
+def cost(options):
+    """Each measurement in a process of its own, because the peak of a process never falls."""
+    for what in ("nothing", "spans", "relations", "dense", "decode"):
+        command = [sys.executable, __file__, "--cost_of", what]
+        print(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+
+
+def cost_of(what, texts=16, words=300, predicates=50, entities=10):
+    import torch
+
+    from engine.model import relations
+    from engine.task.task import Task
+    from model_utils import RelationHead, SpanHead
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    kind = "spans" if what == "spans" else "relations"
+    head = (SpanHead if kind == "spans" else RelationHead)(384, Task(kind, tuple(map(str, range(predicates)))))
+    vectors, mask = torch.randn(texts, words, 384, requires_grad=True), torch.ones(texts, words, dtype=torch.bool)
+    first = torch.randint(0, words - 3, (texts, entities, 1 if kind == "spans" else 2))
+    places = torch.stack([first, first + 2], 3).flatten(2)
+    labels = torch.cat([places, torch.randint(0, predicates, (texts, entities, 1))], 2).flatten(1)
+    labels = torch.cat([torch.zeros(texts, 1, dtype=torch.int64), labels], 1)
+    inputs = {"word_mask": mask}
+
+    def dense_loss(logits):
+        """Su (2020) on all scores: every cell in memory."""
+        scores = relations.dense(logits)
+        gold = torch.zeros_like(scores, dtype=torch.bool)
+        for text, row in enumerate(labels[:, 1:].unflatten(1, (entities, 5)).tolist()):
+            for a, b, c, d, p in row:
+                gold[text, 0, a, b] = gold[text, 1, c, d] = True
+                gold[text, 2 + p, a, c] = gold[text, 2 + predicates + p, b, d] = True
+        where = relations.are_cells(mask, predicates)
+        wrong = scores.masked_fill(gold | ~where, -1e30).flatten(2)
+        right = (-scores).masked_fill(~gold, -1e30).flatten(2)
+        one = torch.zeros_like(wrong[..., :1])
+        return sum(torch.cat([one, side], 2).logsumexp(2).sum() for side in (wrong, right)) / 3
+
+    def step():
+        logits = head(vectors, inputs)
+        if what == "decode":
+            return relations.find(logits.detach(), mask)
+        value = dense_loss(logits) if what == "dense" else head.loss(logits, labels, inputs)
+        value.backward()
+        return float(value.detach())
+
+    before = getrusage(RUSAGE_SELF).ru_maxrss
+    value = None if what == "nothing" else step()
+    peak = (getrusage(RUSAGE_SELF).ru_maxrss - before) / 1024
+    times = []
+    for _ in range(0 if what == "nothing" else 5):
+        start = time.process_time()
+        step()
+        times.append(time.process_time() - start)
+    shown = f", loss {value:.4f}" if isinstance(value, float) else ""
+    print(f"{what}: {statistics.median(times) if times else 0:.2f} CPU s, peak {peak:.0f} MiB more than before{shown}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--pretrain_model_path")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["entities and relations"])
+    parser.add_argument("--generated", nargs="*", choices=relation_texts.LANGUAGES)
+    parser.add_argument("--train", type=int, default=2000, help="generated texts in train")
+    parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--cost_of", help=argparse.SUPPRESS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--flags", type=str.split, default=[], help="more options of main.py, quoted")
+    parser.add_argument("--work", type=Path, default=Path("output/relations"))
+    options = parser.parse_args()
+    if options.cost_of:
+        cost_of(options.cost_of)
+    elif options.cost:
+        cost(options)
+    elif options.generated:
+        generated(options)
+    elif options.data and options.pretrain_model_path:
+        real(options)
+    else:
+        parser.error("give --data with --pretrain_model_path, or --generated, or --cost")
+
+
+if __name__ == "__main__":
+    main()
