@@ -56,7 +56,7 @@ def train(folder, flags, run, seed):
 def processed(work, source, columns=""):
     folder = work / f"data/{columns or 'all'}"
     if not (folder / "labels.json").exists():
-        process(DataConfig(input=str(source), output_dir=str(folder), label_column=columns or None))
+        process(DataConfig(input=str(source), output_dir=str(folder), label_column=columns))
     return folder
 
 
