@@ -378,7 +378,7 @@ def mean_losses(
 
 
 def all_exact(tasks: dict[str, Task]) -> bool:
-    return all(scoring_kind(task) in ("classification", "tagging", "words", *PLACES) for task in tasks.values())
+    return all(scoring_kind(task) in ("classification", "tagging", "spans", "words") for task in tasks.values())
 
 
 def score_names(tasks: dict[str, Task]) -> list[str]:

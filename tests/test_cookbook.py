@@ -18,7 +18,7 @@ PAGES = sorted(page for page in (ROOT / "docs/cookbook").glob("*.md") if page.na
 NUM_DIGITS = 300  # of digits.csv
 IDS = [page.stem for page in PAGES]
 MOST_PLACES = {"text_head": 2, "loss": 2, "contrastive_loss": 2, "metric": 2, "trick": 2, "mixup": 2, "file_format": 2}
-MOST_PLACES |= {"json_shape": 1, "relation": 1, "bi_encoder": 1, "own_inputs": 3, "digits": 3}
+MOST_PLACES |= {"json_shape": 1, "relation": 1, "own_relation": 1, "bi_encoder": 1, "own_inputs": 3, "digits": 3}
 MOST_PLACES |= {"extra_inputs": 3, "optimizer": 3, "library_optimizer": 3, "schedule": 3, "own_encoder": 3}
 SMALL = "--device=cpu --epochs=2 --batch_size=8 --save_steps=1 --log_steps=2 --early_stop_patience=0 --hidden_size=32"
 SMALL += " --num_layers=1 --vocab_size=500 --max_length=48"
@@ -97,7 +97,7 @@ def write_raw(folder):
     """The raw files that the pages' commands name."""
     rng = random.Random(0)
     nouns, good, bad = ["film", "book", "song", "meal"], ["lovely", "great", "fine"], ["dull", "awful", "poor"]
-    reviews, pairs, records, calls, relations, orders = [], [], [], [], [], []
+    reviews, pairs, records, calls, relations, orders, families = [], [], [], [], [], [], []
     for n in range(90):
         stars = 1 + n % 5
         text = f"a {rng.choice(good if stars > 3 else bad)} {rng.choice(nouns)} of {rng.choice(nouns)} number {n % 9}"
@@ -108,6 +108,11 @@ def write_raw(folder):
         calls.append({"note": {"body": f"call about a {noun} at {n % 9}"}, "marks": marks, "topic": noun})
         way, cause = ("was caused by", "e2,e1") if n % 2 else ("caused", "e1,e2")
         relations.append((f"the <e1>{noun}</e1> number {n % 9} {way} a <e2>{other}</e2>", f'"Cause-Effect({cause})"'))
+        one, two = rng.sample(["Ana", "Ben", "Cleo", "Dan"], 2)
+        begin, kind = f"{one} {rng.choice(['and', 'met'])} ", n % 3 and "sibling of"
+        ends = [{"start": 0, "end": len(one)}, {"start": len(begin), "end": len(begin) + len(two)}]
+        found = [{"subject": s, "predicate": kind, "object": o} for s, o in (ends, ends[::-1]) if kind]
+        families.append({"text": f"{begin}{two} are {'siblings' if kind else 'friends'} {n % 9}", "relations": found})
         words = [(rng.choice(["red", "big"]), "ADJ") for _ in range(n % 3)] + [(noun, "NOUN"), (str(n % 9), "NUM")]
         order = {"tokens": [word for word, _ in words], "pos": [pos for _, pos in words], "hour": n % 24}
         order |= {"earlier_prices": [2.5 * i for i in range(n % 4)]}
@@ -118,6 +123,7 @@ def write_raw(folder):
     write_csv(folder / "pairs.csv", "sentence1,sentence2,score", pairs)
     write_csv(folder / "relations.csv", "text,relation", relations)
     (folder / "calls.jsonl").write_text("".join(json.dumps(call) + "\n" for call in calls), encoding="utf-8")
+    (folder / "families.jsonl").write_text("".join(json.dumps(row) + "\n" for row in families), encoding="utf-8")
     (folder / "orders.jsonl").write_text("".join(json.dumps(order) + "\n" for order in orders), encoding="utf-8")
     load_digits(as_frame=True).frame[:NUM_DIGITS].to_csv(folder / "digits.csv", index=False)
     (folder / "reviews.rec").write_text("\n".join(records) + "\n", encoding="utf-8")
