@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from engine.errors import UserError
+from engine.task.text import join_tokens
 from preprocess.example import Example, cut, shown
 from preprocess.labels.spans import StoredSpan, fields_of, is_cut, place_of
 from preprocess.storage.facts import Note
@@ -142,3 +143,11 @@ def shown_relation(raw: Any) -> str:
         return shown(raw)
     subject, obj = (cut(str(mention_of(raw[end]).surface or mention_of(raw[end])[:2]), 40) for end in ENDS)
     return f"{subject} —{cut(str(raw['predicate']), 40)}→ {obj}"
+
+
+def shown_triple(item: list[Any], tokens: list[str]) -> str:
+    """Formats a relation over tokens as `subject —predicate→ object`. item: see PLACES"""
+    *places, predicate = item
+    pairs = zip(places[::2], places[1::2])
+    subject, obj = (cut(join_tokens(tokens[first : last + 1], "word")[0]) for first, last in pairs)
+    return f"{subject} —{predicate}→ {obj}"

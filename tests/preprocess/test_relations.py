@@ -12,8 +12,7 @@ from test_json_shapes import write
 
 from data_process import DataConfig, prepare, process
 from engine.errors import UserError
-from preprocess.labels.relations import closest, places_of
-from preprocess.preview import shown_relation
+from preprocess.labels.relations import closest, places_of, shown_triple
 
 TOWNS = ["Oslo", "Bergen", "Lima", "Quito", "Graz"]
 LIVES = []  # (text, name, town)
@@ -45,7 +44,7 @@ def triple(subject, predicate, obj):
 
 
 def shown(row):
-    return [shown_relation(item, row["tokens"]) for item in row["relations"]]
+    return [shown_triple(item, row["tokens"]) for item in row["relations"]]
 
 
 # ---- mentions without offsets ----------------------------------------------------------------------------------------
