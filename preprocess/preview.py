@@ -7,6 +7,7 @@ from engine.task.tags import STANDARD
 from engine.task.text import join_tokens
 from engine.task.words import ROLE, entities_in, events_in
 from preprocess.example import Example, cut
+from preprocess.labels.relations import shown_triple
 from preprocess.prepared import Prepared
 
 MAX_LENGTH = 160  # maximum number of characters printed per text
@@ -54,7 +55,7 @@ def shown_example(example: Example, kinds: dict[str, str]) -> str:
 def shown_label(example: Example, name: str, kind: str) -> Iterator[str]:
     label = example[name]
     if kind == "relations":
-        triples = "; ".join(shown_relation(item, example["tokens"]) for item in label or ())
+        triples = "; ".join(shown_triple(item, example["tokens"]) for item in label or ())
         yield "no label" if label is None else cut(triples, 2 * MAX_LENGTH) or "no relations"
     elif kind == "events":
         events = shown_events(label or (), example["tokens"])
@@ -68,11 +69,6 @@ def shown_label(example: Example, name: str, kind: str) -> Iterator[str]:
         yield cut(" ".join(f"{token}|{tag}" for token, tag in zip(example["tokens"], label)), MAX_LENGTH)
     else:
         yield marked_text(example["tokens"], spans_of(label))
-
-
-def shown_relation(item: list[Any], tokens: list[str]) -> str:
-    """Formats a relation as `subject —predicate→ object`. item: see PLACES"""
-    return f"{shown_words(item[:2], tokens)} —{item[4]}→ {shown_words(item[2:4], tokens)}"
 
 
 def shown_words(places: list[int], tokens: list[str]) -> str:

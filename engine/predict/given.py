@@ -148,9 +148,11 @@ def with_relations(row: dict[str, Any], where: str, tasks: dict[str, Task]) -> d
     reading = own_module("preprocess.readers.by_shape").find_reading(where, [row], options)
     if reading and reading.relations:
         return row | {name: label for name, label in reading(row, where).items() if name in tasks}
-    lists = own_module("preprocess.readers.shapes").LISTS.split("|")
+    related = {name: task for name, task in tasks.items() if task.kind == "relations"}
+    lists = {*own_module("preprocess.readers.shapes").LISTS.split("|")} - related.keys()
     if any(row.get(key) == [] for key in lists):
-        return {name: [] for name, task in tasks.items() if task.kind == "relations"} | row
+        names = [*related, *(task.entities for task in related.values() if task.entities)]
+        return {name: [] for name in names} | row
     return row
 
 

@@ -6,8 +6,8 @@ from itertools import product
 
 from preprocess.checks.base import Check, Context, Parts, Tasks
 from preprocess.example import Example, abbreviate
+from preprocess.labels.relations import shown_triple
 from preprocess.labels.statistics import LabelStatistics
-from preprocess.preview import shown_relation
 from preprocess.storage.facts import Facts, FirstRows, Note, Sample
 
 Joined = tuple[str, str, str]  # (predicate, type of the subject, type of the object)
@@ -30,7 +30,7 @@ class RelationFacts(Facts):
         for first, last, kind in (e[entities] or ()) if entities else ():
             types[first, last].append(kind)
         for item in e[name]:
-            row = f"{e['_where']}: {shown_relation(item, e['tokens'])}"
+            row = f"{e['_where']}: {shown_triple(item, e['tokens'])}"
             subject, obj = tuple(item[:2]), tuple(item[2:4])
             self.parts.add(part)
             if subject == obj:

@@ -6,9 +6,10 @@ A raw relation is {"subject": …, "predicate": …, "object": …}, as in predi
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from engine.errors import UserError
+from engine.task.text import join_tokens
 from preprocess.example import Example, cut, shown
 from preprocess.labels.spans import StoredSpan, fields_of, is_cut, place_of
 from preprocess.storage.facts import Note
@@ -17,14 +18,6 @@ Relation = tuple[int, int, int, int, str]  # (start and end of the subject, of t
 Place = tuple[int, int]  # (start, exclusive end)
 ENDS = ("subject", "object")
 MOST_PLACES = 10_000  # of a mention in a text; further ones are not considered
-
-
-class Located(NamedTuple):
-    """A subject and an object with their places. ambiguous: whether there were others."""
-
-    subject: StoredSpan
-    object: StoredSpan
-    ambiguous: bool
 
 
 def is_relation(item: Any) -> bool:
@@ -71,16 +64,16 @@ def gap(one: Place, other: Place) -> tuple[bool, int]:
     return between < 0, max(0, between)
 
 
-def locate(subject: StoredSpan, obj: StoredSpan, text: str) -> Located | None:
-    """Returns two mentions with their places, or None if one does not occur in the text. Of several places, those of
-    the closest pair are taken."""
+def locate(subject: StoredSpan, obj: StoredSpan, text: str) -> tuple[StoredSpan, StoredSpan, bool] | None:
+    """Returns two mentions with their places, and whether there were others, or None if one does not occur in the text.
+    Of several places, those of the closest pair are taken."""
     spans = (subject, obj)
     places = [[(span.start, span.end)] if span.has_place() else places_of(span.surface, text) for span in spans]
     if not all(places):
         return None
     pairs = zip(spans, closest(*places))
     found = [s if s.has_place() else StoredSpan(*place, s.label, text[slice(*place)]) for s, place in pairs]
-    return Located(found[0], found[1], max(map(len, places)) > 1)
+    return found[0], found[1], max(map(len, places)) > 1
 
 
 def raw_relation(subject: StoredSpan, predicate: str, obj: StoredSpan, text: str) -> dict[str, Any]:
@@ -88,35 +81,29 @@ def raw_relation(subject: StoredSpan, predicate: str, obj: StoredSpan, text: str
     found = locate(subject, obj, text)
     ends = [dict(zip(("start", "end", "label", "text"), span)) for span in (found or (subject, obj))[:2]]
     raw = {"subject": ends[0], "predicate": predicate, "object": ends[1]}
-    return raw | {"ambiguous": True} if found and found.ambiguous else raw
+    return raw | {"ambiguous": True} if found and found[2] else raw
 
 
 def read_all_relations(examples: list[Example], names: list[str]) -> list[Note]:
     """Converts raw relations to lists of Relation. names: the tasks with such labels. Returns notes on the changes."""
     notes = []
     for name in names:
-        missing, ambiguous, repeated = list[str](), list[str](), list[str]()
+        rows: dict[str, list[str]] = {"missing": [], "ambiguous": [], "repeated": []}
         for example in examples:
-            if example.get(name) is None:
-                continue
-            relations: list[Relation] = []
-            for raw in example[name] if isinstance(example[name], list) else [example[name]]:
-                where, line = example["_where"], f"{example['_where']}: {shown_relation(raw)}"
+            label, where, relations = example.get(name), example["_where"], list[Relation]()
+            for raw in label if isinstance(label, list) else [label] * (label is not None):
                 found = read_relation(raw, example["text"], where)
-                if found is None:
-                    missing.append(line)
-                    continue
-                if found[1]:
-                    ambiguous.append(line)
-                if found[0] in relations:
-                    repeated.append(line)
-                relations.append(found[0])
-            example[name] = sorted(set(relations))
+                relation, is_ambiguous = found or (None, False)
+                is_in = {"missing": not found, "ambiguous": is_ambiguous, "repeated": relation in relations}
+                for which in (which for which in rows if is_in[which]):
+                    rows[which].append(f"{where}: {shown_relation(raw)}")
+                relations += [relation] if relation else []
+            example[name] = None if label is None else sorted(set(relations))
         advice = "the subject and the object that are closest to each other were taken; offsets would be exact"
         notes += [
-            Note(f"{name}: mentions that do not occur in the text", missing, "these relations were dropped"),
-            Note(f"{name}: ambiguous mentions, which occur several times", ambiguous, advice),
-            Note(f"{name}: repeated relations", repeated, "they count once; correct the data"),
+            Note(f"{name}: mentions that do not occur in the text", rows["missing"], "these relations were dropped"),
+            Note(f"{name}: ambiguous mentions, which occur several times", rows["ambiguous"], advice),
+            Note(f"{name}: repeated relations", rows["repeated"], "they count once; correct the data"),
         ]
     return notes
 
@@ -133,7 +120,7 @@ def read_relation(raw: Any, text: str, where: str) -> tuple[Relation, bool] | No
     if found is None:
         return None
     subject, obj = (place_of(span._replace(label=predicate), text, where) for span in found[:2])
-    return (*subject, *obj, predicate.strip()), found.ambiguous or bool(raw.get("ambiguous"))
+    return (*subject, *obj, predicate.strip()), found[2] or bool(raw.get("ambiguous"))
 
 
 def shown_relation(raw: Any) -> str:
@@ -142,3 +129,11 @@ def shown_relation(raw: Any) -> str:
         return shown(raw)
     subject, obj = (cut(str(mention_of(raw[end]).surface or mention_of(raw[end])[:2]), 40) for end in ENDS)
     return f"{subject} —{cut(str(raw['predicate']), 40)}→ {obj}"
+
+
+def shown_triple(item: list[Any], tokens: list[str]) -> str:
+    """Formats a relation over tokens as `subject —predicate→ object`. item: see PLACES"""
+    *places, predicate = item
+    pairs = zip(places[::2], places[1::2])
+    subject, obj = (cut(join_tokens(tokens[first : last + 1], "word")[0]) for first, last in pairs)
+    return f"{subject} —{predicate}→ {obj}"

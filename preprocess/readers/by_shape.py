@@ -86,11 +86,6 @@ class Reading:
                 result.append({"start": start, "end": end, "label": span.label, "text": span.surface})
         return result
 
-    @property
-    def relation_tasks(self) -> list[str]:
-        """The tasks that the relations give."""
-        return [*["entities"] * self.relations.typed, self.relations.name] if self.relations else []
-
     def report(self) -> None:
         for message, number in self.counts.items():
             note(f"{self.path}: {number:,} {message}")
@@ -145,7 +140,7 @@ def settle(reading: Reading, row: Values, options: ReadOptions) -> None:
     reading.counts.clear()
     selected, shape = split_names(options.label_column), reading.shape
     reading.spans = [task for task in reading.spans if not selected or task.name in selected]
-    if selected and not {*selected} & {*reading.relation_tasks}:
+    if reading.relations and selected and not {*selected} & {*reading.relations.names}:
         reading.relations = None
     if doubtful := [task.name for task in reading.spans if not task.is_sure]:
         problem = "could have inclusive or exclusive ends (no span has one token or reaches the last token)"
@@ -227,7 +222,7 @@ def add_relations(reading: Reading, form: Relations, rows: Sequence[Values], opt
         reading.tasks.remove(reading.spans[0].name)
         reading.spans[0] = reading.spans[0]._replace(name="entities")
         reading.tasks.append("entities")
-    reading.tasks += reading.relation_tasks
+    reading.tasks += task.names
     has_places = isinstance(task.form.subject, Spans) and bool(task.form.subject.start)
     reading.weight += 3 + has_places + bool(form.refer)
 

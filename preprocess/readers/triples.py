@@ -7,7 +7,7 @@ of the object, predicate].
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from engine.errors import UserError
 from preprocess.example import shown
@@ -18,18 +18,7 @@ from preprocess.readers.paths import MISSING, Values, at, is_at, task_of
 from preprocess.readers.shapes import VALUE, Relations, Shape, Spans
 from preprocess.readers.stored import SpanTask, entries, stored_spans
 
-
-class Triple(NamedTuple):
-    """A stored relation. subject and object: spans, or references that no span has."""
-
-    subject: Any
-    predicate: Any
-    object: Any
-
-    def is_complete(self) -> bool:
-        ends = [end for end in (self.subject, self.object) if isinstance(end, StoredSpan)]
-        located = [span.has_place() or (isinstance(span.surface, str) and span.surface.strip()) for span in ends]
-        return isinstance(self.predicate, str) and bool(self.predicate.strip()) and len(ends) == 2 and all(located)
+Triple = tuple[Any, Any, Any]  # (subject, predicate, object): the ends are spans, or references that no span has
 
 
 @dataclass(frozen=True)
@@ -43,6 +32,10 @@ class RelationTask:
     typed: bool = False
     unit: str = ""  # an option that gives another unit of offsets
 
+    @property
+    def names(self) -> list[str]:
+        return [*["entities"] * self.typed, self.name]
+
     def triples(self, row: Values) -> list[Triple] | None:
         """Returns the relations of an object; None if it has no label."""
         form, stored = self.form, at(row, self.form.path)
@@ -54,17 +47,33 @@ class RelationTask:
             keys = (at(item, form.refer) if form.refer else n for n, (_, item) in enumerate(entries(listed)))
             pairs = zip(keys, stored_spans(self.shape.spans, listed))
             spans = {key: s._replace(end=s.end + last) for key, s in pairs if type(key) in (int, str) and s.has_place()}
-        items = (item for each in (stored if isinstance(stored, list) else [stored]) for item in by_slot(each))
-        found = (
-            (at_end(item, form.subject, spans), at(item, form.predicate), at_end(item, form.object, spans))
-            for item in items
-        )
-        return [Triple(*each) for each in found if not form.none or each[1] != form.none]
+        items = [item for each in (stored if isinstance(stored, list) else [stored]) for item in by_slot(each)]
+        ends = [[end_of(item, path, spans) for item in items] for path in (form.subject, form.object)]
+        found = zip(ends[0], [at(item, form.predicate) for item in items], ends[1])
+        return [triple for triple in found if not form.none or triple[1] != form.none]
+
+    def problem(self, triple: Triple) -> str:
+        """Returns what is wrong with a relation, or ""."""
+        subject, predicate, obj = triple
+        spans = [end for end in (subject, obj) if isinstance(end, StoredSpan)]
+        unknown = [end for end in (subject, obj) if end is not MISSING and not isinstance(end, StoredSpan)]
+        placed = [span.has_place() for span in spans]
+        if unknown:
+            of = f"the key {self.form.refer!r}" if self.form.refer else "the number"
+            return f"a relation refers to a span with {of} {shown(unknown[0])}, which does not exist"
+        if self.unit and not all(placed):
+            return f"a relation has no offsets, which {self.unit} requires"
+        words = [isinstance(span.surface, str) and bool(span.surface.strip()) for span in spans]
+        is_named = isinstance(predicate, str) and bool(predicate.strip())
+        is_complete = is_named and len(spans) == 2 and all(map(any, zip(placed, words)))
+        return "" if is_complete else "a relation needs a predicate, a subject and an object, as in other rows"
 
     def read(self, row: Values, text: str, tokens: Sequence[str] | None, where: str, counts: Counter[str]) -> Values:
         """Returns {task: label} of an object. counts: {message: number of skipped items}."""
         triples, result, entities = self.triples(row), list[Any](), dict[tuple[Any, ...], Any]()
-        for triple in triples or ():
+        if triples is None:
+            return dict.fromkeys(self.names)
+        for triple in triples:
             if problem := self.problem(triple):
                 raise UserError(f"{where}: {problem}")
             subject, predicate, obj = triple
@@ -75,33 +84,17 @@ class RelationTask:
                 result.append([subject.start, subject.end - last, obj.start, obj.end - last, predicate])
             else:
                 result.append(raw_relation(subject, predicate, obj, text))
-                for end in (result[-1][name] for name in ENDS) if self.typed else ():
-                    if end["start"] is not None and isinstance(end["label"], str) and end["label"]:
-                        entities[end["start"], end["end"], end["label"]] = end
-        is_label = triples is not None
-        typed = {"entities": [*entities.values()] if is_label else None} if self.typed else {}
-        return typed | {self.name: result if is_label else None}
-
-    def problem(self, triple: Triple) -> str:
-        """Returns what is wrong with a relation, or ""."""
-        spans = [end for end in (triple.subject, triple.object) if isinstance(end, StoredSpan)]
-        if self.unit and not all(span.has_place() for span in spans):
-            return f"a relation has no offsets, which {self.unit} requires"
-        if triple.is_complete():
-            return ""
-        unknown = [end for end in (triple.subject, triple.object) if not isinstance(end, StoredSpan)]
-        if unknown and unknown[0] is not MISSING:
-            of = f"the key {self.form.refer!r}" if self.form.refer else "the number"
-            return f"a relation refers to a span with {of} {shown(unknown[0])}, which does not exist"
-        return "a relation needs a predicate, a subject and an object, as in other rows"
+                ends = [result[-1][name] for name in ENDS]
+                typed = [end for end in ends if end["start"] is not None and isinstance(end["label"], str)]
+                entities |= {(end["start"], end["end"], end["label"]): end for end in typed if end["label"]}
+        return dict(zip(self.names[::-1], (result, [*entities.values()])))
 
 
-def at_end(item: Any, path: Spans | str, spans: dict[Any, StoredSpan]) -> Any:
+def end_of(item: Any, path: Spans | str, spans: dict[Any, StoredSpan]) -> Any:
     """Returns the subject or object of a relation."""
     if isinstance(path, Spans):
-        start, end, label, surface = (
-            None if part is MISSING else part for part in next(stored_spans(path, [item]))[:4]
-        )
+        span = next(stored_spans(path, [item]))
+        start, end, label, surface = (None if part is MISSING else part for part in span[:4])
         return StoredSpan(start, end, label, surface)
     reference = at(item, path)
     return spans.get(reference, reference) if type(reference) in (int, str) else reference
@@ -128,9 +121,8 @@ def relation_task(
     """Returns the task of the relations in the first objects, or None if these have none in the form of the shape.
     spans: the tasks of their spans."""
     form, selected = shape.relations, split_names(options.label_column)
-    unit = "--span_end inclusive" * (options.span_end == "inclusive") or "--offsets utf16" * (
-        options.offsets == "utf16"
-    )
+    units = {"--span_end inclusive": options.span_end == "inclusive", "--offsets utf16": options.offsets == "utf16"}
+    unit = next((option for option, is_given in units.items() if is_given), "")
     if form is None or (isinstance(form.subject, str) and not spans):
         return None
     referred = spans[0] if isinstance(form.subject, str) else None
@@ -141,10 +133,10 @@ def relation_task(
         name = task_of(path) if path in selected else "relations"
         task = RelationTask(name, shape, replace(form, path=path), referred, unit=unit)
         triples = [triple for row in rows for triple in task.triples(row) or ()]
-        if triples and all(triple.is_complete() for triple in triples):
+        if triples and not any(map(replace(task, unit="").problem, triples)):
             items = [item for value in stored for each in value or () for item in by_slot(each)]
             ends = [narrowed(end, items) for end in (form.subject, form.object)]
-            mentions = [end for triple in triples for end in (triple.subject, triple.object)] if not spans else []
+            mentions = [end for triple in triples for end in triple[::2]] if not spans else []
             kept = replace(task.form, subject=ends[0], object=ends[1], predicate=narrowed(form.predicate, items))
             return replace(task, form=kept, typed=any(isinstance(end.label, str) and end.label for end in mentions))
     return None

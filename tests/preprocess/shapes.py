@@ -64,7 +64,12 @@ class Example(NamedTuple):
     @property
     def spans(self):
         """(first character, character behind the last, type)"""
-        return [(self.places[a][0], self.places[b - 1][1], kind) for a, b, kind in self.entities]
+        places = self.places
+        return [(places[a][0], places[b - 1][1], kind) for a, b, kind in self.entities]
+
+    @property
+    def surfaces(self):
+        return [self.text[a:b] for a, b, _ in self.spans]
 
     @property
     def token_spans(self):
@@ -80,16 +85,20 @@ class Example(NamedTuple):
     @property
     def relations(self):
         """(start, end of the subject, start, end of the object, predicate)"""
-        return sorted((*self.spans[a][:2], *self.spans[b][:2], name) for a, b, name in self.triples)
+        return self.between(self.spans)
 
     @property
     def token_relations(self):
-        return sorted((*self.token_spans[a][:2], *self.token_spans[b][:2], name) for a, b, name in self.triples)
+        return self.between(self.token_spans)
+
+    def between(self, spans):
+        return sorted((*spans[a][:2], *spans[b][:2], name) for a, b, name in self.triples)
 
     @property
     def joined(self):
         """The spans that relations join."""
-        return sorted({self.spans[n] for *ends, _ in self.triples for n in ends})
+        spans = self.spans
+        return sorted({spans[n] for *ends, _ in self.triples for n in ends})
 
     @property
     def people(self):
@@ -603,40 +612,31 @@ def cluener(example):
     return {"text": example.text, "label": found}
 
 
-def mention(example, number):
-    """An entity as the subject or object of a relation, as in predictions."""
-    a, b, _ = example.spans[number]
-    return {"text": example.text[a:b], "start": a, "end": b}
-
-
-def words_of(e, n):
-    return e.text[slice(*e.spans[n][:2])]
+def predicted(e, **more):
+    """The relations as in predictions."""
+    ends = [{"text": e.text[a:b], "start": a, "end": b} for a, b, _ in e.spans]
+    return [{"subject": ends[a], "predicate": name, "object": ends[b], **more} for a, b, name in e.triples]
 
 
 def duie(e):
     """Triples of words. Those called `is_near` are a slot of a complex object whose value is empty."""
-    found = []
+    found, words, kinds = [], e.surfaces, [kind for _, _, kind in e.spans]
     for a, b, name in e.triples:
         predicate, _, slot = name.partition("_")
-        slots = {"@value": "" if slot else words_of(e, b), slot or "inWork": words_of(e, b) if slot else ""}
-        types = {"subject_type": e.spans[a][2], "object_type": dict.fromkeys(slots, e.spans[b][2])}
-        found.append({"predicate": predicate, "subject": words_of(e, a), "object": slots, **types})
+        slots = {"@value": "" if slot else words[b], slot or "inWork": words[b] if slot else ""}
+        types = {"subject_type": kinds[a], "object_type": dict.fromkeys(slots, kinds[b])}
+        found.append({"predicate": predicate, "subject": words[a], "object": slots, **types})
     return {"text": e.text, "spo_list": found}
 
 
 def tplinker(e):
-    part = lambda n, key, words: {words: words_of(e, n), key: [*e.spans[n][:2]]}  # noqa: E731
-    return {
-        "id": str(e.number),
-        "text": e.text,
-        "relation_list": [
-            {"predicate": name, "subj_tok_span": [7, 9], "obj_tok_span": [7, 9]}
-            | part(a, "subj_char_span", "subject")
-            | part(b, "obj_char_span", "object")
-            for a, b, name in e.triples
-        ],
-        "entity_list": [{"type": kind} | part(n, "char_span", "text") for n, (_, _, kind) in enumerate(e.spans)],
-    }
+    words, spans = e.surfaces, [[a, b] for a, b, _ in e.spans]
+    relations = [
+        {"subject": words[a], "object": words[b], "subj_char_span": spans[a], "obj_char_span": spans[b],
+         "subj_tok_span": [7, 9], "obj_tok_span": [7, 9], "predicate": name} for a, b, name in e.triples
+    ]  # fmt: skip
+    entities = [{"type": e.spans[n][2], "text": words[n], "char_span": span} for n, span in enumerate(spans)]
+    return {"id": str(e.number), "text": e.text, "relation_list": relations, "entity_list": entities}
 
 
 def doccano(e):
@@ -647,23 +647,32 @@ def doccano(e):
 
 
 def prodigy(e):
-    span = lambda n: keyed()(*e.spans[n]) | {"token_start": 0, "token_end": 0}  # noqa: E731
-    return {
-        "text": e.text, "tokens": [{"text": "x", "start": 0, "end": 1}], "spans": [keyed()(*each) for each in e.spans],
-        "relations": [{"head": 3, "child": 5, "label": name, "head_span": span(a), "child_span": span(b)}
-                      for a, b, name in e.triples],
-    }  # fmt: skip
+    spans = [keyed()(*span) | {"token_start": 0, "token_end": 0} for span in e.spans]
+    relations = [
+        {"head": 3, "child": 5, "label": name, "head_span": spans[a], "child_span": spans[b]}
+        for a, b, name in e.triples
+    ]
+    tokens = [{"text": "x", "start": 0, "end": 1}]
+    return {"text": e.text, "tokens": tokens, "spans": [keyed()(*each) for each in e.spans], "relations": relations}
 
 
 def rebel(e):
-    part = lambda n: {"uri": "Q1", "boundaries": [*e.spans[n][:2]], "surfaceform": words_of(e, n)}  # noqa: E731
-    return {
-        "docid": "7", "text": e.text, "entities": [part(n) for n in range(len(e.spans))],
-        "triples": [
-            {"subject": part(a), "predicate": {"uri": "P1", "boundaries": None, "surfaceform": name}, "object": part(b)}
-            for a, b, name in e.triples
-        ],
-    }  # fmt: skip
+    ends = [{"uri": "Q1", "boundaries": [a, b], "surfaceform": e.text[a:b]} for a, b, _ in e.spans]
+    triples = [
+        {"subject": ends[a], "predicate": {"uri": "P1", "boundaries": None, "surfaceform": name}, "object": ends[b]}
+        for a, b, name in e.triples
+    ]
+    return {"docid": "7", "text": e.text, "entities": ends, "triples": triples}
+
+
+def nyt(e):
+    words = e.surfaces
+    relations = [
+        {"em1Text": words[a], "em2Text": words[b], "label": label}
+        for a, b, name in e.triples
+        for label in (name, "None")
+    ]
+    return {"sentText": e.text, "entityMentions": [], "relationMentions": relations}
 
 
 def units(text, place):
@@ -1348,25 +1357,16 @@ def spans_of_json():
         ),
         "relations as lists of words": text(
             jsonl(record(text="text", triple_list=lambda e: [
-                [words_of(e, a), name, words_of(e, b)] for a, b, name in e.triples])),
+                [words[a], name, words[b]] for words in [e.surfaces] for a, b, name in e.triples])),
             relations="relations", change=without(unclear),
         ),
         "relations as predicted": text(
-            jsonl(record(text="text", relations=lambda e: [
-                {"subject": mention(e, a), "predicate": name, "object": mention(e, b), "probability": 0.5}
-                for a, b, name in e.triples])), relations="relations",
+            jsonl(record(text="text", relations=lambda e: predicted(e, probability=0.5))), relations="relations"
         ),
         "relations in cells": text(
-            table(record(text="text", relations=lambda e: json.dumps([
-                {"subject": mention(e, a), "predicate": name, "object": mention(e, b)} for a, b, name in e.triples]))),
-            relations="relations",
+            table(record(text="text", relations=lambda e: json.dumps(predicted(e)))), relations="relations"
         ),
-        "relations of NYT": text(
-            objects(lambda e: {"sentText": e.text, "entityMentions": [], "relationMentions": [
-                {"em1Text": words_of(e, a), "em2Text": words_of(e, b), "label": label}
-                for a, b, name in e.triples for label in (name, "None")]}),
-            relations="relations", change=without(unclear),
-        ),
+        "relations of NYT": text(objects(nyt), relations="relations", change=without(unclear)),
         "relations of SpERT": in_words(
             objects(tokens("entities", OF_TOKENS, relations=lambda e: [
                 {"type": name, "head": a, "tail": b} for a, b, name in e.triples])),

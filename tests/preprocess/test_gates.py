@@ -59,6 +59,8 @@ REFUSED = [  # gate, files, options, words of the message
     ("encoding", labelled(lambda n: "ab"[n % 2], text="CafÃ© crÃ¨me Ã  {}"), {}, ["--encoding"]),
     ("whole_texts", labelled(lambda n: [[0, len(f"Mia likes {CITIES[n % 20]} {n}"), "intent"], [0, 3, "who"]]), {},
      ["row 1", "'intent'"]),
+    ("mentions", {"a.jsonl": lines({"text": f"Mia likes {c}", "triple_list": [["Mia", "likes", c], ["Bob", "likes", c]]}
+                                   for c in CITIES)}, {}, ["row 1", "20 of 40", "Bob —likes→ "]),
     ("multihot", labelled(lambda n: [n % 2, 1, 0]), {}, ["row 1", "[0, 1, 0]", "--label_names", "labels.txt"]),
     ("multihot", labelled(lambda n: [1.0, float(n % 2)]), {}, ["length 2"]),
     ("multihot", table(lambda n: f"[1, {n % 2}, 0]"), {}, ["row 2"]),

@@ -12,8 +12,9 @@ from test_json_shapes import write
 
 from data_process import DataConfig, prepare, process
 from engine.errors import UserError
-from preprocess.labels.relations import closest, places_of
-from preprocess.preview import shown_relation
+from engine.predict.given import examples_of
+from engine.task.task import Task
+from preprocess.labels.relations import closest, places_of, shown_triple
 
 TOWNS = ["Oslo", "Bergen", "Lima", "Quito", "Graz"]
 LIVES = []  # (text, name, town)
@@ -45,7 +46,7 @@ def triple(subject, predicate, obj):
 
 
 def shown(row):
-    return [shown_relation(item, row["tokens"]) for item in row["relations"]]
+    return [shown_triple(item, row["tokens"]) for item in row["relations"]]
 
 
 # ---- mentions without offsets ----------------------------------------------------------------------------------------
@@ -447,3 +448,45 @@ def test_a_task_of_a_processed_folder_can_be_left_out(tmp_path):
     process(DataConfig(input=str(tmp_path / "data"), output_dir=str(tmp_path / "one"), label_column="relations"))
     labels = read_json(tmp_path / "one/labels.json")
     assert list(labels) == ["relations"] and "entities" not in labels["relations"]
+
+
+# ---- rows with labels, given from Python -----------------------------------------------------------------------------
+
+
+def given_rows(rows):
+    relations = Task("relations", ("lives",), entities="entities")
+    tasks = {"entities": Task("spans", ("where", "who")), "relations": relations}
+    return list(examples_of(rows, tasks, labelled=True))
+
+
+def test_labels_given_from_python_have_the_same_forms():
+    text, name, town = LIVES[0]
+    ends = [{"start": 0, "end": 8, "text": name}, {"start": 18, "end": 22, "text": town}]
+    types = {"subject_type": "who", "object_type": "where"}
+    spans = [{"id": 8, "start_offset": 0, "end_offset": 8, "label": "who"}]
+    spans.append({"id": 3, "start_offset": 18, "end_offset": 22, "label": "where"})
+    rows = [
+        {"text": text, "relations": [triple(ends[0], "lives", ends[1])], "entities": None},
+        {"text": text, "spo_list": [triple(name, "lives", town) | types]},
+        {"text": text, "triples": [[name, "lives", town]], "entities": None},
+        {"text": text, "entities": spans, "relations": [{"from_id": 8, "to_id": 3, "type": "lives"}]},
+    ]
+    found = given_rows(rows)
+    assert [row["relations"] for row in found] == [[[0, 1, 4, 4, "lives"]]] * 4
+    assert [row["tokens"] for row in found] == [text.split()] * 4
+    entities = [[0, 1, "who"], [4, 4, "where"]]
+    assert [row["entities"] for row in found] == [None, entities, None, entities]
+    (row,) = given_rows([{"tokens": text.split(), "relations": [[0, 1, 4, 4, "lives"]], "entities": entities}])
+    assert row["relations"] == [[0, 1, 4, 4, "lives"]] and row["entities"] == entities
+    (row,) = given_rows([typed(text, name, town)])
+    assert row["relations"] == [[0, 1, 4, 4, "lives"]] and row["entities"] == entities
+    (row,) = given_rows([{"text": text, "spo_list": []}])
+    assert row["relations"] == row["entities"] == []
+    for wrong, message in (
+        ({"text": text, "triples": [[name, "lives", "Rome"]]}, "text 1: a mention of Ida Berg —lives→ Rome does not"),
+        ({"text": text, "relations": [triple(name, "", town)]}, "text 1: "),
+        ({"tokens": ["a"], "relations": [[0, 0, 0, 1, "lives"]]}, "text 1: .*outside the 1 tokens"),
+        ({"text": text}, "text 1: has no label for the task"),
+    ):
+        with pytest.raises(UserError, match=message):
+            given_rows([wrong])
