@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from engine.model.span_pointer import CELLS
 from engine.predict.interface import Examples, Model, number
 from engine.predict.labelling import POOL, examples_of
 from engine.task.task import Task
@@ -52,12 +53,22 @@ def uncertainties(model: Model, examples: Examples) -> np.ndarray:
         texts = loader.dataset.example_index[batch.rows.tolist()]  # a long text to tag has several rows
         for column, name in enumerate(names):
             head = trainer.model.output_layer.heads[name]
-            temperature = float(getattr(head, "temperature", 1.0))
-            entropies = head.distribution.teach(logits[name].float(), batch.inputs, temperature)[1]
+            entropies = entropies_of(head, logits[name].float(), batch.inputs)
             mask = batch.inputs["word_mask"] if head.by_words else torch.ones_like(entropies)
             np.add.at(sums[:, column], texts, (entropies * mask).sum(1).double().cpu().numpy())
             np.add.at(words[:, column], texts, mask.sum(1).cpu().numpy())
     return sums / words.clip(min=1)
+
+
+def entropies_of(head: Any, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The entropies of answers, in nats: of texts (B, 1), of words or of pairs of words by the first (B, W). Heads that
+    score pairs of words get CELLS scores at a time, but at least those of a text."""
+    temperature, size = float(getattr(head, "temperature", 1.0)), len(logits)
+    if head.finds_spans:
+        size = max(1, CELLS // (head.distribution.stride * logits.shape[1] ** 2))
+    parts = [slice(start, start + size) for start in range(0, len(logits), size)]
+    chosen = [({key: values[part] for key, values in inputs.items()}, logits[part]) for part in parts]
+    return torch.cat([head.distribution.teach(own, rows, temperature)[1] for rows, own in chosen])
 
 
 def ranks_of(scores: np.ndarray) -> np.ndarray:
