@@ -1,18 +1,23 @@
 """Relations in the demo, in files to annotate, in the Python interface and in --debug, with small models."""
 
 import json
+from itertools import product
 from xml.etree import ElementTree
 
 import pytest
+import torch
 from browser import CHROMIUM, Browser
 from collection import case_of
 from conftest import TINY
 from test_demo import labeller_of, wait_for
 from test_relations import examples_of
+from torch.distributions import Bernoulli
 
 from config import Config
 from engine.errors import UserError
+from engine.model import relations
 from engine.predict import load
+from engine.predict.given import examples_of as given
 from engine.run.files import write_json
 from engine.task.task import Task
 from main import main
@@ -20,7 +25,7 @@ from metrics import score
 from tools.check.model_check import check_model
 from tools.demo.prompt import answer_lines, painter
 from tools.demo.typed import Examples
-from tools.select import annotate
+from tools.select import annotate, choose
 from tools.select.__main__ import SelectConfig
 from tools.select.__main__ import main as select
 
@@ -163,16 +168,19 @@ def test_the_page_shows_relations_in_a_browser(runs, tmp_path, python):
 POOL = [f"{'😀 ' * (n == 1)}{text}" for n, text in enumerate(TEXTS)]
 
 
-def selected(runs, tmp_path, name, form):
-    """What tools.select writes of the four texts, in their order."""
-    pool, path = tmp_path / "pool.txt", tmp_path / ("a.json" if form == "label_studio" else "a.jsonl")
-    pool.write_text("\n".join(POOL) + "\n")
+def selected(runs, tmp_path, name, form, texts=POOL):
+    """(what tools.select writes of texts, in their order; the file)"""
+    suffix = {"label_studio": "json", "csv": "csv"}.get(form, "jsonl")
+    pool, path = tmp_path / "pool.txt", tmp_path / f"a.{suffix}"
+    pool.write_text("\n".join(texts) + "\n")
     (tmp_path / "labelled").mkdir()
     (tmp_path / "labelled/train.jsonl").write_text(json.dumps({"id": "0", "tokens": ["something", "else"]}) + "\n")
     own = dict(checkpoint=str(runs(name)[0]), pool=str(pool), data_path=str(tmp_path / "labelled"))
     select(SelectConfig(**own, output=str(path), output_format=form))
+    if form == "csv":
+        return [], path
     rows = json.loads(path.read_text()) if form == "label_studio" else map(json.loads, path.read_text().splitlines())
-    return sorted(rows, key=lambda row: POOL.index(row.get("data", row)["text"])), path
+    return sorted(rows, key=lambda row: texts.index(row.get("data", row)["text"])), path
 
 
 def in_units(text, start, end):
@@ -223,6 +231,25 @@ def test_relations_in_lines(runs, tmp_path):
     rows, _ = selected(runs, tmp_path, "typed", "jsonl")
     assert [triples_of(row["text"], row["facts"]) for row in rows] == WANTED
     assert all(one.keys() == {"subject", "predicate", "object"} for row in rows for one in row["facts"])
+
+
+@pytest.mark.parametrize("cells", [2**22, 1])
+def test_the_uncertainty_of_relations_is_the_entropy_of_all_cells(cells, runs, monkeypatch):
+    monkeypatch.setattr(choose, "CELLS", cells)
+    model = load(runs("alone")[0])
+    examples = choose.number(list(given(TEXTS, model.tasks)))
+    found, head = choose.uncertainties(model, examples)[:, 0], model.trainer.model.output_layer.heads["facts"]
+    for value, example in zip(found, examples):
+        inputs = model.loader([example]).dataset.batch([0]).inputs
+        with torch.no_grad():
+            logits = model.trainer.model(inputs).logits["facts"]
+        scores = relations.dense(logits)[0].double() / float(head.temperature)
+        size = len(example["tokens"])
+        wanted = 0.0
+        for table, i, j in product(range(2 + 2 * 2), range(size), range(size)):
+            if table >= 2 or i <= j:
+                wanted += Bernoulli(logits=scores[table, i, j]).entropy().item()
+        assert value == pytest.approx(wanted / size, rel=1e-4)
 
 
 def test_relations_whose_entities_have_no_type_are_left_out():

@@ -91,7 +91,7 @@ def view(
     task = tasks[name]
     kind = task.kind
     shown = {"task": name, "kind": kind}
-    if kind == "relations":
+    if task.num_places == 4:
         return shown | related(example, tasks, label, probability)
     if task.needs_words:
         return shown | {"marked": marked(example, task, tasks, label)}

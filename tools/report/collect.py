@@ -207,9 +207,9 @@ def entity_figures(
     all_matches = [relations.matches_of(kind, row, name, of_entities) for row in rows]
     labelled = [example for example in training if example.get(name)]
     seen = {entities.key_of(row["tokens"], item) for row in labelled for item in items_in(kind, row[name])}
-    are_relations = kind == "relations"
-    sizes = (relations.distance, relations.DISTANCES) if are_relations else (entities.length, entities.LENGTHS)
-    wrong = "wrong_predicate" if are_relations else "wrong_type"
+    related = relations.are_relations(kind)
+    sizes = (relations.distance, relations.DISTANCES) if related else (entities.length, entities.LENGTHS)
+    wrong = "wrong_predicate" if related else "wrong_type"
     return {
         "errors": entities.error_counts(all_matches, relations.verdicts_of(kind)),
         "confusions": entities.confused_types(all_matches, wrong)[:LISTED],

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import metrics
+from tools.report.relations import are_relations
 from tools.report.texts import Words
 
 Finding = tuple[float, str, str, dict[str, Any]]  # weight, page section, key in texts.py, values
@@ -65,7 +66,7 @@ def task_candidates(name: str, task: dict[str, Any], wrong: int) -> list[Finding
 
 def entity_candidates(name: str, task: dict[str, Any]) -> list[Finding]:
     result: list[Finding] = []
-    what = "relations" if task["kind"] == "relations" else "entities"
+    what = "relations" if are_relations(task["kind"]) else "entities"
     totals: Counter[str] = Counter()
     for counts in task["errors"].values():
         totals.update(counts)

@@ -73,6 +73,7 @@ def environment(words: Words) -> Environment:
     loader = FileSystemLoader(TEMPLATES, encoding="utf-8")
     env = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     env.globals |= {"t": words, "json_in_page": json_in_page, "zip": zip, "verdicts_of": relations.verdicts_of}
+    env.globals |= {"are_relations": relations.are_relations}
     env.filters |= {"short": short, "show": show, "score": lambda x: "–" if x is None else f"{x:.4f}"}
     env.filters |= {"percent": lambda x: "–" if x is None else f"{100 * x:.1f}"}
     return env
@@ -230,7 +231,7 @@ def gallery(name: str, kind: str, rows: Sequence[Row], of_entities: str = "") ->
     for _, row in sorted(wrong, key=lambda pair: pair[0], reverse=True)[:GALLERY]:
         matches = relations.matches_of(kind, row, name, of_entities)
         start, end = marked.window(row, matches)
-        triples = relations.triples_of(row, matches) if kind == "relations" else None
+        triples = relations.triples_of(row, matches) if relations.are_relations(kind) else None
         shown: dict[str, Any] = {"triples": triples, "cut": (start, end, len(row["text"])), "id": row["id"]}
         for side in ("gold", "predicted"):
             marks = relation_marks(row, triples, side) if triples else marked.marks_of(row, matches, side)

@@ -22,6 +22,7 @@ predicate + wrong border + invented.
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from engine.task.task import PLACES
 from metrics import items_in
 from tools.report import entities
 from tools.report.entities import Match
@@ -68,9 +69,14 @@ VERDICTS = ("right", *MEASURES, "missed_entity", "missed", "invented")
 DISTANCES = (0, 3, 6, 11, 21)
 
 
+def are_relations(kind: str) -> bool:
+    """Whether the labels of a kind are pairs of spans."""
+    return PLACES.get(kind) == 4
+
+
 def verdicts_of(kind: str) -> tuple[str, ...]:
     """The verdicts on the answers to tasks of a kind."""
-    return VERDICTS if kind == "relations" else entities.VERDICTS
+    return VERDICTS if are_relations(kind) else entities.VERDICTS
 
 
 def matches_of(kind: str, row: Row, name: str, of_entities: str = "") -> list[Match]:
@@ -80,7 +86,7 @@ def matches_of(kind: str, row: Row, name: str, of_entities: str = "") -> list[Ma
     if answer["gold"] is None:
         return []
     gold, predicted = (items_in(kind, answer[side]) for side in ("gold", "predicted"))
-    if kind != "relations":
+    if not are_relations(kind):
         return entities.match(gold, predicted)
     spans = row["answers"][of_entities]["predicted"] if of_entities in row["answers"] else []
     return match(gold, predicted, {(first, last) for first, last, _ in spans})
