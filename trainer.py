@@ -346,7 +346,8 @@ class Trainer:
                     logits = self.model(batch.inputs).logits
                 parts.append({name: (logits[name].cpu(), batch.labels[name].cpu()) for name in names})
         parts = distributed.gather_in_turn(parts)
-        return {name: tuple(map(torch.cat, zip(*(part[name] for part in parts)))) for name in names}
+        columns = {name: list(zip(*(part[name] for part in parts))) for name in names}
+        return {name: (torch.cat(logits), torch.cat(labels)) for name, (logits, labels) in columns.items()}
 
     def out_of_patience(self) -> bool:
         return 0 < (self.config.early_stop_patience or 0) <= self.progress.bad_epochs

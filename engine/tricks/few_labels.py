@@ -153,7 +153,8 @@ class LabelShift(Trick):
         dev = logits_of_dev() if self.shifts else {}
         with torch.no_grad():
             for name, shift in self.shifts.items():
-                self.heads[name].linear.bias += temperature_at(*dev[name], shift) * shift
+                logits, labels = dev[name]
+                self.heads[name].linear.bias += temperature_at(logits, labels, shift) * shift
 
     @contextmanager
     def swap_weights(self) -> Iterator[None]:

@@ -33,7 +33,8 @@ class Related(NamedTuple):
 def require_format(form: str, tasks: Tasks) -> None:
     """Raises UserError if a format cannot hold labels of these tasks."""
     kinds = {name: column_kind(task) for name, task in tasks.items()}
-    problem = next((f"{name!r} labels every word" for name in kinds if kinds[name] == "tags"), "")
+    unfit = {"tags": "labels every word", "events": "has events"}
+    problem = next((f"{name!r} {unfit[kind]}" for name, kind in kinds.items() if kind in unfit), "")
     related = [task for task in tasks.values() if task.kind == "relations"]
     if len(related) > 1:
         problem = f"a project has one task of relations, but the tasks are {', '.join(tasks)}"
