@@ -629,6 +629,15 @@ def duie(e):
     return {"text": e.text, "spo_list": found}
 
 
+def instruct_ie(e):
+    words, kinds = e.surfaces, [kind for _, _, kind in e.spans]
+    relations = [
+        {"head": words[a], "head_type": kinds[a], "relation": name, "tail": words[b], "tail_type": kinds[b]}
+        for a, b, name in e.triples
+    ]
+    return {"id": "x", "cate": "y", "text": e.text, "relation": relations}
+
+
 def tplinker(e):
     words, spans = e.surfaces, [[a, b] for a, b, _ in e.spans]
     relations = [
@@ -1346,6 +1355,9 @@ def spans_of_json():
         ),
         "relations of DuIE": text(
             jsonl(duie), entities="joined", relations="relations", change=without(unclear),
+        ),
+        "relations of InstructIE": text(
+            jsonl(instruct_ie), entities="joined", relations="relations", change=without(unclear),
         ),
         "relations of TPLinker": text(objects(tplinker), **related),
         "relations of doccano": text(jsonl(doccano), **related),

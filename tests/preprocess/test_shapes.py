@@ -134,6 +134,11 @@ def test_each_shape_trains_and_predicts(name, tmp_path, monkeypatch):
                 assert all(row["text"][one["start"] : one["end"]] == one["text"] for one in row.get(task) or [])
             elif info["type"] == "regression":
                 assert isinstance(row[task], float)
+            elif info["type"] == "spans":
+                assert all(row["text"][one["start"] : one["end"]] == one["text"] for one in row[task])
+            elif info["type"] == "relations":
+                ends = [one[end] for one in row[task] for end in ("subject", "object")]
+                assert all(row["text"][one["start"] : one["end"]] == one["text"] for one in ends)
             else:
                 found = [row[task]] if info["type"] == "classification" else row[task]
                 assert {*found} <= {*info["labels"]}
@@ -224,8 +229,8 @@ def test_texts_to_predict_on_come_in_these_shapes_too(tmp_path):
             "BRAT",
             [
                 "dropped 1 discontinuous entities",
-                "000.ann, row 4",
-                "1 relations of events or discontinuous entities, 1 notes",
+                "000.ann, row 3",
+                "1 notes, 1 relations of events or discontinuous entities",
             ],
         ),
         (
