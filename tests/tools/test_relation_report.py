@@ -6,7 +6,7 @@ import re
 from itertools import product
 
 import pytest
-from browser import CHROMIUM
+from browser import CHROMIUM, Browser
 from test_report import answer, check_in_browser, figures_in, make_run
 
 import metrics
@@ -271,7 +271,32 @@ def test_a_comparison_has_paired_differences_of_all_scores(tmp_path):
         compare.compare_runs(tmp_path, ("one", "three"))
 
 
+# Of a text: the ends of its arcs, and those of the marks that its relations name, in pixels
+ARCS = """(side) => {
+  const place = (mark) => { const r = mark.getClientRects()[0]; return Math.round(r.left + r.width / 2); };
+  const left = side.getBoundingClientRect().left;
+  const arcs = [...side.querySelectorAll("svg.arcs path")].map((path) => {
+    const numbers = path.getAttribute("d").match(/-?[\\d.]+/g).map(Number);
+    return [numbers[0] + left, numbers[6] + left].map(Math.round);
+  });
+  const marks = [...side.querySelectorAll("mark")];
+  const has = (mark, n) => [...mark.children].some((b) => b.tagName === "B" && b.textContent === n);
+  const named = (sub) => place(marks.find((mark) => has(mark, sub.textContent)));
+  const triples = [...side.querySelectorAll("span.triple")].map((t) => [...t.querySelectorAll("sub")].map(named));
+  return [arcs, triples];
+}"""
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package `chromium`)")
 def test_the_page_in_a_browser(tmp_path):
     path, _ = make_report(run_of(tmp_path / "run", rows_of(60)))
     check_in_browser(path, tmp_path / "profile")
+    with Browser(tmp_path / "other") as browser:
+        browser.look()
+        browser.open(path)
+        wait = "new Promise(done => requestAnimationFrame(() => setTimeout(done, 100)))"  # until arcs are drawn
+        found = browser.run(f"{wait}.then(() => [...document.querySelectorAll('.related')].map({ARCS}))")
+        assert len(found) > 20
+        for arcs, triples in found:
+            assert arcs == [pytest.approx(ends, abs=1) for ends in triples]
+        assert sum(len(arcs) for arcs, _ in found) > 20

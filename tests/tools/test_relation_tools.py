@@ -11,6 +11,7 @@ from collection import case_of
 from conftest import TINY
 from test_demo import labeller_of, wait_for
 from test_relations import examples_of
+from test_report import check_page
 from torch.distributions import Bernoulli
 
 from config import Config
@@ -116,6 +117,21 @@ def test_the_python_interface_answers_as_predictions_do(runs):
         model.explain(TEXTS[0], task="things")
     joint = load(runs("joint")[0])
     assert joint.explain(TEXTS[0]).task == "form"  # the first that can be explained
+
+
+# ---- the report ------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_has_the_scores_of_the_run(runs):
+    found = check_page(runs("joint")[0])
+    intervals = {one["name"]: (one["low"], one["high"]) for one in found["scores"]["test"]}
+    for name in ("facts_f1", "facts_relaxed_f1", "facts_entities_f1", "facts_typed_f1", "facts_typed_recall"):
+        assert None not in intervals[name], name
+    seen = found["tasks"]["facts"]["by_seen"]
+    assert sum(cell["gold"] for cell in seen.values()) == sum(
+        sum(cell[v] for v in cell if v != "invented") for cell in found["tasks"]["facts"]["errors"].values()
+    )
+    assert found["tasks"]["facts"]["of_entities"] == "things" and seen["seen"]["gold"] > 0
 
 
 # ---- the demo --------------------------------------------------------------------------------------------------------

@@ -35,6 +35,29 @@
     });
   }
 
+  // Draw an arrow from subject to object for each relation listed under a text
+  const drawArcs = (side) => {
+    side.querySelector("svg.arcs")?.remove();
+    const origin = side.getBoundingClientRect(), svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    const marks = new Map([...side.querySelectorAll("mark")].reverse().map((mark) => [mark.querySelector(":scope > b")?.textContent, mark]));
+    for (const triple of side.querySelectorAll(".triple")) {
+      const boxes = [...triple.querySelectorAll("sub")].map((end) => marks.get(end.textContent)?.getClientRects()[0]);
+      if (boxes.includes(undefined)) continue;  // outside the excerpt
+      const [one, other] = boxes, down = other.top >= one.bottom, up = other.bottom <= one.top;
+      const [x, u] = boxes.map((box) => box.left + box.width / 2 - origin.left);
+      const y = (down ? one.bottom : one.top) - origin.top, v = (up ? other.bottom : other.top) - origin.top;
+      const rise = down ? -12 : up ? 12 : Math.min(14, 5 + Math.abs(x - u) / 12), tip = up ? 5 : -5;
+      const path = document.createElementNS(svg.namespaceURI, "path");
+      path.setAttribute("d", `M${x},${y}C${x},${y - rise} ${u},${v - Math.abs(rise) * (up ? -1 : 1)} ${u},${v}m-3,${tip}l3,${-tip}l3,${tip}`);
+      path.setAttribute("class", triple.className);
+      svg.append(path);
+    }
+    svg.setAttribute("class", "arcs");
+    side.append(svg);
+  };
+  const sides = new ResizeObserver((entries) => entries.forEach((entry) => drawArcs(entry.target)));
+  for (const side of document.querySelectorAll(".related")) sides.observe(side);
+
   // Highlight the current section in the navigation
   const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
   const watcher = new IntersectionObserver((entries) => {
