@@ -7,6 +7,7 @@ from engine.task.tags import STANDARD
 from engine.task.text import join_tokens
 from engine.task.words import ROLE, entities_in, events_in
 from preprocess.example import Example, cut
+from preprocess.labels.events import shown_events
 from preprocess.labels.relations import shown_triple
 from preprocess.prepared import Prepared
 

@@ -16,7 +16,7 @@ import metrics
 from data_loader import Batch, MyDataLoader
 from engine.errors import UserError
 from engine.model import lora
-from engine.predict.predictions import prediction_row
+from engine.predict.predictions import prediction_row, without_probabilities
 from engine.run.files import write_json
 from engine.run.signals import Interrupted
 from engine.task.task import IGNORE, tasks_to_json
