@@ -13,7 +13,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from engine.task.task import PLACES
-from metrics import ends_of, items_in, relaxed_of, typed_relations
+from metrics import ends_of, event_views, items_in, relaxed_of, typed_relations
 
 TIMES, SEED, SHARE = 1000, 20240101, 0.95
 F1 = {name: name for name in ("precision", "recall", "f1")}
@@ -181,6 +181,16 @@ def relation_statistics(pairs: Sequence[tuple[Any, Any]], spans: Sequence[tuple[
     return statistics
 
 
+def event_statistics(pairs: Sequence[tuple[Any, Any]]) -> list[Statistic]:
+    """Returns statistics for events. pairs: [(gold or None, predicted)] per row"""
+    sides = [[[] if pair[0] is None else pair[i] for pair in pairs] for i in (0, 1)]
+    statistics = []
+    for prefix, (gold, predicted) in event_views(*sides).items():
+        names = {score: prefix + score for score in F1 if score == "f1" or not prefix}
+        statistics += entity_statistics(list(zip(gold, predicted)), names)
+    return statistics
+
+
 def regression_statistics(pairs: Sequence[tuple[float | None, float]]) -> list[Statistic | OfWeights]:
     """Returns statistics for regression. pairs: [(gold or None, predicted)] per row"""
     has_gold = np.array([gold is not None for gold, _ in pairs])
@@ -225,6 +235,8 @@ def statistics_for(kind: str, answers: Sequence[Answer], typed: Sequence[Answer]
     if kind == "relations":
         spans = None if typed is None else [(answer["gold"], answer["predicted"]) for answer in typed]
         return relation_statistics(pairs, spans)
+    if kind == "events":
+        return event_statistics(pairs)
     if kind == "tagging" or kind in PLACES:
         return entity_statistics([None if g is None else (items_in(kind, g), items_in(kind, p)) for g, p in pairs])
     return regression_statistics(pairs) if kind == "regression" else label_statistics(kind, pairs)

@@ -22,7 +22,6 @@ predicate + wrong border + invented.
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from engine.task.task import PLACES
 from metrics import items_in
 from tools.report import entities
 from tools.report.entities import Match
@@ -70,8 +69,8 @@ DISTANCES = (0, 3, 6, 11, 21)
 
 
 def are_relations(kind: str) -> bool:
-    """Whether the labels of a kind are pairs of spans."""
-    return PLACES.get(kind) == 4
+    """Whether the answers of a kind are shown as relations. Events are shown as their triggers and arguments."""
+    return kind == "relations"
 
 
 def verdicts_of(kind: str) -> tuple[str, ...]:
