@@ -130,6 +130,7 @@ BY_HAND = {
     *("benchmarks/nested.py --input ATIS", "benchmarks/continued.py"),
     *("benchmarks/semeval.py", "benchmarks/hierarchy.py"),  # tests/cookbook/test_relation.py
     *("benchmarks/few_slots.py", "dataset/few", "dataset/atis_5"),  # tests/test_few_slots.py
+    "benchmarks/relation_extraction.py",
     *("--target_precision", "--abstain_below"),  # tests/engine/test_uncertainty.py: tiny data reach no precision
     "--gpus",  # tests/engine/test_flags.py, tests/engine/test_distributed.py
     *("benchmarks/shipped.py", "tests/tools/test_export.py"),  # the first installs an environment
