@@ -47,7 +47,7 @@ class DataConfig(RawOptions):
     label_type: str = option(
         "",
         "types of tasks, if not detected correctly: 'score=regression,topics=multilabel,entities=spans'; "
-        "also classification, tagging, or a custom kind",
+        "also classification, tagging, relations, or a custom kind",
     )
     label_separator: str = option(",", "separator between the labels in a multilabel cell")
     label_hierarchy: str = option(

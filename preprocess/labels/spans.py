@@ -63,6 +63,8 @@ def read_spans(value: Any, text: str, where: str) -> list[Span]:
     value: [{"start", "end", "label"}] or other common names of these keys, [[start, end, label]] (doccano), or
     CLUENER's {label: {surface: [[first, last]]}} with inclusive ends.
     """
+    if not isinstance(value, dict | list):
+        raise UserError(f"{where}: expected a list of spans, as in other rows, found {shown(value)}")
     spans = []
     fields = fields_of_dict(value, where) if isinstance(value, dict) else (fields_of(item, text) for item in value)
     for span in fields:

@@ -96,6 +96,8 @@ def results_of(item: dict[str, Any], where: str) -> list[Result]:
 
 def read_result(result: dict[str, Any]) -> Result:
     kind, value, control = result["type"], result.get("value", {}), result.get("from_name", "")
+    if not (isinstance(kind, str) and isinstance(control, str)):
+        raise TypeError("type and from_name must be strings")
     if kind == "choices" and "start" not in value:
         return Result(control, "choices", value["choices"])
     if kind == "taxonomy" and "start" not in value:

@@ -18,6 +18,7 @@ from preprocess.readers.paths import MISSING, Values, at, is_at, task_of
 from preprocess.readers.shapes import VALUE, Relations, Shape, Spans
 from preprocess.readers.stored import SpanTask, entries, stored_spans
 
+FEW = 0.1  # maximum share of relations with a problem; reading then names the row of the first
 Triple = tuple[Any, Any, Any]  # (subject, predicate, object): the ends are spans, or references that no span has
 
 
@@ -133,10 +134,11 @@ def relation_task(
         name = task_of(path) if path in selected else "relations"
         task = RelationTask(name, shape, replace(form, path=path), referred, unit=unit)
         triples = [triple for row in rows for triple in task.triples(row) or ()]
-        if triples and not any(map(replace(task, unit="").problem, triples)):
+        problems = sum(map(bool, map(replace(task, unit="").problem, triples)))
+        if triples and problems <= FEW * len(triples):
             items = [item for value in stored for each in value or () for item in by_slot(each)]
             ends = [narrowed(end, items) for end in (form.subject, form.object)]
-            mentions = [end for triple in triples for end in triple[::2]] if not spans else []
+            mentions = [end for triple in triples for end in triple[::2] if isinstance(end, StoredSpan) and not spans]
             kept = replace(task.form, subject=ends[0], object=ends[1], predicate=narrowed(form.predicate, items))
             return replace(task, form=kept, typed=any(isinstance(end.label, str) and end.label for end in mentions))
     return None

@@ -181,6 +181,11 @@ REFUSED = {  # name: (rows, words of the message, an option that helps, its valu
         "correct one of them",
         {},
     ),
+    "a number for spans": (
+        [{"text": t, "entities": 5 if n == 20 else s} for n, ((t, _), s) in enumerate(zip(MARKED, dicts()))],
+        "item 21: expected a list of spans",
+        {},
+    ),
     "several lists": (
         {"a": [{"text": t, "label": m} for t, m in REVIEWS], "b": [{"text": t, "label": m} for t, m in REVIEWS]},
         "--rows_key a or b",

@@ -8,6 +8,8 @@ import pytest
 from conftest import read_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shapes import SHAPES, Noise, usable
+from shapes import write as write_files
 from test_json_shapes import write
 
 from data_process import DataConfig, prepare, process
@@ -15,6 +17,8 @@ from engine.errors import UserError
 from engine.predict.given import examples_of
 from engine.task.task import Task
 from preprocess.labels.relations import closest, places_of, shown_triple
+from preprocess.readers.options import ReadOptions
+from preprocess.readers.sources import read_texts
 
 TOWNS = ["Oslo", "Bergen", "Lima", "Quito", "Graz"]
 LIVES = []  # (text, name, town)
@@ -120,6 +124,17 @@ def test_texts_without_most_of_their_mentions_are_refused_unless_accepted(tmp_pa
     assert len(notes["relations: mentions that do not occur in the text"]) == 7
 
 
+def test_texts_of_one_character_and_of_blanks(tmp_path):
+    rows = [words("A", "A", "A"), words(" ", "A", "B") | {"spo_list": []}, *(words(*each) for each in LIVES)]
+    with pytest.raises(UserError, match="row 2: the text is empty"):
+        read(tmp_path, rows)
+    found, _, _ = read(tmp_path, rows, drop_empty=True)
+    assert found["A"]["relations"] == [[0, 0, 0, 0, "lives"]] and len(found) == 21
+    rows[0]["spo_list"][0] = triple(" ", "lives", "A")
+    with pytest.raises(UserError, match=r"row 1: a relation needs a predicate, a subject and an object"):
+        read(tmp_path, rows, drop_empty=True)
+
+
 # ---- offsets ---------------------------------------------------------------------------------------------------------
 
 
@@ -186,6 +201,19 @@ def test_words_are_split_where_a_subject_or_an_object_ends(tmp_path):
     assert found[text]["tokens"] == ["Ida", "'s", "uncle", "-in-law"]
     assert found[text]["relations"] == [[2, 2, 0, 0, "of"]]
     assert "relations: spans start or end inside a word" in notes
+
+
+@pytest.mark.parametrize("name", [name for name in SHAPES if name.startswith("relations of")])
+def test_texts_to_predict_on_have_these_forms_too(name, tmp_path):
+    """Without their labels, texts are read where they are stored."""
+    shape = SHAPES[name]
+    examples = usable(shape, shape.examples)
+    files = shape.write(examples, Noise())
+    write_files(tmp_path, files)
+    found = list(read_texts(tmp_path / next(iter(files)), ReadOptions()))
+    form = shape.of.split()[0]
+    assert [row[form] for row in found] == [getattr(example, form) for example in examples]
+    assert not {"relations", "entities"} & {key for row in found for key in row}
 
 
 # ---- which tasks -----------------------------------------------------------------------------------------------------
@@ -348,7 +376,11 @@ def test_the_direction_of_label_studio(tmp_path, capsys):
     assert found[f"{text} x"]["relations"] == found[f"{text} y"]["relations"] == []
     assert "ignored relation (1)" in capsys.readouterr().out
     assert tasks["relations"].entities == "ner" and tasks["ner"].kind == "spans"
-    for bad, message in ((link("up", "met"), "KeyError"), (link("right", "met", to="c"), "refers to the region 'c'")):
+    for bad, message in (
+        (link("up", "met"), "KeyError"),
+        (link("right", "met", to="c"), "refers to the region 'c'"),
+        ({"type": ["relation"], "labels": ["met"]}, "type and from_name must be strings"),
+    ):
         with pytest.raises(UserError, match=rf"item 1: .*{message}"):
             read(tmp_path, [studio(text, [*regions, bad])] * 3, "a.json")
 
