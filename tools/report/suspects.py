@@ -48,10 +48,10 @@ def confident_learning(rows: Sequence[tuple[str, dict[str, float]]]) -> list[tup
 def suspicious(rows: Sequence[Row], kinds: dict[str, str]) -> list[dict[str, Any]]:
     """Finds probably mislabelled rows -> [{"row", "task", "likely", "score"}], worst first.
 
-    Classification: by confident learning; the score is p_likely - p_given. Tagging, spans and multilabel: rows with a
-    wrong decision whose probability is at least 0.9 and at least the median probability of correct decisions of the
-    same kind (same tag, same type, same label present or absent); the score is that probability. Regression: rows with
-    an error above 3 RMSE; the score is error / (3 RMSE).
+    Classification: by confident learning; the score is p_likely - p_given. Tagging, spans, relations and multilabel:
+    rows with a wrong decision whose probability is at least 0.9 and at least the median probability of correct
+    decisions of the same kind (same tag, type or predicate, same label present or absent); the score is that
+    probability. Regression: rows with an error above 3 RMSE; the score is error / (3 RMSE).
     """
     result = []
     for name, kind in kinds.items():
