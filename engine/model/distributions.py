@@ -5,16 +5,19 @@ Its Applications, 2016), so divergences and distillation losses need only its lo
 Shapes: B texts, W words (1 for labels of whole texts), N statistics per word.
 """
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from engine.model import relations, span_pointer
 from engine.run.device import to_double
 from engine.task.task import IGNORE
 
 Inputs = dict[str, torch.Tensor]
+DENSE = 2**25  # maximum number of scores of pairs of words in memory at a time, unless one text alone has more
 
 
 class Distribution:
@@ -84,6 +87,16 @@ class Distribution:
         return average if temperature == 1 else self.to_average(self.from_average(average) / temperature)
 
     # ---- teacher and student (engine/tricks/soft_targets.py) ----
+
+    def parts(self, logits: torch.Tensor) -> list[slice]:
+        """The parts of a batch to compute with one after another, so that they fit in memory."""
+        return [slice(0, len(logits))]
+
+    def teach_parts(self, logits: torch.Tensor, inputs: Inputs, *options: Any) -> Iterator[tuple[Inputs, Any]]:
+        """Yields (inputs of a part of the batch, its result of `teach`)."""
+        for part in self.parts(logits):
+            own = {name: tensor[part] for name, tensor in inputs.items()}
+            yield own, self.teach(logits[part], own, *options)
 
     def by_word(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits -> (B, W, N)."""
@@ -257,6 +270,19 @@ class Spans(Distribution):
     def log_normalizers(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         return (F.softplus(scores) * self.by_cell(inputs)).sum(2)
 
+    def parts(self, logits: torch.Tensor) -> list[slice]:
+        size = max(1, DENSE // (logits.shape[1] ** 2 * self.stride))
+        return [slice(begin, begin + size) for begin in range(0, len(logits), size)]
+
+    def sum_of_parts(self, function: Callable[[slice], torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+        """The sum of function(part) over `parts`. If there are several, the scores of each are computed again in the
+        backward pass rather than kept."""
+        parts = self.parts(logits)
+        if len(parts) == 1:
+            return function(parts[0])
+        losses = [checkpoint(function, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+        return torch.stack(losses).sum()
+
     def dense(self, logits: torch.Tensor) -> torch.Tensor:
         """The scores of all pairs of words, (B, T, W, W)."""
         return span_pointer.dense(logits)
@@ -283,8 +309,22 @@ class Spans(Distribution):
     def divergence(
         self, first: torch.Tensor, second: torch.Tensor, labels: torch.Tensor, inputs: Inputs
     ) -> torch.Tensor:
-        labelled = span_pointer.has_labels(labels)[:, None, None, None]
-        return span_pointer.divergence(self.dense(first), self.dense(second), self.are_cells(inputs) & labelled)
+        def divergence_of(part: slice) -> torch.Tensor:
+            labelled = span_pointer.has_labels(labels[part])[:, None, None, None]
+            where = self.are_cells({"word_mask": inputs["word_mask"][part]}) & labelled
+            return span_pointer.divergence(self.dense(first[part]), self.dense(second[part]), where)
+
+        return self.sum_of_parts(divergence_of, first)
+
+    def distillation(self, logits: torch.Tensor, targets: Any, inputs: Inputs, temperature: float) -> torch.Tensor:
+        """As of every Distribution, a part of the texts at a time."""
+
+        def distillation_of(part: slice) -> torch.Tensor:
+            own = targets if part.stop >= len(logits) and not part.start else targets.of_rows(part)
+            mask = {"word_mask": inputs["word_mask"][part]}
+            return Distribution.distillation(self, logits[part], own, mask, temperature)
+
+        return self.sum_of_parts(distillation_of, logits)
 
 
 class Relations(Spans):

@@ -18,9 +18,7 @@ import torch
 
 from engine.model import span_pointer
 from engine.run.device import to_double
-from engine.task.words import LOWEST_SCORE, SPANS_PER_WORD
-
-SUBJECTS_PER_WORD = 2  # maximum number of subjects, and of objects, per word of a text that are paired
+from engine.task.words import LOWEST_SCORE, SPANS_PER_WORD, SUBJECTS_PER_WORD
 
 Items = tuple[int, ...]  # first and last word of the subject, those of the object, predicate id
 
@@ -85,11 +83,13 @@ def find(
         )
         by_predicate = torch.minimum(by_predicate, pairs[begin : begin + step, None])
         row, predicate = (by_predicate > lowest).nonzero().unbind(1)
-        found.append(torch.cat([one[row], other[row, 1:], predicate.unsqueeze(1)], 1))
-        scores.append(by_predicate[row, predicate])
+        items = torch.cat([one[row], other[row, 1:], predicate.unsqueeze(1)], 1)
+        items, values = best_items(items, by_predicate[row, predicate], most * mask.sum(1))
+        found.append(items)
+        scores.append(values)
     if not found:
         return [[] for _ in mask], [[] for _ in mask]
-    return by_text(torch.cat(found), torch.cat(scores), most * mask.sum(1))
+    return by_text(*best_items(torch.cat(found), torch.cat(scores), most * mask.sum(1)), len(mask))
 
 
 def candidates(
@@ -127,17 +127,22 @@ def scores_at(table: torch.Tensor, text: torch.Tensor, first: torch.Tensor, seco
     return pairs[text, first, second].unsqueeze(1) + starts[text, first] + ends[text, second]
 
 
-def by_text(found: torch.Tensor, scores: torch.Tensor, limits: torch.Tensor) -> tuple[list[list], list[list[float]]]:
-    """(relations, probabilities) of each text, at most the best `limits` (B,), of equal ones the first. found: (N, 6),
-    text and relation"""
-    relations: list[list[Any]] = [[] for _ in limits]
-    probabilities: list[list[float]] = [[] for _ in limits]
+def best_items(found: torch.Tensor, scores: torch.Tensor, limits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """At most the best `limits` (B,) relations of each text, of equal ones the first, and their scores, in the order
+    given. found: (N, 6), text and relation"""
     counts = torch.bincount(found[:, 0], minlength=len(limits))
     for text in (counts > limits).nonzero().flatten().tolist():
         own = (found[:, 0] == text).nonzero().flatten()
         worse = scores[own].sort(descending=True, stable=True).indices[int(limits[text]) :]
         stays = torch.ones(len(found), dtype=torch.bool, device=found.device).index_fill_(0, own[worse], False)
         found, scores = found[stays], scores[stays]
+    return found, scores
+
+
+def by_text(found: torch.Tensor, scores: torch.Tensor, size: int) -> tuple[list[list], list[list[float]]]:
+    """(relations, probabilities) of each of `size` texts. found: (N, 6), text and relation"""
+    relations: list[list[Any]] = [[] for _ in range(size)]
+    probabilities: list[list[float]] = [[] for _ in range(size)]
     for (text, *item), p in zip(found.tolist(), to_double(scores).sigmoid().tolist()):
         relations[text].append(tuple(item))
         probabilities[text].append(p)

@@ -75,7 +75,8 @@ def explain(trainer: Any, loader: Any, task: str | None, label: str | None, word
     if task not in heads:
         raise UserError(f"there is no task {task!r}; the tasks are {', '.join(heads)}")
     if heads[task].finds_spans:
-        raise UserError(f"{task!r} finds spans, whose scores are not logits of labels; explain another task")
+        kind = heads[task].task.kind
+        raise UserError(f"{task!r} finds {kind}, whose scores are not logits of labels; explain another task")
     if not model.hidden_size:
         raise UserError("this model reads no text, so there are no words to explain")
     if model.output_layer.reads_pairs:

@@ -11,9 +11,10 @@ from unicodedata import category
 
 Offsets = list[tuple[int, int]]  # (start, end) of each token in its text
 INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")  # Unicode categories of control and format characters, and of whitespace
-# Limits for spans, since an untrained model accepts half of all spans: the minimum score (a probability of 1.8 %), even
-# if the threshold chosen on dev is lower, and the maximum number of spans per word
+# Limits for spans and relations, since an untrained model accepts half of them: the minimum score (a probability of
+# 1.8 %), even if the threshold chosen on dev is lower, and the maximum number of spans, or relations, per word
 LOWEST_SCORE, SPANS_PER_WORD = -4.0, 4
+SUBJECTS_PER_WORD = 2  # maximum number of subjects, and of objects, per word of a text that are paired
 
 
 def join_tokens(tokens: Iterable[str], unit: str, han: Any) -> tuple[str, Offsets]:

@@ -42,7 +42,7 @@ class Sparse(NamedTuple):
     """The stored statistics of one text, in the order of its words."""
 
     words: np.ndarray
-    ids: np.ndarray  # ids of labels or tags; for a span, (last word - first word) * types + type id
+    ids: np.ndarray  # ids of labels or tags; for two words, (second word - first word) * types + type id
     values: np.ndarray
 
     def within(self, first: int, stop: int) -> "Sparse":
@@ -94,6 +94,13 @@ class SoftTargets(NamedTuple):
         shape = len(self.factors), *self.taught.shape, num_tags
         both = (self.values, self.positions), (self.before_values, self.before_positions)
         return [torch.zeros(shape, device=values.device).index_put(tuple(at), values) for values, at in both]
+
+    def of_rows(self, part: slice) -> "SoftTargets":
+        """The targets of some rows of the batch, whose numbers then begin at 0; of a head without pairs of tags."""
+        chosen = (self.positions[1] >= part.start) & (self.positions[1] < part.stop)
+        positions = self.positions[:, chosen] - torch.tensor([0, part.start, 0, 0], device=chosen.device).unsqueeze(1)
+        own = dict(values=self.values[chosen], positions=positions)
+        return self._replace(**own, taught=self.taught[part], entropies=self.entropies[part])
 
     def whole(self, mask: torch.Tensor) -> torch.Tensor:
         """Returns the mask of texts that all teachers answered completely, (B,). mask: (B, W), True for real words."""
@@ -166,8 +173,9 @@ class Teacher:
                 head = model.output_layer.heads[name]
                 scaled = rescale_regression(head, student, logits[name])
                 pairs = student.distribution.wants_pairs
-                stored = head.distribution.teach(scaled, inputs, self.temperature, pairs)
-                for row, answer in zip(batch.rows.tolist(), sparse_rows(head, stored, inputs)):
+                parts = head.distribution.teach_parts(scaled, inputs, self.temperature, pairs)
+                answers = [answer for own, stored in parts for answer in sparse_rows(head, stored, own)]
+                for row, answer in zip(batch.rows.tolist(), answers):
                     if head.by_words:
                         first = int(data.columns["first_word"][row])
                         windows.setdefault((name, int(data.example_index[row])), []).append((first, answer))
@@ -191,8 +199,9 @@ class Teacher:
         answer = Answer.of_columns(cells)
         stop = first + size
         statistics = answer.statistics.within(first, stop)
-        if stride := self.heads[task].distribution.stride:  # spans: drop those that end after these words
-            statistics = statistics.where(statistics.words + statistics.ids // stride < size)
+        if stride := self.heads[task].distribution.stride:  # pairs of words: drop those with one that is not of these
+            second = statistics.words + statistics.ids // stride
+            statistics = statistics.where((second >= 0) & (second < size))
         return Answer(statistics, answer.before.within(first, stop), answer.entropies[first:stop])
 
 

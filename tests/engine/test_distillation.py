@@ -33,6 +33,7 @@ TASKS = {
     "score": Task("regression", mean=5.0, std=3.0),
     "slots": Task("tagging", labels=["O", "B-x", "I-x"], unit="word"),
     "parts": Task("spans", labels=["all", "last"], unit="word"),
+    "facts": Task("relations", labels=["p", "q"], unit="word"),
 }
 
 
@@ -56,6 +57,7 @@ def row_of(number, generator):
         "score": draw(generator, 100) / 10,
         "slots": ["O" if draw(generator, 2) else "B-x" for _ in tokens] if number % 5 else None,
         "parts": [[0, draw(generator, len(tokens)), "all"], [last, last, "last"]],
+        "facts": [[0, 0, last, last, "p"], [last, last, 0, draw(generator, len(tokens)), "q"]],
     }
 
 
@@ -104,7 +106,8 @@ def two_teachers(tmp_path_factory):
 
 def log_probabilities(head, logits, size, temperature):
     """Of one text, each a list of log-probabilities over everything that the answer may be: for a label all labels, for
-    several labels or spans each by itself, for tags every path, one by one. logits: those of the text alone."""
+    several labels, spans or pairs of words each by itself, for tags every path, one by one. logits: those of the text
+    alone."""
     kind = type(head).__name__
     scores = logits / temperature
     if kind == "CRFTaggingHead":
@@ -123,7 +126,14 @@ def log_probabilities(head, logits, size, temperature):
         pairs, starts, ends = scores[:, :width], scores[:, width : width + 2], scores[:, width + 2 :]
         cells = [(i, j, t) for i in range(size) for j in range(i, size) for t in range(2)]
         scores = torch.stack([pairs[i, j] + starts[i, t] + ends[j, t] for i, j, t in cells])
-    if kind in ("MultilabelHead", "SpanHead"):
+    if kind == "RelationHead":  # three tables, each with W + 4 columns; entities do not end before they begin
+        width, cells = len(scores), itertools.product(range(size), range(size), range(3), range(2))
+        tables = scores.unflatten(1, (3, width + 4))
+        cells = [(i, j, n, t) for i, j, n, t in cells if n or i <= j]
+        scores = torch.stack(
+            [tables[i, n, j] + tables[i, n, width + t] + tables[j, n, width + 2 + t] for i, j, n, t in cells]
+        )
+    if kind in ("MultilabelHead", "SpanHead", "RelationHead"):
         return [torch.stack([one, torch.zeros_like(one)]).log_softmax(0) for one in scores]
     return [scores.log_softmax(0)]
 
@@ -187,7 +197,7 @@ def error(found, wanted):
 def taught_counts(batches):
     texts = sum(len(batch.rows) for batch in batches)
     words = sum(int(batch.inputs["word_mask"].sum()) for batch in batches)
-    return {"intent": texts, "topics": texts, "score": texts, "slots": words, "parts": texts}
+    return {"intent": texts, "topics": texts, "score": texts, "slots": words, "parts": texts, "facts": texts}
 
 
 def compare_with_oracle(every_kind, two_teachers, folder, use_crf, accumulation, **more):
@@ -218,7 +228,9 @@ def compare_with_oracle(every_kind, two_teachers, folder, use_crf, accumulation,
 @pytest.mark.parametrize(
     "use_crf, accumulation", [(True, 3), (False, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOWER)]
 )
-def test_gradient_equals_the_oracle(use_crf, accumulation, every_kind, two_teachers, tmp_path):
+def test_gradient_equals_the_oracle(use_crf, accumulation, every_kind, two_teachers, tmp_path, monkeypatch):
+    if not use_crf:  # scores of pairs of words, of few texts at a time
+        monkeypatch.setattr(distributions, "DENSE", 500)
     far, loss, wanted = compare_with_oracle(every_kind, two_teachers, tmp_path, use_crf, accumulation)
     assert far < 5e-4  # spans less likely than 1 in 1,000 are not kept
     assert loss == pytest.approx(wanted, rel=5e-4)
@@ -416,6 +428,16 @@ def test_answers_of_windows_are_put_together(every_kind, two_teachers):
     assert found.statistics.values[found.statistics.words == middle].tolist() == pytest.approx(own.tolist(), abs=1e-5)
     part = teacher.find("slots", 0, 5, 4)
     assert set(part.statistics.words.tolist()) == {0, 1, 2, 3}
+    size, at = sizes[1] - 2, middle - firsts[1] - 1  # within the middle window, which has other words on both sides
+    pairs = teacher.find("facts", 0, firsts[1] + 1, size).statistics
+    pairs = pairs.where(pairs.words == at)
+    scores = student["facts"].distribution.by_word(model(data.batch([1]).inputs).logits["facts"])[0].sigmoid()
+    wanted = scores[at + 1].unflatten(0, (-1, 6))[1 : size + 1]  # (second word, type)
+    wanted[:at, :2] = 0  # no entity ends before it begins
+    seconds, types = at + pairs.ids // 6, pairs.ids % 6
+    assert {*zip(seconds.tolist(), types.tolist())} == {*map(tuple, wanted.gt(1e-3).nonzero().tolist())}
+    assert pairs.values.tolist() == pytest.approx(wanted[seconds, types].tolist(), abs=1e-5)
+    assert seconds.min() < at < seconds.max()
 
 
 def test_mistakes_are_one_line(with_more, two_teachers, every_kind, tiny, tmp_path):

@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import ROOT, read_json
 from forks import Forks
+from relation_rows import add_relations
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
@@ -187,10 +188,10 @@ def test_two_processes_end_where_one_does_and_score_and_label_alike(sample, tmp_
 
 @pytest.mark.slow
 def test_a_threshold_is_fitted_on_all_of_dev(command, tmp_path, started):
-    """Multilabel and spans: what the heads choose on dev is the same in two processes as in one."""
+    """Multilabel, spans and relations: what the heads choose on dev is the same in two processes as in one."""
     rows = [
         {"text": f"{a} {b}", "topics": [t for t, there in (("x", i % 2), ("y", i % 3)) if there], "split": part,
-         "spans": [{"start": 0, "end": len(a), "label": "a"}]}
+         "spans": [{"start": 0, "end": len(a), "label": "a"}, {"start": 6, "end": len(a + b) + 1, "label": "b"}]}
         for part, size in (("train", 40), ("dev", 21), ("test", 9))
         for i in range(size)
         for a, b in [(f"word{i % 5}", f"other{i % 7}")]
@@ -199,12 +200,13 @@ def test_a_threshold_is_fitted_on_all_of_dev(command, tmp_path, started):
     done = command("data_process.py", "--input", tmp_path / "raw.jsonl", "--output_dir", tmp_path / "data",
                    "--label_column", "topics,spans", "--label_type", "topics=multilabel,spans=spans")  # fmt: skip
     assert done.returncode == 0, done.stderr
+    add_relations(tmp_path / "data", "spans")
     train = ["--do_train", *RUN, "--data_path", tmp_path / "data", "--dropout", "0", "--epochs", "1", "--lr", "1e-4"]
     started.several(2, ["main.py", *train, "--batch_size", "4", "--output_dir", tmp_path / "two"], tmp_path)
     started.several(1, ["main.py", *train, "--batch_size", "8", "--output_dir", tmp_path / "one"], tmp_path)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     thresholds = [name for name in one if name.endswith("threshold")]
-    assert len(thresholds) == 2
+    assert len(thresholds) == 3
     for name in thresholds:
         assert float(two[name]) == pytest.approx(float(one[name]), rel=1e-3)
     assert any(float(two[name]) not in (0.5, 0.0) for name in thresholds)  # where they begin

@@ -141,19 +141,21 @@ def start_of(old, new, hidden_size=8):
 LABELS = ("a", "b", "c", "d", "e", "f", "g", "h")  # as many as the hidden size
 
 
-@pytest.mark.parametrize("kind", ["classification", "multilabel", "spans", "tagging"])
+@pytest.mark.parametrize("kind", ["classification", "multilabel", "spans", "relations", "tagging"])
 def test_rows_are_found_even_if_the_hidden_size_is_the_number_of_labels(kind):
     turned = (*LABELS[:0:-1], "new")
     old, new = (HEADS[kind](8, Task(kind, labels)) for labels in (LABELS, turned))
     before = {name: tensor.clone() for name, tensor in new.state_dict().items()}
     assert "7 of 8" in start_of(old, new)
-    layer = "borders" if kind == "spans" else "linear"
-    for name in ("weight", "bias"):
-        here, there = (head.get_parameter(f"{layer}.{name}").unflatten(0, (-1, 8)) for head in (new, old))
+    layers = {"spans": ["borders"], "relations": ["heads", "tails"]}.get(kind, ["linear"])
+    for name in (f"{layer}.{part}" for layer in layers for part in ("weight", "bias")):
+        here, there = (head.get_parameter(name).unflatten(0, (-1, 8)) for head in (new, old))
         assert torch.equal(here[:, :7], there[:, 1:].flip(1)), name
-        assert torch.equal(here[:, 7], before[f"{layer}.{name}"].unflatten(0, (-1, 8))[:, 7])
-    if kind == "spans":
+        assert torch.equal(here[:, 7], before[name].unflatten(0, (-1, 8))[:, 7])
+    if layers != ["linear"]:
         assert torch.equal(new.linear.weight, old.linear.weight)  # of words, not of types
+    if kind == "relations":
+        assert torch.equal(new.borders.weight, old.borders.weight)  # of subjects and objects
     if hasattr(old, "threshold"):
         assert torch.equal(new.threshold, old.threshold)
 

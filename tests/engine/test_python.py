@@ -19,6 +19,7 @@ import pytest
 import torch
 import transformers as hf
 from conftest import ROOT, TINY, read_json
+from relation_rows import add_relations
 from test_families import decoders_tokenizer, save_family
 from torch import nn
 
@@ -67,18 +68,21 @@ def runs(sample, tmp_path_factory):
         "pairs": dict(max_length=24),
         "multilabel": {},
         "spans": {},
+        "relations": dict(max_length=16),
     }
 
     def make(name):
         folder, options = base / name, kinds[name]
-        if name in ("pairs", "multilabel", "spans"):
+        if name in ("pairs", "multilabel", "spans", "relations"):
             folder.mkdir()
             lines = [json.dumps(row) + "\n" for row in raw_rows(name)]
             (folder / "raw.jsonl").write_text("".join(lines), encoding="utf-8")
             more = dict(extra_columns="age,price") if name == "pairs" else {}
-            more |= dict(label_type="spans=spans") if name == "spans" else {}
+            more |= dict(label_type="spans=spans") if name in ("spans", "relations") else {}
             more |= dict(label_column="topics") if name == "multilabel" else {}
             process(DataConfig(input=str(folder / "raw.jsonl"), output_dir=str(folder / "data"), **more))
+        if name == "relations":
+            add_relations(folder / "data", "spans")
         data = folder / "data" if folder.exists() else sample
         if name in ("BERT", "GPT-2"):
             options = options | dict(pretrain_model_path=save_family(name, folder / "model", sample), epochs=0)
@@ -97,7 +101,7 @@ def model_of(config, **options):
     return load(config.run_dir / "checkpoints/best", device="cpu", precision="fp32", **options)
 
 
-KINDS = ["sample", "bilstm", "BERT", "GPT-2", "pairs", "multilabel", "spans"]
+KINDS = ["sample", "bilstm", "BERT", "GPT-2", "pairs", "multilabel", "spans", "relations"]
 
 
 # ---- the same as main.py ---------------------------------------------------------------------------------------------
@@ -332,6 +336,7 @@ def test_tokens_of_decoders_belong_to_their_words(kind, words):
         ("sample", dict(word=0), "leave it out"),
         ("multilabel", dict(word=0), "leave it out"),
         ("spans", {}, "finds spans"),
+        ("relations", dict(task="facts"), "finds relations"),
     ],
 )
 def test_what_cannot_be_explained_is_one_line(kind, options, message, runs):

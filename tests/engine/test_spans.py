@@ -5,10 +5,12 @@ import json
 import logging
 import math
 import random
+import shutil
 
 import pytest
 import torch
 from conftest import ROOT, TINY, read_json
+from relation_rows import PREDICATES, add_relations
 from test_trainer import WordsAlone, fingerprints, forward_backward, make_trainer, stop_after, train
 
 import metrics
@@ -334,10 +336,19 @@ def nested(raw, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def related(nested, tmp_path_factory):
+    """The same with relations between its entities."""
+    folder = tmp_path_factory.mktemp("data") / "related"
+    shutil.copytree(nested, folder)
+    add_relations(folder, "entities")
+    return folder
+
+
 @pytest.fixture
-def small(nested, tmp_path):
-    """small(**options) -> a Config of a small fast run on the nested data."""
-    own = dict(data_path=str(nested), output_dir=str(tmp_path / "output"), model_version="run")
+def small(related, tmp_path):
+    """small(**options) -> a Config of a small fast run on the nested data, with relations."""
+    own = dict(data_path=str(related), output_dir=str(tmp_path / "output"), model_version="run")
     return lambda **options: Config(**{**TINY, **own, **options})
 
 
@@ -509,9 +520,10 @@ def test_a_stopped_run_ends_with_the_same_bytes(options, small, monkeypatch):
 
 
 def test_options_without_effect_are_told():
-    (line,) = Config(class_weights="balanced").unused_options(["spans"])
-    assert "no effect on spans" in line
-    assert Config().unused_options(["spans"]) == []  # nor is the CRF told, which is for tagging by default
+    for options in ({"class_weights": "balanced"}, {"label_smoothing": 0.1}, {"focal_gamma": 2.0}):
+        lines = Config(**options).unused_options(["spans", "relations"])
+        assert len(lines) == 2 and "no effect on spans" in lines[0] and "no effect on relations" in lines[1]
+    assert Config().unused_options(["relations"]) == []  # nor is the CRF told, which is for tagging by default
 
 
 @pytest.mark.parametrize(
@@ -527,7 +539,10 @@ def test_tricks_and_windows_train(options, small):
     config = small(epochs=1, do_train=True, do_eval=True, do_predict=True, **options)
     main(config)
     scores = read_json(config.run_dir / "eval.json")["test"]
-    assert all(value == value for value in scores.values()) and {"entities_f1", "banks_f1"} <= scores.keys()
+    assert (
+        all(value == value for value in scores.values())
+        and {"entities_f1", "banks_f1", "facts_typed_f1"} <= scores.keys()
+    )
 
 
 def test_folds_are_averaged(small):
@@ -537,15 +552,16 @@ def test_folds_are_averaged(small):
     found = [t.infer(MyDataLoader(data, 7), "", keep_averages="all")[0] for t in trainers]
     heads = trainers[0].model.output_layer.heads
     alone = mean_predictions(heads, [found[0].averages] * 3, data)
-    assert alone.labels["entities"] == found[0].labels["entities"]
     average_heads(heads, [deciding_state(t.model.output_layer.heads) for t in trainers])
-    lowest = float(heads["entities"].threshold.double().sigmoid())
     both = mean_predictions(heads, [one.averages for one in found], data)
-    for i, answer in enumerate(both.labels["entities"]):
-        p = [dict(zip(*one.averages["entities"][i])) for one in found]
-        mean = {span: (p[0].get(span, 0.0) + p[1].get(span, 0.0)) / 2 for span in p[0].keys() | p[1].keys()}
-        wanted = sorted(span for span, value in mean.items() if value >= lowest)
-        assert [[f, last, ["bank", "city"][kind]] for f, last, kind in wanted] == answer
+    for task, labels in (("entities", ["bank", "city"]), ("facts", PREDICATES)):
+        assert alone.labels[task] == found[0].labels[task] and any(both.labels[task])
+        lowest = float(heads[task].threshold.double().sigmoid())
+        for i, answer in enumerate(both.labels[task]):
+            p = [dict(zip(*one.averages[task][i])) for one in found]
+            mean = {span: (p[0].get(span, 0.0) + p[1].get(span, 0.0)) / 2 for span in p[0].keys() | p[1].keys()}
+            wanted = sorted(span for span, value in mean.items() if value >= lowest)
+            assert [[*places, labels[kind]] for *places, kind in wanted] == answer
 
 
 def test_scores_do_not_depend_on_batch_size(small):
@@ -560,8 +576,8 @@ def test_scores_do_not_depend_on_batch_size(small):
 
 
 @pytest.mark.slow
-def test_the_checks_of_a_model_pass(nested, command):
-    flags = ["--data_path", nested, "--epochs", 3, "--hidden_size", 64, "--num_layers", 1, "--device", "cpu"]
+def test_the_checks_of_a_model_pass(related, command):
+    flags = ["--data_path", related, "--epochs", 3, "--hidden_size", 64, "--num_layers", 1, "--device", "cpu"]
     done = command("main.py", "--debug", *flags)
     assert done.returncode == 0, done.stderr
     assert "checks passed" in done.stderr and "FAILED" not in done.stderr
@@ -571,11 +587,14 @@ def test_the_checks_of_a_model_pass(nested, command):
 def test_cross_validation(raw, command, tmp_path):
     folds = ["--input", raw, "--output_dir", "data", "--label_column", "entities,mood", "--n_splits", 3]
     assert command("data_process.py", *folds).returncode == 0
+    for fold in tmp_path.glob("data/fold_*"):
+        add_relations(fold, "entities")
     flags = ["--data_path", "data", "--epochs", 8, "--lr", 0.01, "--hidden_size", 64, "--num_layers", 1]
     done = command("tools.cross_validate", *flags, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     result = read_json(tmp_path / "output/data-folds/folds.json")
     assert result["out_of_fold"]["entities_f1"] > 0.8 and result["test_of_all_folds"]["entities_f1"] > 0.8
+    assert result["out_of_fold"]["facts_f1"] > 0.4 and result["test_of_all_folds"]["facts_f1"] > 0.4
 
 
 @pytest.mark.slow

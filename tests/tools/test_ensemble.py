@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, read_json
+from relation_rows import add_relations
 from transformers import BertModel
 
 import metrics
@@ -26,7 +27,6 @@ from engine.data.features import Featurizer
 from engine.data.tokenizer import train_tokenizer
 from engine.data.windows import merge_windows
 from engine.errors import UserError
-from engine.model import span_pointer
 from engine.model.encoders import bert_config
 from engine.predict import labelling
 from engine.predict.ensemble import (
@@ -138,9 +138,10 @@ def texts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def spans(tmp_path_factory):
-    """Two runs of spans and intents, of which the second cuts."""
+    """Two runs of spans, relations and intents, of which the second cuts."""
     folder = tmp_path_factory.mktemp("spans")
     data, own = made_data(folder / "one", "spans"), dict(epochs=10, lr=1e-2)
+    add_relations(data, "places")
     short = dict(max_length=14, window_stride=-1, random_seed=2)
     return [train(folder, data, "a", **own), train(folder, data, "b", **short, **own)], data
 
@@ -170,7 +171,7 @@ class ByHand:
 
     @torch.inference_mode()
     def __call__(self, example):
-        """{task: logits (C,), (), or (W, C) of the words that were seen, or of spans (W, W + 2T)}"""
+        """{task: logits (C,), (), or (W, C) of the words that were seen, or of spans or relations}"""
         data = MyDataset([example], self.featurizer, quiet=True)
         found = {name: [] for name in self.heads}
         for row in range(len(data.lengths)):
@@ -299,34 +300,70 @@ def test_labels_and_numbers_are_the_mean_by_hand(texts, tmp_path, caplog):
     assert "b was trained on" in log and "a was trained on" not in log
 
 
-def test_spans_are_the_mean_by_hand(spans, tmp_path):
-    (runs, data), name = spans, "places"
+def spans_by_hand(logits, _):
+    """{(first word, last word, type): score} of a table (W, W + 2T), of those above the minimum score."""
+    width = len(logits)
+    types = (logits.shape[1] - width) // 2
+    scores = {
+        (i, j, t): logits[i, j] + logits[i, width + t] + logits[j, width + types + t]
+        for i in range(width)
+        for j in range(i, width)
+        for t in range(types)
+    }
+    return {span: score for span, score in scores.items() if score > LOWEST_SCORE}
+
+
+def relations_by_hand(logits, number):
+    """{(four words, predicate): score} above the minimum score. logits: (W, 3W + 4 + 4P)"""
+    width, found = len(logits), {}
+
+    def best(items, most):
+        return dict(sorted(items.items(), key=lambda item: -item[1])[:most])
+
+    entities, heads, tails = np.split(logits, [width + 4, 2 * width + 4 + 2 * number], axis=1)
+    spans = spans_by_hand(entities, 2)
+    subjects, objects = (best({k: s for k, s in spans.items() if k[2] == side}, 2 * width) for side in (0, 1))
+    for (a, b, _), (c, d, _), p in itertools.product(subjects, objects, range(number)):
+        links = [
+            table[i, j] + table[i, width + p] + table[j, width + number + p]
+            for table, i, j in ((heads, a, c), (tails, b, d))
+        ]
+        found[a, b, c, d, p] = min(subjects[a, b, 0], objects[c, d, 1], *links)
+    return best({item: score for item, score in found.items() if score > LOWEST_SCORE}, 4 * width)
+
+
+def test_spans_and_relations_are_the_mean_by_hand(spans, tmp_path):
+    runs, data = spans
     folder, hands = together(runs, tmp_path), [ByHand(run) for run in runs]
+    require_the_mean(folder, hands, data, "places", spans_by_hand)
+    require_the_mean(folder, hands, data, "facts", relations_by_hand)
+
+
+def require_the_mean(folder, hands, data, name, scores_of):
     types = hands[0].heads[name].task.labels
 
     def mean_of(example):
-        """{span: mean probability} over the runs that saw its last word"""
+        """{item: mean probability} over the runs that saw its last word"""
         probabilities, sizes = [], []
         for hand in hands:
-            logits = hand(example)[name].unsqueeze(0)
-            scores = span_pointer.dense(logits)[0].numpy()
-            sizes.append(logits.shape[1])
-            cells = ((i, j, t) for t in range(len(types)) for i in range(sizes[-1]) for j in range(i, sizes[-1]))
-            kept = {cell: scores[cell[2], cell[0], cell[1]] for cell in cells}
-            probabilities.append({c: 1 / (1 + math.exp(-s)) for c, s in kept.items() if s > LOWEST_SCORE})
+            logits = hand(example)[name].numpy()
+            sizes.append(len(logits))
+            probabilities.append({c: 1 / (1 + math.exp(-s)) for c, s in scores_of(logits, len(types)).items()})
         every = sorted({cell for one in probabilities for cell in one})
-        return {c: sum(one.get(c, 0) for one in probabilities) / sum(c[1] < size for size in sizes) for c in every}
+        return {
+            c: sum(one.get(c, 0) for one in probabilities) / sum(max(c[:-1]) < size for size in sizes) for c in every
+        }
 
     scored, there = [], 0
     for example in examples_in(data, "dev"):
         gold = [tuple(span) for span in example[name]]
-        scored += [(p, (i, j, types[t]) in gold) for (i, j, t), p in mean_of(example).items()]
+        scored += [(p, (*places, types[t]) in gold) for (*places, t), p in mean_of(example).items()]
         there += len(gold)
     threshold, found, between = best_by_brute_force(scored, there), 0, 0
     thresholds = [float(hand.heads[name].threshold.double().sigmoid()) for hand in hands]
     for row, example in zip(rows_of(folder / "answers/test.jsonl"), examples_in(data, "test"), strict=True):
         mean = mean_of(example)
-        wanted = [[i, j, types[t]] for (i, j, t), p in mean.items() if p >= threshold]
+        wanted = [[*places, types[t]] for (*places, t), p in mean.items() if p >= threshold]
         between += sum((p >= threshold) != (p >= np.mean(thresholds)) for p in mean.values())
         found += len(wanted)
         assert sorted(row["answers"][name]["predicted"]) == sorted(wanted)

@@ -23,6 +23,7 @@ import torch
 from conftest import ROOT, TINY, read_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from relation_rows import add_relations
 from safetensors.torch import load_file, save_file
 from seqeval.metrics.sequence_labeling import get_entities
 from test_families import FAMILIES, save_family
@@ -40,7 +41,7 @@ from engine.predict.predictions import prepare_inputs
 from engine.run.files import seal, verify
 from engine.task.task import Task
 from engine.task.text import split_text
-from engine.task.words import entities_in
+from engine.task.words import LOWEST_SCORE, SPANS_PER_WORD, entities_in
 from main import build_trainer, load_data, load_trained
 from model_utils import HEADS, ClassificationHead, MyModel
 from preprocess.readers.beside import label_file_of
@@ -53,7 +54,7 @@ pytest.importorskip("onnxscript", reason="pip install -r tools/export/requiremen
 from tools.export import graph
 from tools.export import settings as export_settings
 from tools.export.__main__ import CODE, ExportConfig, export
-from tools.export.predictor import InputError, Predictor, read_rows, viterbi
+from tools.export.predictor import FINDERS, InputError, Predictor, accepted, read_rows, viterbi
 
 WILD = [
     "",
@@ -228,7 +229,7 @@ def pairs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chinese(tmp_path_factory):
-    """Chinese characters with nested spans, and tags."""
+    """Chinese characters with nested spans, relations between them, and tags."""
     rng, folder, rows = random.Random(0), tmp_path_factory.mktemp("chinese"), []
     for i in range(120):
         city, other = rng.choice(["北京", "上海", "西安"]), rng.choice(["明天", "今天", "周五"])
@@ -241,6 +242,7 @@ def chinese(tmp_path_factory):
     (folder / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
     options = dict(label_column="places,days", unit="character")
     process(DataConfig(input=str(folder / "rows.jsonl"), output_dir=str(folder / "data"), **options))
+    add_relations(folder / "data", "places")
     return folder / "data"
 
 
@@ -255,11 +257,23 @@ def test_pairs_labels_and_numbers(options, pairs, tiny, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, dict(encoder="bilstm", num_layers=2, use_crf=True, word_pooling="mean")])
-def test_spans_and_tags_of_chinese_characters(options, chinese, tiny, tmp_path):
+def test_spans_relations_and_tags_of_chinese_characters(options, chinese, tiny, tmp_path):
+    """Also with a temperature, and without answers that are less probable than most."""
     shipped = Shipped(tiny(data_path=str(chinese), epochs=8, max_length=16, lr=1e-2, **options), tmp_path / "shipped")
     shipped.require_same("明天去北京大学吧" * 40)
-    rows = shipped.predictor([row["text"] for row in rows_of(chinese / "test.jsonl")])
-    assert any(row["places"] for row in rows)
+    texts = [row["text"] for row in rows_of(chinese / "test.jsonl")]
+    rows = shipped.predictor(texts)
+    assert any(row["places"] for row in rows) and any(row["facts"] for row in rows)
+    chances = sorted(fact["probability"] for row in rows for fact in row["facts"])
+    lowest = chances[len(chances) // 2]
+    kept = Predictor(shipped.folder, 1, abstain_below=f"facts={lowest}")(texts)
+    assert [row["facts"] for row in kept] == [
+        [fact for fact in row["facts"] if fact["probability"] >= lowest] for row in rows
+    ]
+    for name in ("places", "facts"):
+        shipped.trainer.model.output_layer.heads[name].temperature.fill_(1.7)
+        shipped.predictor.tasks[name]["temperature"] = 1.7
+    shipped.require_same()
 
 
 @pytest.mark.slow
@@ -338,6 +352,32 @@ def test_the_best_path_is_that_of_the_crf():
     ]
     found = viterbi([emissions.numpy(), *masked], mask.numpy())
     np.testing.assert_array_equal(found * mask.numpy(), crf.viterbi(emissions, mask).numpy())
+
+
+@pytest.mark.parametrize("kind", ["spans", "relations"])
+@pytest.mark.parametrize("steps", [1, 1e6])  # of the scores: at 1 nearly all are equal to others
+@pytest.mark.parametrize("threshold, temperature", [(-9.0, 1.0), (0.5, 2.5), (2.0, 1.0), (90.0, 1.0)])
+def test_items_are_found_as_in_torch(kind, steps, threshold, temperature):
+    """Of texts with more items than are kept, and of texts of one word and of none."""
+    head, sizes = HEADS[kind](8, Task(kind, labels=["a", "b", "c"])), [12, 30, 1, 0, 7]
+    head.threshold.fill_(threshold)
+    head.temperature.fill_(temperature)
+    width = {"spans": 30 + 6, "relations": 3 * 30 + 4 + 12}[kind]
+    logits = torch.randn(5, 30, width, generator=torch.Generator().manual_seed(1))
+    logits = (2 * logits * steps).round() / steps
+    mask = torch.arange(30) < torch.tensor(sizes).unsqueeze(1)
+    answers = head.distribution.decode(logits, {"word_mask": mask})
+    items = 0
+    for row, size, *answer in zip(logits.numpy(), sizes, *answers):
+        wanted = head.to_labels(*answer)
+        chances = head.distribution.at_temperature(wanted[1], temperature)
+        lowest = max(LOWEST_SCORE, threshold - 1e-3)
+        found, probabilities = accepted(FINDERS[kind](row, size, lowest), threshold, temperature)
+        assert [[*places, head.task.labels[label]] for *places, label in found] == wanted[0]
+        np.testing.assert_allclose(probabilities, chances, rtol=1e-12)
+        items += len(found)
+        assert threshold > -9 or size < 5 or len(found) >= SPANS_PER_WORD * size  # the limit is reached
+    assert items > 30 or threshold == 90
 
 
 def test_files_are_read_as_main_reads_them(tmp_path):

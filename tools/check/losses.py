@@ -58,7 +58,7 @@ def extreme_logits(logits: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def wrong_spans(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
-    """Describes an error of `decode` on these or random span logits; returns None if there is none."""
+    """Describes an error of `decode` of spans or relations on these or random logits; None if there is none."""
     sizes = batch.inputs["word_mask"].sum(1).tolist()
     for chosen in (logits, 10 * torch.randn_like(logits)):
         answers, probabilities = head.decode(chosen, batch.inputs)
@@ -67,9 +67,10 @@ def wrong_spans(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
         for size, answer, probability in zip(sizes, answers, probabilities):
             if not all(0 <= p <= 1 for p in probability):
                 return "returns probabilities that are not between 0 and 1"
-            for first, last, _ in answer:
-                if not 0 <= first <= last < size:
-                    return f"returns the span {first} to {last} in a text of {size} words"
+            for *places, _ in answer:
+                for first, last in zip(places[::2], places[1::2]):
+                    if not 0 <= first <= last < size:
+                        return f"returns the span {first} to {last} in a text of {size} words"
             head.to_labels(answer, probability)
     return None
 

@@ -42,7 +42,7 @@ def wrong_label(task: Task, label: Any) -> Any:
         return 2 * task.mean - label + task.std
     if task.kind == "multilabel":
         return [other for other in task.labels if other not in label]
-    if task.kind == "spans":
+    if task.num_places:
         return []
     next_label = dict(zip(task.labels, (*task.labels[1:], task.labels[0])))
     return [next_label.get(tag, tag) for tag in label] if task.kind == "tagging" else next_label.get(label, label)
@@ -50,7 +50,7 @@ def wrong_label(task: Task, label: Any) -> Any:
 
 def equal_label(task: Task, label: Any) -> Any:
     """Returns the same answer for all texts."""
-    if task.kind in ("multilabel", "spans"):
+    if task.kind == "multilabel" or task.num_places:
         return []
     if task.kind == "tagging":
         return [task.labels[0]] * len(label)

@@ -8,7 +8,7 @@
 
 Every exported folder has a copy of tools/export/predictor.py and, as predictor_*.py, of modules of engine/, so words,
 windows, truncation and output columns are the same as with `main.py --do_predict`.
-Shapes: B texts, L tokens, W words, C labels, T span types.
+Shapes: B texts, L tokens, W words, C labels, T span types, P predicates.
 """
 
 import argparse
@@ -61,7 +61,7 @@ Task = dict[str, Any]  # a task of predictor.json
 Answer = tuple[Any, Any]  # (label, probability)
 
 TASK = {
-    "head": AnyOf("classification", "multilabel", "regression", "tagging", "crf", "spans"),
+    "head": AnyOf("classification", "multilabel", "regression", "tagging", "crf", "spans", "relations"),
     "type": str,
     "labels": [str],
     Optional("threshold"): float,
@@ -79,8 +79,9 @@ NEEDED = {  # {head: additional keys that its task must have}
     "tagging": ["outside", "entities"],
     "crf": ["outside", "entities", "crf"],
     "spans": ["threshold"],
+    "relations": ["threshold"],
 }
-WORD_LEVEL = ("tagging", "crf", "spans")  # heads with labels per word
+WORD_LEVEL = ("tagging", "crf", "spans", "relations")  # heads with labels per word
 SETTINGS = {
     "tasks": {str: TASK},
     "max_length": Range(8, 2**31),
@@ -353,26 +354,72 @@ def path_chances(scores: Sequence[np.ndarray], mask: np.ndarray, tags: np.ndarra
     return chances.clip(0, 1)
 
 
-def find_spans(
-    logits: np.ndarray, size: int, threshold: float, temperature: float = 1.0
-) -> tuple[list[tuple[int, ...]], list[float]]:
-    """Returns the spans of a text of `size` words whose score reaches the threshold, [(first word, last word, type
-    id)], and their probabilities. logits: (W, W + 2T), scores of word pairs, of starts per type and of ends per type"""
+def terms_of(logits: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The scores of pairs of words, and of first and second words per type, from a table (W, W + 2T) of a text of
+    `size` words: (size, size), (size, T), (size, T)."""
     width = len(logits)
-    types = (logits.shape[1] - width) // 2
-    pairs, starts, ends = np.split(logits[:size], [width, width + types], axis=1)
-    scores = pairs[:, :size, None] + starts[:, None] + ends[None]
+    pairs, starts, ends = np.split(logits[:size], [width, (width + logits.shape[1]) // 2], axis=1)
+    return pairs[:, :size], starts, ends
+
+
+def best_spans(logits: np.ndarray, size: int, lowest: float, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """The spans (N, 3), first word, last word, type id, with a score above `lowest`, among the best `most` or equal to
+    the last, in order, and their scores (N,). logits: a table as in `terms_of`"""
+    pairs, starts, ends = terms_of(logits, size)
+    scores = pairs[:, :, None] + starts[:, None] + ends[None]
     scores[np.tril_indices(size, -1)] = -np.inf
-    is_kept = scores > max(task_words.LOWEST_SCORE, threshold - 1e-3)
-    most = task_words.SPANS_PER_WORD * size
+    is_kept = scores > lowest
     if is_kept.sum() > most:
         is_kept &= scores >= np.partition(scores.ravel(), -most)[-most]
-    probabilities = sigmoid(scores[is_kept].astype(np.float64))
-    lowest = float(sigmoid(np.array(threshold, np.float64)))
-    tempered = sigmoid(scores[is_kept].astype(np.float64) / float(temperature)).tolist()
-    found = zip(np.argwhere(is_kept).tolist(), tempered, probabilities.tolist())
-    spans = [(tuple(span), p) for span, p, untempered in found if untempered >= lowest]
-    return [span for span, _ in spans], [p for _, p in spans]
+    return np.argwhere(is_kept), scores[is_kept]
+
+
+def find_spans(logits: np.ndarray, size: int, lowest: float) -> tuple[np.ndarray, np.ndarray]:
+    """The spans of a text of `size` words, see `best_spans`. logits: (W, W + 2T)"""
+    return best_spans(logits, size, lowest, task_words.SPANS_PER_WORD * size)
+
+
+def best_items(items: np.ndarray, scores: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best `most` items, of equal ones the first, in the order given, and their scores."""
+    best = np.sort(np.argsort(-scores, kind="stable")[:most])
+    return items[best], scores[best]
+
+
+def find_relations(logits: np.ndarray, size: int, lowest: float) -> tuple[np.ndarray, np.ndarray]:
+    """The relations (N, 5) of a text of `size` words, first and last word of the subject, those of the object,
+    predicate id, and their scores, as in engine/model/relations.py. logits: (W, 3W + 4 + 4P)"""
+    width = len(logits)
+    entities, heads, tails = np.split(logits, [width + 4, (width + 4 + logits.shape[1]) // 2], axis=1)
+    sides = [entities[:, [*range(width), width + side, width + 2 + side]] for side in (0, 1)]
+    (subjects, s_scores), (objects, o_scores) = (
+        best_spans(side, size, lowest, task_words.SUBJECTS_PER_WORD * size) for side in sides
+    )
+    most = task_words.SPANS_PER_WORD * size
+    tables = [(*terms_of(table, size), place) for place, table in enumerate((heads, tails))]
+    found, scores = [np.zeros((0, 5), np.int64)], [np.zeros(0, np.float32)]
+    for subject, score in zip(subjects, s_scores):
+        by_predicate = np.minimum(score, o_scores)[:, None]
+        for pairs, starts, ends, place in tables:
+            one, others = subject[place], objects[:, place]
+            by_predicate = np.minimum(by_predicate, pairs[one, others][:, None] + starts[one] + ends[others])
+        row, predicate = np.nonzero(by_predicate > lowest)
+        items = np.column_stack([np.tile(subject[:2], (len(row), 1)), objects[row, :2], predicate])
+        items, values = best_items(items, by_predicate[row, predicate], most)
+        found.append(items)
+        scores.append(values)
+    return best_items(np.concatenate(found), np.concatenate(scores), most)
+
+
+FINDERS = {"spans": find_spans, "relations": find_relations}  # {head: function}
+
+
+def accepted(
+    found: tuple[np.ndarray, np.ndarray], threshold: float, temperature: float
+) -> tuple[list[tuple[int, ...]], list[float]]:
+    """The spans or relations whose score reaches the threshold, and their probabilities. found: (items, scores)"""
+    scores = found[1].astype(np.float64)
+    is_kept = sigmoid(scores) >= float(sigmoid(np.array(threshold, np.float64)))
+    return list(map(tuple, found[0][is_kept].tolist())), sigmoid(scores[is_kept] / temperature).tolist()
 
 
 class Predictor:
@@ -427,7 +474,8 @@ class Predictor:
 
         Columns: text, (id, text_pair,) and for each task <task> and <task>_probability, which are lists for multilabel
         tasks. Regression only has <task>. Tagging and spans have <task>: [{"label", "text", "start", "end"}] with
-        offsets into the text; tagging also has <task>_tags, and each entity has a "probability".
+        offsets into the text; tagging also has <task>_tags. Relations have <task>: [{"subject", "predicate",
+        "object"}], both with text, start and end. Each entity and each relation has a "probability".
         """
         encoded = self.encode(rows)
         return [self.row(row.example, answer) for row, answer in zip(encoded, self.answers(encoded, batch_size))]
@@ -437,7 +485,8 @@ class Predictor:
         return [row.num_tokens for row in self.encode(rows)]
 
     def answers(self, encoded: list[Encoded], batch_size: int = 64) -> list[dict[str, Answer]]:
-        """Labels encoded rows -> [{task: (label, probability)}]. Spans are [first word, last word, type]."""
+        """Labels encoded rows -> [{task: (label, probability)}]. Spans are [first word, last word, type],
+        relations [first and last word of the subject, those of the object, predicate]."""
         features = sorted(chain(*(row.features for row in encoded)), key=lambda feature: -len(feature.input_ids))
         pieces: list[dict[str, list]] = [{name: [] for name in self.tasks} for _ in encoded]
         for batch in batches_of(features, batch_size):
@@ -454,9 +503,10 @@ class Predictor:
 
     def require_usable(self, name: str, task: Task, logits: np.ndarray, example: Example) -> None:
         """Raises InputError if the shape of a task's logits does not fit its labels, or they are not finite."""
-        width = logits.shape[-1]
-        fits = {"regression": logits.ndim == 1, "spans": width > 2 * len(task["labels"])}
-        if not fits.get(task["head"], width == len(task["labels"])):
+        number, width, words = len(task["labels"]), logits.shape[-1], logits.shape[1] if logits.ndim == 3 else 0
+        fits = {"regression": logits.ndim == 1, "spans": width == words + 2 * number}
+        fits["relations"] = width == 3 * words + 4 + 4 * number
+        if not fits.get(task["head"], width == number):
             raise InputError(f"{self.folder}: the logits of {name!r} do not fit predictor.json; export the model again")
         if not np.isfinite(logits).all():
             shown = repr(example.get("id", example.get("text", "")))[:60]
@@ -506,8 +556,11 @@ class Predictor:
         if head == "regression":
             return [(value, None) for value in (logits.astype(np.float64) * task["std"] + task["mean"]).tolist()]
         sizes = [len(feature.word_starts) for feature in features]
-        if head == "spans":
-            return [find_spans(row, size, task["threshold"], float(temperature)) for row, size in zip(logits, sizes)]
+        if head in FINDERS:
+            threshold = task["threshold"]
+            lowest = max(task_words.LOWEST_SCORE, threshold - 1e-3)
+            found = (FINDERS[head](row, size, lowest) for row, size in zip(logits, sizes))
+            return [accepted(items, threshold, float(temperature)) for items in found]
         if head == "crf":
             scores = [logits, *(self.arrays[f"{task['crf']}.{name}"] for name in ("start", "transitions", "end"))]
             tags = viterbi(scores, inputs["word_mask"])
@@ -525,9 +578,9 @@ class Predictor:
         """Merges the windows of a row into one answer. Text-level labels are from the first window; truncated
         words are tagged O."""
         labels, head = task["labels"], task["head"]
-        if head == "spans":
-            spans, probabilities = merge_spans((first, size, *piece) for first, size, piece in pieces)
-            return [[first, last, labels[kind]] for first, last, kind in spans], probabilities
+        if head in FINDERS:
+            items, probabilities = merge_spans((first, size, *piece) for first, size, piece in pieces)
+            return [[*places, labels[kind]] for *places, kind in items], probabilities
         if head in ("crf", "tagging"):
             ids, chances = (merge_windows((first, piece[side]) for first, _, piece in pieces) for side in (0, 1))
             num_cut = len(example["tokens"]) - len(ids)
@@ -547,8 +600,8 @@ class Predictor:
         columns = {}
         for name, (label, probability) in answers.items():
             head, kind = self.tasks[name]["head"], "label"
-            if head == "spans":
-                kind = "spans"
+            if head in FINDERS:
+                kind = head
             elif head in ("crf", "tagging"):
                 kind = "entities" if self.tasks[name]["entities"] else "tags"
             if kind != "label" and task_words.is_wordless(example):

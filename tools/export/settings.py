@@ -31,6 +31,7 @@ HEADS = {
     ("TaggingHead.decode", "TaggingHead.to_labels"): "tagging",
     ("CRFTaggingHead.decode", "CRFTaggingHead.to_labels"): "crf",
     ("SpanHead.decode", "SpanHead.to_labels"): "spans",
+    ("RelationHead.decode", "SpanHead.to_labels"): "relations",
 }
 KEPT = ("type", "kind", "labels", "unit", "mean", "std", "pairs")  # exported keys of a task in labels.json
 
@@ -83,7 +84,7 @@ def write_settings(folder: Path, model: MyModel, featurizer: Featurizer) -> None
         tasks[name] = {key: values[key] for key in KEPT if key in values} | {"head": kind}
         if head.distribution.has_temperature:
             tasks[name]["temperature"] = float(head.temperature)
-        if kind in ("multilabel", "spans"):
+        if hasattr(head, "threshold"):
             tasks[name]["threshold"] = float(head.threshold)
         if kind == "multilabel" and hasattr(head, "paths"):
             tasks[name]["paths"] = head.paths.tolist()

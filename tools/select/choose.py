@@ -53,7 +53,8 @@ def uncertainties(model: Model, examples: Examples) -> np.ndarray:
         for column, name in enumerate(names):
             head = trainer.model.output_layer.heads[name]
             temperature = float(getattr(head, "temperature", 1.0))
-            entropies = head.distribution.teach(logits[name].float(), batch.inputs, temperature)[1]
+            parts = head.distribution.teach_parts(logits[name].float(), batch.inputs, temperature)
+            entropies = torch.cat([taught[1] for _, taught in parts])
             mask = batch.inputs["word_mask"] if head.by_words else torch.ones_like(entropies)
             np.add.at(sums[:, column], texts, (entropies * mask).sum(1).double().cpu().numpy())
             np.add.at(words[:, column], texts, mask.sum(1).cpu().numpy())
