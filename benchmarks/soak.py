@@ -28,12 +28,13 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ.update(TQDM_DISABLE="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.utils.tensorboard  # noqa: E402 -- imported once here, not in each of a thousand processes
+from relation_rows import add_relations  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 from transformers import BertModel, PreTrainedTokenizerFast  # noqa: E402, F401
 
@@ -69,6 +70,7 @@ TINY = dict(
 FGM = dict(use_fgm=True, gradient_accumulation_steps=3)
 STREAM = dict(streaming=True, shuffle_buffer=16)
 WORKERS = dict(num_workers=2)
+RELATIONS = dict(data_path=str(WORK / "related"))
 
 
 def make_data():
@@ -83,6 +85,9 @@ def make_data():
     (WORK / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     with contextlib.redirect_stdout(io.StringIO()):
         process(DataConfig(input=str(WORK / "raw.jsonl"), output_dir=str(WORK / "data")))
+        spans = dict(output_dir=str(WORK / "related"), label_type="slots=spans")
+        process(DataConfig(input=str(WORK / "raw.jsonl"), **spans))
+    add_relations(WORK / "related", "slots")
 
 
 # ---- one run in one process ------------------------------------------------------------------------------------------
@@ -186,8 +191,8 @@ def same(name, options):
 
 
 def kill_at_random_times(trials=200):
-    """SIGKILL at random times: {in memory, streaming} x {plain, FGM + accumulation} x {0, 2 workers}"""
-    kinds = [{**a, **b, **c} for a in ({}, STREAM) for b in ({}, FGM) for c in ({}, WORKERS)]
+    """SIGKILL at random times: {in memory, streaming} x {plain, FGM + accumulation} x {0, 2 workers, relations}"""
+    kinds = [{**a, **b, **c} for a in ({}, STREAM) for b in ({}, FGM) for c in ({}, WORKERS, RELATIONS)]
     good = 0
     for trial in range(trials):
         options, name = kinds[trial % len(kinds)], f"kill{trial}"
@@ -611,6 +616,11 @@ def malformed(trials=None):
     return pytest_row([*(f"tests/test_{module}.py" for module in modules), "-k", "bad_input or mistake"])
 
 
+def hostile_texts(trials=None):
+    """hostile texts (none, blanks, one word, emoji, 5,000 words): the same relations from main.py and from an export"""
+    return pytest_row(["tests/tools/test_export.py", "-m", "slow or not slow", "-k", "relations_and_tags"])
+
+
 def properties(trials=None):
     """property-based inputs to the readers and the aligner (hypothesis), 2,000 of each"""
     passed, total = pytest_row(["tests/test_safety.py", "-k", "shift or offsets or bytes"], SOAK_EXAMPLES="2000")
@@ -636,6 +646,7 @@ ROWS = [
     kill_several,
     ask_several,
     malformed,
+    hostile_texts,
     properties,
     canaries,
 ]

@@ -6,8 +6,8 @@ PREDICATES = ["before", "holds"]
 
 
 def between(spans):
-    """The relations of a text: what lies in a span, and what comes after it. Entities nest, one has several objects, and
-    a pair has two directions."""
+    """The relations of a text: what lies in a span, and what comes after it, so that entities nest and one has several
+    objects."""
     if spans is None:
         return None
     places = {tuple(span[:2]) for span in spans}

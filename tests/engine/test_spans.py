@@ -1,5 +1,6 @@
 """Spans that nest and overlap: the head against enumeration of all spans, and the road from raw data to predictions."""
 
+import csv
 import itertools
 import json
 import logging
@@ -208,6 +209,7 @@ def test_of_two_windows_the_one_counts_whose_edge_is_farther():
 
 WORDS = "abc def ghi jkl mno pqr stu vwx yz".split()
 TASKS = {"entities": Task("spans", labels=["x", "y"], unit="word")}
+FACTS = {"facts": Task("relations", labels=["p", "q"], unit="word")}
 
 
 @pytest.fixture(scope="module")
@@ -219,28 +221,31 @@ def tokenizer():
     ("length", "stride"), [(8, 0), (8, 2), (8, 4), (10, 1), (10, 5), (12, 3), (12, 6), (14, 4), (16, 8), (24, 7)]
 )
 def test_windows_change_nothing_where_context_does_not_matter(length, stride, tokenizer, tmp_path):
-    """Spans that fit into what two windows share are found alike, with the same probability, each once."""
+    """Spans and relations that fit into what two windows share are found alike, with the same probability, and once."""
     rng = random.Random(0)
     words = [[rng.choice(WORDS) for _ in range(size)] for size in (1, 5, 20, 25, 25)]
-    examples = [{"id": str(i), "tokens": tokens, "entities": []} for i, tokens in enumerate(words)]
+    examples = [{"id": str(i), "tokens": tokens, "entities": [], "facts": []} for i, tokens in enumerate(words)]
     torch.manual_seed(0)
-    model = MyModel(WordsAlone(len(tokenizer), 32), 32, TASKS)
-    head = model.output_layer.heads["entities"]
-    with torch.no_grad():  # some spans are found, and of no text so many that only the best are kept
-        head.linear.weight.mul_(2)
-        head.borders.bias.fill_(-6)
-        head.threshold.fill_(LOWEST_SCORE)
+    tasks = TASKS | FACTS
+    model = MyModel(WordsAlone(len(tokenizer), 32), 32, tasks)
+    with torch.no_grad():  # some are found, and of no text so many that only the best are kept
+        for head in model.output_layer.heads.values():
+            head.linear.weight.mul_(2)
+            head.borders.bias.fill_(-6)
+            head.threshold.fill_(LOWEST_SCORE)
     config = Config(output_dir=str(tmp_path), device="cpu", precision="fp32")
-    trainer, results = Trainer(model, tokenizer, TASKS, config, torch.device("cpu")), []
-    for featurizer in (Featurizer(tokenizer, TASKS, 256), Featurizer(tokenizer, TASKS, length, stride)):
+    trainer, results = Trainer(model, tokenizer, tasks, config, torch.device("cpu")), []
+    for featurizer in (Featurizer(tokenizer, tasks, 256), Featurizer(tokenizer, tasks, length, stride)):
         data = MyDataset(examples, featurizer)
         found = trainer.infer(MyDataLoader(data, 3), "")[0]
-        rows = zip(found.labels["entities"], found.probabilities["entities"])
-        results.append([{tuple(span): p for span, p in zip(*row) if span[1] - span[0] <= stride} for row in rows])
-        assert all(len(spans) == len(set(map(tuple, spans))) for spans in found.labels["entities"])
+        for name in tasks:
+            rows = [dict(zip(map(tuple, items), p)) for items, p in zip(found.labels[name], found.probabilities[name])]
+            assert [len(row) for row in rows] == [len(items) for items in found.labels[name]]
+            results.append([{k: p for k, p in row.items() if max(k[:-1]) - min(k[:-1]) <= stride} for row in rows])
     assert len(data.lengths) > len(data)
-    assert sum(map(len, results[0])) > 15
-    for whole, windowed in zip(*results):
+    numbers = [sum(map(len, found)) for found in results]
+    assert numbers[0] > 15 and (numbers[1] > 15 or stride < 6)
+    for whole, windowed in zip(results[0] + results[1], results[2] + results[3], strict=True):
         assert windowed == pytest.approx(whole, abs=1e-5)
 
 
@@ -266,6 +271,22 @@ def test_labels_of_windows_are_the_spans_within_them(tokenizer, caplog):
     assert found == {(0, 0, "x"), (3, 9, "y"), (4, 5, "x"), (18, 19, "y")}
     assert "1 spans of 'entities' fit in no window" in caplog.text  # [1, 18]
     assert (labels[-2] == IGNORE).all() and labels[-1, 0] == 0 and (labels[-1, 1:] == IGNORE).all()
+
+
+def test_labels_of_windows_are_the_relations_within_them(tokenizer, caplog):
+    """Subject and object, in either order; each window that holds both learns the relation."""
+    logging.getLogger("template").propagate = True
+    items = [[9, 9, 3, 4, "p"], [3, 4, 9, 9, "q"], [4, 4, 4, 4, "p"], [0, 0, 19, 19, "q"], [18, 19, 2, 2, "p"]]
+    examples = [{"tokens": [WORDS[i % 9] for i in range(20)], "facts": items}]
+    data = MyDataset(examples, Featurizer(tokenizer, FACTS, 12, 4))
+    batch = data.batch(range(len(data.lengths)))
+    firsts, sizes = data.columns["first_word"].tolist(), data.columns["word_starts"].lengths.tolist()
+    found, there = span_pointer.items_of(batch.labels["facts"], batch.inputs["word_mask"], 4)
+    for first, size, own, is_item in zip(firsts, sizes, found, there):
+        wanted = [item for item in items if first <= min(item[:4]) and max(item[:4]) < first + size]
+        assert sorted([*(w + first for w in ws), "pq"[k]] for *ws, k in own[is_item].tolist()) == sorted(wanted)
+    assert len(firsts) > 2 and there.sum() >= 3
+    assert "2 relations of 'facts' fit in no window" in caplog.text
 
 
 def test_the_mean_over_folds():
@@ -416,16 +437,20 @@ def test_the_kind_can_be_chosen(raw, sample, tmp_path, capsys):
         ([[0, 1, ""]], "must be a list"),
     ],
 )
-def test_a_processed_row_that_cannot_be_is_one_line(label, named, tokenizer, tmp_path):
-    good = {"tokens": ["abc", "def", "ghi"], "entities": [[0, 2, "x"], [1, 1, "y"]]}
-    path = tmp_path / "train.jsonl"
-    path.write_text(json.dumps(good) + "\n" + json.dumps(good | {"entities": label}) + "\n")
+@pytest.mark.parametrize("tasks", [TASKS, FACTS])
+def test_a_processed_row_that_cannot_be_is_one_line(label, named, tasks, tokenizer, tmp_path):
+    """Of spans; and of relations, whose second span is good."""
+    (name,), path = tasks, tmp_path / "train.jsonl"
+    if tasks == FACTS and isinstance(label, list):
+        label = [[*item[:2], 1, 1, *item[2:]] for item in label]
+    good = {"tokens": ["abc", "def", "ghi"], "entities": [[0, 2, "x"], [1, 1, "y"]], "facts": [[2, 2, 0, 1, "p"]]}
+    path.write_text(json.dumps(good) + "\n" + json.dumps(good | {name: label}) + "\n")
     with pytest.raises(UserError, match=named) as mistake:
-        MyDataset(path, Featurizer(tokenizer, TASKS, 32))
+        MyDataset(path, Featurizer(tokenizer, tasks, 32))
     assert "row 2" in str(mistake.value)
-    path.write_text(json.dumps({"text": "abc", "entities": [[0, 0, "x"]]}) + "\n")
+    path.write_text(json.dumps({"text": "abc", name: good[name]}) + "\n")
     with pytest.raises(UserError, match="tokens"):
-        MyDataset(path, Featurizer(tokenizer, TASKS, 32))
+        MyDataset(path, Featurizer(tokenizer, tasks, 32))
 
 
 def test_checks_of_spans(tmp_path, capsys):
@@ -474,6 +499,13 @@ def test_raw_to_predictions(raw, small, tmp_path):
     main(small(do_predict=True, predict_file=str(texts), predict_output=str(tmp_path / "again.csv"), eval_batch_size=1))
     main(small(do_predict=True, predict_file=str(texts), predict_output=str(tmp_path / "again.jsonl")))
     again = rows_of(tmp_path / "again.jsonl")
+    with open(tmp_path / "again.csv", encoding="utf-8", newline="") as file:
+        cells = [json.loads(row["facts"]) for row in csv.DictReader(file)]
+    for cell, row in zip(cells, again, strict=True):
+        for one, other in zip(cell, row["facts"], strict=True):
+            assert one.pop("probability") == pytest.approx(other.pop("probability"), abs=1e-4) and one == other
+            assert all(row["text"][end["start"] : end["end"]] == end["text"] for end in (one["subject"], one["object"]))
+    assert sum(map(len, cells)) > 5
     unglued = [i for i, row in enumerate(given) if "Bank" not in row["text"] or "Bank " in row["text"]]
     assert [entities_of(again[i]) for i in unglued] == [entities_of(written[i]) for i in unglued]
     assert len(again) == 25 and again[-1]["text"] == "hello"

@@ -66,6 +66,13 @@ WILD = [
 ]
 WILD += ["a\u2028b\x1cc\u3000d", "x" * 500, "play the song 播放音乐 " * 12]
 HUGE = ("play the song 播放音乐, " * 5000)[:100_000]
+HOSTILE = [
+    "西",
+    "👍🏽" * 300,
+    "\t \r\u3000" * 50,
+    "去北京大学吧" * 833 + "，好",
+    "".join(map(chr, range(0x20, 0x3000, 7))),
+]
 CPU = torch.device("cpu")
 EXAMPLES = settings(max_examples=200, deadline=None)
 
@@ -260,12 +267,12 @@ def test_pairs_labels_and_numbers(options, pairs, tiny, tmp_path):
 def test_spans_relations_and_tags_of_chinese_characters(options, chinese, tiny, tmp_path):
     """Also with a temperature, and without answers that are less probable than most."""
     shipped = Shipped(tiny(data_path=str(chinese), epochs=8, max_length=16, lr=1e-2, **options), tmp_path / "shipped")
-    shipped.require_same("明天去北京大学吧" * 40)
+    shipped.require_same("明天去北京大学吧" * 40, *HOSTILE)
     texts = [row["text"] for row in rows_of(chinese / "test.jsonl")]
     rows = shipped.predictor(texts)
     assert any(row["places"] for row in rows) and any(row["facts"] for row in rows)
     chances = sorted(fact["probability"] for row in rows for fact in row["facts"])
-    lowest = chances[len(chances) // 2]
+    lowest = (chances[len(chances) // 2] + chances[len(chances) // 2 + 1]) / 2
     kept = Predictor(shipped.folder, 1, abstain_below=f"facts={lowest}")(texts)
     assert [row["facts"] for row in kept] == [
         [fact for fact in row["facts"] if fact["probability"] >= lowest] for row in rows
