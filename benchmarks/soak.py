@@ -191,8 +191,16 @@ def same(name, options):
 
 
 def kill_at_random_times(trials=200):
-    """SIGKILL at random times: {in memory, streaming} x {plain, FGM + accumulation} x {0, 2 workers, relations}"""
-    kinds = [{**a, **b, **c} for a in ({}, STREAM) for b in ({}, FGM) for c in ({}, WORKERS, RELATIONS)]
+    """SIGKILL at random times: {in memory, streaming} x {plain, FGM + accumulation} x {0, 2 workers}"""
+    return kill_each([{**a, **b, **c} for a in ({}, STREAM) for b in ({}, FGM) for c in ({}, WORKERS)], trials)
+
+
+def kill_relations(trials=40):
+    """SIGKILL at random times, spans and relations: {in memory, streaming} x {plain, FGM + accumulation}"""
+    return kill_each([{**RELATIONS, **a, **b} for a in ({}, STREAM) for b in ({}, FGM)], trials)
+
+
+def kill_each(kinds, trials):
     good = 0
     for trial in range(trials):
         options, name = kinds[trial % len(kinds)], f"kill{trial}"
@@ -634,6 +642,7 @@ def canaries(trials=None):
 
 ROWS = [
     kill_at_random_times,
+    kill_relations,
     kill_after_each_step,
     chains_of_kills,
     kill_the_command_line,

@@ -619,7 +619,7 @@ def test_the_checks_of_a_model_pass(related, command):
 def test_cross_validation(raw, command, tmp_path):
     folds = ["--input", raw, "--output_dir", "data", "--label_column", "entities,mood", "--n_splits", 3]
     assert command("data_process.py", *folds).returncode == 0
-    for fold in tmp_path.glob("data/fold_*"):
+    for fold in (tmp_path / "data", *tmp_path.glob("data/fold_*")):
         add_relations(fold, "entities")
     flags = ["--data_path", "data", "--epochs", 8, "--lr", 0.01, "--hidden_size", 64, "--num_layers", 1]
     done = command("tools.cross_validate", *flags, "--device", "cpu")
