@@ -12,6 +12,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 from conftest import ROOT
+from relation_rows import add_relations
 from scipy.special import softmax
 from scipy.stats import entropy
 from test_ensemble import made_data, train
@@ -106,13 +107,17 @@ def test_entropies_of_sets_words_and_spans(sample, tmp_path):
     chances = np.array([average.numpy() for average in found.averages["topics"]], np.float64)
     expected = entropy([chances, 1 - chances]).sum(1)
     assert choose.uncertainties(sets, examples)[:, 1] == pytest.approx(expected, abs=1e-4)
-    spans = load(train(tmp_path, made_data(tmp_path / "b", "spans"), "spans", epochs=1))
+    data = made_data(tmp_path / "b", "spans")
+    add_relations(data, "places")
+    spans = load(train(tmp_path, data, "spans", epochs=1))
     scores, logits = scores_of(spans, ["dog runs in Paris"])
-    size, types = 4, len(spans.labels["places"])
-    dense = spans.trainer.model.output_layer.heads["places"].distribution.by_word(logits[0]["places"])[0]
-    chances = 1 / (1 + np.exp(-dense.double().numpy().reshape(size, size, types)))
-    expected = sum(entropy([p, 1 - p]) for i in range(size) for j in range(i, size) for p in chances[i, j])
-    assert scores["places"][0] == pytest.approx(expected / size, abs=1e-4)
+    size = 4
+    for name, kinds in (("places", len(spans.labels["places"])), ("facts", 2)):  # facts: subjects and objects
+        dense = spans.trainer.model.output_layer.heads[name].distribution.by_word(logits[0][name])[0]
+        chances = 1 / (1 + np.exp(-dense.double().numpy().reshape(size, size, -1)))
+        chances[np.tril_indices(size, -1)] *= np.arange(chances.shape[2]) >= kinds  # none ends before it begins
+        expected = sum(entropy([p, 1 - p]) for p in chances.flat)
+        assert scores[name][0] == pytest.approx(expected / size, abs=1e-4)
 
 
 def test_a_long_text_counts_per_word(run):
@@ -269,6 +274,8 @@ def test_other_tasks(tmp_path, capsys):
         tags = {"pos": Task("tagging", ("NOUN", "VERB"))}
         with pytest.raises(UserError, match="'pos' labels every word"):
             annotate.require_format(form, tags)
+        with pytest.raises(UserError, match="'facts' has relations; choose another format"):
+            annotate.require_format(form, {"facts": Task("relations", ("p",))})
     with pytest.raises(UserError, match="'size' has numbers"):
         annotate.require_format("doccano", load(run).tasks)
     lines = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]

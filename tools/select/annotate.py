@@ -21,7 +21,8 @@ Row = dict[str, Any]
 def require_format(form: str, tasks: Tasks) -> None:
     """Raises UserError if a format cannot hold labels of these tasks."""
     kinds = {name: column_kind(task) for name, task in tasks.items()}
-    problem = next((f"{name!r} labels every word" for name in kinds if kinds[name] == "tags"), "")
+    unfit = {"tags": "labels every word", "relations": "has relations"}
+    problem = next((f"{name!r} {unfit[kind]}" for name, kind in kinds.items() if kind in unfit), "")
     if form == "doccano":
         by_words = [task.needs_words for task in tasks.values()]
         if max(by_words.count(True), by_words.count(False)) > 1:
@@ -56,8 +57,8 @@ def write(path: Path, form: str, examples: Examples, facts: list[Row], model: Mo
 def plain_row(about: Row, labels: Row, tasks: Tasks) -> Row:
     """A row for an editor or a spreadsheet: each label under the name of its task, or null, to be filled in."""
     for name in tasks:
-        if labels[name] and column_kind(tasks[name]) in ("spans", "entities"):
-            labels[name] = [{key: span[key] for key in ("start", "end", "label", "text")} for span in labels[name]]
+        if labels[name] and column_kind(tasks[name]) in ("spans", "entities", "relations"):
+            labels[name] = [{key: item[key] for key in item if key != "probability"} for item in labels[name]]
     return about | labels
 
 
