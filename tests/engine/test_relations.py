@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from config import Config
-from engine.model import relations, span_pointer
+from engine.model import distributions, relations, span_pointer
 from engine.run.command_line import parse_args
 from engine.task.task import IGNORE, Task
 from main import main
@@ -120,14 +120,18 @@ def test_limits_keep_the_best():
         assert found[text] == sorted(by_score[i][1] for i in order)
 
 
-def test_the_dense_scores_and_their_divergence():
+@pytest.mark.parametrize("dense", [1, 600, 2**25])
+def test_the_dense_scores_and_their_divergence(dense, monkeypatch):
+    """Of all texts at once, or of two or one at a time, with the same gradient."""
+    monkeypatch.setattr(distributions, "DENSE", dense)
     (first, labels, mask), (second, _, _) = batch_of(), batch_of(1)
+    first.requires_grad_()
     head = RelationHead(8, Task("relations", tuple("abc")))
     order = [("entities", 0), ("entities", 1), *[(table, p) for table in ("heads", "tails") for p in range(PREDICATES)]]
     wanted = 0.0
     for text, gold in enumerate(GOLD):
         one, other = scores_of(first, text), scores_of(second, text)
-        dense, where = relations.dense(first)[text], relations.are_cells(mask, PREDICATES)[text]
+        dense, where = relations.dense(first)[text].detach(), relations.are_cells(mask, PREDICATES)[text]
         assert where.sum() == len(one)
         for (table, t, i, j), s in one.items():
             assert dense[order.index((table, t)), i, j] == pytest.approx(float(s), abs=1e-5)
@@ -136,6 +140,8 @@ def test_the_dense_scores_and_their_divergence():
             wanted = wanted + torch.distributions.kl_divergence(p, q) + torch.distributions.kl_divergence(q, p)
     divergence = head.distribution.divergence(first, second, labels, {"word_mask": mask})
     torch.testing.assert_close(divergence.double(), wanted, rtol=1e-5, atol=0)
+    gradients = [torch.autograd.grad(total, first)[0] for total in (divergence, wanted)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
 def test_scores():
