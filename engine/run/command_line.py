@@ -314,6 +314,8 @@ def read_flags(parser: OneLineParser, config_class: type, argv: Sequence[str]) -
         raise UserError(stray_word(extra, known))
     given = vars(parsed)
     for name, (values, otherwise) in SWITCHES.items():
+        if name not in known:
+            continue  # --fp16 of tools.export is an option of its own
         switches = {switch: given.pop(switch) for switch in values if switch in given}
         wanted = {values[switch] for switch, on in switches.items() if on}
         wanted |= {given[name]} if name in given else set()

@@ -15,6 +15,7 @@ from engine.run.command_line import flag_names, parse_args
 from engine.run.field_flags import ALIASES, INSTEAD
 from engine.run.flags import OneLineParser
 from engine.train.optimization import warmup_steps
+from tools.export.__main__ import ExportConfig
 from tools.report.__main__ import ReportConfig
 
 
@@ -85,6 +86,11 @@ def test_every_other_name_belongs_to_an_option_and_hides_none():
 )
 def test_switches_of_half_precision(flags, precision):
     assert parsed(flags).precision == precision
+
+
+def test_an_export_has_its_own_fp16():
+    config = parse_args(ExportConfig, "--checkpoint a --output_dir b --fp16".split())
+    assert config.fp16 and config.kind == "fp16"
 
 
 @pytest.mark.parametrize(
