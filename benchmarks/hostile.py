@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from forks import QUIET, Forks  # noqa: E402
+from relation_rows import add_relations  # noqa: E402
 
 SECONDS = 60  # time limit of a command
 TINY = "--hidden_size 32 --num_layers 1 --vocab_size 300 --batch_size 8 --device cpu --no_use_crf --output_dir output"
@@ -71,6 +72,11 @@ def cases():
         add(f"dev row: {part}", put("data/dev.jsonl", text, append=True), EVAL, RUN)
     for part, text in ROWS.items():
         add(f"stream row: {part}", put("data/train.jsonl", text, append=True), TRAIN + " --streaming")
+    for part, items in RELATIONS.items():
+        row = json.dumps({"id": "x", "tokens": ["a", "b"], "intent": None, "slots": None, "facts": items})
+        for file in ("train", "dev"):
+            change = put(f"related/{file}.jsonl", row, append=True)
+            add(f"relations of {file}: {part}", change, TRAIN.replace("data ", "related "))
     for part, content in FILES.items():
         add(f"labels.json: {part}", put("data/labels.json", content), TRAIN)
         add(f"dev.jsonl: {part}", put("data/dev.jsonl", content), TRAIN)
@@ -164,6 +170,26 @@ ROWS = {
     "escape": '{"id": "x", "text": "\\u001b[2J a", "intent": "\\u001b]0;owned\\u0007"}',
     "blank lines": "\n\n   \n\t\n",
     "carriage": '\r\r\r\n{"id": "x", "text": "a"}\r',
+}
+RELATIONS = {
+    "a string": "before",
+    "a number": 7,
+    "an object": {"subject": [0, 0], "predicate": "before", "object": [1, 1]},
+    "numbers": [0, 0, 1, 1],
+    "a span": [[0, 1, "before"]],
+    "no predicate": [[0, 0, 1, 1]],
+    "a number as predicate": [[0, 0, 1, 1, 1]],
+    "an empty predicate": [[0, 0, 1, 1, ""]],
+    "an unknown predicate": [[0, 0, 1, 1, "unknown"]],
+    "floats": [[0.0, 0.0, 1.0, 1.0, "before"]],
+    "true": [[False, False, True, True, "before"]],
+    "words that are not there": [[0, 0, 2, 2, "before"]],
+    "a word of 400 digits": [[0, 0, 1, 10**400, "before"]],
+    "an end before its start": [[1, 0, 1, 1, "before"]],
+    "with itself": [[0, 0, 0, 0, "before"]],
+    "twice": [[0, 0, 1, 1, "before"]] * 2,
+    "a thousand times": [[0, 0, 1, 1, "before"], [0, 1, 0, 1, "holds"]] * 500,
+    "nested lists": [[[0, 0], [1, 1], "before"]],
 }
 FILES = {
     "empty": "",
@@ -904,6 +930,7 @@ def build_world(folder, forks):
     for words in (
         "data_process.py --input sample.jsonl --output_dir data",
         "data_process.py --input raw.in/table.csv --output_dir other --label_column label",
+        "data_process.py --input sample.jsonl --output_dir related --label_type slots=spans",
         "data_process.py --input sample.jsonl --output_dir folds --n_splits 2",
         f"main.py --do_train --do_eval --epochs 1 --data_path data {TINY} --model_version run",
         f"main.py --do_train --do_eval --epochs 1 --seed 1 --data_path data {TINY} --model_version twin",
@@ -912,6 +939,7 @@ def build_world(folder, forks):
     ):
         done = forks.command(words.split(), folder)
         assert done.returncode == 0, (words, done.stderr)
+    add_relations(folder / "related", "slots")
 
 
 SIZES = {"train": 48, "dev": 16, "test": 16}
