@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import ROOT, read_json
 from forks import Forks
-from relation_rows import add_relations
+from relation_rows import add_relations, with_relations
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
@@ -164,8 +164,9 @@ def metrics(folder):
 @pytest.mark.slow
 def test_two_processes_end_where_one_does_and_score_and_label_alike(sample, tmp_path, started):
     """Weights equal to rounding (Adam divides by the gradient's size and makes more of it), and the same checkpoint
-    scored and used by two processes as by one: a tagging task with windows and CRF, and a text task."""
-    train = [*ALL, "--data_path", sample, "--dropout", "0", "--epochs", "2", "--use_crf", "--max_length", "8"]
+    scored and used by two processes as by one: a tagging task with windows and CRF, relations, and a text task."""
+    data = with_relations(sample, tmp_path / "data", "slots")
+    train = [*ALL, "--data_path", data, "--dropout", "0", "--epochs", "2", "--use_crf", "--max_length", "8"]
     started.several(2, ["main.py", *train, "--batch_size", "4", "--output_dir", tmp_path / "two"], tmp_path)
     started.several(1, ["main.py", *train, "--batch_size", "8", "--output_dir", tmp_path / "one"], tmp_path)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
@@ -178,7 +179,7 @@ def test_two_processes_end_where_one_does_and_score_and_label_alike(sample, tmp_
         assert theirs == pytest.approx(ours, rel=2e-3, abs=0.06)  # abs: a label of 24 may tip
     assert first[0]["loss"] == pytest.approx(second[0]["loss"], rel=1e-5)  # logged: the mean over both processes
 
-    use = ["--do_eval", "--do_predict", "--data_path", sample, "--device", "cpu", "--eval_batch_size", "5"]
+    use = ["--do_eval", "--do_predict", "--data_path", data, "--device", "cpu", "--eval_batch_size", "5"]
     use += ["--checkpoint", tmp_path / "one/run/checkpoints/best", "--model_version", "use"]
     started.several(2, ["main.py", *use, "--output_dir", tmp_path / "by two"], tmp_path)
     started.several(1, ["main.py", *use, "--output_dir", tmp_path / "by one"], tmp_path)

@@ -6,12 +6,11 @@ import json
 import logging
 import math
 import random
-import shutil
 
 import pytest
 import torch
 from conftest import ROOT, TINY, read_json
-from relation_rows import PREDICATES, add_relations
+from relation_rows import PREDICATES, add_relations, with_relations
 from test_trainer import WordsAlone, fingerprints, forward_backward, make_trainer, stop_after, train
 
 import metrics
@@ -360,10 +359,7 @@ def nested(raw, tmp_path_factory):
 @pytest.fixture(scope="module")
 def related(nested, tmp_path_factory):
     """The same with relations between its entities."""
-    folder = tmp_path_factory.mktemp("data") / "related"
-    shutil.copytree(nested, folder)
-    add_relations(folder, "entities")
-    return folder
+    return with_relations(nested, tmp_path_factory.mktemp("data") / "related", "entities")
 
 
 @pytest.fixture

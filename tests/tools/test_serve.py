@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from relation_rows import with_relations
 
 pytest.importorskip("onnxruntime", reason="needs tools/export/requirements.txt")
 pytest.importorskip("fastapi", reason="needs tools/serve/requirements.txt")
@@ -134,11 +135,12 @@ def test_a_slow_beginning_is_forgotten():
 
 @pytest.fixture(scope="module")
 def shipped(sample, tmp_path_factory, python):
-    """A folder made by tools.export of a tiny model with a CRF."""
+    """A folder made by tools.export of a tiny model with a CRF, and with relations."""
     folder = tmp_path_factory.mktemp("serve")
+    data = with_relations(sample, folder / "data", "slots")
     flags = "--do_train --epochs 1 --hidden_size 32 --num_layers 1 --vocab_size 500 --use_crf --model_version run"
     for words in (
-        [ROOT / "main.py", *flags.split(), "--data_path", sample, "--output_dir", folder],
+        [ROOT / "main.py", *flags.split(), "--data_path", data, "--output_dir", folder],
         ["-m", "tools.export", "--checkpoint", folder / "run/checkpoints/best", "--output_dir", folder / "shipped"],
     ):
         done = subprocess.run([python, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
@@ -210,6 +212,8 @@ def test_the_answers_are_those_of_the_predictor(server, shipped):
     for text, one, other in zip(TEXTS, found["answers"], wanted):
         assert one["text"] == text and one["slots"] == other["slots"] and one["slots_tags"] == other["slots_tags"]
         assert one["intent"] == other["intent"]
+        for fact, same in zip(one["facts"], other["facts"], strict=True):
+            assert fact.pop("probability") == pytest.approx(same.pop("probability"), abs=1e-4) and fact == same
         assert one["intent_probability"] == pytest.approx(other["intent_probability"], abs=1e-4)
     assert server.ask("/predict", {"texts": TEXTS[0]})[1]["answers"][0]["intent"] == wanted[0]["intent"]
     words = TEXTS[0].split()
