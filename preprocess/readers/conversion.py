@@ -12,6 +12,7 @@ from preprocess.example import abbreviate
 from preprocess.labels.spans import is_spans
 from preprocess.readers.by_shape import Reading, find_reading
 from preprocess.readers.columns import YES, are_joined_intents
+from preprocess.readers.events import LISTS as EVENT_LISTS
 from preprocess.readers.events import convert_events, find_events
 from preprocess.readers.layouts import with_keys
 from preprocess.readers.options import ReadOptions, split_names
@@ -34,7 +35,9 @@ class Conversion:
     from_lists: Callable[[Any, str], Any] | None = None  # the first step, for rows that are lists
     steps: list[Convert] = field(default_factory=list)
     reading: Reading | None = None
-    empty: list[str] = field(default_factory=list)  # keys of lists of relations that are empty in all first objects
+    empty: list[str] = field(
+        default_factory=list
+    )  # keys of lists of relations and events that are empty in all first objects
 
     @classmethod
     def of(
@@ -55,7 +58,8 @@ class Conversion:
             conversion.reading.counts.clear()
         if options.labelled and not split_names(options.label_column):
             rows = [each for each in values[:HEAD] if isinstance(each, dict)]
-            lists = {key: [each.get(key) for each in rows] for key in LISTS.split("|") if key not in conversion.known}
+            keys = {*LISTS.split("|"), *EVENT_LISTS} - {*conversion.known}
+            lists = {key: [each.get(key) for each in rows] for key in sorted(keys)}
             conversion.empty = [key for key, cells in lists.items() if [] in cells and not any(cells)]
         return conversion
 

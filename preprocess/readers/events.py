@@ -26,9 +26,8 @@ def find_events(rows: Sequence[Values], options: ReadOptions) -> tuple[str, str]
     selected = split_names(options.label_column)
     for key in dict.fromkeys([*selected, *LISTS]):
         name = key if key in selected else "events"
-        stored = [row[key] for row in rows if isinstance(row.get(key), list)]
-        is_raw = all(is_at(item, ARGUMENTS) and is_at(item, TYPE) for items in stored for item in items)
-        if any(stored) and (is_raw or (all(map(is_of_tokens, stored)) and any(map(is_events, stored)))):
+        stored = [row[key] for row in rows if isinstance(row.get(key), list) and row[key]]
+        if stored and (all(map(is_raw, stored)) or (all(map(is_of_tokens, stored)) and any(map(is_events, stored)))):
             return (key, name) if not selected or name in selected else None
     return None
 
@@ -46,6 +45,11 @@ def convert_events(values: Values, where: str, *, key: str, name: str) -> Values
     listed = at(values, ENTITIES)
     entities = {one.get("id"): one for one in listed if isinstance(one, dict)} if isinstance(listed, list) else {}
     return rest | {name: stored if is_of_tokens(stored) else [raw_event(item, entities, where) for item in stored]}
+
+
+def is_raw(items: Any) -> bool:
+    """Whether a value is a list whose items have the keys of events."""
+    return isinstance(items, list) and all(is_at(item, ARGUMENTS) and is_at(item, TYPE) for item in items)
 
 
 def is_of_tokens(items: list[Any]) -> bool:
