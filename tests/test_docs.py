@@ -88,7 +88,8 @@ def test_flags_in_sentences_exist(flags_of):
     scripts += ["benchmarks/wrong_labels.py", "benchmarks/nested.py", "benchmarks/shipped.py", "tools.export"]
     scripts += ["tools/export/predictor.py", "benchmarks/labelling.py", "benchmarks/data_size.py", "tools.ensemble"]
     scripts += ["benchmarks/recombine.py", "tools.search", "tools.demo", "tools.report", "tools.cross_validate"]
-    scripts += ["tools.select", "benchmarks/selection.py"]
+    scripts += ["tools.select", "benchmarks/selection.py", "benchmarks/relation_texts.py"]
+    scripts += ["benchmarks/relation_extraction.py", "benchmarks/events.py"]
     known = set().union(*map(flags_of, scripts))
     for name in WITH_FLAGS:
         for code in re.findall(r"`([^`\n]+)`", (ROOT / name).read_text(encoding="utf-8")):

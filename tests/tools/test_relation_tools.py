@@ -15,11 +15,13 @@ from test_report import check_page
 from torch.distributions import Bernoulli
 
 from config import Config
+from data_process import DataConfig, process
 from engine.errors import UserError
-from engine.model import relations
+from engine.model import distributions, relations
 from engine.predict import load
 from engine.predict.given import examples_of as given
 from engine.run.files import write_json
+from engine.task import words
 from engine.task.task import Task
 from main import main
 from metrics import score
@@ -249,9 +251,9 @@ def test_relations_in_lines(runs, tmp_path):
     assert all(one.keys() == {"subject", "predicate", "object"} for row in rows for one in row["facts"])
 
 
-@pytest.mark.parametrize("cells", [2**22, 1])
+@pytest.mark.parametrize("cells", [2**25, 1])
 def test_the_uncertainty_of_relations_is_the_entropy_of_all_cells(cells, runs, monkeypatch):
-    monkeypatch.setattr(choose, "CELLS", cells)
+    monkeypatch.setattr(distributions, "DENSE", cells)
     model = load(runs("alone")[0])
     examples = choose.number(list(given(TEXTS, model.tasks)))
     found, head = choose.uncertainties(model, examples)[:, 0], model.trainer.model.output_layer.heads["facts"]
@@ -266,6 +268,35 @@ def test_the_uncertainty_of_relations_is_the_entropy_of_all_cells(cells, runs, m
             if table >= 2 or i <= j:
                 wanted += Bernoulli(logits=scores[table, i, j]).entropy().item()
         assert value == pytest.approx(wanted / size, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["alone", "typed"])
+@pytest.mark.parametrize("form", ["jsonl", "csv", "doccano", "label_studio"])
+def test_data_process_reads_what_was_annotated(name, form, runs, tmp_path):
+    """The relations are those of the answers, also after an emoji."""
+    pool = sorted({" ".join(tokens) for tokens, _ in examples_of(3, 60)} | {*POOL})
+    expected = {row["text"]: row for row in load(runs(name)[0])(pool)}
+    path = selected(runs, tmp_path, name, form, pool)[1]
+    own = dict(label_column="facts" if name == "alone" else "facts,things") if form in ("jsonl", "csv") else {}
+    if form == "doccano":
+        own = dict(offsets="utf16")
+    elif form == "label_studio":
+        items = [
+            item | {"annotations": [{"was_cancelled": False, "result": results_of(item)}]}
+            for item in json.loads(path.read_text())
+        ]
+        path.write_text(json.dumps(items))
+    process(DataConfig(input=str(path), output_dir=str(tmp_path / "data"), **own))
+    rows = [json.loads(line) for part in (tmp_path / "data").glob("*.jsonl") for line in part.read_text().splitlines()]
+    assert len(rows) == len(expected)
+    column, found = "facts" if form in ("jsonl", "csv") else "relations", 0
+    for row in rows:
+        answer = next(expected[text] for text in expected if text.split() == row["text"].split())
+        offsets = words.place_tokens(row["text"], row["tokens"])
+        read = [words.relation(item, offsets, row["text"]) for item in row[column]]
+        assert triples_of(row["text"], read) == triples_of(answer["text"], answer["facts"])
+        found += len(read)
+    assert found > 20
 
 
 def test_relations_whose_entities_have_no_type_are_left_out():
