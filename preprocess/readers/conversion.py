@@ -35,9 +35,6 @@ class Conversion:
     from_lists: Callable[[Any, str], Any] | None = None  # the first step, for rows that are lists
     steps: list[Convert] = field(default_factory=list)
     reading: Reading | None = None
-    empty: list[str] = field(
-        default_factory=list
-    )  # keys of lists of relations and events that are empty in all first objects
 
     @classmethod
     def of(
@@ -50,26 +47,18 @@ class Conversion:
             conversion.from_lists = conversion.list_step(values)
         pairs = [(where, conversion(values, where)) for where, values in head]
         pairs = [(where, values) for where, values in pairs if isinstance(values, dict)]
-        for find in (dotted_step, join_step, events_step, shape_step, label_step, intents_step) if pairs else ():
+        finders = (dotted_step, join_step, events_step, shape_step, empty_step, label_step, intents_step)
+        for find in finders if pairs else ():
             if step := find([values for _, values in pairs], conversion):
                 conversion.steps.append(step)
                 pairs = [(where, step(values, where)) for where, values in pairs]
         if conversion.reading:
             conversion.reading.counts.clear()
-        if options.labelled and not split_names(options.label_column):
-            rows = [each for each in values[:HEAD] if isinstance(each, dict)]
-            keys = {*LISTS.split("|"), *EVENT_LISTS} - {*conversion.known}
-            lists = {key: [each.get(key) for each in rows] for key in sorted(keys)}
-            conversion.empty = [key for key, cells in lists.items() if [] in cells and not any(cells)]
         return conversion
 
     def __call__(self, values: Any, where: str) -> Any:
         if self.from_lists and isinstance(values, dict | list):
             values = self.from_lists(values, where)
-        for key in self.empty if isinstance(values, dict) else ():
-            if values.get(key):
-                problem = f"has {key}, but the first rows have none, so they would not be read"
-                raise UserError(f"{where}: {problem}; move rows with {key} to the start of the file")
         for step in self.steps if isinstance(values, dict) else ():
             values = step(values, where)
         return values
@@ -186,7 +175,33 @@ def shape_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None
     other_labels = [name for name in LABEL_NAMES if any(name in values for values in first) and name not in used]
     conversion.known = [*dict.fromkeys([*reading.tasks, *other_labels])] if conversion.options.labelled else ()
     conversion.reading = reading
+    if reading.relations:
+        conversion.options.understood.relations = reading.relations.names
     return reading
+
+
+def empty_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None:
+    """Returns the step for objects without relations or events: if an earlier file has relations, empty lists mean
+    that a text has none. Otherwise they are ignored, and a later object must not have any."""
+    first, known = rows[:HEAD], conversion.known
+    of_relations = LISTS.split("|")
+    lists = {key: [values.get(key) for values in first] for key in (*of_relations, *EVENT_LISTS) if key not in known}
+    keys = [key for key, cells in lists.items() if [] in cells and not any(cells)]
+    if not keys or not conversion.options.labelled:
+        return None
+    key = keys[0]
+    names = conversion.options.understood.relations if key in of_relations else ()
+    if names:
+        others = [name for name in LABEL_NAMES if any(name in values for values in first)]
+        conversion.known = [*dict.fromkeys([*(known or others), *names])]
+
+    def convert(values: Values, where: str) -> Values:
+        if (full := [key for key in keys if values.get(key)]) and not conversion.options.label_column:
+            problem = f"has {full[0]}, but the first rows have none, so they would not be read"
+            raise UserError(f"{where}: {problem}; move rows with {full[0]} to the start of the file")
+        return dict.fromkeys(names, values.get(key)) | values
+
+    return convert
 
 
 def label_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None:

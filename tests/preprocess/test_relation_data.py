@@ -260,6 +260,22 @@ def test_other_labels_and_lists_that_are_empty_at_first(tmp_path):
     assert list(read(tmp_path, rows, label_column="entities")[1]) == ["entities"]
 
 
+def test_a_part_without_any_relation_has_empty_lists(tmp_path):
+    for name, form in (("spo_list", words), ("relations", typed)):
+        rows = [form(*each) | {"label": "xy"[n % 2]} for n, each in enumerate(LIVES)]
+        for row in rows if form is words else ():
+            row["spo_list"][0] |= {"subject_type": "who", "object_type": "where"}
+        write(tmp_path / name, rows, "train.jsonl")
+        write(tmp_path / name, [row | {name: []} for row in rows[:3]], "dev.jsonl")
+        unlabelled = [{key: value for key, value in row.items() if key in ("text", "tokens")} for row in rows]
+        write(tmp_path / name, unlabelled, "test.jsonl")  # skipped
+        parts, tasks, _ = prepare(DataConfig(input=str(tmp_path / name), output_dir="unused"))
+        assert list(parts) == ["train", "dev"] and sorted(tasks) == ["entities", "label", "relations"]
+        assert [row["label"] for row in parts["dev"]] == ["x", "y", "x"]
+        assert [row["relations"] for row in parts["dev"]] == [[], [], []] and all(parts["train"])
+        assert [len(row["entities"]) for row in parts["dev"]] == [0 if form is words else 2] * 3
+
+
 def test_the_processed_folder_and_predictions_are_read_back(tmp_path):
     rows = [words(*each) for each in LIVES] + [{"text": "it is late", "spo_list": []}]
     process(DataConfig(input=str(write(tmp_path / "raw", rows, "a.jsonl")), output_dir=str(tmp_path / "first")))
