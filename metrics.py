@@ -16,7 +16,7 @@ from engine.errors import UserError
 from engine.predict.predictions import names_entities
 from engine.task.hierarchy import depth_of, most_specific, with_ancestors
 from engine.task.task import PLACES, Task
-from engine.task.words import entities_in
+from engine.task.words import ROLE, entities_in, events_in
 
 LOWER_IS_BETTER = ("loss", "mae")
 
@@ -100,6 +100,39 @@ def typed_relations(relations: Sequence[Any], entities: Sequence[Any]) -> list[l
     return typed
 
 
+def event_scores(gold: list[list], predicted: list[list]) -> dict[str, float]:
+    """Scores a list of items of events per text, see `events_in`.
+
+    precision, recall, f1: arguments, by the type of their event, their role and their span (argument classification,
+    Li, Ji and Huang, 2013, ACL). trigger_f1: triggers, by type and span; an event without a trigger counts by its type.
+    whole_f1: events, by type and trigger and all their arguments.
+    """
+    counts = count_matches("events", gold, predicted)
+    arguments = [Counter({name: n for name, n in counter.items() if ROLE in name}) for counter in counts]
+    whole = [[whole_events(label) for label in side] for side in (gold, predicted)]
+    triggers = [[{event[:2] for event in events} for events in side] for side in whole]
+    scores = {"trigger_f1": set_scores(*triggers)["f1"], "whole_f1": set_scores(*whole)["f1"]}
+    return micro_scores(*arguments) | scores
+
+
+def whole_events(label: Sequence[Any]) -> set[tuple]:
+    """{(type, [first and last word of the trigger, if there is one], {(label, first and last word) of arguments})}"""
+    return {
+        (
+            event.type,
+            tuple(tuple(label[i][2:4]) for i in event.triggers),
+            frozenset((label[i][4], *label[i][2:4]) for i in event.arguments),
+        )
+        for event in events_in(label)
+    }
+
+
+def set_scores(gold: list[set], predicted: list[set]) -> dict[str, float]:
+    """Returns micro-averaged precision, recall and F1 of a set per text."""
+    right = sum(len(g & p) for g, p in zip(gold, predicted))
+    return precision_recall_f1(right, sum(map(len, predicted)), sum(map(len, gold)))
+
+
 def word_scores(gold: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
     """Scores every word as a classification, for tags that are not entities, such as parts of speech."""
     return classification_scores(*([tag for tags in side for tag in tags] for side in (gold, predicted)))
@@ -138,6 +171,7 @@ SCORES: dict[str, Callable[..., dict[str, float]]] = {
     "tagging": tagging_scores,
     "spans": span_scores,
     "relations": relation_scores,
+    "events": event_scores,
 }
 MAIN = {
     "words": "accuracy",
@@ -147,6 +181,7 @@ MAIN = {
     "tagging": "f1",
     "spans": "f1",
     "relations": "f1",
+    "events": "f1",
 }
 
 
@@ -155,9 +190,13 @@ MAIN = {
 
 def items_in(kind: str, label: Any) -> set[tuple]:
     """Returns the items of a text's label that are matched: {(label, word numbers, …)} for entities, spans and
-    relations, {(tag, position)} for words, otherwise {(label,)}."""
+    relations, {(label, first and last word)} for triggers and arguments of events, {(tag, position)} for words,
+    otherwise {(label,)}."""
     if kind == "tagging":
         return set(entities_in(label))
+    if kind == "events":
+        items = (label[i] for event in events_in(label) for i in (*event.triggers, *event.arguments))
+        return {(name, *places[2:]) for *places, name in items}
     if kind in PLACES:
         return {(name, *places) for *places, name in label}
     if kind == "words":
@@ -259,6 +298,8 @@ def scores_of(task: Task, gold: list[Any], predicted: list[Any]) -> dict[str, fl
 
 def is_same(kind: str, gold: Any, predicted: Any) -> bool:
     """Whether an answer matches exactly, ignoring the order of labels and spans."""
+    if kind == "events":
+        return whole_events(gold) == whole_events(predicted)
     if kind in PLACES or kind == "multilabel":
         return items_in(kind, gold) == items_in(kind, predicted)
     return gold == predicted

@@ -9,6 +9,7 @@ Shapes: B texts, L tokens, W words, H the encoder's hidden size, C labels.
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -41,6 +42,7 @@ from engine.run.device import to_double
 from engine.run.run_folder import checkpoint_of
 from engine.task.tags import continuations
 from engine.task.task import IGNORE, Task, read_tasks
+from engine.task.words import in_events
 from engine.train import checkpoint
 from engine.train.initial import start_from
 
@@ -553,6 +555,16 @@ class RelationHead(SpanHead):
         return relations.find(logits, inputs["word_mask"])
 
 
+class EventHead(RelationHead):
+    """Events, as relations from triggers to arguments (`events_in` in engine/task/words.py)."""
+
+    def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
+        """The items that reach the threshold, without arguments whose trigger does not."""
+        label, chances = super().to_labels(answer, probability)
+        stays = in_events(label, [True] * len(label))
+        return [*compress(label, stays)], [*compress(chances, stays)]
+
+
 # A task's "type" in labels.json -> its head. "tagging" uses "crf_tagging" with --use_crf; in a label hierarchy, a type
 # uses "hierarchical_<type>" if there is one
 HEADS: dict[str, type[Head]] = {
@@ -565,6 +577,7 @@ HEADS: dict[str, type[Head]] = {
     "crf_tagging": CRFTaggingHead,
     "spans": SpanHead,
     "relations": RelationHead,
+    "events": EventHead,
 }
 
 

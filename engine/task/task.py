@@ -10,9 +10,9 @@ from engine.schema import AnyOf, Optional, Range, SchemaError, read_json
 from engine.task.hierarchy import nodes_on
 
 PARTS_OF_A_ROW = ("id", "text", "tokens", "text_pair", "extras", "kept")
-# Kinds whose labels are lists of [word numbers, …, label] -> how many numbers: first and last word of a span, or of the
-# subject and of the object of a relation
-PLACES = {"spans": 2, "relations": 4}
+# Kinds whose labels are lists of [word numbers, …, label] -> how many numbers: first and last word of a span, of the
+# subject and of the object of a relation, or of the trigger and of an argument of an event (`words.events_in`)
+PLACES = {"spans": 2, "relations": 4, "events": 4}
 KINDS = ("classification", "multilabel", "regression", "tagging", *PLACES)  # formats of labels
 IGNORE = -100  # label id of unlabelled texts and words (torch's ignore_index)
 STATISTICS = {"mean": float, "std": Range(1e-300, 1e300)}

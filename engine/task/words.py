@@ -6,7 +6,7 @@ Uses only the standard library, because every exported folder has a copy of this
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 from unicodedata import category
 
 Offsets = list[tuple[int, int]]  # (start, end) of each token in its text
@@ -14,6 +14,7 @@ INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")  # Unicode categories of control and 
 # Limits for spans, since an untrained model accepts half of all spans: the minimum score (a probability of 1.8 %), even
 # if the threshold chosen on dev is lower, and the maximum number of spans per word
 LOWEST_SCORE, SPANS_PER_WORD = -4.0, 4
+ROLE = "|"  # in the label of an argument: type of the event | role
 
 
 def join_tokens(tokens: Iterable[str], unit: str, han: Any) -> tuple[str, Offsets]:
@@ -180,6 +181,7 @@ def answered(kind: str, label: Any, probability: Any, lowest: float) -> tuple[An
         for (_, first, last), is_kept in zip(entities_in(label), stays):
             rest[first : last + 1] = rest[first : last + 1] if is_kept else ["O"] * (last + 1 - first)
     else:
+        stays = in_events(label, stays) if kind == "events" else stays
         rest = [item for item, is_kept in zip(label, stays) if is_kept]
     return rest, [p for p, is_kept in zip(probability, stays) if is_kept], stays.count(False), len(stays)
 
@@ -194,14 +196,16 @@ def is_wordless(example: dict[str, Any]) -> bool:
 def columns_of(name: str, kind: str, label: Any, offsets: Any, text: str, probability: Any = None) -> dict[str, Any]:
     """Returns the output columns for a task's label, gold or predicted; a missing label stays None.
 
-    kind: "spans", "relations", "entities" (tags that mark entities), "tags" (other tags), or another string for
-    text-level labels.
+    kind: "spans", "relations", "events", "entities" (tags that mark entities), "tags" (other tags), or another string
+    for text-level labels.
     """
     if kind == "tags":
         return {f"{name}_tags": label}
     if kind == "relations":
         found = label and [relation(item, offsets, text) for item in label]
         return {name: with_probabilities(found, probability)}
+    if kind == "events":
+        return {name: label and event_objects(label, offsets, text, probability)}
     if kind in ("spans", "entities"):
         items = label if kind == "spans" else label and [(first, last, of) for of, first, last in entities_in(label)]
         spans = items and [entity(of, offsets[first][0], offsets[last][1], text) for first, last, of in items]
@@ -215,9 +219,69 @@ def columns_of(name: str, kind: str, label: Any, offsets: Any, text: str, probab
 def relation(item: Any, offsets: Offsets, text: str) -> dict[str, Any]:
     """A relation as an object. item: [first and last word of the subject, those of the object, predicate]"""
     *places, predicate = item
-    ends = [(offsets[first][0], offsets[last][1]) for first, last in (places[:2], places[2:])]
-    one, other = ({"text": text[start:end], "start": start, "end": end} for start, end in ends)
+    one, other = (mention(ends, offsets, text) for ends in (places[:2], places[2:]))
     return {"subject": one, "predicate": predicate, "object": other}
+
+
+def mention(places: Sequence[int], offsets: Offsets, text: str) -> dict[str, Any]:
+    start, end = offsets[places[0]][0], offsets[places[1]][1]
+    return {"text": text[start:end], "start": start, "end": end}
+
+
+class Event(NamedTuple):
+    """An event in a label of events. Numbers are those of items in the label."""
+
+    type: str
+    anchor: tuple[int, ...]  # first and last word of its trigger or of an argument
+    own: list[int]  # items of the anchor with itself, which say that there is an event
+    triggers: list[int]  # at most one
+    arguments: list[int]
+
+
+def events_in(label: Sequence[Any]) -> list[Event]:
+    """Returns the events in a label, a list of [first and last word of the anchor, those of a mention, name].
+
+    All mentions of an event are items of its anchor, one of the mentions: the trigger as the name of the event's type,
+    arguments as type|role. Mentions of an anchor without an item of its own are in no event.
+    """
+    events: dict[Any, Event] = {}
+    for number, (*places, name) in enumerate(label):
+        kind, is_argument, _ = name.partition(ROLE)
+        event = events.setdefault((kind, *places[:2]), Event(kind, tuple(places[:2]), [], [], []))
+        (event.arguments if is_argument else event.triggers).append(number)
+        if places[:2] == places[2:]:
+            event.own.append(number)
+    for event in events.values():  # of several triggers, that at the anchor counts, or else the first
+        event.triggers[:] = ([number for number in event.triggers if number in event.own] or event.triggers)[:1]
+    return [event for event in events.values() if event.own]
+
+
+def in_events(label: Sequence[Any], stays: Iterable[bool]) -> list[bool]:
+    """Returns which items belong to events, if only those that stay are in the label."""
+    numbers = [number for number, is_kept in enumerate(stays) if is_kept]
+    events = events_in([label[number] for number in numbers])
+    kept = {numbers[item] for event in events for item in (*event.triggers, *event.arguments)}
+    return [number in kept for number in range(len(label))]
+
+
+def event_objects(label: Any, offsets: Offsets, text: str, probabilities: Any) -> list[dict[str, Any]]:
+    """The events in a label as objects, with arguments in text order. The probability of an event is that of its
+    anchor."""
+    chances = probabilities if isinstance(probabilities, list) and len(probabilities) == len(label) else None
+
+    def with_chance(item: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
+        return item | ({"probability": round(max(chances[i] for i in numbers), 6)} if chances else {})
+
+    objects = []
+    for event in events_in(label):
+        trigger, *_ = [mention(label[i][2:4], offsets, text) for i in event.triggers] or [None]
+        in_order = sorted(event.arguments, key=lambda i: label[i][2:])
+        arguments = [
+            with_chance({"role": label[i][4].partition(ROLE)[2], **mention(label[i][2:4], offsets, text)}, [i])
+            for i in in_order
+        ]
+        objects.append(with_chance({"type": event.type, "trigger": trigger, "arguments": arguments}, event.own))
+    return objects
 
 
 def with_probabilities(items: Any, probabilities: Any) -> Any:

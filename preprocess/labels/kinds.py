@@ -2,8 +2,9 @@
 
 Kinds: "classification" (a string), "multilabel" (a list of strings), "regression" (a number), "tagging" (one tag per
 token), "spans" (a list of [first token, last token, type], with inclusive ends), "relations" (a list of [first and last
-token of the subject, those of the object, predicate]). Spans of characters become tags, so
-their task is tagging, unless spans overlap.
+token of the subject, those of the object, predicate]), "events" (a list of [first and last token of the anchor, those
+of a trigger or an argument, type or type|role]; see `events_in` in engine/task/words.py). Spans of characters become
+tags, so their task is tagging, unless spans overlap.
 
 To add a kind of task, edit this file.
 """
@@ -16,6 +17,7 @@ from engine.data.fields import MAX_NUMBER
 from engine.errors import UserError
 from engine.task import task
 from engine.task.hierarchy import problem_of, with_ancestors
+from engine.task.words import ROLE, in_events
 from preprocess.example import Example, shown
 from preprocess.labels.literals import literal
 
@@ -89,6 +91,7 @@ def check_tags(label: Any, name: str, where: str, tokens: list[str] | None) -> l
 FORMS = {  # of the items of a label
     "spans": "[first token, last token, type]",
     "relations": "[first and last token of the subject, first and last token of the object, predicate]",
+    "events": "[first and last token of the anchor, those of a mention, type or type|role]",
 }
 
 
@@ -103,7 +106,21 @@ def check_spans(label: Any, name: str, kind: str, where: str, tokens: list[str] 
         ends = zip(item[:-1:2], item[1:-1:2])
         if not all(type(a) is int and type(b) is int and 0 <= a <= b < len(tokens) for a, b in ends):
             raise UserError(f"{where}: {shown(item)} of {name!r} is outside the {len(tokens)} tokens")
-    return [list(item) for item in sorted({tuple(item) for item in label})]
+    items = [list(item) for item in sorted({tuple(item) for item in label})]
+    if kind == "events":
+        check_events(items, name, where)
+    return items
+
+
+def check_events(items: list[list], name: str, where: str) -> None:
+    """Raises UserError for an item whose label is neither a type nor type|role, or that is in no event."""
+    for *_, label in items:
+        kind, is_argument, role = label.partition(ROLE)
+        if not kind or (is_argument and not role):
+            raise UserError(f"{where}: the label {shown(label)} of {name!r} lacks a type or a role (type{ROLE}role)")
+    if False in (stays := in_events(items, [True] * len(items))):
+        problem = f"{shown(items[stays.index(False)])} of {name!r} is in no event"
+        raise UserError(f"{where}: {problem}; an event needs an item whose anchor and mention are the same")
 
 
 def check_number(label: Any, name: str, where: str) -> float:

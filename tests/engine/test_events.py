@@ -1,0 +1,131 @@
+"""Events: their items against enumeration, scores by counting, and the head's consistent answers."""
+
+import random
+from itertools import product
+
+import pytest
+import torch
+
+from engine.errors import UserError
+from engine.task.task import Task
+from engine.task.words import answered, columns_of, events_in, in_events
+from metrics import is_right, score
+from model_utils import HEADS, EventHead
+from preprocess.labels.kinds import check_label
+
+TEXT = "Ana paid Ben in May and June"
+OFFSETS = [(0, 3), (4, 8), (9, 12), (13, 15), (16, 19), (20, 23), (24, 28)]
+PAID = [(1, 1, 0, 0, "pay|payer"), (1, 1, 1, 1, "pay"), (1, 1, 2, 2, "pay|payee"), (1, 1, 2, 2, "pay|witness")]
+DATES = [(4, 4, 4, 4, "date|month"), (4, 4, 1, 1, "date"), (6, 6, 6, 6, "date|month")]
+
+
+def test_events_of_a_label_as_objects():
+    label = [*PAID, *DATES]
+    ana, paid, ben, may, june = (
+        {"text": TEXT[a:b], "start": a, "end": b} for a, b in (OFFSETS[i] for i in (0, 1, 2, 4, 6))
+    )
+    wanted = [
+        {
+            "type": "pay",
+            "trigger": paid,
+            "arguments": [{"role": "payer", **ana}, {"role": "payee", **ben}, {"role": "witness", **ben}],
+        },
+        {"type": "date", "trigger": paid, "arguments": [{"role": "month", **may}]},
+        {"type": "date", "trigger": None, "arguments": [{"role": "month", **june}]},
+    ]
+    assert columns_of("e", "events", label, OFFSETS, TEXT) == {"e": wanted}
+    assert columns_of("e", "events", [], OFFSETS, TEXT) == {"e": []}
+    assert columns_of("e", "events", None, OFFSETS, TEXT) == {"e": None}
+    found = columns_of("e", "events", label, OFFSETS, TEXT, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])["e"]
+    assert [event["probability"] for event in found] == [0.8, 0.5, 0.3]
+    assert [one["probability"] for event in found for one in event["arguments"]] == [0.9, 0.7, 0.6, 0.5, 0.3]
+
+
+def test_items_without_an_anchor_are_in_no_event():
+    """An item stays if its anchor has an item of its own; of several triggers, one."""
+    draw = random.Random(0)
+    spans, names = [(0, 0), (0, 1), (2, 2)], ["t", "t|a", "t|b", "u|a"]
+    everything = [(*one, *other, name) for one, other, name in product(spans, spans, names)]
+    for _ in range(300):
+        label = sorted(draw.sample(everything, draw.randint(0, 12)))
+        stays = [draw.random() < 0.7 for _ in label]
+        kept = [item for item, stay in zip(label, stays) if stay]
+        wanted = []
+        for item in kept:
+            same = [x for x in kept if x[:2] == item[:2] and x[4].split("|")[0] == item[4].split("|")[0]]
+            triggers = sorted((x for x in same if "|" not in x[4]), key=lambda x: (x[:2] != x[2:4], x))
+            has_anchor = any(x[:2] == x[2:4] for x in same)
+            wanted += [item] * (has_anchor and ("|" in item[4] or item == triggers[0]))
+        assert [item for item, stay in zip(label, in_events(label, stays)) if stay] == wanted
+        numbers = [i for event in events_in(label) for i in (*event.triggers, *event.arguments)]
+        assert sorted(numbers) == [i for i, stay in enumerate(in_events(label, [True] * len(label))) if stay]
+
+
+def test_arguments_of_an_event_that_is_left_out_are_left_out():
+    label, p = [*PAID, *DATES], [0.9, 0.2, 0.9, 0.9, 0.9, 0.1, 0.9]
+    rest, chances, left_out, total = answered("events", label, p, 0.5)
+    assert rest == [DATES[0], DATES[2]] and chances == [0.9, 0.9] and (left_out, total) == (5, 7)
+
+
+def test_the_head_answers_whole_events():
+    head = EventHead(8, Task("events", ("date", "date|month", "pay", "pay|payee", "pay|payer", "pay|witness")))
+    assert HEADS["events"] is EventHead
+    ids = [(*places, head.task.labels.index(name)) for *places, name in [*PAID, *DATES]]
+    head.threshold.copy_(torch.tensor(0.5).logit())
+    label, p = head.to_labels(ids, [0.9, 0.6, 0.8, 0.3, 0.7, 0.7, 0.2])
+    assert label == [list(item) for item in (*PAID[:3], *DATES[:2])] and p == [0.9, 0.6, 0.8, 0.7, 0.7]
+    assert head.to_labels(ids, [0.9, 0.4, 0.8, 0.3, 0.3, 0.7, 0.2]) == ([], [])
+
+
+def test_scores_by_counting():
+    """Against sets written from the definition, for random answers."""
+    draw = random.Random(1)
+    spans = [(0, 0), (1, 2), (3, 3)]
+    everything = [[*one, *other, name] for one, other, name in product(spans, spans, ["t", "t|a", "t|b", "u", "u|a"])]
+
+    def answer():
+        label = sorted(draw.sample(everything, draw.randint(0, 25)))
+        return [item for item, stay in zip(label, in_events(label, [True] * len(label))) if stay]
+
+    def sets(label):
+        groups = {}
+        for *places, name in label:
+            groups.setdefault((tuple(places[:2]), name.split("|")[0]), set()).add((name, *places[2:]))
+        arguments = {x for items in groups.values() for x in items if "|" in x[0]}
+        triggers = {(kind, next((x for x in items if x[0] == kind), None)) for (_, kind), items in groups.items()}
+        return arguments, triggers, {(kind, frozenset(items)) for (_, kind), items in groups.items()}
+
+    gold, predicted = [answer() for _ in range(60)], [answer() for _ in range(60)]
+    gold[:10] = [[item for item in label if draw.random() < 0.9] for label in predicted[:10]]
+    gold = [[item for item, stay in zip(x, in_events(x, [True] * len(x))) if stay] for x in gold]
+    task = Task("events", ("t", "t|a", "t|b", "u", "u|a"))
+    scores = score({"e": task}, {"e": gold}, {"e": predicted})
+    for number, name in enumerate(("f1", "trigger_f1", "whole_f1")):
+        pairs = [(sets(g)[number], sets(p)[number]) for g, p in zip(gold, predicted)]
+        right, one, other = (sum(map(len, x)) for x in ([g & p for g, p in pairs], *zip(*pairs)))
+        assert scores[f"e_{name}"] == pytest.approx(2 * right / (one + other)) and 0 < scores[f"e_{name}"] < 1
+        if name == "f1":
+            assert (scores["e_precision"], scores["e_recall"]) == pytest.approx((right / other, right / one))
+    right = [sets(g)[2] == sets(p)[2] for g, p in zip(gold, predicted)]
+    assert right == [is_right(task, g, p) for g, p in zip(gold, predicted)]
+
+
+def test_the_anchor_of_an_event_without_a_trigger_is_not_scored():
+    one = [[0, 0, 0, 0, "t|a"], [0, 0, 2, 2, "t|b"]]
+    other = [[2, 2, 0, 0, "t|a"], [2, 2, 2, 2, "t|b"]]
+    scores = score({"e": Task("events", ("t|a", "t|b"))}, {"e": [one]}, {"e": [other]})
+    assert {scores[f"e_{name}"] for name in ("f1", "trigger_f1", "whole_f1")} == {1.0} == {scores["sentence_accuracy"]}
+
+
+def test_labels_of_a_processed_folder_are_checked():
+    example = {"_where": "row 1", "tokens": TEXT.split(), "e": [*PAID, PAID[0]]}
+    assert check_label(example, "e", "events") == sorted(map(list, PAID))
+    for wrong, problem in (
+        ([PAID[0]], "is in no event; an event needs an item"),
+        ([*PAID, (1, 1, 3, 3, "pay")], "is in no event"),
+        ([(1, 1, 1, 1)], "must be a list of"),
+        ([(1, 1, 7, 7, "pay")], "is outside the 7 tokens"),
+        *[([(1, 1, 1, 1, name)], "lacks a type or a role") for name in ("|payer", "pay|", "|")],
+    ):
+        with pytest.raises(UserError, match=problem):
+            check_label(example | {"e": wrong}, "e", "events")
