@@ -18,6 +18,7 @@ from engine.task.tags import STANDARD, USUAL, TagFacts, parse_tag
 from engine.task.text import HAN, text_of
 from preprocess.checks.texts import garbled, is_quoted, undecodable
 from preprocess.example import Example, counts_up, is_whole_file, length_of, shown
+from preprocess.labels.events import MISSING, Problems, is_event, is_events, read_event
 from preprocess.labels.form import Form
 from preprocess.labels.kinds import as_list, is_number
 from preprocess.labels.literals import literal
@@ -307,7 +308,7 @@ def offsets(evidence: Evidence) -> str | None:
 def whole_texts(evidence: Evidence) -> str | None:
     """Finds spans called `intent` over the whole text, which are classes of the text (Wit)."""
     for name, labels in evidence.free() if "tokens" not in evidence.rows[0] else ():
-        labels = [(e, x) for e, x in labels if is_spans(x) and not is_relations(x)]
+        labels = [(e, x) for e, x in labels if is_spans(x) and not (is_relations(x) or is_events(x))]
         spans = [(e, span) for e, x in labels for span in read_spans(x, text_of(e), where(e))]
         spans = [(e, span) for e, span in spans if span[2].lower() in ("intent", "class", "category", "sentiment")]
         if spans and all(span[:2] == (0, len(text_of(e))) for e, span in spans):
@@ -318,7 +319,7 @@ def whole_texts(evidence: Evidence) -> str | None:
 
 
 def mentions(evidence: Evidence) -> str | None:
-    """Finds relations whose subject or object does not occur in the text."""
+    """Finds relations and events whose mentions do not occur in the text."""
     for _, labels in evidence.free() if "tokens" not in evidence.rows[0] else ():
         raw = [(e, item) for e, x in labels if is_relations(x) for item in x if is_relation(item)]
         lost = [(e, item) for e, item in raw if read_relation(item, text_of(e), where(e)) is None]
@@ -326,6 +327,13 @@ def mentions(evidence: Evidence) -> str | None:
             row, item = lost[0]
             problem = f"mentions of {len(lost)} of {len(raw)} relations do not occur in their texts"
             return f"{where(row)}: {problem} (such as {shown_relation(item)})"
+        problems = Problems(list)
+        events = [(e, item) for e, x in labels if is_events(x) for item in x if is_event(item)]
+        for e, item in events:
+            read_event(item, {**e, "text": text_of(e)}, f"{where(e)}: ", problems)
+        missing, number = problems[MISSING], sum(1 + len(item["arguments"]) for _, item in events)
+        if len(missing) > max(1, (1 - MOST) * number):
+            return f"{missing[0]}: {len(missing)} of {number} mentions of events do not occur in their texts"
     return None
 
 

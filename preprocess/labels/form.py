@@ -14,6 +14,7 @@ from engine.errors import UserError
 from engine.task.task import PLACES
 from engine.task.words import entities_in
 from preprocess.example import PART_NAMES, Example
+from preprocess.labels.events import read_all_events
 from preprocess.labels.kinds import HIERARCHICAL, as_list, check_label, check_paths
 from preprocess.labels.positions import marked_names
 from preprocess.labels.relations import read_all_relations
@@ -43,6 +44,7 @@ class Form:
     from_tags: list[str] = field(default_factory=list)  # tasks whose tags become spans
     schemes: dict[str, Scheme] = field(default_factory=dict)  # {task: Scheme}
     entities: dict[str, str] = field(default_factory=dict)  # {relations task: task with the types of its entities}
+    anchors: dict[str, list[str]] = field(default_factory=dict)  # {events task: order of the anchors of its events}
     positions: dict[str, list[str]] = field(default_factory=dict)  # {multi-hot task: names of the positions}
 
     def __call__(self, numbers: list[int], examples: list[Example]) -> list[Example]:
@@ -66,12 +68,12 @@ class Form:
             for name in self.dashed:
                 if example.get(name) == "-":
                     example[name] = None
-        notes = []
+        notes = [note for name, order in self.anchors.items() for note in read_all_events(examples, name, order)]
         if self.over_text:
             nested = [name for name in self.over_text if self.kinds[name] in PLACES]
             relations = [name for name in nested if self.kinds[name] == "relations"]
-            read_all_spans(examples, [name for name in self.over_text if name not in relations])
-            notes = read_all_relations(examples, relations)
+            read_all_spans(examples, [name for name in self.over_text if name not in (*relations, *self.anchors)])
+            notes += read_all_relations(examples, relations)
             notes += tokenize_spans(examples, self.over_text, self.unit, nested)
         for name in self.over_tokens:
             if self.kinds[name] == "tagging":

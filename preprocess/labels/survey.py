@@ -20,6 +20,7 @@ from preprocess.example import (
     same_file,
     shown,
 )
+from preprocess.labels.events import Problems, anchor_order, events_of, num_separated
 from preprocess.labels.form import Form
 from preprocess.labels.kinds import SET_NAMES, TAG_NAMES, is_number
 from preprocess.labels.spans import mostly_chinese, read_all_spans, token_spans, without_overlaps
@@ -52,13 +53,16 @@ def decide_form(form: Form, store: Store, survey: Survey, first: Example) -> tup
     overlaps: Counter[str] = Counter()
     for overlapping in in_order(partial(overlapping_tasks, form=form), store.batches()) if span_tasks else ():
         overlaps.update(overlapping)
-    form.over_text = form.over_text if "tokens" in first else [*span_tasks, *relations]
+    events = [n for n in form.names if form.chosen.get(n, values[n].kind) == "events"]
+    form.anchors = anchors_of(form, store, events)
+    form.over_text = form.over_text if "tokens" in first else [*span_tasks, *relations, *events]
     if form.unit == "auto" and form.over_text:
         kept = chain.from_iterable(map(form.kept, store.batches()))
         form.unit = "character" if mostly_chinese(e["text"] for e in islice(kept, 2000)) else "word"
     if entities := task_of_entities(form, span_tasks):
         form.entities = dict.fromkeys(relations, entities)
-    known = dict.fromkeys(relations, "relations") | dict.fromkeys(form.entities.values(), "spans")
+    known = dict.fromkeys(relations, "relations") | dict.fromkeys(events, "events")
+    known |= dict.fromkeys(form.entities.values(), "spans")
     for name in form.names:
         kind = partial(kind_of_task, form, name, values[name], has_tokens="tokens" in first, overlaps=overlaps)
         form.kinds[name] = known.get(name) or kind()
@@ -157,6 +161,25 @@ def overlapping_tasks(batch: Batch, form: Form) -> dict[str, bool]:
     return result | {
         name: any(without_overlaps(token_spans(e, name))[1] for e in examples) for name in form.over_tokens
     }
+
+
+def anchors_of(form: Form, store: Store, names: Collection[str]) -> dict[str, list[str]]:
+    """Returns {events task: labels of its mentions in the order in which they serve as anchors}, from all rows."""
+    counts = {name: Counter[str]() for name in names}
+    for of_block in in_order(partial(counts_of_mentions, form=form, names=names), store.batches()) if names else ():
+        for name, found in of_block.items():
+            counts[name] += found
+    return {name: anchor_order(found) for name, found in counts.items()}
+
+
+def counts_of_mentions(batch: Batch, form: Form, names: Collection[str]) -> dict[str, Counter[str]]:
+    """Returns {events task: the `num_separated` of a block}."""
+    examples = form.kept(batch)
+    for example in examples:
+        form.normalize(example)
+    labelled = {name: [e for e in examples if isinstance(e.get(name), list)] for name in names}
+    texts = {name: [events_of(e, name, Problems(list)) or [] for e in rows] for name, rows in labelled.items()}
+    return {name: sum(map(num_separated, each), Counter[str]()) for name, each in texts.items()}
 
 
 def kind_of_task(form: Form, name: str, values: Values, *, has_tokens: bool, overlaps: Counter[str]) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from preprocess.example import Example
+from preprocess.labels.events import is_events
 from preprocess.labels.kinds import is_number
 from preprocess.labels.relations import is_relations
 from preprocess.labels.spans import is_spans
@@ -21,6 +22,7 @@ class Values:
     dashes: int = 0
     any_spans: bool = False
     any_relations: bool = False
+    any_events: bool = False
     any_list: bool = False
     any_float: bool = False
     any_sign: bool = False  # any string without letters and digits
@@ -61,6 +63,7 @@ class Values:
         self.all_numeric = False
         self.any_spans = self.any_spans or is_spans(value)
         self.any_relations = self.any_relations or is_relations(value)
+        self.any_events = self.any_events or is_events(value)
         self.any_list = self.any_list or isinstance(value, list)
         if type(value) in (int, float):
             self.any_float = self.any_float or isinstance(value, float)
@@ -79,7 +82,7 @@ class Values:
         self.first, self.broken = self.first or other.first, self.broken or other.broken
         for name in ("count", "decimals", "dashes"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("any_spans", "any_relations", "any_list", "any_float", "any_sign"):
+        for name in ("any_spans", "any_relations", "any_events", "any_list", "any_float", "any_sign"):
             setattr(self, name, getattr(self, name) or getattr(other, name))
         for name in ("all_numbers", "all_numeric"):
             setattr(self, name, getattr(self, name) and getattr(other, name))
@@ -99,9 +102,9 @@ class Values:
 
     @property
     def kind(self) -> str:
-        """The kind that these labels imply: relations, spans, list, regression or classification."""
-        if self.any_relations:
-            return "relations"
+        """The kind that these labels imply: relations, events, spans, list, regression or classification."""
+        if self.any_relations or self.any_events:
+            return "events" if self.any_events else "relations"
         if self.any_spans or self.any_list:
             return "spans" if self.any_spans else "list"
         is_regression = (self.all_numbers and self.any_float) or (self.all_numeric and self.decimals > 0)

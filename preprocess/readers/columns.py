@@ -41,7 +41,7 @@ OTHER_TASKS: dict[str, list[set[str]]] = {
         {"triple_list"},
         {"relation_list"},
     ],
-    "events with triggers and arguments": [
+    "events in an unknown form, or in no row": [
         {"event_list"},
         {"events"},
         {"event_mentions"},
@@ -62,8 +62,8 @@ HELP = {
     "the relation its label (docs/cookbook/relation.md)",
     "relations between entities with several mentions (as in DocRED)": f"choose a mention of each, and {TRIPLES}",
     "relations in an unknown form, or in no row": TRIPLES,
-    "events with triggers and arguments": "triggers can be read as spans: "
-    'convert each to {"start": …, "end": …, "label": its type} in a list under `entities`',
+    "events in an unknown form, or in no row": 'write each as {"type": …, "trigger": {"start": …, "end": …} or null, '
+    '"arguments": [{"role": …, "start": …, "end": …}]} in a list under `events`',
     "questions with answers in a text (as in SQuAD)": "answers can be read as spans of a text: "
     'convert each to {"start": …, "end": …, "label": "answer"} in a list under `entities`',
 }
@@ -170,7 +170,7 @@ def refuse_other_tasks(head: Head, options: ReadOptions) -> None:
         return
     for task, identifying in OTHER_TASKS.items():
         if any(keys <= names for keys in identifying):
-            kinds = "classification, multilabel, regression, tagging, spans and relations"
+            kinds = "classification, multilabel, regression, tagging, spans, relations and events"
             advice = "a column with one label per text can be read with --label_column NAME"
             advice += f"; {HELP[task]}" if task in HELP else ""
             raise UserError(f"{head.path}: contains {task}, but the supported tasks are {kinds}; {advice}")

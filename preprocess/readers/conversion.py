@@ -12,6 +12,7 @@ from preprocess.example import abbreviate
 from preprocess.labels.spans import is_spans
 from preprocess.readers.by_shape import Reading, find_reading
 from preprocess.readers.columns import YES, are_joined_intents
+from preprocess.readers.events import convert_events, find_events
 from preprocess.readers.layouts import with_keys
 from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.paths import MISSING, Convert, Values, at, is_at, key_of, task_of
@@ -45,7 +46,7 @@ class Conversion:
             conversion.from_lists = conversion.list_step(values)
         pairs = [(where, conversion(values, where)) for where, values in head]
         pairs = [(where, values) for where, values in pairs if isinstance(values, dict)]
-        for find in (dotted_step, join_step, shape_step, empty_step, label_step, intents_step) if pairs else ():
+        for find in (dotted_step, join_step, events_step, shape_step, empty_step, label_step, intents_step) if pairs else ():
             if step := find([values for _, values in pairs], conversion):
                 conversion.steps.append(step)
                 pairs = [(where, step(values, where)) for where, values in pairs]
@@ -146,6 +147,17 @@ def join_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None:
         return {key: value for key, value in values.items() if key not in joined} | {text: join_texts(parts)}
 
     return convert
+
+
+def events_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None:
+    """Converts events, unless the format already defines the labels. Other labels then need usual names."""
+    found = None if conversion.known or not conversion.options.labelled else find_events(rows, conversion.options)
+    if found is None:
+        return None
+    key, name = found
+    conversion.known = [name, *(other for other in LABEL_NAMES if any(other in values for values in rows[:HEAD]))]
+    conversion.options.understood.add(conversion.path, "events", labels=f"{name} ({key})")
+    return partial(convert_events, key=key, name=name)
 
 
 def shape_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None:

@@ -59,8 +59,9 @@ def read_classes(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def read_brat(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """Reads a BRAT folder: NAME.txt, and NAME.ann with its entities ("T1<tab>TYPE START END<tab>SURFACE") and relations
-    ("R1<tab>PREDICATE Arg1:T1 Arg2:T2"). If no file has relations, there is no such task."""
+    """Reads a BRAT folder: NAME.txt, and NAME.ann with its entities ("T1<tab>TYPE START END<tab>SURFACE"), relations
+    ("R1<tab>PREDICATE Arg1:T1 Arg2:T2") and events ("E1<tab>TYPE:T1 ROLE:T2 ROLE:E2"; an event as an argument is its
+    trigger). Triggers are no entities. If no file has relations or events, there is no such task."""
     ignored, discontinuous = Counter[str](), list[str]()
     texts = text_files(path)
     annotations = {file for file in path.iterdir() if file.suffix == ".ann"}
@@ -69,28 +70,34 @@ def read_brat(path: Path, options: ReadOptions) -> Iterator[Example]:
     files = annotations if options.labelled else set()
     parts = [folder for folder in path.parent.iterdir() if folder.is_dir() and part_of_name(folder)]
     of_all = [file for folder in (parts if path in parts else [path]) for file in sorted(folder.glob("*.ann"))]
-    related = any(row.startswith("R") for file in of_all if files for _, row in named_rows(file, options.encoding))
+    signs = {row[0] for file in of_all if files for _, row in named_rows(file, options.encoding)}
     for file in texts:
         text, annotation = read_whole(file, options.encoding), file.with_suffix(".ann")
         is_read = annotation in files
         entities: dict[str, list[Any] | None] = {}
         linked: list[tuple[str, str]] = []
+        events: dict[str, tuple[str, str]] = {}
         for where, row in named_rows(annotation, options.encoding) if is_read else ():
             if row.startswith("T"):
                 entities[row.split("\t")[0]] = span = text_bound(row, text, where)
                 discontinuous += [] if span else [where.removeprefix(f"{path}/")]
             elif row.startswith("R"):
                 linked.append((where, row))
+            elif row.startswith("E"):
+                events[row.split("\t")[0]] = (where, row)
             else:
                 ignored[row[0]] += 1
         relations = [relation for where, row in linked if (relation := relation_line(row, entities, where, ignored))]
-        labels: dict[str, Any] = {"entities": [span for span in entities.values() if span] if is_read else None}
-        labels |= {"relations": relations if is_read else None} if related else {}
+        found, triggers = events_of_lines(events, entities, ignored)
+        spans = [span for key, span in entities.items() if span and key not in triggers]
+        every = {"entities": spans, "relations": relations, "events": found}
+        kept = ["entities", *["relations"] * ("R" in signs), *["events"] * ("E" in signs)]
+        labels = {name: every[name] if is_read else None for name in kept}
         yield {"_where": f"{file}", "id": file.stem, "text": text, **labels}
     if discontinuous:
         note(f"{path}: dropped {len(discontinuous)} discontinuous entities: {abbreviate(discontinuous, 3)}")
-    names = {"R": "relations of events or discontinuous entities", "E": "events", "A": "attributes", "M": "attributes"}
-    names |= {"#": "notes", "N": "references"}
+    names = {"R": "relations of events or discontinuous entities", "A": "attributes", "M": "attributes"}
+    names |= {"#": "notes", "N": "references", "E": "events or arguments of discontinuous entities"}
     if ignored:
         counts = {names.get(sign, f"{sign} lines"): number for sign, number in ignored.items()}
         note(f"{path}: ignored {', '.join(f'{number} {name}' for name, number in counts.items())}")
@@ -114,6 +121,31 @@ def relation_line(
         return None
     subject, obj = ({"start": span[0], "end": span[1]} for span in spans if span)
     return {"subject": subject, "predicate": predicate, "object": obj}
+
+
+def events_of_lines(
+    lines: Mapping[str, tuple[str, str]], entities: Mapping[str, list[Any] | None], ignored: Counter[str]
+) -> tuple[list[dict[str, Any]], set[str]]:
+    """Returns the events in lines of BRAT, and the ids of their triggers. Counts those with discontinuous entities.
+    lines: {id: (source, line)}"""
+    parts: dict[str, list[tuple[str, str]]] = {}
+    for key, (where, row) in lines.items():
+        cells = row.split("\t")
+        pairs = [tuple(each.rpartition(":")[::2]) for each in cells[1].split()] if len(cells) > 1 else []
+        if not pairs or not all(name and end for name, end in pairs) or pairs[0][1] not in entities:
+            raise UserError(f"{where}: expected TYPE:T1 and ROLE:T2 or ROLE:E2, found {row[:80]!r}")
+        parts[key] = [(re.sub(r"\d+$", "", name), end) for name, end in pairs]  # Theme2 is a second Theme
+    triggers = {key: pairs[0][1] for key, pairs in parts.items()}
+    events = []
+    for key, pairs in parts.items():
+        if unknown := [end for _, end in pairs if triggers.get(end, end) not in entities]:
+            raise UserError(f"{lines[key][0]}: {key} refers to {unknown[0]}, which does not exist")
+        spans = [(name, entities[triggers.get(end, end)]) for name, end in pairs]
+        whole = [{"role": name, "start": span[0], "end": span[1]} for name, span in spans if span]
+        ignored["E"] += len(spans) - len(whole)
+        if spans[0][1]:
+            events.append({"type": spans[0][0], "trigger": whole[0], "arguments": whole[1:]})
+    return events, {*triggers.values()}
 
 
 def text_bound(row: str, text: str, where: str) -> list[Any] | None:

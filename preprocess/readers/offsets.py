@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.errors import UserError
 from preprocess.example import RESERVED, Example, shown
+from preprocess.labels.events import is_event, is_events
 from preprocess.labels.relations import ENDS, is_relation, is_relations
 from preprocess.labels.spans import StoredSpan, fields_of, fields_of_dict, from_utf16, is_cut
 from preprocess.readers.options import ReadOptions
@@ -22,26 +23,36 @@ MIN_CUT = 3  # minimum number of cut words; fewer can be intended
 
 
 def spans_in(label: Any, where: str) -> list[StoredSpan]:
-    """Returns the spans of a label over characters, also subjects and objects of relations, or [] for other labels."""
+    """Returns the spans of a label over characters, also the mentions of relations and events, or [] for other
+    labels."""
     if isinstance(label, dict):
         return list(fields_of_dict(label, where))
     if not isinstance(label, list) or not label or not isinstance(label[0], dict | list):
         return []
-    items = [part for item in label for part in (ends_of(item) if is_relation(item) else [item])]
-    return [span for item in items if (span := fields_of(item)).has_place()]
+    return [span for item in label for part in parts_of(item) if (span := fields_of(part)).has_place()]
 
 
-def ends_of(relation: Any) -> list[Any]:
-    """Returns the subject and the object of a relation over characters, or [] for one over tokens."""
-    return [relation[end] for end in ENDS] if isinstance(relation, dict) else []
+def parts_of(item: Any) -> list[Any]:
+    """Returns the mentions of a relation or event over characters, [] for one over tokens, or else the item itself."""
+    if is_event(item):
+        return [item.get("trigger"), *item["arguments"]]
+    if is_relation(item):
+        return [item[end] for end in ENDS] if isinstance(item, dict) else []
+    return [item]
 
 
-def with_ends(relation: Any, convert: Callable[[StoredSpan], dict[str, Any]]) -> Any:
-    """Returns a relation with its ends converted, if they have offsets."""
-    if not is_relation(relation):
-        return relation  # refused later
-    spans = dict(zip(ENDS, map(fields_of, ends_of(relation))))
-    return relation | {end: convert(span) for end, span in spans.items() if span.has_place()}
+def with_parts(item: Any, convert: Callable[[StoredSpan], dict[str, Any]]) -> Any:
+    """Returns a relation or event with its mentions converted, if they have offsets."""
+
+    def moved(part: Any) -> Any:
+        span = fields_of(part)
+        return (part if isinstance(part, dict) else {}) | convert(span) if span.has_place() else part
+
+    if is_event(item):
+        return item | {"trigger": moved(item.get("trigger")), "arguments": [*map(moved, item["arguments"])]}
+    if not is_relation(item):
+        return item  # refused later
+    return item | {end: moved(part) for end, part in zip(ENDS, parts_of(item))}
 
 
 @dataclass
@@ -100,9 +111,9 @@ class Offsets:
         is_inclusive = self.options.span_end == "inclusive" and isinstance(example[name], list)
         if spans and (is_inclusive or (self.options.offsets == "utf16" and not text.isascii())):
             convert = partial(self.converted, text=text, where=where, is_inclusive=is_inclusive)
-            is_triple = is_relations(example[name])
+            has_parts = is_relations(example[name]) or is_events(example[name])
             example[name] = (
-                [with_ends(each, convert) for each in example[name]] if is_triple else [*map(convert, spans)]
+                [with_parts(each, convert) for each in example[name]] if has_parts else [*map(convert, spans)]
             )
             return
         for start, end, _, surface, _ in spans:
