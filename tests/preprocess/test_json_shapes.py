@@ -212,7 +212,7 @@ REFUSED = {  # name: (rows, words of the message, an option that helps, its valu
         "several turns",
         {},
     ),
-    "events": ([{"text": "a", "event_list": [{"event_type": "x"}]}] * 5, "events with triggers", {}),
+    "events": ([{"text": "a", "event_list": [{"event_type": "x"}]}] * 5, "events in an unknown form", {}),
     "questions": ([{"question": "a", "context": "b", "answers": ["b"]}] * 5, "questions with answers", {}),
     "relations": ([{"text": "a", "h": 1, "t": 2, "relation": "r"}] * 5, "relations between two", {}),
     "an unknown shape": ([{"text": t, "label": m} for t, m in REVIEWS], "--shape 'x' is not one of", {"shape": "auto"}),
