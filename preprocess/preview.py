@@ -1,11 +1,11 @@
 """Prints how the input was interpreted before anything is written: formats, columns, parts and examples."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from engine.task.tags import STANDARD
 from engine.task.text import join_tokens
-from engine.task.words import entities_in
+from engine.task.words import ROLE, entities_in, events_in
 from preprocess.example import Example, cut
 from preprocess.labels.relations import shown_triple
 from preprocess.prepared import Prepared
@@ -25,7 +25,7 @@ def show_data(data: Prepared, number: int) -> None:
 
 def chosen_examples(data: Prepared, number: int) -> list[Example]:
     """Returns examples from the start of train, those with relations first, then those with entities."""
-    related = [name for name, kind in data.kinds.items() if kind == "relations"]
+    related = [name for name, kind in data.kinds.items() if kind in ("relations", "events")]
     marked = [name for name, kind in data.kinds.items() if kind == "tagging" or kind == "spans"]
     head = data.parts["train"][: max(50, number)]
     return sorted(head, key=lambda e: (not any(e[n] for n in related), not any(spans_of(e[n]) for n in marked)))[
@@ -57,6 +57,9 @@ def shown_label(example: Example, name: str, kind: str) -> Iterator[str]:
     if kind == "relations":
         triples = "; ".join(shown_triple(item, example["tokens"]) for item in label or ())
         yield "no label" if label is None else cut(triples, 2 * MAX_LENGTH) or "no relations"
+    elif kind == "events":
+        events = shown_events(label or (), example["tokens"])
+        yield "no label" if label is None else cut(events, 2 * MAX_LENGTH) or "no events"
     elif not (kind == "tagging" or kind == "spans"):
         shown = ", ".join(label) if isinstance(label, list) else str(label)
         yield "no label" if label is None else cut(shown) or "none of the labels"
@@ -66,6 +69,20 @@ def shown_label(example: Example, name: str, kind: str) -> Iterator[str]:
         yield cut(" ".join(f"{token}|{tag}" for token, tag in zip(example["tokens"], label)), MAX_LENGTH)
     else:
         yield marked_text(example["tokens"], spans_of(label))
+
+
+def shown_words(places: list[int], tokens: list[str]) -> str:
+    return cut(join_tokens(tokens[places[0] : places[1] + 1], "word")[0])
+
+
+def shown_events(label: Sequence[Any], tokens: list[str]) -> str:
+    """Formats events as `type "trigger" (role: argument, …)`."""
+    shown = []
+    for event in events_in(label):
+        trigger = "".join(f' "{shown_words(label[i][2:4], tokens)}"' for i in event.triggers)
+        roles = [f"{label[i][4].partition(ROLE)[2]}: {shown_words(label[i][2:4], tokens)}" for i in event.arguments]
+        shown.append(f"{event.type}{trigger}" + (f" ({', '.join(roles)})" if roles else ""))
+    return "; ".join(shown)
 
 
 def marked_text(tokens: list[str], spans: list[tuple[int, int, str]]) -> str:

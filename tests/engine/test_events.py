@@ -1,17 +1,27 @@
 """Events: their items against enumeration, scores by counting, and the head's consistent answers."""
 
+import json
 import random
+import sys
 from itertools import product
 
 import pytest
 import torch
+from conftest import ROOT
 
+from config import Config
+from data_process import DataConfig, prepare, process
 from engine.errors import UserError
+from engine.run.command_line import parse_args
 from engine.task.task import Task
 from engine.task.words import answered, columns_of, events_in, in_events
-from metrics import is_right, score
+from main import main
+from metrics import is_right, score, whole_events
 from model_utils import HEADS, EventHead
 from preprocess.labels.kinds import check_label
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import events as generated
 
 TEXT = "Ana paid Ben in May and June"
 OFFSETS = [(0, 3), (4, 8), (9, 12), (13, 15), (16, 19), (20, 23), (24, 28)]
@@ -129,3 +139,59 @@ def test_labels_of_a_processed_folder_are_checked():
     ):
         with pytest.raises(UserError, match=problem):
             check_label(example | {"e": wrong}, "e", "events")
+
+
+def rows_in(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def arguments_of(row):
+    return {(e["type"], one["role"], one["start"], one["end"]) for e in row["events"] for one in e["arguments"]}
+
+
+def test_generated_events_from_raw_data_to_predictions(tmp_path, monkeypatch):
+    """Prepared, learned and predicted; the predictions are labels in their turn, with the same events."""
+    few = [generated.SENTENCES["en"][number] for number in (1, 4, 9, 11)]
+    monkeypatch.setitem(generated.SENTENCES, "en", few)
+    rows = [generated.row_of(*text) for text in generated.texts_of("en", 330)]
+    for part, chosen in (("train", rows[:250]), ("dev", rows[250:290]), ("test", rows[290:])):
+        (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    process(DataConfig(input=str(tmp_path), output_dir=str(tmp_path / "data")))
+    flags = ["--data_path", tmp_path / "data", "--output_dir", tmp_path, "--model_version", "e", "--epochs", "8"]
+    flags += ["--hidden_size", "64", "--num_layers", "1", "--lr", "4e-3", "--batch_size", "8", "--max_length", "64"]
+    flags += ["--do_train", "--do_eval", "--do_predict", "--predict_output", tmp_path / "found/found.jsonl"]
+    main(parse_args(Config, [*map(str, flags)]))
+    scores = json.loads((tmp_path / "e/eval.json").read_text())["test"]
+    assert scores["events_f1"] > 0.9 and scores["events_whole_f1"] > 0.5
+
+    found, gold = rows_in(tmp_path / "found/found.jsonl"), rows[290:]
+    assert [row["text"] for row in found] == [row["text"] for row in gold]
+    pairs = [(arguments_of(g), arguments_of(p)) for g, p in zip(gold, found)]
+    sizes = [sum(map(len, side)) for side in zip(*pairs)]
+    assert scores["events_f1"] == pytest.approx(2 * sum(len(g & p) for g, p in pairs) / sum(sizes))
+    for row in found:
+        for event in row["events"]:
+            for one in (event["trigger"], *event["arguments"]):
+                assert one is None or row["text"][one["start"] : one["end"]] == one["text"]
+            assert all(0 < one["probability"] <= 1 for one in (event, *event["arguments"]))
+
+    options = {"dev_ratio": 0.5, "test_ratio": 0.0, "label_column": "events"}
+    parts = prepare(DataConfig(input=str(tmp_path / "found/found.jsonl"), output_dir="unused", **options))[0]
+    again = {row["id"]: row["events"] for rows in parts.values() for row in rows}
+    answers = {row["id"]: row["answers"]["events"]["predicted"] for row in rows_in(tmp_path / "e/answers/test.jsonl")}
+    assert len(again) == 40 and {key: whole_events(x) for key, x in again.items()} == {
+        key: whole_events(x) for key, x in answers.items()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_all_generated_events_are_learned(language, tmp_path):
+    for part, seed, number in (("train", 0, 1500), ("dev", 1, 200), ("test", 2, 400)):
+        rows = [generated.row_of(*text) for text in generated.texts_of(language, number, seed)]
+        (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    process(DataConfig(input=str(tmp_path), output_dir=str(tmp_path / "data")))
+    flags = ["--data_path", tmp_path / "data", "--output_dir", tmp_path, "--model_version", "e", "--epochs", "12"]
+    flags += ["--hidden_size", "64", "--num_layers", "2", "--lr", "2e-3", "--max_length", "96"]
+    main(parse_args(Config, [*map(str, flags), "--do_train", "--do_eval"]))
+    assert json.loads((tmp_path / "e/eval.json").read_text())["test"]["events_f1"] > 0.95
