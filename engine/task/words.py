@@ -274,7 +274,7 @@ def event_objects(label: Any, offsets: Offsets, text: str, probabilities: Any) -
 
     objects = []
     for event in events_in(label):
-        trigger, *_ = [mention(label[i][2:4], offsets, text) for i in event.triggers] or [None]
+        trigger = next((mention(label[i][2:4], offsets, text) for i in event.triggers), None)
         in_order = sorted(event.arguments, key=lambda i: label[i][2:])
         arguments = [
             with_chance({"role": label[i][4].partition(ROLE)[2], **mention(label[i][2:4], offsets, text)}, [i])

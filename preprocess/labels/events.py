@@ -74,12 +74,13 @@ def read_event(raw: Any, example: Example, where: str, problems: Problems) -> Ev
     kind, arguments = raw["type"], raw["arguments"]
     if not isinstance(kind, str) or not kind.strip() or ROLE in kind:
         raise UserError(f"{where}the type of an event must be a name without {ROLE!r}, found {shown(kind)}")
-    roles = [one.get("role") if isinstance(one, dict) else None for one in arguments]
-    for role in roles:
+    labels, spans = [], []
+    for one in arguments:
+        role = one.get("role") if isinstance(one, dict) else None
         if not isinstance(role, str) or not role.strip():
             raise UserError(f"{where}an argument of {shown(kind)} needs a role, found {shown(role)}")
-    labels = [label_of(kind.strip(), role.strip()) for role in roles]
-    spans = [mention_of(one) for one in arguments]
+        labels.append(label_of(kind.strip(), role.strip()))
+        spans.append(mention_of(one))
     if raw.get("trigger") is not None:
         labels, spans = [kind.strip(), *labels], [mention_of(raw["trigger"]), *spans]
     found = [(label, span, places_in(span, example, where)) for label, span in zip(labels, spans)]

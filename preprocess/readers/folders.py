@@ -131,7 +131,8 @@ def events_of_lines(
     parts: dict[str, list[tuple[str, str]]] = {}
     for key, (where, row) in lines.items():
         cells = row.split("\t")
-        pairs = [tuple(each.rpartition(":")[::2]) for each in cells[1].split()] if len(cells) > 1 else []
+        words = [each.rpartition(":") for each in cells[1].split()] if len(cells) > 1 else []
+        pairs = [(name, end) for name, _, end in words]
         if not pairs or not all(name and end for name, end in pairs) or pairs[0][1] not in entities:
             raise UserError(f"{where}: expected TYPE:T1 and ROLE:T2 or ROLE:E2, found {row[:80]!r}")
         parts[key] = [(re.sub(r"\d+$", "", name), end) for name, end in pairs]  # Theme2 is a second Theme
