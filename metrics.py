@@ -104,15 +104,17 @@ def event_scores(gold: list[list], predicted: list[list]) -> dict[str, float]:
     """Scores a list of items of events per text, see `events_in`.
 
     precision, recall, f1: arguments, by the type of their event, their role and their span (argument classification,
-    Li, Ji and Huang, 2013, ACL). trigger_f1: triggers, by type and span; an event without a trigger counts by its type.
+    Li, Ji and Huang, 2013, ACL); if there are none at all, triggers. trigger_f1: triggers, by type and span; an event
+    without a trigger counts by its type.
     whole_f1: events, by type and trigger and all their arguments.
     """
     counts = count_matches("events", gold, predicted)
     arguments = [Counter({name: n for name, n in counter.items() if ROLE in name}) for counter in counts]
+    main = arguments if any(arguments) else counts
     whole = [[whole_events(label) for label in side] for side in (gold, predicted)]
     triggers = [[{event[:2] for event in events} for events in side] for side in whole]
     scores = {"trigger_f1": set_scores(*triggers)["f1"], "whole_f1": set_scores(*whole)["f1"]}
-    return micro_scores(*arguments) | scores
+    return micro_scores(*main) | scores
 
 
 def whole_events(label: Sequence[Any]) -> set[tuple]:

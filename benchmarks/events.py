@@ -6,7 +6,8 @@
 
 A text has one to three of the sentences below: events with the same argument, an argument with two roles, nested
 arguments, several events of one trigger, and events without a trigger. Prints the share of all events, and of those in
-texts with several events of one type, that are found again after storing them
+texts with several events of one type, that are found again after storing them, also of random events that share most of
+their mentions:
 
     by trigger   as relations from the trigger to the arguments (events without a trigger: from the first argument)
     by anchor    as data_process.py does: from the mention that separates the events (preprocess/labels/events.py)
@@ -200,6 +201,18 @@ def row_of(text, events):
     }
 
 
+def shared_mentions(number, seed=0):
+    """Yields ("", events) as `texts_of`: two to four events of one type, whose arguments are drawn from few places."""
+    draw = random.Random(seed)
+    for _ in range(number):
+        triggers = draw.choice([[(0, 1)] * 4, [(i, i + 1) for i in range(4)], [None] * 4])
+        events = []
+        for trigger in triggers[: draw.randint(2, 4)]:
+            places = [(role, (i, i + 1)) for n, role in enumerate("abc") for i in [10 * n + 10 + draw.randrange(3)]]
+            events.append(("t", trigger, [place for place in places if draw.random() < 0.9]))
+        yield "", [event for event in events if event[1] or event[2]]
+
+
 # ---- which events are found again ------------------------------------------------------------------------------------
 
 
@@ -275,5 +288,6 @@ if __name__ == "__main__":
     if options.output_file:
         rows = (json.dumps(row_of(*text), ensure_ascii=False) + "\n" for text in texts)
         options.output_file.write_text("".join(rows), encoding="utf-8")
-    for name, (of_all, several) in shares(texts).items():
-        print(f"{name}: {of_all:.4f} of all events, {several:.4f} where a text has several of a type")
+    for kind, stored in (("generated", texts), ("shared mentions", shared_mentions(options.number, options.seed))):
+        for name, (of_all, several) in shares(stored).items():
+            print(f"{kind}, {name}: {of_all:.4f} of all events, {several:.4f} where a text has several of a type")

@@ -127,6 +127,12 @@ def test_the_anchor_of_an_event_without_a_trigger_is_not_scored():
     assert {scores[f"e_{name}"] for name in ("f1", "trigger_f1", "whole_f1")} == {1.0} == {scores["sentence_accuracy"]}
 
 
+def test_events_without_arguments_are_scored_by_their_triggers():
+    gold, found = [[0, 0, 0, 0, "t"], [2, 2, 2, 2, "u"]], [[0, 0, 0, 0, "t"]]
+    scores = score({"e": Task("events", ("t", "u"))}, {"e": [gold]}, {"e": [found]})
+    assert scores["e_f1"] == scores["e_trigger_f1"] == pytest.approx(2 / 3)
+
+
 def test_labels_of_a_processed_folder_are_checked():
     example = {"_where": "row 1", "tokens": TEXT.split(), "e": [*PAID, PAID[0]]}
     assert check_label(example, "e", "events") == sorted(map(list, PAID))
