@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from engine.errors import UserError
+from engine.task.task import PLACES
 from preprocess.example import PARTS
 
 STEP = 1 << 18  # rows per counting step
@@ -21,10 +22,10 @@ STEP = 1 << 18  # rows per counting step
 class Strata:
     """The strata and groups for splits. Groups must not be split. Strata are the classes of the first classification
     task, or else the rarest label of each label set, or else the deciles of the values, or else the rarest predicate of
-    each text's relations."""
+    each text's relations, or label of its events."""
 
     def __init__(self, kinds: Mapping[str, str]) -> None:
-        order = ("classification", "multilabel", "regression", "relations")
+        order = ("classification", "multilabel", "regression", "relations", "events")
         self.name = next((name for kind in order for name in kinds if kinds[name] == kind), None)
         self.kind = None if self.name is None else kinds[self.name]
         self.known: dict[Any, int] = {}  # {class or tuple of labels: number}
@@ -37,7 +38,7 @@ class Strata:
         if values is not None and self.kind == "regression":
             self.values.append(np.array([float("nan") if value is None else value for value in values], np.float64))
         elif values is not None:
-            if self.kind == "relations":
+            if self.kind in PLACES:
                 values = [value and sorted({item[-1] for item in value}) for value in values]
             classes = [tuple(value) if isinstance(value, list) else value for value in values]
             self.values.append(numbered(classes, self.known))
@@ -53,7 +54,7 @@ class Strata:
         if self.kind == "regression":
             return deciles(values)
         names = list(self.known)
-        if self.kind in ("multilabel", "relations"):
+        if self.kind == "multilabel" or self.kind in PLACES:
             counts: Counter[str] = Counter()
             for labels, number in zip(names, count(values, len(names)).tolist()):
                 counts.update(dict.fromkeys(labels or (), number))

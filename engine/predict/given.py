@@ -107,20 +107,39 @@ def example_of(row: dict[str, Any], where: str, tasks: dict[str, Task], labelled
 
 def labels_of(row: dict[str, Any], where: str, tasks: dict[str, Task]) -> dict[str, Any]:
     """Returns the labels of a row. If those of words are spans over its text, [{"start", "end", "label"}], or relations
-    in one of the forms that data_process.py reads, also its tokens."""
+    or events in one of the forms that data_process.py reads, also its tokens."""
     if any(task.kind == "relations" for task in tasks.values()):
         row = with_relations(row, where, tasks)
+    events = [name for name, task in tasks.items() if task.kind == "events"]
+    row = with_events(row, where, events) if events else row
     labels = {name: row[name] for name in tasks if name in row}
     words = [name for name in labels if tasks[name].needs_words and isinstance(labels[name], list)]
-    over_text = [name for name in words if all(isinstance(span, dict) for span in labels[name])]
+    over_text = [name for name in words if name in events or all(isinstance(span, dict) for span in labels[name])]
     if "tokens" in row or not over_text:
-        return labels
+        return ({"tokens": row["tokens"]} if events and "tokens" in row else {}) | labels
     spans, example = own_module("preprocess.labels.spans"), {"_where": where, "text": row["text"], **labels}
     related = [name for name in over_text if tasks[name].kind == "relations"]
-    spans.read_all_spans([example], [name for name in over_text if name not in related])
+    spans.read_all_spans([example], [name for name in over_text if name not in (*related, *events)])
     read_relations(example, related)
     spans.tokenize_spans([example], over_text, token_unit(tasks), [n for n in over_text if tasks[n].num_places])
     return {name: example[name] for name in ("tokens", *labels)}
+
+
+def with_events(row: dict[str, Any], where: str, names: list[str]) -> dict[str, Any]:
+    """Returns a row with its events as relations between mentions, whose anchors do not change scores. names: the tasks
+    of events. Raises UserError if a mention does not occur in the text."""
+    readers, labels = own_module("preprocess.readers.events"), own_module("preprocess.labels.events")
+    keys = [*names, *readers.LISTS]
+    if found := next((key for key in keys if row.get(key) and readers.is_raw(row[key])), None):
+        row = readers.convert_events(row, where, key=found, name=found if found in names else names[0])
+    elif any(row.get(key) == [] for key in keys):
+        row = {name: [] for name in names} | row
+    example = {**row, "_where": where}
+    for name in [name for name in names if isinstance(row.get(name), list)]:
+        missing = labels.read_all_events([example], name)[0].rows
+        if missing:
+            raise UserError(f"{missing[0]} does not occur in the text")
+    return {key: value for key, value in example.items() if key != "_where"}
 
 
 def with_relations(row: dict[str, Any], where: str, tasks: dict[str, Task]) -> dict[str, Any]:

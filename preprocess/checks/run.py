@@ -14,6 +14,7 @@ from engine.run.files import write_json
 from preprocess.checks.base import Check, Context, Parts, Tasks
 from preprocess.checks.duplicates import Duplicates, Groups, Ids, SwappedPairs
 from preprocess.checks.entities import Block, Entities
+from preprocess.checks.events import Events
 from preprocess.checks.labels import Labels, Numbers
 from preprocess.checks.relations import Relations
 from preprocess.checks.texts import Lengths, Texts, Tokens
@@ -36,6 +37,7 @@ CHECKS: list[type[Check]] = [
     Numbers,
     Entities,
     Relations,
+    Events,
 ]
 
 

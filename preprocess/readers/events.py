@@ -26,9 +26,8 @@ def find_events(rows: Sequence[Values], options: ReadOptions) -> tuple[str, str]
     selected = split_names(options.label_column)
     for key in dict.fromkeys([*selected, *LISTS]):
         name = key if key in selected else "events"
-        stored = [row[key] for row in rows if isinstance(row.get(key), list)]
-        is_raw = all(is_at(item, ARGUMENTS) and is_at(item, TYPE) for items in stored for item in items)
-        if any(stored) and (is_raw or (all(map(is_of_tokens, stored)) and any(map(is_events, stored)))):
+        stored = [row[key] for row in rows if isinstance(row.get(key), list) and row[key]]
+        if stored and (all(map(is_raw, stored)) or (all(map(is_of_tokens, stored)) and any(map(is_events, stored)))):
             return (key, name) if not selected or name in selected else None
     return None
 
@@ -48,9 +47,22 @@ def convert_events(values: Values, where: str, *, key: str, name: str) -> Values
     return rest | {name: stored if is_of_tokens(stored) else [raw_event(item, entities, where) for item in stored]}
 
 
+def is_raw(items: Any) -> bool:
+    """Whether a value is a list whose items have the keys of events."""
+    return isinstance(items, list) and all(is_at(item, ARGUMENTS) and is_at(item, TYPE) for item in items)
+
+
 def is_of_tokens(items: list[Any]) -> bool:
     """Whether events have their stored form already."""
     return all(isinstance(item, list) for item in items)
+
+
+def without_events(values: Values, where: str, *, key: str) -> Values:
+    """Returns an object of a file whose first objects have no events. Raises UserError if it has some."""
+    if values.get(key):
+        problem = f"has {key}, but the first rows have none, so they would not be read"
+        raise UserError(f"{where}: {problem}; move rows with {key} to the start of the file")
+    return values
 
 
 def raw_event(item: Any, entities: dict[Any, Values], where: str) -> Values:

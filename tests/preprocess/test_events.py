@@ -5,8 +5,10 @@ import random
 
 import pytest
 
-from data_process import DataConfig, prepare
+from data_process import DataConfig, prepare, process
 from engine.errors import UserError
+from engine.predict.given import examples_of
+from engine.task.task import Task
 from engine.task.words import events_in
 from preprocess.labels.events import anchored, ranking
 
@@ -251,6 +253,78 @@ def test_unusable_events(rows, problem, tmp_path):
     with pytest.raises(UserError, match=problem) as caught:
         read(tmp_path, rows * (5 if len(rows) == 1 else 1))
     assert "\n" not in str(caught.value)
+
+
+def test_summary_preview_and_checks(tmp_path, capsys):
+    rows = (
+        [own() | {"text": EMOJI} for _ in range(120)] + [own(role="seller")] + [{"text": "nothing", "events": []}] * 9
+    )
+    rows = [row | {"id": str(n), "split": "train" if n < 125 else "dev"} for n, row in enumerate(rows)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    process(DataConfig(input=str(tmp_path), output_dir=str(tmp_path / "data")))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert 'buy "bought" (buyer: Orba, bought: Wenzo)' in shown
+    assert "task events: 121 events buy with bought 121, buyer 120, seller 1" in shown
+    assert "events: roles that a type has only once" in shown and "buy|seller" in shown
+    assert "events: parts without any event" in shown
+
+
+def test_rows_with_events_pass_through_splits_shots_and_the_folder(tmp_path):
+    rare = own(role="seller")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [own()] * 40 + [rare] * 4))
+    options = dict(input=str(tmp_path / "rows.jsonl"), accept="repeated", test_ratio=0.25, dev_ratio=0.25)
+    process(DataConfig(output_dir=str(tmp_path / "data"), **options))
+    for part in ("dev", "test"):
+        labels = [json.loads(line)["events"] for line in (tmp_path / f"data/{part}.jsonl").read_text().splitlines()]
+        assert sum(any(item[4] == "buy|seller" for item in label) for label in labels) == 1 and len(labels) == 11
+    process(
+        DataConfig(input=str(tmp_path / "data"), output_dir=str(tmp_path / "few"), shots="events=2", accept="repeated")
+    )
+    few = [json.loads(line) for line in (tmp_path / "few/train.jsonl").read_text().splitlines()]
+    assert sorted({item[4] for row in few for item in row["events"]}) == [
+        "buy",
+        "buy|bought",
+        "buy|buyer",
+        "buy|seller",
+    ]
+    again = prepare(DataConfig(input=str(tmp_path / "data"), output_dir="unused", accept="repeated"))
+    assert again[1]["events"].kind == "events" and len(again[0]["train"]) == 22
+
+
+def test_events_after_the_first_rows_are_not_lost(tmp_path):
+    rows = [{"text": "a b", "label": "x", "event_list": []}] * 1200 + [without(DUEE, "id") | {"label": "y"}]
+    with pytest.raises(UserError, match=r"row 1201: has event_list, but the first rows have none"):
+        read(tmp_path, rows)
+
+
+GIVEN = [
+    (DUEE, BOUGHT + LEFT),
+    (without(DUEE, "trigger_start_index", "argument_start_index"), BOUGHT + LEFT),
+    (own(), [("bought", "Orba", "buy|buyer"), ("bought", "bought", "buy"), ("bought", "Wenzo", "buy|bought")]),
+    (ONEIE | {"event_mentions": []}, []),
+    ({"text": "a b", "event_list": []}, []),
+    ({"tokens": ["a", "b"], "events": [[0, 0, 0, 0, "t"]]}, [("a", "a", "t")]),
+]
+
+
+@pytest.mark.parametrize(("row", "wanted"), GIVEN)
+def test_labels_of_rows_from_python(row, wanted):
+    unit = "character" if row.get("text") == ZH else "word"
+    (example,) = examples_of([row], {"events": Task("events", ("t",), unit=unit)}, labelled=True)
+    assert shown(example) == wanted
+
+
+@pytest.mark.parametrize(
+    ("events", "problem"),
+    [
+        ([{"type": "t", "trigger": {"text": "zz"}, "arguments": []}], "text 1: t zz does not occur in the text"),
+        ("x", "'events' must be a list of"),
+        (["x"], "'events' must be a list of"),
+    ],
+)
+def test_wrong_labels_of_rows_from_python(events, problem):
+    with pytest.raises(UserError, match=problem):
+        list(examples_of([{"text": "a b", "events": events}], {"events": Task("events", ("t",))}, labelled=True))
 
 
 # ---- anchors ---------------------------------------------------------------------------------------------------------
