@@ -160,16 +160,14 @@ def by_type(text: Iterable[Event]) -> dict[str, list[Event]]:
 
 
 def anchored(text: Sequence[Event], order: Sequence[str]) -> list[Item]:
-    """Returns the items of a text's events. Those of one type are anchored by the first label in the order with a
-    mention of its own for each of them; without one, each by the first label that gives it a mention of its own."""
+    """Returns the items of a text's events. Each is anchored by the first label in the order that gives it a mention of
+    its own among the events of its type, or else by the first label that it has."""
     items = set()
     for events in by_type(text).values():
-        labels = [label for label in order if any(label == of for _, mentions in events for of, _ in mentions)]
-        own = {label: separated(events, label) for label in labels}
-        best = next((label for label in labels if all(own[label])), None)
+        present = {label for _, mentions in events for label, _ in mentions}
+        own = {label: separated(events, label) for label in order if label in present}
         for number, (_, mentions) in enumerate(events):
-            places = (own[label][number] for label in ([best] if best else labels))
-            inside = (place for label in labels for of, place in sorted(mentions) if of == label)
-            anchor = next((found[0] for found in places if found), None) or next(inside)
+            inside = [place for label in own for of, place in sorted(mentions) if of == label]
+            anchor = next((places[number][0] for places in own.values() if places[number]), inside[0])
             items |= {(*anchor, *place, label) for label, place in mentions}
     return sorted(items)
