@@ -14,7 +14,6 @@ INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")  # Unicode categories of control and 
 # Limits for spans, since an untrained model accepts half of all spans: the minimum score (a probability of 1.8 %), even
 # if the threshold chosen on dev is lower, and the maximum number of spans per word
 LOWEST_SCORE, SPANS_PER_WORD = -4.0, 4
-ROLE = "|"  # in the label of an argument: type of the event | role
 
 
 def join_tokens(tokens: Iterable[str], unit: str, han: Any) -> tuple[str, Offsets]:
@@ -226,6 +225,9 @@ def relation(item: Any, offsets: Offsets, text: str) -> dict[str, Any]:
 def mention(places: Sequence[int], offsets: Offsets, text: str) -> dict[str, Any]:
     start, end = offsets[places[0]][0], offsets[places[1]][1]
     return {"text": text[start:end], "start": start, "end": end}
+
+
+ROLE = "|"  # in the label of an argument: type of the event | role
 
 
 class Event(NamedTuple):
