@@ -108,13 +108,17 @@ def event_scores(gold: list[list], predicted: list[list]) -> dict[str, float]:
     without a trigger counts by its type.
     whole_f1: events, by type and trigger and all their arguments.
     """
-    counts = count_matches("events", gold, predicted)
-    arguments = [Counter({name: n for name, n in counter.items() if ROLE in name}) for counter in counts]
-    main = arguments if any(arguments) else counts
+    scores = {prefix: set_scores(*sides) for prefix, sides in event_views(gold, predicted).items()}
+    return scores.pop("") | {f"{prefix}f1": values["f1"] for prefix, values in scores.items()}
+
+
+def event_views(gold: Sequence[Any], predicted: Sequence[Any]) -> dict[str, list[list[set]]]:
+    """{prefix of the scores: [gold, predicted]}, each a set per text of what is matched."""
+    mentions = [[items_in("events", label) for label in side] for side in (gold, predicted)]
+    arguments = [[{item for item in items if ROLE in item[0]} for items in side] for side in mentions]
     whole = [[whole_events(label) for label in side] for side in (gold, predicted)]
     triggers = [[{event[:2] for event in events} for events in side] for side in whole]
-    scores = {"trigger_f1": set_scores(*triggers)["f1"], "whole_f1": set_scores(*whole)["f1"]}
-    return micro_scores(*main) | scores
+    return {"": arguments if any(map(any, arguments)) else mentions, "trigger_": triggers, "whole_": whole}
 
 
 def whole_events(label: Sequence[Any]) -> set[tuple]:
