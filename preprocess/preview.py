@@ -1,12 +1,13 @@
 """Prints how the input was interpreted before anything is written: formats, columns, parts and examples."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from engine.task.tags import STANDARD
 from engine.task.text import join_tokens
-from engine.task.words import ROLE, entities_in, events_in
+from engine.task.words import entities_in
 from preprocess.example import Example, cut
+from preprocess.labels.events import shown_events
 from preprocess.labels.relations import shown_triple
 from preprocess.prepared import Prepared
 
@@ -69,20 +70,6 @@ def shown_label(example: Example, name: str, kind: str) -> Iterator[str]:
         yield cut(" ".join(f"{token}|{tag}" for token, tag in zip(example["tokens"], label)), MAX_LENGTH)
     else:
         yield marked_text(example["tokens"], spans_of(label))
-
-
-def shown_words(places: list[int], tokens: list[str]) -> str:
-    return cut(join_tokens(tokens[places[0] : places[1] + 1], "word")[0])
-
-
-def shown_events(label: Sequence[Any], tokens: list[str]) -> str:
-    """Formats events as `type "trigger" (role: argument, …)`."""
-    shown = []
-    for event in events_in(label):
-        trigger = "".join(f' "{shown_words(label[i][2:4], tokens)}"' for i in event.triggers)
-        roles = [f"{label[i][4].partition(ROLE)[2]}: {shown_words(label[i][2:4], tokens)}" for i in event.arguments]
-        shown.append(f"{event.type}{trigger}" + (f" ({', '.join(roles)})" if roles else ""))
-    return "; ".join(shown)
 
 
 def marked_text(tokens: list[str], spans: list[tuple[int, int, str]]) -> str:

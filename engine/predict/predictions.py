@@ -333,6 +333,14 @@ def column_kind(task: Task) -> str:
     return "label"
 
 
+def without_probabilities(value: Any) -> Any:
+    """Returns a column of a task without the probabilities of its items."""
+    if isinstance(value, list):
+        return [without_probabilities(item) for item in value]
+    parts = value.items() if isinstance(value, dict) else ()
+    return {key: without_probabilities(part) for key, part in parts if key != "probability"} if parts else value
+
+
 def write_predictions(rows: Iterable[dict[str, Any]], path: str | Path, spreadsheet_safe: bool = False) -> None:
     """Writes rows to a .csv or .jsonl file atomically. In a CSV, lists are encoded as JSON."""
     path = Path(path)

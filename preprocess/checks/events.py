@@ -7,8 +7,8 @@ from engine.task.words import ROLE, events_in
 from preprocess.checks.base import Check, Context, Parts, Tasks
 from preprocess.checks.relations import USUAL
 from preprocess.example import Example, abbreviate
+from preprocess.labels.events import shown_events
 from preprocess.labels.statistics import LabelStatistics
-from preprocess.preview import shown_events
 from preprocess.storage.facts import Facts, FirstRows, Note, Sample
 
 MOST = 20  # types in the summary

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from engine.errors import UserError
+from engine.task.text import join_tokens
 from engine.task.words import ROLE, events_in, in_events
 from preprocess.example import Example, cut, shown
 from preprocess.labels.relations import Place, gap, is_relation, mention_of, places_of
@@ -116,6 +117,17 @@ def closest(mentions: Sequence[tuple[str, Sequence[Place]]]) -> list[tuple[str, 
     return [
         (label, min(places, key=lambda place: min(gap(place, one)[1] for one in fixed))) for label, places in mentions
     ]
+
+
+def shown_events(label: Sequence[Any], tokens: list[str]) -> str:
+    """Formats events over tokens as `type "trigger" (role: argument, …)`."""
+    shown = []
+    words = [cut(join_tokens(tokens[first : last + 1], "word")[0]) for _, _, first, last, _ in label]
+    for event in events_in(label):
+        trigger = "".join(f' "{words[i]}"' for i in event.triggers)
+        roles = [f"{label[i][4].partition(ROLE)[2]}: {words[i]}" for i in event.arguments]
+        shown.append(f"{event.type}{trigger}" + (f" ({', '.join(roles)})" if roles else ""))
+    return "; ".join(shown)
 
 
 # ---- anchors ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import metrics
 from data_loader import Batch, MyDataLoader
 from engine.errors import UserError
 from engine.model import lora
-from engine.predict.predictions import prediction_row
+from engine.predict.predictions import prediction_row, without_probabilities
 from engine.run.files import write_json
 from engine.run.signals import Interrupted
 from engine.task.task import IGNORE, tasks_to_json
@@ -248,11 +248,3 @@ def check_other_process(case: Case) -> None:
             labels, written = without_probabilities(labels), without_probabilities(written)
         if not all(map(is_same, labels, written)):
             raise Failed(f"answers for {name!r} differ from those of a new process")
-
-
-def without_probabilities(value: Any) -> Any:
-    """Returns a column of a task without the probabilities of its items."""
-    if isinstance(value, list):
-        return [without_probabilities(item) for item in value]
-    parts = value.items() if isinstance(value, dict) else ()
-    return {key: without_probabilities(part) for key, part in parts if key != "probability"} if parts else value
