@@ -9,10 +9,15 @@ arguments, several events of one trigger, and events without a trigger. Prints t
 texts with several events of one type, that are found again after storing them, also of random events that share most of
 their mentions:
 
-    by trigger   as relations from the trigger to the arguments (events without a trigger: from the first argument)
-    by anchor    as data_process.py does: from the mention that separates the events (preprocess/labels/events.py)
-    by clique    as relations between all mentions of an event, read as the maximal cliques of each type (GPLinker
-                 for events, Su, 2022, kexue.fm/archives/8926)
+    trigger   as relations from the trigger to the arguments (events without a trigger: from the first argument)
+    anchor    as data_process.py does: from the mention that separates the events (preprocess/labels/events.py)
+    clique    as relations between all mentions of an event, read as the maximal cliques of each type (GPLinker for
+              events, Su, 2022, kexue.fm/archives/8926)
+
+--train FOLDER learns the generated events in each way, and prints the F1 of test:
+
+    python benchmarks/events.py --train /tmp/events --epochs 20 --lr 2e-3 --hidden_size 64 --num_layers 2 \\
+        --batch_size 16 --max_length 96
 """
 
 import argparse
@@ -21,14 +26,20 @@ import json
 import random
 import re
 import sys
-from collections import defaultdict
+import time
+from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import networkx
 
+from config import Config
+from engine.run.command_line import parse_args
 from engine.task.words import ROLE, events_in
+from main import main
+from metrics import set_scores
 from preprocess.labels.events import anchored, label_of, ranking
 
 POOLS = {
@@ -213,68 +224,125 @@ def shared_mentions(number, seed=0):
         yield "", [event for event in events if event[1] or event[2]]
 
 
-# ---- which events are found again ------------------------------------------------------------------------------------
+# ---- ways to store events: as items (first and last place of a mention, those of another, name), and read again ------
 
 
-def mentions_of(events):
+def mentions_of(events, place_of=lambda place: place):
     """Events as (type, {(label, place)})."""
     return [
-        (kind, frozenset([(label_of(kind, role), p) for role, p in [(None, trigger)] * bool(trigger) + pairs]))
+        (kind, frozenset((label_of(kind, role), place_of(p)) for role, p in [(None, trigger)] * bool(trigger) + pairs))
         for kind, trigger, pairs in events
     ]
 
 
-def by_items(items):
-    """The events in a label, in the form of `mentions_of`."""
-    found = [(event.type, (*event.triggers, *event.arguments)) for event in events_in(items)]
-    return {(kind, frozenset((items[i][4], items[i][2:4]) for i in numbers)) for kind, numbers in found}
-
-
-def by_trigger(events):
-    """Stored by the trigger, or by the first argument."""
+def by_trigger(events, order):
+    """From the trigger, or else the first argument, to all mentions."""
     items = set()
     for _, mentions in events:
         in_order = sorted(mentions, key=lambda mention: (ROLE in mention[0], *mention[1]))
         items |= {(*in_order[0][1], *place, label) for label, place in mentions}
-    return by_items(sorted(items))
+    return sorted(items)
 
 
-def by_clique(events):
-    """Stored as pairs of mentions; for events of one mention, the pair with itself."""
-    found = set()
-    for kind in {kind for kind, _ in events}:
-        nodes = {mention for of, mentions in events if of == kind for mention in mentions}
-        links = {
-            frozenset((a[1], b[1]))
-            for of, mentions in events
-            if of == kind
-            for a, b in itertools.product(mentions, repeat=2)
-        }
+def of_anchors(items):
+    """The events in items from anchors, in the form of `mentions_of`."""
+    found = [(event.type, (*event.triggers, *event.arguments)) for event in events_in(items)]
+    return {(kind, frozenset((items[i][4], tuple(items[i][2:4])) for i in numbers)) for kind, numbers in found}
+
+
+def by_clique(events, order):
+    """Each mention with itself and its label, and with any other of its event and their type."""
+    items = set()
+    for kind, mentions in events:
+        items |= {(*place, *place, label if ROLE in label else label + ROLE) for label, place in mentions}
+        pairs = itertools.permutations({place for _, place in mentions}, 2)
+        items |= {(*one, *other, kind) for one, other in pairs}
+    return sorted(items)
+
+
+def of_cliques(items):
+    """The maximal cliques of each type, of mentions that are linked in both directions."""
+    nodes, links, found = defaultdict(set), set(), set()
+    for *places, label in items:
+        one, other = tuple(places[:2]), tuple(places[2:])
+        if ROLE not in label:
+            links.add((label, one, other))
+        elif one == other:
+            nodes[label.partition(ROLE)[0]].add((label.removesuffix(ROLE), one))
+    for kind, mentions in nodes.items():
         graph = networkx.Graph()
-        graph.add_nodes_from(nodes)
-        graph.add_edges_from((a, b) for a, b in itertools.combinations(nodes, 2) if frozenset((a[1], b[1])) in links)
+        graph.add_nodes_from(mentions)
+        for (label, one), (name, other) in itertools.combinations(sorted(mentions), 2):
+            if one == other or {(kind, one, other), (kind, other, one)} <= links:
+                graph.add_edge((label, one), (name, other))
         found |= {(kind, frozenset(clique)) for clique in networkx.find_cliques(graph)}
     return found
+
+
+WAYS = {  # name: (events -> items, items -> events, kind of the task)
+    "trigger": (by_trigger, of_anchors, "events"),
+    "anchor": (anchored, of_anchors, "events"),
+    "clique": (by_clique, of_cliques, "relations"),
+}
 
 
 def shares(texts):
     """{way: (share of all events that are found again, share of those in texts with several events of their type)}"""
     texts = [mentions_of(events) for _, events in texts]
-    order = ranking(texts)
-    ways = {
-        "by trigger": by_trigger,
-        "by anchor": lambda events: by_items(anchored(events, order)),
-        "by clique": by_clique,
-    }
-    result = {}
-    for name, way in ways.items():
+    order, result = ranking(texts), {}
+    for name, (store, read, _) in WAYS.items():
         pairs = []
         for events in texts:
-            again, kinds = way(events), [kind for kind, _ in events]
+            again, kinds = read(store(events, order)), [kind for kind, _ in events]
             pairs += [(event in again, kinds.count(event[0]) > 1) for event in events]
         several = [right for right, is_one_of_several in pairs if is_one_of_several]
         result[name] = (sum(right for right, _ in pairs) / len(pairs), sum(several) / max(1, len(several)))
     return result
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+def tokens_of(text, language):
+    return text.split(" ") if language == "en" else list(text)
+
+
+def token_place(text, place, language):
+    """(first, last token) of a place."""
+    if language == "zh":
+        return place[0], place[1] - 1
+    first = text[: place[0]].count(" ")
+    return first, first + text[slice(*place)].count(" ")
+
+
+def trained(language, way, seed, folder, flags):
+    """Trains on events stored in a way -> (F1 of arguments, F1 of whole events) of test, against the true events."""
+    store, read, kind = WAYS[way]
+    texts = {
+        part: [
+            (tokens_of(text, language), mentions_of(events, partial(token_place, text, language=language)))
+            for text, events in texts_of(language, number, seed + more)
+        ]
+        for part, number, more in (("train", 1500, 0), ("dev", 300, 1000), ("test", 400, 2000))
+    }
+    order, names = ranking(events for _, events in texts["train"]), Counter()
+    folder.mkdir(parents=True)
+    for part, rows in texts.items():
+        labels = [store(events, order) for _, events in rows]
+        names.update(item[4] for label in labels for item in label if part == "train")
+        rows = [{"id": str(n), "tokens": t, "events": x} for n, ((t, _), x) in enumerate(zip(rows, labels))]
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8")
+    task = {"type": kind, "labels": sorted(names), "counts": [names[name] for name in sorted(names)]}
+    task["unit"] = {"en": "word", "zh": "character"}[language]
+    (folder / "labels.json").write_text(json.dumps({"events": task}, ensure_ascii=False), encoding="utf-8")
+    own = ["--data_path", folder, "--output_dir", folder / "output", "--model_version", "run", "--random_seed", seed]
+    main(parse_args(Config, [*map(str, own), "--do_train", "--do_eval", *flags]))
+    answers = (folder / "output/run/answers/test.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [read([tuple(x) for x in json.loads(line)["answers"]["events"]["predicted"]]) for line in answers]
+    gold = [set(events) for _, events in texts["test"]]
+    arguments = [[{m for _, mentions in x for m in mentions if ROLE in m[0]} for x in side] for side in (gold, found)]
+    return set_scores(*arguments)["f1"], set_scores(gold, found)["f1"]
 
 
 if __name__ == "__main__":
@@ -283,7 +351,16 @@ if __name__ == "__main__":
     parser.add_argument("--number", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_file", type=Path)
-    options = parser.parse_args()
+    parser.add_argument("--train", type=Path, help="folder for data and runs: trains on each way, with other options")
+    options, flags = parser.parse_known_args()
+    if options.train:
+        for way in WAYS:
+            start = time.process_time()
+            scores = trained(options.language, way, options.seed, options.train / way, flags)
+            print(
+                f"{way}: arguments {scores[0]:.4f}, whole events {scores[1]:.4f}, {time.process_time() - start:.0f} s"
+            )
+        sys.exit()
     texts = list(texts_of(options.language, options.number, options.seed))
     if options.output_file:
         rows = (json.dumps(row_of(*text), ensure_ascii=False) + "\n" for text in texts)
