@@ -201,3 +201,13 @@ def test_all_generated_events_are_learned(language, tmp_path):
     flags += ["--hidden_size", "64", "--num_layers", "2", "--lr", "2e-3", "--max_length", "96"]
     main(parse_args(Config, [*map(str, flags), "--do_train", "--do_eval"]))
     assert json.loads((tmp_path / "e/eval.json").read_text())["test"]["events_f1"] > 0.95
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_what_ways_to_store_events_lose(language):
+    found = generated.shares(list(generated.texts_of(language, 150)))
+    assert found["anchor"] == found["clique"] == (1.0, 1.0) and 0.6 < found["trigger"][0] < 0.8
+    found = generated.shares(generated.shared_mentions(300))
+    assert 0.4 < found["trigger"][0] < 0.7 and 0.9 < found["anchor"][0] < 1 and 0.9 < found["clique"][0] < 1
+    one = [("t", frozenset({("t", (0, 1)), ("t|a", (2, 3)), ("t|b", (2, 3))}))]
+    assert all(read(store(one, ["t", "t|a", "t|b"])) == set(one) for store, read, _ in generated.WAYS.values())
