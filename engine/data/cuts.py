@@ -64,9 +64,8 @@ class Cuts:
             )
             for name in tasks:
                 if lost := counts[f"outside {name}"]:
-                    logger.warning(
-                        f"{where}: {lost} {tasks[name].kind} of {name!r} fit in no window; raise --window_stride"
-                    )
+                    items = {"events": "mentions of events"}.get(tasks[name].kind, tasks[name].kind)
+                    logger.warning(f"{where}: {lost} {items} of {name!r} fit in no window; raise --window_stride")
 
 
 def num_windows(data: Any) -> np.ndarray:
