@@ -21,7 +21,7 @@ from preprocess.readers.options import ReadOptions, split_names
 NUMBER_NAMES = "score rating stars similarity".split()  # labels if no column is in LABEL_NAMES
 # Labels if no column is in NUMBER_NAMES either; the first match is used
 OTHER_LABEL_NAMES = "sentiment emotion topic polarity 情感 情感标签 情感倾向 情感极性 情绪 分类 类型 意图 实体".split()
-OTHER_LABEL_NAMES += "relations 评分 星级 得分 打分 分数 相似度 gold_label is_duplicate".split()
+OTHER_LABEL_NAMES += "relations events 评分 星级 得分 打分 分数 相似度 gold_label is_duplicate".split()
 # Used only if all values are names of parts
 PART_COLUMNS = "split partition set subset dataset part data_split 划分 数据集".split()
 # Unsupported tasks, and sets of keys that identify their data
@@ -43,7 +43,6 @@ OTHER_TASKS: dict[str, list[set[str]]] = {
     ],
     "events in an unknown form, or in no row": [
         {"event_list"},
-        {"events"},
         {"event_mentions"},
         {"golden-event-mentions"},
         {"event_type", "trigger"},

@@ -1,5 +1,6 @@
 """Events as data sets store them, and the mentions at which they are anchored."""
 
+import csv
 import json
 import random
 
@@ -169,6 +170,13 @@ def test_predictions_are_read(tmp_path):
         assert examples[0]["events"] == wanted and tasks["events"].kind == "events", name
 
 
+def test_events_in_the_cells_of_a_table(tmp_path):
+    with (tmp_path / "rows.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["text", "events"], *[[EMOJI, json.dumps(own()["events"])]] * 5])
+    examples, tasks, _ = read(tmp_path, None, "rows.csv")
+    assert tasks["events"].kind == "events" and shown(examples[0])[0] == ("bought", "Orba", "buy|buyer")
+
+
 def test_other_tasks_beside_events(tmp_path):
     rows = [own() | {"intent": name, "topic": name} for name in "xyxyxy"]
     assert {name: task.type for name, task in read(tmp_path, rows)[1].items()} == {
@@ -241,7 +249,9 @@ def event(**change):
         ([event(arguments=[5])], r"an argument of 'buy' needs a role, found None"),
         ([event(arguments="Orba")], r"an event needs a type and a list of arguments"),
         ([own()] * 4 + [own() | {"events": "x"}], r"row 5: 'events' is not a list of events, found 'x'"),
-        ([own() | {"events": []}], r"contains events in an unknown form, or in no row"),
+        ([own() | {"events": []}], r"the task 'events' has no label in train; all label lists are empty"),
+        ([own() | {"events": [{"kind": "x"}]}], r"row 1: a span needs a start, an end and a label"),
+        ([without(DUEE, "arguments")], r"contains events in an unknown form, or in no row"),
         ([{"text": "a", "event_list": [{"event_type": "x"}]}], r"contains events in an unknown form"),
         ([ONEIE | {"entity_mentions": []}], r"an argument refers to the entity 's-E0', which does not exist"),
         ([without(ONEIE, "start")], r"the mention 'bought' needs a start and an exclusive end among the 7 tokens"),
