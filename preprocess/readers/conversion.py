@@ -158,6 +158,7 @@ def events_step(rows: Sequence[Values], conversion: Conversion) -> Convert | Non
         return None
     key, name = found
     conversion.known = [name, *(other for other in LABEL_NAMES if any(other in values for values in rows[:HEAD]))]
+    conversion.options.understood.events = [name]
     conversion.options.understood.add(conversion.path, "events", labels=f"{name} ({key})")
     return partial(convert_events, key=key, name=name)
 
@@ -181,8 +182,8 @@ def shape_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None
 
 
 def empty_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None:
-    """Returns the step for objects without relations or events: if an earlier file has relations, empty lists mean
-    that a text has none. Otherwise they are ignored, and a later object must not have any."""
+    """Returns the step for objects without relations or events: if an earlier file has some, empty lists mean that a
+    text has none. Otherwise they are ignored, and a later object must not have any."""
     first, known = rows[:HEAD], conversion.known
     of_relations = LISTS.split("|")
     lists = {key: [values.get(key) for values in first] for key in (*of_relations, *EVENT_LISTS) if key not in known}
@@ -190,7 +191,8 @@ def empty_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None
     if not keys or not conversion.options.labelled:
         return None
     key = keys[0]
-    names = conversion.options.understood.relations if key in of_relations else ()
+    understood = conversion.options.understood
+    names = understood.relations if key in of_relations else understood.events
     if names:
         others = [name for name in LABEL_NAMES if any(name in values for values in first)]
         conversion.known = [*dict.fromkeys([*(known or others), *names])]

@@ -301,6 +301,14 @@ def test_rows_with_events_pass_through_splits_shots_and_the_folder(tmp_path):
     assert again[1]["events"].kind == "events" and len(again[0]["train"]) == 22
 
 
+def test_a_part_without_events(tmp_path):
+    for part, rows in (("train", [DUEE] * 5), ("dev", [{"text": "没有事件", "id": "y", "event_list": []}] * 3)):
+        (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    process(DataConfig(input=str(tmp_path), output_dir=str(tmp_path / "data")))
+    rows = (tmp_path / "data/dev.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(row)["events"] for row in rows] == [[]] * 3
+
+
 def test_events_after_the_first_rows_are_not_lost(tmp_path):
     rows = [{"text": "a b", "label": "x", "event_list": []}] * 1200 + [without(DUEE, "id") | {"label": "y"}]
     with pytest.raises(UserError, match=r"row 1201: has event_list, but the first rows have none"):
