@@ -13,7 +13,7 @@ from preprocess.labels.spans import is_spans
 from preprocess.readers.by_shape import Reading, find_reading
 from preprocess.readers.columns import YES, are_joined_intents
 from preprocess.readers.events import LISTS as EVENT_LISTS
-from preprocess.readers.events import convert_events, find_events
+from preprocess.readers.events import convert_events, find_events, without_events
 from preprocess.readers.layouts import with_keys
 from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.paths import MISSING, Convert, Values, at, is_at, key_of, task_of
@@ -47,8 +47,9 @@ class Conversion:
             conversion.from_lists = conversion.list_step(values)
         pairs = [(where, conversion(values, where)) for where, values in head]
         pairs = [(where, values) for where, values in pairs if isinstance(values, dict)]
-        finders = (dotted_step, join_step, events_step, shape_step, empty_step, label_step, intents_step)
-        for find in finders if pairs else ():
+        for find in (
+            (dotted_step, join_step, events_step, shape_step, empty_step, label_step, intents_step) if pairs else ()
+        ):
             if step := find([values for _, values in pairs], conversion):
                 conversion.steps.append(step)
                 pairs = [(where, step(values, where)) for where, values in pairs]
@@ -152,14 +153,24 @@ def join_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None:
 
 
 def events_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None:
-    """Converts events, unless the format already defines the labels. Other labels then need usual names."""
-    found = None if conversion.known or not conversion.options.labelled else find_events(rows, conversion.options)
-    if found is None:
+    """Converts events, unless the format already defines the labels. Other labels then need usual names. If an earlier
+    file has events, empty lists mean that a text has none; otherwise a later object must not have any."""
+    options = conversion.options
+    if conversion.known or not options.labelled:
         return None
+    found = find_events(rows, options)
+    if found is None:
+        lists = {key: [values.get(key) for values in rows[:HEAD]] for key in EVENT_LISTS * (not options.label_column)}
+        empty = next((key for key, cells in lists.items() if [] in cells and not any(cells)), None)
+        if empty is None:
+            return None
+        if not options.understood.events:
+            return partial(without_events, key=empty)
+        found = empty, options.understood.events
     key, name = found
+    options.understood.events = name
     conversion.known = [name, *(other for other in LABEL_NAMES if any(other in values for values in rows[:HEAD]))]
-    conversion.options.understood.events = [name]
-    conversion.options.understood.add(conversion.path, "events", labels=f"{name} ({key})")
+    options.understood.add(conversion.path, "events", labels=f"{name} ({key})")
     return partial(convert_events, key=key, name=name)
 
 
@@ -182,25 +193,22 @@ def shape_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None
 
 
 def empty_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None:
-    """Returns the step for objects without relations or events: if an earlier file has some, empty lists mean that a
-    text has none. Otherwise they are ignored, and a later object must not have any."""
+    """Returns the step for objects without relations: if an earlier file has some, empty lists mean that a text has
+    none. Otherwise they are ignored, and a later object must not have any."""
     first, known = rows[:HEAD], conversion.known
-    of_relations = LISTS.split("|")
-    lists = {key: [values.get(key) for values in first] for key in (*of_relations, *EVENT_LISTS) if key not in known}
+    lists = {key: [values.get(key) for values in first] for key in LISTS.split("|") if key not in known}
     keys = [key for key, cells in lists.items() if [] in cells and not any(cells)]
     if not keys or not conversion.options.labelled:
         return None
-    key = keys[0]
-    understood = conversion.options.understood
-    names = understood.relations if key in of_relations else understood.events
+    names, key = conversion.options.understood.relations, keys[0]
     if names:
         others = [name for name in LABEL_NAMES if any(name in values for values in first)]
         conversion.known = [*dict.fromkeys([*(known or others), *names])]
 
     def convert(values: Values, where: str) -> Values:
-        if (full := [key for key in keys if values.get(key)]) and not conversion.options.label_column:
-            problem = f"has {full[0]}, but the first rows have none, so they would not be read"
-            raise UserError(f"{where}: {problem}; move rows with {full[0]} to the start of the file")
+        if values.get(key) and not conversion.options.label_column:
+            problem = f"has {key}, but the first rows have none, so they would not be read"
+            raise UserError(f"{where}: {problem}; move rows with {key} to the start of the file")
         return dict.fromkeys(names, values.get(key)) | values
 
     return convert

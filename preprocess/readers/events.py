@@ -57,6 +57,14 @@ def is_of_tokens(items: list[Any]) -> bool:
     return all(isinstance(item, list) for item in items)
 
 
+def without_events(values: Values, where: str, *, key: str) -> Values:
+    """Returns an object of a file whose first objects have no events. Raises UserError if it has some."""
+    if values.get(key):
+        problem = f"has {key}, but the first rows have none, so they would not be read"
+        raise UserError(f"{where}: {problem}; move rows with {key} to the start of the file")
+    return values
+
+
 def raw_event(item: Any, entities: dict[Any, Values], where: str) -> Values:
     """Returns an event in its raw form. Raises UserError for other values."""
     arguments = at(item, ARGUMENTS)

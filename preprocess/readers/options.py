@@ -24,7 +24,7 @@ class Understanding:
     parts: dict[str, str | None] = field(default_factory=dict)  # {file: part}
     columns: set[str] = field(default_factory=set)  # columns and keys of files with labels
     relations: list[str] = field(default_factory=list)  # the tasks that relations of an earlier file give
-    events: list[str] = field(default_factory=list)  # likewise, of events
+    events: str = ""  # the task that events of an earlier file give
     unread: set[str] = field(default_factory=set)  # label columns that are not read
 
     def begin(self, path: Path | str, part: str | None, form: str) -> None:

@@ -354,7 +354,8 @@ def test_brat_relations_of_a_folder_of_parts(tmp_path):
     brat(tmp_path / "raw/dev", "a", f"{text} .", LINES)  # nobody lives anywhere in dev
     parts, tasks, _ = prepare(DataConfig(input=str(tmp_path / "raw"), output_dir="unused"))
     assert parts["train"][0]["relations"] == [[1, 2, 5, 5, "Lives"]] and parts["dev"][0]["relations"] == []
-    assert parts["train"][0]["entities"] == [[1, 2, "PER"], [5, 5, "LOC"]]  # without triggers of events
+    assert parts["train"][0]["entities"] == [[1, 2, "PER"], [5, 5, "LOC"]]  # a trigger is no entity
+    assert parts["train"][0]["events"] == [[3, 3, 1, 2, "Life|Who"], [3, 3, 3, 3, "Life"]]
     assert tasks["relations"].labels == ("Lives",)
     for line, message in (
         ("R1\tLives Arg1:T1", "expected PREDICATE Arg1:T1 Arg2:T2"),
