@@ -23,7 +23,7 @@ import torch
 from conftest import ROOT, TINY, read_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from relation_rows import add_relations
+from relation_rows import add_events, add_relations
 from safetensors.torch import load_file, save_file
 from seqeval.metrics.sequence_labeling import get_entities
 from test_families import FAMILIES, save_family
@@ -236,7 +236,7 @@ def pairs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chinese(tmp_path_factory):
-    """Chinese characters with nested spans, relations between them, and tags."""
+    """Chinese characters with nested spans, relations between them, events, and tags."""
     rng, folder, rows = random.Random(0), tmp_path_factory.mktemp("chinese"), []
     for i in range(120):
         city, other = rng.choice(["北京", "上海", "西安"]), rng.choice(["明天", "今天", "周五"])
@@ -250,6 +250,7 @@ def chinese(tmp_path_factory):
     options = dict(label_column="places,days", unit="character")
     process(DataConfig(input=str(folder / "rows.jsonl"), output_dir=str(folder / "data"), **options))
     add_relations(folder / "data", "places")
+    add_events(folder / "data", "places")
     return folder / "data"
 
 
@@ -264,20 +265,25 @@ def test_pairs_labels_and_numbers(options, pairs, tiny, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, dict(encoder="bilstm", num_layers=2, use_crf=True, word_pooling="mean")])
-def test_spans_relations_and_tags_of_chinese_characters(options, chinese, tiny, tmp_path):
+def test_spans_relations_events_and_tags_of_chinese_characters(options, chinese, tiny, tmp_path):
     """Also with a temperature, and without answers that are less probable than most."""
     shipped = Shipped(tiny(data_path=str(chinese), epochs=8, max_length=16, lr=1e-2, **options), tmp_path / "shipped")
     shipped.require_same("明天去北京大学吧" * 40, *HOSTILE)
     texts = [row["text"] for row in rows_of(chinese / "test.jsonl")]
     rows = shipped.predictor(texts)
-    assert any(row["places"] for row in rows) and any(row["facts"] for row in rows)
+    assert all(any(row[name] for row in rows) for name in ("places", "facts", "acts"))
     chances = sorted(fact["probability"] for row in rows for fact in row["facts"])
     lowest = (chances[len(chances) // 2] + chances[len(chances) // 2 + 1]) / 2
     kept = Predictor(shipped.folder, 1, abstain_below=f"facts={lowest}")(texts)
     assert [row["facts"] for row in kept] == [
         [fact for fact in row["facts"] if fact["probability"] >= lowest] for row in rows
     ]
-    for name in ("places", "facts"):
+    kept = Predictor(shipped.folder, 1, abstain_below="acts=0.6")(texts)
+    for row, rest in zip(rows, kept):
+        strong = [event for event in row["acts"] if event["probability"] >= 0.6]
+        wanted = [[one for one in event["arguments"] if one["probability"] >= 0.6] for event in strong]
+        assert [event["arguments"] for event in rest["acts"]] == wanted
+    for name in ("places", "facts", "acts"):
         shipped.trainer.model.output_layer.heads[name].temperature.fill_(1.7)
         shipped.predictor.tasks[name]["temperature"] = 1.7
     shipped.require_same()

@@ -21,7 +21,7 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain, compress, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -61,7 +61,7 @@ Task = dict[str, Any]  # a task of predictor.json
 Answer = tuple[Any, Any]  # (label, probability)
 
 TASK = {
-    "head": AnyOf("classification", "multilabel", "regression", "tagging", "crf", "spans", "relations"),
+    "head": AnyOf("classification", "multilabel", "regression", "tagging", "crf", "spans", "relations", "events"),
     "type": str,
     "labels": [str],
     Optional("threshold"): float,
@@ -80,8 +80,9 @@ NEEDED = {  # {head: additional keys that its task must have}
     "crf": ["outside", "entities", "crf"],
     "spans": ["threshold"],
     "relations": ["threshold"],
+    "events": ["threshold"],
 }
-WORD_LEVEL = ("tagging", "crf", "spans", "relations")  # heads with labels per word
+WORD_LEVEL = ("tagging", "crf", "spans", "relations", "events")  # heads with labels per word
 SETTINGS = {
     "tasks": {str: TASK},
     "max_length": Range(8, 2**31),
@@ -410,7 +411,7 @@ def find_relations(logits: np.ndarray, size: int, lowest: float) -> tuple[np.nda
     return best_items(np.concatenate(found), np.concatenate(scores), most)
 
 
-FINDERS = {"spans": find_spans, "relations": find_relations}  # {head: function}
+FINDERS = {"spans": find_spans, "relations": find_relations, "events": find_relations}  # {head: function}
 
 
 def accepted(
@@ -475,7 +476,8 @@ class Predictor:
         Columns: text, (id, text_pair,) and for each task <task> and <task>_probability, which are lists for multilabel
         tasks. Regression only has <task>. Tagging and spans have <task>: [{"label", "text", "start", "end"}] with
         offsets into the text; tagging also has <task>_tags. Relations have <task>: [{"subject", "predicate",
-        "object"}], both with text, start and end. Each entity and each relation has a "probability".
+        "object"}], both with text, start and end; events [{"type", "trigger", "arguments"}], see
+        `predictor_words.event_objects`. Each entity, relation, event and argument has a "probability".
         """
         encoded = self.encode(rows)
         return [self.row(row.example, answer) for row, answer in zip(encoded, self.answers(encoded, batch_size))]
@@ -505,7 +507,7 @@ class Predictor:
         """Raises InputError if the shape of a task's logits does not fit its labels, or they are not finite."""
         number, width, words = len(task["labels"]), logits.shape[-1], logits.shape[1] if logits.ndim == 3 else 0
         fits = {"regression": logits.ndim == 1, "spans": width == words + 2 * number}
-        fits["relations"] = width == 3 * words + 4 + 4 * number
+        fits["relations"] = fits["events"] = width == 3 * words + 4 + 4 * number
         if not fits.get(task["head"], width == number):
             raise InputError(f"{self.folder}: the logits of {name!r} do not fit predictor.json; export the model again")
         if not np.isfinite(logits).all():
@@ -580,7 +582,11 @@ class Predictor:
         labels, head = task["labels"], task["head"]
         if head in FINDERS:
             items, probabilities = merge_spans((first, size, *piece) for first, size, piece in pieces)
-            return [[*places, labels[kind]] for *places, kind in items], probabilities
+            found = [[*places, labels[kind]] for *places, kind in items]
+            if head == "events":
+                stays = task_words.in_events(found, [True] * len(found))
+                return list(compress(found, stays)), list(compress(probabilities, stays))
+            return found, probabilities
         if head in ("crf", "tagging"):
             ids, chances = (merge_windows((first, piece[side]) for first, _, piece in pieces) for side in (0, 1))
             num_cut = len(example["tokens"]) - len(ids)

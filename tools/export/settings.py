@@ -32,6 +32,7 @@ HEADS = {
     ("CRFTaggingHead.decode", "CRFTaggingHead.to_labels"): "crf",
     ("SpanHead.decode", "SpanHead.to_labels"): "spans",
     ("RelationHead.decode", "SpanHead.to_labels"): "relations",
+    ("RelationHead.decode", "EventHead.to_labels"): "events",
 }
 KEPT = ("type", "kind", "labels", "unit", "mean", "std", "pairs")  # exported keys of a task in labels.json
 

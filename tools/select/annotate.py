@@ -10,7 +10,7 @@ from xml.sax.saxutils import quoteattr
 
 from engine.errors import UserError
 from engine.predict.interface import Examples, Model
-from engine.predict.predictions import column_kind, write_predictions
+from engine.predict.predictions import column_kind, without_probabilities, write_predictions
 from engine.run.files import appearing_whole
 from engine.task.tags import parse_tag
 from engine.task.task import Task
@@ -115,8 +115,8 @@ def plain_row(about: Row, labels: Row, _: Related | None, tasks: Tasks) -> Row:
     for name in tasks:
         if labels[name] and column_kind(tasks[name]) in ("spans", "entities"):
             labels[name] = [{key: span[key] for key in ("start", "end", "label", "text")} for span in labels[name]]
-        elif labels[name] and tasks[name].kind == "relations":
-            labels[name] = [{key: one[key] for key in ("subject", "predicate", "object")} for one in labels[name]]
+        elif labels[name] and tasks[name].num_places:
+            labels[name] = without_probabilities(labels[name])
     return about | labels
 
 
