@@ -4,7 +4,8 @@
 
 DIR has atis/ (train, dev, test) and cais/ (train, valid, test), in any format that data_process.py reads; MODEL is an
 English encoder. A run that FOLDER has finished is not trained again. Settings: ATIS intents and slots jointly (limited
-epochs), the same with eight texts per intent, CAIS and the sample from scratch.
+epochs), the same with eight texts per intent, CAIS and the sample from scratch. "ECE by chance" is that of probabilities that
+are right, on as many answers: no method gets below it.
 """
 
 import argparse
@@ -125,6 +126,7 @@ def evaluate(run, folder, target=0.95):
             columns = found.gold[name], found.predictions.labels[name], found.predictions.probabilities[name]
             decisions[part, name] = [pair for row in zip(*columns) for pair in uncertainty.answers_of(kind, *row)]
     for name in kinds:
+        result[f"{name}_ece_perfect"] = of_perfect([p for p, _ in decisions["test", name]])
         threshold = uncertainty.lowest_threshold(decisions["dev", name], target)
         if threshold is not None:
             scores, _ = uncertainty.coverage_scores(name, decisions["test", name], threshold)
@@ -136,6 +138,18 @@ def evaluate(run, folder, target=0.95):
     result["entities"] = [(old, new, right) for (old, right), (new, _) in zip(before, decisions["test", "slots"])]
     path.write_text(json.dumps(result))
     return result
+
+
+def of_perfect(confidences, times=200):
+    """The mean ECE of answers that are right exactly as often as these confidences say: what remains by chance."""
+    import numpy as np
+
+    from engine.predict.uncertainty import calibration
+
+    rng = np.random.default_rng(0)
+    return float(
+        np.mean([calibration(confidences, rng.random(len(confidences)) < confidences)["ece"] for _ in range(times)])
+    )
 
 
 def paired(values, others):
@@ -154,15 +168,22 @@ def show(results):
     """Prints the tables. results: {setting: [figures of each run]}"""
     import numpy as np
 
-    print("\n| data | task | seeds | score | T | ECE before | ECE after | difference | NLL before | NLL after |")
-    print("| --- " * 10 + "|")
+    print(
+        "\n| data | task | seeds | score | T | ECE before | ECE after | difference | ECE by chance | NLL before | NLL after |"
+    )
+    print("| --- " * 11 + "|")
     for name, runs in results.items():
         for task, score in (("intent", "intent_accuracy"), ("slots", "slots_f1")):
             column = {key: [run[f"{task}_{key}"] for run in runs] for key in
-                      ("temperature", "ece_untempered", "ece", "nll_untempered", "nll")}  # fmt: skip
+                      ("temperature", "ece_untempered", "ece", "ece_perfect", "nll_untempered", "nll")}  # fmt: skip
             means = {key: f"{np.mean(values):.4f}" for key, values in column.items()}
             cells = [name, task, len(runs), f"{np.mean([run[score] for run in runs]):.4f}", means["temperature"]]
-            cells += [means["ece_untempered"], means["ece"], paired(column["ece"], column["ece_untempered"])]
+            cells += [
+                means["ece_untempered"],
+                means["ece"],
+                paired(column["ece"], column["ece_untempered"]),
+                means["ece_perfect"],
+            ]
             print("| " + " | ".join(map(str, [*cells, means["nll_untempered"], means["nll"]])) + " |")
     print("\n| data | answers | entities | ECE, mean of words | ECE, whole span | difference |")
     print("| --- " * 6 + "|")
