@@ -4,8 +4,8 @@
 
 DIR has atis/ (train, dev, test) and cais/ (train, valid, test), in any format that data_process.py reads; MODEL is an
 English encoder. A run that FOLDER has finished is not trained again. Settings: ATIS intents and slots jointly (limited
-epochs), the same with eight texts per intent, CAIS and the sample from scratch. "ECE by chance" is that of probabilities that
-are right, on as many answers: no method gets below it.
+epochs), the same with eight texts per intent, CAIS and the sample from scratch. "ECE by chance" is that of right
+probabilities on as many answers, so no method can be expected to get below it.
 """
 
 import argparse
@@ -168,9 +168,8 @@ def show(results):
     """Prints the tables. results: {setting: [figures of each run]}"""
     import numpy as np
 
-    print(
-        "\n| data | task | seeds | score | T | ECE before | ECE after | difference | ECE by chance | NLL before | NLL after |"
-    )
+    names = "data task seeds score T ECE,before ECE,after difference ECE,by,chance NLL,before NLL,after"
+    print(f"\n| {' | '.join(names.split()).replace(',', ' ')} |")
     print("| --- " * 11 + "|")
     for name, runs in results.items():
         for task, score in (("intent", "intent_accuracy"), ("slots", "slots_f1")):
