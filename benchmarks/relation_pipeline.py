@@ -1,0 +1,159 @@
+"""Relations as a pipeline: one model finds the entities, another judges each pair of them, which markers show to it.
+
+    python benchmarks/relation_pipeline.py --data CONLL04_FOLDER --pretrain_model_path MODEL_FOLDER [--seeds 1 2 3 4 5]
+
+To be compared with the joint model of relation_extraction.py. --data: a folder that data_process.py reads and that has
+the tasks `relations` and `entities`. The first model is trained on the entities alone. The second, with the head of
+docs/cookbook/relation.md, is trained on the gold entities of train: on all pairs whose types some predicate joins in
+train, in both orders, with the label none where there is no relation. On dev and test it judges the pairs of entities
+that the first one has found. Both choose their epoch on dev; test is scored once. Prints the scores of
+relation_extraction.py, with the CPU time of both models. A run that is finished is not trained again.
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+import sys
+import time
+from itertools import permutations
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from relation_extraction import processed, train  # noqa: E402
+from semeval import MARKERS, use_head_of_page  # noqa: E402
+
+from config import Config  # noqa: E402
+from data_process import DataConfig, process  # noqa: E402
+from engine.run.command_line import parse_args  # noqa: E402
+from engine.task.task import read_tasks  # noqa: E402
+from main import main as run_main  # noqa: E402
+from metrics import score  # noqa: E402
+
+NONE = "none"
+SHOWN = ("entities_f1", "relations_precision", "relations_recall", "relations_f1", "relations_typed_f1")
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def schema_of(rows):
+    """The pairs of types that predicates join in these rows."""
+    found = set()
+    for row in rows:
+        types = {(first, last): name for first, last, name in row["entities"]}
+        found |= {(types[tuple(places[:2])], types[tuple(places[2:])]) for *places, _ in row["relations"]}
+    return found
+
+
+def marked(tokens, one, other):
+    """The text with markers around two entities, which follow their types."""
+    before = {one[0]: f"<e1> {one[2]} :", other[0]: f"<e2> {other[2]} :"}
+    behind = {one[1]: "</e1>", other[1]: "</e2>"}
+    words = []
+    for number, token in enumerate(tokens):
+        words += [before[number]] if number in before else []
+        words += [token]
+        words += [behind[number]] if number in behind else []
+    return " ".join(words)
+
+
+def pairs_of(rows, entities, schema):
+    """[(number of the row, entity, other entity)] of all pairs to judge, without those that begin or end together."""
+    return [
+        (number, one, other)
+        for number, spans in enumerate(entities)
+        for one, other in permutations(map(tuple, spans), 2)
+        if (one[2], other[2]) in schema and one[0] != other[0] and one[1] != other[1]
+    ]
+
+
+def write_pairs(folder, parts, schema):
+    """The folder with the gold pairs of train and dev as texts to classify."""
+    for part in ("train", "dev"):
+        rows, lines = parts[part], []
+        for number, one, other in pairs_of(rows, [row["entities"] for row in rows], schema):
+            labels = [label for *places, label in rows[number]["relations"] if places == [*one[:2], *other[:2]]]
+            lines.append({"text": marked(rows[number]["tokens"], one, other), "label": [*labels, NONE][0]})
+        write(folder / f"raw/{part}.jsonl", lines)
+    raw = dict(input=str(folder / "raw"), output_dir=str(folder / "data"))
+    process(DataConfig(**raw, label_type="label=classification"))
+
+
+def judge(run, rows, entities, schema, name):
+    """The relations of each text, as the second model judges the pairs of these entities."""
+    pairs, found = pairs_of(rows, entities, schema), [[] for _ in rows]
+    texts, output = run.parent / f"{run.name}-{name}.jsonl", run.parent / f"{run.name}-{name}-labelled.jsonl"
+    write(texts, [{"text": marked(rows[number]["tokens"], one, other)} for number, one, other in pairs])
+    flags = ["--do_predict", "--checkpoint", str(run / "checkpoints/best"), "--predict_file", str(texts)]
+    run_main(parse_args(Config, [*flags, "--predict_output", str(output)]))
+    for (number, one, other), answer in zip(pairs, rows_of(output)):
+        if answer["label"] != NONE:
+            found[number].append([*one[:2], *other[:2], answer["label"]])
+    return [sorted(label) for label in found]
+
+
+def scores_of(options, parts, folder, schema, seed):
+    """{"dev", "test": scores, "seconds": CPU time of both models}"""
+    done = options.work / f"scores-{seed}.json"
+    if done.exists():
+        return json.loads(done.read_text(encoding="utf-8"))
+    entity_run = options.work / f"runs/entities-{seed}"
+    model = ["--pretrain_model_path", options.pretrain_model_path]
+    *_, seconds = train(folder, [*shlex.split(options.entity_options), *model], entity_run, seed)
+    run, start = options.work / f"runs/pairs-{seed}", time.process_time()
+    paths = ["--data_path", str(options.work / "pairs/data"), "--output_dir", str(run.parent)]
+    fixed = ["--do_train", "--resume", "--special_tokens", MARKERS, "--report_to", "none", "--save_epoch", "0"]
+    flags = [*fixed, *paths, *model, "--model_version", run.name, "--random_seed", str(seed)]
+    run_main(parse_args(Config, [*flags, *shlex.split(options.pair_options)]))
+    result = {"seconds": seconds + time.process_time() - start}
+    tasks = read_tasks(options.work / "data/all/labels.json")
+    for part in ("dev", "test"):
+        rows, answers = parts[part], rows_of(entity_run / f"answers/{part}.jsonl")
+        entities = [row["answers"]["entities"]["predicted"] for row in answers]
+        found = {"entities": entities, "relations": judge(run, rows, entities, schema, part)}
+        result[part] = score(tasks, {name: [row[name] for row in rows] for name in tasks}, found)
+    done.write_text(json.dumps(result), encoding="utf-8")
+    return result
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--pretrain_model_path", required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--entity_options", default="--epochs 25 --batch_size 16", help="of the first model")
+    parser.add_argument("--pair_options", default="--epochs 5 --early_stop_patience 0", help="of the second")
+    parser.add_argument("--work", type=Path, default=Path("output/relation_pipeline"))
+    options = parser.parse_args()
+    options.work = options.work.resolve()
+    both = processed(options.work, options.data)
+    folder = processed(options.work, options.data, "entities")
+    parts = {part: rows_of(both / f"{part}.jsonl") for part in ("train", "dev", "test")}
+    schema = schema_of(parts["train"])
+    if not (options.work / "pairs/data/labels.json").exists():
+        write_pairs(options.work / "pairs", parts, schema)
+    use_head_of_page()
+    results = []
+    for seed in options.seeds:
+        results.append(scores_of(options, parts, folder, schema, seed))
+        print(f"seed {seed}: {results[-1]['test']}", flush=True)
+    print(f"| seeds | {' | '.join(SHOWN)} | CPU s |\n{'| --- ' * (len(SHOWN) + 2)}|")
+    cells = [len(results)]
+    for name in SHOWN:
+        values = [100 * result["test"][name] for result in results]
+        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        cells.append(f"{statistics.mean(values):.2f}{spread}")
+    print(f"| {' | '.join(map(str, [*cells, round(statistics.median(r['seconds'] for r in results))]))} |")
+
+
+if __name__ == "__main__":
+    main()
