@@ -4,10 +4,14 @@ import functools
 import re
 import shlex
 import shutil
+import sys
 
 import pytest
 from conftest import ROOT
 from forks import Forks
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import relation_texts
 
 PAGES = [*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -184,6 +188,8 @@ def workplace(folder, sample):
     (folder / "TEXTS").mkdir()
     (folder / "TEXTS/a.txt").write_text("\n".join(row.split(",")[0] for row in rows) + "\n")
     process(DataConfig(input="my_data.csv", output_dir="dataset/mine", n_splits=5))
+    relation_texts.write(folder / "relations", "english", 100)
+    process(DataConfig(input="relations", output_dir="dataset/relations"))
     for name in ("more", "both"):
         shutil.copytree(folder / "dataset/mine", folder / "dataset" / name)
     shutil.copytree(sample, folder / "dataset/atis")

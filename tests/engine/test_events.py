@@ -197,8 +197,8 @@ def test_all_generated_events_are_learned(language, tmp_path):
         rows = [generated.row_of(*text) for text in generated.texts_of(language, number, seed)]
         (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     process(DataConfig(input=str(tmp_path), output_dir=str(tmp_path / "data")))
-    flags = ["--data_path", tmp_path / "data", "--output_dir", tmp_path, "--model_version", "e", "--epochs", "12"]
-    flags += ["--hidden_size", "64", "--num_layers", "2", "--lr", "2e-3", "--max_length", "96"]
+    flags = ["--data_path", tmp_path / "data", "--output_dir", tmp_path, "--model_version", "e", "--epochs", "20"]
+    flags += ["--hidden_size", "64", "--num_layers", "2", "--lr", "2e-3", "--max_length", "96", "--batch_size", "16"]
     main(parse_args(Config, [*map(str, flags), "--do_train", "--do_eval"]))
     assert json.loads((tmp_path / "e/eval.json").read_text())["test"]["events_f1"] > 0.95
 
