@@ -96,13 +96,23 @@ def ends_of(relations: Sequence[Any]) -> list[list]:
     return [[*relation[i : i + 2], ""] for relation in relations for i in (0, 2)]
 
 
+def typed_sides(relations: Sequence[Sequence[Any]], entities: Sequence[Sequence[Any]]) -> list[list[list]]:
+    """[gold, predicted] relations with the types of subjects and objects, see `typed_relations`; none for texts whose
+    entities have no gold labels. relations, entities: [gold, predicted]"""
+    known = [spans is not None for spans in entities[0]]
+    return [
+        typed_relations(*([x if k else [] for x, k in zip(y, known)] for y in pair))
+        for pair in zip(relations, entities)
+    ]
+
+
 def typed_relations(relations: Sequence[Any], entities: Sequence[Any]) -> list[list]:
     """Relations whose predicate is (predicate, types of the subject, types of the object), by the spans in `entities`
     of each text. A span without a type has none."""
     typed = []
     for label, spans in zip(relations, entities):
         types: dict[tuple, tuple] = {}
-        for first, last, name in sorted(spans or ()):
+        for first, last, name in sorted(spans):
             types[first, last] = (*types.get((first, last), ()), name)
         ends = [(places, [types.get(tuple(places[i : i + 2]), ()) for i in (0, 2)], name) for *places, name in label]
         typed.append([[*places, (name, *kinds)] for places, kinds, name in ends])
@@ -292,8 +302,8 @@ def score(tasks: dict[str, Task], gold: dict[str, list[Any]], predicted: dict[st
         scores |= {f"{name}_{metric}": float(value) for metric, value in scores_of(task, *sides).items()}
         if task.entities in tasks:
             types = [[side[task.entities][i] for i in labelled] for side in (gold, predicted)]
-            typed = [typed_relations(label, spans) for label, spans in zip(sides, types)]
-            scores |= {f"{name}_typed_{metric}": value for metric, value in span_scores(*typed).items()}
+            typed = span_scores(*typed_sides(sides, types))
+            scores |= {f"{name}_typed_{metric}": value for metric, value in typed.items()}
         mains.append(scores[f"{name}_{MAIN[kind]}"])
         if kind != "regression":
             with_labels.update(labelled)

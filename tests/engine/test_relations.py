@@ -155,6 +155,9 @@ def test_scores():
     found["e"][0][1] = [3, 3, "B"]
     assert score(tasks, gold, found)["r_typed_f1"] == 0.5
     assert score({"r": tasks["r"]}, gold, found)["r_f1"] == 0.5
+    gold["r"][1], gold["e"][1], found["r"][1] = [], None, [[0, 0, 1, 1, "p"]]  # types of an unlabelled text are unknown
+    scores = score(tasks, gold, found)
+    assert scores["r_f1"] == pytest.approx(2 / 5) and scores["r_typed_f1"] == 0.5
 
 
 NAMES = ["Ana", "Ben", "Cleo", "Dan", "Eva", "Finn"]

@@ -551,7 +551,7 @@ def test_options_without_effect_are_told():
     for options in ({"class_weights": "balanced"}, {"label_smoothing": 0.1}, {"focal_gamma": 2.0}):
         lines = Config(**options).unused_options(["spans", "relations"])
         assert len(lines) == 2 and "no effect on spans" in lines[0] and "no effect on relations" in lines[1]
-    assert Config().unused_options(["relations"]) == []  # nor is the CRF told, which is for tagging by default
+    assert Config().unused_options(["relations"]) == []  # nor has --use_crf, which is for tagging
 
 
 @pytest.mark.parametrize(

@@ -162,18 +162,18 @@ def test_a_resample_scores_what_metrics_py_scores_on_the_rows_drawn(typed):
     rows = [row | {"answers": {n: row["answers"][n] for n in names}} for row in rows]
     statistics = bootstrap.statistics_of(rows, kinds, links)
 
-    def told(numbers):
+    def scores_on(numbers):
         gold, predicted = ({n: [sides_of(rows, n)[i][r] for r in numbers] for n in names} for i in (0, 1))
         scores = metrics.score(tasks, gold, predicted)
         return {name: value for name, value in scores.items() if name != "mean_score"}  # add_mean_score adds it
 
-    assert bootstrap.point(statistics, len(rows)) == pytest.approx(told(range(60)))
-    assert "facts_typed_f1" in told(range(60)) or not typed
+    assert bootstrap.point(statistics, len(rows)) == pytest.approx(scores_on(range(60)))
+    assert "facts_typed_f1" in scores_on(range(60)) or not typed
     (weights,) = bootstrap.weights_of(len(rows), times=4, seed=1)
     values = bootstrap.evaluate(statistics, weights)
     for number, counts in enumerate(weights):
         drawn = [i for i, count in enumerate(counts) for _ in range(count)]
-        assert {name: column[number] for name, column in values.items()} == pytest.approx(told(drawn))
+        assert {name: column[number] for name, column in values.items()} == pytest.approx(scores_on(drawn))
 
 
 # ---- pages -----------------------------------------------------------------------------------------------------------
@@ -263,11 +263,11 @@ def test_a_comparison_has_paired_differences_of_all_scores(tmp_path):
         run_of(tmp_path / name, own)
     path = compare.compare_runs(tmp_path, ("one", "two"))
     found = figures_in(path)
-    told = [json.loads((tmp_path / name / "eval.json").read_text())["test"] for name in ("one", "two")]
+    stored = [json.loads((tmp_path / name / "eval.json").read_text())["test"] for name in ("one", "two")]
     for name in ("facts_f1", "facts_relaxed_f1", "facts_entities_f1", "facts_typed_f1"):
         cells = found["scores"][name]
-        assert [cell["value"] for cell in cells] == pytest.approx([scores[name] for scores in told])
-        assert cells[1]["difference"] == pytest.approx(told[1][name] - told[0][name])
+        assert [cell["value"] for cell in cells] == pytest.approx([scores[name] for scores in stored])
+        assert cells[1]["difference"] == pytest.approx(stored[1][name] - stored[0][name])
     with pytest.raises(UserError, match="no such run"):
         compare.compare_runs(tmp_path, ("one", "three"))
 

@@ -107,11 +107,11 @@ def test_the_python_interface_answers_as_predictions_do(runs):
         assert triples_of(row["text"], row["facts"]) == triples_of(row["text"], answer["facts"])
         for one, other in zip(row["facts"], answer["facts"]):
             assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
-    told = json.loads((folder / "eval.json").read_text())["test"]
-    assert told["facts_typed_f1"] > 0.9
+    stored = json.loads((folder / "eval.json").read_text())["test"]
+    assert stored["facts_typed_f1"] > 0.9
     scores = model.evaluate(examples)
     assert {name: scores[name] for name in scores if name.startswith("facts")} == pytest.approx(
-        {name: told[name] for name in scores if name.startswith("facts")}, abs=1e-4
+        {name: stored[name] for name in scores if name.startswith("facts")}, abs=1e-4
     )
     with pytest.raises(UserError, match="'facts' finds relations, whose scores are not logits of labels"):
         model.explain(TEXTS[0], task="facts")
@@ -341,9 +341,9 @@ def test_an_evaluation_scores_as_metrics_do(runs):
         [[*place(words, one["subject"]), *place(words, one["object"]), one["predicate"]] for one in row["facts"]]
         for words, row in zip(tokens, rows)
     ]
-    told = json.loads((folder / "eval.json").read_text())["test"]
+    stored = json.loads((folder / "eval.json").read_text())["test"]
     for name, value in score({"facts": Task(**FACTS)}, {"facts": gold}, {"facts": found}).items():
-        assert told[name] == pytest.approx(value), name
+        assert stored[name] == pytest.approx(value), name
 
 
 def place(words, end):

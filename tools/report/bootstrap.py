@@ -13,7 +13,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from engine.task.task import PLACES
-from metrics import ends_of, event_views, items_in, relaxed_of, typed_relations
+from metrics import ends_of, event_views, items_in, relaxed_of, typed_sides
 
 TIMES, SEED, SHARE = 1000, 20240101, 0.95
 F1 = {name: name for name in ("precision", "recall", "f1")}
@@ -172,7 +172,7 @@ def relation_statistics(pairs: Sequence[tuple[Any, Any]], spans: Sequence[tuple[
     sides = [[[] if pair[0] is None else pair[i] for pair in pairs] for i in (0, 1)]
     views = {"": sides} | {name: [list(map(view, side)) for side in sides] for name, view in VIEWS.items()}
     if spans is not None:
-        views["typed_"] = [typed_relations(side, types) for side, types in zip(sides, zip(*spans))]
+        views["typed_"] = typed_sides(sides, list(zip(*spans)))
     statistics = []
     for prefix, (gold, predicted) in views.items():
         names = {score: prefix + score for score in F1 if score == "f1" or prefix not in VIEWS}
