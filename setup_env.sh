@@ -44,7 +44,10 @@ if [ -n "${FORCE_VENV:-}" ] || ! problems=$("$PYTHON" $environment check $requir
         set_up() {
             "$PYTHON" $environment pins "$1" $requirements > .venv/constraints.txt
             "$PYTHON" $environment needed $requirements > .venv/requirements.txt
-            "$PYTHON" -m pip install --quiet --disable-pip-version-check --constraint .venv/constraints.txt --requirement .venv/requirements.txt
+            # for packages without a wheel (seqeval): builds with setuptools_scm 10 fail, as they do not get its dependencies
+            echo "setuptools_scm<9" > .venv/build.txt
+            PIP_CONSTRAINT="$PWD/.venv/build.txt ${PIP_CONSTRAINT:-}" PIP_BUILD_CONSTRAINT="$PWD/.venv/build.txt ${PIP_BUILD_CONSTRAINT:-}" \
+                "$PYTHON" -m pip install --quiet --disable-pip-version-check --constraint .venv/constraints.txt --requirement .venv/requirements.txt
         }
         if ! set_up constraints.txt; then
             # The tested versions may not fit to what is there already: any within the ranges, then
