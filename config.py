@@ -107,6 +107,13 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     word_pooling: Literal["auto", "first", "mean", "last"] = option(
         "auto", "vector of a word, from its sub-tokens; auto: first, for decoders last"
     )
+    word_shapes: bool | None = option(
+        None,
+        "tell the heads for words how each word is written: its case, digits (default: auto, on if the tokenizer "
+        "ignores case and train has words with and without capitals)",
+        parse=parse_auto_bool,
+        auto=None,
+    )
     shared_layers: int = option(0, "hidden layers between the encoder and all heads", low=0, high=1000)
     dropout: float = option(0.1, "dropout before the heads and in an encoder built from scratch", low=0, high=1)
     use_crf: bool = option(True, "conditional random field over the words in tagging tasks (--no_use_crf disables it)")

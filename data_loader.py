@@ -92,6 +92,8 @@ def make_batch(
         inputs["word_starts"], inputs["word_mask"] = columns["word_starts"].pad(rows, 0)
     if "word_ends" in columns:
         inputs["word_ends"] = columns["word_ends"].pad(rows, 0)[0]
+    if "word_shapes" in columns:
+        inputs["word_shapes"] = columns["word_shapes"].pad(rows, 0)[0]
     for name, field in fields_of(tasks).items():
         inputs |= field.batch(name, *columns[input_column(name)].pick(rows))
     labels: dict[str, Any] = {}

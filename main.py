@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -151,7 +152,7 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
     from engine.model.encoders import pooling_of, pretrained_shape
     from engine.model.hub import locate
     from engine.run import distributed
-    from engine.train.automatic import resolve_long_text
+    from engine.train.automatic import resolve_long_text, resolve_word_shapes
     from engine.train.initial import own_checkpoint
     from model_utils import heads_of
     from preprocess.schema import load_labels, read_processed, training_texts
@@ -169,9 +170,12 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
         lambda: load_tokenizer(config, lambda: training_texts(data_path / "train.jsonl"), own)
     )
     word_ends = pooling_of(config, pretrained_shape(config, own))[1] != "first"
-    featurizer = Featurizer(tokenizer, tasks, config.max_length, config.window_stride, config.long_text, word_ends)
+    options = config.max_length, config.window_stride, config.long_text
+    featurizer = Featurizer(tokenizer, tasks, *options, word_ends, bool(config.word_shapes))
     heads = heads_of(tasks, config.use_crf).values()
-    resolve_long_text(config, featurizer.fit(heads), heads, lambda: read_processed(data_path / "train.jsonl", tasks))
+    read = partial(read_processed, data_path / "train.jsonl", tasks)
+    resolve_long_text(config, featurizer.fit(heads), heads, read)
+    resolve_word_shapes(config, featurizer, read)
     return Data(tokenizer, tasks, *build_loaders(config, data_path, featurizer, device, limit), own)
 
 
@@ -184,8 +188,8 @@ def build_trainer(config: Config, device: torch.device, data: Data) -> Trainer:
     from tricks import build_tricks
 
     tokenizer, tasks, train_loader, dev_loader, own = data
-    chosen: Any = train_loader.dataset.featurizer.long_text
-    config = replace(config, long_text=chosen)
+    featurizer: Any = train_loader.dataset.featurizer
+    config = replace(config, long_text=featurizer.long_text, word_shapes=featurizer.word_shapes)
     config = resolve_pooling(config, [task.kind for task in tasks.values()])
     model = build_model(config, tokenizer, tasks, own).to(device)
     config = resolve_batch_size(config, train_loader.dataset)

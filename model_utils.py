@@ -42,7 +42,7 @@ from engine.run.device import to_double
 from engine.run.run_folder import checkpoint_of
 from engine.task.tags import continuations
 from engine.task.task import IGNORE, Task, read_tasks
-from engine.task.words import in_events
+from engine.task.words import NUM_SHAPES, in_events
 from engine.train import checkpoint
 from engine.train.initial import start_from
 
@@ -76,6 +76,7 @@ class HeadOptions:
     task_weights: dict[str, float] = field(default_factory=dict)
     pooling: str = "first"
     word_pooling: str = "first"
+    word_shapes: bool = False
     window: int = 0  # longer texts are read in windows of this many tokens; 0: there are none
 
 
@@ -191,7 +192,8 @@ class OutputLayer(nn.Module):
     """Hidden states (B, L, H) -> {task: logits}. Shared layers first, then one head per task.
 
     Heads of level "text" get one vector per text (B, H): its first or last token, or the mean over its tokens.
-    Heads of level "words" get one per word (B, W, H), in the same way from its sub-tokens. Heads of level "tokens" get
+    Heads of level "words" get one per word (B, W, H), in the same way from its sub-tokens; with --word_shapes a vector
+    is added that says how it is written. Heads of level "tokens" get
     the hidden states unchanged. Heads of level "pair" get the vectors of both texts (B, 2, H) from (B, 2, L, H).
     """
 
@@ -200,6 +202,8 @@ class OutputLayer(nn.Module):
         self.pooling, self.word_pooling, self.window = options.pooling, options.word_pooling, options.window
         # At 0 all windows of a long text weigh the same
         self.window_query = nn.Parameter(torch.zeros(hidden_size)) if options.window else None
+        # At 0 a word is what the encoder makes of it
+        self.word_shapes = nn.Parameter(torch.zeros(NUM_SHAPES, hidden_size)) if options.word_shapes else None
         self.dropout = nn.Dropout(options.dropout)
         self.shared = nn.ModuleList(
             nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Dropout(options.dropout))
@@ -225,6 +229,8 @@ class OutputLayer(nn.Module):
             vectors = {"text": self.text_vectors(hidden, inputs)}
         if "word_starts" in inputs and hidden is not None:
             vectors["words"] = word_vectors(hidden, inputs, self.word_pooling)
+        if self.word_shapes is not None:
+            vectors["words"] = vectors["words"] + F.embedding(inputs["word_shapes"], self.word_shapes)
         for level, vector in vectors.items():
             vector = self.dropout(vector)
             for layer in self.shared:
@@ -691,6 +697,7 @@ def build_model(
         task_weights=config.task_weights_by_name(),
         pooling=pooling,
         word_pooling=word_pooling,
+        word_shapes=bool(config.word_shapes) and any(task.needs_words for task in tasks.values()),
         window=config.max_length if config.long_text == "windows" else 0,
     )
     model = MyModel(encoder, hidden_size, tasks, options)
@@ -743,7 +750,6 @@ def load_with_featurizer(
 ) -> tuple[MyModel, Featurizer, Config]:
     """(model, Featurizer, config) of a checkpoint; the Featurizer reads texts as in training."""
     model, tokenizer, tasks, trained = load_checkpoint(folder, base_path, base_hub)
-    word_ends = model.output_layer.word_pooling != "first"
-    options = trained.max_length, trained.window_stride, trained.long_text
-    featurizer = Featurizer(tokenizer, tasks, *options, word_ends)
+    layer, options = model.output_layer, (trained.max_length, trained.window_stride, trained.long_text)
+    featurizer = Featurizer(tokenizer, tasks, *options, layer.word_pooling != "first", layer.word_shapes is not None)
     return model, featurizer.fit(map(type, model.output_layer.heads.values())), trained

@@ -20,7 +20,7 @@ from engine.model.span_pointer import encode
 from engine.run.files import sha256
 from engine.task.task import IGNORE, PLACES, Task, tasks_to_json
 from engine.task.text import HAN_CHARACTER, text_of, token_unit
-from engine.task.words import texts_to_encode
+from engine.task.words import shape_of, texts_to_encode
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -35,6 +35,7 @@ class Featurizer:
     max_length. tokenizer: None with --encoder none. stride: overlap of windows in sub-tokens, -1 for truncation; None:
     max_length / 4. long_text: as in `Cutter`.
     word_ends: also return the last sub-token of each word, for models that use it for pooling.
+    word_shapes: also return how each word is written (`shape_of`), for models that read it.
     """
 
     def __init__(
@@ -45,13 +46,14 @@ class Featurizer:
         stride: int | None = -1,
         long_text: str = "head",
         word_ends: bool = False,
+        word_shapes: bool = False,
     ):
         self.tokenizer, self.tasks, self.max_length = tokenizer, tasks, max_length
         self.long_text = "head" if long_text == "auto" else long_text  # until the data decides (long_texts.py)
         self.stride = max_length // 4 if stride is None else stride
         self.pad_to_multiple = 1  # 8 suits a GPU's tensor cores
         self.tagging = any(task.needs_words for task in tasks.values())  # or spans
-        self.word_ends = word_ends and self.tagging
+        self.word_ends, self.word_shapes = word_ends and self.tagging, word_shapes and self.tagging
         self.pad_id = tokenizer.pad_token_id if tokenizer else 0
         # Replaces words and texts without tokens. Byte-level tokenizers have no unknown token
         self.filler = tokenizer and (tokenizer.unk_token or tokenizer.pad_token)
@@ -92,6 +94,7 @@ class Featurizer:
         version = 4  # increment when the columns change
         depends = [version, tokenizer, tasks_to_json(self.tasks), self.max_length, self.stride, self.long_text]
         depends += ["word ends"] if self.word_ends else []
+        depends += ["word shapes"] if self.word_shapes else []
         depends += [self.apart, self.markers] if self.apart or self.markers else []
         depends += ["own inputs"] if self.fields else []
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
@@ -114,6 +117,8 @@ class Featurizer:
             columns["word_starts"] = Ragged.from_lists([feature.word_starts for feature in features])
             if self.word_ends:
                 columns["word_ends"] = Ragged.from_lists([feature.word_ends for feature in features])
+            if self.word_shapes:
+                columns["word_shapes"] = Ragged.from_lists([word_shapes(f, examples[f.example]) for f in features])
             columns["first_word"] = np.array([feature.first_word for feature in features], np.int32)
             num_words = [
                 len(examples[feature.example]["tokens"]) if feature.num_cut else len(feature.word_starts)
@@ -210,6 +215,12 @@ def spans_within(feature: Feature, spans: list[Any] | None, label_ids: dict[str,
         return None
     inside: list[Any] = [(*(place - start for place in places), label_ids.get(label)) for *places, label in spans]
     return sorted(item for item in inside if min(item[:-1]) >= 0 and max(item[:-1]) < size and item[-1] is not None)
+
+
+def word_shapes(feature: Feature, example: dict[str, Any]) -> list[int]:
+    """Returns the shapes of the words of a window."""
+    first = feature.first_word
+    return [shape_of(word) for word in example["tokens"][first : first + len(feature.word_starts)]]
 
 
 def separator_of(tokenizer: Any) -> str | None:

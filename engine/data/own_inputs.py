@@ -15,7 +15,8 @@ from engine.errors import UserError
 from engine.task.task import Task, has_no_text
 
 logger = logging.getLogger("template")
-BUILT_IN = ("input_ids", "attention_mask", "token_type_ids", "word_starts", "word_ends", "word_mask", "extras")
+OF_WORDS = ("word_starts", "word_ends", "word_mask", "word_shapes")
+BUILT_IN = ("input_ids", "attention_mask", "token_type_ids", *OF_WORDS, "extras")
 
 
 def extra_field(columns: Iterable[str], statistics: Mapping[str, Mapping[str, float]] | None = None) -> Field:

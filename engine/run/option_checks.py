@@ -77,7 +77,7 @@ def task_weights_by_name(text: str) -> dict[str, float]:
 FOR_TEXTS = "pretrain_model_path init_from special_tokens shared_layers freeze_layers unlabelled teacher compile "
 FOR_TEXTS += "use_fgm use_pgd use_freelb use_smart"
 # … and these have no effect
-OF_TEXTS = "max_length long_text window_stride vocab_size hidden_size num_layers pooling word_pooling"
+OF_TEXTS = "max_length long_text window_stride vocab_size hidden_size num_layers pooling word_pooling word_shapes"
 
 
 def refuse_text_options(config: Any) -> None:
@@ -248,4 +248,6 @@ def unused_options(config: Any, kinds: Sequence[str]) -> list[str]:
         unused.append(f"--long_text={config.long_text} has no effect: all tasks are tagging (see --window_stride)")
     if config.word_pooling != "auto" and not any(map(needs_words, kinds)):
         unused.append(f"--word_pooling={config.word_pooling} has no effect: none of the tasks is tagging")
+    if config.word_shapes and not any(map(needs_words, kinds)):
+        unused.append("--word_shapes has no effect: none of the tasks is tagging")
     return unused

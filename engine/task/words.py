@@ -14,6 +14,7 @@ INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")  # Unicode categories of control and 
 # Limits for spans and relations, since an untrained model accepts half of them: the minimum score (a probability of
 # 1.8 %), even if the threshold chosen on dev is lower, and the maximum number of spans, or relations, per word
 LOWEST_SCORE, SPANS_PER_WORD = -4.0, 4
+NUM_SHAPES = 7  # of words, see `shape_of`; 0 is padding
 SUBJECTS_PER_WORD = 2  # maximum number of subjects, and of objects, per word of a text that are paired
 
 
@@ -58,6 +59,27 @@ def text_or_tokens(value: Any, text: Any) -> dict[str, Any]:
     words = [token for token in value if isinstance(token, str)]
     is_whole = isinstance(text, str) and place_tokens(text, words) is not None
     return {"text": text, "tokens": value} if is_whole else {"tokens": value}
+
+
+def shape_of(word: str) -> int:
+    """Returns how a word is written: 1 in lower case or, as in Chinese, without case; 2 capitalised; 3 in capitals;
+    4 in another mixture of case; 5 with digits; 6 neither letters nor digits. Less than NUM_SHAPES."""
+    if any(map(str.isdigit, word)):
+        return 5
+    letters = "".join(filter(str.isalpha, word))
+    if not letters:
+        return 6
+    if not any(letter.isupper() or letter.istitle() for letter in letters):
+        return 1
+    if letters[1:] == letters[1:].lower():
+        return 2
+    return 3 if letters == letters.upper() else 4
+
+
+def has_capitals(words: Iterable[str]) -> bool:
+    """Whether some words, but not all with letters, have capitals."""
+    shapes = {shape_of(word) for word in words}
+    return 1 in shapes and bool(shapes & {2, 3, 4})
 
 
 def text_and_offsets(example: dict[str, Any], unit: str, han: Any) -> tuple[str, Offsets | None]:

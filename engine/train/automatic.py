@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from engine.run import distributed
 from engine.run.device import has_bf16, require_precision
 from engine.run.run_folder import read_options
 from engine.task.task import classifies_texts, needs_words
+from engine.task.words import has_capitals
 from engine.train.optimization import (
     BATCH_SIZES,
     batch_size_of,
@@ -44,7 +45,7 @@ BF16_HIDDEN_SIZE = 256
 # --few_shot auto is on up to this number of labelled training texts: 64 each of 21 intents of ATIS, of which some have
 # fewer (benchmarks/RESULTS.md)
 FEW_TEXTS = 640
-FORMERLY = {"few_shot": False}  # what options were in runs that do not name them yet
+FORMERLY = {"few_shot": False, "word_shapes": False}  # what options were in runs that do not name them yet
 MANY, ROWS = 0.05, 5000  # of the training texts, from which --long_text auto chooses windows; texts that it looks at
 REHEARSAL = 10  # epochs of --debug, whose 64 examples say nothing about the size of the data
 
@@ -159,6 +160,25 @@ def resolve_long_text(
         return "head" if why else "windows"
 
     featurizer.long_text = distributed.from_first(choose)
+
+
+def resolve_word_shapes(config: Any, featurizer: Any, read: Callable[[], Iterator[tuple[Any, dict]]]) -> None:
+    """Sets whether the Featurizer returns word shapes, with --word_shapes auto if the tokenizer ignores case, and the
+    first ROWS training texts have words with and without capitals. read: as in `resolve_long_text`"""
+    if not featurizer.tagging or not featurizer.tokenizer:
+        featurizer.word_shapes = False
+    elif config.is_auto("word_shapes"):
+        texts = (example["tokens"] for _, example in islice(read(), ROWS))
+        useful = distributed.from_first(lambda: ignores_case(featurizer.tokenizer) and has_capitals(chain(*texts)))
+        featurizer.word_shapes = useful
+        if useful:
+            logger.info("--word_shapes auto: on, as the tokenizer ignores case (--word_shapes False: off)")
+
+
+def ignores_case(tokenizer: Any) -> bool:
+    """Whether a tokenizer reads "Aa" and "aa" as the same."""
+    upper, lower = (tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in ("Aa", "aa"))
+    return upper == lower and tokenizer.unk_token_id not in lower
 
 
 def why_no_windows(config: Any, featurizer: Any, heads: Iterable[Any]) -> str:

@@ -22,7 +22,7 @@ from trainer import Trainer
 MIXES_PADDING = ("fnet", "convbert", "nystromformer", "yoso")  # families whose outputs depend on padding by design
 ROOT = Path(__file__).resolve().parents[2]
 BY_TOKEN = ("input_ids", "attention_mask", "token_type_ids")  # the inputs that padding makes longer
-FROM_TEXT = (*BY_TOKEN, "word_starts", "word_ends", "word_mask")
+FROM_TEXT = (*BY_TOKEN, "word_starts", "word_ends", "word_mask", "word_shapes")
 Tensors = dict[str, torch.Tensor]  # inputs by name; labels or logits by task
 
 

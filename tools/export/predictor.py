@@ -55,7 +55,7 @@ else:  # in an exported folder, where no __pycache__ is written
     sys.dont_write_bytecode = before
 
 MAX_TOKENS = 512  # per batch; larger batches are slower
-INPUTS = ("input_ids", "attention_mask", "token_type_ids", "word_starts", "word_ends", "word_mask")
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "word_starts", "word_ends", "word_mask", "word_shapes")
 Example = dict[str, Any]  # a valid row: text or tokens, and id, text_pair, extras
 Task = dict[str, Any]  # a task of predictor.json
 Answer = tuple[Any, Any]  # (label, probability)
@@ -89,6 +89,7 @@ SETTINGS = {
     "stride": Range(-1, 2**31),
     "long_text": AnyOf("windows", "head", "tail", "head_tail"),
     "word_ends": bool,
+    Optional("word_shapes"): bool,  # False in an earlier export
     "unit": AnyOf("word", "character", "character+blank", None),
     "pairs": bool,
     "apart": bool,
@@ -181,6 +182,7 @@ class Encoder:
         fields = settings["fields"].items()
         self.fields = usable(folder / "predictor.json", lambda _: {name: Field(**field) for name, field in fields})
         self.columns = [column for field in self.fields.values() for column in field.columns]
+        self.word_shapes = settings.get("word_shapes", False)
         self.word_ends, self.apart = settings["word_ends"], settings["apart"] and self.pairs
         max_length, stride, long_text = (settings[name] for name in ("max_length", "stride", "long_text"))
         self.cutter = Cutter(max_length, stride, long_text, self.unit is not None, settings["markers"])
@@ -522,7 +524,8 @@ class Predictor:
         width = max(len(feature.word_starts) for feature in features)
         ids = np.full((size, length), self.pad_id, np.int64)
         mask, types = np.zeros((size, length), np.int64), np.zeros((size, length), np.int64)
-        starts, ends, words = (np.zeros((size, width), kind) for kind in (np.int64, np.int64, bool))
+        starts, ends, shapes = np.zeros((3, size, width), np.int64)
+        words = np.zeros((size, width), bool)
         for i, feature in enumerate(features):
             num_tokens, num_words = len(feature.input_ids), len(feature.word_starts)
             ids[i, :num_tokens], mask[i, :num_tokens] = feature.input_ids, 1
@@ -531,10 +534,13 @@ class Predictor:
             starts[i, :num_words], words[i, :num_words] = feature.word_starts, True
             if self.encode.word_ends:
                 ends[i, :num_words] = feature.word_ends
+            if self.encode.word_shapes:
+                tokens = encoded[feature.example].example["tokens"][feature.first_word :]
+                shapes[i, :num_words] = list(map(task_words.shape_of, tokens[:num_words]))
         inputs: dict[str, np.ndarray] = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
         shape = (size, -1, window) if window else (size, length)
         inputs = {name: array.reshape(shape) for name, array in inputs.items()}
-        inputs |= {"word_starts": starts, "word_ends": ends, "word_mask": words}
+        inputs |= {"word_starts": starts, "word_ends": ends, "word_mask": words, "word_shapes": shapes}
         for name, field in self.encode.fields.items():
             values = [encoded[feature.example].example["inputs"][name] for feature in features]
             if field.level == "words":

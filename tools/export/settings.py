@@ -106,6 +106,7 @@ def write_settings(folder: Path, model: MyModel, featurizer: Featurizer) -> None
         "stride": featurizer.stride,
         "long_text": featurizer.long_text,
         "word_ends": featurizer.word_ends,
+        "word_shapes": featurizer.word_shapes,
         "unit": text.token_unit(featurizer.tasks),
         "pairs": pairs_of(featurizer.tasks),
         "apart": featurizer.apart,
