@@ -109,8 +109,8 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     )
     word_shapes: bool | None = option(
         None,
-        "tell the heads for words how each word is written: its case, digits (default: auto, on if the tokenizer "
-        "ignores case and train has words with and without capitals)",
+        "tell the heads for words how each word is written: its case, digits (default: auto, on if a pretrained "
+        "encoder's tokenizer ignores case and train has words with and without capitals)",
         parse=parse_auto_bool,
         auto=None,
     )
@@ -254,7 +254,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     few_shot: bool | None = option(
         None,
         "for few labels per class: a contrastive loss, and the label frequencies of dev (default: auto, on with a "
-        "pretrained encoder and at most 640 labelled texts, if all tasks classify texts)",
+        "pretrained encoder and at most 400 labelled texts, if all tasks classify texts)",
         parse=parse_auto_bool,
         auto=None,
     )

@@ -42,9 +42,9 @@ logger = logging.getLogger("template")
 # bf16 makes a training step of an encoder this wide 1.4 times as fast, one of hidden size 128 only 1.16 times
 # (docs/performance.md); smaller encoders stay in fp32, so that their scores are the same on every machine
 BF16_HIDDEN_SIZE = 256
-# --few_shot auto is on up to this number of labelled training texts: 64 each of 21 intents of ATIS, of which some have
-# fewer (benchmarks/RESULTS.md)
-FEW_TEXTS = 640
+# --few_shot auto is on up to this number of labelled training texts: between 16 each of 21 intents of ATIS, of which
+# some have fewer, where it helps, and 64 each, 600 texts, where it does not (benchmarks/RESULTS.md)
+FEW_TEXTS = 400
 FORMERLY = {"few_shot": False, "word_shapes": False}  # what options were in runs that do not name them yet
 MANY, ROWS = 0.05, 5000  # of the training texts, from which --long_text auto chooses windows; texts that it looks at
 REHEARSAL = 10  # epochs of --debug, whose 64 examples say nothing about the size of the data
@@ -163,15 +163,15 @@ def resolve_long_text(
 
 
 def resolve_word_shapes(config: Any, featurizer: Any, read: Callable[[], Iterator[tuple[Any, dict]]]) -> None:
-    """Sets whether the Featurizer returns word shapes, with --word_shapes auto if the tokenizer ignores case, and the
-    first ROWS training texts have words with and without capitals. read: as in `resolve_long_text`"""
+    """Sets whether the Featurizer returns word shapes, with --word_shapes auto if the tokenizer of a pretrained encoder
+    ignores case, and the first ROWS training texts have words with and without capitals. read: as above"""
     if not featurizer.tagging or not featurizer.tokenizer:
         featurizer.word_shapes = False
     elif config.is_auto("word_shapes"):
-        texts = (example["tokens"] for _, example in islice(read(), ROWS))
-        useful = distributed.from_first(lambda: ignores_case(featurizer.tokenizer) and has_capitals(chain(*texts)))
-        featurizer.word_shapes = useful
-        if useful:
+        blind = is_pretrained(config) and ignores_case(featurizer.tokenizer)  # without one it has not been measured
+        texts = (example["tokens"] for _, example in islice(read() if blind else (), ROWS))
+        featurizer.word_shapes = distributed.from_first(lambda: has_capitals(chain.from_iterable(texts)))
+        if featurizer.word_shapes:
             logger.info("--word_shapes auto: on, as the tokenizer ignores case (--word_shapes False: off)")
 
 
