@@ -342,7 +342,7 @@ def resume_row(data, folder, device, clock, reserve):
         return subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
     def sums(name):
-        files = ("checkpoints/best/model.safetensors", "metrics.jsonl")
+        files = ("checkpoints/best/weights.safetensors", "metrics.jsonl")
         return [hashlib.sha256((folder / name / file).read_bytes()).hexdigest() for file in files]
 
     killed = start("stopped")

@@ -39,7 +39,7 @@ LABELS = {"atis_airfare": "fare", "atis_ground_service": "transport"}
 SIZES = {"train": 300, "dev": 100, "test": 200}
 VARIANTS = {"windows": "--long_text windows --max_length 64 --window_stride 8", "head": "--long_text head"}
 SENTENCES = "--hidden_size 64 --num_layers 1 --pooling mean --epochs 4 --random_seed 1"
-SMALL = "--batch_size 4 --lr 1e-3 --epochs 4 --early_stop_patience 0 --dropout 0"
+SMALL = "--batch_size 4 --lr 1e-3 --epochs 8 --early_stop_patience 3 --dropout 0"
 
 
 def sentences_of(folder):

@@ -145,8 +145,8 @@ def digest(name):
     folder = WORK / "runs" / name
     last = checkpoint.step_folders(folder / "checkpoints")[0]
     files = [
-        *(last / f for f in ("model.safetensors", "training.safetensors", "training.json")),
-        folder / "checkpoints/best/model.safetensors",
+        *(last / f for f in ("weights.safetensors", "training.safetensors", "training.json")),
+        folder / "checkpoints/best/weights.safetensors",
         *(folder / f for f in ("metrics.jsonl", "eval.json", "predictions.csv")),
     ]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files} | {

@@ -437,7 +437,7 @@ def test_killed_and_started_again_it_goes_on(corpus, tmp_path, background):
     killed.wait()
     assert not (tmp_path / "out/pretraining.json").exists()
     (checkpoints / "checkpoint-99999").mkdir()  # as a kill in the middle of saving leaves it
-    (checkpoints / "checkpoint-99999/model.safetensors").write_bytes(b"half")
+    (checkpoints / "checkpoint-99999/weights.safetensors").write_bytes(b"half")
     other = background(PRETRAIN, *flags, "--output_dir", "out", "--mlm_probability", "0.3")
     assert "mlm_probability was 0.15, is 0.3" in other.printed() and other.returncode == 2
     again = background(PRETRAIN, *flags, "--output_dir", "out")
@@ -514,7 +514,7 @@ def test_from_texts_to_a_fine_tuned_model(sample, tmp_path, command):
     assert "dev" in read_json(tmp_path / "output/mine/eval.json")
     ours = load_file(tmp_path / "encoder/model.safetensors")["bert.embeddings.word_embeddings.weight"]
     assert (
-        load_file(tmp_path / "output/mine/checkpoints/best/model.safetensors")[
+        load_file(tmp_path / "output/mine/checkpoints/best/weights.safetensors")[
             "encoder.embeddings.word_embeddings.weight"
         ].shape
         == ours.shape

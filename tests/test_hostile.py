@@ -373,11 +373,11 @@ def test_a_damaged_manifest_falls_back_to_the_checkpoint_before(text, tmp_path):
         ("args.json", {"num_layers": 10**9}),
         ("labels.json", []),
         ("labels.json", {"intent": {"type": "classification", "labels": [1]}}),
-        ("config.json", {"hidden_size": 10**9}),
-        ("config.json", {"num_hidden_layers": 10**400}),
-        ("config.json", {"num_hidden_layers": 10**9}),
-        ("config.json", {"num_labels": 10**12}),
-        ("config.json", {"vocab_size": "many"}),
+        ("encoder.json", {"hidden_size": 10**9}),
+        ("encoder.json", {"num_hidden_layers": 10**400}),
+        ("encoder.json", {"num_hidden_layers": 10**9}),
+        ("encoder.json", {"num_labels": 10**12}),
+        ("encoder.json", {"vocab_size": "many"}),
     ],
 )
 def test_a_sealed_checkpoint_of_wrong_values_is_one_line(name, change, run, tmp_path):
@@ -396,9 +396,9 @@ def test_weights_that_are_not_finite_are_refused(run, command, tmp_path):
 
     folder = tmp_path / "best"
     shutil.copytree(run[0] / "checkpoints/best", folder)
-    tensors = load_file(folder / "model.safetensors")
+    tensors = load_file(folder / "weights.safetensors")
     tensors["output_layer.heads.intent.linear.weight"][0, 0] = np.nan
-    save_file(tensors, folder / "model.safetensors")
+    save_file(tensors, folder / "weights.safetensors")
     seal(folder)
     (tmp_path / "texts.txt").write_text("play a song\n")
     flags = ["--checkpoint", folder, "--output_dir", tmp_path / "out"]

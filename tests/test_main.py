@@ -106,7 +106,7 @@ def test_the_originals_launch_line_runs_unchanged_but_for_device_and_paths(comma
     )
     assert done.returncode == 0, done.stderr
     log = (tmp_path / "logs/a.log").read_text()
-    assert (tmp_path / "models/v1/checkpoints/best/model.safetensors").exists() and "peak rates" in log
+    assert (tmp_path / "models/v1/checkpoints/best/weights.safetensors").exists() and "peak rates" in log
     version = (ROOT / "VERSION").read_text().strip()
     assert f"INFO version {version}: " in log.splitlines()[0] and "--save_epoch=50" in log.splitlines()[0]
     assert command("main.py", "--version").stdout.strip() == version
@@ -225,6 +225,6 @@ def test_without_tools_it_trains_resumes_evaluates_and_predicts(sample, tmp_path
         assert "resumed from" in printed and "no report: tools/report is missing" in printed
         printed = forks.run(["main.py", "--debug", *flags], code=2)
         assert printed.splitlines()[-1].startswith("error: --debug needs tools/check")
-    for name in ("checkpoints/best/model.safetensors", "metrics.jsonl", "eval.json", "predictions.csv"):
+    for name in ("checkpoints/best/weights.safetensors", "metrics.jsonl", "eval.json", "predictions.csv"):
         assert (work / "output/cut" / name).read_bytes() == (work / "output/whole" / name).read_bytes(), name
     assert not (work / "output/cut/report.html").exists() and (work / "output/whole/report.html").exists()

@@ -110,7 +110,8 @@ EVIL = {
 def poison(folder, canary, name):
     """Makes a folder ask for code that lies beside its files, as trust_remote_code would run it."""
     (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')\n")
-    edit_json(folder / name, **EVIL[name])
+    place = "encoder.json" if (folder / "encoder.json").exists() and name == "config.json" else name
+    edit_json(folder / place, **EVIL[name])
 
 
 @pytest.fixture
@@ -239,7 +240,7 @@ def test_every_loader_says_that_it_trusts_no_code():
 
 
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "training.safetensors", "training.json", "args.json", "labels.json", "config.json"]
+    "name", ["weights.safetensors", "training.safetensors", "training.json", "args.json", "labels.json", "encoder.json"]
 )
 def test_a_checkpoint_with_a_pickle_in_any_file_is_refused(name, tiny, tmp_path):
     config = tiny(epochs=1)

@@ -593,13 +593,16 @@ def test_debug_rehearses_without_touching_the_real_run(tiny):
         and (config.run_dir / "predictions.csv").exists()
     )
     main_module.main(config)
-    assert load_file(config.run_dir / "checkpoints/best/model.safetensors")
+    assert load_file(config.run_dir / "checkpoints/best/weights.safetensors")
 
 
 def test_zero_epochs_evaluate_the_model_as_it_is(tiny):
     config = tiny(epochs=0, do_train=True, do_eval=True)
     main_module.main(config)
-    saved, fresh = load_file(config.run_dir / "checkpoints/best/model.safetensors"), make_trainer(tiny(epochs=0)).model
+    saved, fresh = (
+        load_file(config.run_dir / "checkpoints/best/weights.safetensors"),
+        make_trainer(tiny(epochs=0)).model,
+    )
     assert all(torch.equal(saved[name], p) for name, p in fresh.named_parameters())
     assert read_json(config.run_dir / "eval.json")["dev"]["loss"] > 0
 
@@ -733,7 +736,7 @@ def test_a_head_of_your_own_is_one_class_and_one_line(own, tiny, sample, tmp_pat
     assert f"{task}_{'f1' if own == 'deep_tagging' else 'accuracy'}" in scores
     assert any(
         "heads." + task + ".linear.2" in name
-        for name in load_file(config.run_dir / "checkpoints/best/model.safetensors")
+        for name in load_file(config.run_dir / "checkpoints/best/weights.safetensors")
     )
 
 
@@ -844,6 +847,6 @@ def test_the_losses_are_those_of_the_plain_slow_path(tiny):
     assert len(ours) == len(plain) == 8
     np.testing.assert_allclose(ours, plain, rtol=2e-4)
     for name, tensor in load_file(
-        sorted((config.run_dir / "checkpoints").glob("step_*"))[-1] / "model.safetensors"
+        sorted((config.run_dir / "checkpoints").glob("step_*"))[-1] / "weights.safetensors"
     ).items():
         torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-3, atol=1e-5)

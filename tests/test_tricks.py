@@ -749,7 +749,7 @@ def test_all_weights_and_random_states_return_after_a_score(tiny):
     assert all(torch.equal(a, b) for a, b in zip(weights(trainer.model), before["own"]))
     assert not torch.equal(before["own"][0], before["scored"][0])
     last = checkpoint.step_folders(trainer.checkpoints)[0]
-    saved, training = load_file(last / "model.safetensors"), load_file(last / "training.safetensors")
+    saved, training = load_file(last / "weights.safetensors"), load_file(last / "training.safetensors")
     for (name, _), own, average in zip(trainer.model.named_parameters(), before["own"], before["scored"]):
         assert torch.equal(saved[name], own) and torch.equal(training[f"tricks.EMA.average.{name}"], average)
 
@@ -760,8 +760,8 @@ def test_the_best_checkpoint_has_the_averaged_weights_and_their_scores(tiny, tmp
     for options in (dict(use_ema=True, epochs=1), dict(use_swa=True, swa_start=0.0, epochs=2)):
         config = tiny(model_version=str(options), monitor="loss", precision="fp32", **options)
         trainer = train(config)
-        best = load_file(config.run_dir / "checkpoints/best/model.safetensors")
-        raw = load_file(checkpoint.step_folders(trainer.checkpoints)[0] / "model.safetensors")
+        best = load_file(config.run_dir / "checkpoints/best/weights.safetensors")
+        raw = load_file(checkpoint.step_folders(trainer.checkpoints)[0] / "weights.safetensors")
         average = trainer.tricks[0].average
         assert all(torch.equal(best[name], average[name]) for name in average)
         assert not all(torch.equal(best[name], raw[name]) for name in average)
@@ -795,7 +795,7 @@ def test_the_soup_of_a_real_run_is_the_greedy_one_and_the_best_checkpoint_has_it
     scores = [score(mean_of([epochs[i] for i in soup])) for soup in soups]
     assert max(map(len, soups)) > 1 and trainer.progress.best_score == pytest.approx(max(scores))
     kept = soups[scores.index(max(scores))]
-    best = load_file(config.run_dir / "checkpoints/best/model.safetensors")
+    best = load_file(config.run_dir / "checkpoints/best/weights.safetensors")
     for (name, _), wanted in zip(trainer.model.named_parameters(), mean_of([epochs[i] for i in kept])):
         torch.testing.assert_close(best[name], wanted, rtol=1e-5, atol=1e-7)
 

@@ -76,12 +76,12 @@ def saved_tokenizer(folder: Path) -> Any:
     """The tokenizer of a checkpoint. Raises UserError if it does not load."""
     from transformers import AutoTokenizer
 
-    from engine.model.encoders import require_plausible  # here, as it imports torch
+    from engine.model.encoders import require_plausible, shape_file  # here, as it imports torch
     from engine.run.compat import let_words_in
 
     try:
-        if (folder / "config.json").exists():  # a BiLSTM has none
-            require_plausible(folder)
+        if shape_file(folder).exists():  # a BiLSTM has none
+            require_plausible(shape_file(folder))
         return let_words_in(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     except UserError:
         raise

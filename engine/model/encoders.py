@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 BOTH_WAYS = ("xlnet", "bert-generation")  # also predict the next word, but every token sees the whole text
 ENDS_WITH_CLS = ("xlnet",)
+ENCODER_FILE = "encoder.json"  # the config of the encoder in a checkpoint
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MAX_COUNTED, MAX_SIZE = 2**16, 2**62  # limits for numbers of layers, heads, labels, …; for all other numbers
 PLAIN_ATTENTION = (None, "eager", "sdpa")
@@ -66,6 +67,13 @@ def read_shape(name: str | Path, revision: str | None = None) -> PretrainedConfi
     return shape
 
 
+def shape_file(folder: str | Path) -> Path:
+    """The config of the encoder in one of our checkpoints. It is no config.json, with which transformers would build an
+    encoder of random weights there; earlier checkpoints have one."""
+    path = Path(folder) / ENCODER_FILE
+    return path if path.exists() else path.with_name("config.json")
+
+
 def require_plausible(name: str | Path, revision: str | None = None) -> None:
     """Raises UserError for a number in config.json that would make transformers build an endless number of layers or
     label names. Call it before anything else is loaded from there: a tokenizer builds the config too."""
@@ -81,7 +89,7 @@ def refuse_size(values: dict, name: str | Path) -> None:
         if isinstance(value, int | float):
             counts = "num" in key or "layer" in key or key.startswith("n_")
             if not -MAX_SIZE <= value <= (MAX_COUNTED if counts else MAX_SIZE):
-                raise UserError(f"{name}: config.json has {key} = {str(value)[:30]}, which no model has")
+                raise UserError(f"{name}: {key} is {str(value)[:30]}, which no model has")
 
 
 def restrict_to_builtin_code(shape: PretrainedConfig, name: str | Path) -> None:
@@ -103,7 +111,7 @@ def pretrained_shape(config: Any, own: Path | None = None) -> PretrainedConfig |
     if not (config.pretrain_model_path or config.init_from) or config.encoder != "transformer":
         return None
     if own or config.init_from:
-        place: str | Path = own or checkpoint_of(config.init_from)
+        place: str | Path = shape_file(own or checkpoint_of(config.init_from))
     else:
         place = locate(config.pretrain_model_path, config.model_hub)
     try:
@@ -133,7 +141,7 @@ def build_transformer(
         encoder = lora.load_base(checkpoint, base, base_path, config.model_hub, load)
     elif checkpoint:
         try:
-            shape = read_shape(checkpoint)
+            shape = read_shape(shape_file(checkpoint))
             encoder = AutoModel.from_config(
                 shape, trust_remote_code=False, **compat.dtype_option(DTYPES[config.load_dtype])
             )

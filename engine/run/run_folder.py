@@ -21,6 +21,9 @@ logger = logging.getLogger("template")
 EVALUATE = "evaluate the run again: python main.py --do_eval --model_version NAME"
 GONE = {"interactive", "demo", "demo_address", "do_report", "compare"}  # former options that no run depends on
 SCORES = {str: Number}  # scores of one part of the data, in eval.json
+# Names that other libraries do not know. With a config.json and a model.safetensors, AutoModel.from_pretrained would
+# load neither the encoder's weights, whose names have a prefix here, nor the heads, but random numbers
+WEIGHTS_FILE = "weights.safetensors"
 
 
 def close_log() -> None:
@@ -169,6 +172,12 @@ def checkpoint_of(path: str | Path, advice: str = "train it, or name another fol
     if reason := verify(folder):
         raise UserError(f"{folder}: damaged checkpoint, {reason}; name another checkpoint, or train again")
     return folder
+
+
+def weights_file(folder: Path) -> Path:
+    """The weights of a checkpoint; earlier ones have the name by which transformers looks for its own."""
+    path = folder / WEIGHTS_FILE
+    return path if path.exists() else path.with_name("model.safetensors")
 
 
 def refuse_own(name: str | Path, sign: str) -> None:

@@ -168,7 +168,8 @@ def resolve_word_shapes(config: Any, featurizer: Any, read: Callable[[], Iterato
     if not featurizer.tagging or not featurizer.tokenizer:
         featurizer.word_shapes = False
     elif config.is_auto("word_shapes"):
-        blind = is_pretrained(config) and ignores_case(featurizer.tokenizer)  # without one it has not been measured
+        # with --init_from it is as it was, and from scratch it has not been measured
+        blind = bool(config.pretrain_model_path) and is_pretrained(config) and ignores_case(featurizer.tokenizer)
         texts = (example["tokens"] for _, example in islice(read() if blind else (), ROWS))
         featurizer.word_shapes = distributed.from_first(lambda: has_capitals(chain.from_iterable(texts)))
         if featurizer.word_shapes:

@@ -25,11 +25,13 @@ from safetensors.torch import load_file, save_file
 
 from engine.errors import UserError
 from engine.model import lora
+from engine.model.encoders import ENCODER_FILE
 from engine.model.head import TEMPERATURE
 from engine.run import distributed
 from engine.run.command_line import first_line, torch_mistake
 from engine.run.device import name_of, random_state, set_random_state
 from engine.run.files import clean_temporaries, replace_folder, sync, verify, write_json
+from engine.run.run_folder import WEIGHTS_FILE, weights_file
 from engine.schema import AnyOf, Number, Optional, Range, SchemaError, like, mismatch, read_json
 from engine.task.task import Task, read_tasks, tasks_to_json
 
@@ -78,11 +80,11 @@ class Writer:
         tensors, values = (snapshot(training[0]), copy.deepcopy(training[1])) if training else (None, None)
 
         def fill(temporary: Path) -> None:
-            save_file(weights, temporary / "model.safetensors")
+            save_file(weights, temporary / WEIGHTS_FILE)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(temporary)
             if hasattr(encoder, "config"):
-                encoder.config.save_pretrained(temporary)
+                encoder.config.to_json_file(temporary / ENCODER_FILE)
             if base and not merge:
                 write_json(temporary / lora.BASE_FILE, base)
             write_json(temporary / "labels.json", tasks_to_json(self.tasks))
@@ -172,15 +174,16 @@ def require_whole(folder: Path) -> None:
 def weights_sum(folder: Path) -> Any:
     """SHA-256 of a checkpoint's weights, from its manifest; None if that cannot be read."""
     with suppress(OSError, ValueError, AttributeError):
-        return json.loads((folder / "manifest.json").read_text(encoding="utf-8")).get("model.safetensors")
+        sums = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return sums.get(weights_file(folder).name)
 
 
 def read_weights(folder: Path, model: Any) -> dict[str, torch.Tensor]:
     """{name: tensor} of a checkpoint. Raises UserError if they are not finite, but a buffer may hold an infinity."""
     try:
-        tensors = load_file(folder / "model.safetensors")
+        tensors = load_file(weights_file(folder))
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder}: model.safetensors cannot be read ({first_line(error)})") from None
+        raise UserError(f"{weights_file(folder)}: cannot be read ({first_line(error)})") from None
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():
         if torch.isnan(tensor).any() or (name in parameters and not torch.isfinite(tensor).all()):

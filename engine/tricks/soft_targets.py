@@ -31,6 +31,7 @@ from engine.predict.predictions import prepare_inputs
 from engine.run import distributed
 from engine.run.device import can_pin
 from engine.run.files import sha256
+from engine.run.run_folder import weights_file
 
 CHUNK = 1024  # number of texts per record batch
 VERSION = 4  # of the cached format; increment it when the format changes
@@ -153,7 +154,7 @@ class Teacher:
 
     def factors_of(self, name: str, head: Any) -> torch.Tensor:
         """Returns exp(transitions / temperature) of the teacher's CRF up to a constant, (C, C); ones without a CRF."""
-        with safe_open(self.folder / "model.safetensors", "pt") as file:
+        with safe_open(weights_file(self.folder), "pt") as file:
             key = f"output_layer.heads.{name}.crf.transitions"
             if key not in set(file.keys()):
                 return torch.ones(len(head.task.labels), len(head.task.labels))

@@ -29,7 +29,7 @@ def test_digits_without_a_text(sample, tmp_path, fork_server, monkeypatch):
     with open(run / "predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     numbers = [int(row["id"]) for row in rows]
-    logits = plain_network(load_file(run / "checkpoints/best/model.safetensors"), pixels[numbers]).double()
+    logits = plain_network(load_file(run / "checkpoints/best/weights.safetensors"), pixels[numbers]).double()
     probabilities, best = logits.softmax(1).max(1)
     assert [row["target"] for row in rows] == [labels[i] for i in best]
     assert np.allclose([float(row["target_probability"]) for row in rows], probabilities, atol=2e-6)

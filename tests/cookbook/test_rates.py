@@ -27,7 +27,7 @@ def test_each_parameter_has_the_rate_and_the_decay_of_its_name(sample, tmp_path,
     found = {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]}
     done = int(last.name.removeprefix("step_"))
     factor = 0.1 + 0.9 * (1 - (done - 4) / (8 - 4))  # 60 rows in batches of 8, half of the 8 steps are warmup
-    before, after = (load_file(path / "model.safetensors") for path in (first, last))
+    before, after = (load_file(path / "weights.safetensors") for path in (first, last))
     after = {name: weights for name, weights in after.items() if not name.endswith("temperature")}  # buffers
     assert len(found) == len(after) and len(groups) == 9
     for name, weights in after.items():

@@ -121,7 +121,7 @@ def test_rotation_keeps_the_newest(tmp_path):
 
 
 WRITERS = {
-    "safetensors": lambda folder: save_file({"w": torch.zeros(1 << 18)}, folder / "model.safetensors"),
+    "safetensors": lambda folder: save_file({"w": torch.zeros(1 << 18)}, folder / "weights.safetensors"),
     "tokenizers": lambda folder: train_tokenizer(
         lambda: [f"word{i}" for i in range(20_000)] * 2, 30_000
     ).save_pretrained(folder),
@@ -183,7 +183,7 @@ def test_nothing_in_a_checkpoint_can_execute(tiny):
     train(config)
     kinds = {path.suffix for folder in (config.run_dir / "checkpoints").iterdir() for path in folder.iterdir()}
     assert kinds == {".json", ".safetensors"}
-    assert load_file(config.run_dir / "checkpoints/best/model.safetensors")
+    assert load_file(config.run_dir / "checkpoints/best/weights.safetensors")
 
 
 @pytest.mark.slow
@@ -247,7 +247,7 @@ def test_a_killed_and_repeated_command_ends_like_one_that_was_left_alone(sample,
             time.sleep(0.01)
         codes.append(process.wait())
     assert codes[0] == 143 and codes[1] == -9 and codes[2] == 0
-    for name in ("metrics.jsonl", "eval.json", "predictions.csv", "checkpoints/best/model.safetensors"):
+    for name in ("metrics.jsonl", "eval.json", "predictions.csv", "checkpoints/best/weights.safetensors"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
     assert (
         command("main.py", *flags[:3], *flags[4:], "--model_version", "whole").returncode == 2
@@ -360,7 +360,9 @@ def test_a_checkpoint_holds_the_weights_of_its_moment_though_training_goes_on(ti
     name = next(iter(trainer.model.state_dict()))
     for number in range(3):
         assert files.verify(trainer.checkpoints / f"copy_{number}") is None
-        assert torch.equal(load_file(trainer.checkpoints / f"copy_{number}/model.safetensors")[name], then * 2**number)
+        assert torch.equal(
+            load_file(trainer.checkpoints / f"copy_{number}/weights.safetensors")[name], then * 2**number
+        )
 
 
 def test_a_checkpoint_that_fails_in_its_thread_ends_the_run_in_one_line(tiny):
@@ -418,18 +420,18 @@ def test_a_damaged_best_names_the_checkpoints_that_are_whole(tiny, command, samp
     train(config)
     folder = config.run_dir / "checkpoints"
     (step,) = checkpoint.step_folders(folder)
-    hurt(folder / "best/model.safetensors")
+    hurt(folder / "best/weights.safetensors")
     flags = ["--do_eval", "--data_path", sample, "--output_dir", config.output_dir, "--model_version", "run"]
     done = command("main.py", *flags)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     line = done.stderr.splitlines()[-1]
-    assert "model.safetensors has changed since it was written" in line and f"{step.name} (the same weights)" in line
+    assert "weights.safetensors has changed since it was written" in line and f"{step.name} (the same weights)" in line
     assert line.endswith(f"--checkpoint {step}")
     done = command("main.py", *flags, "--checkpoint", step)  # the command that it names
     assert done.returncode == 0, done.stderr
     with pytest.raises(UserError, match="the same weights"):  # a finished run that is resumed loads its best too
         train(config)
-    hurt(step / "model.safetensors")
+    hurt(step / "weights.safetensors")
     with pytest.raises(UserError, match="none next to it is intact; train again"):
         load_checkpoint(folder / "best")
 
@@ -437,7 +439,7 @@ def test_a_damaged_best_names_the_checkpoints_that_are_whole(tiny, command, samp
 def test_a_checkpoint_of_other_weights_is_not_called_the_same(tiny):
     config = tiny(epochs=1, use_ema=True)
     train(config)
-    hurt(config.run_dir / "checkpoints/best/config.json")
+    hurt(config.run_dir / "checkpoints/best/encoder.json")
     with pytest.raises(UserError) as mistake:
         load_checkpoint(config.run_dir / "checkpoints/best")
     assert "step_00000008" in str(mistake.value) and "same weights" not in str(mistake.value)

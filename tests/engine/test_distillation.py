@@ -372,7 +372,7 @@ def test_answers_are_computed_once_and_anew_when_damaged(with_more, every_kind):
     train(with_more(model_version="third"))
     assert caches() == first
     runs = [fingerprints(with_more(model_version=name)) for name in ("first", "second", "third")]
-    assert all(run["last"]["model.safetensors"] == runs[0]["last"]["model.safetensors"] for run in runs)
+    assert all(run["last"]["weights.safetensors"] == runs[0]["last"]["weights.safetensors"] for run in runs)
 
 
 def test_unlabelled_texts_come_in_turn_and_labelled_ones_in_each_epoch(with_more):

@@ -154,7 +154,7 @@ ALL = ["--do_train", "--do_eval", "--do_predict", *RUN]
 
 
 def weights(folder):
-    return load_file(folder / "run/checkpoints/best/model.safetensors")
+    return load_file(folder / "run/checkpoints/best/weights.safetensors")
 
 
 def metrics(folder):
@@ -301,9 +301,9 @@ class Run:
 def digest(folder):
     """The bytes that must be equal."""
     last = sorted(folder.glob("run/checkpoints/step_*"))[-1]
-    files = [last / f for f in ("model.safetensors", "training.safetensors", "training.json")]
+    files = [last / f for f in ("weights.safetensors", "training.safetensors", "training.json")]
     files += [folder / "run" / f for f in ("metrics.jsonl", "eval.json", "predictions.csv")]
-    files.append(folder / "run/checkpoints/best/model.safetensors")
+    files.append(folder / "run/checkpoints/best/weights.safetensors")
     return {path.relative_to(folder): path.read_bytes() for path in files}
 
 

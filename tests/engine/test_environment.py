@@ -69,7 +69,7 @@ def test_a_run_without_the_names_that_torch_2_4_lacks_is_the_same(tiny, sample, 
     words = [sys.executable, "-c", OLD_TORCH, ROOT, ROOT / "main.py", *flags, "--model_version=run"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    weights = [load_file(tmp_path / name / "run/checkpoints/best/model.safetensors") for name in ("output", "old")]
+    weights = [load_file(tmp_path / name / "run/checkpoints/best/weights.safetensors") for name in ("output", "old")]
     assert weights[0].keys() == weights[1].keys()
     torch.testing.assert_close(*weights)
 

@@ -230,7 +230,7 @@ def resumes_to_equal_bytes(family, name, folder):
     run_until(build(family(name, model_version="stopped", **options)), 1)
     run_until(again := build(family(name, model_version="stopped", **options)), 2)
     sums = [json.loads((run.checkpoints / "step_00000002/manifest.json").read_text()) for run in (whole, again)]
-    assert all(sums[0][file] == sums[1][file] for file in ("model.safetensors", "training.safetensors"))
+    assert all(sums[0][file] == sums[1][file] for file in ("weights.safetensors", "training.safetensors"))
 
 
 def learns_in_bf16(family, name, folder):
@@ -260,7 +260,7 @@ def learns_with_lora(family, name, folder):
         key for key, p in trainer.model.named_parameters() if lora.is_adapter(key) and not torch.equal(p, before[key])
     ]
     assert changed
-    kept = load_file(trainer.checkpoints / "best/model.safetensors")
+    kept = load_file(trainer.checkpoints / "best/weights.safetensors")
     assert all(lora.is_adapter(key) or not key.startswith("encoder.") for key in kept)
     same_answers(trainer, folder)
 

@@ -295,7 +295,7 @@ def test_off_is_what_it_was_and_on_is_not(tiny):
     for few_shot in (None, False, True):
         config = tiny(do_train=True, few_shot=few_shot, epochs=1, model_version=str(few_shot))
         log = run(config)
-        weights[few_shot] = (config.run_dir / "checkpoints/best/model.safetensors").read_bytes()
+        weights[few_shot] = (config.run_dir / "checkpoints/best/weights.safetensors").read_bytes()
         assert ("no contrastive loss for slots" in log) == bool(few_shot)
     assert weights[None] == weights[False] != weights[True]
 
@@ -329,7 +329,7 @@ def test_best_has_the_frequencies_of_dev_and_training_goes_on_without_them(tmp_p
     wanted = (dev / dev.sum()).log() - math.log(1 / 3)
     name = "output_layer.heads.label.linear.bias"
     last, best = (
-        load_file(folder / "model.safetensors")[name]
+        load_file(folder / "weights.safetensors")[name]
         for folder in (next(config.run_dir.glob("checkpoints/step_*")), config.run_dir / "checkpoints/best")
     )
     factors = (best - last) / wanted  # all the temperature that fits dev

@@ -268,7 +268,7 @@ def test_the_options_of_a_run_repeat_its_training(command, sample, tmp_path):
     a, b = (read_json(tmp_path / f"output/{name}/args.json") for name in "ab")
     assert {name for name in a if a[name] != b[name]} == {"model_version", "do_eval", "log_output_file", "num_workers"}
     assert not (tmp_path / "output/b/eval.json").exists()
-    for file in ("metrics.jsonl", "checkpoints/best/model.safetensors"):
+    for file in ("metrics.jsonl", "checkpoints/best/weights.safetensors"):
         assert (tmp_path / "output/a" / file).read_bytes() == (tmp_path / "output/b" / file).read_bytes()
 
 

@@ -75,7 +75,7 @@ def test_rows_of_labels_that_both_know_are_taken(start, run, sample, tmp_path, c
     data = other_data(sample, tmp_path / "changed", permuted_and_changed)
     with caplog.at_level(logging.INFO, "template"):
         trainer = start(data_path=str(data))
-    before, now = load_file(run / "checkpoints/best/model.safetensors"), trainer.model.state_dict()
+    before, now = load_file(run / "checkpoints/best/weights.safetensors"), trainer.model.state_dict()
     heads = "output_layer.heads."
     for name, tensor in before.items():
         if not name.startswith(heads):
@@ -109,7 +109,7 @@ def test_rows_of_labels_that_both_know_are_taken(start, run, sample, tmp_path, c
 
 def test_the_same_data_continue_the_same_model(start, run):
     trainer = start()
-    before, now = load_file(run / "checkpoints/best/model.safetensors"), trainer.model.state_dict()
+    before, now = load_file(run / "checkpoints/best/weights.safetensors"), trainer.model.state_dict()
     assert before.keys() == now.keys() and all(torch.equal(before[name], now[name]) for name in now)
     assert trainer.config.shared_layers == 1 and trainer.config.hidden_size == 32 and trainer.config.num_layers == 1
     assert trainer.progress.step == 0 and not trainer.optimizer.state_dict()["state"]
@@ -242,7 +242,7 @@ def test_an_adapter_goes_on_as_that_adapter(tiny, tmp_path, sample):
     first = trained(tiny(**lora, model_version="first", lora_targets="query,value"))
     start = dict(do_train=True, init_from=str(first.run_dir), epochs=1, max_length=64, use_crf=True)
     second = make_trainer(inherit_run_options(tiny(**start, model_version="second")))
-    before, now = load_file(first.checkpoints / "best/model.safetensors"), second.model.state_dict()
+    before, now = load_file(first.checkpoints / "best/weights.safetensors"), second.model.state_dict()
     assert second.config.lora_rank == 4 and second.config.lora_targets == "query,value"
     assert all(torch.equal(tensor, now[name]) for name, tensor in before.items())
     second.train()
@@ -324,7 +324,7 @@ def test_processes_together_start_from_it_and_one_logs(run, sample, tmp_path, fo
         (["--init_from", "nowhere"], "nowhere: neither a run with checkpoints/best nor a checkpoint"),
         (["--init_from", "bert-base-uncased"], "give a pretrained model to --pretrain_model_path"),
         (["--init_from", "UNFINISHED"], "neither a run with checkpoints/best nor a checkpoint"),
-        (["--init_from", "DAMAGED"], "model.safetensors has changed since it was written"),
+        (["--init_from", "DAMAGED"], "weights.safetensors has changed since it was written"),
         (["--init_from", "RUN", "--pretrain_model_path", "bert"], "each name the encoder"),
         (["--init_from", "RUN", "--encoder", "bilstm"], "--encoder=bilstm contradicts"),
         (["--init_from", "RUN", "--hidden_size", "64"], "--hidden_size=64 contradicts"),
@@ -343,9 +343,9 @@ def test_mistakes_end_in_one_line(flags, words, run, sample, tmp_path, command):
     shutil.copytree(run, tmp_path / "unfinished", ignore=shutil.ignore_patterns("best"))
     for name in ("DAMAGED", "CUSTOM"):
         places[name] = shutil.copytree(run / "checkpoints/best", tmp_path / name)
-    weights = bytearray((places["DAMAGED"] / "model.safetensors").read_bytes())
+    weights = bytearray((places["DAMAGED"] / "weights.safetensors").read_bytes())
     weights[-1] ^= 1
-    (places["DAMAGED"] / "model.safetensors").write_bytes(weights)
+    (places["DAMAGED"] / "weights.safetensors").write_bytes(weights)
     (places["CUSTOM"] / "args.json").write_text(json.dumps(read_json(run / "args.json") | {"encoder": "textcnn"}))
     seal(places["CUSTOM"])
     before = sorted(path for path in run.rglob("*"))

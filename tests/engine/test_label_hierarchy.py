@@ -223,7 +223,7 @@ def test_a_run(name, data, tmp_path, fork_server):
             kill_at=[str(killed / "checkpoints"), 20],
         )
         forks.run([*train, "--model_version=killed", "--class_weights=balanced", "--use_rdrop"])
-        for file in ("predictions.csv", "eval.json", "metrics.jsonl", "checkpoints/best/model.safetensors"):
+        for file in ("predictions.csv", "eval.json", "metrics.jsonl", "checkpoints/best/weights.safetensors"):
             assert (made / file).read_bytes() == (killed / file).read_bytes(), file
         best = ["--checkpoint", str(made / "checkpoints/best")]
         printed = forks.run(["tools.export", *best, "--data_path", str(data / name), "--output_dir", "shipped"])

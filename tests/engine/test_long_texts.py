@@ -262,7 +262,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(more, on_long, monkeypa
     run_in_parts = on_long(model_version="parts", resume=True, **more)
     stop_run(run_in_parts, 12, monkeypatch)
     run(run_in_parts)
-    weights = [load_file(config.run_dir / "checkpoints/best/model.safetensors") for config in (whole, run_in_parts)]
+    weights = [load_file(config.run_dir / "checkpoints/best/weights.safetensors") for config in (whole, run_in_parts)]
     assert weights[0].keys() == weights[1].keys() and "output_layer.window_query" in weights[0]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
@@ -297,7 +297,9 @@ def test_auto_reads_windows_if_many_texts_are_long(share, chosen, tmp_path):
     assert ("read in windows" in log) == (chosen == "windows")
     assert read_json(tmp_path / "output/auto/args.json")["long_text"] == chosen
     run(Config(**given, model_version="given", long_text=chosen))
-    weights = [load_file(tmp_path / f"output/{name}/checkpoints/best/model.safetensors") for name in ("auto", "given")]
+    weights = [
+        load_file(tmp_path / f"output/{name}/checkpoints/best/weights.safetensors") for name in ("auto", "given")
+    ]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 

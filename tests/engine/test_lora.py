@@ -64,7 +64,7 @@ def test_gradients_are_only_where_they_should_be(name, adapted):
 @pytest.mark.parametrize("name", ["BERT", "GPT-2", "Qwen3"])
 def test_merged_equals_unmerged(name, adapted, tmp_path):
     trainer = trained(adapted(name, merge_lora=True))
-    merged = load_file(trainer.checkpoints / "best/model.safetensors")
+    merged = load_file(trainer.checkpoints / "best/weights.safetensors")
     assert not any("lora" in key or "base_layer" in key for key in merged)
     assert not (trainer.checkpoints / "best" / lora.BASE_FILE).exists()
     shutil.rmtree(trainer.config.pretrain_model_path)  # no base is needed
@@ -93,7 +93,7 @@ def test_a_checkpoint_is_small_and_names_its_base(adapted):
     trainer = trained(adapted("Llama"))
     best, last = trainer.checkpoints / "best", trainer.checkpoints / "step_00000003"
     for folder in (best, last):
-        kept = load_file(folder / "model.safetensors")
+        kept = load_file(folder / "weights.safetensors")
         assert kept.keys() == lora.kept_tensors(trainer.model).keys()
         assert sum(t.numel() for t in kept.values()) < sum(p.numel() for p in trainer.model.parameters()) / 2
         base = read_json(folder / lora.BASE_FILE)
@@ -164,7 +164,7 @@ def test_a_resumed_run_ends_with_equal_bytes(name, what, adapted):
     run_until(build(adapted(name, model_version="stopped", **options)), 1)
     run_until(again := build(adapted(name, model_version="stopped", **options)), 2)
     sums = [read_json(run.checkpoints / "step_00000002/manifest.json") for run in (whole, again)]
-    assert all(sums[0][file] == sums[1][file] for file in ("model.safetensors", "training.safetensors"))
+    assert all(sums[0][file] == sums[1][file] for file in ("weights.safetensors", "training.safetensors"))
     for key, p in again.model.named_parameters():
         assert (p.dtype == torch.float32) == (what != "base in bf16" or p.requires_grad), key
 
@@ -212,7 +212,7 @@ def test_the_rates(adapted):
 def test_a_base_in_half_precision_predicts_from_its_checkpoint(adapted, tmp_path):
     trainer = trained(adapted("Llama", load_dtype="bf16"))
     assert is_causal(trainer.model.encoder)
-    kept = load_file(trainer.checkpoints / "best/model.safetensors")
+    kept = load_file(trainer.checkpoints / "best/weights.safetensors")
     assert {t.dtype for t in kept.values() if t.is_floating_point()} == {torch.float32}
     same_answers(trainer, tmp_path)
     frozen = dict(lora_rank=0, freeze_layers=-1, model_version="frozen", lr=1e-3)

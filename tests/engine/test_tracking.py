@@ -108,7 +108,7 @@ def test_a_killed_run_continues_its_curves(service, sample, tmp_path, fork_serve
     assert wanted and found.keys() == wanted.keys()
     if service == "mlflow":  # the others may lose points of the last second, so that these are sent again
         assert found == wanted
-    for part in ("metrics.jsonl", "checkpoints/best/model.safetensors"):
+    for part in ("metrics.jsonl", "checkpoints/best/weights.safetensors"):
         assert (tmp_path / "run" / part).read_bytes() == (tmp_path / "plain" / part).read_bytes()
     (state,) = (tmp_path / "plain/checkpoints").glob("step_*16/training.json")
     assert state.read_bytes() == (tmp_path / "run" / state.relative_to(tmp_path / "plain")).read_bytes()

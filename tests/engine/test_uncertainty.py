@@ -169,7 +169,7 @@ def test_without_calibration_only_the_temperature_differs(run):
     flags, folder = run
     main(Config(**flags, model_version="plain", do_train=True, do_eval=True, calibrate=False))
     plain = folder.with_name("plain")
-    one, other = (load_file(f / "checkpoints/best/model.safetensors") for f in (folder, plain))
+    one, other = (load_file(f / "checkpoints/best/weights.safetensors") for f in (folder, plain))
     temperatures = {name for name in one if name.endswith(".temperature")}
     assert one.keys() == other.keys() and len(temperatures) == 2
     for name in one:
@@ -186,8 +186,10 @@ def test_without_calibration_only_the_temperature_differs(run):
 def test_a_checkpoint_without_temperatures_has_1(run, tmp_path):
     old = tmp_path / "old"
     shutil.copytree(run[1] / "checkpoints/best", old)
-    tensors = load_file(old / "model.safetensors")
-    save_file({name: t for name, t in tensors.items() if not name.endswith(".temperature")}, old / "model.safetensors")
+    tensors = load_file(old / "weights.safetensors")
+    save_file(
+        {name: t for name, t in tensors.items() if not name.endswith(".temperature")}, old / "weights.safetensors"
+    )
     seal(old)
     heads = load(old, device="cpu").trainer.model.output_layer.heads
     assert [float(head.temperature) for head in heads.values()] == [1, 1]

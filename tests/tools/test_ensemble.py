@@ -645,7 +645,7 @@ ERRORS = {
     "no such folder": (["A", "nowhere"], "nowhere"),
     "not a run": (["A", "DATA"], "neither a run"),
     "twice": (["A", "A/checkpoints/best"], "listed twice"),
-    "damaged": (["A", "DAMAGED"], "model.safetensors has changed since it was written"),
+    "damaged": (["A", "DAMAGED"], "weights.safetensors has changed since it was written"),
     "without a manifest": (["A", "UNSEALED"], "no readable manifest"),
     "another head": (["A", "PLAIN"], "the head is 'tagging', not 'crf_tagging'"),
     "other tasks": (["A", "TEXTS"], "has no task 'slots'"),
@@ -684,7 +684,7 @@ def test_an_error_is_one_line_and_nothing_is_written(name, joint, texts, sample,
     places |= {"OTHER": texts[1], "HOME": joint[True][0].parent, "A/checkpoints/best": best}
     if "DAMAGED" in ERRORS[name][0]:
         places["DAMAGED"] = shutil.copytree(best, tmp_path / "damaged")
-        with open(tmp_path / "damaged/model.safetensors", "r+b") as file:
+        with open(tmp_path / "damaged/weights.safetensors", "r+b") as file:
             file.seek(500)
             file.write(b"\x00\xff\x00\xff")
     if "UNSEALED" in ERRORS[name][0]:

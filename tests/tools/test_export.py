@@ -511,11 +511,11 @@ def test_too_much_lost_is_refused_and_what_lay_there_stays(joint, tmp_path):
     others."""
     best, folder = tmp_path / "best", tmp_path / "shipped"
     shutil.copytree(joint.best, best)
-    tensors = load_file(best / "model.safetensors")
+    tensors = load_file(best / "weights.safetensors")
     tensors["encoder.encoder.layer.0.output.LayerNorm.bias"][0] += 1e6
     for name in ("intent", "slots"):
         tensors[f"output_layer.heads.{name}.linear.weight"][:, 0] = 0
-    save_file(tensors, best / "model.safetensors")
+    save_file(tensors, best / "weights.safetensors")
     seal(best)
     data = tmp_path / "data"
     data.mkdir()
