@@ -14,18 +14,18 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from config import ROOT, Config
 from engine.errors import UserError
 from engine.run.command_line import check_values, option, run_command
-from engine.run.files import TEMPORARY, replace_folder
+from engine.run.files import TEMPORARY, replace_folder, verify, write_json
+from engine.schema import read_json
 from logging_config import get_logger
 
 if TYPE_CHECKING:
     from data_loader import MyDataset
     from engine.data.features import Featurizer
-    from engine.predict.predictions import Predictions
     from trainer import Trainer
 
 logger = logging.getLogger("template")
@@ -36,6 +36,7 @@ CODE["predictor.py"] = Path(__file__).parent / "predictor.py"
 # All files that an export may contain
 NAMES = {*CODE, "predictor.json", "requirements.txt", "tokenizer.json", "arrays.npz", "manifest.json"}
 NAMES |= {"model.onnx", "model.onnx.data"}
+MARK = "export.json"  # the file by which a folder for another library is known as an export
 
 
 @dataclass
@@ -44,6 +45,11 @@ class ExportConfig:
 
     checkpoint: str = option("", "checkpoint folder, such as output/NAME/checkpoints/best")
     output_dir: str = option("", "folder to write; an earlier export is replaced")
+    to: Literal["onnx", "transformers", "sentence-transformers"] = option(
+        "onnx",
+        "onnx: a folder with its own predictor, for every model; transformers: a folder for pipeline(…) and "
+        "AutoModelFor…, if one of its classes computes the same; sentence-transformers: the encoder with its pooling",
+    )
     int8: bool = option(False, "int8 weights: a quarter of the size, and faster on a CPU")
     fp16: bool = option(False, "fp16 graph: half the size; for GPUs, as CPUs still compute in fp32")
     data_path: str = option("", "processed folder; the export is scored on its dev part (default: that of the run)")
@@ -57,6 +63,8 @@ class ExportConfig:
             raise UserError("--checkpoint FOLDER and --output_dir FOLDER are required")
         if self.int8 and self.fp16:
             raise UserError("--int8 and --fp16 cannot be combined; export two folders")
+        if self.to != "onnx" and (self.int8 or self.fp16):
+            raise UserError(f"--int8 and --fp16 are for --to onnx, not for --to {self.to}")
         check_values(self)
 
     @property
@@ -66,25 +74,23 @@ class ExportConfig:
 
 def export(config: ExportConfig) -> None:
     """Exports a checkpoint. Writes nothing unless all checks pass."""
-    from data_loader import MyDataLoader
     from tools.export import graph
 
     get_logger()
-    graph.require_packages()
+    if config.to == "onnx":
+        graph.require_packages()
     folder = Path(config.output_dir)
     require_own_folder(folder)
     require_checkpoint(Path(config.checkpoint))
     trainer, featurizer, data = load(config)
-    loader = MyDataLoader(data, trainer.config.eval_batch_size) if data else None
-    expected = trainer.infer(loader, "dev in torch")[0] if loader else None
     replace_folder(
         folder,
-        lambda temporary: fill(temporary, config, trainer, featurizer, data, expected),
+        lambda temporary: (fill if config.to == "onnx" else hand_over)(temporary, config, trainer, featurizer, data),
         owns=require_own_folder,
         unharmed="an earlier export is unchanged",
     )
     size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
-    print(f"wrote {folder} ({config.kind}, {size:.1f} MB); python {folder}/predictor.py texts.txt labelled.jsonl")
+    print(f"wrote {folder} ({config.kind}, {size:.1f} MB); {use_of(folder, config.to)}")
 
 
 def load(config: ExportConfig) -> "tuple[Trainer, Featurizer, MyDataset | None]":
@@ -112,17 +118,13 @@ def load(config: ExportConfig) -> "tuple[Trainer, Featurizer, MyDataset | None]"
 
 
 def fill(
-    folder: Path,
-    config: ExportConfig,
-    trainer: "Trainer",
-    featurizer: "Featurizer",
-    data: "MyDataset | None",
-    expected: "Predictions | None",
+    folder: Path, config: ExportConfig, trainer: "Trainer", featurizer: "Featurizer", data: "MyDataset | None"
 ) -> None:
-    """Writes the files of an export to a folder and checks them on dev. expected: the predictions of torch on dev"""
-    from data_loader import MyDataset
+    """Writes the files of an export to a folder and checks them on dev."""
+    from data_loader import MyDataLoader, MyDataset
     from tools.export import compare, graph, settings, shrink
 
+    expected = trainer.infer(MyDataLoader(data, trainer.config.eval_batch_size), "dev in torch")[0] if data else None
     settings.write_settings(folder, trainer.model, featurizer)
     for name, path in CODE.items():
         shutil.copyfile(path, folder / name)
@@ -137,6 +139,26 @@ def fill(
         {"int8": shrink.to_int8, "fp16": shrink.to_fp16}[config.kind](folder / "model.onnx")
         labels = compare.answers_of(compare.load_predictor(folder), data)[0]
         require_score(config, trainer.tasks, data, expected.labels, labels)
+
+
+def hand_over(
+    folder: Path, config: ExportConfig, trainer: "Trainer", featurizer: "Featurizer", data: "MyDataset | None"
+) -> None:
+    """As `fill`, for another library."""
+    from tools.export import graph, to_transformers
+
+    to_transformers.write(folder, config.to, graph.prepare(trainer.model), featurizer, data)
+    write_json(folder / MARK, {"to": config.to, "checkpoint": config.checkpoint})
+
+
+def use_of(folder: Path, to: str) -> str:
+    """Returns how an export is loaded."""
+    if to == "onnx":
+        return f"python {folder}/predictor.py texts.txt labelled.jsonl"
+    if to == "sentence-transformers":
+        return f'SentenceTransformer("{folder}")'
+    words = "TokenClassification" in read_json(folder / "config.json")["architectures"][0]
+    return f'pipeline("{"token" if words else "text"}-classification", model="{folder}")'
 
 
 def require_score(
@@ -163,10 +185,13 @@ def require_own_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder}: is not a folder; choose an empty or new folder")
     inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if MARK in inside and (reason := verify(folder)):
+        raise UserError(f"--output_dir {folder}: {reason}; choose an empty or new folder")
     compiled = tuple(name.removesuffix("py") for name in CODE)  # created by importing the predictor
     inside |= {path.name for path in folder.glob("__pycache__/*") if not path.name.startswith(compiled)}
-    unknown = inside - NAMES - {"__pycache__", TEMPORARY}
-    if unknown or (inside and "predictor.json" not in inside):
+    known = read_json(folder / "manifest.json", {str: str}) if MARK in inside else NAMES
+    unknown = inside - {name.partition("/")[0] for name in known} - {"manifest.json", "__pycache__", TEMPORARY}
+    if unknown or (inside and not inside & {"predictor.json", MARK}):
         names = ", ".join(sorted(unknown or inside)[:5])
         raise UserError(f"--output_dir {folder}: contains other files ({names}); choose an empty or new folder")
 

@@ -1,0 +1,207 @@
+"""tools.export --to transformers and sentence-transformers: what those libraries load gives the answers that main.py
+gives; what would not is refused in one line, with what to do instead."""
+
+import json
+
+import pytest
+import torch
+import transformers as hf
+from conftest import TINY, read_json
+from test_automatic import run
+from test_families import save_family
+from test_long_texts import write_folder
+
+from config import Config
+from engine.errors import UserError
+from engine.predict import load
+from model_utils import load_checkpoint
+from tools.export.__main__ import MARK, ExportConfig, export
+
+WORDS = "the old grey house stands near a small quiet lake and nobody lives there now".split()
+TASKS = {
+    "classification": {"type": "classification", "labels": ["cold", "warm", "wet"]},
+    "multilabel": {"type": "multilabel", "labels": ["cold", "warm", "wet"]},
+    "regression": {"type": "regression", "labels": [], "mean": 2.5, "std": 1.7},
+    "tagging": {"type": "tagging", "labels": ["O", "B-x", "I-x"], "unit": "word"},
+    "hierarchy": {"type": "classification", "labels": ["a", "a/b", "c"], "hierarchy": "/"},
+}
+FAMILIES = ("BERT", "RoBERTa", "DistilBERT", "ELECTRA", "ALBERT", "DeBERTa v2, v3", "XLM-R", "CamemBERT", "MPNet")
+
+
+def rows_of(kind, size, pairs):
+    """Texts whose labels follow from their words."""
+    generator = torch.Generator().manual_seed(size)
+    for number in range(size):
+        places = torch.randint(len(WORDS), (int(torch.randint(2, 20, (1,), generator=generator)),), generator=generator)
+        words = [WORDS[i] for i in places]
+        count = words.count("house") + words.count("lake")
+        label = {
+            "classification": ["cold", "warm", "wet"][min(count, 2)],
+            "multilabel": ["cold", "warm", "wet"][: min(count, 3)],
+            "regression": float(count),
+            "tagging": ["B-x" if word in ("house", "lake") else "O" for word in words],
+            "hierarchy": ["a", "a/b", "c"][min(count, 2)],
+        }[kind]
+        text = {"tokens": words} if kind == "tagging" else {"text": " ".join(words)}
+        yield {"id": str(number), **text, **({"text_pair": "a lake"} if pairs else {}), "it": label}
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """trained(kind, family, pairs, **options) -> the best checkpoint of a short run"""
+
+    def make(kind="classification", family="BERT", pairs=False, **options):
+        parts = {part: list(rows_of(kind, size, pairs)) for part, size in dict(train=60, dev=40).items()}
+        data = write_folder(tmp_path / "data", parts, {"it": TASKS[kind] | ({"pairs": True} if pairs else {})})
+        encoder = save_family(family, tmp_path / "encoder", data)
+        given = dict(data_path=str(data), output_dir=str(tmp_path / "output"), model_version="run", do_train=True)
+        given |= dict(pretrain_model_path=encoder, max_length=64, few_shot=False, word_shapes=False)
+        config = Config(**TINY | given | options)
+        run(config)
+        return config.run_dir / "checkpoints/best"
+
+    return make
+
+
+def exported(best, tmp_path, to="transformers"):
+    folder = tmp_path / "out"
+    export(ExportConfig(checkpoint=str(best), output_dir=str(folder), to=to))
+    return folder
+
+
+def answers(best, tmp_path):
+    """(rows of dev, what `engine.predict` says of each)"""
+    rows = [json.loads(line) for line in (tmp_path / "data/dev.jsonl").read_text().splitlines()]
+    return rows, load(best, device="cpu")([{k: v for k, v in row.items() if k != "it"} for row in rows])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pipeline_classifies_as_main_does(family, trained, tmp_path, capsys):
+    best = trained(family=family)
+    folder = exported(best, tmp_path)
+    assert "40 of 40 dev examples have the same answers" in "".join(capsys.readouterr())
+    pipeline = hf.pipeline("text-classification", model=str(folder), device="cpu", trust_remote_code=False)
+    rows, ours = answers(best, tmp_path)
+    for row, one in zip(rows, ours):
+        [theirs] = pipeline([row["text"]])
+        assert theirs["label"] == one["it"] and theirs["score"] == pytest.approx(one["it_probability"], abs=1e-4)
+    assert len({round(one["it_probability"], 3) for one in ours}) > 10
+
+
+@pytest.mark.parametrize("kind", ["multilabel", "regression", "hierarchy"])
+def test_other_labels_of_texts(kind, trained, tmp_path):
+    best = trained(kind)
+    pipeline = hf.pipeline(
+        "text-classification", model=str(exported(best, tmp_path)), device="cpu", trust_remote_code=False
+    )
+    rows, ours = answers(best, tmp_path)
+    everything = dict(top_k=None) | (dict(function_to_apply="none") if kind == "regression" else {})
+    for row, one in zip(rows, ours):
+        scores = {each["label"]: each["score"] for each in pipeline(row["text"], **everything)}
+        if kind == "regression":
+            assert list(scores.values()) == [pytest.approx(one["it"], abs=2e-4)]
+        elif kind == "multilabel":
+            assert all(
+                scores[label] == pytest.approx(p, abs=1e-4) for label, p in zip(one["it"], one["it_probability"])
+            )
+        else:
+            assert scores[one["it"]] == pytest.approx(one["it_probability"], abs=1e-4)
+
+
+def test_pairs_of_texts(trained, tmp_path):
+    best = trained(pairs=True)
+    pipeline = hf.pipeline(
+        "text-classification", model=str(exported(best, tmp_path)), device="cpu", trust_remote_code=False
+    )
+    rows, ours = answers(best, tmp_path)
+    for row, one in zip(rows, ours):
+        theirs = pipeline({"text": row["text"], "text_pair": row["text_pair"]})
+        assert theirs["label"] == one["it"] and theirs["score"] == pytest.approx(one["it_probability"], abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["BERT", "RoBERTa", "DistilBERT"])
+def test_a_pipeline_tags_as_main_does(family, trained, tmp_path):
+    best = trained("tagging", family, epochs=6)
+    folder = exported(best, tmp_path)
+    pipeline = hf.pipeline("token-classification", model=str(folder), device="cpu", trust_remote_code=False)
+    rows, ours = answers(best, tmp_path)
+    found = 0
+    for row, one in zip(rows, ours):
+        theirs = pipeline(" ".join(row["tokens"]), aggregation_strategy="first")
+        spans = [(each["start"], each["end"]) for each in theirs]
+        found += len(spans)
+        assert [(each["start"], each["end"]) for each in one["it"]] == one_by_one(spans, one["text"])
+    assert found
+
+
+def one_by_one(spans, text):
+    """Spans of several words, which the pipeline joins though each has B-, as those of their words."""
+    return [
+        (start + word_start, start + word_start + len(word))
+        for start, end in spans
+        for word, word_start in words_in(text[start:end])
+    ]
+
+
+def words_in(text):
+    start = 0
+    for word in text.split():
+        start = text.index(word, start)
+        yield word, start
+        start += len(word)
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean", "last"])
+def test_sentence_transformers_gets_the_encoder_with_its_pooling(pooling, trained, tmp_path):
+    best = trained(pooling=pooling)
+    folder = exported(best, tmp_path, "sentence-transformers")
+    modes = {"first": "cls_token", "mean": "mean_tokens", "last": "lasttoken"}
+    options = read_json(folder / "1_Pooling/config.json")
+    assert [name for name, value in options.items() if value is True] == [f"pooling_mode_{modes[pooling]}"]
+    assert [module["path"] for module in read_json(folder / "modules.json")] == ["", "1_Pooling"]
+    encoder = hf.AutoModel.from_pretrained(folder, trust_remote_code=False)
+    own = load_checkpoint(best)[0].encoder
+    assert all(torch.equal(dict(encoder.named_parameters())[name], p) for name, p in own.named_parameters())
+
+
+@pytest.mark.parametrize(
+    "make, why",
+    [
+        (dict(kind="tagging", use_crf=True), "from a CRF; train with --no_use_crf"),
+        (dict(kind="tagging", word_shapes=True), "how words are written; train with --word_shapes False"),
+        (dict(kind="tagging", word_pooling="mean"), "mean sub-token"),
+        (dict(shared_layers=1), "hidden layers between encoder and head"),
+        (dict(pooling="mean"), "40 of 40 dev examples differ|dev examples differ"),
+        (dict(family="GPT-2"), "other layers after the encoder, or none with biases"),
+        (dict(encoder="bilstm"), "not one of transformers"),
+    ],
+)
+def test_what_would_not_be_the_same_is_refused(make, why, trained, tmp_path):
+    best = trained(**make)
+    with pytest.raises(UserError, match=why) as caught:
+        exported(best, tmp_path)
+    assert "--to onnx" in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_tasks_are_refused(sample, tmp_path):
+    given = dict(data_path=str(sample), output_dir=str(tmp_path), model_version="run", do_train=True, epochs=1)
+    run(Config(**TINY | given))
+    with pytest.raises(UserError, match="2 tasks at once; train one of them"):
+        exported(tmp_path / "run/checkpoints/best", tmp_path)
+
+
+def test_only_an_unchanged_export_is_replaced(trained, tmp_path):
+    best = trained()
+    folder = exported(best, tmp_path)
+    exported(best, tmp_path, "sentence-transformers")
+    assert read_json(folder / MARK)["to"] == "sentence-transformers" and (folder / "modules.json").exists()
+    (folder / "README.md").write_text("my notes")
+    with pytest.raises(UserError, match=r"contains other files \(README.md\)"):
+        exported(best, tmp_path)
+    (folder / "README.md").unlink()
+    (folder / "modules.json").write_text("[]")
+    with pytest.raises(UserError, match=r"modules\.json has changed since"):
+        exported(best, tmp_path)
+    with pytest.raises(UserError, match="--int8 and --fp16 are for --to onnx"):
+        ExportConfig(checkpoint="x", output_dir="y", to="transformers", int8=True)

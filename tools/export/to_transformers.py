@@ -1,0 +1,292 @@
+"""Writes a checkpoint as a folder that transformers, or sentence-transformers, loads by itself (`--to`).
+
+A head is exported where a class of transformers computes the same: one linear layer after the encoder, or a layer in
+between that can be made to pass on its input. Whether it does is measured, not assumed: the folder is written, loaded
+with the classes that a user would call, and must give the answers of the checkpoint on dev.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from tqdm import tqdm
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
+
+from engine.errors import UserError
+from engine.model.encoders import silence
+from engine.model.pooling import MODES, text_vectors
+from engine.run.command_line import first_line
+from engine.task.text import text_of
+
+if TYPE_CHECKING:
+    from data_loader import MyDataset
+    from engine.data.features import Featurizer
+    from engine.model.head import Head
+    from model_utils import MyModel
+
+logger = logging.getLogger("template")
+TOLERANCE = 1e-4  # for probabilities, standardised regression values, and the cosines of vectors
+OTHERWISE = "--to onnx exports every model; --to sentence-transformers exports the encoder alone"
+# {kind of task: (class of transformers, problem_type of its config)}
+CLASSES: dict[str, tuple[Any, str | None]] = {
+    "classification": (AutoModelForSequenceClassification, "single_label_classification"),
+    "multilabel": (AutoModelForSequenceClassification, "multi_label_classification"),
+    "regression": (AutoModelForSequenceClassification, "regression"),
+    "tagging": (AutoModelForTokenClassification, None),
+}
+# How a layer between the encoder and the logits passes on its input x. With weights of scale * identity and a bias of
+# shift, tanh(scale * x) / scale and gelu(x + shift) - shift are x up to rounding
+PASSES = ((1.0, 0.0), (1e-3, 0.0), (1.0, 50.0))
+BATCH = 32
+
+
+def why_not(model: MyModel, featurizer: Featurizer) -> str:
+    """Returns why no class of transformers computes the same as this model, or ""."""
+    layer, heads = model.output_layer, list(model.output_layer.heads.values())
+    [head, *more], kind = heads, heads[0].task.kind
+    if more:
+        return f"it answers {len(heads)} tasks at once; train one of them"
+    if kind not in CLASSES or head.level not in ("text", "words"):
+        return f"transformers has no class for {kind} as this head answers them"
+    if hasattr(head, "crf"):
+        return "its tags come from a CRF; train with --no_use_crf"
+    if len(layer.shared):
+        return "it has hidden layers between encoder and head; train with --shared_layers 0"
+    if layer.word_shapes is not None:
+        return "its head is told how words are written; train with --word_shapes False"
+    if head.level == "words" and layer.word_pooling != "first":
+        return f"it reads the {layer.word_pooling} sub-token of words; train with --word_pooling first"
+    if featurizer.fields or featurizer.markers or featurizer.apart:
+        return "it reads more than a text or a pair of texts in one input"
+    return why_no_encoder(model, featurizer)
+
+
+def why_no_encoder(model: MyModel, featurizer: Featurizer) -> str:
+    """Returns why the encoder cannot be exported alone, or ""."""
+    if not hasattr(model.encoder, "config"):
+        return "its encoder is not one of transformers"
+    if model.window or featurizer.long_text == "head_tail":
+        return "it reads long texts in parts; train with --long_text head"
+    return ""
+
+
+def write(folder: Path, kind: str, model: MyModel, featurizer: Featurizer, data: MyDataset | None) -> None:
+    """Writes a folder for transformers or sentence-transformers (kind), and compares it with the model.
+
+    data: the dev part to compare on, if there is one. Raises UserError if it cannot be the same.
+    """
+    alone = kind == "sentence-transformers"
+    try:
+        if why := (why_no_encoder if alone else why_not)(model, featurizer):
+            raise UserError(why)
+        tokenizer = featurizer.tokenizer
+        tokenizer.model_max_length = featurizer.max_length
+        tokenizer.truncation_side = "left" if featurizer.long_text == "tail" else "right"
+        tokenizer.save_pretrained(folder)
+        (write_encoder if alone else write_model)(folder, model, featurizer, data)
+    except (OSError, SafetensorError):  # of the disk
+        raise
+    except Exception as error:  # transformers can raise anything, for some families
+        otherwise = "" if alone else f". {OTHERWISE}"
+        raise UserError(f"--to {kind}: {first_line(error)}{otherwise}") from None
+
+
+def write_encoder(folder: Path, model: MyModel, featurizer: Featurizer, data: MyDataset | None) -> None:
+    encoder: Any = model.encoder
+    encoder.save_pretrained(folder)
+    write_modules(folder, model.output_layer.pooling, model.hidden_size, featurizer.max_length)
+    require_same(data, Here(model, True), There(folder, model, True), "vectors")
+
+
+def write_model(folder: Path, model: MyModel, featurizer: Featurizer, data: MyDataset | None) -> None:
+    for last, (scale, shift) in zip((False, False, True), PASSES):
+        target = with_head(model, scale, shift)
+        target.save_pretrained(folder)
+        try:
+            return require_same(data, Here(model, False), There(folder, model, False), "answers")
+        except UserError:
+            if last or len(layers_of(target, model)) == 1:  # there is none in between
+                raise
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------
+
+
+def affine(head: Head, hidden_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns weights (C, H) and biases (C,) of a head that is linear, in units of its answers: divided by its
+    temperature, or in those of the labels for a regression."""
+    points = torch.cat([torch.zeros(1, hidden_size), torch.eye(hidden_size)])
+    shape = (1, -1, hidden_size) if head.level == "words" else (-1, hidden_size)
+    with torch.no_grad():
+        logits = head(points.reshape(shape), {}).reshape(hidden_size + 1, -1).double()
+    scale, shift = 1 / float(head.temperature), 0.0
+    if head.task.kind == "regression":
+        scale, shift = float(head.task.std), float(head.task.mean)
+    return scale * (logits[1:] - logits[0]).T, scale * logits[0] + shift
+
+
+def with_head(model: MyModel, scale: float, shift: float) -> Any:
+    """Returns the encoder and head as a model of transformers. scale, shift: see PASSES."""
+    head = next(iter(model.output_layer.heads.values()))
+    kind, problem = CLASSES[head.task.kind]
+    before: Any = model.encoder.config
+    shape = type(before).from_dict(before.to_dict())
+    labels = [*head.task.labels] or ["LABEL_0"]
+    shape.id2label = dict(enumerate(labels))
+    shape.label2id = {label: number for number, label in shape.id2label.items()}
+    shape.problem_type = problem
+    try:
+        target = kind.from_config(shape, trust_remote_code=False).float().eval()
+    except Exception as error:  # a family without such a class
+        raise UserError(first_line(error)) from None
+    found = base_of(target).load_state_dict(model.encoder.state_dict(), strict=False)
+    layers, (weights, biases) = layers_of(target, model), affine(head, model.hidden_size)
+    require_layers(layers, weights, found.unexpected_keys)
+    with torch.no_grad():
+        for between in layers[:-1]:
+            between.weight.copy_(scale * torch.eye(model.hidden_size))
+            between.bias.fill_(shift)
+        layers[-1].weight.copy_(weights / scale)
+        layers[-1].bias.copy_(biases - shift / scale * weights.sum(1))
+    return target
+
+
+def base_of(target: Any) -> Any:
+    """Returns the encoder in a model of transformers."""
+    return getattr(target, target.base_model_prefix)
+
+
+def layers_of(target: Any, model: MyModel) -> list[Any]:
+    """Returns the layers that a model of transformers has in addition to the encoder, in order."""
+    known = {name for name, _ in model.encoder.named_parameters()}
+    own = {id(parameter) for name, parameter in base_of(target).named_parameters() if name in known}
+    return [m for m in target.modules() if any(id(parameter) not in own for parameter in m.parameters(recurse=False))]
+
+
+def require_layers(layers: list[nn.Module], weights: torch.Tensor, unexpected: list[str]) -> None:
+    """Raises UserError unless the layers that a class of transformers adds to its encoder are one of this size to
+    logits, perhaps after one that can pass on its input, with biases."""
+    sizes = [tuple(layer.weight.shape) if isinstance(layer, nn.Linear) else None for layer in layers]
+    wanted = [(weights.shape[1], weights.shape[1]), tuple(weights.shape)]
+    if unexpected or sizes not in (wanted, wanted[1:]) or any(layer.bias is None for layer in layers):
+        raise UserError("its class there has other layers after the encoder, or none with biases")
+
+
+def write_modules(folder: Path, pooling: str, hidden_size: int, max_length: int) -> None:
+    """Writes what sentence-transformers reads beside an encoder."""
+    switches = {switch: mode == pooling for switch, mode in MODES.values()}
+    kinds = {"": "Transformer", "1_Pooling": "Pooling"}
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (path, kind) in enumerate(kinds.items())
+    ]
+    (folder / "1_Pooling").mkdir()
+    files = {
+        "modules.json": modules,
+        "1_Pooling/config.json": {"word_embedding_dimension": hidden_size, **switches},
+        "sentence_bert_config.json": {"max_seq_length": max_length, "do_lower_case": False},
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+# ---- comparison ------------------------------------------------------------------------------------------------------
+
+
+def probabilities(kind: str, logits: torch.Tensor) -> torch.Tensor:
+    """Returns the probabilities of logits that are divided by the temperature already; of a regression, its values."""
+    logits = logits.double()
+    return logits if kind == "regression" else logits.sigmoid() if kind == "multilabel" else logits.softmax(-1)
+
+
+class Here:
+    """The answers of the checkpoint, or its vectors of texts."""
+
+    def __init__(self, model: MyModel, alone: bool):
+        self.model, self.alone = model, alone
+        task = next(iter(model.output_layer.heads.values())).task
+        self.by_words = not alone and task.kind == "tagging"
+        self.unit = task.std if not alone and task.kind == "regression" else 1.0
+
+    def __call__(self, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """Returns the probabilities of each row (C,), or of its words (W, C), or its vector (H,), of length 1."""
+        if self.alone:
+            return [*nn.functional.normalize(self.model.embed(inputs).double(), dim=1)]
+        [(name, head)] = self.model.output_layer.heads.items()
+        logits = self.model(inputs).logits[name].double()
+        if head.task.kind == "regression":
+            return [*(logits.unsqueeze(-1) * head.task.std + head.task.mean)]
+        answers = probabilities(head.task.kind, logits / float(head.temperature))
+        return [a[mask] for a, mask in zip(answers, inputs["word_mask"])] if head.level == "words" else [*answers]
+
+
+class There:
+    """The same of a folder, as its user would compute them."""
+
+    def __init__(self, folder: Path, model: MyModel, alone: bool):
+        self.kind = None if alone else next(iter(model.output_layer.heads.values())).task.kind
+        self.pooling = model.output_layer.pooling
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with silence():
+            load = CLASSES[self.kind][0] if self.kind else AutoModel
+            self.model, found = load.from_pretrained(folder, trust_remote_code=False, output_loading_info=True)
+        if missing := [name for name in found["missing_keys"] if "pooler" not in name or not alone]:
+            raise UserError(f"{missing[0]} would have random weights there")
+        self.model.eval()
+
+    def __call__(self, rows: list[dict[str, Any]]) -> list[torch.Tensor]:
+        options = dict(truncation=True, padding=True, return_tensors="pt", padding_side="right", verbose=False)
+        if self.kind == "tagging":
+            encoded = self.tokenizer([row["tokens"] for row in rows], is_split_into_words=True, **options)
+        elif "text_pair" in rows[0] and self.kind:
+            encoded = self.tokenizer([row["text"] for row in rows], [row["text_pair"] for row in rows], **options)
+        else:
+            encoded = self.tokenizer([text_of(row) for row in rows], **options)
+        output = self.model(**encoded)
+        if not self.kind:
+            vectors = text_vectors(output.last_hidden_state, encoded, self.pooling)
+            return [*nn.functional.normalize(vectors.double(), dim=1)]
+        answers = probabilities(self.kind, output.logits)
+        if self.kind != "tagging":
+            return [*answers]
+        firsts = [first_tokens(encoded.word_ids(number)) for number in range(len(rows))]
+        return [a[places] for a, places in zip(answers, firsts)]
+
+
+def first_tokens(word_ids: list[int | None]) -> list[int]:
+    """Returns the place of the first sub-token of each word."""
+    return [i for i, word in enumerate(word_ids) if word is not None and word not in word_ids[max(0, i - 1) : i]]
+
+
+def num_different(data: MyDataset, here: Here, there: There) -> int:
+    """Counts examples whose answers differ, or whose probabilities do by more than TOLERANCE. Of a long text to tag,
+    the words that both read at once are compared."""
+    different, unit = 0, here.unit
+    for start in tqdm(range(0, len(data), BATCH), desc="comparing", leave=False, delay=2):
+        numbers = range(start, min(start + BATCH, len(data)))
+        own = here(data.batch(data.first_rows[numbers]).inputs)
+        for a, b in zip(own, there([data[number] for number in numbers])):
+            size = min(len(a), len(b)) if here.by_words else len(a)
+            a, b = a[:size], b[:size]
+            same = a.shape == b.shape and bool(((a - b).abs() <= TOLERANCE * unit).all())
+            different += not (same and torch.equal(a.argmax(-1), b.argmax(-1)))
+    return different
+
+
+def require_same(data: MyDataset | None, here: Here, there: There, what: str) -> None:
+    """Logs how many dev examples are the same there. Raises UserError if more than 1 % are not."""
+    if data is None:
+        return
+    with torch.inference_mode():
+        wrong = num_different(data, here, there)
+    if wrong > 0.01 * len(data):
+        pooling = here.model.output_layer.pooling
+        reads = "" if here.by_words else f" (--pooling {pooling} here; most of its classes read the first token)"
+        raise UserError(f"{wrong} of {len(data)} dev examples differ from torch{reads}")
+    logger.info(f"{len(data) - wrong} of {len(data)} dev examples have the same {what} as here, within {TOLERANCE}")
