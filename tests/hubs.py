@@ -1,5 +1,6 @@
 """Hubs on this machine: real HTTP servers that answer as a hub does, refuse, return errors, or never answer."""
 
+import base64
 import hashlib
 import json
 import socket
@@ -56,12 +57,73 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class Uploads(Handler):
+    """Takes uploads as the Hugging Face hub does: small files in the commit, large ones by git LFS before it. The
+    files end up in `server.stored`, {name of the model: {"private": …, "files": {path: bytes}}}."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.asked.append(self.path)
+        self.server.tokens.append(self.headers.get("Authorization"))
+        if status := self.server.status:
+            return self.answer({"error": "not allowed"}, status)
+        stored, path = self.server.stored, self.path
+        if path == "/api/validate-yaml":
+            return self.answer({"warnings": [], "errors": []})
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+            if name in stored:
+                return self.answer(
+                    {"error": "You already created this model repo", "url": f"{self.server.url}/{name}"}, 409
+                )
+            stored[name] = {"private": asked.get("private"), "files": {}}
+            return self.answer({"url": f"{self.server.url}/{name}", "name": name, "id": name})
+        if path.endswith("/info/lfs/objects/batch"):
+            objects = [
+                {**one, "actions": {"upload": {"href": f"{self.server.url}/lfs/{one['oid']}"}}}
+                for one in json.loads(body)["objects"]
+            ]
+            return self.answer({"transfer": "basic", "objects": objects})
+        name = "/".join(path.split("/")[3:5])
+        if "/preupload/" in path:
+            files = [
+                {"path": one["path"], "uploadMode": "lfs" if one["size"] > 10_000 else "regular", "shouldIgnore": False}
+                for one in json.loads(body)["files"]
+            ]
+            return self.answer({"files": files})
+        for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            if line["key"] == "file":
+                stored[name]["files"][value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                stored[name]["files"][value["path"]] = self.server.objects[value["oid"]]
+        address = f"{self.server.url}/{name}/commit/{COMMIT}"
+        self.answer({"success": True, "commitUrl": address, "commitOid": COMMIT, "hookOutput": ""})
+
+    def do_PUT(self):
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        oid = self.path.rpartition("/")[2]
+        ok = hashlib.sha256(content).hexdigest() == oid
+        self.server.objects[oid] = content
+        self.answer({}, 200 if ok else 400)
+
+    def answer(self, value, status=200):
+        content = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
 @contextmanager
 def hub(models=None, status=0, then=0, **headers):
     """A server that has these models or returns a status, and after the first time another one. `server.asked` lists
     the paths that it was asked for."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Uploads)
     server.models, server.headers, server.asked = models or {}, headers, []
+    server.stored, server.objects, server.tokens = {}, {}, []
     server.status, server.then = status, then or status
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)

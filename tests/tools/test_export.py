@@ -187,7 +187,7 @@ def test_without_torch_and_in_another_process(joint, tmp_path):
 
 def test_the_folder_is_whole_and_says_what_it_is(joint):
     names = {path.name for path in joint.folder.iterdir()}
-    wanted = {"model.onnx", "predictor.json", "arrays.npz", "tokenizer.json", "predictor.py", "requirements.txt"}
+    wanted = {"model.onnx", "predictor.json", "arrays.npz", "tokenizer.json", "requirements.txt", "README.md"}
     assert names == wanted | {"manifest.json", *CODE} and verify(joint.folder) is None
     tasks = read_json(joint.best / "labels.json")
     assert {name: task["labels"] for name, task in joint.predictor.tasks.items()} == {

@@ -196,10 +196,10 @@ def test_only_an_unchanged_export_is_replaced(trained, tmp_path):
     folder = exported(best, tmp_path)
     exported(best, tmp_path, "sentence-transformers")
     assert read_json(folder / MARK)["to"] == "sentence-transformers" and (folder / "modules.json").exists()
-    (folder / "README.md").write_text("my notes")
-    with pytest.raises(UserError, match=r"contains other files \(README.md\)"):
+    (folder / "notes.md").write_text("my notes")
+    with pytest.raises(UserError, match=r"contains other files \(notes.md\)"):
         exported(best, tmp_path)
-    (folder / "README.md").unlink()
+    (folder / "notes.md").unlink()
     (folder / "modules.json").write_text("[]")
     with pytest.raises(UserError, match=r"modules\.json has changed since"):
         exported(best, tmp_path)

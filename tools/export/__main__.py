@@ -34,7 +34,7 @@ SHARED = "data/fields data/windows predict/rows run/flags schema task/signs task
 CODE = {f"predictor_{Path(name).name}.py": ROOT / "engine" / f"{name}.py" for name in SHARED}
 CODE["predictor.py"] = Path(__file__).parent / "predictor.py"
 # All files that an export may contain
-NAMES = {*CODE, "predictor.json", "requirements.txt", "tokenizer.json", "arrays.npz", "manifest.json"}
+NAMES = {*CODE, "predictor.json", "requirements.txt", "tokenizer.json", "arrays.npz", "manifest.json", "README.md"}
 NAMES |= {"model.onnx", "model.onnx.data"}
 MARK = "export.json"  # the file by which a folder for another library is known as an export
 
@@ -56,6 +56,8 @@ class ExportConfig:
     max_drop: float = option(
         0.005, "maximum drop of the main dev score with --int8 and --fp16; exits with code 2 if it is larger", low=0
     )
+    push_to_hub: str = option("", "upload to the Hugging Face hub, as a private model of this name (OWNER/NAME)")
+    public: bool = option(False, "let everyone see what is uploaded", needs="push_to_hub")
     pretrain_model_path: str = option("", "path of the base model of a LoRA adapter, if it has moved")
 
     def __post_init__(self) -> None:
@@ -74,7 +76,7 @@ class ExportConfig:
 
 def export(config: ExportConfig) -> None:
     """Exports a checkpoint. Writes nothing unless all checks pass."""
-    from tools.export import graph
+    from tools.export import card, graph
 
     get_logger()
     if config.to == "onnx":
@@ -85,12 +87,28 @@ def export(config: ExportConfig) -> None:
     trainer, featurizer, data = load(config)
     replace_folder(
         folder,
-        lambda temporary: (fill if config.to == "onnx" else hand_over)(temporary, config, trainer, featurizer, data),
+        lambda temporary: write(temporary, config, trainer, featurizer, data),
         owns=require_own_folder,
         unharmed="an earlier export is unchanged",
     )
     size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
+    if config.push_to_hub:
+        print(f"uploaded to {card.push(folder, config.push_to_hub, config.public)}")
     print(f"wrote {folder} ({config.kind}, {size:.1f} MB); {use_of(folder, config.to)}")
+
+
+def write(
+    folder: Path, config: ExportConfig, trainer: "Trainer", featurizer: "Featurizer", data: "MyDataset | None"
+) -> None:
+    """Writes the files of an export to a folder and checks them on dev."""
+    from tools.export import card, graph, to_transformers
+
+    if config.to == "onnx":
+        fill(folder, config, trainer, featurizer, data)
+    else:
+        to_transformers.write(folder, config.to, graph.prepare(trainer.model), featurizer, data)
+        write_json(folder / MARK, {"to": config.to, "checkpoint": Path(config.checkpoint).name})
+    card.write_card(folder, config.to, Path(config.checkpoint), featurizer.tasks)
 
 
 def load(config: ExportConfig) -> "tuple[Trainer, Featurizer, MyDataset | None]":
@@ -120,7 +138,7 @@ def load(config: ExportConfig) -> "tuple[Trainer, Featurizer, MyDataset | None]"
 def fill(
     folder: Path, config: ExportConfig, trainer: "Trainer", featurizer: "Featurizer", data: "MyDataset | None"
 ) -> None:
-    """Writes the files of an export to a folder and checks them on dev."""
+    """Writes the files of an ONNX export."""
     from data_loader import MyDataLoader, MyDataset
     from tools.export import compare, graph, settings, shrink
 
@@ -139,16 +157,6 @@ def fill(
         {"int8": shrink.to_int8, "fp16": shrink.to_fp16}[config.kind](folder / "model.onnx")
         labels = compare.answers_of(compare.load_predictor(folder), data)[0]
         require_score(config, trainer.tasks, data, expected.labels, labels)
-
-
-def hand_over(
-    folder: Path, config: ExportConfig, trainer: "Trainer", featurizer: "Featurizer", data: "MyDataset | None"
-) -> None:
-    """As `fill`, for another library."""
-    from tools.export import graph, to_transformers
-
-    to_transformers.write(folder, config.to, graph.prepare(trainer.model), featurizer, data)
-    write_json(folder / MARK, {"to": config.to, "checkpoint": config.checkpoint})
 
 
 def use_of(folder: Path, to: str) -> str:
@@ -185,8 +193,9 @@ def require_own_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder}: is not a folder; choose an empty or new folder")
     inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if MARK in inside and (reason := verify(folder)):
-        raise UserError(f"--output_dir {folder}: {reason}; choose an empty or new folder")
+    changed = verify(folder) if inside & {MARK, "README.md"} else None
+    if changed and (MARK in inside or changed.startswith("README.md")):
+        raise UserError(f"--output_dir {folder}: {changed}; choose an empty or new folder")
     compiled = tuple(name.removesuffix("py") for name in CODE)  # created by importing the predictor
     inside |= {path.name for path in folder.glob("__pycache__/*") if not path.name.startswith(compiled)}
     known = read_json(folder / "manifest.json", {str: str}) if MARK in inside else NAMES

@@ -121,7 +121,7 @@ def require_whole(folder: Path) -> dict[str, Any]:
     """Reads the settings of an exported folder. Raises InputError if a file is missing, changed or malformed."""
     try:
         manifest = read_json(folder / "manifest.json", {str: str})
-        for name in sorted({"model.onnx", "predictor.json", *manifest}):
+        for name in sorted({"model.onnx", "predictor.json", *manifest} - {"README.md"}):  # which is yours to edit
             if Path(name).name != name or not os.path.isfile(folder / name):
                 raise InputError(f"{folder / name}: is missing; export the model again")
             if manifest.get(name) != sha256_of(folder / name):
