@@ -160,6 +160,8 @@ def test_sentence_transformers_gets_the_encoder_with_its_pooling(pooling, traine
     assert [name for name, value in options.items() if value is True] == [f"pooling_mode_{modes[pooling]}"]
     assert [module["path"] for module in read_json(folder / "modules.json")] == ["", "1_Pooling"]
     encoder = hf.AutoModel.from_pretrained(folder, trust_remote_code=False)
+    pooler = [p for name, p in encoder.named_parameters() if "pooler" in name]
+    assert pooler and not any(p.any() for p in pooler)  # not random, as it would be if it were missing
     own = load_checkpoint(best)[0].encoder
     assert all(torch.equal(dict(encoder.named_parameters())[name], p) for name, p in own.named_parameters())
 
