@@ -54,7 +54,7 @@ pytest.importorskip("onnxscript", reason="pip install -r tools/export/requiremen
 from tools.export import graph
 from tools.export import settings as export_settings
 from tools.export.__main__ import CODE, ExportConfig, export
-from tools.export.predictor import FINDERS, InputError, Predictor, accepted, read_rows, viterbi
+from tools.export.predictor import FINDERS, PROVIDERS, InputError, Predictor, accepted, read_rows, viterbi
 
 WILD = [
     "",
@@ -206,6 +206,29 @@ def test_rows_of_all_kinds_in_one_call(joint):
     assert joint.predictor([]) == []
     lengths = joint.predictor.count_tokens(["play", "play the song", HUGE])
     assert lengths[0] < lengths[1] < 48 < 10_000 < lengths[2]
+
+
+def test_what_runs_the_graph_can_be_chosen(joint, monkeypatch):
+    """Others than the CPU are not in this onnxruntime; with onnxruntime-openvino the answers are compared by hand."""
+    import onnxruntime
+
+    rows = ["play the song", "turn on the light"]
+    require_same(Predictor(joint.folder, 1, provider="cpu")(rows), joint.predictor(rows))
+    for provider, package in (("cuda", "onnxruntime-gpu"), ("openvino", "onnxruntime-openvino")):
+        if PROVIDERS[provider][0] not in onnxruntime.get_available_providers():
+            with pytest.raises(
+                InputError, match=f"provider {provider}: is not in this onnxruntime; pip install {package}"
+            ):
+                Predictor(joint.folder, provider=provider)
+    with pytest.raises(InputError, match="provider 'npu': must be auto, cpu, cuda, tensorrt, openvino"):
+        Predictor(joint.folder, provider="npu")
+    # a provider that is there but does not start, as CUDA without a driver
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    with pytest.raises(InputError, match="provider cuda: does not start here"):
+        Predictor(joint.folder, provider="cuda")
+    require_same(Predictor(joint.folder, 1)(rows), joint.predictor(rows))
 
 
 @pytest.mark.parametrize("row", [3, None, [], [1], {"id": "x"}, {"text": 3}, {"tokens": "x"}, "half \ud83d"])

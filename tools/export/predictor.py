@@ -105,6 +105,15 @@ SETTINGS = {
 }
 
 
+# {name: (onnxruntime's provider, the package that has it)}
+PROVIDERS = {
+    "cpu": ("CPUExecutionProvider", "onnxruntime"),
+    "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
+    "tensorrt": ("TensorrtExecutionProvider", "onnxruntime-gpu, and TensorRT"),
+    "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
+}
+
+
 class InputError(ValueError):
     """An invalid row or file, described in one line."""
 
@@ -154,6 +163,28 @@ def usable(path: Path, load: Callable[[Path], Any]) -> Any:
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: cannot be loaded ({reason[:200]}); export the model again") from None
+
+
+def open_session(path: Path, threads: int, provider: str) -> onnxruntime.InferenceSession:
+    """Loads a graph. provider: a name of PROVIDERS, or auto: a GPU if onnxruntime finds one, otherwise the CPU.
+    Raises InputError if it is not installed, or does not start."""
+    there, wanted = onnxruntime.get_available_providers(), "cuda" if provider == "auto" else provider
+    if wanted not in PROVIDERS:
+        raise InputError(f"provider {provider!r}: must be auto, {', '.join(PROVIDERS)}")
+    name, package = PROVIDERS[wanted]
+    if name not in there and provider != "auto":
+        raise InputError(f"provider {provider}: is not in this onnxruntime; pip install {package} instead")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    of_provider = {"device_type": "CPU", "precision": "FP32", "num_of_threads": str(threads)}
+    chosen: list[Any] = [(name, of_provider if wanted == "openvino" else {})] if name in there else []
+    session = usable(
+        path, lambda path: onnxruntime.InferenceSession(str(path), options, providers=[*chosen, "CPUExecutionProvider"])
+    )
+    if provider != "auto" and session.get_providers()[0] != name:  # onnxruntime goes on with the next one
+        raise InputError(f"provider {provider}: does not start here (see onnxruntime's message above)")
+    return session
 
 
 # ---- inputs ----------------------------------------------------------------------------------------------------------
@@ -429,11 +460,14 @@ class Predictor:
     """Labels rows: texts, lists of tokens, or dicts with "text" or "tokens", and optional "text_pair" and "extras".
 
     folder: written by tools.export. threads: threads per batch (default: all cores that this process may use).
-    abstain_below: leave out answers below this probability, or per task: "intent=0.9,slots=0.8". Raises InputError (a
-    ValueError) for an invalid row. It is thread-safe.
+    abstain_below: leave out answers below this probability, or per task: "intent=0.9,slots=0.8". provider: what runs
+    the graph: cpu, cuda, tensorrt or openvino, by the onnxruntime that is installed; auto: cuda or cpu. It is
+    thread-safe. Raises InputError (a ValueError) for an invalid row.
     """
 
-    def __init__(self, folder: str | Path, threads: int | None = None, abstain_below: str | float = 0.0):
+    def __init__(
+        self, folder: str | Path, threads: int | None = None, abstain_below: str | float = 0.0, provider: str = "auto"
+    ):
         self.folder = folder = Path(folder)
         settings = require_whole(folder)
         self.tasks, self.pad_id = settings["tasks"], settings["pad_id"]
@@ -446,13 +480,7 @@ class Predictor:
             raise InputError(f"abstain_below: {wrong}")
         self.encode = Encoder(folder, settings)
         self.arrays = self.load_arrays(folder / "arrays.npz")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or num_cores()
-        options.log_severity_level = 3
-        providers = ["CPUExecutionProvider"]
-        self.session = usable(
-            folder / "model.onnx", lambda path: onnxruntime.InferenceSession(str(path), options, providers=providers)
-        )
+        self.session = open_session(folder / "model.onnx", threads or num_cores(), provider)
         self.inputs = [given.name for given in self.session.get_inputs()]
         own = [name for field in self.encode.fields for name in (field, f"{field}_mask")]
         unknown = set(self.inputs) - {*INPUTS, *own}
@@ -837,7 +865,7 @@ def label_file(options: argparse.Namespace) -> None:
     first = next(rows, None)
     if first is None:
         raise InputError(f"{options.texts}: the file is empty; nothing to label")
-    predictor = Predictor(HERE, options.threads or None, options.abstain_below)
+    predictor = Predictor(HERE, options.threads or None, options.abstain_below, options.provider)
     write_file(labelled(predictor, chain([first], rows), options.batch_size), output, options.spreadsheet_safe)
 
 
@@ -857,6 +885,9 @@ def main() -> int:
     parser.add_argument("output", help=".jsonl or .csv to write atomically")
     parser.add_argument("--batch_size", type=whole_number(1, 65536), default=64, help="texts per batch [64]")
     parser.add_argument("--threads", type=whole_number(0, 1024), default=0, help="CPU cores to use [all]")
+    parser.add_argument(
+        "--provider", choices=["auto", *PROVIDERS], default="auto", help="what runs the graph [auto: a GPU, or the CPU]"
+    )
     parser.add_argument("--abstain_below", default="", help="leave out less probable answers: 0.8, or intent=0.8,…")
     parser.add_argument("--text_column", default="", help="column of the text (default: detected by name)")
     parser.add_argument("--text_pair_column", default="", help="column of the second text of a pair")

@@ -54,7 +54,10 @@ def build_server(options: argparse.Namespace, listening: socket.socket, hosts: l
     except ImportError as error:
         fail(f"{error.name} is not installed; pip install -r {folder}/requirements.txt")
     try:
-        predictor = module.Predictor(options.folder, options.threads or None, options.abstain_below)
+        more = {} if options.provider == "auto" else {"provider": options.provider}  # earlier exports have none
+        predictor = module.Predictor(options.folder, options.threads or None, options.abstain_below, **more)
+    except TypeError:
+        fail(f"--provider {options.provider}: {folder} was exported by an earlier version; export the model again")
     except module.InputError as error:
         fail(str(error))
     metrics, idle = Metrics(), options.max_idle_s
@@ -82,6 +85,7 @@ def parse() -> argparse.Namespace:
     add("--max_bytes", 1_000_000, "maximum size of a request in bytes [1000000]")
     add("--max_body_ms", 10_000, "requests that take longer to arrive are rejected with 408 [10000]")
     add("--max_idle_s", 30, "close connections that send no request or read no answer for this long, in seconds [30]")
+    parser.add_argument("--provider", default="auto", help="auto, cpu, cuda, tensorrt, openvino: what runs the graph")
     parser.add_argument("--abstain_below", default="", help="leave out less probable answers: 0.8, or intent=0.8,…")
     hosts = "accepted host names, comma-separated [its own on 127.0.0.1, otherwise all]"
     parser.add_argument("--hosts", default="", help=hosts)
