@@ -18,16 +18,20 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT
 from relation_rows import with_relations
 
 pytest.importorskip("onnxruntime", reason="needs tools/export/requirements.txt")
 pytest.importorskip("fastapi", reason="needs tools/serve/requirements.txt")
+from engine.run.files import seal
+from tools.serve.__main__ import parse
 from tools.serve.batcher import Batcher, Busy, labeller
 from tools.serve.metrics import Metrics
 
 slow = pytest.mark.slow  # a model is trained and exported first
 
+LABEL = "set_alarm"
 TEXTS = ["turn on the lamp", "", "打开卧室的灯", "wake me at seven 🙂 please", "x " * 300]
 
 
@@ -152,7 +156,8 @@ class Served:
     """`with Served(folder, flags) as server:` — a server on a free port."""
 
     def __init__(self, folder, *flags, python=sys.executable, cwd=ROOT):
-        words = [python, "-m", "tools.serve", str(folder), "--port", "0", "--threads", "1", *map(str, flags)]
+        folders = [folder] if isinstance(folder, str | Path) else folder
+        words = [python, "-m", "tools.serve", *map(str, folders), "--port", "0", "--threads", "1", *map(str, flags)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         self.process = subprocess.Popen(words, cwd=cwd, **pipes)
         self.line = self.process.stdout.readline()
@@ -170,15 +175,15 @@ class Served:
     def connection(self):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
 
-    def ask(self, path, value=None, connection=None):
-        """(status, what was answered), by POST if there is a value: bytes are sent as they are."""
+    def ask(self, path, value=None, connection=None, **more):
+        """(status, what was answered), by POST if there is a value: bytes are sent as they are. more: headers"""
         with (
             contextlib.closing(connection or self.connection())
             if connection is None
             else contextlib.nullcontext(connection) as line
         ):
             body = value if value is None or isinstance(value, bytes) else json.dumps(value).encode()
-            headers = {"Content-Type": "application/json"}
+            headers = {"Content-Type": "application/json"} | more
             line.request("GET" if value is None else "POST", path, body, headers)
             answer = line.getresponse()
             read = answer.read()
@@ -238,7 +243,7 @@ def test_the_labels_health_page_and_metrics(server):
     tasks = server.ask("/labels")[1]
     assert tasks["intent"]["type"] == "classification" and "set_alarm" in tasks["intent"]["labels"]
     assert server.ask("/health") == (200, {"status": "ok", "waiting": 0})
-    assert set(server.ask("/openapi.json")[1]["paths"]) == {"/predict", "/labels", "/health"}
+    assert set(server.ask("/openapi.json")[1]["paths"]) == {"/predict", "/labels", "/models", "/health"}
     page = server.ask("/docs")[1]
     for link in re.findall(r'(?:src|href)="([^"]+)"', page):
         assert "//" not in link and server.ask(f"/{link}")[0] == 200, link  # nothing from elsewhere
@@ -341,6 +346,114 @@ def test_sigterm_loses_no_request_that_was_accepted(shipped):
             thread.join()
     assert server.process.returncode == 0 and "all accepted requests were answered" in server.said
     assert set(found) == {200} and not lost
+
+
+@pytest.fixture(scope="module")
+def other(shipped):
+    """The same model, with one label of another name."""
+    folder = shipped.parent / "other"
+    shutil.copytree(shipped, folder)
+    path = folder / "predictor.json"
+    path.write_text(path.read_text(encoding="utf-8").replace(f'"{LABEL}"', '"other_label"'), encoding="utf-8")
+    seal(folder)
+    return folder
+
+
+def labels_of(server, query=""):
+    return set(server.ask(f"/labels{query}")[1]["intent"]["labels"])
+
+
+@slow
+def test_several_models_in_one_server(shipped, other):
+    with Served([f"a={shipped}", other]) as server:
+        models = server.ask("/models")[1]
+        assert list(models) == ["a", "other"] and models["a"]["sha256"] != models["other"]["sha256"]
+        assert LABEL in labels_of(server) and "other_label" in labels_of(server, "?model=other")
+        requests = [{"texts": TEXTS}, {"texts": TEXTS, "model": "a"}, {"texts": TEXTS, "model": "other"}]
+        first, named, second = (server.ask("/predict", request)[1]["answers"] for request in requests)
+        assert first == named and [row["text"] for row in second] == [row["text"] for row in first]
+        status, answer = server.ask("/predict", {"texts": "x", "model": "b"})
+        assert status == 404 and answer["detail"] == "no model of this name; there are a, other"
+
+
+@slow
+def test_a_token_and_the_ids_of_requests(shipped, tmp_path):
+    (tmp_path / "token").write_text("secret\n")
+    with Served(shipped, "--token_file", tmp_path / "token", "--log_requests") as server:
+        given = {"Authorization": "Bearer secret"}
+        for path in ("/labels", "/models", "/metrics", "/docs", "/nowhere"):
+            assert server.ask(path)[0] == 401 and server.ask(path, Authorization="Bearer wrong")[0] == 401
+        assert server.ask("/health")[0] == 200 and server.ask("/labels", **given)[0] == 200
+        status, answer = server.ask("/predict", {"texts": "turn on"}, Authorization="bearer  secret")
+        assert status == 200 and answer["answers"]
+        with contextlib.closing(server.connection()) as connection:
+            for sent, echoed in (("abc-1", True), ("a b", False), ("x" * 65, False)):
+                more = {"X-Request-Id": sent, "Origin": "http://evil.example"}
+                connection.request("GET", "/labels", headers=given | more)
+                answer = connection.getresponse()
+                answer.read()
+                name = answer.headers["X-Request-Id"]
+                assert name and (name == sent) is echoed and "Access-Control-Allow-Origin" not in answer.headers
+    assert re.search(r"\d abc-1 GET '/labels' 200 [\d.]+ ms", server.said)
+    assert server.said.count(" 401 ") == 10 and "secret" not in server.said and "turn on" not in server.said
+
+
+@slow
+@pytest.mark.parametrize("way", ["SIGHUP", "watching"])
+def test_a_reload_under_load_loses_no_request(way, shipped, other, tmp_path):
+    """Each answer is of one model or the other; a damaged folder changes nothing."""
+    folder, found, lost, done = tmp_path / "served", Counter(), [], threading.Event()
+    shutil.copytree(shipped, folder)
+
+    def ask():
+        with contextlib.closing(server.connection()) as connection:
+            while not done.is_set():
+                try:
+                    status, answer = server.ask("/predict", {"texts": ["turn on the lamp"] * 4}, connection)
+                    found[status, len(answer["answers"])] += 1
+                except (OSError, http.client.HTTPException, KeyError) as error:
+                    lost.append(error)
+
+    with Served(folder, "--max_latency_ms", 60_000, "--watch_s", int(way == "watching")) as server:
+        threads = in_threads(8, ask)
+        wait_for(lambda: sum(found.values()) > 100)
+        for source, label in ((other, "other_label"), (shipped, LABEL), (other, "other_label")):
+            replace(folder, source)
+            if way == "SIGHUP":
+                server.process.send_signal(signal.SIGHUP)
+            wait_for(lambda label=label: label in labels_of(server))
+        (folder / "predictor.json").write_text("{}")
+        server.process.send_signal(signal.SIGHUP)
+        before = sum(found.values())
+        wait_for(lambda: sum(found.values()) > before + 100)
+        done.set()
+        for thread in threads:
+            thread.join()
+        assert "other_label" in labels_of(server)
+    assert not lost and set(found) == {(200, 4)}, (lost[:1], found)
+    assert server.said.count("is loaded again") == 3 and "the old model goes on" in server.said
+
+
+def wait_for(condition):
+    while not condition():
+        time.sleep(0.01)
+
+
+def replace(folder, source):
+    """As tools.export replaces a folder."""
+    new, old = folder.with_name("new"), folder.with_name("old")
+    shutil.copytree(source, new)
+    folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old)
+
+
+def test_the_example_for_compose_has_options_that_exist(monkeypatch):
+    service = yaml.safe_load((ROOT / "tools/serve/compose.yaml").read_text(encoding="utf-8"))["services"]["labels"]
+    assert service["command"][:3] == ["python", "-m", "tools.serve"]
+    monkeypatch.setattr("sys.argv", service["command"][2:])
+    options = parse()
+    assert options.folder == ["labels=/models/labels"] and options.watch_s == 10 and options.log_requests
 
 
 @slow

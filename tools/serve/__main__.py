@@ -5,18 +5,19 @@
 
     POST /predict  {"texts": "a text"} or {"texts": [one or more]}  -> {"answers": [one object per text]}
     GET  /labels   the tasks and their labels
+    GET  /models   the models: python -m tools.serve intents=shipped slots=other, and {"texts": …, "model": "slots"}
     GET  /health   the state of the server
     GET  /metrics  metrics for Prometheus
     GET  /docs     interactive API documentation (OpenAPI)
 
 Texts of all requests are batched together: while the model is busy, the next batch is collected from texts of similar
 length. A request that cannot be answered within --max_latency_ms is rejected with 503 immediately, which keeps the
-queue short. On SIGTERM the server answers all accepted requests and exits. It only needs this folder, the exported one
-and engine/run/flags.py (see Dockerfile). Edit app.py to change the request format, or to require an API key.
+queue short. On SIGHUP it loads its folders again, and loses no request. On SIGTERM it answers all accepted requests
+and exits. It only needs this folder, the exported ones and engine/run/flags.py (see Dockerfile).
 """
 
 import argparse
-import importlib
+import os
 import signal
 import socket
 import sys
@@ -28,6 +29,7 @@ try:
 
     from tools.serve.app import Service, build_app
     from tools.serve.metrics import Metrics
+    from tools.serve.models import ModelError, models_of
     from tools.serve.server import Server
 except ImportError as error:
     print(f"error: {error.name} is not installed; pip install -r tools/serve/requirements.txt", file=sys.stderr)
@@ -44,24 +46,12 @@ def fail(message: str) -> NoReturn:
 
 
 def build_server(options: argparse.Namespace, listening: socket.socket, hosts: list[str]) -> Server:
-    """Creates the Server of an exported folder without starting it."""
-    folder = Path(options.folder)
-    if not (folder / "predictor.py").is_file():
-        fail(f"{folder}: no exported model; create one: python -m tools.export --checkpoint … --output_dir …")
-    sys.path.insert(0, str(folder))
-    try:
-        module = importlib.import_module("predictor")
-    except ImportError as error:
-        fail(f"{error.name} is not installed; pip install -r {folder}/requirements.txt")
-    try:
-        more = {} if options.provider == "auto" else {"provider": options.provider}  # earlier exports have none
-        predictor = module.Predictor(options.folder, options.threads or None, options.abstain_below, **more)
-    except TypeError:
-        fail(f"--provider {options.provider}: {folder} was exported by an earlier version; export the model again")
-    except module.InputError as error:
-        fail(str(error))
+    """Creates the Server without starting it."""
     metrics, idle = Metrics(), options.max_idle_s
-    app = build_app(Service(predictor, module.InputError, options, metrics), hosts)
+    try:
+        app = build_app(Service(models_of(options.folder, options, metrics), options, metrics), hosts)
+    except ModelError as error:
+        fail(str(error))
     timeouts = {"timeout_keep_alive": idle, "timeout_graceful_shutdown": LAST_CALL}
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", **timeouts)
     return Server(config, listening, idle, metrics)
@@ -73,7 +63,8 @@ def parse() -> argparse.Namespace:
     def add(name: str, default: int, help: str, low: int = 1, high: int = 2**40) -> None:
         parser.add_argument(name, type=whole_number(low, high), default=default, help=help)
 
-    parser.add_argument("folder", help="folder written by tools.export")
+    folders = "FOLDER written by tools.export, or NAME=FOLDER; the first one answers if a request names none"
+    parser.add_argument("folder", nargs="+", help=folders)
     parser.add_argument("--host", default="127.0.0.1", help="address; 0.0.0.0 is open to the network [127.0.0.1]")
     add("--port", 8000, "0: a free port [8000]", low=0, high=65535)
     add("--threads", 0, "CPU cores for the model [all]", low=0, high=1024)
@@ -87,14 +78,28 @@ def parse() -> argparse.Namespace:
     add("--max_idle_s", 30, "close connections that send no request or read no answer for this long, in seconds [30]")
     parser.add_argument("--provider", default="auto", help="auto, cpu, cuda, tensorrt, openvino: what runs the graph")
     parser.add_argument("--abstain_below", default="", help="leave out less probable answers: 0.8, or intent=0.8,…")
+    add("--watch_s", 0, "look every N seconds whether a folder has changed, and load it again; 0: on SIGHUP [0]", low=0)
+    parser.add_argument("--token_file", default="", help="file with a token that requests must have [SERVE_TOKEN]")
+    parser.add_argument("--log_requests", action="store_true", help="print a line for each request, with its id")
     hosts = "accepted host names, comma-separated [its own on 127.0.0.1, otherwise all]"
     parser.add_argument("--hosts", default="", help=hosts)
     options = parser.parse_args()
     names = [name.strip() for name in options.hosts.split(",") if name.strip()]
     if options.hosts and not names:
         parser.error(f"--hosts {options.hosts}: contains no host name")
-    options.hosts = names
+    options.hosts, options.token = names, token_of(parser, options.token_file)
     return options
+
+
+def token_of(parser: OneLineParser, path: str) -> str:
+    """Returns the token of a file, or of the environment variable SERVE_TOKEN; "" if there is none."""
+    try:
+        token = Path(path).read_text(encoding="utf-8").strip() if path else os.environ.get("SERVE_TOKEN", "")
+    except (OSError, UnicodeDecodeError) as error:
+        parser.error(f"--token_file {path}: cannot be read ({type(error).__name__})")
+    if path and not token:
+        parser.error(f"--token_file {path}: is empty")
+    return token
 
 
 def main() -> None:

@@ -1,10 +1,12 @@
-"""The routes of tools.serve. Edit this file to change the request format, or to require an API key."""
+"""The routes of tools.serve. Edit this file to change the request format."""
 
 import asyncio
 import contextlib
 import math
+import signal
+import time
 from argparse import Namespace
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException
@@ -18,11 +20,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from swagger_ui_bundle import swagger_ui_path
 
 from tools.serve import batcher
+from tools.serve.access import Access
 from tools.serve.limits import Limits, answered
 from tools.serve.metrics import Metrics
+from tools.serve.models import InvalidText, Model
 
 FORM = """{"texts": a text or a list of them}, each a string or an object with `text` or `tokens`, and `text_pair`, """
-FORM += "`extras` and `id` if needed"
+FORM += "`extras` and `id` if needed; and the name of a `model` if there are several"
 
 
 class Row(BaseModel):
@@ -41,41 +45,66 @@ class Request(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     texts: str | Row | list[str | Row]
+    model: str | None = None
 
 
 class Service:
-    """The handlers of all routes. predictor: that of the exported folder; input_error: its error for invalid texts"""
+    """The handlers of all routes. models: {name: Model}; the first one answers requests that name none"""
 
-    def __init__(self, predictor: Any, input_error: type[Exception], options: Namespace, metrics: Metrics) -> None:
-        self.predictor, self.input_error, self.options, self.metrics = predictor, input_error, options, metrics
-        label = batcher.labeller(predictor, options.batch_size, input_error)
-        limits = (options.batch_size, options.max_queue, options.max_latency_ms / 1000)
-        self.batcher = batcher.Batcher(label, *limits, metrics)
-        row: dict[str, Any] = {"text": "a text of ten words or so, to begin with"}
-        if predictor.encode.pairs:
-            row["text_pair"] = "and a second one"
-        words = row["text"].split()
-        row["extras"] = {}
-        for field in predictor.encode.fields.values():
-            row["extras"] |= field.example(len(words))
-            row |= {"tokens": words} if field.level == "words" else {}
-        self.batcher.warm_up(row)
+    def __init__(self, models: dict[str, Model], options: Namespace, metrics: Metrics) -> None:
+        self.models, self.options, self.metrics = models, options, metrics
+        self.background: set[asyncio.Task] = set()
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        running = asyncio.create_task(self.batcher.run())
+        for model in self.models.values():
+            model.start(model.current.batcher)
+        if hasattr(signal, "SIGHUP"):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
+        if self.options.watch_s:
+            self.in_background(self.watch())
         yield
-        running.cancel()
+        for task in [*self.background, *(task for model in self.models.values() for task in model.tasks.values())]:
+            task.cancel()
+
+    def in_background(self, work: Coroutine) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
+
+    def reload(self) -> None:
+        """Loads all folders again, in the background."""
+        for model in self.models.values():
+            self.in_background(model.reload())
+
+    async def watch(self) -> None:
+        """Loads folders again that have changed. Never returns."""
+        while True:
+            await asyncio.sleep(self.options.watch_s)
+            for model in self.models.values():
+                await model.reload_if_changed()
+
+    def model(self, name: str | None) -> Model:
+        """Returns the model of this name; the first one without a name. Raises HTTPException if there is none."""
+        model = self.models.get(next(iter(self.models)) if name is None else name)
+        if model is None:
+            raise HTTPException(404, f"no model of this name; there are {', '.join(self.models)}")
+        return model
 
     async def predict(self, request: Request) -> Response:
         """Labels texts. Each answer has the columns of `main.py --do_predict`."""
-        answers = await self.batcher.ask(self.rows_of(request))
+        model = self.model(request.model)
+        current = model.current  # which answers all of this request, whatever is loaded meanwhile
+        rows = self.rows_of(request)
+        for number, row in enumerate(rows, 1):
+            model.check(current, row, f"text {number}")
+        answers = await model.ask(current, rows)
         self.metrics.texts.inc(len(answers))
         return answered({"answers": answers})
 
     def rows_of(self, request: Request) -> list[batcher.Row]:
-        """Converts the texts of a request to rows for the predictor. Raises InputError for invalid texts here, before
-        they are batched with texts of other requests."""
+        """Converts the texts of a request to rows for a predictor. Raises HTTPException for too many or too long
+        ones."""
         texts = request.texts if isinstance(request.texts, list) else [request.texts]
         rows = [text if isinstance(text, str) else text.model_dump(exclude_none=True) for text in texts]
         if not 0 < len(rows) <= self.options.max_texts:
@@ -83,18 +112,29 @@ class Service:
         for number, row in enumerate(rows, 1):
             if batcher.cost_of(row) > self.options.max_characters + batcher.COST_PER_TEXT:
                 raise HTTPException(413, f"text {number} has more than {self.options.max_characters:,} characters")
-            self.predictor.encode.example(row, f"text {number}")
         return rows
 
-    async def labels(self) -> Response:
-        """Returns {task: {"type", "labels"}}."""
-        tasks = self.predictor.tasks.items()
+    async def labels(self, model: str | None = None) -> Response:
+        """Returns {task: {"type", "labels"}} of a model."""
+        tasks = self.model(model).current.predictor.tasks.items()
         return answered({name: {"type": task["type"], "labels": task["labels"]} for name, task in tasks})
+
+    async def list_models(self) -> Response:
+        """Returns {name: {"tasks", "loaded" (in UTC), "sha256" of its manifest}}."""
+        found = {name: model.current for name, model in self.models.items()}
+        times = {name: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(one.since)) for name, one in found.items()}
+        return answered(
+            {
+                name: {"tasks": list(one.predictor.tasks), "loaded": times[name], "sha256": one.stamp}
+                for name, one in found.items()
+            }
+        )
 
     async def health(self) -> Response:
         """Returns 200, or 503 while the server shuts down."""
         status, code = ("ok", 200) if self.metrics.stopping is None else ("stopping", 503)
-        return answered({"status": status, "waiting": len(self.batcher.waiting)}, code)
+        waiting = sum(len(model.current.batcher.waiting) for model in self.models.values())
+        return answered({"status": status, "waiting": waiting}, code)
 
     async def for_prometheus(self) -> Response:
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
@@ -127,14 +167,16 @@ def build_app(service: Service, hosts: list[str]) -> FastAPI:
     app.openapi_version = "3.0.2"  # the version supported by the bundled Swagger page
     limits = {"most_bytes": service.options.max_bytes, "seconds": service.options.max_body_ms / 1000}
     app.add_middleware(Limits, metrics=service.metrics, **limits)
+    app.add_middleware(Access, token=service.options.token, log=service.options.log_requests)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)  # outermost
     app.mount("/swagger", StaticFiles(directory=swagger_ui_path))
-    handlers: list = [(RequestValidationError, not_valid), (service.input_error, not_labelled), (batcher.Busy, busy)]
+    handlers: list = [(RequestValidationError, not_valid), (InvalidText, not_labelled), (batcher.Busy, busy)]
     for kind, handler in handlers:
         app.add_exception_handler(kind, handler)
     refusals: dict = {"4XX": {"description": "invalid or too long"}, 503: {"description": "overloaded"}}
     app.add_api_route("/predict", service.predict, methods=["POST"], responses=refusals)
     app.add_api_route("/labels", service.labels)
+    app.add_api_route("/models", service.list_models)
     app.add_api_route("/health", service.health)
     app.add_api_route("/metrics", service.for_prometheus, include_in_schema=False)
     app.add_api_route("/docs", service.docs, include_in_schema=False)

@@ -65,7 +65,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         added = [Waiting(row, cost, loop.create_future()) for row, cost in zip(rows, costs)]
         self.waiting += added
-        self.metrics.waiting.set(len(self.waiting))
+        self.metrics.waiting.inc(len(added))
         self.arrived.set()
         return await asyncio.gather(*(text.answer for text in added))
 
@@ -76,7 +76,7 @@ class Batcher:
         chosen = set(nearest[: self.batch_size])
         batch = [text for i, text in enumerate(self.waiting) if i in chosen]
         self.waiting = [text for i, text in enumerate(self.waiting) if i not in chosen]
-        self.metrics.waiting.set(len(self.waiting))
+        self.metrics.waiting.dec(len(batch))
         return batch
 
     async def run(self) -> None:
