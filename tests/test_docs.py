@@ -136,7 +136,9 @@ BY_HAND = {
     *("benchmarks/semeval.py", "benchmarks/hierarchy.py"),  # tests/cookbook/test_relation.py
     *("benchmarks/few_slots.py", "dataset/few", "dataset/atis_5"),  # tests/test_few_slots.py
     "benchmarks/relation_extraction.py",
+    "benchmarks/reload.py",
     *("--target_precision", "--abstain_below"),  # tests/engine/test_uncertainty.py: tiny data reach no precision
+    "--push_to_hub",  # tests/tools/test_card.py
     "--gpus",  # tests/engine/test_flags.py, tests/engine/test_distributed.py
     *("benchmarks/shipped.py", "tests/tools/test_export.py"),  # the first installs an environment
     "tools.export --checkpoint output/sample",  # of run.sh's run

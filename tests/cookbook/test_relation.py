@@ -35,7 +35,7 @@ MARKERS = "<e1>,</e1>,<e2>,</e2>"
 def plain_encoder(best):
     """(tokenizer, encoder, all tensors) of a checkpoint, without this project's code."""
     tensors = load_file(best / "weights.safetensors")
-    encoder = BertModel(BertConfig.from_pretrained(best), add_pooling_layer=False).eval()
+    encoder = BertModel(BertConfig.from_json_file(best / "encoder.json"), add_pooling_layer=False).eval()
     encoder.load_state_dict({k.removeprefix("encoder."): v for k, v in tensors.items() if k.startswith("encoder.")})
     return AutoTokenizer.from_pretrained(best), encoder, tensors
 

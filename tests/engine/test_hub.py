@@ -79,7 +79,7 @@ def test_a_model_of_a_hub_trains_and_predicts_and_later_comes_from_the_cache(com
     assert done.stderr.count(f"{NAME} is loaded from the cache: {server.url} does not answer") == 1
     one, other = (tmp_path / "output" / name for name in ("a", "b"))
     assert read_json(one / "args.json")["pretrain_model_path"] == NAME
-    for file in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
+    for file in ("weights.safetensors", "encoder.json", "tokenizer.json", "tokenizer_config.json"):
         best = Path("checkpoints/best") / file
         assert (one / best).read_bytes() == (other / best).read_bytes(), file
     assert (one / "predictions.csv").read_bytes() == (other / "predictions.csv").read_bytes()

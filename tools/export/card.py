@@ -17,12 +17,12 @@ from config import Config
 from engine.errors import UserError
 from engine.predict.answers import PARTS
 from engine.run.command_line import first_line
-from engine.task.task import Task
+from engine.task.task import PLACES, Task
 from tools.report.collect import collect
 
 logger = logging.getLogger("template")
 FILL_IN = "**TO FILL IN**"
-KINDS = {"tagging": "token-classification", "spans": "token-classification"}  # the hub's name of a task, by kind
+KINDS = dict.fromkeys(("tagging", *PLACES), "token-classification")  # the hub's name of a task, by kind
 READ = {"head": "only the start", "tail": "only the end", "head_tail": "the start and the end", "windows": "all of it"}
 LISTED = 50  # labels, and confusions of a task
 # Options that say where something is, or how a command was run, rather than how the model was trained
@@ -148,7 +148,8 @@ def errors_of(report: dict[str, Any]) -> str:
 
 
 def limits_of(options: Config, report: dict[str, Any]) -> str:
-    lines = [f"It reads {options.max_length} tokens at a time; of longer texts to classify, {READ[options.long_text]}."]
+    read = READ.get(options.long_text, READ["head"])
+    lines = [f"It reads {options.max_length} tokens at a time; of longer texts to classify, {read}."]
     lines += [
         f"Probabilities of {name} are off by {task['calibration']['ece']:.3f} on average (ECE on {report['main']})."
         for name, task in report.get("tasks", {}).items()
@@ -169,7 +170,8 @@ def options_table(options: Config) -> str:
 def table(head: tuple[str, ...], rows: Any) -> str:
     """Returns a Markdown table."""
     lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 # ---- hub -------------------------------------------------------------------------------------------------------------
