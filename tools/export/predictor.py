@@ -177,11 +177,10 @@ def open_session(path: Path, threads: int, provider: str) -> onnxruntime.Inferen
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    of_provider = {"device_type": "CPU", "precision": "FP32", "num_of_threads": str(threads)}
-    chosen: list[Any] = [(name, of_provider if wanted == "openvino" else {})] if name in there else []
-    session = usable(
-        path, lambda path: onnxruntime.InferenceSession(str(path), options, providers=[*chosen, "CPUExecutionProvider"])
-    )
+    of_openvino = {"device_type": "CPU", "precision": "FP32", "num_of_threads": str(threads)}
+    wished = {name: of_openvino if wanted == "openvino" else {}} if name in there else {}
+    chosen: Any = list((wished | {PROVIDERS["cpu"][0]: {}}).items())
+    session = usable(path, lambda path: onnxruntime.InferenceSession(str(path), options, providers=chosen))
     if provider != "auto" and session.get_providers()[0] != name:  # onnxruntime goes on with the next one
         raise InputError(f"provider {provider}: does not start here (see onnxruntime's message above)")
     return session
