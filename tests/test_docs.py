@@ -93,7 +93,7 @@ def test_flags_in_sentences_exist(flags_of):
     scripts += ["tools/export/predictor.py", "benchmarks/labelling.py", "benchmarks/data_size.py", "tools.ensemble"]
     scripts += ["benchmarks/recombine.py", "tools.search", "tools.demo", "tools.report", "tools.cross_validate"]
     scripts += ["tools.select", "benchmarks/selection.py", "benchmarks/relation_texts.py"]
-    scripts += ["benchmarks/relation_extraction.py", "benchmarks/events.py"]
+    scripts += ["benchmarks/relation_extraction.py", "benchmarks/events.py", "benchmarks/reload.py"]
     known = set().union(*map(flags_of, scripts))
     for name in WITH_FLAGS:
         for code in re.findall(r"`([^`\n]+)`", (ROOT / name).read_text(encoding="utf-8")):
