@@ -109,8 +109,8 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     )
     word_shapes: bool | None = option(
         None,
-        "tell the heads for words how each word is written: its case, digits (default: auto, on if a pretrained "
-        "encoder's tokenizer ignores case and train has words with and without capitals)",
+        "the heads for words also read how each word is written: its case, digits (default: auto, on if a "
+        "pretrained encoder's tokenizer ignores case and train has words with and without capitals)",
         parse=parse_auto_bool,
         auto=None,
     )

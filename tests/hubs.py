@@ -61,6 +61,12 @@ class Uploads(Handler):
     """Takes uploads as the Hugging Face hub does: small files in the commit, large ones by git LFS before it. The
     files end up in `server.stored`, {name of the model: {"private": …, "files": {path: bytes}}}."""
 
+    def do_GET(self):
+        name = self.path.removeprefix("/api/models/")
+        if name not in self.server.stored:
+            return self.do_HEAD()
+        self.answer({"id": name, "sha": COMMIT, "siblings": [], "private": self.server.stored[name]["private"]})
+
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.asked.append(self.path)
@@ -77,7 +83,10 @@ class Uploads(Handler):
                 return self.answer(
                     {"error": "You already created this model repo", "url": f"{self.server.url}/{name}"}, 409
                 )
-            stored[name] = {"private": asked.get("private"), "files": {}}
+            stored[name] = {
+                "private": asked.get("visibility") == "private" or asked.get("private") is True,
+                "files": {},
+            }
             return self.answer({"url": f"{self.server.url}/{name}", "name": name, "id": name})
         if path.endswith("/info/lfs/objects/batch"):
             objects = [

@@ -31,8 +31,8 @@ class Sample(NamedTuple):
         return Sample(self.logits.to(device), self.labels.to(device), inputs)
 
 
-def best_temperature(nll: Any, at_bound: float | None = 1.0) -> float:
-    """The minimum of nll(temperature). If it is at a bound, as when every answer is right: `at_bound`, or the bound.
+def best_temperature(nll: Any) -> float:
+    """The minimum of nll(temperature); 1 if it is at a bound, as when every answer is right.
 
     -log p of an exponential family is convex in 1 / temperature, so there is only one minimum; for
     products over the words of entities this is nearly so.
@@ -40,7 +40,7 @@ def best_temperature(nll: Any, at_bound: float | None = 1.0) -> float:
     bounds = np.log(LOWEST), np.log(HIGHEST)
     found = minimize_scalar(lambda t: float(nll(float(np.exp(t)))), bounds=bounds, options={"xatol": 1e-3})
     inside = bounds[0] + 0.01 < found.x < bounds[1] - 0.01
-    return float(np.exp(found.x)) if inside or at_bound is None else at_bound
+    return float(np.exp(found.x)) if inside else 1.0
 
 
 def fit_temperature(head: Any, samples: list[Sample]) -> None:

@@ -4,6 +4,7 @@ Uses only the standard library, because every exported folder has a copy of this
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from typing import Any, NamedTuple
@@ -61,6 +62,7 @@ def text_or_tokens(value: Any, text: Any) -> dict[str, Any]:
     return {"text": text, "tokens": value} if is_whole else {"tokens": value}
 
 
+@lru_cache(1 << 16)
 def shape_of(word: str) -> int:
     """Returns how a word is written: 1 in lower case or, as in Chinese, without case; 2 capitalised; 3 in capitals;
     4 in another mixture of case; 5 with digits; 6 neither letters nor digits. Less than NUM_SHAPES."""

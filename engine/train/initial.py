@@ -28,8 +28,10 @@ from engine.train import checkpoint
 logger = logging.getLogger("template")
 ADAPTER = ("lora_rank", "lora_alpha", "lora_targets")
 # Options that describe the weights; they are taken from the run of --init_from
-OF_ENCODER = tuple("encoder hidden_size num_layers vocab_size".split())
-OF_THE_RUN = (*OF_ENCODER, *"shared_layers pooling word_pooling word_shapes".split(), *ADAPTER)
+OF_THE_RUN = (
+    *"encoder hidden_size num_layers vocab_size shared_layers pooling word_pooling word_shapes".split(),
+    *ADAPTER,
+)
 HEADS = "output_layer.heads."
 
 

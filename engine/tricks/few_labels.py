@@ -175,7 +175,7 @@ def temperature_at(logits: torch.Tensor, labels: torch.Tensor, shift: torch.Tens
     if there.sum() < FEWEST:
         return 1.0
     scores, labels, shift = logits[there].double(), labels[there].long(), shift.cpu().double()
-    return best_temperature(lambda t: F.cross_entropy(scores / t + shift, labels), at_bound=None)
+    return best_temperature(lambda t: F.cross_entropy(scores / t + shift, labels))
 
 
 def has_class_biases(head: Head) -> bool:

@@ -1,4 +1,4 @@
-"""--word_shapes: what a model is told about how words are written, when, and that an export is told the same."""
+"""--word_shapes: what a model reads of how words are written, when, and that an export reads the same."""
 
 import json
 import random

@@ -118,8 +118,14 @@ def test_everything_is_uploaded_and_private_by_default(public, best, online, tmp
         stored = server.stored["me/intents"]
         own = {p.relative_to(tmp_path / "out").as_posix(): p for p in (tmp_path / "out").rglob("*") if p.is_file()}
         assert stored["files"] == {name: path.read_bytes() for name, path in own.items()}
-        assert stored["private"] is not public and set(server.tokens) == {"Bearer secret"}
+        assert stored["private"] == (not public) and set(server.tokens) == {"Bearer secret"}
         card.push(tmp_path / "out", "me/intents", public)  # once more, into the same model
+        stored["files"].clear()
+        stored["private"] = False
+        if not public:
+            with pytest.raises(UserError, match="--push_to_hub me/intents: is public already; add --public"):
+                card.push(tmp_path / "out", "me/intents", public)
+            assert not stored["files"]
 
 
 def test_a_refused_upload_is_one_line_and_keeps_the_export(best, online, tmp_path):

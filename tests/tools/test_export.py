@@ -597,7 +597,7 @@ def test_int8_needs_something_to_be_scored_on(joint, tmp_path):
     data.mkdir()
     (data / "labels.json").write_bytes((joint.data_path / "labels.json").read_bytes())
     options = dict(checkpoint=str(joint.best), output_dir=str(tmp_path / "new"), data_path=str(data))
-    with pytest.raises(UserError, match="no dev part to score it on"):
+    with pytest.raises(UserError, match="no dev part to compare it on"):
         export(ExportConfig(**options, int8=True))
 
 

@@ -2,6 +2,7 @@
 gives; what would not is refused in one line, with what to do instead."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -170,7 +171,7 @@ def test_sentence_transformers_gets_the_encoder_with_its_pooling(pooling, traine
     "make, why",
     [
         (dict(kind="tagging", use_crf=True), "from a CRF; train with --no_use_crf"),
-        (dict(kind="tagging", word_shapes=True), "how words are written; train with --word_shapes False"),
+        (dict(kind="tagging", word_shapes=True), "reads how words are written; train with --word_shapes False"),
         (dict(kind="tagging", word_pooling="mean"), "mean sub-token"),
         (dict(shared_layers=1), "hidden layers between encoder and head"),
         (dict(pooling="mean"), "40 of 40 dev examples differ|dev examples differ"),
@@ -207,3 +208,19 @@ def test_only_an_unchanged_export_is_replaced(trained, tmp_path):
         exported(best, tmp_path)
     with pytest.raises(UserError, match="--int8 and --fp16 are for --to onnx"):
         ExportConfig(checkpoint="x", output_dir="y", to="transformers", int8=True)
+
+
+def test_without_dev_nothing_is_written_as_nothing_can_be_compared(trained, tmp_path):
+    best = trained()
+    (tmp_path / "data/dev.jsonl").unlink()
+    with pytest.raises(UserError, match=r"--to transformers: .*data has no dev part to compare it on"):
+        exported(best, tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_of_texts_in_windows_those_that_fit_are_compared(trained, tmp_path, capsys):
+    best = trained("tagging", max_length=12)
+    exported(best, tmp_path)
+    said = "".join(capsys.readouterr())
+    same, number = map(int, re.search(r"(\d+) of (\d+) dev examples have the same answers", said).groups())
+    assert 0 < same == number < 40

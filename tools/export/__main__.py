@@ -106,6 +106,7 @@ def write(
     if config.to == "onnx":
         fill(folder, config, trainer, featurizer, data)
     else:
+        assert data is not None  # `load` requires it
         to_transformers.write(folder, config.to, graph.prepare(trainer.model), featurizer, data)
         write_json(folder / MARK, {"to": config.to, "checkpoint": Path(config.checkpoint).name})
     card.write_card(folder, config.to, Path(config.checkpoint), featurizer.tasks)
@@ -129,8 +130,9 @@ def load(config: ExportConfig) -> "tuple[Trainer, Featurizer, MyDataset | None]"
         check_same_labels(data_path, trainer.tasks)
         if (data_path / "dev.jsonl").exists():
             return trainer, featurizer, MyDataset(data_path / "dev.jsonl", featurizer)
-    if config.kind != "fp32":
-        raise UserError(f"--{config.kind}: {data_path} has no dev part to score it on; pass another --data_path")
+    if config.kind != "fp32" or config.to != "onnx":
+        asked = f"--to {config.to}" if config.kind == "fp32" else f"--{config.kind}"
+        raise UserError(f"{asked}: {data_path} has no dev part to compare it on; pass another --data_path")
     logger.warning(f"{data_path}: no dev part, so the export is not checked; pass another --data_path")
     return trainer, featurizer, None
 

@@ -22,7 +22,7 @@ from tools.report.collect import collect
 
 logger = logging.getLogger("template")
 FILL_IN = "**TO FILL IN**"
-KINDS = dict.fromkeys(("tagging", *PLACES), "token-classification")  # the hub's name of a task, by kind
+KINDS = dict.fromkeys(("tagging", "words", *PLACES), "token-classification")  # the hub's name of a task, by kind
 READ = {"head": "only the start", "tail": "only the end", "head_tail": "the start and the end", "windows": "all of it"}
 LISTED = 50  # labels, and confusions of a task
 # Options that say where something is, or how a command was run, rather than how the model was trained
@@ -120,21 +120,17 @@ def data_of(data: str, report: dict[str, Any]) -> str:
 
 
 def scores_of(report: dict[str, Any]) -> str:
-    """Returns a table of the scores of each part, with bootstrap intervals where they are known."""
+    """Returns a table of the scores of each part, without losses, with bootstrap intervals where they are known."""
     rows = [
-        (part, score["name"], f"{score['value']:.4f}", *(["", ""] if score["low"] is None else bounds(score)))
+        (part, score["name"], *("" if score[key] is None else f"{score[key]:.4f}" for key in ("value", "low", "high")))
         for part, scores in report.get("scores", {}).items()
         for score in scores
-        if score["low"] is not None
+        if "loss" not in score["name"]
     ]
     if not rows:
         return ""
     chosen = "Dev chose the epoch, so its scores are slightly optimistic. Intervals: 95 %, by resampling the texts."
     return table(("part", "score", "value", "from", "to"), rows) + f"\n\n{chosen}"
-
-
-def bounds(score: dict[str, Any]) -> list[str]:
-    return [f"{score[side]:.4f}" for side in ("low", "high")]
 
 
 def errors_of(report: dict[str, Any]) -> str:
@@ -178,12 +174,18 @@ def table(head: tuple[str, ...], rows: Any) -> str:
 
 
 def push(folder: Path, name: str, public: bool) -> str:
-    """Uploads a folder to the Hugging Face hub, or to that of HF_ENDPOINT. Returns its address. Raises UserError."""
+    """Uploads a folder to the Hugging Face hub, or to that of HF_ENDPOINT. Returns its address. Raises UserError, also
+    if the model is there and public, but public is False."""
     from huggingface_hub import HfApi
 
     try:
-        repo = HfApi().create_repo(name, private=not public, exist_ok=True)
-        HfApi().upload_folder(folder_path=folder, repo_id=repo.repo_id, commit_message="Upload an export")
+        api = HfApi()
+        repo = api.create_repo(name, private=not public, exist_ok=True)
+        if not public and not api.model_info(repo.repo_id).private:
+            raise UserError(f"--push_to_hub {name}: is public already; add --public, or choose another name")
+        api.upload_folder(folder_path=folder, repo_id=repo.repo_id, commit_message="Upload an export")
+    except UserError:
+        raise
     except Exception as error:  # of the network, the hub, or its client
         kept = f"{folder} is complete; to upload it again: hf upload {name} {folder}"
         raise UserError(f"--push_to_hub {name}: {first_line(error)}; {kept}") from None

@@ -12,6 +12,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import nn
@@ -59,7 +60,7 @@ def why_not(model: MyModel, featurizer: Featurizer) -> str:
     if len(layer.shared):
         return "it has hidden layers between encoder and head; train with --shared_layers 0"
     if layer.word_shapes is not None:
-        return "its head is told how words are written; train with --word_shapes False"
+        return "its head reads how words are written; train with --word_shapes False"
     if head.level == "words" and layer.word_pooling != "first":
         return f"it reads the {layer.word_pooling} sub-token of words; train with --word_pooling first"
     if featurizer.fields or featurizer.markers or featurizer.apart:
@@ -76,10 +77,10 @@ def why_no_encoder(model: MyModel, featurizer: Featurizer) -> str:
     return ""
 
 
-def write(folder: Path, kind: str, model: MyModel, featurizer: Featurizer, data: MyDataset | None) -> None:
+def write(folder: Path, kind: str, model: MyModel, featurizer: Featurizer, data: MyDataset) -> None:
     """Writes a folder for transformers or sentence-transformers (kind), and compares it with the model.
 
-    data: the dev part to compare on, if there is one. Raises UserError if it cannot be the same.
+    data: the dev part to compare on. Raises UserError if it cannot be the same.
     """
     alone = kind == "sentence-transformers"
     try:
@@ -97,7 +98,7 @@ def write(folder: Path, kind: str, model: MyModel, featurizer: Featurizer, data:
         raise UserError(f"--to {kind}: {first_line(error)}{otherwise}") from None
 
 
-def write_encoder(folder: Path, model: MyModel, featurizer: Featurizer, data: MyDataset | None) -> None:
+def write_encoder(folder: Path, model: MyModel, featurizer: Featurizer, data: MyDataset) -> None:
     encoder = AutoModel.from_config(model.encoder.config, trust_remote_code=False).float()
     found = encoder.load_state_dict(model.encoder.state_dict(), strict=False)
     with torch.no_grad():
@@ -108,7 +109,7 @@ def write_encoder(folder: Path, model: MyModel, featurizer: Featurizer, data: My
     require_same(data, Here(model, True), There(folder, model, True), "vectors")
 
 
-def write_model(folder: Path, model: MyModel, featurizer: Featurizer, data: MyDataset | None) -> None:
+def write_model(folder: Path, model: MyModel, featurizer: Featurizer, data: MyDataset) -> None:
     for last, (scale, shift) in zip((False, False, True), PASSES):
         target = with_head(model, scale, shift)
         target.save_pretrained(folder)
@@ -268,29 +269,38 @@ def first_tokens(word_ids: list[int | None]) -> list[int]:
     return [i for i, word in enumerate(word_ids) if word is not None and word not in word_ids[max(0, i - 1) : i]]
 
 
-def num_different(data: MyDataset, here: Here, there: There) -> int:
-    """Counts examples whose answers differ, or whose probabilities do by more than TOLERANCE. Of a long text to tag,
-    the words that both read at once are compared."""
-    different, unit = 0, here.unit
-    for start in tqdm(range(0, len(data), BATCH), desc="comparing", leave=False, delay=2):
-        numbers = range(start, min(start + BATCH, len(data)))
+def read_whole(data: MyDataset) -> list[int]:
+    """Returns the examples that both sides read in the same way: with words, those that fit into one window, as here
+    windows end with a word, and there a text is cut anywhere."""
+    if not data.featurizer.tagging:
+        return [*range(len(data))]
+    rows = np.bincount(data.example_index, minlength=len(data))
+    return [*np.flatnonzero((rows == 1) & (data.columns["num_cut"][data.first_rows] == 0))]
+
+
+def num_different(data: MyDataset, examples: list[int], here: Here, there: There) -> int:
+    """Counts examples whose answers differ, or whose probabilities do by more than TOLERANCE."""
+    different = 0
+    for start in tqdm(range(0, len(examples), BATCH), desc="comparing", leave=False, delay=2):
+        numbers = examples[start : start + BATCH]
         own = here(data.batch(data.first_rows[numbers]).inputs)
         for a, b in zip(own, there([data[number] for number in numbers])):
-            size = min(len(a), len(b)) if here.by_words else len(a)
-            a, b = a[:size], b[:size]
-            same = a.shape == b.shape and bool(((a - b).abs() <= TOLERANCE * unit).all())
+            same = a.shape == b.shape and bool(((a - b).abs() <= TOLERANCE * here.unit).all())
             different += not (same and torch.equal(a.argmax(-1), b.argmax(-1)))
     return different
 
 
-def require_same(data: MyDataset | None, here: Here, there: There, what: str) -> None:
-    """Logs how many dev examples are the same there. Raises UserError if more than 1 % are not."""
-    if data is None:
-        return
+def require_same(data: MyDataset, here: Here, there: There, what: str) -> None:
+    """Logs how many dev examples are the same there. Raises UserError if more than 1 % are not, or none can be
+    compared."""
+    examples = read_whole(data)
+    if not examples:
+        raise UserError("no dev example fits into --max_length, so there is none to compare")
     with torch.inference_mode():
-        wrong = num_different(data, here, there)
-    if wrong > 0.01 * len(data):
+        wrong = num_different(data, examples, here, there)
+    if wrong > 0.01 * len(examples):
         pooling = here.model.output_layer.pooling
         reads = "" if here.by_words else f" (--pooling {pooling} here; most of its classes read the first token)"
-        raise UserError(f"{wrong} of {len(data)} dev examples differ from torch{reads}")
-    logger.info(f"{len(data) - wrong} of {len(data)} dev examples have the same {what} as here, within {TOLERANCE}")
+        raise UserError(f"{wrong} of {len(examples)} dev examples differ from torch{reads}")
+    same = f"{len(examples) - wrong} of {len(examples)} dev examples have the same {what} as here"
+    logger.info(f"{same}, within {TOLERANCE}")

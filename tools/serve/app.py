@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 import math
 import signal
-import time
 from argparse import Namespace
 from collections.abc import AsyncIterator, Coroutine
+from datetime import datetime, timezone
 from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException
@@ -94,7 +94,7 @@ class Service:
     async def predict(self, request: Request) -> Response:
         """Labels texts. Each answer has the columns of `main.py --do_predict`."""
         model = self.model(request.model)
-        current = model.current  # which answers all of this request, whatever is loaded meanwhile
+        current = model.current  # answers all of this request, even if another one is loaded meanwhile
         rows = self.rows_of(request)
         for number, row in enumerate(rows, 1):
             model.check(current, row, f"text {number}")
@@ -122,10 +122,10 @@ class Service:
     async def list_models(self) -> Response:
         """Returns {name: {"tasks", "loaded" (in UTC), "sha256" of its manifest}}."""
         found = {name: model.current for name, model in self.models.items()}
-        times = {name: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(one.since)) for name, one in found.items()}
+        times = {name: datetime.fromtimestamp(one.since, timezone.utc).isoformat() for name, one in found.items()}
         return answered(
             {
-                name: {"tasks": list(one.predictor.tasks), "loaded": times[name], "sha256": one.stamp}
+                name: {"tasks": list(one.predictor.tasks), "loaded": times[name], "sha256": one.sha256}
                 for name, one in found.items()
             }
         )

@@ -4,6 +4,7 @@ ready, the old one answers, and goes on if the new one cannot be loaded. No requ
 import asyncio
 import hashlib
 import importlib
+import os
 import sys
 import threading
 import time
@@ -28,12 +29,13 @@ class InvalidText(ValueError):
 
 
 class Loaded(NamedTuple):
-    """A model in memory, with the queue of its texts. stamp: that of its folder when it was loaded"""
+    """A model in memory, with the queue of its texts. stamp, sha256: of its folder and manifest when it was loaded"""
 
     predictor: Any
     input_error: type[Exception]
     batcher: Batcher
     stamp: str
+    sha256: str
     since: float
 
 
@@ -58,11 +60,19 @@ def forget_predictors() -> dict[str, Any]:
 
 
 def stamp_of(folder: Path) -> str:
-    """Returns the hash of a folder's manifest, which has those of all its files; "" if it cannot be read."""
+    """Returns what changes with a folder's files, also while they are copied: their names, sizes and times, as text;
+    "" without a manifest."""
     try:
-        return hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+        files = sorted((entry.name, entry.stat()) for entry in os.scandir(folder) if entry.is_file())
     except OSError:
         return ""
+    found = [(name, about.st_size, about.st_mtime_ns, about.st_ino) for name, about in files]
+    return str(found) if "manifest.json" in dict(files) else ""
+
+
+def sha256_of(folder: Path) -> str:
+    """Returns the hash of a folder's manifest, which has those of all its files."""
+    return hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
 
 
 def load(folder: Path, options: Namespace, metrics: Metrics) -> Loaded:
@@ -87,7 +97,7 @@ def load(folder: Path, options: Namespace, metrics: Metrics) -> Loaded:
     batcher.warm_up(first_row(predictor))
     if stamp_of(folder) != stamp:  # some of its files may have been read before, and some after
         raise ModelError(f"{folder}: was replaced while it was loaded")
-    return Loaded(predictor, module.InputError, batcher, stamp, time.time())
+    return Loaded(predictor, module.InputError, batcher, stamp, sha256_of(folder), time.time())
 
 
 def first_row(predictor: Any) -> Row:
