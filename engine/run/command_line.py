@@ -18,7 +18,7 @@ from engine.errors import UserError
 from engine.run import flags
 from engine.run.environment import require_versions
 from engine.run.field_flags import ALIASES, SWITCHES, similar, stray_word, unknown_flag
-from engine.run.launch import claims_error_report, end_process, is_launched, local_rank, select_gpus
+from engine.run.launch import claims_error_report, end_process, is_launched, select_gpus
 from engine.run.options_file import file_words
 from engine.run.signals import Interrupted
 
@@ -207,7 +207,7 @@ class OneLineParser(flags.OneLineParser):
 
     def error(self, message: str) -> NoReturn:
         shown = f"error: {self.source}{message} (--help lists all flags)"
-        self.exit(2, None if local_rank() else one_line(shown) + "\n")
+        self.exit(2, one_line(shown) + "\n" if claims_error_report() else None)
 
 
 def own_first(config_class: type) -> list[dataclasses.Field]:

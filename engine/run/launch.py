@@ -7,6 +7,8 @@ import time
 
 from engine.errors import UserError
 
+REPORT_WAIT = 20.0  # seconds for another process to report an error and for torchrun to end this one
+
 
 def is_launched() -> bool:
     """Whether torchrun, or a launcher that sets the same variables, started this process as one of several."""
@@ -47,19 +49,26 @@ def end_process(code: int) -> int:
     return code
 
 
-def claims_error_report(patience: float) -> bool:
-    """Whether this process is the first to report why the run ends: an error is one line, not one per process.
+def claims_error_report(patience: float = 0) -> bool:
+    """Whether this process is to report why the run ends: an error is one line, not one per process.
 
-    patience: seconds to wait first, for another process with more information.
+    A process that leaves the report to another first waits for it: torchrun ends all processes as soon as one has
+    ended, which could otherwise be before the report. patience: seconds that this process, too, waits for one with
+    more information.
     """
     if not is_launched():
         return True
     import torch.distributed as dist  # here, as it takes a second, which a single process can skip
 
-    if not dist.is_initialized():
-        return local_rank() == 0  # each machine has its own errors, and its own terminal
+    if not dist.is_initialized():  # each machine has its own errors, and its own terminal
+        if local_rank():
+            time.sleep(REPORT_WAIT)
+        return True  # process 0, or nobody has ended this one: then only this process has the error
     time.sleep(patience)
     try:
-        return dist.distributed_c10d._get_default_store().add("mistake", 1) == 1
+        claimed = dist.distributed_c10d._get_default_store().add("mistake", 1) == 1
     except RuntimeError:  # the process that held the store has ended
         return True
+    if not claimed:
+        time.sleep(REPORT_WAIT)
+    return claimed

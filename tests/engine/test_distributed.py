@@ -429,3 +429,33 @@ def test_mistakes_are_one_line_from_one_process(sample, tmp_path, python):
         errors = [line for line in printed.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1 and wanted in errors[0], printed
     assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["everywhere", "in process 1"])
+def test_the_process_that_ends_first_leaves_the_report_to_process_0_if_it_has_the_error_too(tmp_path, python, where):
+    """torchrun ends all processes once one has ended: process 0, which is late here, has to report before."""
+    script = tmp_path / "late.py"
+    script.write_text(f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from config import Config
+from engine.errors import UserError
+from engine.run import launch
+from engine.run.command_line import run_command
+
+def main(config):
+    if launch.local_rank() == 0:
+        sum(range(5 * 10**7))
+    if launch.local_rank() == 1 or {where == "everywhere"}:
+        raise UserError(f"found by process {{launch.local_rank()}}")
+    while True:  # until torchrun ends it
+        sum(range(10**6))
+
+if {where == "in process 1"}:
+    launch.REPORT_WAIT = 0.2
+run_command(main, Config, [])
+""")
+    printed = torchrun(python, 2, script, cwd=tmp_path, check=1)
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert errors == [f"error: found by process {0 if where == 'everywhere' else 1}"]
