@@ -28,7 +28,7 @@ from engine.model import relations, span_pointer
 from engine.model.crf import CRF, has_all_labels
 from engine.model.distributions import Bernoulli, Normal, Paths, Relations, Softmax, Spans  # noqa: F401 (for others)
 from engine.model.encoders import build_transformer, freeze_layers, is_causal, pooling_of, takes_wide_mask
-from engine.model.head import Head, ImbalanceHead, TaskDict, paths_of
+from engine.model.head import READS_ENTITIES, Head, ImbalanceHead, TaskDict, paths_of
 from engine.model.long_texts import encode_windows, windows_of
 from engine.model.pooling import (
     mean_of_tokens,  # noqa: F401 (for custom heads)
@@ -212,6 +212,9 @@ class OutputLayer(nn.Module):
         heads = heads_of(tasks, options.use_crf)
         self.heads: Any = TaskDict({name: heads[name](hidden_size, task) for name, task in tasks.items()})
         levels = {head.level for head in self.heads.values()}
+        for head in self.heads.values():
+            if head.task.entities in tasks:
+                head.read_task(head.task.entities)
         self.reads_pairs = "pair" in levels
         if self.reads_pairs and (len(levels) > 1 or not all(task.pairs for task in tasks.values())):
             raise UserError('heads of level "pair" need pairs of texts (text_pair), and no heads of another level')
@@ -238,7 +241,9 @@ class OutputLayer(nn.Module):
             vectors[level] = vector
         vectors["tokens"] = hidden
         logits = {name: head(vectors[head.level], inputs).float() for name, head in self.heads.items()}
-        return self.joint(logits, inputs, labels)
+        logits = self.joint(logits, inputs, labels)
+        read = {name: head.reads_task for name, head in self.heads.items() if head.reads_task}
+        return logits | {name: torch.cat([logits[name], logits[task].detach()], 2) for name, task in read.items()}
 
     def text_vectors(self, hidden: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """(B, H): the vector of each text, of a long one from all its windows."""
@@ -533,9 +538,11 @@ class SpanHead(Head):
 
 class RelationHead(SpanHead):
     """Relations between spans, which may nest and overlap (engine/model/relations.py): (B, W, H) -> logits
-    (B, W, 3W + 4 + 4P). The vectors of words are projected three times, once for each table."""
+    (B, W, 3W + 4 + 4P), followed by those of the entities if these have types. The vectors of words are projected three
+    times, once for each table."""
 
     family = Relations
+    reads_entities: torch.Tensor
     rows_per_label: ClassVar = {f"{name}.{part}": 2 for name in ("heads", "tails") for part in ("weight", "bias")}
 
     def __init__(self, hidden_size: int, task: Task):
@@ -546,6 +553,21 @@ class RelationHead(SpanHead):
         for layer in (self.borders, self.heads, self.tails):
             nn.init.constant_(layer.bias, -5.0)
         self.register_buffer("threshold", torch.tensor(0.0))
+        self.register_buffer(READS_ENTITIES, torch.tensor(0.0))
+
+    def read_task(self, name: str) -> None:
+        """Takes the scores of subjects and objects from the entities' task of this name; called once, when built."""
+        self.reads_task = name
+        self.reads_entities.fill_(1)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.reads_task = self.reads_task if self.reads_entities else ""
+
+    def split(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(its own logits, those of the entities or None)"""
+        size = 3 * logits.shape[1] + 4 + 4 * len(self.task.labels)
+        return logits[:, :, :size], logits[:, :, size:] if self.reads_task else None
 
     def forward(self, vectors: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         tables = self.linear(vectors).float().chunk(3, 2)
@@ -555,10 +577,11 @@ class RelationHead(SpanHead):
             return torch.cat([part for both in zip(pairs, biases) for part in both], 2)
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        return relations.loss(logits, labels, inputs["word_mask"]).sum()
+        return relations.loss(self.split(logits)[0], labels, inputs["word_mask"]).sum()
 
     def decode(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[list, list]:
-        return relations.find(logits, inputs["word_mask"])
+        own, typed = self.split(logits)
+        return relations.find(own, inputs["word_mask"], typed=typed)
 
 
 class EventHead(RelationHead):

@@ -12,7 +12,8 @@ from engine.model.distributions import Distribution, Softmax
 from engine.task.hierarchy import nodes_on
 from engine.task.task import IGNORE, Task
 
-TEMPERATURE = "temperature"  # the buffer's name
+TEMPERATURE, READS_ENTITIES = "temperature", "reads_entities"  # names of buffers
+SINCE = {TEMPERATURE: 1.0, READS_ENTITIES: 0.0}  # buffers that older checkpoints lack, with the value for these
 LEVELS = ("text", "words", "tokens", "pair")
 
 
@@ -45,6 +46,8 @@ class Head(nn.Module):
     finds_spans = False
     first_loss: float | None = None  # approximate loss before training; None: that of random guessing by cross-entropy
     compares_rows = False  # whether the loss of a row depends on the other rows of its batch, as contrastive losses do
+    # the task whose logits (B, W, N) follow its own (B, W, M), as (B, W, M + N); "" if none. See OutputLayer
+    reads_task = ""
     # {parameter: N} of those with N rows for each label, N times all labels; others have one (see `start_from`)
     rows_per_label: ClassVar[dict[str, int]] = {}
 
@@ -90,6 +93,10 @@ class Head(nn.Module):
         """Fits a threshold on dev, if `needs_calibration`. logits, labels: for all of dev; for a head that finds spans
         (spans, probabilities) of each text, with its windows merged, and the texts' labels as in the file."""
 
+    def read_task(self, name: str) -> None:
+        """Called once, when the model is built, if the labels have types in a task of this name. A head that needs the
+        logits of that task behind its own sets `reads_task`."""
+
     def set_tokenizer(self, tokenizer: Any) -> None:
         """Looks up the ids of `markers`; called once, when the model is built, before `set_options`."""
         self.marker_ids = token_ids(tokenizer, self.markers)
@@ -108,7 +115,8 @@ class Head(nn.Module):
         sizes = [len(one.nodes) for one in (self.task, task, larger.task)]
         there = {label: row for row, label in enumerate(task.nodes)}
         shared = [(row, there[label]) for row, label in enumerate(self.task.nodes) if label in there]
-        before = {TEMPERATURE: own[TEMPERATURE]} | before  # older checkpoints have none
+        # what it reads is its own matter, and older checkpoints have no temperature
+        before = {TEMPERATURE: own[TEMPERATURE]} | before | {n: own[n] for n in (READS_ENTITIES,) if n in own}
         for name, tensor in own.items():
             number, shape, rows = self.rows_per_label.get(name, 1), [], []
             for size, large in zip(tensor.shape, grown[name].shape):

@@ -7,11 +7,16 @@ Three tables of pairs of words are scored as in `span_pointer`, each from a prod
     heads     first word of the subject and first word of the object, with a type for each predicate
     tails     last word of the subject and last word of the object, with a type for each predicate
 
-The score of a relation is the lowest of its four scores, so that it reaches a threshold if all four do. The logits are
-the terms of the three tables, one after another: (B, W, 3W + 4 + 4P) for P predicates. Their size, and that of
-everything that the loss computes, does not grow with W x W x P.
+The score of a relation is the lowest of its four scores, so that it reaches a threshold if all four do. If the entities
+have types, and thus a task of their own, its score for a span (that of the best type) replaces the score as subject or
+object: that task knows more entities, while the table of subjects and objects still trains the encoder.
+
+The logits are the terms of the three tables, one after another: (B, W, 3W + 4 + 4P) for P predicates. Their size, and
+that of everything that the loss computes, does not grow with W x W x P.
 """
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -65,13 +70,22 @@ def loss(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torc
 
 @torch.no_grad()
 def find(
-    logits: torch.Tensor, mask: torch.Tensor, lowest: float = LOWEST_SCORE, most: int = SPANS_PER_WORD
+    logits: torch.Tensor,
+    mask: torch.Tensor,
+    lowest: float = LOWEST_SCORE,
+    most: int = SPANS_PER_WORD,
+    typed: torch.Tensor | None = None,
 ) -> tuple[list[list[Items]], list[list[float]]]:
     """(relations, probabilities): for each text the relations with a score above `lowest`, in order, and the sigmoids
     of their scores. At most the best `most` per word are kept, and the best SUBJECTS_PER_WORD subjects and objects
-    per word are paired, so that a text costs at most 4 x W x W pairs; they are scored CELLS at a time."""
+    per word are paired, so that a text costs at most 4 x W x W pairs; they are scored CELLS at a time.
+
+    typed: the logits of the entities (B, W, W + 2T), if these are a task of their own."""
     entities, heads, tails = tables_of(logits)
-    (subjects, s_scores), (objects, o_scores) = (candidates(entities, mask, side, lowest) for side in (0, 1))
+    sides: Any = [(entities, [0]), (entities, [1])]
+    if typed is not None:
+        sides = [(typed, range((typed.shape[2] - typed.shape[1]) // 2))] * 2
+    (subjects, s_scores), (objects, o_scores) = (candidates(table, mask, types, lowest) for table, types in sides)
     left, right = pairs_within(subjects[:, 0], objects[:, 0], len(mask))
     pairs = torch.minimum(s_scores[left], o_scores[right])
     found, scores = [], []
@@ -93,12 +107,13 @@ def find(
 
 
 def candidates(
-    entities: torch.Tensor, mask: torch.Tensor, side: int, lowest: float
+    table: torch.Tensor, mask: torch.Tensor, types: Sequence[int], lowest: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The spans (N, 3), text, first and last word, whose score as subject (side 0) or object (side 1) is above
-    `lowest`, in order, and their scores (N,)."""
-    pairs, starts, ends = span_pointer.parts_of(entities)
-    scores = pairs + starts[:, :, side].unsqueeze(2) + ends[:, :, side].unsqueeze(1)
+    """The spans (N, 3), text, first and last word, whose best score of these types is above `lowest`, in order, and
+    these scores (N,). table: (B, W, W + 2T)"""
+    pairs, starts, ends = span_pointer.parts_of(table)
+    by_type = (pairs + starts[:, :, kind].unsqueeze(2) + ends[:, :, kind].unsqueeze(1) for kind in types)
+    scores = functools.reduce(torch.maximum, by_type)
     scores = scores.masked_fill(~span_pointer.spans_of(mask), -torch.inf)
     taken = best_of_texts(scores.flatten(1), lowest, SUBJECTS_PER_WORD * mask.sum(1)).view_as(scores)
     return taken.nonzero(), scores[taken]

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from engine.errors import UserError
 from engine.model import lora
 from engine.model.encoders import ENCODER_FILE
-from engine.model.head import TEMPERATURE
+from engine.model.head import SINCE
 from engine.run import distributed
 from engine.run.command_line import first_line, torch_mistake
 from engine.run.device import name_of, random_state, set_random_state
@@ -194,8 +194,8 @@ def read_weights(folder: Path, model: Any) -> dict[str, torch.Tensor]:
 def load_weights(model: Any, folder: Path) -> None:
     """Loads a checkpoint's weights. Raises UserError, naming a difference, unless every name and shape matches."""
     tensors, own = read_weights(folder, model), lora.kept_tensors(model)
-    since = {name: torch.ones(()) for name in own.keys() - tensors.keys() if name.endswith(f".{TEMPERATURE}")}
-    tensors |= since  # older checkpoints have none
+    new = {name: name.rpartition(".")[2] for name in own.keys() - tensors.keys()}
+    tensors |= {name: torch.tensor(SINCE[buffer]) for name, buffer in new.items() if buffer in SINCE}
     base, own_base = lora.read_base(folder), lora.base_of(model)
     if base and own_base:
         lora.require_same_base(folder, base, own_base["sha256"], own_base["name"])

@@ -70,6 +70,7 @@ TASK = {
     Optional("outside"): Range(0),
     Optional("entities"): bool,
     Optional("crf"): Range(0),
+    Optional("reads_task"): str,  # the task whose logits follow its own
     Optional("mean"): float,
     Optional("std"): float,
 }
@@ -395,11 +396,15 @@ def terms_of(logits: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.
     return pairs[:, :size], starts, ends
 
 
-def best_spans(logits: np.ndarray, size: int, lowest: float, most: int) -> tuple[np.ndarray, np.ndarray]:
+def best_spans(
+    logits: np.ndarray, size: int, lowest: float, most: int, of_any_type: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """The spans (N, 3), first word, last word, type id, with a score above `lowest`, among the best `most` or equal to
-    the last, in order, and their scores (N,). logits: a table as in `terms_of`"""
+    the last, in order, and their scores (N,). logits: a table as in `terms_of`; of_any_type: a span has one score, that
+    of its best type, and the type id 0"""
     pairs, starts, ends = terms_of(logits, size)
     scores = pairs[:, :, None] + starts[:, None] + ends[None]
+    scores = scores.max(2, keepdims=True) if of_any_type else scores
     scores[np.tril_indices(size, -1)] = -np.inf
     is_kept = scores > lowest
     if is_kept.sum() > most:
@@ -407,8 +412,8 @@ def best_spans(logits: np.ndarray, size: int, lowest: float, most: int) -> tuple
     return np.argwhere(is_kept), scores[is_kept]
 
 
-def find_spans(logits: np.ndarray, size: int, lowest: float) -> tuple[np.ndarray, np.ndarray]:
-    """The spans of a text of `size` words, see `best_spans`. logits: (W, W + 2T)"""
+def find_spans(logits: np.ndarray, size: int, lowest: float, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """The spans of a text of `size` words, see `best_spans`. logits: (W, W + 2T); number: T"""
     return best_spans(logits, size, lowest, task_words.SPANS_PER_WORD * size)
 
 
@@ -418,14 +423,17 @@ def best_items(items: np.ndarray, scores: np.ndarray, most: int) -> tuple[np.nda
     return items[best], scores[best]
 
 
-def find_relations(logits: np.ndarray, size: int, lowest: float) -> tuple[np.ndarray, np.ndarray]:
+def find_relations(logits: np.ndarray, size: int, lowest: float, number: int) -> tuple[np.ndarray, np.ndarray]:
     """The relations (N, 5) of a text of `size` words, first and last word of the subject, those of the object,
-    predicate id, and their scores, as in engine/model/relations.py. logits: (W, 3W + 4 + 4P)"""
+    predicate id, and their scores, as in engine/model/relations.py. logits: (W, 3W + 4 + 4P), or with the table of the
+    entities behind, (W, 4W + 4 + 4P + 2T); number: P"""
     width = len(logits)
-    entities, heads, tails = np.split(logits, [width + 4, (width + 4 + logits.shape[1]) // 2], axis=1)
+    borders = np.cumsum([width + 4, width + 2 * number, width + 2 * number])
+    entities, heads, tails, typed = np.split(logits, borders, axis=1)
     sides = [entities[:, [*range(width), width + side, width + 2 + side]] for side in (0, 1)]
     (subjects, s_scores), (objects, o_scores) = (
-        best_spans(side, size, lowest, task_words.SUBJECTS_PER_WORD * size) for side in sides
+        best_spans(side, size, lowest, task_words.SUBJECTS_PER_WORD * size, of_any_type=True)
+        for side in ([typed, typed] if typed.size else sides)
     )
     most = task_words.SPANS_PER_WORD * size
     tables = [(*terms_of(table, size), place) for place, table in enumerate((heads, tails))]
@@ -536,7 +544,8 @@ class Predictor:
         """Raises InputError if the shape of a task's logits does not fit its labels, or they are not finite."""
         number, width, words = len(task["labels"]), logits.shape[-1], logits.shape[1] if logits.ndim == 3 else 0
         fits = {"regression": logits.ndim == 1, "spans": width == words + 2 * number}
-        fits["relations"] = fits["events"] = width == 3 * words + 4 + 4 * number
+        read = words + 2 * len(self.tasks[task["reads_task"]]["labels"]) if "reads_task" in task else 0
+        fits["relations"] = fits["events"] = width == 3 * words + 4 + 4 * number + read
         if not fits.get(task["head"], width == number):
             raise InputError(f"{self.folder}: the logits of {name!r} do not fit predictor.json; export the model again")
         if not np.isfinite(logits).all():
@@ -594,7 +603,8 @@ class Predictor:
         if head in FINDERS:
             threshold = task["threshold"]
             lowest = max(task_words.LOWEST_SCORE, threshold - 1e-3)
-            found = (FINDERS[head](row, size, lowest) for row, size in zip(logits, sizes))
+            number = len(task["labels"])
+            found = (FINDERS[head](row, size, lowest, number) for row, size in zip(logits, sizes))
             return [accepted(items, threshold, float(temperature)) for items in found]
         if head == "crf":
             scores = [logits, *(self.arrays[f"{task['crf']}.{name}"] for name in ("start", "transitions", "end"))]

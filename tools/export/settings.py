@@ -87,6 +87,8 @@ def write_settings(folder: Path, model: MyModel, featurizer: Featurizer) -> None
             tasks[name]["temperature"] = float(head.temperature)
         if hasattr(head, "threshold"):
             tasks[name]["threshold"] = float(head.threshold)
+        if head.reads_task:
+            tasks[name]["reads_task"] = head.reads_task
         if kind == "multilabel" and hasattr(head, "paths"):
             tasks[name]["paths"] = head.paths.tolist()
         if kind in ("crf", "tagging"):
