@@ -9,11 +9,12 @@ import torch
 
 from config import Config
 from engine.model import distributions, relations, span_pointer
+from engine.model.head import READS_ENTITIES, SINCE
 from engine.run.command_line import parse_args
 from engine.task.task import IGNORE, Task
 from main import main
 from metrics import score
-from model_utils import RelationHead
+from model_utils import HeadOptions, OutputLayer, RelationHead
 
 PREDICATES, WIDTH = 3, 6
 SIZES = [6, 4, 6, 1, 5]
@@ -76,19 +77,25 @@ def test_the_loss_is_the_sum_over_all_cells():
 
 
 @pytest.mark.parametrize("lowest", [-4.0, 0.5, 100.0])
-@pytest.mark.parametrize("cells", [2**22, 4])
-def test_decoding_equals_enumeration(lowest, cells, monkeypatch):
+@pytest.mark.parametrize(("cells", "types"), [(2**22, 0), (4, 0), (2**22, 1), (4, 3)])
+def test_decoding_equals_enumeration(lowest, cells, types, monkeypatch):
+    """types: of the entities, whose best score replaces that of a subject or object; 0: no types."""
     monkeypatch.setattr(span_pointer, "CELLS", cells)
     monkeypatch.setattr(relations, "SUBJECTS_PER_WORD", WIDTH)
     logits, _, mask = batch_of()
-    found, probabilities = relations.find(logits, mask, lowest, most=10_000)
+    typed = 2 * torch.randn(len(SIZES), WIDTH, WIDTH + 2 * types, generator=torch.Generator().manual_seed(5))
+    found, probabilities = relations.find(logits, mask, lowest, most=10_000, typed=typed if types else None)
     for text, size in enumerate(SIZES):
         scores = scores_of(logits, text)
         spans = [(i, j) for i in range(size) for j in range(i, size)]
         wanted = {}
         for (a, b), (c, d), p in product(spans, spans, range(PREDICATES)):
-            keys = ("entities", 0, a, b), ("entities", 1, c, d), ("heads", p, a, c), ("tails", p, b, d)
-            lowest_score = min(float(scores[key]) for key in keys)
+            keys = ("heads", p, a, c), ("tails", p, b, d), ("entities", 0, a, b), ("entities", 1, c, d)
+            values = [float(scores[key]) for key in keys[: 2 if types else 4]]
+            for i, j in [(a, b), (c, d)] if types else []:
+                row, other = typed[text, i], typed[text, j]
+                values.append(max(float(row[j] + row[WIDTH + t] + other[WIDTH + types + t]) for t in range(types)))
+            lowest_score = min(values)
             if lowest_score > lowest:
                 wanted[a, b, c, d, p] = lowest_score
         assert found[text] == sorted(wanted)
@@ -96,6 +103,35 @@ def test_decoding_equals_enumeration(lowest, cells, monkeypatch):
             probabilities[text], [1 / (1 + np.exp(-wanted[item])) for item in sorted(wanted)], rtol=1e-6
         )
     assert lowest == 100.0 or found[0]
+
+
+def test_a_head_reads_the_entities_only_as_it_was_trained():
+    """A checkpoint from before has thresholds for the table of subjects and objects, and lacks the buffer."""
+    tasks = {
+        "facts": Task("relations", ("likes",), entities="things"),
+        "things": Task("spans", ("loc", "per")),
+        "alone": Task("relations", ("likes",), entities="others"),  # --label_column left out the task of the types
+    }
+    options = HeadOptions(use_crf=False, dropout=0.0, dropout_samples=1, num_shared_layers=0, task_weights={})
+    layer = OutputLayer(8, tasks, options).eval()
+    hidden, mask = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(0)), torch.ones(1, 4, dtype=torch.bool)
+    inputs = {"attention_mask": mask.long(), "word_mask": mask, "word_starts": torch.arange(4).unsqueeze(0)}
+    logits = layer(hidden, inputs)
+    assert [logits[name].shape[2] for name in tasks] == [3 * 4 + 4 + 4 + 4 + 2 * 2, 4 + 2 * 2, 3 * 4 + 4 + 4]
+    torch.testing.assert_close(logits["facts"][:, :, -8:], logits["things"], rtol=0, atol=0)
+    state = layer.state_dict()
+    assert state.pop("heads.facts.reads_entities") == 1 and state.pop("heads.alone.reads_entities") == 0
+    old = {
+        name: torch.tensor(SINCE[READS_ENTITIES])
+        for name in ("heads.facts.reads_entities", "heads.alone.reads_entities")
+    }
+    layer.load_state_dict(state | old)
+    before = layer(hidden, inputs)
+    torch.testing.assert_close(before["facts"], logits["facts"][:, :, :20], rtol=0, atol=0)
+    assert layer.heads["facts"].decode(before["facts"], inputs) == relations.find(before["facts"], mask)
+    again = OutputLayer(8, tasks, options)
+    again.load_state_dict(layer.state_dict())
+    assert again.heads["facts"].reads_task == ""
 
 
 def test_limits_keep_the_best():
