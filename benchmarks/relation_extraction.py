@@ -5,7 +5,7 @@
     python benchmarks/relation_extraction.py --cost
 
 --data: a folder that data_process.py reads and that has a task `relations`, such as CoNLL04 in the form of SpERT. Each
-VARIANT is trained once per seed by main.py, which chooses the epoch on dev and scores test once; a run that is finished
+VARIANT (--variants) is trained once per seed by main.py, which chooses the epoch on dev and scores test once; a run that is finished
 is not trained again. Prints means and standard deviations of the scores on test, and the CPU time.
 --generated: the same with the texts of relation_texts.py, from scratch.
 --cost: time and memory of the loss of a batch of 16 texts of 300 words with 50 predicates, forward and backward, next
@@ -31,8 +31,15 @@ from data_process import DataConfig, process  # noqa: E402
 from engine.run.files import write_json  # noqa: E402
 from tools.search.child import Child  # noqa: E402
 
-PRETRAINED = "--epochs 30 --early_stop_patience 0 --batch_size 16"
-VARIANTS = {"entities and relations": f"{PRETRAINED} --monitor relations_typed_f1", "relations alone": f"{PRETRAINED}"}
+FIXED = "--epochs 25 --early_stop_patience 0 --batch_size 16"
+TYPED, HEADS = f"{FIXED} --monitor relations_typed_f1", "--dropout 0.3 --word_pooling mean"
+VARIANTS = {
+    "entities and relations": f"{TYPED} {HEADS} --use_ema",
+    "without EMA": f"{TYPED} {HEADS}",
+    "and with the default dropout and pooling": TYPED,
+    "and without word shapes": f"{TYPED} --word_shapes False",
+    "relations alone": f"{FIXED} {HEADS} --use_ema",
+}
 SCRATCH = "--hidden_size 128 --num_layers 2 --epochs 15 --lr 1e-3 --batch_size 16 --max_length 128"
 SHOWN = ("relations_precision", "relations_recall", "relations_f1", "relations_typed_f1", "relations_relaxed_f1")
 SHOWN = ("entities_f1", *SHOWN, "relations_entities_f1")
