@@ -390,15 +390,18 @@ def test_the_best_path_is_that_of_the_crf():
     np.testing.assert_array_equal(found * mask.numpy(), crf.viterbi(emissions, mask).numpy())
 
 
-@pytest.mark.parametrize("kind", ["spans", "relations"])
+@pytest.mark.parametrize("kind, types", [("spans", 0), ("relations", 0), ("relations", 3)])  # types: of entities
 @pytest.mark.parametrize("steps", [1, 1e6])  # of the scores: at 1 nearly all are equal to others
 @pytest.mark.parametrize("threshold, temperature", [(-9.0, 1.0), (0.5, 2.5), (2.0, 1.0), (90.0, 1.0)])
-def test_items_are_found_as_in_torch(kind, steps, threshold, temperature):
+def test_items_are_found_as_in_torch(kind, types, steps, threshold, temperature):
     """Of texts with more items than are kept, and of texts of one word and of none."""
     head, sizes = HEADS[kind](8, Task(kind, labels=["a", "b", "c"])), [12, 30, 1, 0, 7]
     head.threshold.fill_(threshold)
     head.temperature.fill_(temperature)
     width = {"spans": 30 + 6, "relations": 3 * 30 + 4 + 12}[kind]
+    if types:
+        head.read_task("entities")
+        width += 30 + 2 * types
     logits = torch.randn(5, 30, width, generator=torch.Generator().manual_seed(1))
     logits = (2 * logits * steps).round() / steps
     mask = torch.arange(30) < torch.tensor(sizes).unsqueeze(1)
@@ -408,7 +411,7 @@ def test_items_are_found_as_in_torch(kind, steps, threshold, temperature):
         wanted = head.to_labels(*answer)
         chances = head.distribution.at_temperature(wanted[1], temperature)
         lowest = max(LOWEST_SCORE, threshold - 1e-3)
-        found, probabilities = accepted(FINDERS[kind](row, size, lowest), threshold, temperature)
+        found, probabilities = accepted(FINDERS[kind](row, size, lowest, 3), threshold, temperature)
         assert [[*places, head.task.labels[label]] for *places, label in found] == wanted[0]
         np.testing.assert_allclose(probabilities, chances, rtol=1e-12)
         items += len(found)
