@@ -27,7 +27,7 @@ TEXT_KEYS = ("text", "tokens", "text_pair")
 HIDDEN = ("_where", "split", "group")  # keys that are not written
 RESERVED = (*PARTS_OF_A_ROW, *HIDDEN)  # keys other than labels
 SENTENCE_ENDS = frozenset(".。!！?？…")
-MAX_TOKENS, MAX_CHARACTERS = 50, 2000  # usual maximum length of a text that is alone in its file
+MAX_TOKENS, MAX_CHARACTERS = 50, 2000  # longest plausible text of a file that holds one text
 
 
 def part_words(path: str | Path) -> list[str]:
@@ -55,7 +55,7 @@ def shown(value: Any) -> str:
 
 
 def file_of(where: str) -> str:
-    """Returns FILE of a source "FILE, row 7". A source without a number is a file."""
+    """Returns the file of a source such as "FILE, row 7". A source without a row number is a file."""
     head, _, number = where.rpartition(" ")
     file, comma, word = head.rpartition(", ")
     return file if comma and number.isdecimal() and " " not in word else where
@@ -68,7 +68,7 @@ def abbreviate(names: Iterable[object], limit: int = 12, width: int = 60) -> str
 
 
 def same_file(where: str, other: str) -> str:
-    """Returns `other` without the path that `where` contains, so that a message has the path only once."""
+    """Removes the path from `other` if `where` contains it too, so that a message states the path once."""
     head, comma, row = other.rpartition(", ")
     if comma and where.startswith(f"{head}, "):
         return row
@@ -115,8 +115,9 @@ def length_of(example: Example) -> int:
 
 
 def is_whole_file(examples: Sequence[Example]) -> bool:
-    """Whether the one to three examples of a file are probably its whole text, because no delimiter was found. A single
-    example must be very long or have several sentence ends. Of two or three, the longest must have many."""
+    """Returns True if the one to three examples of a file are so long that its delimiter was probably not recognized.
+    A single example must be very long or contain several sentence ends. Of two or three, the longest must contain
+    many."""
     longest = max(examples, key=length_of)
     length, tokens = length_of(longest), longest.get("tokens")
     if tokens is None:

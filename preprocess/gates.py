@@ -1,6 +1,6 @@
 """Gates: refuse data that could be parsed but was probably misread.
 
-To add a gate, write a function of the Evidence and add a line to GATES. `--accept NAME` turns a gate off.
+To add a gate, write a function that takes Evidence and add a line to GATES. `--accept NAME` turns a gate off.
 """
 
 import re
@@ -30,8 +30,8 @@ from preprocess.readers.cells import tags_in
 from preprocess.storage.arrow import Store
 
 SAMPLE = 5000  # number of rows that the gates inspect, evenly spaced
-FEW = 20  # with fewer rows, a share can be due to chance
-# Maximum shares of implausible rows: correct data has few, but in misread data nearly all rows are implausible
+FEW = 20  # with fewer rows, a high share can be due to chance
+# Maximum shares of implausible rows: correct data has few; in misread data, nearly all rows are implausible
 MOST, MANY, NEARLY_ALL = 0.8, 0.9, 0.98
 MAX_WORD = 30  # maximum length of a word
 POS = set("ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X".split())
@@ -41,7 +41,7 @@ ID = re.compile(
     r"|\S+\.(jpe?g|png|gif|wav|mp3)",
     re.I,
 )
-COUNTER = re.compile(r"\S*[\W_](?=\d+$)")  # the prefix of the last number, s1. in s1.2
+COUNTER = re.compile(r"\S*[\W_](?=\d+$)")  # the part before the last number: s1. in s1.2
 NUMBERED = regex.compile(rf"{HAN}\d+")  # 科0
 CONTAINER = re.compile(
     r"""\s*(?s:\[\s*['"\[{(].*\]|\{\s*['"\[{(].*\}|\(\s*['"\[{(].*\))\s*"""
@@ -65,7 +65,7 @@ class Evidence:
     tags: Mapping[str, Mapping[str, TagFacts]] = field(default_factory=dict)  # {task: {file: tags}}, set later
 
     def labels(self, name: str) -> list[tuple[Example, Any]]:
-        """Returns (row, label) of the labelled rows in the sample."""
+        """Returns (row, label) for each labelled row in the sample."""
         return [(row, row[name]) for row in self.rows if row.get(name) not in (None, "")]
 
     def distinct(self, name: str) -> float:
@@ -77,7 +77,7 @@ class Evidence:
         return len({*labels}) / max(1, len(labels))
 
     def free(self) -> Iterator[tuple[str, list[tuple[Example, Any]]]]:
-        """Yields (task, its labels) of the tasks without --label_type."""
+        """Yields (task, its labels) for each task without --label_type."""
         for name in self.form.names:
             if name not in self.form.chosen and (labels := self.labels(name)):
                 yield name, labels
@@ -86,8 +86,8 @@ class Evidence:
 class Gate(NamedTuple):
     name: str  # the name in --accept
     look: Callable[[Evidence], str | None]  # returns the problem and its row, or None
-    advice: str  # the options that solve the problem
-    after_labels: bool = False  # whether it needs the tags of all rows
+    advice: str  # the options that fix the problem
+    after_labels: bool = False  # whether the gate needs the tags of all rows
 
 
 def short_files(store: Store, most: int = 3) -> list[list[Example]]:
@@ -182,7 +182,7 @@ def is_word(text: str) -> bool:
 
 
 def are_tags(labels: Sequence[str]) -> bool:
-    """Whether labels are tags of words rather than classes of texts."""
+    """Returns True if labels are tags of words rather than classes of texts."""
     names = {label.strip() for label in labels}
     if "O" in names or len(names) < 2:
         return "O" in names
@@ -193,7 +193,7 @@ def are_tags(labels: Sequence[str]) -> bool:
 
 
 def one_example(evidence: Evidence) -> str | None:
-    """Finds a file that was read as a few very long examples, because it has no known delimiter."""
+    """Finds a file that was read as a few very long examples because its delimiter was not recognized."""
     for rows in evidence.short_files:
         if where(rows[0])[-1:].isdecimal() and is_whole_file(rows):  # no row number: a folder with one text per file
             unit = "tokens" if "tokens" in rows[0] else "characters"
@@ -267,7 +267,7 @@ def width_of_marks(evidence: Evidence, name: str) -> int:
 
 
 def structured(evidence: Evidence) -> str | None:
-    """Finds labels that are written as JSON or Python lists or dicts, or that are offsets."""
+    """Finds labels that are offsets, or lists or dicts in JSON or Python notation."""
     for name in evidence.form.names:
         chosen, labels = evidence.form.chosen.get(name), evidence.labels(name)
         items = [(row, item) for row, x in labels for item in (x if isinstance(x, list) and "text" in row else [x])]
@@ -365,7 +365,7 @@ def joined(evidence: Evidence) -> str | None:
 
 
 def repeated(evidence: Evidence) -> str | None:
-    """Finds labels of texts that repeat items. Tags of words do so, but sets of labels do not."""
+    """Finds label lists with repeated items: probably tags of words, because a set of labels has no duplicates."""
     for name, labels in evidence.free() if "tokens" not in evidence.rows[0] else ():
         lists = [(row, x if isinstance(x, list) else tags_in(str(x)) or []) for row, x in labels]
         repeating = [(row, x) for row, x in lists if len({*map(str, x)}) < len(x)]
@@ -378,7 +378,7 @@ def repeated(evidence: Evidence) -> str | None:
 
 
 def names_in(label: Any) -> list[str]:
-    """Returns the class names in a label, or [] for spans and numbers with a decimal point."""
+    """Returns the class names in a label, or [] for spans and floats."""
     items = label if isinstance(label, list) else [label]
     return [str(item) for item in items if isinstance(item, str | int) and not isinstance(item, bool)]
 
@@ -450,7 +450,7 @@ def double_prefix(evidence: Evidence) -> str | None:
 
 
 def many_tags(evidence: Evidence) -> str | None:
-    """Finds tags that are nearly all different, like lemmas or head numbers of a dependency parse."""
+    """Finds tags that are nearly all different, such as lemmas or the head indices of a dependency parse."""
     for name in evidence.tags:
         tags = [tag for _, label in evidence.labels(name) if isinstance(label, list) for tag in label]
         tags = [tag for tag in tags if isinstance(tag, str)]
@@ -462,7 +462,7 @@ def many_tags(evidence: Evidence) -> str | None:
 
 COLUMN = "specify the columns with --token_column and --tag_column"
 TEXT = "specify the columns with --text_column and --label_column"
-SEVERAL = "for several labels, add --label_type TASK=multilabel --label_separator '\\n'; or check for an open quote"
+SEVERAL = "for several labels, add --label_type TASK=multilabel --label_separator '\\n'; or check for an unclosed quote"
 GATES = [
     Gate("one_word", one_word, f"{COLUMN}, and the sentences with --sentence_column or blank rows"),
     Gate("one_example", one_example, "end sentences with a blank row, --sentence_end '.' or --sentence_column NAME"),
@@ -471,11 +471,11 @@ GATES = [
     Gate("glued", glued, f"remove the number, or {COLUMN}"),
     Gate("csv_quotes", csv_quotes, "add --format csv --delimiter '\\t' to read quotes, also around line breaks"),
     Gate("encoding", wrong_encoding, "specify the encoding with --encoding"),
-    Gate("multihot", multihot, "add the names in order with --label_names a,b,c or in labels.txt next to the data"),
+    Gate("multihot", multihot, "list the names in order in --label_names a,b,c or in labels.txt next to the data"),
     Gate("structured", structured, f"{TEXT}; for lists, add --label_type TASK=multilabel or TASK=spans"),
     Gate("offsets", offsets, "write spans as [[start, end, label]]"),
     Gate("whole_texts", whole_texts, "write the label under a separate key"),
-    Gate("mentions", mentions, "write the words as they are in the text, or their offsets"),
+    Gate("mentions", mentions, "write the words exactly as in the text, or write their offsets"),
     Gate("broken_labels", broken_labels, SEVERAL),
     Gate(
         "repeated",

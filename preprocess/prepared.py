@@ -35,15 +35,15 @@ from preprocess.storage.parallel import in_order
 
 
 class Prepared:
-    """The data that `data_process.py` writes, without labels.json. A context manager. tasks: the content of labels.json
-    if the input has one, otherwise None. notes: changes to the data."""
+    """The data that `data_process.py` writes, except labels.json. Use it as a context manager. tasks: the content of
+    labels.json if the input has one, otherwise None. notes: changes to the data."""
 
     understood: Understanding  # how each file was read
     parts: dict[str, Rows]
     kinds: dict[str, str]
     form: Callable[[list[int], list[Example]], list[Example]]
     strata: Strata
-    presence: dict[str, np.ndarray]  # {task: (rows,) whether a row has a label}
+    presence: dict[str, np.ndarray]  # {task: whether each row has a label, (rows,)}
 
     def __init__(self, config: Any) -> None:
         self.config, self.store = config, Store(room_for(config.output_dir))
@@ -114,7 +114,7 @@ class Prepared:
             del self.strata
 
     def of_rows(self, rows: np.ndarray) -> Rows:
-        """Returns the Rows with these numbers, which do not count dropped rows."""
+        """Returns the Rows with these row numbers, counted without dropped rows."""
         if len(self.dropped):
             rows = np.delete(np.arange(len(self.store), dtype=np.uint32), self.dropped)[rows]
         result = Rows(self.store, self.form, rows)
@@ -123,12 +123,12 @@ class Prepared:
         return result
 
     def read_processed(self, folder: Path) -> None:
-        """Reads a processed folder, to check it again."""
+        """Reads a processed folder to check it again."""
         if self.config.group_column:
             advice = "use --group_column with the raw data"
             raise UserError(f"{folder}: processed folders do not store groups; {advice}")
         if self.hierarchy:
-            raise UserError(f"{folder}: is processed already; use --label_hierarchy with the raw data")
+            raise UserError(f"{folder}: already processed; use --label_hierarchy with the raw data")
         self.understood = Understanding({str(folder): "a processed folder"})
         given, parts = load_labels(folder), {}
         self.tasks = named_tasks(given, self.config.label_column)
@@ -155,7 +155,7 @@ class Prepared:
                 self.tasks[name] = replace(counted, **kept)
 
     def sample(self, shots: dict[str, int]) -> None:
-        """Replaces the train part by a few rows per class. shots: {task: rows per class}."""
+        """Replaces the train part with a few rows per class. shots: {task: rows per class}."""
         tasks = self.tasks or collect_labels(self.parts, self.kinds, self.types, self.hierarchy)
         self.parts["train"] = sample_shots(self.parts["train"], self.kinds, shots, self.config.random_seed)
         self.tasks = with_counts_of(self.parts["train"], tasks, self.kinds)
@@ -184,7 +184,7 @@ class Prepared:
 
 
 def named_tasks(tasks: Tasks, names: str) -> Tasks:
-    """Returns the tasks that --label_column names, or all. Raises UserError for other names."""
+    """Returns the tasks listed in --label_column, or all tasks if it is empty. Raises UserError for unknown names."""
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if unknown := [name for name in wanted if name not in tasks]:
         raise UserError(f"--label_column: the folder has no task {unknown[0]!r}; its tasks are {', '.join(tasks)}")
@@ -193,7 +193,7 @@ def named_tasks(tasks: Tasks, names: str) -> Tasks:
 
 
 def without_tasks(example: Example, names: Collection[str], tasks: Tasks) -> Example:
-    """Returns a row without the labels of some tasks, and as a text if none of the other tasks labels words."""
+    """Removes the labels of the tasks in `names`, and joins the tokens to a text if no task in `tasks` needs words."""
     if not names:
         return example
     example = {name: value for name, value in example.items() if name not in names}
@@ -231,6 +231,6 @@ def write_parts(folder: Path, parts: Mapping[str, Rows]) -> None:
 
 
 def encode_block(parts: Mapping[str, Rows], block: tuple[str, int, int]) -> tuple[str, bytes]:
-    """Returns (part, lines) of a block of rows, in the format of the processed folder."""
+    """Returns (part, encoded lines) for a block of rows, in the format of the processed folder."""
     part, start, stop = block
     return part, encode_rows(parts[part][start:stop])

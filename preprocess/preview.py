@@ -35,7 +35,7 @@ def chosen_examples(data: Prepared, number: int) -> list[Example]:
 
 
 def spans_of(label: Any) -> list[tuple[int, int, str]]:
-    """Returns [(first token, last token, type)] of a label that is spans or tags."""
+    """Returns [(first token, last token, type)] for a label that consists of spans or tags."""
     if not label or isinstance(label[0], list):
         return [tuple(span) for span in label or ()]
     if not any(tag != "O" and STANDARD.parse(tag) for tag in label):

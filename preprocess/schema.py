@@ -35,7 +35,7 @@ def load_labels(data_path: str | Path) -> Tasks:
 
 
 def data_and_model(data_path: str | Path, model_path: str) -> dict[str, str]:
-    """Returns {"data", "model"}: digests of a run's inputs other than its options, or the name of a hub model."""
+    """Identifies the inputs of a run: {"data": digest, "model": name, with a digest if it is a local folder}."""
     load_labels(data_path)
     data, model = Path(data_path), Path(model_path)
     name = "/".join(model.parts[-2:]) or "from scratch"
@@ -78,8 +78,8 @@ def require_known_labels(example: dict, known: dict[str, set], where: str) -> No
 def read_processed(
     path: str | Path, tasks: Tasks, start: int = 0, stop: int | None = None, strict: bool = False
 ) -> Iterator[tuple[str, Example]]:
-    """Yields (source, example) of a processed .jsonl file between two byte positions, and checks each row. strict:
-    whether to require all labels to be in labels.json, as training does. dev and test can have others."""
+    """Yields (source, example) for each row of a processed .jsonl file between two byte offsets, and checks it. strict:
+    raise for labels that are not in labels.json (for training; dev and test may contain such labels)."""
     known = {name: set(task.labels) for name, task in tasks.items() if task.kind != "regression"}
     with open(path, "rb") as file:
         file.seek(start)
@@ -130,7 +130,7 @@ def shorten(names: Collection[str], limit: int = 8) -> str:
 
 
 def encode_rows(examples: Iterable[Example]) -> bytes:
-    """Returns the lines of a processed file for these examples, as bytes."""
+    """Encodes examples as the lines of a processed file."""
     return "".join([LINE({k: e[k] for k in e if k not in HIDDEN}) + "\n" for e in examples]).encode()
 
 

@@ -1,9 +1,9 @@
 """Samples a few training rows per class (`data_process.py --shots`).
 
-The rule is that of papers on few-shot tagging (Hou et al., 2020; Yang and Katiyar, 2020), for every kind of task: the
-sample is minimal such that each class of each sampled task occurs in K rows, or in all its rows if it has fewer.
-Classes are filled from the rarest to the most frequent, and rows that turn out to be superfluous are removed again.
-Where each row has one class, these are K random rows of each class.
+Extends the sampling of papers on few-shot tagging (Hou et al., 2020; Yang and Katiyar, 2020) to every kind of task: a
+minimal sample in which each class of each sampled task occurs in at least K rows, or in all its rows if it has fewer.
+Classes are filled from the rarest to the most frequent, then redundant rows are removed.
+If each row has exactly one class, the sample is K random rows per class.
 """
 
 import hashlib
@@ -28,8 +28,8 @@ Class = tuple[str, str]  # (task, label, or type of an entity)
 
 
 def parse_shots(text: str) -> dict[str, int]:
-    """Returns {task: rows per class}. The task "" stands for all tasks. Raises UserError if `text` is neither a number
-    nor a list such as 'intent=8,slots=5'."""
+    """Returns {task: rows per class}. The key "" means all tasks. Raises UserError if `text` is neither a number nor a
+    list such as 'intent=8,slots=5'."""
     if re.fullmatch(r"\s*0*[1-9]\d{0,8}\s*", text):
         return {"": int(text)}
     parts = [re.fullmatch(r"\s*(.*\S)\s*=\s*(0*[1-9]\d{0,8})\s*", part) for part in text.split(",") if part.strip()]
@@ -42,7 +42,7 @@ def parse_shots(text: str) -> dict[str, int]:
 
 
 def shots_of_tasks(shots: Mapping[str, int], kinds: Mapping[str, str]) -> dict[str, int]:
-    """Returns {task: rows per class} of the sampled tasks. kinds: {task: kind}."""
+    """Returns {task: rows per class} for the sampled tasks. kinds: {task: kind}."""
     shots = dict.fromkeys(kinds, shots[""]) if "" in shots else dict(shots)
     for name in shots:
         if name not in kinds:
@@ -55,9 +55,9 @@ def shots_of_tasks(shots: Mapping[str, int], kinds: Mapping[str, str]) -> dict[s
 
 
 def classes_of(example: Example, name: str, kind: str) -> set[Class]:
-    """Returns the classes of a row: its label, its labels, the types of its entities (its tags, if they are not
-    entities), or the predicates of its relations. A set without labels is a class too; a text without entities or
-    relations has none."""
+    """Returns the classes of a row: its label or labels, the types of its entities (or its tags, if they do not mark
+    entities), or the predicates of its relations. An empty label set counts as a class; a text without entities or
+    relations has no class."""
     label = example[name]
     if label is None:
         return set()
@@ -74,8 +74,8 @@ def classes_of(example: Example, name: str, kind: str) -> set[Class]:
 def look_at_block(
     rows: Sequence[Example], tasks: Mapping[str, str], seed: int, block: tuple[str, int, int]
 ) -> tuple[np.ndarray, list[frozenset[Class]]]:
-    """Returns (random keys, classes) of the rows of a block. A key depends on the seed and the content of a row only,
-    so the sample does not depend on the order of the file. tasks: {task: kind} of the sampled tasks."""
+    """Returns (random keys, classes) for the rows of a block. A key depends only on the seed and the content of the
+    row, so the sample does not depend on the row order. tasks: {task: kind} of the sampled tasks."""
     examples, keys = rows[block[1] : block[2]], []
     for e in examples:
         content = LINE({name: e[name] for name in sorted(e) if name not in HIDDEN and name != "id"})
@@ -85,7 +85,7 @@ def look_at_block(
 
 
 def in_random_order(keys: np.ndarray) -> np.ndarray:
-    """Returns (N,) the rows ordered by their keys. Copies of a row, which have the same key, are spread."""
+    """Returns the row numbers (N,) sorted by key. Duplicate rows have equal keys, so their keys are shifted first."""
     order = np.argsort(keys, kind="stable")
     starts = np.flatnonzero(np.concatenate([[True], keys[order][1:] != keys[order][:-1]]))
     copies = np.arange(len(keys)) - np.repeat(starts, np.diff(np.append(starts, len(keys))))
@@ -94,7 +94,7 @@ def in_random_order(keys: np.ndarray) -> np.ndarray:
 
 
 def choose(order: Sequence[int], classes: Sequence[frozenset[Class]], shots: Mapping[str, int]) -> list[int]:
-    """Returns the sorted rows of a minimal sample. order: the rows in random order. classes: those of each row."""
+    """Returns the sorted rows of a minimal sample. order: the rows in random order. classes: the classes per row."""
     rows_with: dict[Class, list[int]] = defaultdict(list)
     for row in order:
         for one in classes[row]:
@@ -115,7 +115,7 @@ def choose(order: Sequence[int], classes: Sequence[frozenset[Class]], shots: Map
 
 
 def sample_shots(train: Rows, kinds: Mapping[str, str], shots: Mapping[str, int], seed: int) -> Rows:
-    """Returns the sampled rows of the train part, in their order, and prints what was kept."""
+    """Samples rows of the train part, keeping their order, and prints the number of rows and classes."""
     shots = shots_of_tasks(shots, kinds)
     look = partial(look_at_block, train, {name: kinds[name] for name in shots}, seed)
     known: dict[frozenset[Class], frozenset[Class]] = {}  # equal sets share memory
@@ -129,13 +129,13 @@ def sample_shots(train: Rows, kinds: Mapping[str, str], shots: Mapping[str, int]
     print(f"--shots: kept {len(chosen)} of {len(train)} rows of train for {len(counts)} classes, seed {seed}")
     if few:
         listed = abbreviate(f"{label or 'no label'} ({counts[name, label]})" for name, label in few)
-        print(f"--shots: classes with fewer rows, of which all are kept: {listed}")
+        print(f"--shots: classes with fewer rows (all are kept): {listed}")
     return Rows(train.store, train.form, train.order[chosen])
 
 
 def with_counts_of(sample: Rows, tasks: Mapping[str, Task], kinds: Mapping[str, str]) -> dict[str, Task]:
-    """Returns the tasks of the full data, with the counts and statistics of the sample. The labels stay those of the
-    full data (a tag of an entity's third word may be absent from the sample), so that all samples agree on them."""
+    """Returns the tasks with the counts and statistics of the sample, but the labels of the full data: all samples need
+    the same labels, and a sample may lack some (such as an I- tag)."""
     found = collect_labels({"train": sample}, kinds)
     result = {}
     for name, task in tasks.items():

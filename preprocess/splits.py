@@ -1,6 +1,6 @@
 """Splits examples into train, dev and test, or into cross-validation folds: seeded and stratified.
 
-Examples are row numbers from 0. Their strata and groups are arrays of a few bytes per example.
+Examples are zero-based row numbers. Strata and groups are arrays with a few bytes per example.
 """
 
 import random
@@ -20,9 +20,9 @@ STEP = 1 << 18  # rows per counting step
 
 
 class Strata:
-    """The strata and groups for splits. Groups must not be split. Strata are the classes of the first classification
-    task, or else the rarest label of each label set, or else the deciles of the values, or else the rarest predicate of
-    each text's relations, or label of its events."""
+    """The strata and groups for splits. A group must not be split. One task determines the strata, the first of:
+    classification (its classes), multilabel (the rarest label of each set), regression (deciles), relations (the rarest
+    predicate of each text), events (the rarest label of each text)."""
 
     def __init__(self, kinds: Mapping[str, str]) -> None:
         order = ("classification", "multilabel", "regression", "relations", "events")
@@ -46,7 +46,7 @@ class Strata:
             self.groups.append(numbered(groups, self.known_groups))
 
     def of(self, rows: np.ndarray | slice) -> np.ndarray | None:
-        """Returns (N,) the stratum of each row, numbered in the order of names, or None if there are no strata."""
+        """Returns the stratum of each row (N,), numbered in the order of names, or None if there are no strata."""
         if self.name is None:
             return None
         self.values = [np.concatenate(self.values)]
@@ -63,32 +63,32 @@ class Strata:
         return ranks(map(str, names))[values]
 
     def groups_of(self, rows: np.ndarray) -> np.ndarray:
-        """Returns (N,) the group of each row, numbered in the order of names."""
+        """Returns the group of each row (N,), numbered in the order of names."""
         return ranks(self.known_groups)[np.concatenate(self.groups)[rows]]
 
 
 def numbered(names: Iterable[Hashable], known: dict[Any, int]) -> np.ndarray:
-    """Returns (N,) the number of each name in `known`, in the smallest sufficient dtype. Adds new names to `known`."""
+    """Returns the number of each name in `known` (N,), in the smallest sufficient dtype. Adds new names to `known`."""
     numbers = [known.setdefault(name, len(known)) for name in names]
     return np.array(numbers, np.min_scalar_type(len(known)))
 
 
 def ranks(names: Iterable[str]) -> np.ndarray:
-    """Returns (N,) the rank of each name among the sorted names, so that a split does not depend on row order."""
+    """Returns the rank of each name among the sorted names (N,), so that a split does not depend on row order."""
     names = list(names)
     rank_of = {name: rank for rank, name in enumerate(sorted(set(names)))}
     return np.array([rank_of[name] for name in names], np.uint8 if len(rank_of) < 256 else np.uint32)
 
 
 def deciles(values: np.ndarray) -> np.ndarray:
-    """Returns (N,) the decile of each value from 0 to 9, or 10 if it is missing."""
+    """Returns the decile of each value (N,), from 0 to 9, or 10 if the value is missing."""
     ordered = np.sort(values[~np.isnan(values)])
     tenths = 10 * np.searchsorted(ordered, values) // max(1, len(ordered))
     return np.where(np.isnan(values), 10, tenths).astype(np.uint8)
 
 
 def count(codes: np.ndarray, minimum: int = 0) -> np.ndarray:
-    """Calls np.bincount in steps, because it would convert all numbers to eight bytes at once."""
+    """Calls np.bincount in chunks, because it would convert the whole array to int64."""
     result = np.zeros(max(minimum, int(codes.max()) + 1 if len(codes) else 0), np.int64)
     for start in range(0, len(codes), STEP):
         result += np.bincount(codes[start : start + STEP], minlength=len(result))
@@ -96,15 +96,15 @@ def count(codes: np.ndarray, minimum: int = 0) -> np.ndarray:
 
 
 def rows_of(given: np.ndarray, number: int) -> np.ndarray:
-    """Returns (N,) the rows where `given` equals `number`."""
+    """Returns the rows (N,) where `given` equals `number`."""
     starts = range(0, len(given), STEP)
     blocks = [start + np.flatnonzero(given[start : start + STEP] == number) for start in starts]
     return np.concatenate([rows.astype(np.uint32) for rows in blocks] or [np.zeros(0, np.uint32)])
 
 
 def split_rows(given: np.ndarray, size: int, strata: Strata, config: Any) -> dict[str, np.ndarray]:
-    """Returns {part: (N,) rows}: the given split, or else a seeded, stratified one. given: 1, 2 or 3 (train, dev, test)
-    for each row, or an empty array. If it is empty, the rows are also shuffled."""
+    """Returns {part: rows (N,)}: the given split, with missing parts drawn from train (seeded, stratified). given: 1, 2
+    or 3 (train, dev, test) for each row, or an empty array. If it is empty, the rows are also shuffled."""
     parts = {part: rows_of(given, number) for number, part in enumerate(PARTS, 1)}
     if len(given) and not len(parts["train"]):
         raise UserError(f"{config.input}: has {[part for part in PARTS if len(parts[part])]}, but no train part")
@@ -132,8 +132,8 @@ def split_rows(given: np.ndarray, size: int, strata: Strata, config: Any) -> dic
 def set_aside(
     rows: np.ndarray | None, codes: np.ndarray | None, sizes: tuple[int, int], part: str, strata: Strata, config: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (remaining rows, rows for a part): by group if requested, otherwise stratified if possible. rows: (N,),
-    or None for all. codes: (N,) their strata, or None. sizes: (total, approximate number of rows to hold out)."""
+    """Returns (remaining rows, held-out rows): by group if requested, otherwise stratified if possible. rows: (N,), or
+    None for all. codes: their strata (N,), or None. sizes: (total, approximate number of rows to hold out)."""
     total, size = sizes
     seed, number = config.random_seed, total if rows is None else len(rows)
     if config.group_column:
@@ -167,10 +167,10 @@ def set_aside(
 
 
 def draw(rows: np.ndarray | int, codes: np.ndarray | None, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (remaining rows, `size` drawn rows), equal to the result of scikit-learn's train_test_split.
+    """Returns (remaining rows, `size` drawn rows), exactly as scikit-learn's train_test_split does.
 
     That function builds lists of Python integers, which would use more memory than everything else here. rows: (N,), or
-    N for rows 0 to N - 1. codes: (N,) strata, or None.
+    N for rows 0 to N - 1. codes: strata (N,), or None.
     """
     random_state = np.random.RandomState(seed)
     if codes is None:
@@ -212,8 +212,8 @@ def by_stratum(
 
 
 def shares(counts: np.ndarray, size: int, random_state: np.random.RandomState) -> np.ndarray:
-    """Returns (N,) how many of `size` rows to draw from each stratum, in proportion to its size. The remainder goes to
-    the largest fractions. Ties are broken at random."""
+    """Returns the number of rows to draw from each stratum (N,): `size` in total, proportional to `counts`. The
+    remainder goes to the largest fractions. Ties are broken at random."""
     exact = counts / counts.sum() * size
     result = np.floor(exact)
     fractions = exact - result
@@ -229,7 +229,7 @@ def shares(counts: np.ndarray, size: int, random_state: np.random.RandomState) -
 
 
 def split_folds(pool: np.ndarray, strata: Strata, config: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns the (train, dev) rows of each fold. Each row of `pool` is in exactly one dev part."""
+    """Returns (train, dev) rows for each fold. Each row of `pool` is in exactly one dev part."""
     from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
     codes = strata.of(pool)

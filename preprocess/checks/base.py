@@ -20,7 +20,7 @@ PLACEHOLDERS = set("nan null none n/a na nil undefined - -- ? unknown todo tbd x
 
 
 class Context:
-    """What the checks need to know about the data. kinds: {task: kind}."""
+    """Properties of the data that the checks need. kinds: {task: kind}."""
 
     def __init__(self, parts: Parts, kinds: Mapping[str, str]) -> None:
         self.kinds = kinds
@@ -37,20 +37,20 @@ class Context:
 
 
 def has_foreign_tags(examples: Sequence[Example], name: str) -> bool:
-    """Whether any tags of these examples do not follow an entity scheme."""
+    """Returns True if any tags of these examples do not follow an entity scheme."""
     tags = {tag for e in examples for tag in e[name] or ()} - {"O"}
     return len(tags) > 0 and find_scheme([list(tags)]) is None
 
 
 class Check(Facts):
-    """A data check, which collects statistics in its attributes and derives notes from them.
+    """A data check: collects statistics in its attributes and derives notes from them.
 
     `look` runs on blocks of rows in several processes, with a new instance per block. The instances are merged in row
     order, and the notes of the merged instance are printed. A check without `look` can read the rows again in `notes`.
     """
 
     def __init__(self, context: Context) -> None:
-        """Sets all attributes, before any row is read."""
+        """Initializes all attributes before any row is read."""
 
     def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
         """Processes a block of examples that starts at row `start` of the part."""
@@ -73,7 +73,7 @@ class AllRows:
         self.starts = np.cumsum([0, *map(len, parts.values())])
 
     def part_numbers(self, positions: Any) -> Any:
-        """Returns the index in `names` of the part at each position."""
+        """Returns, for each position, the index of its part in `names`."""
         return self.starts.searchsorted(positions, "right") - 1
 
     def part(self, position: int) -> str:
@@ -99,7 +99,7 @@ class AllRows:
 
 
 def sampled(items: Sequence[Any] | np.ndarray, shown: Callable[[Any], str]) -> Sample:
-    """Returns a Sample of shown(item). `shown` is called only for the stored items."""
+    """Returns a Sample of shown(item) for the items. Calls `shown` only for the items that it stores."""
     sample = Sample([shown(item) for item in items[: Sample.most]])
     sample.number = getattr(items, "number", len(items))
     return sample

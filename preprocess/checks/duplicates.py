@@ -1,4 +1,4 @@
-"""Checks for repeated ids, texts, pairs and groups, and for equal texts with different labels."""
+"""Checks for repeated ids, texts, pairs and groups, and for identical texts with different labels."""
 
 import unicodedata
 from collections import defaultdict
@@ -32,7 +32,7 @@ class Ids(Check):
 
 
 class Duplicates(Check):
-    """Finds duplicates, near duplicates, and duplicates with different labels. Only these rows are read again."""
+    """Finds duplicates, near duplicates, and duplicates with different labels. Reads only these rows again."""
 
     def __init__(self, context: Context) -> None:
         self.texts = Series(context.folder)
@@ -96,7 +96,7 @@ class Groups(Check):
         firsts, positions = repeats(self.groups.column)
         in_several_parts = np.unique(firsts[rows.part_numbers(positions) != rows.part_numbers(firsts)])
         shared = sampled(in_several_parts, lambda first: shared_group(rows, positions[firsts == first].tolist()))
-        yield Note("groups that two parts share", shared, "keep each group in one part; otherwise scores are too high")
+        yield Note("groups in more than one part", shared, "keep each group in one part; otherwise scores are too high")
 
 
 def shared_group(rows: AllRows, positions: list[int]) -> str:
@@ -157,7 +157,7 @@ def repeated_texts(keys: np.ndarray, positions: np.ndarray, rows: AllRows) -> It
             first_in.setdefault(part, position)
     shown = partial(sampled, shown=lambda pair: rows.pair(pair, ", as"))
     for part, copies in within.items():
-        advice = "remove them, unless they are as frequent in production"
+        advice = "remove them, unless production data has as many duplicates"
         yield Note(f"{part}: texts that repeat an earlier example", shown(copies), advice)
     for (other, part), copies in across.items():
         advice = "remove them from one of the parts; otherwise scores are too high"
@@ -167,7 +167,7 @@ def repeated_texts(keys: np.ndarray, positions: np.ndarray, rows: AllRows) -> It
 def conflicting_labels(
     keys: np.ndarray, positions: np.ndarray, rows: AllRows, labels: Mapping[str, np.ndarray]
 ) -> Iterator[Note]:
-    """Yields notes on equal texts with different labels. labels: {task: hash of each row's label}."""
+    """Yields notes on identical texts with different labels. labels: {task: hash of each row's label}."""
     conflicts: dict[str, Sample] = {name: Sample() for name in labels}
     for group in groups_of_equal(keys, positions):
         for name, row_hashes in labels.items():

@@ -64,7 +64,7 @@ class Entities(Check):
                 continue
             else:
                 advice = "start entities with B-; seqeval counts these as entities anyway"
-                yield Note(f"{name}: I-, E- or M- tags that continue no entity of the same type", facts.illegal, advice)
+                yield Note(f"{name}: I-, E- or M- tags that do not continue an entity", facts.illegal, advice)
                 bioes = any(label.startswith(("E-", "S-")) for label in names)
                 unfinished = facts.unfinished if bioes else []
                 yield Note(f"{name}: entities without an end tag", unfinished, "the scheme requires E- or S- there")
@@ -89,7 +89,7 @@ def first_crossing(e: Example, name: str) -> str | None:
 
 
 def entities_of(e: Example, name: str) -> list[tuple[str, int, int, list[str]]]:
-    """Returns (type, first token, last token, tokens) of the entities of an example, from tags or spans."""
+    """Returns (type, first token, last token, tokens) for each entity of an example, from tags or spans."""
     label = e[name]
     entities = [(kind, *ends) for *ends, kind in label] if label and isinstance(label[0], list) else entities_in(label)
     return [(kind, first, last, e["tokens"][first : last + 1]) for kind, first, last in entities]
@@ -123,7 +123,7 @@ def is_punctuation(token: str) -> bool:
 
 
 def consistency_notes(parts: Parts, name: str, surfaces: Column) -> Iterator[Note]:
-    """Yields notes on inconsistently annotated words. Reads all rows again if there are frequent entities."""
+    """Yields notes on words that are annotated inconsistently. Reads all rows again if there are frequent entities."""
     frequent_hashes = frequent(surfaces, 10)
     types = WordTypes()
     for block in again(parts, partial(count_types, parts, name, frequent_hashes)) if frequent_hashes else ():
@@ -134,7 +134,7 @@ def consistency_notes(parts: Parts, name: str, surfaces: Column) -> Iterator[Not
         if len(counts) > 1 and count == 1:
             usual = counts.most_common(1)[0][0]
             rare.add(f"{types.first[words][label]}: {' '.join(words)!r} is {label} once, otherwise {usual}")
-    finding = f"{name}: the same words nearly always have one type, and another once"
+    finding = f"{name}: words that nearly always have the same type have another type once"
     yield Note(finding, rare, "check the row; this is probably an annotation error")
     totals = {words: counts.total() for words, counts in types.counts.items() if len(words) >= 2}
     outside: dict[Words, Sample] = defaultdict(Sample)
@@ -182,7 +182,8 @@ def by_first_pair(entities: Iterable[Words]) -> dict[Words, list[Words]]:
 
 
 def find_outside(parts: Parts, name: str, by_pair: Mapping[Words, list[Words]], block: Block) -> dict[Words, Sample]:
-    """Returns the rows in which words without annotation are an entity elsewhere. by_pair: see by_first_pair."""
+    """Returns {words: rows in which they are not annotated, although they are an entity elsewhere}. by_pair: see
+    by_first_pair."""
     rows: dict[Words, Sample] = defaultdict(Sample)
     part, start, stop = block
     for e in parts[part][start:stop]:

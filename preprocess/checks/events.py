@@ -1,4 +1,4 @@
-"""Checks of events: the roles that each type has."""
+"""Checks of events: which roles the arguments of each event type have."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ class EventFacts(Facts):
     def __init__(self) -> None:
         self.parts: set[str] = set()  # parts with at least one event
         self.types: Counter[str] = Counter()
-        self.roles: Counter[str] = Counter()  # by type|role, the events with such an argument
+        self.roles: Counter[str] = Counter()  # {type|role: number of events with such an argument}
         self.first = FirstRows()
 
     def look(self, part: str, e: Example, name: str) -> None:

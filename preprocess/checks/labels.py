@@ -69,20 +69,20 @@ def label_names(name: str, tags: bool, counts: Counts, first: First) -> Iterator
     yield Note(f"{name}: labels of train that are missing from dev", untested, "split the data again, stratified")
     if not tags:
         alike = labels_alike(counts, first)
-        yield Note(f"{name}: labels that differ only in case, spaces or width", alike, "merge them if they are equal")
+        yield Note(f"{name}: labels that differ only in case, spaces or width", alike, "merge duplicates")
     missing = [first[part][x] for part in counts for x in sorted(counts[part]) if x.strip().lower() in PLACEHOLDERS]
     yield Note(f"{name}: labels that look like a missing value", missing, "use null if there is no label")
 
 
 def folded_label(label: str) -> str:
-    """Normalises case, spaces and width. Keeps signs and digits, as -1 and 1, A+ and A, 1-2 and 12 differ."""
+    """Normalises case, spaces and width. Keeps signs and digits: -1 and 1, A+ and A, 1-2 and 12 are different."""
     text = unicodedata.normalize("NFKC", label).casefold()
     text = BETWEEN.sub("", text.strip())
     return text + "".join(sign for sign in label if sign.isdigit() and not sign.isdecimal())
 
 
 def labels_alike(counts: Counts, first: First) -> list[str]:
-    """Returns one row per group of labels that differ only in case, spaces or width: the rarest label, and the rest."""
+    """Returns one line per group of labels that differ only in case, spaces or width: the rarest one, then the rest."""
     folded: dict[str, set[str]] = defaultdict(set)
     rows = []
     total = sum(counts.values(), Counter[str]())
@@ -137,7 +137,7 @@ def far_numbers(name: str, task: Any, parts: Parts, columns: Mapping[str, np.nda
 
 
 def compare_numbers(name: str, task: Any, part: str, values: np.ndarray, where: str) -> Iterator[Note]:
-    """Yields notes on a part whose values are constant or have another distribution than in train."""
+    """Yields notes on a part whose values are constant or are distributed differently than in train."""
     if len(values) > 1 and values.min() == values.max():
         rows = [f"{where}: {values[0]:g}"]
         yield Note(f"{name}: all values of {part} are the same", rows, "correlations cannot be computed")

@@ -1,4 +1,4 @@
-"""Checks of relations: which types of entities a predicate joins, and relations of an entity with itself."""
+"""Checks of relations: the entity types that each predicate connects, and relations of an entity with itself."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from preprocess.labels.statistics import LabelStatistics
 from preprocess.storage.facts import Facts, FirstRows, Note, Sample
 
 Joined = tuple[str, str, str]  # (predicate, type of the subject, type of the object)
-USUAL = 100  # of so many relations of a predicate, a single pair of types is suspicious
+USUAL = 100  # from this number of relations of a predicate, a pair of types that occurs once is suspicious
 
 
 class RelationFacts(Facts):
@@ -56,14 +56,14 @@ class Relations(Check):
         for name, facts in self.tasks.items():
             for predicate, counts in by_predicate(facts.joined).items():
                 pairs = abbreviate((f"{one} → {other} {n:,}" for (one, other), n in counts.most_common()), 4)
-                yield f"task {name}: {predicate} joins {pairs}"
+                yield f"task {name}: {predicate} connects {pairs}"
 
     def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
         for name, facts in self.tasks.items():
             advice = "check which mention was meant"
             yield Note(f"{name}: the subject and the object are the same words", facts.reflexive, advice)
-            finding = f"{name}: subjects or objects that are no entity of {tasks[name].entities!r}"
-            yield Note(finding, facts.outside, "add them to the entities; their types cannot be predicted right")
+            finding = f"{name}: subjects or objects that are not an entity of {tasks[name].entities!r}"
+            yield Note(finding, facts.outside, "add them to the entities; otherwise their types cannot be predicted")
             rare = Sample()
             for predicate, counts in by_predicate(facts.joined).items():
                 (usual, number), *others = counts.most_common()
@@ -72,7 +72,7 @@ class Relations(Check):
                         usually = f"{' → '.join(pair)} once, otherwise {' → '.join(usual)}"
                         rare.add(f"{facts.first[(predicate, *pair)]['']}, {usually}")
             advice = "check the row; the predicate, its direction or a type is probably wrong"
-            yield Note(f"{name}: types that a predicate joins only once", rare, advice)
+            yield Note(f"{name}: entity types that a predicate connects only once", rare, advice)
             rows = [f"{parts[part][0]['_where']}: {part}" for part in parts if part not in facts.parts]
             yield Note(f"{name}: parts without any relation", rows, "the F1 of such a part is always 0")
 

@@ -1,4 +1,4 @@
-"""Runs the data checks of `python data_process.py`, which find problems before training.
+"""Runs the data checks of `python data_process.py`, which find problems in the data before training.
 
 To add a check for your own data, write a subclass of Check (base.py) and add it to CHECKS.
 """
@@ -50,7 +50,7 @@ class CheckResults(Facts):
 
 
 def look_through(parts: Parts, kinds: Mapping[str, str], files: Mapping[str, BinaryIO] | None = None) -> CheckResults:
-    """Runs all checks in one pass over the rows, and writes each part to files[part]. kinds: {task: kind}."""
+    """Runs all checks in one pass over the rows. Also writes each part to files[part]. kinds: {task: kind}."""
     context, blocks = Context(parts, kinds), list(blocks_of(parts))
     results, look = CheckResults(context), partial(look_at_block, parts, context, bool(files))
     size = sum(map(len, parts.values()))
@@ -64,7 +64,7 @@ def look_through(parts: Parts, kinds: Mapping[str, str], files: Mapping[str, Bin
 
 
 def look_at_block(parts: Parts, context: Context, write: bool, block: Block) -> tuple[CheckResults, bytes]:
-    """Returns the results for a block of rows, and its lines for the processed folder."""
+    """Returns the results for a block of rows, and its encoded lines for the processed folder."""
     part, start, stop = block
     examples, results = parts[part][start:stop], CheckResults(context)
     for check in results.checks.values():
@@ -90,7 +90,7 @@ def with_rows(notes: Iterable[Note]) -> list[Note]:
 
 
 def keep(notes: Sequence[Note], path: Path) -> None:
-    """Writes the notes and their first rows to a JSON file for the report of a run."""
+    """Writes the notes and the first rows of each to a JSON file, for the report of a run."""
     rows = [[cut(row, 300) for row in n.rows[:3]] for n in notes]
     items = [{"what": n.what, "count": n.number, "rows": r, "advice": n.advice} for n, r in zip(notes, rows)]
     write_json(path, items)

@@ -38,7 +38,7 @@ Test = Callable[[str], str | None]
 
 
 def is_suspicious(text: str) -> bool:
-    """Whether a test of IN_TEXTS could match the text (a fast prefilter)."""
+    """Returns True if a test of IN_TEXTS could match the text (a fast prefilter)."""
     if not text.isprintable():  # contains control, format, private or unassigned characters, or whitespace
         for blank in HARMLESS_BLANKS:
             text = text.replace(blank, "")
@@ -77,8 +77,8 @@ IN_TEXTS: list[tuple[Test, str, str]] = [  # (test of a text, finding, advice)
     (control, "control characters in texts", "remove them; they come from a broken export"),
     (undecodable, "characters that could not be decoded (U+FFFD)", "read the source again with --encoding"),
     (garbled, "texts decoded with the wrong encoding", "read the source again with --encoding"),
-    (invisible, "invisible characters in texts", "remove them; texts that look equal are different"),
-    (private, "private or unassigned characters in texts", "replace them; no vocabulary has them"),
+    (invisible, "invisible characters in texts", "remove them; texts that look the same are different"),
+    (private, "private or unassigned characters in texts", "replace them; no vocabulary contains them"),
     (markup, "markup or HTML entities in texts", "convert the texts to plain text with html.unescape and a parser"),
     (mixed_script, "words that mix Latin and look-alike letters", "replace them; tokenizers distinguish them"),
     (full_width, "both full-width and half-width letters or digits", "unify them with NFKC normalisation"),
@@ -170,7 +170,7 @@ class Tokens(Check):
 
     def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
         yield Note("tokens that are empty", self.empty, "they become [UNK]; check how the text was split")
-        advice = "remove the number; no vocabulary has such tokens"
+        advice = "remove the number; no vocabulary contains such tokens"
         yield Note("tokens are characters with a number appended", self.glued, advice)
         advice = "check the delimiter; the tags could be shifted by a column"
         yield Note("tokens that are or contain whitespace", self.blank, advice)
@@ -203,7 +203,7 @@ class Lengths(Check):
                 for e in parts[part][start:stop]:
                     add_if(long, e, str(length_of(e)) if length_of(e) > limit else None)
         long.number = sum(count for of_part in lengths.values() for n, count in of_part.items() if n > limit)
-        yield Note("texts far longer than the others", long, "check for missing line ends and joined texts")
+        yield Note("texts far longer than the others", long, "check for missing line breaks and joined texts")
         for part in parts:
             yield from compare_lengths(lengths["train"], lengths[part], part)
 
@@ -215,7 +215,7 @@ def weighted_median(values: Sequence[float] | np.ndarray, counts: Sequence[int])
 
 def compare_lengths(train: Counter[int], other: Counter[int], part: str) -> Iterator[Note]:
     """Yields a note if the length distribution of a part differs from that of train (Kolmogorov-Smirnov, p < 0.001).
-    scipy.stats.ks_2samp would need all lengths instead of their counts, and importing it takes 60 MB."""
+    scipy.stats.ks_2samp would need all lengths instead of their counts, and its import takes 60 MB."""
     sizes = train.total(), other.total()
     if part != "train" and min(sizes) >= 30:
         critical_value = 1.95 * math.sqrt(sum(sizes) / (sizes[0] * sizes[1]))

@@ -29,12 +29,12 @@ def check_encoding(parts: Parts, tasks: Tasks, featurizer: "Featurizer") -> Iter
         for e, encoding in zip(chunk, tokenizer(words, **options).encodings):
             for fault, detail in encoding_faults(e, encoding, featurizer, tasks, special):
                 rows[fault].add(f"{e['_where']}: {detail}")
-    advice = "they are read in windows or cut (--long_text, --window_stride); a larger --max_length is faster"
+    advice = "they are split into windows or truncated (--long_text, --window_stride); a larger --max_length is faster"
     yield Note(f"texts are longer than --max_length {length}", rows["long"], advice)
     advice = "they are covered by windows (--window_stride); a larger --max_length is faster"
     yield Note(f"entities are beyond --max_length {length}", rows["entity"], advice)
     advice = "they are replaced with [UNK], so that tags do not shift; remove them if they are meaningless"
-    yield Note("tokens vanish in the tokenizer", rows["vanished"], advice)
+    yield Note("tokens that the tokenizer drops", rows["vanished"], advice)
     share = rows["unknown"].number / sum(map(len, parts.values()))
     if share > 0.1:
         advice = "use another tokenizer, or add them with --new_tokens of continue_pretrain_task.py"
@@ -46,7 +46,7 @@ def check_encoding(parts: Parts, tasks: Tasks, featurizer: "Featurizer") -> Iter
 def encoding_faults(
     e: Example, encoding: Any, featurizer: "Featurizer", tasks: Tasks, special: list[str]
 ) -> Iterator[tuple[str, str]]:
-    """Yields (kind, detail) of each tokenization problem of an example."""
+    """Yields (kind, detail) for each tokenization problem of an example."""
     tokenizer, pair, tokens = featurizer.tokenizer, e.get("text_pair"), e.get("tokens")
     max_tokens = featurizer.max_length - 2
     if pair:

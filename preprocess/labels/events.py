@@ -1,8 +1,8 @@
-"""Reads events over a text or tokens, and chooses the mention of each event at which it is anchored (see `events_in` in
+"""Reads events over a text or tokens, and chooses the mention that anchors each event (see `events_in` in
 engine/task/words.py).
 
 A raw event is {"type": …, "trigger": a mention or null, "arguments": [{"role": …} and the keys of a mention]}, as in
-predictions. Mentions are those of relations.py; in data with tokens, their offsets count tokens.
+predictions. See relations.py for mentions; in data with tokens, their offsets count tokens.
 """
 
 from collections import Counter, defaultdict
@@ -18,14 +18,14 @@ from preprocess.labels.spans import StoredSpan, place_of
 from preprocess.storage.facts import Note
 
 Event = tuple[str, frozenset[tuple[str, Place]]]  # (type, {(label, place) of its mentions}); see `label_of`
-Item = tuple[int, int, int, int, str]  # (start and end of the anchor, of a mention, label of the mention)
+Item = tuple[int, int, int, int, str]  # (start and end of the anchor, start and end of a mention, label of the mention)
 Problems = defaultdict[str, list[str]]  # {problem: events}
 PROBLEMS = {  # problem of some events: consequence
     "mentions that do not occur in the text": "these mentions were dropped",
     "events without a mention in the text": "these events were dropped",
-    "ambiguous mentions, which occur several times": "those closest to the other mentions were taken; offsets would be "
-    "exact",
-    "events that have no mention of their own among those of their type": "they were joined; correct repeated events",
+    "ambiguous mentions, which occur several times": "the one closest to the other mentions was used; add offsets to "
+    "be exact",
+    "events that share every mention with other events of their type": "they were merged; correct repeated events",
 }
 MISSING, EMPTY, AMBIGUOUS, JOINED = PROBLEMS
 
@@ -35,15 +35,15 @@ def is_event(item: Any) -> bool:
 
 
 def is_events(value: Any) -> bool:
-    """Whether a label is a list of raw events, or has the stored form of events and an argument with a role."""
+    """Returns True if a label is a list of raw events, or events in their stored form with at least one argument."""
     if not isinstance(value, list) or not all(isinstance(item, list) and is_relation(item) for item in value):
         return isinstance(value, list) and any(map(is_event, value))
     return any(ROLE in item[-1] for item in value) and all(in_events(value, [True] * len(value)))
 
 
 def read_all_events(examples: list[Example], name: str, order: Sequence[str] | None = None) -> list[Note]:
-    """Converts raw events to lists of Item or, with tokens, to their stored form. order: labels of mentions in the
-    order in which they serve as anchors, default: that of these examples. Returns notes on the changes."""
+    """Converts raw events to lists of Item or, with tokens, to their stored form. order: mention labels, those to
+    prefer as anchors first; by default computed from these examples. Returns notes on the changes."""
     problems = Problems(list)
     raw = [(e, events_of(e, name, problems)) for e in examples if isinstance(e.get(name), list)]
     order = ranking(events for _, events in raw if events is not None) if order is None else order
@@ -60,7 +60,7 @@ def read_all_events(examples: list[Example], name: str, order: Sequence[str] | N
 
 
 def events_of(example: Example, name: str, problems: Problems) -> list[Event] | None:
-    """Returns the events of an example, or None if they already have their stored form."""
+    """Returns the events of an example, or None if they are already in their stored form."""
     label, where = example[name], example["_where"]
     if label and not any(isinstance(item, dict) for item in label):
         return None
@@ -69,7 +69,7 @@ def events_of(example: Example, name: str, problems: Problems) -> list[Event] | 
 
 
 def read_event(raw: Any, example: Example, where: str, problems: Problems) -> Event | None:
-    """Returns an event, or None if it has no mention in the text. Raises UserError for other values."""
+    """Returns an event, or None if none of its mentions occurs in the text. Raises UserError for invalid events."""
     if not is_event(raw):
         raise UserError(f"{where}an event needs a type, a trigger or null, and a list of arguments, found {shown(raw)}")
     kind, arguments = raw["type"], raw["arguments"]
@@ -93,7 +93,8 @@ def read_event(raw: Any, example: Example, where: str, problems: Problems) -> Ev
 
 
 def places_in(span: StoredSpan, example: Example, where: str) -> list[Place]:
-    """Returns the places of a mention: its own, or all where its words occur. With tokens it must have a place."""
+    """Returns the given place of a mention, or else all places where its words occur. With tokens, a mention must have
+    a place."""
     tokens = example.get("tokens")
     if tokens is None:
         return (
@@ -103,7 +104,7 @@ def places_in(span: StoredSpan, example: Example, where: str) -> list[Place]:
         )
     start, end = span.start, span.end
     if not span.has_place() or not 0 <= start < end <= len(tokens):
-        problem = f"the mention {shown(span.surface)} needs a start and an exclusive end among the {len(tokens)} tokens"
+        problem = f"the mention {shown(span.surface)} needs a start and an exclusive end within {len(tokens)} tokens"
         raise UserError(f"{where}{problem}, found {shown(start)} and {shown(end)}")
     if isinstance(span.surface, str) and "".join(span.surface.split()) != "".join("".join(tokens[start:end]).split()):
         called = f"is {shown(' '.join(tokens[start:end]))}, but the data gives {shown(span.surface)}"
@@ -112,7 +113,8 @@ def places_in(span: StoredSpan, example: Example, where: str) -> list[Place]:
 
 
 def closest(mentions: Sequence[tuple[str, Sequence[Place]]]) -> list[tuple[str, Place]]:
-    """Returns each mention at the place closest to a mention with one place, or else to the first mention."""
+    """Chooses a place for each mention: the one closest to a mention with a single place, or else to the first
+    mention."""
     fixed = [places[0] for _, places in mentions if len(places) == 1] or [places[0] for _, places in mentions[:1]]
     return [
         (label, min(places, key=lambda place: min(gap(place, one)[1] for one in fixed))) for label, places in mentions
@@ -134,23 +136,23 @@ def shown_events(label: Sequence[Any], tokens: list[str]) -> str:
 
 
 def label_of(kind: str, role: str | None) -> str:
-    """Returns the label of a mention. role: None for the trigger"""
+    """Returns the label of a mention. role: None for the trigger."""
     return kind if role is None else f"{kind}{ROLE}{role}"
 
 
 def separated(events: Sequence[Event], label: str) -> list[list[Place]]:
-    """Returns, for each event of a text, the places of its mentions with a label that are in no other event."""
+    """Returns, for each event of a text, the places of its mentions with this label that no other event has."""
     number = Counter(place for _, mentions in events for place in {place for _, place in mentions})
     return [sorted(place for of, place in mentions if of == label and number[place] == 1) for _, mentions in events]
 
 
 def ranking(texts: Iterable[Sequence[Event]]) -> list[str]:
-    """Returns the labels of mentions in the order in which they serve as anchors, see `anchor_order`."""
+    """Returns the mention labels, those to prefer as anchors first (see `anchor_order`)."""
     return anchor_order(sum(map(num_separated, texts), Counter[str]()))
 
 
 def num_separated(text: Sequence[Event]) -> Counter[str]:
-    """Counts, for each label, the events with such a mention that is in no other event of that type and text."""
+    """Counts, for each label, the events with a mention that no other event of the same type and text has."""
     counts: Counter[str] = Counter()
     for events in by_type(text).values():
         labels = {label for _, mentions in events for label, _ in mentions}
@@ -159,12 +161,12 @@ def num_separated(text: Sequence[Event]) -> Counter[str]:
 
 
 def anchor_order(counts: Counter[str]) -> list[str]:
-    """Returns the labels of triggers, then those of arguments, the most frequent of `num_separated` first."""
+    """Sorts the labels: triggers before arguments, then by descending count. counts: from `num_separated`."""
     return sorted(counts, key=lambda label: (ROLE in label, -counts[label], label))
 
 
 def by_type(text: Iterable[Event]) -> dict[str, list[Event]]:
-    """Groups the events of a text; equal ones are one."""
+    """Groups the events of a text by type, without duplicates."""
     groups: dict[str, list[Event]] = {}
     for event in dict.fromkeys(text):
         groups.setdefault(event[0], []).append(event)
@@ -172,8 +174,8 @@ def by_type(text: Iterable[Event]) -> dict[str, list[Event]]:
 
 
 def anchored(text: Sequence[Event], order: Sequence[str]) -> list[Item]:
-    """Returns the items of a text's events. Each is anchored by the first label in the order that gives it a mention of
-    its own among the events of its type, or else by the first label that it has."""
+    """Returns the items of a text's events. An event's anchor is its mention with the first label in `order` for which
+    it has a mention that no other event of its type has; if there is none, its mention with the first label."""
     items = set()
     for events in by_type(text).values():
         present = {label for _, mentions in events for label, _ in mentions}

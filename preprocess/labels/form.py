@@ -1,4 +1,4 @@
-"""Converts raw examples to those of the processed folder.
+"""Converts raw examples to the format of the processed folder.
 
 Two passes over all examples determine the conversion: survey.py infers the kind of each task; label_pass.py checks the
 labels and chooses tag schemes.
@@ -26,7 +26,7 @@ from preprocess.storage.facts import Note
 
 @dataclass
 class Form:
-    """Converts examples of the raw files to those of the processed folder."""
+    """Converts examples of the raw files to the format of the processed folder."""
 
     separator: str  # delimiter of the labels in a cell
     unit: str  # token unit for spans over a text, see split_text
@@ -37,14 +37,14 @@ class Form:
     no_text: bool = False  # the rows have no text
     names: list[str] = field(default_factory=list)  # names of the tasks
     kinds: dict[str, str] = field(default_factory=dict)  # {task: kind}
-    dashed: list[str] = field(default_factory=list)  # tasks in which "-" means no label
+    dashed: list[str] = field(default_factory=list)  # tasks where "-" means no label
     dropped: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # dropped rows: their only label is "-"
     over_text: list[str] = field(default_factory=list)  # tasks whose labels are spans or relations over characters
     over_tokens: list[str] = field(default_factory=list)  # tasks whose labels are spans over tokens
     from_tags: list[str] = field(default_factory=list)  # tasks whose tags become spans
     schemes: dict[str, Scheme] = field(default_factory=dict)  # {task: Scheme}
     entities: dict[str, str] = field(default_factory=dict)  # {relations task: task with the types of its entities}
-    anchors: dict[str, list[str]] = field(default_factory=dict)  # {events task: order of the anchors of its events}
+    anchors: dict[str, list[str]] = field(default_factory=dict)  # {events task: mention labels, preferred anchor first}
     positions: dict[str, list[str]] = field(default_factory=dict)  # {multi-hot task: names of the positions}
 
     def __call__(self, numbers: list[int], examples: list[Example]) -> list[Example]:

@@ -2,9 +2,9 @@
 
 Kinds: "classification" (a string), "multilabel" (a list of strings), "regression" (a number), "tagging" (one tag per
 token), "spans" (a list of [first token, last token, type], with inclusive ends), "relations" (a list of [first and last
-token of the subject, those of the object, predicate]), "events" (a list of [first and last token of the anchor, those
-of a trigger or an argument, type or type|role]; see `events_in` in engine/task/words.py). Spans of characters become
-tags, so their task is tagging, unless spans overlap.
+token of the subject, first and last token of the object, predicate]), "events" (a list of [first and last token of the
+anchor, first and last token of a trigger or argument, type or type|role]; see `events_in` in engine/task/words.py).
+Character spans become tags, so their task is tagging, unless spans overlap.
 
 To add a kind of task, edit this file.
 """
@@ -24,7 +24,7 @@ from preprocess.labels.literals import literal
 # {kind: kind with the same label format}; to add a custom kind: KINDS["ordinal"] = "classification"
 KINDS = {kind: kind for kind in task.KINDS}
 TAG_NAMES = ("slots", "tags", "ner", "ner_tags")  # labels with these names are tags, never label sets
-SET_NAMES = ("intent", "intents")  # lists with these names are label sets, also if there are tokens
+SET_NAMES = ("intent", "intents")  # lists with these names are label sets, even if there are tokens
 HIERARCHICAL = ("classification", "multilabel")  # kinds whose labels can be paths of nodes
 MAX_LABELS = 100_000  # per task
 NO_LABEL = ("", "nan", "null", "na", "n/a", "#n/a")  # missing labels for --drop_unlabelled
@@ -68,8 +68,8 @@ def check_set(label: Any, name: str, where: str) -> list[str]:
 
 
 def check_paths(label: Any, name: str, separator: str, where: str) -> Any:
-    """Returns a label that is a path, or a set of paths with all their ancestors. Raises UserError for a broken path.
-    The label is in its stored form, or None."""
+    """Checks a label that is a path or a set of paths, and adds all ancestors to a set. Raises UserError for an invalid
+    path. label: in its stored form, or None."""
     for path in label if isinstance(label, list) else [label or ""]:
         if path and (problem := problem_of(path, separator)):
             raise UserError(f"{where}: the label {name}={shown(path)} {problem} (--label_hierarchy {separator!r})")
@@ -88,10 +88,10 @@ def check_tags(label: Any, name: str, where: str, tokens: list[str] | None) -> l
     return label
 
 
-FORMS = {  # of the items of a label
+FORMS = {  # the format of the items of a label
     "spans": "[first token, last token, type]",
     "relations": "[first and last token of the subject, first and last token of the object, predicate]",
-    "events": "[first and last token of the anchor, those of a mention, type or type|role]",
+    "events": "[first and last token of the anchor, first and last token of a mention, type or type|role]",
 }
 
 
@@ -113,13 +113,13 @@ def check_spans(label: Any, name: str, kind: str, where: str, tokens: list[str] 
 
 
 def check_events(items: list[list], name: str, where: str) -> None:
-    """Raises UserError for an item whose label is neither a type nor type|role, or that is in no event."""
+    """Raises UserError for an item whose label is neither a type nor type|role, or that belongs to no event."""
     for *_, label in items:
         kind, is_argument, role = label.partition(ROLE)
         if not kind or (is_argument and not role):
             raise UserError(f"{where}: the label {shown(label)} of {name!r} lacks a type or a role (type{ROLE}role)")
     if False in (stays := in_events(items, [True] * len(items))):
-        problem = f"{shown(items[stays.index(False)])} of {name!r} is in no event"
+        problem = f"{shown(items[stays.index(False)])} of {name!r} belongs to no event"
         raise UserError(f"{where}: {problem}; an event needs an item whose anchor and mention are the same")
 
 
@@ -150,8 +150,8 @@ def check_class(label: Any, name: str, where: str) -> str:
 
 
 def check_label_names(name: str, labels: list[str]) -> None:
-    """Raises UserError for more than MAX_LABELS labels (probably ids or texts), or for mixed spellings of yes and no.
-    Mixed spellings, such as 1 and true in JSON, would give four labels."""
+    """Raises UserError for more than MAX_LABELS labels (probably ids or texts), or for mixed spellings of yes and no,
+    such as 1 and true, which would result in up to four labels."""
     if len(labels) > MAX_LABELS:
         examples = f"{shown(labels[0])}, …, {shown(labels[-1])}"
         problem = f"the task {name!r} has {len(labels):,} labels in train ({examples}), more than {MAX_LABELS:,}"

@@ -1,4 +1,4 @@
-"""Parses lists and objects that are written as JSON, or as Python or NumPy prints them."""
+"""Parses lists and objects in JSON notation, or as printed by Python or NumPy."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""Reads multi-hot labels: lists of 0 and 1 of the same length, with one position per label."""
+"""Reads multi-hot labels: lists of zeros and ones of the same length, with one position per label."""
 
 import re
 from collections import Counter
@@ -41,7 +41,7 @@ def marked_names(label: Any, names: Sequence[str], where: str) -> list[str]:
 
 
 def names_of_positions(option: str, source: Path, width: int, task: str) -> list[str]:
-    """Returns the names in --label_names, or else those in labels.txt next to the data, or []."""
+    """Returns the names in --label_names, or else in labels.txt next to the data, or else []."""
     file = (source if source.is_dir() else source.parent) / NAMES_FILE
     names, origin = [name.strip() for name in option.split(",") if name.strip()], "--label_names"
     if not names and file.is_file():

@@ -1,7 +1,7 @@
 """Reads relations over a text: a predicate between a subject and an object, which are mentions in the text.
 
 A raw relation is {"subject": …, "predicate": …, "object": …}, as in predictions. A mention is an object with offsets
-(see SPAN_KEYS in spans.py), or the words alone, as an object or a string, which are then searched for in the text.
+(see SPAN_KEYS in spans.py), or only its words (an object or a string), which are then searched for in the text.
 """
 
 from bisect import bisect_left, bisect_right
@@ -14,14 +14,15 @@ from preprocess.example import Example, cut, shown
 from preprocess.labels.spans import StoredSpan, fields_of, is_cut, place_of
 from preprocess.storage.facts import Note
 
-Relation = tuple[int, int, int, int, str]  # (start and end of the subject, of the object, predicate), in characters
+Relation = tuple[int, int, int, int, str]  # (start and end of subject, start and end of object, predicate), characters
 Place = tuple[int, int]  # (start, exclusive end)
 ENDS = ("subject", "object")
-MOST_PLACES = 10_000  # of a mention in a text; further ones are not considered
+MOST_PLACES = 10_000  # maximum number of places of a mention in a text; further ones are ignored
 
 
 def is_relation(item: Any) -> bool:
-    """Whether an item is a raw relation, or one of tokens: [subject's first, last, object's first, last, predicate]."""
+    """Returns True if an item is a raw relation, or a relation over tokens: [first and last token of the subject, first
+    and last token of the object, predicate]."""
     if isinstance(item, list):
         return [*map(type, item)] == [int, int, int, int, str]
     return isinstance(item, dict) and item.keys() >= {"predicate", *ENDS}
@@ -37,7 +38,7 @@ def mention_of(value: Any) -> StoredSpan:
 
 
 def places_of(surface: Any, text: str) -> list[Place]:
-    """Returns the places of words in a text, in order: those that cut no other word, or else all."""
+    """Returns the places where words occur in a text, in order: those at word boundaries, or all if there are none."""
     surface = surface.strip() if isinstance(surface, str) else ""
     found, start = list[Place](), text.find(surface) if surface else -1
     while start >= 0 and len(found) < MOST_PLACES:
@@ -47,8 +48,8 @@ def places_of(surface: Any, text: str) -> list[Place]:
 
 
 def closest(subjects: Sequence[Place], objects: Sequence[Place]) -> tuple[Place, Place]:
-    """Returns the pair of places with the fewest characters between them; pairs that do not overlap and come earlier
-    are preferred. The places of each side are sorted and of equal length."""
+    """Returns the pair of places with the fewest characters between them. Prefers pairs that do not overlap, and breaks
+    ties by order in the text. The places on each side are sorted and have equal lengths."""
     starts, ends = zip(*objects)
     pairs = []
     for subject in subjects:
@@ -65,8 +66,8 @@ def gap(one: Place, other: Place) -> tuple[bool, int]:
 
 
 def locate(subject: StoredSpan, obj: StoredSpan, text: str) -> tuple[StoredSpan, StoredSpan, bool] | None:
-    """Returns two mentions with their places, and whether there were others, or None if one does not occur in the text.
-    Of several places, those of the closest pair are taken."""
+    """Returns (subject, object, whether either occurs in several places), or None if one does not occur in the text.
+    If there are several places, chooses the closest pair."""
     spans = (subject, obj)
     places = [[(span.start, span.end)] if span.has_place() else places_of(span.surface, text) for span in spans]
     if not all(places):
@@ -99,7 +100,7 @@ def read_all_relations(examples: list[Example], names: list[str]) -> list[Note]:
                     rows[which].append(f"{where}: {shown_relation(raw)}")
                 relations += [relation] if relation else []
             example[name] = None if label is None else sorted(set(relations))
-        advice = "the subject and the object that are closest to each other were taken; offsets would be exact"
+        advice = "the subject and object closest to each other were used; add offsets to be exact"
         notes += [
             Note(f"{name}: mentions that do not occur in the text", rows["missing"], "these relations were dropped"),
             Note(f"{name}: ambiguous mentions, which occur several times", rows["ambiguous"], advice),
@@ -109,8 +110,8 @@ def read_all_relations(examples: list[Example], names: list[str]) -> list[Note]:
 
 
 def read_relation(raw: Any, text: str, where: str) -> tuple[Relation, bool] | None:
-    """Returns (relation, whether its mentions are ambiguous), or None if one does not occur in the text. Raises
-    UserError for other values, and for offsets outside the text or that differ from the words."""
+    """Returns (relation, whether its mentions are ambiguous), or None if a mention does not occur in the text. Raises
+    UserError for invalid values, and for offsets that are outside the text or do not match the words."""
     if not isinstance(raw, dict) or not is_relation(raw):
         raise UserError(f"{where}: a relation needs a subject, a predicate and an object, found {shown(raw)}")
     predicate = raw["predicate"]
@@ -132,7 +133,7 @@ def shown_relation(raw: Any) -> str:
 
 
 def shown_triple(item: list[Any], tokens: list[str]) -> str:
-    """Formats a relation over tokens as `subject —predicate→ object`. item: see PLACES"""
+    """Formats a relation over tokens as `subject —predicate→ object`. item: see PLACES."""
     *places, predicate = item
     pairs = zip(places[::2], places[1::2])
     subject, obj = (cut(join_tokens(tokens[first : last + 1], "word")[0]) for first, last in pairs)

@@ -43,7 +43,7 @@ ONLY_TYPE = "entity"  # type of entities in tags B, I and O
 
 def read_tags(tags: Collection[str]) -> tuple[dict[str, str], str] | None:
     """Returns ({tag: normalised to B-X or O}, notation), or None if only some tags look like B-X or X-B. The dict is
-    empty if nothing changes. Tags other than entities, such as parts of speech, are only stripped."""
+    empty if nothing changes. Tags that do not mark entities, such as parts of speech, are only stripped."""
     bare = {tag: tag.strip() for tag in tags}
     outside = {tag for tag in bare.values() if tag in ("O", "o", "-")}
     marked = {*bare.values()} - outside
@@ -62,13 +62,13 @@ def read_tags(tags: Collection[str]) -> tuple[dict[str, str], str] | None:
 
 
 def is_prefixed(tag: str) -> bool:
-    """Whether a tag has the prefix or suffix B or I."""
+    """Returns True if a tag has the prefix or suffix B or I."""
     parsed = parse_tag(tag)
     return parsed is not None and parsed.letter in "BIbi"
 
 
 def as_prefixes(tags: Collection[str], notation: Notation, outside: bool) -> dict[str, str]:
-    """Returns {tag: as B-X} if all tags fit the notation and are entities, or else {}. outside: whether O is a tag."""
+    """Returns {tag: B-X form} if all tags fit the notation and mark entities, or else {}. outside: whether O occurs."""
     parts = {tag: parsed for tag in tags if (parsed := notation.parse(tag))}
     if len(parts) < len(tags):
         return {}
@@ -82,7 +82,7 @@ def as_prefixes(tags: Collection[str], notation: Notation, outside: bool) -> dic
 
 
 def has_both_letters(tags: Collection[str]) -> bool:
-    """Whether any type occurs with both B and I."""
+    """Returns True if any type occurs with both B and I."""
     return any(f"I{tag[1:]}" in tags for tag in tags if tag[:1] == "B") or any(
         f"{tag[:-1]}I" in tags for tag in tags if tag[-1:] == "B"
     )
@@ -111,7 +111,7 @@ def convert_tags(tags: Sequence[str], source: str, target: str) -> list[str]:
 
 
 def written_tags(name: str, files: Mapping[str, TagFacts], tag_scheme: str) -> dict[str, dict[str, str]]:
-    """Returns {file: {tag: normalised to B-X or O}} of files that use another notation, and prints the notation."""
+    """Returns {file: {tag: normalised to B-X or O}} for files in another notation, and prints the notation."""
     result = {}
     for file, facts in files.items():
         if tag_scheme == "keep":
@@ -122,7 +122,7 @@ def written_tags(name: str, files: Mapping[str, TagFacts], tag_scheme: str) -> d
         if normalised:
             result[file] = normalised
             example = next(f"{tag!r} is read as {bare!r}" for tag, bare in sorted(normalised.items()) if tag != bare)
-            kinds = f"; the type is {ONLY_TYPE!r}, as they have none" if notation_name == "B" else ""
+            kinds = f"; they have no type, so the type is {ONLY_TYPE!r}" if notation_name == "B" else ""
             advice = "" if tag_scheme == "keep" else " (--tag_scheme keep keeps them)"
             print(f"{file}: the tags of {name!r} are not written as B-X: {cut(example, 200)}{advice}{kinds}")
     return result
@@ -149,7 +149,7 @@ def choose_scheme(
             advice = "correct them; otherwise entities are not recognised"
             notes = [Note(f"{name}: some tags do not follow the tag scheme", find_rows(strange), advice)]
         else:
-            print(f"the tags of {name!r} have no B- and I-; writing runs of equal tags as entities in BIO")
+            print(f"the tags of {name!r} have no B- and I-; converting each run of equal tags to a BIO entity")
             runs, sources = True, dict.fromkeys(files, "bio")
     if to_spans and not runs and (strange or not any(sources.values())):
         raise UserError(f"--label_type {name}=spans: the tags are not entities (B-, I-, …), so there are no spans")

@@ -43,7 +43,7 @@ class StoredSpan(NamedTuple):
 
 
 def is_spans(value: Any) -> bool:
-    """Whether a label is a list of spans, or a dict of spans as in CLUENER."""
+    """Returns True if a label is a list of spans, or a dict of spans as in CLUENER."""
     return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict | list) for item in value))
 
 
@@ -60,8 +60,8 @@ def read_all_spans(examples: list[Example], names: list[str]) -> None:
 def read_spans(value: Any, text: str, where: str) -> list[Span]:
     """Returns the spans in text order. Surfaces in the data must match the text.
 
-    value: [{"start", "end", "label"}] or other common names of these keys, [[start, end, label]] (doccano), or
-    CLUENER's {label: {surface: [[first, last]]}} with inclusive ends.
+    value: [{"start", "end", "label"}] (or other common key names), [[start, end, label]] (doccano), or CLUENER's
+    {label: {surface: [[first, last]]}} with inclusive ends.
     """
     if not isinstance(value, dict | list):
         raise UserError(f"{where}: expected a list of spans, as in other rows, found {shown(value)}")
@@ -76,8 +76,8 @@ def read_spans(value: Any, text: str, where: str) -> list[Span]:
 
 
 def place_of(span: StoredSpan, text: str, where: str) -> tuple[int, int]:
-    """Returns the start and the exclusive end of a span. Raises UserError if it is outside the text, or if the text
-    there differs from the surface."""
+    """Returns the start and the exclusive end of a span. Raises UserError if the span is outside the text or does not
+    match its surface."""
     start, end, label, surface, _ = span
     if surface and text[start:end] != surface and text[start : end + 1] == surface:
         end += 1  # ends are inclusive in the data
@@ -95,7 +95,7 @@ def place_of(span: StoredSpan, text: str, where: str) -> tuple[int, int]:
 
 
 def is_cut(text: str, position: int) -> bool:
-    """Whether a position is outside the text, or inside a word of a script with spaces between words."""
+    """Returns True if a position is outside the text, or inside a word of a script that separates words by spaces."""
     if not 0 <= position <= len(text):
         return True
     return 0 < position < len(text) and bool(SPACED.match(text[position - 1]) and SPACED.match(text[position]))
@@ -125,7 +125,7 @@ def fields_of_dict(value: dict, where: str) -> Iterator[StoredSpan]:
 
 
 def fields_of(item: Any, text: str = "") -> StoredSpan:
-    """Returns the StoredSpan of an item. text: shows whether the ambiguous key `entity` is the surface or the label."""
+    """Converts an item to a StoredSpan. text: shows whether the ambiguous key `entity` is the surface or the label."""
     if not isinstance(item, dict):
         return StoredSpan(*item) if isinstance(item, list) and len(item) == 3 else StoredSpan(item, None, None)
     start, end, label, surface = (next((item[key] for key in keys if key in item), None) for keys in SPAN_KEYS)
@@ -151,8 +151,8 @@ def without_overlaps(spans: Iterable[Span]) -> tuple[list[Span], list[Span]]:
 
 def tokenize_spans(examples: list[Example], names: list[str], unit: str, nested: Collection[str] = ()) -> list[Note]:
     """Adds `tokens` to examples whose labels are lists of Span, and converts the labels to tags. Keeps `text`. unit:
-    see split_text. nested: tasks whose labels, lists of Span or of Relation, become spans of tokens instead. Returns
-    notes on the changes."""
+    see split_text. nested: tasks whose labels (lists of Span, Relation or event Item) become token spans instead.
+    Returns notes on the changes."""
     overlapping, inside, blank = [], [], []
     for example in examples:
         where, text, spans = example["_where"], example["text"], {}
@@ -226,8 +226,8 @@ def spans_to_tags(spans: Sequence[Span], pieces: Iterable[Piece]) -> list[str]:
 
 
 def spans_to_tokens(spans: Iterable[tuple[Any, ...]], pieces: Sequence[Piece]) -> list[list]:
-    """Returns [[first token, last token, …, label]] of spans (start, end, label), or of items with several pairs of
-    start and end, at borders of pieces. Drops those with a span of only whitespace, which contains no token."""
+    """Converts spans (start, end, label), or items with several pairs of start and end, to [[first token, last token,
+    …, label]]. They must start and end at borders of pieces. Drops items with a span of only whitespace."""
     starts, ends = [start for _, start, _ in pieces], [end for _, _, end in pieces]
     found = set()
     for *places, label in spans:

@@ -1,4 +1,4 @@
-"""Computes labels.json: the ordered labels of each task with their counts, and other metadata that a model needs."""
+"""Computes labels.json: the ordered labels of each task, their counts, and other metadata that a model needs."""
 
 import math
 import statistics
@@ -115,7 +115,7 @@ def label_info(
     Tagging tasks also have "unit", the kind of token. Regression tasks have the mean and standard deviation instead of
     labels. All tasks also record whether texts are pairs, the own inputs, and the kind of a custom type.
 
-    types: {task: custom type}. hierarchy: the separator of nodes in labels; it applies to tasks that have it.
+    types: {task: custom type}. hierarchy: the separator of nodes in labels; applies to tasks whose labels contain it.
     """
     require_distinct("the data", kinds)
     info: dict[str, dict[str, Any]] = {}
@@ -154,13 +154,13 @@ def label_info(
 
 
 def add_hierarchy(info: Mapping[str, dict[str, Any]], separator: str) -> None:
-    """Marks the tasks whose labels are paths. Raises UserError if there are none, or if the top level already tells all
-    labels apart: the separator is probably a part of names."""
+    """Marks the tasks whose labels are paths. Raises UserError if there are none, or if the top level already
+    distinguishes all labels: then the separator is probably part of their names."""
     paths = {name: task for name, task in info.items() if task["type"] in HIERARCHICAL}
     paths = {name: task for name, task in paths.items() if any(separator in label for label in task["labels"])}
     if not paths:
         kinds = " and ".join(f"{name!r} ({task['type']})" for name, task in info.items())
-        raise UserError(f"--label_hierarchy={separator!r} is in no label of {kinds} in train; leave it out")
+        raise UserError(f"--label_hierarchy={separator!r} occurs in no label of {kinds} in train; leave it out")
     for name, task in paths.items():
         leaves = most_specific(task["labels"], separator)
         if len(leaves) == len({leaf.split(separator)[0] for leaf in leaves}):

@@ -44,7 +44,7 @@ class Survey(Facts):
 
 def decide_form(form: Form, store: Store, survey: Survey, first: Example) -> tuple[list[Note], np.ndarray]:
     """Determines the kinds of a Form for the examples of a store. Returns (notes, parts of the kept rows, see Survey).
-    A row can lack the label of a task if it has another label."""
+    A row may lack the label of one task if it has a label of another."""
     values, parts = survey.values, np.concatenate(survey.parts)
     notes = list(drop_dashes(form, store, survey))
     span_tasks = [n for n in form.names if form.chosen.get(n) in SPAN_KINDS and values[n].kind == "spans"]
@@ -74,14 +74,14 @@ def decide_form(form: Form, store: Store, survey: Survey, first: Example) -> tup
 
 
 def task_of_entities(form: Form, span_tasks: Collection[str]) -> str:
-    """Returns the task whose spans can be the subjects and objects of relations, with their types, or "". If several
-    tasks have spans, it is the one called `entities`."""
+    """Returns the task whose spans are the entities (with types) of relations: the only spans task, or the one called
+    `entities` if there are several, or "" if there is none."""
     names = [name for name in form.names if form.chosen.get(name, "spans" if name in span_tasks else "") == "spans"]
     return names[0] if len(names) == 1 else "entities" if "entities" in names else ""
 
 
 def survey_all(form: Form, store: Store, batches: Iterable[Batch], first: Example) -> Survey:
-    """Checks all rows of a store, which grows while `batches` is consumed, and sets the names of the form."""
+    """Surveys all rows of a store, which grows while `batches` is consumed, and sets the names of the form."""
     survey = Survey()
     survey_block = partial(surveyed, form=form, first=first, shapes=store.shapes)
     for block in in_order(survey_block, batches):
@@ -118,7 +118,7 @@ def surveyed(batch: Batch, form: Form, first: Example, shapes: Iterable[tuple[st
 
 
 def check_shape(example: Example, first: Example) -> None:
-    """Raises UserError unless an example has the same text keys as the first one, and a part if the first one has."""
+    """Raises UserError unless an example has the same text keys as the first one, and a part only if that has one."""
     where = example["_where"]
     if any((key in example) != (key in first) for key in TEXT_KEYS):
         has, expected = (sorted(e.keys() & TEXT_KEYS) for e in (example, first))
@@ -134,8 +134,8 @@ def check_shape(example: Example, first: Example) -> None:
 
 
 def drop_dashes(form: Form, store: Store, survey: Survey) -> Iterator[Note]:
-    """Treats the label "-" as missing in tasks where it has this meaning. Yields notes. If there is only one task, the
-    rows are dropped."""
+    """Treats the label "-" as missing in tasks where it has this meaning. Drops these rows if there is only one task.
+    Yields notes."""
     is_single = len(form.names) == 1
     for name in form.names:
         if name in form.chosen or not survey.values[name].dashes_mean_none:
@@ -164,7 +164,7 @@ def overlapping_tasks(batch: Batch, form: Form) -> dict[str, bool]:
 
 
 def anchors_of(form: Form, store: Store, names: Collection[str]) -> dict[str, list[str]]:
-    """Returns {events task: labels of its mentions in the order in which they serve as anchors}, from all rows."""
+    """Returns {events task: its mention labels, those to prefer as anchors first}, computed from all rows."""
     counts = {name: Counter[str]() for name in names}
     for of_block in in_order(partial(counts_of_mentions, form=form, names=names), store.batches()) if names else ():
         for name, found in of_block.items():
@@ -189,7 +189,7 @@ def kind_of_task(form: Form, name: str, values: Values, *, has_tokens: bool, ove
         return chosen
     if name in (*form.over_text, *form.over_tokens):
         if chosen is None and overlaps[name]:
-            advice = f"--label_type {name}=tagging keeps the longer of two"
+            advice = f"--label_type {name}=tagging keeps the longer span of each pair"
             print(f"the spans of {name!r} overlap, so the task type is spans ({advice})")
             return "spans"
         return chosen or "tagging"

@@ -14,8 +14,8 @@ from preprocess.labels.spans import is_spans
 
 @dataclass
 class Values:
-    """Statistics of a task's labels, without None. Statistics of several blocks can be merged. "-" is counted
-    separately, because it can mean that the label is missing."""
+    """Statistics of a task's labels, without None. Can be merged over blocks. "-" is counted separately, because it can
+    mean that the label is missing."""
 
     count: int = 0  # number of labels
     decimals: int = 0  # number of labels with a decimal point
@@ -89,7 +89,7 @@ class Values:
 
     @property
     def dashes_mean_none(self) -> bool:
-        """Whether "-" among words means that there is no label, as in OCNLI and SNLI. It is an ordinary label if other
+        """True if "-" among words means that there is no label, as in OCNLI and SNLI. It is an ordinary label if other
         symbols, such as "+", are labels too."""
         return self.dashes > 0 and len(self.words) >= 2 and not self.any_sign
 

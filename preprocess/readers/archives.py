@@ -1,4 +1,4 @@
-"""Zip archives, which are read as the folder or file that they contain."""
+"""Unpacks zip archives, which are then read as the folder or file that they contain."""
 
 import shutil
 import tempfile
@@ -14,7 +14,7 @@ UNPACKED: dict[str, str] = {}  # {extraction folder: its archive}
 
 
 def as_named(text: str) -> str:
-    """Replaces the paths of extracted files in a text with FILE.zip/NAME."""
+    """Replaces the paths of extracted files in a message with FILE.zip/NAME."""
     for folder, archive in UNPACKED.items():
         text = text.replace(folder, archive)
     return text

@@ -59,8 +59,8 @@ def number_of_rows(path: Path) -> int:
 
 
 def read_beside(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """Reads one text per row, and from a parallel file its label or one tag per word. If labels are not needed, empty
-    rows are kept, so that each prediction keeps its row number."""
+    """Reads one text per row, and its label (or one tag per word) from a parallel file. If labels are not needed, keeps
+    empty rows, so that each prediction has the row number of its text."""
     beside = label_file_of(path)
     if beside is None:
         raise UserError(f"{path}: no label file with the same number of rows (such as {path.stem}.labels)")
@@ -81,8 +81,8 @@ def read_beside(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def classes_of(files: list[Path]) -> dict[Path, str] | None:
-    """Returns {file: class}, or None if the file names are not classes. The class is the file name without the words
-    that all names share and without names of parts such as train."""
+    """Returns {file: class}, or None if the file names are not classes. The class is the file name without words that
+    all names share and without names of parts such as train."""
     words = {path: [word for word in words_of(path) if word not in PART_NAMES and word != "txt"] for path in files}
     common = set.intersection(*map(set, words.values())) if words else set()
     words_of_class = {path: {*file_words} - common for path, file_words in words.items()}
@@ -116,7 +116,7 @@ def read_class_files(path: Path, options: ReadOptions) -> Iterator[Example]:
     names = list(dict.fromkeys(classes.values()))
     is_sure = all(map(part_of_name, files)) or {name.lower() for name in names} <= CLASS_WORDS
     if options.format != "class_files" and not is_sure:
-        raise UserError(f"{path}: {file_names} could be one class each; if so, add --format class_files")
+        raise UserError(f"{path}: {file_names} may hold one class each; if so, add --format class_files")
     note(f"{path}: one class for each of the {len(names)} files ({abbreviate(names)})")
     for file, name in classes.items():
         part = part_of_name(file)

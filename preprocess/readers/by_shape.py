@@ -1,4 +1,4 @@
-"""Reads JSON objects by one of SHAPES: selects the shape that fits the first objects, and converts all of them.
+"""Reads JSON objects by one of SHAPES: selects the shape that fits the first objects, then converts all objects.
 
 Spans become {"start", "end", "label", "text"} in characters, or [first token, last token, label].
 """
@@ -20,8 +20,8 @@ from preprocess.readers.shapes import Relations, Shape, Spans
 from preprocess.readers.stored import SpanTask, check_tokens, is_complete, is_surface, stored_spans
 from preprocess.readers.triples import RelationTask, relation_task
 
-HEAD = 200  # number of first objects that determine the shape
-FROM_TEXTS = 0.8  # minimum share of values found in their texts; a lower share can be chance
+HEAD = 200  # number of leading objects that determine the shape
+FROM_TEXTS = 0.8  # minimum share of values that occur in their texts; a lower share can be chance
 
 
 @dataclass
@@ -35,10 +35,10 @@ class Reading:
     convert: Convert | None = None  # from the shape's `find`
     tasks: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)  # {message: number of skipped items}
-    weight: int = 0  # number of paths in the shape; the largest weight wins
+    weight: int = 0  # number of paths in the shape; the shape with the largest weight is used
 
     def __call__(self, values: Values, where: str) -> Values:
-        """Converts an object to one with `text` or `tokens`, and labels keyed by task."""
+        """Converts an object to one with `text` or `tokens` and one label per task."""
         shape = self.shape
         found: Values = {}
         for key, path in (*((task_of(path), path) for path in shape.labels), ("text", shape.text)):
@@ -58,8 +58,8 @@ class Reading:
         return values | found
 
     def read_spans(self, task: SpanTask, stored: Any, found: Values, where: str) -> list[Any] | None:
-        """Returns the spans of a task in one object. stored: the value at their path. found: the converted text or
-        tokens."""
+        """Returns the spans of a task in one object. stored: the value at the path of the spans. found: the converted
+        text or tokens."""
         spans, result = self.shape.spans, list[Any]()
         assert spans
         if stored is MISSING or stored is None:
@@ -95,8 +95,8 @@ class Reading:
 
 
 def find_reading(path: str | Path, objects: Sequence[Values], options: ReadOptions) -> Reading | None:
-    """Returns the Reading that fits the first objects of a file. Raises UserError if several fit equally well. Returns
-    None if no shape fits, or if text, tokens and labels have usual keys."""
+    """Returns the Reading that fits the first objects of a file, or None if no shape fits. Raises UserError if several
+    fit equally well."""
     rows = [values for values in objects[:HEAD] if isinstance(values, dict)]
     candidates = [shape for shape in shapes.SHAPES if options.shape in ("auto", shape.name)]
     if options.shape == "none" or not rows:
@@ -135,8 +135,8 @@ def outcome(reading: Reading, row: Values) -> Any:
 
 
 def settle(reading: Reading, row: Values, options: ReadOptions) -> None:
-    """Keeps only the tasks in --label_column, and records how they are read. Raises UserError if it is unclear whether
-    the ends of their spans are inclusive."""
+    """Keeps only the tasks in --label_column, and records how they are read. Raises UserError if the ends of their
+    spans could be inclusive or exclusive."""
     reading.counts.clear()
     selected, shape = split_names(options.label_column), reading.shape
     reading.spans = [task for task in reading.spans if not selected or task.name in selected]
@@ -194,7 +194,7 @@ def are_tokens(value: Any) -> bool:
 
 
 def add_spans(reading: Reading, spans: Spans, rows: Sequence[Values], options: ReadOptions) -> None:
-    """Adds the tasks whose values are spans of this form."""
+    """Adds the tasks whose values are spans in this form."""
     for path in dict.fromkeys([*spans.path.split("|"), *split_names(options.label_column)]):
         matches = spans_in(spans, rows, path)
         if not matches or task_of(path) in (reading.shape.text, reading.shape.tokens):
@@ -213,7 +213,8 @@ def add_spans(reading: Reading, spans: Spans, rows: Sequence[Values], options: R
 
 
 def add_relations(reading: Reading, form: Relations, rows: Sequence[Values], options: ReadOptions) -> None:
-    """Adds the task whose values are relations of this form, and calls the only task of spans `entities`."""
+    """Adds the task whose values are relations in this form. Renames the spans task to `entities` if it is the only
+    one."""
     selected = split_names(options.label_column)
     reading.relations = task = relation_task(reading.shape, rows, reading.spans, options)
     if task is None:
@@ -228,7 +229,7 @@ def add_relations(reading: Reading, form: Relations, rows: Sequence[Values], opt
 
 
 def spans_in(spans: Spans, rows: Sequence[Values], path: str) -> list[tuple[StoredSpan, Values]]:
-    """Returns [(span, its object)] of all objects, or [] if some lack the path or have spans of another form."""
+    """Returns [(span, its object)] for all objects, or [] if some lack the path or have spans in another form."""
     stored = [(row, at(row, path)) for row in rows]
     present = [(row, value) for row, value in stored if value is not MISSING and value is not None]
     if not spans.may_lack and any(value is MISSING for _, value in stored):
@@ -247,8 +248,8 @@ def inclusive_or_not(
 ) -> SpanTask | None:
     """Returns the task at a path, with inclusive or exclusive ends, or None if neither is possible.
 
-    --span_end, the surfaces, the spans or the shape decide. Ends are inclusive if any span has start = end, and
-    exclusive if any ends after the last token.
+    Determined by --span_end, the surfaces, the spans, or the shape, in this order. Ends are inclusive if any span has
+    start = end, and exclusive if any span ends after the last token.
     """
     spans = shape.spans
     assert spans

@@ -1,4 +1,4 @@
-"""Parses table cells that are serialised lists or objects, or that have one tag per word."""
+"""Parses table cells that contain serialised lists or objects, or one tag per word."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,7 +38,7 @@ class Cells:
         self.tasks: dict[str, str] = {}  # {parsed label column: its task}
         self.keys: dict[str, list[str]] = {}  # {column: keys of its objects}
         usual = {name: name for name in alike(LABEL_NAMES, head.names) if name not in (columns.text, columns.pair)}
-        labels = columns.labels if options.labelled else usual  # even unread labels show how the text is split
+        labels = columns.labels if options.labelled else usual  # even unread labels define the tokens
         by_name = {name: [row[i] for row in head.rows] for i, name in enumerate(head.names)}
         texts = by_name[columns.text] if columns.text else [""] * len(head.rows)
         if sum(is_strings(literal(text)) for text in texts) > 0.5 * sum(not is_empty(text) for text in texts):
@@ -48,7 +48,7 @@ class Cells:
                 self.choose_parser(task, source, by_name[source], texts)
 
     def choose_parser(self, task: str, column: str, cells: list[str], texts: list[str]) -> None:
-        """Chooses the parser of a label column."""
+        """Chooses the parser of a label column, and of the text if the labels are tags."""
         read: Read | None = next((read for read in (literal, tags_in) if all_fit(cells, read)), None)
         if read is None or self.options.label_types.get(task) in KEPT_AS_TEXT:
             return
@@ -59,7 +59,7 @@ class Cells:
         if read is tags_in and not any(len(value) > 1 for value, _ in values):
             return
         are_tags = all(is_strings(value) and all(map(USUAL.parse, value)) for value, _ in values)
-        if are_tags:  # the text is split into words as the tags require
+        if are_tags:  # split the text into as many words as there are tags
             self.readers.setdefault(self.text, fits[0] if fits else split_words)
         if not self.options.labelled:
             return

@@ -1,6 +1,6 @@
 """Finds the table columns or JSON keys of the text, the labels and other inputs.
 
-To recognise other names without a flag, edit this file or engine/task/signs.py.
+To recognise other column names automatically, edit this file or engine/task/signs.py.
 """
 
 import re
@@ -22,7 +22,7 @@ NUMBER_NAMES = "score rating stars similarity".split()  # labels if no column is
 # Labels if no column is in NUMBER_NAMES either; the first match is used
 OTHER_LABEL_NAMES = "sentiment emotion topic polarity 情感 情感标签 情感倾向 情感极性 情绪 分类 类型 意图 实体".split()
 OTHER_LABEL_NAMES += "relations events 评分 星级 得分 打分 分数 相似度 gold_label is_duplicate".split()
-# Used only if all values are names of parts
+# Columns with these names are used only if all their values are names of parts
 PART_COLUMNS = "split partition set subset dataset part data_split 划分 数据集".split()
 # Unsupported tasks, and sets of keys that identify their data
 OTHER_TASKS: dict[str, list[set[str]]] = {
@@ -34,14 +34,14 @@ OTHER_TASKS: dict[str, list[set[str]]] = {
         {"subj_start", "obj_start", "relation"},
     ],
     "relations between entities with several mentions (as in DocRED)": [{"vertexSet"}],
-    "relations in an unknown form, or in no row": [
+    "relations in an unknown form, or no relations": [
         {"relationMentions"},
         {"spo_list"},
         {"triples"},
         {"triple_list"},
         {"relation_list"},
     ],
-    "events in an unknown form, or in no row": [
+    "events in an unknown form, or no events": [
         {"event_list"},
         {"event_mentions"},
         {"golden-event-mentions"},
@@ -57,11 +57,11 @@ OTHER_TASKS: dict[str, list[set[str]]] = {
 # How to convert data of unsupported tasks
 TRIPLES = 'write each as {"subject": {"start": …, "end": …}, "predicate": …, "object": {…}} in a list under `relations`'
 HELP = {
-    "relations between two given entities": "mark the two entities in the text, <e1>…</e1> and <e2>…</e2>, and make "
-    "the relation its label (docs/cookbook/relation.md)",
+    "relations between two given entities": "mark the two entities in the text as <e1>…</e1> and <e2>…</e2>, and use "
+    "the relation as its label (docs/cookbook/relation.md)",
     "relations between entities with several mentions (as in DocRED)": f"choose a mention of each, and {TRIPLES}",
-    "relations in an unknown form, or in no row": TRIPLES,
-    "events in an unknown form, or in no row": 'write each as {"type": …, "trigger": {"start": …, "end": …} or null, '
+    "relations in an unknown form, or no relations": TRIPLES,
+    "events in an unknown form, or no events": 'write each as {"type": …, "trigger": {"start": …, "end": …} or null, '
     '"arguments": [{"role": …, "start": …, "end": …}]} in a list under `events`',
     "questions with answers in a text (as in SQuAD)": "answers can be read as spans of a text: "
     'convert each to {"start": …, "end": …, "label": "answer"} in a list under `entities`',
@@ -97,7 +97,7 @@ class Columns(NamedTuple):
         return [name for source in self.labels.values() for name in ([source] if isinstance(source, str) else source)]
 
     def order(self, names: Sequence[str]) -> list[str]:
-        """Returns the keys of an example in table order, or [] if `example` already has this order."""
+        """Returns the keys of an example in the order of the table, or [] if `example` already uses this order."""
         roles = {self.part: ["split"], "id": ["id"], self.text: ["text", "tokens"], self.pair: ["text_pair"]}
         roles |= {source: [task] for task, source in self.labels.items() if isinstance(source, str)}
         default = ["id", "split", "text", "tokens", "text_pair", *self.labels]
@@ -105,7 +105,7 @@ class Columns(NamedTuple):
         return ["_where", *order] if order != [key for key in default if key in order] else []
 
     def example(self, values: Mapping[str, Any], where: str) -> Example:
-        """Converts a row to an Example. Roles named by options take precedence, even for a column called `id`."""
+        """Converts a row to an Example. Roles set by options take precedence, even for a column called `id`."""
         example: Example = {"_where": where}
         for key, column in (("id", "id"), ("split", self.part)):
             if column and values.get(column) is not None and column not in (self.text, self.pair, *self.sources):
@@ -131,12 +131,12 @@ class Columns(NamedTuple):
 
 @dataclass(frozen=True)
 class Head:
-    """The column names of a table or keys of objects, and the first rows with values in that order."""
+    """The column names of a table (or the keys of objects), and the first rows with their values in that order."""
 
     path: str | Path
     names: list[str]
     rows: list[list[Any]]
-    listed: str  # the names as text for messages
+    listed: str  # the names, formatted for messages
 
     def pick(self, flag: str, selected: Iterable[str], usual: Iterable[str] = (), needed: bool = True) -> list[str]:
         """Returns the columns named by an option, or else all columns with usual names."""
@@ -163,7 +163,7 @@ class Head:
 
 
 def refuse_other_tasks(head: Head, options: ReadOptions) -> None:
-    """Raises UserError for data of an unsupported task, and names the task."""
+    """Raises UserError if the columns show that the data is for an unsupported task."""
     names = {*head.names}
     if not options.labelled or options.label_column or {*LABEL_NAMES} & names:
         return
@@ -222,13 +222,13 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
 
 
 def find_texts(head: Head, options: ReadOptions) -> tuple[str | None, str | None]:
-    """Returns the columns of the text and of the second text (for pairs); None if there is none."""
+    """Returns the columns of the text and of the second text (for pairs), or None for a missing one."""
     usual = ["tokens", *TEXT_NAMES, "words"]
     named = options.text_column or options.text_pair_column
     if not options.text:
         return None, None
     if not options.needs_text and FIELDS and not named and not by_usual(usual, head.names):
-        return None, None  # for a model that reads no text
+        return None, None  # the model reads no text
     if not (options.text_column or options.text_pair_column or "tokens" in head.names):
         for pair in PAIRS:
             if len(both := alike(pair, head.names)) == 2:
@@ -238,8 +238,8 @@ def find_texts(head: Head, options: ReadOptions) -> tuple[str | None, str | None
 
 
 def find_part(head: Head, options: ReadOptions) -> str | None:
-    """Returns the split column: --split_column, `split`, or a column whose values are all names of parts. If the name
-    of the column is unusual, train must be one of the values."""
+    """Returns the split column: --split_column, `split`, or a column whose values are all names of parts. A column with
+    an unusual name must also contain train."""
     if options.split_column:
         return head.pick("split_column", [options.split_column])[0]
     if "split" in head.names:
@@ -299,7 +299,7 @@ def names_marked(columns: list[str], values: Mapping[str, Any], where: str) -> l
 
 
 def are_joined_intents(names: Iterable[Any], options: ReadOptions) -> bool:
-    """Whether intents such as `a#b` are two intents each (as in MixATIS), so that labels are lists. names: all intents,
-    or those of the first rows."""
+    """Returns True if intents such as `a#b` are two intents each (as in MixATIS), so that labels are lists. names: the
+    intents of all rows or of the first rows."""
     is_single = options.label_types.get("intent") == "classification"
     return not is_single and any(isinstance(name, str) and JOINED_INTENTS.fullmatch(name) for name in names)

@@ -84,7 +84,7 @@ def intents_beside(path: Path, options: ReadOptions) -> list[str] | None:
 
 
 def own_intents(path: Path, layout: Layout, options: ReadOptions) -> Iterator[str]:
-    """Yields the intents of a file in which each sentence has an intent row."""
+    """Yields the intents of a file where each sentence has an intent row."""
     if layout.intent is not None:
         for _, block in sentences(layout, conll_rows(path, layout, options, report=False)):
             if len(block[layout.intent]) == 1:
@@ -146,8 +146,8 @@ def refuse_possible_header(head: TokenHead, layout: Layout) -> None:
 
 
 def is_header(cells: Cells, options: ReadOptions) -> bool:
-    """Whether the first row is a header: its cells are usual names of a token and a tag column, or a
-    name from the options."""
+    """Returns True if the first row is a header: it contains usual names of a token column and a tag column, or a
+    column name from the options."""
     plain = {plain_name(cell) for cell in cells}
     named = plain_name((options.token_column or options.tag_column).split(",")[0])
     usual = plain & {*TOKEN_NAMES} and plain & {*TAG_NAMES}
@@ -202,8 +202,8 @@ def wrong_width(layout: Layout, where: str, row: str, cells: Cells) -> UserError
 
 
 def is_comment(layout: Layout, row: str, cells: Cells, where: str, is_new: bool, options: ReadOptions) -> bool:
-    """Whether a row that starts with the comment prefix is a comment; always True with --comment. Otherwise, a # row
-    before a sentence is a comment if it cannot be a token with its tag."""
+    """Returns True if a row that starts with the comment prefix is a comment. With --comment, it always is. Otherwise,
+    a # row before a sentence is a comment if it cannot be a token with its tag."""
     if options.comment:
         return options.comment != NO_COMMENTS
     fits = layout.fits(cells)
@@ -219,7 +219,7 @@ def is_comment(layout: Layout, row: str, cells: Cells, where: str, is_new: bool,
 
 
 def has_numbered_characters(path: Path, layout: Layout, encoding: str) -> bool:
-    """Whether tokens are characters with an index, as in Weibo NER (科0 技1). A few may lack the index."""
+    """Returns True if tokens are characters with an index, as in Weibo NER (科0 技1). A few may lack the index."""
     previous, num_tokens, num_unnumbered = -1, 0, 0
     for _, row in read_rows(path, encoding):
         if is_break(row):
@@ -232,7 +232,7 @@ def has_numbered_characters(path: Path, layout: Layout, encoding: str) -> bool:
             previous = int(match[2])
             continue
         previous, num_unnumbered = -1, num_unnumbered + 1
-        if num_unnumbered > 3 + MAX_UNNUMBERED * num_tokens:  # no need to read on
+        if num_unnumbered > 3 + MAX_UNNUMBERED * num_tokens:  # no need to read further
             return False
     return num_tokens > 1 and num_unnumbered <= MAX_UNNUMBERED * num_tokens
 
@@ -241,8 +241,8 @@ def has_numbered_characters(path: Path, layout: Layout, encoding: str) -> bool:
 
 
 def read_conllu(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """Reads CoNLL-U and CoNLL-U Plus. Keys of MISC that all tokens have (`name=B-PER`) are also columns. The tags are
-    --tag_column or --label_column, or by default the last extra column with entity tags, UPOS or XPOS."""
+    """Reads CoNLL-U and CoNLL-U Plus. MISC keys that all tokens have (`name=B-PER`) are also columns. The tags come
+    from --tag_column or --label_column, by default from the last extra column with entity tags, UPOS or XPOS."""
     columns = conllu_columns(path, options.encoding)
     head = [cells for _, cells in islice(conllu_rows(path, options, columns), HEAD_ROWS) if cells]
     tokens = [misc_of(cells, columns) | dict(zip(columns, cells)) for cells in head]
@@ -267,7 +267,7 @@ def read_conllu(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def conllu_columns(path: Path, encoding: str) -> list[str]:
-    """Returns the columns of CoNLL-U, or those in the header of CoNLL-U Plus."""
+    """Returns the columns of CoNLL-U, or the columns in the header of CoNLL-U Plus."""
     _, first = next(read_rows(path, encoding), (1, ""))
     if not first.startswith(GLOBAL_COLUMNS):
         return CONLLU
@@ -278,14 +278,14 @@ def conllu_columns(path: Path, encoding: str) -> list[str]:
 
 
 def misc_of(cells: Cells, columns: list[str]) -> dict[str, str]:
-    """Returns the keys and values in MISC, the tenth column (SpaceAfter=No|name=B-PER)."""
+    """Returns {key: value} from MISC, the tenth column (SpaceAfter=No|name=B-PER)."""
     items = cells[columns.index("misc")].split("|") if "misc" in columns else []
     pairs = [item.partition("=")[::2] for item in items if "=" in item]
     return {key.lower(): value for key, value in pairs}
 
 
 def usual_tags(tokens: list[dict[str, str]], names: list[str]) -> list[str]:
-    """Returns the default tag column of CoNLL-U in a list: the last extra column with entity tags, or UPOS, or XPOS."""
+    """Returns a list with the default tag column of CoNLL-U: the last extra column with entity tags, UPOS or XPOS."""
     cells = {name: {token[name].strip() for token in tokens} for name in names}
     if extra := [name for name in names if name not in CONLLU and notation_of(cells[name])]:
         return extra[-1:]

@@ -1,4 +1,4 @@
-"""Flattens JSON objects, so that text, tokens and labels have their own keys, before columns are identified."""
+"""Flattens JSON objects before columns are identified, so that text, tokens and labels have their own keys."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,17 +20,17 @@ from preprocess.readers.paths import MISSING, Convert, Values, at, is_at, key_of
 from preprocess.readers.selection import JOINED, join_texts
 from preprocess.readers.shapes import LISTS
 
-HEAD = 200  # number of first objects whose keys are considered
+HEAD = 200  # number of leading objects whose keys are considered
 BY_NAME = "text_column text_pair_column label_column group_column extra_columns keep_columns split_column".split()
 Names = tuple[str, str]
 
 
 @dataclass
 class Conversion:
-    """The steps that convert a file's objects. Objects in standard form need none."""
+    """The steps that convert the objects of a file. Objects in standard form need no step."""
 
     path: str | Path
-    options: ReadOptions  # a step that renames keys updates them
+    options: ReadOptions  # updated by steps that rename keys
     known: Sequence[str] = ()  # keys known to be labels
     from_lists: Callable[[Any, str], Any] | None = None  # the first step, for rows that are lists
     steps: list[Convert] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Conversion:
 
 
 def is_numbered(values: Any) -> bool:
-    """Whether an object is a converted list, with the keys 0, 1, … and optionally split."""
+    """Returns True if an object is a converted list, with the keys 0, 1, … and optionally split."""
     return isinstance(values, dict) and "0" in values and all(key.isdecimal() or key == "split" for key in values)
 
 
@@ -97,7 +97,7 @@ def with_names(values: Any, where: str, *, names: Names | None) -> Any:
 
 
 def names_of_pairs(rows: Sequence[Sequence[Any]]) -> Names | None:
-    """Returns ("text", "label") or the reverse if one side of the pairs is longer and repeats less, or None."""
+    """Returns ("text", "label") or the reverse: the text is longer and repeats less. None if neither is clear."""
     if any(len(row) != 2 or not isinstance(row[0], str) or not isinstance(row[1], str | int) for row in rows):
         return None
     first, second = ({str(row[place]) for row in rows} for place in (0, 1))
@@ -110,7 +110,7 @@ def names_of_pairs(rows: Sequence[Sequence[Any]]) -> Names | None:
 
 
 def dotted_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None:
-    """Copies values that options name by a path (--label_column labels.score) to the last key of the path."""
+    """Copies values that options select by a path (--label_column labels.score) to the last key of the path."""
     keys = {key for values in rows[:HEAD] for key in values}
     paths: dict[str, str] = {}
     for option in BY_NAME:
@@ -153,8 +153,9 @@ def join_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None:
 
 
 def events_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None:
-    """Converts events, unless the format already defines the labels. Other labels then need usual names. If an earlier
-    file has events, empty lists mean that a text has none; otherwise a later object must not have any."""
+    """Converts events, unless the format already defines the labels. Other labels then need usual names. If the first
+    objects have only empty lists: after an earlier file with events, an empty list means no events; otherwise a later
+    object must not have any."""
     options = conversion.options
     if conversion.known or not options.labelled:
         return None
@@ -193,8 +194,9 @@ def shape_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None
 
 
 def empty_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None:
-    """Returns the step for objects without relations: if an earlier file has some, empty lists mean that a text has
-    none. Otherwise they are ignored, and a later object must not have any."""
+    """Returns the step for files whose first objects have only empty lists of relations: after an earlier file with
+    relations, an empty list means no relations; otherwise the lists are ignored, and a later object must not have
+    any."""
     first, known = rows[:HEAD], conversion.known
     lists = {key: [values.get(key) for values in first] for key in LISTS.split("|") if key not in known}
     keys = [key for key, cells in lists.items() if [] in cells and not any(cells)]
@@ -246,18 +248,18 @@ def intents_step(rows: Sequence[Values], conversion: Conversion) -> Convert | No
     return convert
 
 
-# ---- labels that are objects, also in the cells of tables ----------------------------------------------------------
+# ---- labels that are objects (also in table cells) -----------------------------------------------------------------
 
 
 def is_plain_object(value: Any) -> bool:
-    """Whether a value is a non-empty object without nested lists or objects."""
+    """Returns True if a value is a non-empty object without nested lists or objects."""
     return (
         isinstance(value, dict) and bool(value) and all(isinstance(v, str | int | float | None) for v in value.values())
     )
 
 
 def keys_of_cells(path: str | Path, name: str, cells: Sequence[Values]) -> list[str]:
-    """Returns the keys of labels that are objects with one key, or with values 0 and 1. Raises UserError for others."""
+    """Returns the keys of labels that are objects with one key, or with values 0 and 1. Raises UserError otherwise."""
     keys = list(dict.fromkeys(key for cell in cells for key in cell))
     are_marks = {str(value).lower() for cell in cells for value in cell.values()} <= YES.keys()
     if all(cell.keys() == cells[0].keys() for cell in cells) and are_marks == (len(keys) > 1):
@@ -269,7 +271,7 @@ def keys_of_cells(path: str | Path, name: str, cells: Sequence[Values]) -> list[
 def read_cell(cell: Any, where: str, name: str, keys: list[str]) -> Any:
     """Returns the label in an object: the value of its only key, or the names of the keys with 1."""
     if not isinstance(cell, dict) or {*cell} != {*keys}:
-        raise UserError(f"{where}: the keys of {name!r} differ from those of the first rows ({', '.join(keys[:8])})")
+        raise UserError(f"{where}: the keys of {name!r} differ from the keys in the first rows ({', '.join(keys[:8])})")
     if len(keys) == 1:
         return cell[keys[0]]
     if not all(str(value).lower() in YES for value in cell.values()):

@@ -1,4 +1,4 @@
-"""Detects the encoding of a file that is not UTF-8, by whether it can be decoded and the result looks like text.
+"""Detects the encoding of a file that is not UTF-8: tries encodings, and checks whether the result looks like text.
 
 To detect another encoding, add one line to ENCODINGS.
 """
@@ -15,7 +15,7 @@ import regex
 from engine.errors import UserError
 
 FEW = 40  # with fewer non-ASCII characters, common ones can be missing by chance
-# The most frequent characters. They make up a large share of any text that was decoded with the right encoding
+# The most frequent characters, which make up a large share of any correctly decoded text
 SIMPLIFIED = (
     "的一是不了在有人我他这中大来上个国到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可她里后小么心多天而能好都"
     "然没日于起还发成事只作当想看文无开手十用主行方又如前所本见经头面公同三已老从动两长"
@@ -38,7 +38,7 @@ WESTERN = [  # letters other than a-z of the languages written in cp1252
 ]
 CENTRAL = ["ąćęłńóśźż", "áčďéěíňóřšťúůýžäľô", "áéíóöőúüű", "ăâîșțşţ", "čćđšž"]  # Polish, Czech, Hungarian, …
 BALTIC = ["āčēģīķļņšūž", "ąčęėįšųūž", "äöõüšž"]  # Latvian, Lithuanian, Estonian
-# Signs found next to words but not inside them
+# Signs that occur next to words but not inside them
 SAFE_SIGNS = r"[“”‘’–—…•€£©®™°«»\u00a0½¡¿]"
 ODD_SIGNS = r"[¡¢¤¦¨¬¯±²³´µ¶¸¹¼½¾¿×÷ˇ˘˙˝˛]"
 BESIDE = r"[¡¢£¤¥¦¨©ª«¬®¯°±²³´µ¶¸¹º»¼½¾¿×÷‚ƒ„…†‡ˆ‰‹‘“”•˜›€™˙˝˛ˇ]"
@@ -47,8 +47,8 @@ BESIDE = r"[¡¢£¤¥¦¨©ª«¬®¯°±²³´µ¶¸¹º»¼½¾¿×÷‚ƒ„
 class Script(NamedTuple):
     """Statistics of the texts in an encoding."""
 
-    known: str  # pattern of nearly all non-ASCII characters
-    letters: str  # pattern of the letters
+    known: str  # pattern that matches nearly all non-ASCII characters
+    letters: str  # pattern that matches the letters
     usual: list[str]  # frequent letters of each language
     least: float  # minimum share of the frequent letters of one language
     part: float  # minimum share of letters among non-ASCII characters
@@ -137,7 +137,7 @@ def choose_encoding(paths: Sequence[str], sample: bytes, decodes: Callable[[str,
 
 
 def decoded(sample: bytes, encoding: str) -> str | None:
-    """Decodes a sample, which can end inside a character. Returns None if it is invalid."""
+    """Decodes a sample, which may end inside a character. Returns None if it is invalid."""
     try:
         return codecs.getincrementaldecoder(encoding)().decode(sample)
     except UnicodeError:
@@ -161,13 +161,13 @@ def row_of_error(sample: bytes) -> int:
 
 
 def is_damaged_utf8(sample: bytes) -> bool:
-    """Whether bytes are damaged UTF-8 rather than another encoding."""
+    """Returns True if bytes are damaged UTF-8 rather than another encoding."""
     text = sample.decode("utf-8", "replace")
     return sum(not character.isascii() for character in text) > 3 * text.count("\ufffd")
 
 
 def fit_of(text: str, encoding: Encoding, name: str) -> float:
-    """Returns how well a text fits an encoding, from 0 to 1, based on the share of frequent letters."""
+    """Returns a score from 0 to 1 of how well a text fits an encoding, based on the share of frequent letters."""
     script, foreign = encoding.script, regex.sub(r"[\x00-\x7f]", "", text)
     if regex.search(r"(?V1)[\p{Co}\p{Cn}\p{Cs}\x00-\x08\x0e-\x19\x1c-\x1f\x7f-\x9f\ufffd]", text):
         return 0.0
@@ -193,8 +193,8 @@ def fit_of(text: str, encoding: Encoding, name: str) -> float:
 
 
 def are_words(text: str, num_foreign: int, in_latin: bool) -> bool:
-    """Whether the letters form plausible words. Signs inside or at the ends of words and capitals in the middle are
-    implausible, and so are words of mixed scripts or, in Latin script, many accents."""
+    """Returns True if the letters form plausible words. Implausible are: signs inside or at the end of words, capitals
+    in the middle, mixed scripts and, in Latin script, many accents."""
     foreign = r"[^\x00-\x7f\P{L}]"
     implausible = count(text, rf"(?<=\p{{L}})({ODD_SIGNS}|{BESIDE}(?=\p{{L}}))")
     implausible += count(
@@ -218,14 +218,14 @@ def share(text: str, pattern: str) -> float:
 
 
 def rare(letters: str, encoding: str) -> float:
-    """Returns the share of letters outside the common part of an encoding."""
+    """Returns the share of letters that are outside the common part of an encoding."""
     common = common_part(encoding)
     return sum(letter not in common for letter in letters) / max(1, len(letters)) if common else 0.0
 
 
 @cache
 def common_part(encoding: str) -> frozenset[str]:
-    """Returns the common characters, which an encoding lists first, or an empty set if it has no such part."""
+    """Returns the common characters of an encoding (see COMMON_PARTS), or an empty set if it has no such part."""
     leads, codec = COMMON_PARTS.get(encoding, ((), ""))
     pairs = bytes(byte for lead in leads for trail in range(0x40, 0xFF) for byte in (lead, trail))
     return frozenset(pairs.decode(codec, "ignore")) if codec else frozenset()

@@ -22,7 +22,7 @@ ENTITIES, ENTITY = "entity_mentions|entities", "entity_id"
 
 
 def find_events(rows: Sequence[Values], options: ReadOptions) -> tuple[str, str] | None:
-    """Returns (key, name of the task) of the events in the first objects, or None if these have none."""
+    """Returns (key of the events, task name), or None if the first objects have no events."""
     selected = split_names(options.label_column)
     for key in dict.fromkeys([*selected, *LISTS]):
         name = key if key in selected else "events"
@@ -33,7 +33,7 @@ def find_events(rows: Sequence[Values], options: ReadOptions) -> tuple[str, str]
 
 
 def convert_events(values: Values, where: str, *, key: str, name: str) -> Values:
-    """Returns an object whose events have the raw form. An object without events has no label."""
+    """Converts the events of an object to the raw form. An object without the key gets no label."""
     stored = values.get(key)
     rest = {other: value for other, value in values.items() if other != key}
     if not isinstance(stored, list):
@@ -48,17 +48,17 @@ def convert_events(values: Values, where: str, *, key: str, name: str) -> Values
 
 
 def is_raw(items: Any) -> bool:
-    """Whether a value is a list whose items have the keys of events."""
+    """Returns True if a value is a list whose items have the keys of events."""
     return isinstance(items, list) and all(is_at(item, ARGUMENTS) and is_at(item, TYPE) for item in items)
 
 
 def is_of_tokens(items: list[Any]) -> bool:
-    """Whether events have their stored form already."""
+    """Returns True if events are already in their stored form."""
     return all(isinstance(item, list) for item in items)
 
 
 def without_events(values: Values, where: str, *, key: str) -> Values:
-    """Returns an object of a file whose first objects have no events. Raises UserError if it has some."""
+    """Returns the object unchanged. Raises UserError if it has events, because the first objects have none."""
     if values.get(key):
         problem = f"has {key}, but the first rows have none, so they would not be read"
         raise UserError(f"{where}: {problem}; move rows with {key} to the start of the file")
@@ -66,12 +66,12 @@ def without_events(values: Values, where: str, *, key: str) -> Values:
 
 
 def raw_event(item: Any, entities: dict[Any, Values], where: str) -> Values:
-    """Returns an event in its raw form. Raises UserError for other values."""
+    """Converts an event to its raw form. Raises UserError for other values."""
     arguments = at(item, ARGUMENTS)
     if not isinstance(arguments, list) or not is_at(item, TYPE):
         raise UserError(f"{where}: an event needs a type and a list of arguments, found {shown(item)}")
     trigger = at(item, TRIGGER)
-    whole = item if isinstance(trigger, str) else trigger  # its offsets are beside its words
+    whole = item if isinstance(trigger, str) else trigger  # the offsets are keys of the event itself
     found = []
     for one in arguments:
         entity = one.get(ENTITY) if isinstance(one, dict) and not is_at(one, START) else None
@@ -84,8 +84,7 @@ def raw_event(item: Any, entities: dict[Any, Values], where: str) -> Values:
 
 
 def mention(item: Any) -> Values:
-    """Returns {"text", "start", "end"} of a mention, without missing keys. An end that is missing follows from the
-    words."""
+    """Returns {"text", "start", "end"} of a mention, without missing keys. Computes a missing end from the words."""
     words, start, end = (None if (value := at(item, path)) is MISSING else value for path in (WORDS, START, END))
     if type(start) is int and end is None and isinstance(words, str):
         end = start + len(words)

@@ -18,7 +18,7 @@ TEXT_BOUND = re.compile(r"(\S+) (\d+ \d+(?:;\d+ \d+)*)")
 
 
 def is_text(path: Path) -> bool:
-    """Whether a file is a single text: NAME.txt, or a number without a suffix (as in 20 Newsgroups)."""
+    """Returns True if a file is a single text: NAME.txt, or a number without a suffix (as in 20 Newsgroups)."""
     return (path.suffix.lower() == ".txt" or path.name.isdigit()) and not path.name.startswith(".") and path.is_file()
 
 
@@ -27,13 +27,13 @@ def text_files(folder: Path) -> list[Path]:
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """Returns the subfolders with texts; two or more of them are classes. A file like train.txt is not a text."""
+    """Returns the subfolders that contain texts; two or more are classes. A file such as train.txt is not a text."""
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "_")))
     return [path for path in folders if any(file.stem.lower() not in PART_NAMES for file in text_files(path))]
 
 
 def is_brat(folder: Path) -> bool:
-    """Whether a folder contains BRAT annotations (.ann files)."""
+    """Returns True if a folder contains BRAT annotations (.ann files)."""
     return any(path.suffix == ".ann" for path in folder.iterdir())
 
 
@@ -47,7 +47,7 @@ def read_classes(path: Path, options: ReadOptions) -> Iterator[Example]:
     classes = [folder for folder in folders if folder.name not in unlabelled]
     skipped = f"; skipped, because their texts have no class: {abbreviate(unlabelled)}" if unlabelled else ""
     note(f"{path}: one class for each of the {len(classes)} folders ({abbreviate(f.name for f in classes)}){skipped}")
-    shared = ""  # encoding of all non-UTF-8 texts; a single one may be too short to detect it
+    shared = ""  # encoding of all non-UTF-8 texts; a single text may be too short to detect it
     for folder in classes:
         for file in text_files(folder):
             encoding = options.encoding
@@ -60,8 +60,8 @@ def read_classes(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 def read_brat(path: Path, options: ReadOptions) -> Iterator[Example]:
     """Reads a BRAT folder: NAME.txt, and NAME.ann with its entities ("T1<tab>TYPE START END<tab>SURFACE"), relations
-    ("R1<tab>PREDICATE Arg1:T1 Arg2:T2") and events ("E1<tab>TYPE:T1 ROLE:T2 ROLE:E2"; an event as an argument is its
-    trigger). Triggers are no entities. If no file has relations or events, there is no such task."""
+    ("R1<tab>PREDICATE Arg1:T1 Arg2:T2") and events ("E1<tab>TYPE:T1 ROLE:T2 ROLE:E2"; an event that is an argument is
+    replaced by its trigger). Triggers are not entities. If no file has relations or events, there is no such task."""
     ignored, discontinuous = Counter[str](), list[str]()
     texts = text_files(path)
     annotations = {file for file in path.iterdir() if file.suffix == ".ann"}
@@ -106,8 +106,8 @@ def read_brat(path: Path, options: ReadOptions) -> Iterator[Example]:
 def relation_line(
     row: str, entities: Mapping[str, list[Any] | None], where: str, ignored: Counter[str]
 ) -> dict[str, Any] | None:
-    """Returns the relation in a line of BRAT, from its first argument to the second. Returns None, and counts it, if an
-    argument is an event or a discontinuous entity. entities: {id: span, or None if it is discontinuous}"""
+    """Returns the relation in a BRAT line, from its first argument to its second. Counts it in `ignored` and returns
+    None if an argument is an event or a discontinuous entity. entities: {id: span, or None if discontinuous}."""
     cells = row.split("\t")
     match = RELATION.fullmatch(cells[1].strip()) if len(cells) > 1 else None
     if match is None:
@@ -126,8 +126,8 @@ def relation_line(
 def events_of_lines(
     lines: Mapping[str, tuple[str, str]], entities: Mapping[str, list[Any] | None], ignored: Counter[str]
 ) -> tuple[list[dict[str, Any]], set[str]]:
-    """Returns the events in lines of BRAT, and the ids of their triggers. Counts those with discontinuous entities.
-    lines: {id: (source, line)}"""
+    """Returns (the events in BRAT lines, the ids of their triggers). Counts discontinuous triggers and arguments in
+    `ignored`. lines: {id: (source, line)}."""
     parts: dict[str, list[tuple[str, str]]] = {}
     for key, (where, row) in lines.items():
         cells = row.split("\t")
@@ -150,8 +150,8 @@ def events_of_lines(
 
 
 def text_bound(row: str, text: str, where: str) -> list[Any] | None:
-    """Returns [start, end, type] of an entity line of BRAT, or None if the entity is discontinuous. Raises UserError if
-    the text at these offsets differs from the surface."""
+    """Returns [start, end, type] of a BRAT entity line, or None if the entity is discontinuous. Raises UserError if the
+    text at these offsets does not match the surface."""
     cells = row.split("\t")
     match = TEXT_BOUND.fullmatch(cells[1]) if len(cells) > 1 else None
     if match is None:

@@ -100,7 +100,7 @@ def find_format(path: Path, options: ReadOptions) -> str:
     if options.format not in ("auto", *READERS):
         raise UserError(f"--format {options.format} is not one of: auto, {', '.join(READERS)}")
     if options.format in FOLDERS and not path.is_dir():
-        raise UserError(f"{path}: --format {options.format} reads a folder; give its path as --input")
+        raise UserError(f"{path}: --format {options.format} reads a folder; set --input to its path")
     if options.format != "auto":
         return options.format
     if path.is_dir():
@@ -179,8 +179,8 @@ def format_of_rows(rows: list[str]) -> str | None:
 
 
 def format_of_tokens(rows: list[str], may_be_table: bool) -> str | None:
-    """Detects the format of rows with one tag per word, or returns None. may_be_table: if True, further evidence is
-    required: blank rows between sentences, or one word per row."""
+    """Detects the format of rows with one tag per word, or returns None. may_be_table: if True, requires more evidence
+    (blank rows between sentences, or one word per row)."""
     head = [row for row in rows if row.strip()]
     if not head:
         return None
@@ -200,8 +200,8 @@ def format_of_tokens(rows: list[str], may_be_table: bool) -> str | None:
 
 
 def tokens_of(path: Path, rows: list[str], options: ReadOptions, may_be_table: bool) -> str | None:
-    """Returns the format of rows of tokens with tags, or None for tables and texts. If labels are not needed, blank
-    rows between sentences or entity tags are required as evidence."""
+    """Returns the format of rows of tokens with tags, or None for tables and texts. If labels are not needed, requires
+    blank rows between sentences or entity tags as evidence."""
     detected = format_of_tokens(rows, may_be_table)
     if options.labelled:
         return detected
@@ -232,8 +232,8 @@ def head_of(path: Path, encoding: str) -> list[str]:
 
 
 def are_tagged(rows: list[str], bare: bool = False) -> bool:
-    """Whether rows are tokens with tags, possibly with a header and comments. bare: also accept bare entity types and
-    O, as in `Anna PERSON`, in the last column."""
+    """Returns True if rows are tokens with tags, possibly with a header and comments. bare: also accept entity types
+    without prefixes and O in the last column, as in `Anna PERSON`."""
     rows = [row for row in rows if not row.startswith(("-DOCSTART-", "#"))] or rows
     table = [split_row(row) for row in rows]
     titles = [plain_name(cell) for cell in table[0]] if not bare else []
@@ -254,7 +254,7 @@ def are_tagged(rows: list[str], bare: bool = False) -> bool:
 
 
 def are_bare_tokens(rows: list[str]) -> bool:
-    """Whether each row is one word, mostly short, with blank rows between sentences."""
+    """Returns True if each row is one word, mostly short, with blank rows between sentences."""
     words = [row.strip() for row in rows if row.strip()]
     blank = any(not row.strip() for row in rows[: len(rows) - 2])
     return (
@@ -263,11 +263,11 @@ def are_bare_tokens(rows: list[str]) -> bool:
 
 
 def are_single_words(rows: list[str]) -> bool:
-    """Whether the first cell of each row is a word."""
+    """Returns True if the first cell of each row is a word."""
     return len(rows) > 1 and all(len(split_words(row.split("\t")[0])) < 2 for row in rows)
 
 
 def are_word_tags(row: str) -> bool:
-    """Whether every word of a row has a tag after a slash: 我/r 爱/v [北京/ns 大学/n]nt"""
+    """Returns True if every word of a row has a tag after a slash: 我/r 爱/v [北京/ns 大学/n]nt."""
     pieces = pieces_of(row)
     return bool(pieces) and all(map(WORD_TAG.fullmatch, pieces))

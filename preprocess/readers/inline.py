@@ -40,7 +40,7 @@ def without_marks(text: str, syntax: str, where: str) -> tuple[str, list[Span]]:
 
 
 def label_of(match: re.Match[str], where: str) -> str:
-    """Returns the label of a mark, also from Rasa's `[nine am]{"entity": "time", "role": "start"}`."""
+    """Returns the label of a mark, including Rasa's `[nine am]{"entity": "time", "role": "start"}`."""
     if match["label"]:
         return match["label"]
     try:
@@ -126,6 +126,6 @@ def read_rasa(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def is_rasa(rows: Sequence[str]) -> bool:
-    """Whether the first rows of a file are Rasa's intent examples (and not its stories)."""
+    """Returns True if the first rows of a file are Rasa intent examples (and not Rasa stories)."""
     markdown = any(re.match(r"##\s*intent:", row) for row in rows)
     return markdown or (any(re.match(r"nlu:\s*$", row) for row in rows) and any(map(RASA_INTENT.match, rows)))

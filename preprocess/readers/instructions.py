@@ -1,4 +1,4 @@
-"""Reads instruction data and dialogues as classification, if the answers are few and short."""
+"""Reads instruction data and dialogues as classification if there are only a few short answers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,8 +16,8 @@ MAX_CHARACTERS = 60  # maximum length of an answer that is a class
 
 
 def find_instructions(rows: Sequence[Values], options: ReadOptions) -> Convert | None:
-    """Converts {"instruction", "input", "output"} and {"prompt", "completion"} to text and label. An instruction that
-    all first rows share is omitted."""
+    """Converts {"instruction", "input", "output"} and {"prompt", "completion"} to text and label. Omits an instruction
+    that all first rows share."""
     keys = {*rows[0]}
     question = next((key for key in QUESTION_KEYS if key in keys), "")
     answer = next((key for key in ANSWER_KEYS if key in keys), "")
@@ -43,7 +43,7 @@ def find_instructions(rows: Sequence[Values], options: ReadOptions) -> Convert |
 
 def find_dialogue(rows: Sequence[Values], options: ReadOptions) -> Convert | None:
     """Converts {"messages": [{"role", "content"}]} and {"conversations": [{"from", "value"}]} to text and label. A
-    dialogue must be one question and one answer. A system prompt that all first rows share is omitted."""
+    dialogue must be one question and one answer. Omits a system prompt that all first rows share."""
     key = next((key for key in ("messages", "conversations") if key in rows[0]), "")
     if has_labels({*rows[0]}, options):
         return None
@@ -71,12 +71,12 @@ def find_dialogue(rows: Sequence[Values], options: ReadOptions) -> Convert | Non
 
 
 def may_lack_answers(keys: set[str], options: ReadOptions) -> bool:
-    """Whether answers are optional: only texts are read, and no other key has them."""
+    """Returns True if answers are optional: labels are not needed, and no other key holds the text."""
     return not options.labelled and not alike(TEXT_NAMES, keys - {*QUESTION_KEYS})
 
 
 def has_labels(keys: set[str], options: ReadOptions) -> bool:
-    """Whether objects have a label under a usual key, or options name the keys."""
+    """Returns True if objects have a label under a usual key, or if options name the keys."""
     named = options.label_column or options.text_column
     return bool(named or alike([*LABEL_NAMES, *NUMBER_NAMES, *OTHER_LABEL_NAMES], keys))
 
@@ -96,7 +96,7 @@ def turns_of(value: Any) -> list[tuple[str, str]]:
 
 
 def require_classes(answers: Sequence[str], data: str) -> None:
-    """Raises UserError unless the answers are few and short enough to be classes."""
+    """Raises UserError unless the distinct answers are few and short enough to be classes."""
     distinct = {answer.strip() for answer in answers}
     if len(distinct) > max(2, len(answers) / 3) or max(map(len, distinct)) > MAX_CHARACTERS:
         advice = "use data with a few short answers, or name the keys with --text_column and --label_column"

@@ -13,7 +13,7 @@ from preprocess.readers.archives import note
 from preprocess.readers.options import ReadOptions
 
 KINDS = ("choices", "several choices", "spans", "number", "relations")  # supported results
-RELATIONS = "relations"  # the label key of relations, which have no control
+RELATIONS = "relations"  # the label key for relations, which do not belong to a control
 
 
 class Result(NamedTuple):
@@ -26,7 +26,7 @@ class Result(NamedTuple):
 
 
 def is_label_studio(item: object, labelled: bool) -> bool:
-    """Whether an item is a task of a Label Studio export, or of an import file if labels are not needed."""
+    """Returns True if an item is a task of a Label Studio export, or of an import file if labels are not needed."""
     if not isinstance(item, dict) or not isinstance(item.get("data"), dict):
         return False
     return annotations_of(item) is not None or not (labelled or alike(TEXT_NAMES, item))
@@ -40,17 +40,17 @@ def annotations_of(item: dict[str, Any]) -> list[dict[str, Any]] | None:
 
 
 def used_annotations(item: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the annotations of a task that were not cancelled. Only the first is read."""
+    """Returns the annotations of a task that were not cancelled. Only the first one is used."""
     return [annotation for annotation in annotations_of(item) or [] if not annotation.get("was_cancelled")]
 
 
 def tasks_to_objects(
     path: Path, items: Callable[[], Iterator[tuple[str, Any]]], options: ReadOptions
 ) -> tuple[Iterator[tuple[str, Any]], list[str]]:
-    """Returns ((source, object) of each task, the label keys).
+    """Returns (iterator of (source, object) for each task, label keys).
 
     Choices become a class, or a set of classes if any text has several. Labels become spans, with relations between
-    them; ratings and numbers become numbers.
+    them. Ratings and numbers become numbers.
 
     items: yields (source, task). Called twice, because the first pass determines the kinds of labels.
     """
@@ -117,10 +117,8 @@ def read_result(result: dict[str, Any]) -> Result:
 
 
 def task_to_object(item: dict[str, Any], kinds: dict[str, str], where: str, text_column: str) -> dict[str, Any]:
-    """Converts a task to an object with its data and one label per control.
-
-    kinds: {control: kind} of the whole file.
-    """
+    """Converts a task to an object with its data and one label per control. kinds: {control: kind} in the whole
+    file."""
     data = dict(item["data"])
     texts = [key for key in (text_column, *TEXT_NAMES) if isinstance(data.get(key), str)]
     texts = texts or [key for key, value in data.items() if isinstance(value, str)]
@@ -147,7 +145,7 @@ def task_to_object(item: dict[str, Any], kinds: dict[str, str], where: str, text
 
 
 def relations_between(regions: dict[str, dict[str, Any]], results: list[Result], where: str) -> list[dict[str, Any]]:
-    """Returns the relations of an annotation. regions: {id: span}"""
+    """Returns the relations of an annotation. regions: {id: span}."""
     relations = []
     triples = [triple for result in results if result.kind == "relations" for triple in result.values]
     for subject, predicate, obj in triples:
@@ -159,7 +157,8 @@ def relations_between(regions: dict[str, dict[str, Any]], results: list[Result],
 
 
 def span_in_text(text: str, span: StoredSpan) -> dict[str, Any]:
-    """Converts a span, and its offsets if the surface shows that they are UTF-16 units (an emoji is two)."""
+    """Converts a span to a dict. Converts its offsets if the surface shows that they are UTF-16 units (an emoji is
+    two)."""
     start, end, label, surface, _ = span
     if span.has_place() and surface and max(text[:end], default="") > "\uffff":
         ends = from_utf16(text, start, end)

@@ -9,7 +9,7 @@ from engine.task.signs import LABEL_NAMES, TEXT_NAMES, alike
 from preprocess.example import abbreviate, part_of_name
 from preprocess.readers.paths import MISSING, Values, at
 
-# Paths of the rows in known formats. `*` matches any key; each row gets that key as a label with the given name
+# {path of the rows in a known format: label name}. `*` matches any key, which becomes the label of its rows
 ROW_PATHS = {
     "rasa_nlu_data.common_examples": "",  # Rasa
     "assets.utterances": "",  # Azure
@@ -22,8 +22,8 @@ Located = Iterator[tuple[str, Any]]  # (source for messages, row)
 
 
 def rows_of_object(path: Path, content: dict[str, Any], rows_key: str) -> Located:
-    """Returns the rows of a JSON object, each with `split` if the object has parts. Raises UserError if several lists
-    could be the rows. rows_key: the path in --rows_key."""
+    """Returns the rows of a JSON object, with `split` if the object has parts. Raises UserError if several lists could
+    be the rows. rows_key: the path in --rows_key."""
     if rows_key:
         rows = at(content, rows_key)
         if rows is MISSING:
@@ -54,8 +54,8 @@ def numbered(rows: Rows) -> Located:
 
 
 def with_keys(row: Any, **extra: Any) -> Any:
-    """Adds keys to a row. The values of a row that is a list get the keys 0, 1, …; spaCy's ["a text", {"entities": …}]
-    becomes {"text": "a text", "entities": …}."""
+    """Adds keys to a row. A list becomes an object with the keys 0, 1, …; spaCy's ["a text", {"entities": …}] becomes
+    {"text": "a text", "entities": …}."""
     if isinstance(row, list) and len(row) == 2 and isinstance(row[0], str) and isinstance(row[1], dict):
         row = {"text": row[0], **row[1]}
     if isinstance(row, list):
@@ -64,14 +64,14 @@ def with_keys(row: Any, **extra: Any) -> Any:
 
 
 def is_row(content: dict[str, Any]) -> bool:
-    """Whether an object is itself an example, because it has a text or a list of tokens."""
+    """Returns True if an object is itself an example: it has a text or a list of tokens."""
     tokens = content.get("tokens")
     is_text = any(isinstance(content.get(name), str) for name in TEXT_NAMES)
     return is_text or (isinstance(tokens, list) and all(isinstance(token, str) for token in tokens) and bool(tokens))
 
 
 def rows_at(content: Any, steps: Sequence[str], name: str, key: str = "") -> Rows:
-    """Returns the objects at a path. name: the key under which each row gets the key found at `*`."""
+    """Returns the objects at a path. name: the key of each row that stores the key found at `*`."""
     if not steps:
         rows = content if isinstance(content, list) and content and isinstance(content[0], dict) else []
         return [with_keys(row, **{name: key}) for row in rows] if name else rows
@@ -95,14 +95,14 @@ def parts_of(path: Path, content: dict[str, Any]) -> dict[str, tuple[str, Rows]]
 
 
 def has_rows(value: Any) -> bool:
-    """Whether a value is or contains a list of objects or lists."""
+    """Returns True if a value is or contains a list of objects or lists."""
     if isinstance(value, dict):
         return any(map(has_rows, value.values())) or bool(as_table(value))
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict | list)
 
 
 def as_rows(path: Path, value: Any) -> Rows:
-    """Returns a list unchanged, and the rows of an object (written by pandas or with numbers as keys)."""
+    """Returns a list unchanged, or the rows of an object (written by pandas, or with numbers as keys)."""
     if isinstance(value, list):
         return value
     if isinstance(value, dict):
@@ -132,7 +132,7 @@ def as_table(content: dict[str, Any]) -> Rows | None:
 
 
 def singular(content: dict[str, Any]) -> list[str]:
-    """Returns the keys of an object, with plurals such as `texts` made singular. Returns [] if no key is a text."""
+    """Returns the keys of an object, with plurals such as `texts` made singular, or [] if no key is a text."""
     usual = {"tokens", *TEXT_NAMES, *LABEL_NAMES}
     keys = [key if key in usual or key[:-1] not in usual else key[:-1] for key in content]
     return keys if {"tokens", *TEXT_NAMES} & {*keys} else []
@@ -190,7 +190,7 @@ def lists_in(content: dict[str, Any], prefix: str, depth: int = 3) -> Iterator[t
 
 
 def with_sentences(objects: Iterator[tuple[str, Any]], labelled: bool) -> Iterator[tuple[str, Any]]:
-    """Yields (source, object). DyGIE and spaCy documents are split into one object per sentence."""
+    """Yields (source, object). Splits DyGIE and spaCy documents into one object per sentence."""
     count = 0
     for where, values in objects:
         part = {"split": values["split"]} if isinstance(values, dict) and "split" in values else {}
@@ -231,8 +231,8 @@ def string_key(objects: Sequence[Values], names: Sequence[str]) -> str | None:
 
 
 def sentences_of(values: Values, where: str, labelled: bool) -> Iterator[tuple[str, Values]]:
-    """Yields (source, object) for each sentence of a DyGIE document, whose token numbers count from the start of the
-    document: two per span, four per relation, followed by the label."""
+    """Yields (source, object) for each sentence of a DyGIE document. Its spans and relations are lists of two or four
+    token numbers, counted from the start of the document, and a label."""
     start, sentences = 0, values["sentences"]
     keys = {"ner": 2, "relations": 4} if isinstance(values.get("relations"), list) else {"ner": 2}
     for number, tokens in enumerate(sentences, 1):
@@ -251,7 +251,7 @@ def sentences_of(values: Values, where: str, labelled: bool) -> Iterator[tuple[s
 
 
 def is_document(values: Any, labelled: bool) -> bool:
-    """Whether an object is a DyGIE document, with lists of tokens and of spans per sentence."""
+    """Returns True if an object is a DyGIE document: lists of tokens and of spans for each sentence."""
     sentences = values.get("sentences") if isinstance(values, dict) else None
     spans = values.get("ner") if labelled and isinstance(values, dict) else sentences
     if not isinstance(sentences, list) or not isinstance(spans, list) or len(sentences) != len(spans):

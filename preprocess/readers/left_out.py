@@ -1,4 +1,4 @@
-"""Skips rows without a text or a label, and a test part without labels."""
+"""Skips rows without text or label, and a test part without labels."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ MINUS = (-1, "-1")  # placeholder for hidden test labels, as in GLUE
 
 
 def without_gaps(examples: Iterable[Example], path: Path, options: ReadOptions) -> Iterator[Example]:
-    """Drops examples for --drop_empty and --drop_unlabelled, and prints their number."""
+    """Drops examples as requested by --drop_empty and --drop_unlabelled, and prints their number."""
     dropped, first = Counter[str](), dict[str, str]()
     for example in examples:
         missing = "text" if options.drop_empty and not has_text(example) else ""
@@ -37,21 +37,21 @@ def without_gaps(examples: Iterable[Example], path: Path, options: ReadOptions) 
 
 
 def has_text(example: Example) -> bool:
-    """Whether the example has non-blank text or tokens."""
+    """Returns True if the example has non-blank text or tokens."""
     text, tokens = example.get("text"), example.get("tokens")
     return bool(tokens) if tokens is not None else not (text is None or (isinstance(text, str) and not text.strip()))
 
 
 def labels_of(example: Example, label_types: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
-    """Returns (labels, names of the tasks whose label is empty, null or NaN). An empty cell is a label if the task is
-    multilabel: the empty set."""
+    """Returns (labels, names of the tasks whose label is empty, null or NaN). For a multilabel task, an empty cell is a
+    label: the empty set."""
     multilabel = {name for name, kind in label_types.items() if KINDS[kind] == "multilabel"}
     labels = {name: example[name] for name in example.keys() - set(RESERVED)}
     return labels, [name for name, label in labels.items() if is_no_label(label, name in multilabel)]
 
 
 def is_no_label(label: Any, may_be_empty: bool) -> bool:
-    """Whether the label is missing. may_be_empty: whether an empty cell is a label."""
+    """Returns True if the label is missing. may_be_empty: whether an empty cell is a label."""
     if isinstance(label, str):
         return label.strip().lower() in NO_LABEL[may_be_empty:]
     return label is None or label != label  # NaN
@@ -69,7 +69,7 @@ class SecretLabels:
     paths: dict[Path, int] = field(default_factory=dict)  # {file: number of skipped rows}
 
     def labelled(self, examples: Iterator[Example], part: str | None, path: Path) -> Iterator[Example]:
-        """Yields the examples of a file, except those of a test part without labels."""
+        """Yields the examples of a file, except examples of a test part without labels."""
         is_read = False
         try:
             for example in examples:
@@ -83,7 +83,7 @@ class SecretLabels:
                     self.paths[path] = self.paths.get(path, 0) + 1
                 else:
                     self.has_labels = True
-                    if self.first:  # its missing label is then reported as an error
+                    if self.first:  # its missing label is reported as an error later
                         self.require_no_minus(self.first)
                         yield self.first
                         self.first = None
@@ -94,7 +94,7 @@ class SecretLabels:
             self.paths[path] = 0
 
     def has_known_columns(self, names: set[str]) -> bool:
-        """Whether the columns are those of earlier files, apart from a column that numbers the rows."""
+        """Returns True if all columns are known from earlier files, except a column of row numbers."""
         known = self.options.understood.columns
         return bool(names & known) and names - known <= INDEX_NAMES
 
@@ -104,7 +104,7 @@ class SecretLabels:
         return bool(labels) and (len(missing) == len(labels) or secret)
 
     def require_no_minus(self, example: Example) -> None:
-        """Raises UserError for a label -1 that no other part has, if other test rows have labels."""
+        """Raises UserError if an example has the label -1, which no other part has, but other test rows have labels."""
         if minus := minus_in(example):
             reason = f"the label {minus[0]!r} is -1, which no other part has, but other test rows have labels"
             raise UserError(f"{example['_where']}: {reason}; empty such cells and add --drop_unlabelled")

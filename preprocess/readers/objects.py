@@ -27,7 +27,7 @@ from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import MAX_CHARACTERS, limit_rows, open_text, read_rows, take_head
 
 MAX_OBJECT_CHARACTERS = 256 * 2**20  # a .json file with a single object is read into memory
-HEAD = 1000  # number of first rows that determine the keys
+HEAD = 1000  # number of leading rows that determine the keys
 Objects = Iterator[tuple[str, Any]]  # (source, object, or None for an empty row)
 
 
@@ -61,7 +61,7 @@ def read_json(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def json_form(path: Path, encoding: str) -> str:
-    """Returns the form of a .json file: "list", "object", or "rows" with one object each."""
+    """Returns the form of a .json file: "list", "object", or "rows" (one object per row)."""
     with open_text(path, encoding) as file:
         line = next_line(file)
         if line.lstrip().startswith("["):
@@ -112,8 +112,8 @@ class JsonList:
         self.decode = json.JSONDecoder(object_pairs_hook=without_duplicates).raw_decode
 
     def load(self) -> bool:
-        """Drops the parsed characters and reads at least as many as remain. Returns False at the end of the file;
-        positions then stay valid."""
+        """Drops the parsed characters and reads at least as many as remain. At the end of the file, returns False and
+        keeps all positions valid."""
         piece = self.file.read(max(2**20, len(self.text) - self.position))
         if piece:
             self.rows_before += self.text.count("\n", 0, self.position)
@@ -160,7 +160,7 @@ class JsonList:
                     raise self.error(first_line(error), at) from None
             else:
                 complete = self.text[end : end + 1] in tuple(" \t\r\n,]") or end < len(self.text) - 8
-                if complete or not self.load():  # more digits of a number can follow
+                if complete or not self.load():  # more digits of a number may follow
                     self.require_room(end - self.position)
                     self.position = end
                     return item
@@ -194,15 +194,15 @@ def read_parquet(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def is_saved_dataset(path: Path) -> bool:
-    """Whether a folder was written by save_to_disk of Hugging Face Datasets."""
+    """Returns True if a folder was written by save_to_disk of Hugging Face Datasets."""
     return any((path / name).exists() for name in ("dataset_dict.json", "dataset_info.json", "state.json"))
 
 
 def read_dataset(path: Path, options: ReadOptions) -> Iterator[Example]:
     """Reads a Hugging Face dataset: a folder written by save_to_disk, or a hub name or folder for load_dataset.
 
-    ClassLabel ids are replaced by their names, also in lists. With --max_rows, or if disk space is low, rows are
-    streamed and not stored on disk.
+    ClassLabel ids, including ids in lists, are replaced by their names. With --max_rows, or if disk space is low, rows
+    are streamed and not stored on disk.
     """
     name, _, config = str(path).partition(":")
     if not Path(name).exists():
@@ -217,7 +217,7 @@ def read_dataset(path: Path, options: ReadOptions) -> Iterator[Example]:
         else:
             if not Path(name).exists() and not datasets.config.HF_HUB_OFFLINE:
                 refused = refusal(name, 10, kind="dataset")
-                datasets.config.HF_HUB_OFFLINE = bool(refused)  # then only its cache is searched
+                datasets.config.HF_HUB_OFFLINE = bool(refused)  # if True, it searches only its cache
             streaming = bool(options.max_rows) or not fits_on_disk(name, config or None)
             loaded = datasets.load_dataset(name, config or None, streaming=streaming)
     except Exception as error:  # datasets raises many kinds of errors
@@ -255,7 +255,7 @@ def dataset_objects(path: Path, split: str | None, rows: Any) -> Objects:
             yield f"{path}, {split or 'row'} {number}", as_json(values, path) | ({"split": split} if split else {})
     except UserError:
         raise
-    except Exception as error:  # streaming opens the files only here
+    except Exception as error:  # a streamed dataset opens its files only now
         raise UserError(f"{path}: cannot read the rows ({first_line(error)})") from None
 
 
@@ -265,7 +265,7 @@ def class_names(value: Any, feature: Any) -> Any:
 
     if isinstance(feature, ClassLabel):
         return None if value is None or value < 0 else feature.int2str(value)
-    inside = getattr(feature, "feature", None)  # of a List, or a Sequence before datasets 4
+    inside = getattr(feature, "feature", None)  # for a List (a Sequence before datasets 4)
     if isinstance(inside, ClassLabel):
         return None if value is None else [inside.int2str(item) for item in value]
     return value
@@ -274,8 +274,8 @@ def class_names(value: Any, feature: Any) -> Any:
 def objects_to_examples(
     path: Path, objects: Objects, options: ReadOptions, known: Sequence[str] = ()
 ) -> Iterator[Example]:
-    """Converts objects to examples. The first rows determine the keys. A label can be missing or null if there are
-    several. known: label keys defined by the file format."""
+    """Converts objects to examples. The first rows determine the keys. If there are several labels, some may be missing
+    or null. known: label keys defined by the file format."""
     objects = with_sentences(objects, options.labelled)
     head = take_head(objects, HEAD)
     conversion = Conversion.of(path, head, options, known)
@@ -300,11 +300,11 @@ def objects_to_examples(
 
 
 class Needs(NamedTuple):
-    """The keys that all objects of a file must have, according to the first ones."""
+    """The keys that all objects of a file must have, derived from the first objects."""
 
     keys: list[str]
     label: list[str]  # the key of the label, if there is exactly one
-    unseen: set[str]  # usual label names that no first object has
+    unseen: set[str]  # usual label names that none of the first objects has
     num_seen: int
 
     @classmethod
@@ -318,7 +318,7 @@ class Needs(NamedTuple):
         return cls(keys, label, unseen, num_seen)
 
     def check(self, values: Any, where: str) -> None:
-        """Raises UserError for an object that differs from the first ones."""
+        """Raises UserError for an object whose keys differ from those of the first objects."""
         if not isinstance(values, dict):
             raise UserError(f"{where}: not a JSON object")
         if late := sorted(self.unseen & values.keys()):

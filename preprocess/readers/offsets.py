@@ -1,7 +1,7 @@
 """Checks and converts the offsets of spans over a text.
 
 Offsets count characters or, as in JavaScript and Java, UTF-16 units (an emoji is two). A wrong unit is detected if the
-data has the surfaces of the spans, or if spans cut words.
+data contains the surfaces of the spans, or if spans start or end inside words.
 """
 
 from collections import Counter
@@ -19,11 +19,11 @@ from preprocess.labels.spans import StoredSpan, fields_of, fields_of_dict, from_
 from preprocess.readers.options import ReadOptions
 
 MAX_KNOWN = 100_000  # maximum number of surfaces in memory
-MIN_CUT = 3  # minimum number of cut words; fewer can be intended
+MIN_CUT = 3  # minimum number of spans that start or end inside a word; fewer can be intended
 
 
 def spans_in(label: Any, where: str) -> list[StoredSpan]:
-    """Returns the spans of a label over characters, also the mentions of relations and events, or [] for other
+    """Returns the character spans of a label, including the mentions of relations and events, or [] for other
     labels."""
     if isinstance(label, dict):
         return list(fields_of_dict(label, where))
@@ -33,7 +33,7 @@ def spans_in(label: Any, where: str) -> list[StoredSpan]:
 
 
 def parts_of(item: Any) -> list[Any]:
-    """Returns the mentions of a relation or event over characters, [] for one over tokens, or else the item itself."""
+    """Returns the mentions of a relation or event over characters, [] for a relation over tokens, else [item]."""
     if is_event(item):
         return [item.get("trigger"), *item["arguments"]]
     if is_relation(item):
@@ -42,7 +42,7 @@ def parts_of(item: Any) -> list[Any]:
 
 
 def with_parts(item: Any, convert: Callable[[StoredSpan], dict[str, Any]]) -> Any:
-    """Returns a relation or event with its mentions converted, if they have offsets."""
+    """Returns a relation or event with converted mentions. Mentions without offsets stay unchanged."""
 
     def moved(part: Any) -> Any:
         span = fields_of(part)
@@ -57,7 +57,7 @@ def with_parts(item: Any, convert: Callable[[StoredSpan], dict[str, Any]]) -> An
 
 @dataclass
 class Seen:
-    """Counts the spans of a file that cut words, under two interpretations of their offsets."""
+    """Counts the spans of a file that start or end inside words, under two interpretations of their offsets."""
 
     checked: int = 0  # spans that differ between the interpretations
     cut: int = 0
@@ -74,18 +74,19 @@ class Seen:
             self.first = where
 
     def is_open(self, known: set[str]) -> bool:
-        """Whether the interpretation is unclear: no words are cut, as in Chinese, and known surfaces do not decide."""
+        """Returns True if the interpretation is unclear: no words are cut (as in Chinese), and known surfaces do not
+        occur more often under the current one."""
         num_known = (sum(counts[surface] for surface in known) for counts in (self.surfaces, self.otherwise))
         return self.checked >= MIN_CUT and not (self.cut or self.cut_otherwise) and next(num_known) <= next(num_known)
 
     def is_wrong(self) -> bool:
-        """Whether most spans cut words, but few do in the other interpretation."""
+        """Returns True if most spans cut words, but only a few do under the other interpretation."""
         return self.cut >= max(MIN_CUT, 0.5 * self.checked) and self.cut_otherwise <= 0.1 * self.cut
 
 
 @dataclass
 class Offsets:
-    """Checks or converts the spans of a file's examples."""
+    """Checks or converts the spans in the examples of a file."""
 
     path: str | Path
     options: ReadOptions

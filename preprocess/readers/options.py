@@ -15,7 +15,7 @@ from preprocess.readers.archives import as_named
 class Understanding:
     """How each file was interpreted. data_process.py prints this before it writes anything.
 
-    A reader can record details once per file, before its first example. `options.understood.add(path, "CoNLL",
+    A reader can record details once per file, before its first example: `options.understood.add(path, "CoNLL",
     token="column 2", tag="column 3")` is printed as "read as CoNLL: token = column 2, tag = column 3". By default, only
     the format is printed.
     """
@@ -23,12 +23,12 @@ class Understanding:
     forms: dict[str, str] = field(default_factory=dict)  # {file: "FORMAT: role = column, …"}
     parts: dict[str, str | None] = field(default_factory=dict)  # {file: part}
     columns: set[str] = field(default_factory=set)  # columns and keys of files with labels
-    relations: list[str] = field(default_factory=list)  # the tasks that relations of an earlier file give
-    events: str = ""  # the task that events of an earlier file give
+    relations: list[str] = field(default_factory=list)  # the tasks of the relations in an earlier file
+    events: str = ""  # the task of the events in an earlier file
     unread: set[str] = field(default_factory=set)  # label columns that are not read
 
     def begin(self, path: Path | str, part: str | None, form: str) -> None:
-        """Records a file before it is read."""
+        """Records a file that is about to be read."""
         self.parts[str(path)] = part
         self.forms.setdefault(str(path), form)
 
@@ -73,7 +73,7 @@ class RawOptions(ReadingOptions):
     group_column: str = option("", "rows with equal values in this column stay in the same part and fold")
     extra_columns: str = option("", "numeric columns, comma-separated, used as model inputs in addition to the text")
     text: bool = option(
-        True, "the rows have a text; --no_text: they have --extra_columns and FIELDS of data_loader.py alone"
+        True, "the rows have a text; --no_text: they have only --extra_columns and FIELDS of data_loader.py"
     )
     keep_columns: str = option("", "columns to keep, comma-separated; the report shows scores per value")
     split_column: str = option("", "column or key with the part of each row (default: split, partition, …)")
@@ -84,7 +84,7 @@ class RawOptions(ReadingOptions):
 
 @dataclass(frozen=True)
 class ReadOptions(RawOptions):
-    """The options of a command for the readers."""
+    """The reader options of a command."""
 
     label_types: dict[str, str] = field(default_factory=dict)  # {task: type} of --label_type
     understood: Understanding = field(default_factory=Understanding, compare=False)
@@ -93,8 +93,8 @@ class ReadOptions(RawOptions):
 
     @classmethod
     def of(cls, config: Any) -> "ReadOptions":
-        """Returns the reader options of a command, with defaults for those it lacks. Only data_process.py, which has
-        --label_column, reads labels."""
+        """Returns the reader options of a command, with defaults for options that it does not have. Only
+        data_process.py, which has --label_column, reads labels."""
         values = {f.name: getattr(config, f.name) for f in fields(cls) if hasattr(config, f.name)}
         values["delimiter"] = unescaped(values.get("delimiter", ""))
         labelled = "label_column" in values

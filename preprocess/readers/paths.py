@@ -36,7 +36,7 @@ def is_at(value: Any, path: str) -> bool:
 
 
 def key_of(path: str, values: Values) -> str:
-    """Returns the first key of the alternative that exists, or of the first alternative if none does."""
+    """Returns the first key of the first alternative that exists, or else of the first alternative."""
     return next((steps[0] for steps in steps_of(path) if is_at(values, ".".join(steps))), steps_of(path)[0][0])
 
 

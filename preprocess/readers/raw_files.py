@@ -19,7 +19,7 @@ from engine.task.signs import encoding_of_marks
 from preprocess.readers.archives import note
 from preprocess.readers.encodings import begin_of, choose_encoding, is_damaged_utf8
 
-MAX_CHARACTERS = 16 * 2**20  # per row; protects memory if a file has no line ends
+MAX_CHARACTERS = 16 * 2**20  # per row; limits memory use if a file has no line breaks
 MAX_HEAD_BYTES = 128 * 2**20  # approximate size of the rows kept to identify columns
 MAX_DETECTION_BYTES = 64 * 2**20  # read from a file to detect its encoding
 SAMPLE = 2**20  # bytes of a file used to choose its encoding
@@ -28,7 +28,7 @@ Row = TypeVar("Row")
 
 @contextmanager
 def open_bytes(path: str | Path) -> Iterator[BinaryIO]:
-    """`with open_bytes(path) as file:` — opens a file, decompressed if it is .gz. Raises UserError if it is damaged."""
+    """`with open_bytes(path) as file:` — opens a file, and decompresses .gz. Raises UserError if it is damaged."""
     with gzip.open(path) if Path(path).suffix.lower() == ".gz" else open(path, "rb") as file:
         try:
             yield cast(BinaryIO, file)
@@ -38,8 +38,8 @@ def open_bytes(path: str | Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def open_text(path: str | Path, encoding: str = "auto", newline: str = "\n", report: bool = True) -> Iterator[TextIO]:
-    """`with open_text(path) as file:` — opens a text file, without its byte order mark; only `newline` ends a row.
-    report: whether to print a detected encoding. Raises UserError with the number of a row that cannot be decoded."""
+    """`with open_text(path) as file:` — opens a text file without its byte order mark; only `newline` ends a row.
+    report: whether to print a detected encoding. Raises UserError with the row number if a row cannot be decoded."""
     encoding = encoding_of(path, report) if encoding == "auto" else encoding
     with open_bytes(path) as raw:
         try:
@@ -51,7 +51,7 @@ def open_text(path: str | Path, encoding: str = "auto", newline: str = "\n", rep
             yield file
         except UnicodeError:
             row = row_of_error(path, encoding)
-            advice = "give the encoding of the file, for example --encoding gb18030"
+            advice = "specify the encoding of the file, for example --encoding gb18030"
             name = encoding.removesuffix("-sig")
             raise UserError(f"{path}, row {row}: not valid {name}; {advice}") from None
 
@@ -64,7 +64,7 @@ def encoding_of(path: str | Path, report: bool) -> str:
 
 @lru_cache(maxsize=4096)  # files are opened repeatedly, but the detected encoding is printed once
 def find_encoding(paths: tuple[str, ...], size: int, changed: int, report: bool) -> str:
-    """Detects the common encoding of files: by a byte order mark or zero bytes, else UTF-8 if all are valid, else the
+    """Detects the common encoding of files: from a byte order mark or zero bytes, else UTF-8 if all are valid, else the
     most plausible one (see encodings.py). size, changed: invalidate the cache if a file changes."""
     sample = b"\n".join(islice((sample_of(path) for path in paths), 10_000))[:SAMPLE]
     if marked := encoding_of_marks(sample):
@@ -87,12 +87,12 @@ def find_encoding(paths: tuple[str, ...], size: int, changed: int, report: bool)
 
 
 def is_utf8(path: str | Path) -> bool:
-    """Whether a file is valid UTF-8 or has a byte order mark, so that its encoding is certain."""
+    """Returns True if the encoding of a file is certain: it is valid UTF-8 or has a byte order mark."""
     return bool(encoding_of_marks(sample_of(str(path)))) or decodes(str(path), "utf-8")
 
 
 def encoding_of_all(files: list[Path]) -> str:
-    """Detects and prints the common encoding of those files that are not UTF-8."""
+    """Detects and prints the common encoding of the files that are not UTF-8."""
     paths = tuple(str(file) for file in files if not is_utf8(file))
     state = [os.stat(path) for path in paths]
     return find_encoding(paths, sum(s.st_size for s in state), max(s.st_mtime_ns for s in state), report=True)
@@ -127,12 +127,12 @@ def row_of_error(path: str | Path, encoding: str) -> int:
 
 
 def lines_of(path: str | Path, file: TextIO) -> Iterator[str]:
-    """Yields the lines of an open text file, with line ends."""
+    """Yields the lines of an open text file, including line breaks."""
     limit = MAX_CHARACTERS
     for number, line in enumerate(iter(partial(file.readline, limit + 1), ""), 1):
         if len(line) > limit:
             reason = f"longer than the limit of {limit:,} characters per row"
-            raise UserError(f"{path}, row {number}: {reason}; shorten it, or check the line ends")
+            raise UserError(f"{path}, row {number}: {reason}; shorten it, or check the line breaks")
         yield line
 
 
@@ -166,7 +166,7 @@ def rows_side_by_side(paths: Sequence[Path], encoding: str) -> Iterator[tuple[st
 
 
 def read_whole(path: Path, encoding: str = "auto") -> str:
-    """Reads a small file, one of many in a folder. Line ends are kept."""
+    """Reads a small file, one of many in a folder. Keeps the line breaks."""
     with open_text(path, encoding, newline="", report=False) as file:
         text = file.read(MAX_CHARACTERS + 1)
         if len(text) > MAX_CHARACTERS:
@@ -175,7 +175,7 @@ def read_whole(path: Path, encoding: str = "auto") -> str:
 
 
 def take_head(rows: Iterable[tuple[Any, Row]], limit: int) -> list[tuple[Any, Row]]:
-    """Returns the first items of an iterator of (source, list or dict): `limit`, or fewer if they are large."""
+    """Returns the first `limit` items of an iterator of (source, list or dict), or fewer if they are large."""
     head, size = [], 0
     for where, row in rows:
         head.append((where, row))
@@ -187,7 +187,7 @@ def take_head(rows: Iterable[tuple[Any, Row]], limit: int) -> list[tuple[Any, Ro
 
 
 def limit_rows(examples: Iterator[Row], limit: int, source: str | Path) -> Iterator[Row]:
-    """Yields the first `limit` examples, or all if it is 0. Prints a message if there are more."""
+    """Yields the first `limit` examples, or all if `limit` is 0. Prints a message if there are more."""
     if not limit:
         yield from examples
         return

@@ -10,8 +10,8 @@ from preprocess.example import abbreviate, counts_up
 from preprocess.readers.archives import note
 from preprocess.readers.options import ReadOptions, split_names
 
-UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)*")  # pandas writes names like these for unnamed columns
-JOINED = " + "  # between the names of joined columns
+UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)*")  # pandas writes such names for unnamed columns
+JOINED = " + "  # joins the names of joined columns
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def select_columns(
         return None
     if index or empty:
         numbers = ", ".join(str(i + 1) for i in sorted((*index, *empty)))
-        note(f"{path}: not used: column {numbers} (unnamed; row numbers or empty)")
+        note(f"{path}: not used: column {numbers} (unnamed, and empty or row numbers)")
     kept = [i for i in range(len(names)) if i not in (*index, *empty, *joined)]
     all_names = [names[i] for i in kept]
     if joined:
@@ -73,5 +73,5 @@ def select_columns(
 
 
 def is_index(cells: list[str]) -> bool:
-    """Whether cells number the rows."""
+    """Returns True if the cells are row numbers."""
     return len(cells) > 1 and counts_up(cells)

@@ -1,6 +1,6 @@
 """The shapes of JSON objects. Each row of SHAPES defines the paths of the text, the spans and the labels.
 
-To add a shape, add one row (docs/cookbook/json_shape.md). A shape fits if the first objects have all of its paths, with
+To add a shape, add one row (docs/cookbook/json_shape.md). A shape fits if the first objects have all its paths, with
 values of the right type. If several shapes fit, the one with the most paths is used.
 """
 
@@ -33,18 +33,18 @@ class Spans:
     length: str = ""
     pieces: str = ""  # replaces start and end: all positions or ranges of a span, which may be discontinuous
     inclusive: bool | None = False  # whether the end is inclusive; None infers it from the data
-    default_start: int | None = None  # start of spans without one; protocol buffers omit a 0
+    default_start: int | None = None  # start of spans that have no start; protocol buffers omit zeros
     may_lack: bool = False  # whether an object without the key has no spans (rather than no label)
     without: str = ""  # if a span has one of these keys, the shape does not fit
-    columns: bool = False  # whether spans are stored as an object of lists, one per key
+    columns: bool = False  # whether spans are stored as an object with one list per key
 
 
 @dataclass(frozen=True)
 class Relations:
     """The paths of an object's relations. Paths other than `path` are relative to a relation.
 
-    The subject and the object are mentions, with offsets or the words alone; their label is the type of the entity. Or
-    they are paths (strings) of references to the object's spans: by position or, with `refer`, by that key of a span.
+    The subject and the object are mentions (offsets, or only words; their label is the type of the entity), or paths
+    (strings) of references to the object's spans: by position or, if `refer` is set, by that key of a span.
     """
 
     path: str  # list of relations
@@ -94,7 +94,7 @@ MENTION = (  # start, end, type and words of a relation's subject or object
 
 
 def mention(*names: str) -> Spans:
-    """Returns the paths of a relation's subject or object. names: beginnings of its keys."""
+    """Returns the paths of a relation's subject or object. names: prefixes of its keys."""
     start, end, label, surface = (
         "|".join(path.format(name) for name in names for path in paths.split("|")) for paths in MENTION
     )
@@ -165,7 +165,7 @@ SHAPES = [
         spans=Spans("labels|slots|entities", VALUE_START, VALUE_END, "slot|label"),
     ),
     Shape(
-        "valueSpan of protocol buffers",  # these omit a 0 and an empty list
+        "valueSpan of protocol buffers",  # which omit zeros and empty lists
         "userInput.text",
         spans=Spans("labels", "valueSpan.startIndex", "valueSpan.endIndex", "slot", default_start=0, may_lack=True),
     ),

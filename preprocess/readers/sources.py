@@ -64,13 +64,13 @@ def data_files(folder: Path) -> list[Path]:
 
 
 def are_class_files(folder: Path, files: list[Path]) -> bool:
-    """Whether the files of a folder are plain texts with one file per class."""
+    """Returns True if the files of a folder are plain texts with one file per class."""
     same = files == class_files(folder)
     return same and classes_of(files) is not None and not any(find_form(path) for path in files)
 
 
 def has_classes(folder: Path) -> bool:
-    """Whether the texts are in one subfolder per class, rather than in files of the folder itself."""
+    """Returns True if the texts are in one subfolder per class, rather than in files of the folder itself."""
     files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
     tables = any(suffix_of(path) in (*SUFFIXES, *CONLL_SUFFIXES) or part_of_name(path) for path in files)
     parts = any(path.name.lower() in PART_NAMES for path in folder.iterdir() if path.is_dir())
@@ -78,8 +78,8 @@ def has_classes(folder: Path) -> bool:
 
 
 def find_sources(source: Path, whole: bool = False) -> list[tuple[str | None, Path]]:
-    """Returns [(part or None, path)] of the data in a file or folder. Names such as train.csv give the part. whole:
-    whether each folder is one source, because an option names a folder format."""
+    """Returns [(part or None, path)] for the data in a file or folder. Names such as train.csv determine the part.
+    whole: whether each folder is one source, because --format is a folder format."""
     files_in = (lambda folder: [folder]) if whole else data_files
     if not source.exists():
         raise UserError(f"{source}: no such file or folder (for a Hugging Face dataset, add --format hf)")
@@ -93,7 +93,7 @@ def find_sources(source: Path, whole: bool = False) -> list[tuple[str | None, Pa
         reason = "contains no data files or class folders, but other parts do"
         raise UserError(f"{empty[0]}: {reason}; rename or remove it")
     if not folders:
-        # The input folder's own name is not the name of a part
+        # The name of the input folder itself does not determine a part
         sources = [(None if path == source else part_of_name(path), path) for path in files_in(source)]
     if not sources:  # one folder per intent, with one file per part (Snips)
         below = [path for path in sorted(source.iterdir()) if path.is_dir() and not path.name.startswith(".")]
@@ -117,13 +117,13 @@ def refuse_doubtful_parts(sources: list[tuple[str | None, Path]]) -> None:
     testa = [path for path in dev if "testa" in part_words(path)]
     if testa and len(testa) < len(dev):
         other = next(path.name for path in dev if path not in testa)
-        reason = f"testa is a name of the dev part, but {other} is the dev part too"
+        reason = f"testa is a name of the dev part, but {other} is also the dev part"
         raise UserError(f"{testa[0]}: {reason}; rename or remove it")
 
 
 def read_examples(source: Path, options: ReadOptions) -> Iterator[Example]:
     """Yields all examples of the input, each with "_where" and, if the data has parts, "split". Reads at most
-    --max_rows of each file. With --drop_unlabelled, skips rows without a label."""
+    --max_rows rows of each file. With --drop_unlabelled, skips rows without a label."""
     try:
         for example in examples_of(source, options):
             yield example | {"_where": as_named(example["_where"])} if UNPACKED else example
@@ -155,7 +155,7 @@ def examples_of(source: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def sources_of(source: Path, stack: ExitStack, whole: bool) -> list[tuple[str | None, Path]]:
-    """Calls find_sources, and extracts archives until the stack is closed."""
+    """Calls find_sources, and extracts archives to folders that are deleted when the stack is closed."""
     sources: list[tuple[str | None, Path]] = []
     for part, path in find_sources(unpacked(source, stack) if is_archive(source) else source, whole):
         inner = find_sources(unpacked(path, stack), whole) if is_archive(path) else [(part, path)]
@@ -164,8 +164,8 @@ def sources_of(source: Path, stack: ExitStack, whole: bool) -> list[tuple[str | 
 
 
 class TextRows:
-    """The examples of a file, which can be iterated several times. The first pass checks all of them. labelled: whether
-    they are from a processed folder, with labels."""
+    """The examples of a file, which can be iterated several times. Checks all of them when it is created. labelled:
+    whether they are from a processed folder, with labels."""
 
     def __init__(self, path: str | Path, read: Callable[[], Iterator[Example]], labelled: bool = False) -> None:
         self.path, self.read, self.labelled = Path(path), read, labelled
@@ -195,10 +195,10 @@ def rows_of_part(data_path: str | Path, part: str, tasks: dict[str, Any], limit:
 
 
 def read_texts(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """Yields the examples of a file, folder or archive without their labels, for prediction. Empty rows of tables and
-    texts are kept, so that each prediction keeps its row number. A JSON object is read into memory as a whole."""
+    """Yields the examples of a file, folder or archive without their labels, for prediction. Keeps empty rows of tables
+    and texts, so that each prediction has the row number of its text. Reads a whole JSON object into memory."""
     if options.format == "hf" and not path.exists():
-        raise UserError(f"{path}: no such folder; save a dataset of the hub with load_dataset(…).save_to_disk(FOLDER)")
+        raise UserError(f"{path}: no such folder; save a hub dataset with load_dataset(…).save_to_disk(FOLDER)")
     expected: set[str] | None = None
     for number, example in enumerate(read_examples(path, options)):
         form = {*TEXT_KEYS} & example.keys() - ({"text"} if "tokens" in example else set())
@@ -217,9 +217,9 @@ def read_texts(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def read_unlabelled(config: Any, tasks: dict[str, Any], form: Collection[str]) -> Iterator[Example]:
-    """Yields the texts of --unlabelled as examples of these tasks, with all labels None. form: which of "tokens" and
-    "text_pair" the training examples have. Raises UserError if only one side has text pairs."""
-    from engine.predict.predictions import prepare_inputs  # imported here to spare other commands torch
+    """Yields the texts of --unlabelled as examples of these tasks, with all labels None. form: the keys "tokens" and
+    "text_pair", if the training examples have them. Raises UserError if only one side has text pairs."""
+    from engine.predict.predictions import prepare_inputs  # imported here because it imports torch
 
     labels = dict.fromkeys(tasks)
     for number, example in enumerate(read_texts(Path(config.unlabelled), ReadOptions.of(config)), 1):

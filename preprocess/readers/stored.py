@@ -1,4 +1,4 @@
-"""The spans of one JSON object, as the paths of a shape describe them."""
+"""Reads the spans of one JSON object at the paths of a shape."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -12,7 +12,7 @@ from preprocess.readers.shapes import KEY, VALUE, Spans
 
 
 class SpanTask(NamedTuple):
-    """A task whose labels are spans. inclusive: whether the ends are inclusive. is_sure: whether this is certain."""
+    """A task whose labels are spans. inclusive: whether the ends are inclusive. is_sure: whether that is certain."""
 
     name: str
     path: str
@@ -41,7 +41,7 @@ def stored_spans(spans: Spans, value: Any) -> Iterator[StoredSpan]:
 
 
 def is_complete(span: StoredSpan, by_offsets: bool) -> bool:
-    """Whether a span has a label, and its offsets or surface. by_offsets: whether offsets are stored."""
+    """Returns True if a span has a label, and its offsets or surface. by_offsets: whether offsets are stored."""
     is_located = span.has_place() if by_offsets else bool(span.surface)
     return is_located and isinstance(span.label, str) and bool(span.label)
 
@@ -64,13 +64,13 @@ def rows_of_columns(columns: Any) -> Any:
 
 
 def ends_of(pieces: Any) -> tuple[Any, Any]:
-    """Returns the first start and the last end of positions [0, 1, 2] or ranges [[0, 4], [6, 9]]."""
+    """Returns (first start, last end) of positions [0, 1, 2] or ranges [[0, 4], [6, 9]]."""
     first, last = (pieces[0], pieces[-1]) if isinstance(pieces, list) and pieces else (MISSING, MISSING)
     return at(first, "0") if isinstance(first, list) else first, at(last, "1") if isinstance(last, list) else last
 
 
 def is_continuous(pieces: Any) -> bool:
-    """Whether positions or ranges are contiguous."""
+    """Returns True if positions or ranges are contiguous."""
     if not isinstance(pieces, list) or not pieces:
         return True
     ranges = pieces if isinstance(pieces[0], list) else [[place, place + 1] for place in pieces if type(place) is int]
@@ -78,12 +78,12 @@ def is_continuous(pieces: Any) -> bool:
 
 
 def is_surface(tokens: Sequence[str], surface: str) -> bool:
-    """Whether tokens equal a surface, ignoring whitespace."""
+    """Returns True if tokens equal a surface, ignoring whitespace."""
     return "".join("".join(tokens).split()) == "".join(surface.split())
 
 
 def check_tokens(span: StoredSpan, tokens: list[str], inclusive: bool, where: str) -> None:
-    """Raises UserError if a span is outside the tokens or has a wrong surface. span: with an exclusive end."""
+    """Raises UserError if a span is outside the tokens or does not match its surface. span: has an exclusive end."""
     start, end, label, surface, _ = span
     end_type = f"with its end {'inclusive' if inclusive else 'exclusive'} (--span_end overrides)"
     source = f"{where}: the span {start} to {end - inclusive} of {shown(label)}"

@@ -32,7 +32,7 @@ Table = Iterator[tuple[int, list[str]]]  # (row number, cells)
 
 
 def read_csv(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """Reads CSV with quotes as in RFC 4180. The delimiter is --delimiter or, by default, detected."""
+    """Reads CSV with quotes as in RFC 4180. The delimiter is --delimiter, or detected by default."""
     delimiter = options.delimiter or find_delimiter(path, options)
     named = options.format == "csv" and options.delimiter  # --format csv --delimiter '\t': a TSV with quotes
     quoted = len(delimiter) == 1 and (named or not is_plain(delimiter))
@@ -46,7 +46,7 @@ def read_tsv(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def is_plain(delimiter: str) -> bool:
-    """Whether quotes are ordinary characters in a .csv file with this delimiter."""
+    """Returns True if quotes are ordinary characters in a .csv file with this delimiter."""
     return len(delimiter) > 1 or delimiter in "\t "
 
 
@@ -77,7 +77,7 @@ def quoted_cells(path: Path, encoding: str, delimiter: str, quote: str) -> Table
         nonlocal length
         for line in lines_of(path, file):
             length += len(line)
-            if length > MAX_CHARACTERS:  # after an unclosed quote, a row would be the rest of the file
+            if length > MAX_CHARACTERS:  # an unclosed quote makes the rest of the file one row
                 problem = f"longer than the limit of {MAX_CHARACTERS:,} characters per row"
                 raise UserError(f"{path}, row {start}: {problem}; {advice}")
             yield line
@@ -95,7 +95,7 @@ def quoted_cells(path: Path, encoding: str, delimiter: str, quote: str) -> Table
 
 
 def dialect(first: str, delimiter: str, quote: str) -> dict[str, Any]:
-    """Returns the options of csv.reader. Spaces before quotes are skipped if the first row has any: `"a", "b"`."""
+    """Returns the options of csv.reader. Skips spaces before quotes if the first row has any: `"a", "b"`."""
     return dict(delimiter=delimiter, quotechar=quote, skipinitialspace=f"{delimiter} {quote}" in first)
 
 
@@ -117,7 +117,7 @@ def find_delimiter(path: Path, options: ReadOptions) -> str:
 
 
 def cells_of_lines(lines: list[str], delimiter: str, options: ReadOptions) -> list[list[str]]:
-    """Splits the first lines at a delimiter. Returns one empty cell if the quotes are invalid."""
+    """Splits the first lines of a file at a delimiter. Returns a single empty cell if the quotes are invalid."""
     quote = quote_of(options, not is_plain(delimiter)) if len(delimiter) == 1 else ""
     if not quote:
         return [line.split(delimiter) for line in lines]
@@ -130,7 +130,7 @@ def cells_of_lines(lines: list[str], delimiter: str, options: ReadOptions) -> li
 def columns_to_examples(path: str | Path, table: Table, options: ReadOptions) -> Iterator[Example]:
     """Yields the examples of a table. The first row is the header; with --no_header, columns are called 0, 1, ….
 
-    Values such as 'NA', 'null' and '007' remain strings. Cells are parsed only if all cells of a column are lists or
+    Values such as 'NA', 'null' and '007' stay strings. Cells are parsed only if all cells of a column are lists or
     objects.
     """
     first_row, first = next(table, (1, []))
@@ -169,14 +169,14 @@ def data_rows(path: str | Path, header: list[str], table: Iterable[tuple[int, li
 
 
 def table_examples(head: Head, columns: Columns, rows: Table, origin: str, options: ReadOptions) -> Iterator[Example]:
-    """Yields the examples of the rows below the header. origin: what defines the number of columns, for messages."""
+    """Yields the examples of the rows below the header. origin: names, for messages, the row that sets the width."""
     values_of, order = Cells(head, columns, options), columns.order(head.names)
     for number, cells in rows:
         where = f"{head.path}, row {number}"
         if not any(cells):
             if options.labelled:
                 continue
-            cells = [""] * len(head.names)  # empty rows are kept for prediction
+            cells = [""] * len(head.names)  # for prediction, keep empty rows
         if len(cells) != len(head.names):
             advice = quote_advice(cells, options)
             raise UserError(f"{where}: {len(cells)} cells, but {origin} has {len(head.names)}; {advice}{head.listed}")
@@ -185,7 +185,7 @@ def table_examples(head: Head, columns: Columns, rows: Table, origin: str, optio
 
 
 def quote_advice(cells: list[str], options: ReadOptions) -> str:
-    """Returns the option that reads quotes, if a cell starts with one that was read as an ordinary character."""
+    """Returns advice to add --quotechar if a cell starts with a quote that was read as an ordinary character."""
     quote = next((cell[0] for cell in cells if cell[:1] in ("'", '"') and cell.strip(cell[0])), "")
     if not quote or options.quotechar:
         return ""
@@ -221,7 +221,7 @@ def columns_by_name(head: Head, options: ReadOptions) -> Columns:
 
 
 def is_data(head: Head) -> bool:
-    """Whether the first row looks like data: a number, a long cell, or a cell that occurs again in its column."""
+    """Returns True if the first row looks like data: a number, a long cell, or a cell that recurs in its column."""
     is_repeated = any(name and name == row[i] for row in head.rows for i, name in enumerate(head.names))
     return is_repeated or any(len(name) > 60 or name.replace(".", "", 1).isdigit() for name in head.names)
 
@@ -229,8 +229,8 @@ def is_data(head: Head) -> bool:
 def columns_by_number(head: Head, options: ReadOptions) -> Columns:
     """Returns the Columns of a table without a header.
 
-    By default, the text is the column with the longest cells, and the label is the only other column, or the only other
-    one with repeated cells. A single label is the task `label`.
+    By default, the text is the column with the longest cells. The label is the only other column, or the only other
+    column with repeated cells. The task of a single label is called `label`.
     """
     lengths = [sum(map(len, cells)) for cells in zip(*head.rows)]
     text = options.text_column or str(lengths.index(max(lengths)))
@@ -254,7 +254,7 @@ def columns_by_number(head: Head, options: ReadOptions) -> Columns:
 
 
 def second_text(head: Head, text: int, names: list[str]) -> str | None:
-    """Returns the first of these columns that could be a text: words that rarely repeat, about as long as the texts."""
+    """Returns the first of these columns that may be a text: its cells rarely repeat and are about as long as texts."""
     for name in names:
         cells = [row[int(name)] for row in head.rows]
         lengths = sum(map(len, cells)), sum(len(row[text]) for row in head.rows)
@@ -265,7 +265,7 @@ def second_text(head: Head, text: int, names: list[str]) -> str | None:
 
 
 def read_xlsx(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """Reads the only non-empty sheet of a workbook, or --sheet. Sheets called train, dev and test are parts."""
+    """Reads --sheet or the only non-empty sheet of a workbook. Sheets called train, dev and test are parts."""
     try:
         from openpyxl import load_workbook
     except ImportError:

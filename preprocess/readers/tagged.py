@@ -21,7 +21,7 @@ HEAD_ROWS = 5000  # rows used to detect the format
 WORD_TAG = re.compile(r"([^ \t\u3000]+)/([A-Za-z][\w$-]*|[^\w\s]{1,2})")
 # Brackets around several words, optionally followed by a tag: [中央/n 电视台/n]nt
 BRACKETS = re.compile(r"(?<![^ \t\u3000])\[(?=[^/\s])(.*?/[A-Za-z]+)\](?:/?[A-Za-z]+)?(?![^ \t\u3000])")
-# Patterns of clauses. Files of words can have a few matches by mistake, so minimum shares are required
+# Patterns of clauses. Files of words can contain a few false matches, so minimum shares are required
 PUNCTUATED = regex.compile(r"\p{Han}[，。！？；：、]|[，。！？；：、]\p{Han}")
 LONG = regex.compile(r"\p{Han}{6}")
 LEAST_PUNCTUATED, LEAST_LONG, LEAST_ROWS = 0.02, 0.05, 0.3
@@ -29,10 +29,10 @@ Pairs = list[tuple[str, str]]  # (word, tag)
 
 
 def read_word_tags(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """Reads one sentence per row, words with part-of-speech tags: 我/r 爱/v 北京/ns.
+    """Reads one sentence per row, with a part-of-speech tag after each word: 我/r 爱/v 北京/ns.
 
-    Brackets around several words, as in [中央/n 电视台/n]nt, are removed. If the pieces are clauses, an example is the
-    whole text with its entities; /o means no entity.
+    Removes brackets around several words, as in [中央/n 电视台/n]nt. If the pieces are clauses instead of words, an
+    example is the whole text with its entities; /o means no entity.
     """
     clauses = has_clauses(path, options.encoding)
     options.understood.add(path, "pieces of text with the type of entity" if clauses else "words with tags")
@@ -59,7 +59,7 @@ def word_tag_pairs(row: str, where: str) -> Pairs:
 
 
 def has_clauses(path: Path, encoding: str) -> bool:
-    """Whether the pieces of a word/tag file are clauses: several are long or contain Chinese punctuation."""
+    """Returns True if the pieces of a word/tag file are clauses: several are long or contain Chinese punctuation."""
     head = islice(named_rows(path, encoding), HEAD_ROWS)
     rows = [word_tag_pairs(row, where) for where, row in head]
     pairs = [pair for row in rows for pair in row]
@@ -115,7 +115,7 @@ class PairForm(NamedTuple):
         return "word:tag pairs"
 
     def parse(self, row: str) -> SentenceRow | None:
-        """Returns the sentence of a row, or None if the row has another form."""
+        """Parses a row. Returns None if it has another form."""
         words, *intents = INTENT.split(row.strip(" \t"), maxsplit=1)
         matches = [re.fullmatch(rf"([^ \t]+?){re.escape(self.mark)}({TAG})", piece) for piece in split_words(words)]
         pairs = [match.groups() for match in matches if match]
@@ -129,7 +129,7 @@ def is_tag(tag: str) -> bool:
 
 
 class ColumnForm(NamedTuple):
-    """A row of tab-separated columns. The words can be between BOS and EOS; the tag of EOS is then the intent."""
+    """A row of tab-separated columns. The words may be enclosed in BOS and EOS; the tag of EOS is then the intent."""
 
     width: int
     words: int
@@ -141,7 +141,7 @@ class ColumnForm(NamedTuple):
         return f"words = column {self.words}, tags = column {self.tags}"
 
     def parse(self, row: str) -> SentenceRow | None:
-        """Returns the sentence of a row, or None if the row has another form."""
+        """Parses a row. Returns None if it has another form."""
         cells = [cell.strip(" ") for cell in row.split("\t")]
         if len(cells) != self.width:
             return None
@@ -174,7 +174,7 @@ def row_form(rows: list[str]) -> PairForm | ColumnForm | None:
 
 
 def are_plausible_intents(rows: list[SentenceRow]) -> bool:
-    """Whether no row has an intent, or all have one and some intents repeat."""
+    """Returns True if no row has an intent, or if all rows have an intent and some intents repeat."""
     intents = {row.intent for row in rows}
     named = all(intent and " " not in intent for intent in intents)
     return intents == {None} or (named and len(intents) <= max(3, 0.5 * len(rows)))

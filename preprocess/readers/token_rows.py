@@ -1,7 +1,7 @@
 """Finds the token, tag and sentence columns of files with one token per row (CoNLL, tables).
 
-The first rows decide. Ambiguous files are refused; the message names the options that resolve the ambiguity. To
-recognise other column names, edit this file.
+The columns are inferred from the first rows. Ambiguous files are refused, with a message that lists the options that
+resolve the ambiguity. To recognise other column names, edit this file.
 """
 
 import re
@@ -17,7 +17,7 @@ from preprocess.example import PART_NAMES, RESERVED, Example, abbreviate, counts
 from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.raw_files import split_words
 
-MAX_TOKENS = 1_000_000  # per sentence; protects memory if a file has no blank rows
+MAX_TOKENS = 1_000_000  # per sentence; limits memory use if a file has no blank rows
 FEW = 5  # a column with this many rows or fewer is too short to judge
 TOKEN_NAMES = "token tokens word words form 词 字 词语 单词".split()
 SENTENCE_NAMES = "sentence sentenceid sentid sentenceidx sentenceindex sentenceno sentencenumber 句子编号".split()
@@ -43,7 +43,7 @@ class Layout:
     tags: dict[str, int]  # {task: column}
     sentence: int | None = None
     part: int | None = None
-    notation: Notation | None = None  # of the entity tags
+    notation: Notation | None = None  # notation of the entity tags
     starred: bool = False  # whether the tags are in CoNLL-2012 format
     known: frozenset[str] = frozenset()  # tags in the first rows
     intent: int | None = None  # position of the intent row in a sentence: 0 or -1
@@ -51,7 +51,7 @@ class Layout:
     may_be_one: bool = False  # whether to accept a file that is a single long sentence
 
     def fits(self, cells: Cells) -> bool | None:
-        """Returns True if the cells are a token with its tags, and None if only a tag is unknown."""
+        """Returns True if the cells are a token with its tags, False if not, and None if only a tag is unknown."""
         if len(cells) != len(self.names):
             return False
         tags = [cells[column].strip() for column in self.tags.values()]
@@ -72,7 +72,7 @@ class Layout:
         return not any(tag and tag.letter.upper() in "IMEL" for tag in tags)
 
     def shown(self) -> dict[str, str | None]:
-        """Describes the roles of the columns for the printed summary."""
+        """Returns {role: its columns} for the printed summary."""
         tags = ", ".join(self.title(column) for column in self.tags.values())
         sentence = None if self.sentence is None else self.title(self.sentence)
         used = {self.token, self.sentence, self.part, *self.tags.values()}
@@ -124,7 +124,7 @@ class TokenHead:
         return UserError(f"{self.path}: {reason}; {ADVICE}; {self.listed()}")
 
     def counts(self, number: int) -> bool:
-        """Returns True if the column numbers the tokens, per sentence (from 0 or 1) or through the whole file."""
+        """Returns True if the column numbers the tokens: within each sentence (from 0 or 1) or over the whole file."""
         blocks = [[cells[number].strip() for cells in block] for block in self.blocks if block]
         numbers = list(chain.from_iterable(blocks))
         if len(numbers) < 2 or (len(blocks) == 1 and len(numbers) < 3):
@@ -132,7 +132,7 @@ class TokenHead:
         return counts_up(numbers) or all(block[0] in ("0", "1") and counts_up(block) for block in blocks)
 
     def is_constant(self, number: int) -> bool:
-        """Whether every sentence has a single value in this column (a document name, for example)."""
+        """Returns True if the column has a single value in every sentence (a document name, for example)."""
         values_per_sentence = [{cells[number] for cells in block} for block in self.blocks if len(block) > 1]
         return len(values_per_sentence) > 2 and all(len(values) == 1 for values in values_per_sentence)
 
@@ -143,7 +143,7 @@ def plain_name(name: str) -> str:
 
 
 def are_bare_tags(cells: Sequence[str]) -> bool:
-    """Whether cells are entity types without prefixes, and O, as in `Anna PERSON`."""
+    """Returns True if cells are O and entity types without prefixes, as in `Anna PERSON`."""
     values = set(cells)
     few = len(values) <= max(3, 0.3 * len(cells)) and len(values) <= 200  # a column of words has more
     return "O" in values and few and all(map(BARE_TAG.fullmatch, values))
@@ -166,7 +166,7 @@ def blocks_of(rows: Iterable[Cells]) -> list[list[Cells]]:
 
 
 def find_layout(head: TokenHead, options: ReadOptions, *, part: int | None = None, intent: int | None = None) -> Layout:
-    """Returns the Layout of a file with one token per row. part, intent: the position of the split column and of the
+    """Returns the Layout of a file with one token per row. part, intent: the positions of the split column and the
     intent row, if known."""
     sentence = numbers_of_sentences(head, options)
     token = find_token(head, sentence, options)
@@ -236,7 +236,7 @@ def find_tags(head: TokenHead, token: int, sentence: int | None, options: ReadOp
     if options.tag_column:
         columns = [head.find("tag_column", name) for name in split_names(options.tag_column)]
         if token in columns:
-            raise head.refuse(f"--tag_column {head.names[token]} is the column of the tokens")
+            raise head.refuse(f"--tag_column {head.names[token]} is the token column")
         return columns
     candidates = [n for n in range(len(head.names)) if n not in (token, sentence) and (n > token or head.titled)]
     tagged = [n for n in candidates if notation_of(head.column(n))]
@@ -259,8 +259,8 @@ def find_tags(head: TokenHead, token: int, sentence: int | None, options: ReadOp
 
 
 def levels(head: TokenHead, tagged: list[int], last: int) -> list[int]:
-    """Returns the last column with entity tags and the earlier ones that share its types: levels of nested entities, as
-    in GermEval. Columns with other types, such as the chunks of CoNLL-2003, are not read."""
+    """Returns the last column with entity tags and the earlier columns that share its types: levels of nested entities,
+    as in GermEval. Skips columns with other types, such as the chunks of CoNLL-2003."""
     kinds = {n: kinds_in(head.column(n)) for n in tagged}
     shared = [n for n in tagged if n == last or kinds[n] & kinds[last]]
     if not kinds[last] and (with_types := [n for n in tagged if kinds[n]]):
@@ -273,7 +273,7 @@ def levels(head: TokenHead, tagged: list[int], last: int) -> list[int]:
 
 
 def require_classes(head: TokenHead, token: int, last: int, candidates: list[int]) -> None:
-    """Raises UserError unless the last column can be a class per token (a part of speech, for example)."""
+    """Raises UserError unless the last column can be one class per token (a part of speech, for example)."""
     cells, shown = head.column(last), head.shown(last)
     wordless = not all(re.search(r"\w", cell) for cell in cells) and not any(map(str.isalpha, cells))
     same = sum(a.lower() == b.lower() and a.isalpha() for a, b in zip(head.column(token), cells))  # lemmas?
@@ -303,7 +303,7 @@ def task_names(head: TokenHead, columns: list[int], options: ReadOptions) -> lis
 
 
 def sentences(layout: Layout, rows: Iterable[Row]) -> Iterator[tuple[int, list[Cells]]]:
-    """Yields (number of the first row, rows) of each sentence. Raises UserError if no sentence ends are found."""
+    """Yields (number of the first row, rows) for each sentence. Raises UserError if no sentence end is found."""
     start, count = 0, 0
     block: list[Cells] = []
     has_ends = layout.sentence is not None or layout.ends
@@ -324,7 +324,7 @@ def sentences(layout: Layout, rows: Iterable[Row]) -> Iterator[tuple[int, list[C
 
 
 def require_several(layout: Layout, block: list[Cells]) -> None:
-    """Raises UserError if the file is a single, implausibly long sentence."""
+    """Raises UserError if the file is a single sentence that is implausibly long."""
     tokens = [cells[layout.token] for cells in block if len(cells) == len(layout.names)]
     if not layout.may_be_one and is_whole_file([{"tokens": tokens}]):
         reason = f"the whole file would be one sentence of {len(block):,} tokens, because it has no blank rows"
@@ -365,8 +365,8 @@ def example_of(layout: Layout, start: int, block: list[Cells], options: ReadOpti
 def token_layout(path: str | Path, names: list[str], rows: list[Row], options: ReadOptions) -> Layout | None:
     """Returns the Layout of a table with one token per row, or None for other tables.
 
-    A table has one token per row if an option names the token or sentence column, if both columns have usual names, or
-    if each text is one word and its label is a tag. Sentences end at blank rows, at --sentence_end, or where the
+    A table has one token per row if an option selects the token or sentence column, if both columns have usual names,
+    or if each text is one word and its label is a tag. Sentences end at blank rows, at --sentence_end, or where the
     sentence column changes.
 
     rows: the first rows, including blank ones.
@@ -387,7 +387,7 @@ def token_layout(path: str | Path, names: list[str], rows: list[Row], options: R
 
 
 def columns_of_words(head: TokenHead, options: ReadOptions) -> list[int]:
-    """Returns the columns that can be the tokens of a table with one token per row; empty for other tables."""
+    """Returns the possible token columns of a table with one token per row, or [] for other tables."""
     sentence = numbers_of_sentences(head, options)
     if head.titled and sentence is not None and (named := head.named(TOKEN_NAMES)):
         return named
@@ -404,7 +404,7 @@ def columns_of_words(head: TokenHead, options: ReadOptions) -> list[int]:
 
 
 def are_tags(cells: list[str]) -> bool:
-    """Whether cells are tags of tokens rather than classes of texts: O, and B- and I- tags or a few types."""
+    """Returns True if cells are tags of tokens rather than classes of texts: O with B- and I- tags or a few types."""
     return len(set(cells)) > 1 and "O" in cells and (bool(notation_of(cells)) or are_bare_tags(cells))
 
 

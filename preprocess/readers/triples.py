@@ -1,7 +1,7 @@
-"""The relations of one JSON object, as the paths of a shape describe them.
+"""Reads the relations of one JSON object at the paths of a shape.
 
-They become the raw form of preprocess/labels/relations.py or, over tokens, [first and last token of the subject, those
-of the object, predicate].
+They are converted to the raw form of preprocess/labels/relations.py or, over tokens, to [first and last token of the
+subject, first and last token of the object, predicate].
 """
 
 from collections import Counter
@@ -18,27 +18,27 @@ from preprocess.readers.paths import MISSING, Values, at, is_at, task_of
 from preprocess.readers.shapes import VALUE, Relations, Shape, Spans
 from preprocess.readers.stored import SpanTask, entries, stored_spans
 
-FEW = 0.1  # maximum share of relations with a problem; reading then names the row of the first
-Triple = tuple[Any, Any, Any]  # (subject, predicate, object): the ends are spans, or references that no span has
+FEW = 0.1  # maximum share of invalid relations for a shape to fit; reading then raises for the first one
+Triple = tuple[Any, Any, Any]  # (subject, predicate, object): subject and object are spans or unresolved references
 
 
 @dataclass(frozen=True)
 class RelationTask:
-    """The task whose labels are relations. typed: whether types of mentions become the spans of the task `entities`."""
+    """The task whose labels are relations. typed: whether typed mentions become the spans of the task `entities`."""
 
     name: str
     shape: Shape
-    form: Relations  # of the shape, with the paths that the first objects have
-    referred: SpanTask | None  # the spans that references refer to
+    form: Relations  # from the shape, reduced to the paths that the first objects have
+    referred: SpanTask | None  # the task of the spans that relations refer to
     typed: bool = False
-    unit: str = ""  # an option that gives another unit of offsets
+    unit: str = ""  # the option that sets another unit of offsets
 
     @property
     def names(self) -> list[str]:
         return [*["entities"] * self.typed, self.name]
 
     def triples(self, row: Values) -> list[Triple] | None:
-        """Returns the relations of an object; None if it has no label."""
+        """Returns the relations of an object, or None if it has no label."""
         form, stored = self.form, at(row, self.form.path)
         if stored is MISSING or stored is None:
             return None
@@ -54,7 +54,7 @@ class RelationTask:
         return [triple for triple in found if not form.none or triple[1] != form.none]
 
     def problem(self, triple: Triple) -> str:
-        """Returns what is wrong with a relation, or ""."""
+        """Returns a description of the problem with a relation, or "" if it is valid."""
         subject, predicate, obj = triple
         spans = [end for end in (subject, obj) if isinstance(end, StoredSpan)]
         unknown = [end for end in (subject, obj) if end is not MISSING and not isinstance(end, StoredSpan)]
@@ -102,8 +102,8 @@ def end_of(item: Any, path: Spans | str, spans: dict[Any, StoredSpan]) -> Any:
 
 
 def by_slot(item: Any) -> Iterator[Any]:
-    """Yields a relation, or one per slot of a complex object (DuIE 2): {"@value": …, "inWork": …} gives the predicates
-    `predicate` and `predicate_inWork`. Empty slots are left out."""
+    """Yields a relation, or one per slot of a complex object (DuIE 2): {"@value": …, "inWork": …} becomes the
+    predicates `predicate` and `predicate_inWork`. Skips empty slots."""
     values = item.get("object") if isinstance(item, dict) else None
     if not isinstance(values, dict) or VALUE not in values:
         yield item
@@ -119,8 +119,8 @@ def by_slot(item: Any) -> Iterator[Any]:
 def relation_task(
     shape: Shape, rows: Sequence[Values], spans: Sequence[SpanTask], options: ReadOptions
 ) -> RelationTask | None:
-    """Returns the task of the relations in the first objects, or None if these have none in the form of the shape.
-    spans: the tasks of their spans."""
+    """Returns the task of the relations in the first objects, or None if they have no relations in the form of the
+    shape. spans: the tasks of the spans in these objects."""
     form, selected = shape.relations, split_names(options.label_column)
     units = {"--span_end inclusive": options.span_end == "inclusive", "--offsets utf16": options.offsets == "utf16"}
     unit = next((option for option, is_given in units.items() if is_given), "")
@@ -145,7 +145,7 @@ def relation_task(
 
 
 def narrowed(path: Any, items: Sequence[Any]) -> Any:
-    """Returns a path, or the paths of a mention, without alternatives whose first key no item has; they cost time."""
+    """Removes, for speed, the alternatives of a path (or of the paths of a mention) whose first key no item has."""
     if isinstance(path, Spans):
         names = ("start", "end", "label", "surface")
         return replace(path, **{name: narrowed(getattr(path, name), items) for name in names})

@@ -1,6 +1,6 @@
 """Reads WebAnno's and INCEpTION's TSV 3: one token per row, with one column per feature of the span layers.
 
-A cell is `_`, or has one label per span of the token, as in `PER[1]|ORG[2]`. All tokens of a span have its number.
+A cell is `_`, or has one label per span of the token, as in `PER[1]|ORG[2]`. All tokens of a span have the same number.
 """
 
 import re
@@ -24,7 +24,7 @@ FIRST = 3  # column of the first feature, after number, position and token
 
 
 def read_webanno(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """Reads tokens with spans from --tag_column or from the only feature with labels."""
+    """Reads tokens, and spans from --tag_column or from the only feature with labels."""
     names = feature_names(path, options.encoding)
     features = chosen_features(path, names, options) if options.labelled else {}
     columns = {task: names[feature] for task, feature in features.items()}
@@ -81,7 +81,7 @@ def position_of(path: Path, name: str, names: Sequence[str]) -> int:
 
 
 def sentences(path: Path, encoding: str) -> Iterator[tuple[int, list[str]]]:
-    """Yields (number of the first row, rows) of each sentence."""
+    """Yields (number of the first row, rows) for each sentence."""
     start, rows = 0, list[str]()
     for number, row in read_rows(path, encoding):
         if TOKEN.match(row) or PART_OF_TOKEN.match(row):
@@ -110,7 +110,7 @@ def labels_in(cell: str) -> Iterator[tuple[str, str | None]]:
 
 
 def spans_of(cells: Sequence[str]) -> list[list[Any]]:
-    """Returns [[first token, last token, label]] of a sentence. cells: the feature of each token."""
+    """Returns [[first token, last token, label]] for a sentence. cells: the feature's cell for each token."""
     spans: list[list[Any]] = []
     numbered: dict[tuple[str, str], list[Any]] = {}
     for token, cell in enumerate(cells):

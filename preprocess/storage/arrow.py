@@ -1,7 +1,7 @@
-"""Stores examples and numbers in Arrow files, so that memory stays constant while they are checked and split.
+"""Stores examples and numbers in Arrow files, so that checks and splits need constant memory.
 
 The files are unlinked, so they disappear however a run ends. Raw labels can have any type, so each example is stored as
-JSON. Batches go to the processes that check and convert them. A split is a selection of rows.
+JSON. Worker processes check and convert batches of examples. A split is a selection of rows.
 """
 
 import json
@@ -30,7 +30,7 @@ encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 @dataclass
 class Batch:
-    """Consecutive examples that are processed together. start: the number of the first one."""
+    """Consecutive examples that are processed together. start: the row number of the first one."""
 
     start: int
     encoded: pa.Array
@@ -47,7 +47,7 @@ def decode(encoded: Iterable[bytes]) -> list[Example]:
 
 
 class ArrowFile:
-    """A column in an unlinked file, written as arrays. Processes forked after the last write share it."""
+    """A column in an unlinked file, written array by array. Processes forked after the last write share it."""
 
     def __init__(self, type_of_values: pa.DataType, folder: Path | None) -> None:
         self.file, self.folder, self.type = tempfile.TemporaryFile(dir=folder), folder, type_of_values  # noqa: SIM115
@@ -70,7 +70,7 @@ class ArrowFile:
 
     @cached_property
     def arrays(self) -> list[pa.Array]:
-        """All arrays. Must not be read before the last one is written."""
+        """All arrays. Do not access before the last array is written."""
         return [records.column(0) for records in pa.ipc.open_stream(pa.py_buffer(self.memory))]
 
     def forget(self) -> None:
@@ -122,7 +122,7 @@ class Store(ArrowFile):
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """(batches,) The number of the first row of each batch."""
+        """The number of the first row of each batch (batches,)."""
         return np.array([0, *accumulate(map(len, self.arrays))][:-1])
 
     def rows_of_files(self) -> dict[str, range]:
@@ -141,8 +141,8 @@ class Store(ArrowFile):
             yield from batch
 
     def pick(self, numbers: Sequence[int] | np.ndarray) -> list[Example]:
-        """Returns the examples with these numbers. Uses pread, because every access to mapped memory would also load
-        the surrounding 64 KB."""
+        """Returns the examples with these row numbers. Uses pread, because every access to mapped memory would also
+        load the surrounding 64 KB."""
         numbers, read = np.asarray(numbers, np.int64), partial(os.pread, self.file.fileno())
         batches = self.starts.searchsorted(numbers, "right") - 1
         at_offsets, at_examples = self.positions[batches].T
@@ -154,7 +154,7 @@ class Store(ArrowFile):
 
     @cached_property
     def positions(self) -> np.ndarray:
-        """(batches, 2) The file positions of the offsets and bytes of each batch."""
+        """The file positions of the offsets and bytes of each batch (batches, 2)."""
         begin = pa.py_buffer(self.memory).address
         buffers = [encoded.buffers()[1:] for encoded in self.arrays]
         return np.array([[buffer.address - begin for buffer in of_batch] for of_batch in buffers], np.int64)
@@ -194,7 +194,7 @@ class Rows(Sequence[Example]):
 
 
 def blocks_of(parts: Mapping[str, Sequence[Example]]) -> Iterator[tuple[str, int, int]]:
-    """Yields (part, start, stop) of the blocks of {part: examples}, in order."""
+    """Yields (part, start, stop) for each block of {part: examples}, in order."""
     for part, rows in parts.items():
         step = step_of(rows)
         for start in range(0, len(rows), step):
@@ -202,7 +202,7 @@ def blocks_of(parts: Mapping[str, Sequence[Example]]) -> Iterator[tuple[str, int
 
 
 def step_of(rows: Sequence[Example]) -> int:
-    """Returns the rows per block of a list or of Rows."""
+    """Returns the number of rows per block of a list or of Rows."""
     return rows.step if isinstance(rows, Rows) else BLOCK
 
 

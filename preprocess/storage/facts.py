@@ -1,4 +1,4 @@
-"""Statistics that are collected per block of rows and merged: counts, first rows, and columns of values on disk."""
+"""Statistics that are collected per block of rows and then merged: counts, first rows, and columns on disk."""
 
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Sequence
@@ -93,13 +93,13 @@ class Series:
 
 
 def hashes(values: Collection[Hashable]) -> np.ndarray:
-    """Returns (N,) 64-bit hashes of values. Two different values collide with probability 2**-64."""
+    """Returns 64-bit hashes of the values (N,). Two different values collide with probability 2**-64."""
     return np.fromiter(map(hash, values), np.int64, len(values))
 
 
 def buckets(*columns: Column) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
-    """Partitions columns into buckets by value, so that only a few chunks are in memory at once. Yields [(positions,
-    values) for each column]."""
+    """Partitions columns into buckets by value, so that only a few chunks are in memory at once. Yields one list per
+    bucket: [(positions, values) for each column]."""
     number = 1 << max(0, (max(map(len, columns)) // CHUNK).bit_length())
     for bucket in range(number):
         result = []
@@ -114,8 +114,8 @@ def buckets(*columns: Column) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
 
 
 def repeats(column: Column) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (firsts, positions) of all repeated values, sorted. positions: of every copy. firsts: of the first copy
-    of the same value."""
+    """Returns (firsts, positions) for all repeated values, sorted: the position of each copy, and the position of the
+    first copy of its value."""
     pairs = [np.zeros((2, 0), np.int64)]
     for ((positions, values),) in buckets(column):
         order = np.argsort(values, kind="stable")  # np.unique would need 7 MB more
@@ -131,7 +131,7 @@ def repeats(column: Column) -> tuple[np.ndarray, np.ndarray]:
 
 
 def frequent(column: Column, least: int) -> dict[Any, int]:
-    """Returns {value: count} of the values with at least `least` occurrences, at most the 100,000 most frequent."""
+    """Returns {value: count} for the values with at least `least` occurrences, limited to the 100,000 most frequent."""
     result: Counter = Counter()
     for ((_, values),) in buckets(column):
         names, counts = np.unique(values, return_counts=True)

@@ -17,8 +17,8 @@ from engine.errors import UserError
 
 Block = TypeVar("Block")
 Result = TypeVar("Result")
-MAX_PROCESSES = 8  # more would have to wait for the parent, which reads and writes
-FEW_BLOCKS = 4  # for so few blocks, starting processes takes longer than the task
+MAX_PROCESSES = 8  # more would wait for the parent, which reads and writes
+FEW_BLOCKS = 4  # up to this number, starting processes takes longer than the task itself
 _task: Callable[[Any], Any] | None = None  # run by the workers, which inherit it by fork
 
 
@@ -30,10 +30,10 @@ def num_processes() -> int:
 
 
 def in_order(task: Callable[[Block], Result], blocks: Iterable[Block]) -> Iterator[Result]:
-    """Yields task(block) for each block, in order. Reads `blocks` no further ahead than needed.
+    """Yields task(block) for each block, in order. Reads `blocks` only as far ahead as needed.
 
-    Blocks and results are pickled, the task is not. An exception in a task is raised here, in block order. The workers
-    end when this process ends, however it ends.
+    Blocks and results are pickled; the task is not. An exception in a task is raised here, in block order. The workers
+    end with this process, even if it is killed.
     """
     global _task
     rest, processes = iter(blocks), num_processes()

@@ -137,8 +137,8 @@ def test_labels_of_a_processed_folder_are_checked():
     example = {"_where": "row 1", "tokens": TEXT.split(), "e": [*PAID, PAID[0]]}
     assert check_label(example, "e", "events") == sorted(map(list, PAID))
     for wrong, problem in (
-        ([PAID[0]], "is in no event; an event needs an item"),
-        ([*PAID, (1, 1, 3, 3, "pay")], "is in no event"),
+        ([PAID[0]], "belongs to no event; an event needs an item"),
+        ([*PAID, (1, 1, 3, 3, "pay")], "belongs to no event"),
         ([(1, 1, 1, 1)], "must be a list of"),
         ([(1, 1, 7, 7, "pay")], "is outside the 7 tokens"),
         *[([(1, 1, 1, 1, name)], "lacks a type or a role") for name in ("|payer", "pay|", "|")],

@@ -159,7 +159,7 @@ def test_the_processed_folder(data, capsys):
 @pytest.mark.parametrize(
     "separator, label, message",
     [
-        (">>", "a##b", "is in no label of 'topic'"),
+        (">>", "a##b", "occurs in no label of 'topic'"),
         ("##", "a##", "single.csv, row 5: the label topic='a##' has an empty node"),
         ("##", "##a", "has an empty node"),
         ("##", "a####b", "has an empty node"),

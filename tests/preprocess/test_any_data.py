@@ -675,7 +675,7 @@ def test_groups_stay_in_one_part(tmp_path, capsys):
             "text,label,who\n" + "".join(f"{part} {n},{'ab'[n % 2]},u{n}\n" for n in range(4))
         )
     process(DataConfig(input=str(tmp_path / "given"), label_column="label", group_column="who", check=True))
-    assert "groups that two parts share (4)" in capsys.readouterr().out
+    assert "groups in more than one part (4)" in capsys.readouterr().out
 
 
 def test_multilabel_cells(tmp_path, capsys):

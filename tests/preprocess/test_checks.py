@@ -182,7 +182,7 @@ FAULTS = {
         many(lambda e, n: e.update(x=sorted({*e["x"], "art"})), "train", range(60)),
         "that every row has",
     ),
-    "I- after O": ("tagging", tags(("play", "O"), ("it", "I-song"), ("now", "O"), ("ok", "O")), "continue no entity"),
+    "I- after O": ("tagging", tags(("play", "O"), ("it", "I-song"), ("now", "O"), ("ok", "O")), "do not continue"),
     "tag unseen in train": (
         "tagging",
         change("test", slots=lambda e, p: ["B-planet", *e["slots"][1:]]),
@@ -248,7 +248,7 @@ def test_slips_of_annotation():
         )
     parts["train"][20].update(tokens=["call", "x", "hey", "jude"], slots=["O", "O", "B-person", "I-person"])
     notes = {note.what: note.rows for note in run_checks(parts, tasks)}
-    assert notes["slots: the same words nearly always have one type, and another once"][0].startswith(
+    assert notes["slots: words that nearly always have the same type have another type once"][0].startswith(
         parts["train"][20]["_where"]
     )
     for number in range(30, 42):
@@ -292,7 +292,7 @@ def test_what_the_tokenizer_does():
     parts["train"][7].update(tokens=["play", "\ufe0f", "[SEP]"], slots=["O"] * 3)
     parts["dev"][3].update(tokens=["play"] * 20 + ["it"], slots=["O"] * 20 + ["B-song"])
     notes = {note.what: note.rows for note in check_encoding(parts, tasks, Featurizer(tokenizer, tasks, 16))}
-    assert any(row.startswith(parts["train"][7]["_where"]) for row in notes["tokens vanish in the tokenizer"])
+    assert any(row.startswith(parts["train"][7]["_where"]) for row in notes["tokens that the tokenizer drops"])
     assert any(
         row.startswith(parts["train"][7]["_where"]) for row in notes["texts contain special tokens of the tokenizer"]
     )

@@ -251,10 +251,10 @@ def event(**change):
         ([own()] * 4 + [own() | {"events": "x"}], r"row 5: 'events' is not a list of events, found 'x'"),
         ([own() | {"events": []}], r"the task 'events' has no label in train; all label lists are empty"),
         ([own() | {"events": [{"kind": "x"}]}], r"row 1: a span needs a start, an end and a label"),
-        ([without(DUEE, "arguments")], r"contains events in an unknown form, or in no row"),
+        ([without(DUEE, "arguments")], r"contains events in an unknown form, or no events"),
         ([{"text": "a", "event_list": [{"event_type": "x"}]}], r"contains events in an unknown form"),
         ([ONEIE | {"entity_mentions": []}], r"an argument refers to the entity 's-E0', which does not exist"),
-        ([without(ONEIE, "start")], r"the mention 'bought' needs a start and an exclusive end among the 7 tokens"),
+        ([without(ONEIE, "start")], r"the mention 'bought' needs a start and an exclusive end within 7 tokens"),
         ([{"tokens": ["a", "b"], "events": [[0, 0, 0, 0, "t"], [0, 0, 2, 2, "t|r"]]}], r"is outside the 2 tokens"),
     ],
     ids=lambda value: value[:25] if isinstance(value, str) else "",
@@ -389,7 +389,7 @@ def test_joined_events_are_reported(tmp_path):
     rows = [{"text": EN, "events": events} for events in texts]
     examples, _, notes = read(tmp_path, rows)
     assert [len(events_in(e["events"])) for e in examples] == [1, 1, 1, 2, 1]
-    (joined,) = (rows for what, rows in notes.items() if "no mention of their own" in what)
+    (joined,) = (rows for what, rows in notes.items() if "share every mention" in what)
     assert [row.rpartition(", ")[2] for row in joined] == ["row 2: sale", "row 2: sale", "row 3: sale"]
 
 

@@ -426,14 +426,14 @@ def test_the_summary_lists_what_predicates_join_and_notes_name_the_odd_ones(tmp_
     rows.append(typed("Ida is Ida", "Ida", "Ida") | {"relations": [{"type": "is", "head": 0, "tail": 0}]})
     _, notes = processed(tmp_path, rows)
     printed = capsys.readouterr().out
-    assert "task relations: lives joins who → where 120, where → who 1" in printed
+    assert "task relations: lives connects who → where 120, where → who 1" in printed
     assert "-> relations: Ida Berg —lives→ " in printed
-    odd = notes["relations: types that a predicate joins only once"]
+    odd = notes["relations: entity types that a predicate connects only once"]
     assert odd["rows"][0].endswith("row 121: Oslo —lives→ Ida Berg, where → who once, otherwise who → where")
     same = notes["relations: the subject and the object are the same words"]
     assert same["count"] == 1 and same["rows"][0].endswith("row 122: Ida —is→ Ida")
     process(DataConfig(input=str(tmp_path / "data"), check=True))  # labels.json knows the task with the types
-    assert "task relations: lives joins who → where 120, where → who 1" in capsys.readouterr().out
+    assert "task relations: lives connects who → where 120, where → who 1" in capsys.readouterr().out
 
 
 def test_ends_that_are_no_entity_and_parts_without_relations_are_reported(tmp_path):
@@ -441,7 +441,7 @@ def test_ends_that_are_no_entity_and_parts_without_relations_are_reported(tmp_pa
              "entities": [[0, 1, "who"]] + [[4, 4, "where"]] * (n > 0),
              "relations": [[0, 1, 4, 4, "lives"]] * (n < 15)} for n, (t, _, _) in enumerate(LIVES)]  # fmt: skip
     _, notes = processed(tmp_path, rows)
-    outside = notes["relations: subjects or objects that are no entity of 'entities'"]
+    outside = notes["relations: subjects or objects that are not an entity of 'entities'"]
     assert outside["count"] == 1 and outside["rows"][0].endswith("row 1: Ida Berg —lives→ Oslo")
     assert notes["relations: parts without any relation"]["count"] == 1
 

@@ -336,7 +336,7 @@ REFUSED = {  # name: (files, what the one line says, options)
     ),
     "triples": (
         {"a.json": lines([{"text": "a", "spo_list": []}] * 2)},
-        ["relations in an unknown form, or in no row", "under `relations`"],
+        ["relations in an unknown form, or no relations", "under `relations`"],
         {},
     ),
     "bytes in a table": ({"a.csv": b"text,label\n\x00\x01\xff\xfe\x80,x\n"}, ["--encoding"], {}),
