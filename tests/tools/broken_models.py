@@ -421,7 +421,7 @@ class LogScale(RegressionHead):
         return numbers, torch.ones_like(numbers)
 
 
-@broken("overfitting", "is its scale", data="scores", kind="regression")
+@broken("overfitting", "do they use the same scale", data="scores", kind="regression")
 class ExpForLog1p(LogScale):
     def decode(self, logits, inputs):
         numbers = logits.double().exp()

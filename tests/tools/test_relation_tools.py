@@ -312,12 +312,10 @@ def test_relations_whose_entities_have_no_type_are_left_out():
 
 def test_projects_that_cannot_hold_relations():
     tasks = {name: Task(**one) for name, one in TASKS["joint"].items()}
-    with pytest.raises(
-        UserError, match="a project of relations has no labels but these, but the tasks are facts, thin"
-    ):
+    with pytest.raises(UserError, match="a relations project cannot have other labels, but the tasks are facts, thin"):
         annotate.require_format("doccano", tasks)
     annotate.require_format("label_studio", tasks)
-    with pytest.raises(UserError, match="a project has one task of relations, but the tasks are a, b"):
+    with pytest.raises(UserError, match="a project can have only one relations task, but the tasks are a, b"):
         annotate.require_format("label_studio", {"a": tasks["facts"], "b": tasks["facts"]})
 
 

@@ -21,7 +21,7 @@ from trainer import Trainer
 
 MIXES_PADDING = ("fnet", "convbert", "nystromformer", "yoso")  # families whose outputs depend on padding by design
 ROOT = Path(__file__).resolve().parents[2]
-BY_TOKEN = ("input_ids", "attention_mask", "token_type_ids")  # the inputs that padding makes longer
+BY_TOKEN = ("input_ids", "attention_mask", "token_type_ids")  # inputs with one value per token, including padding
 FROM_TEXT = (*BY_TOKEN, "word_starts", "word_ends", "word_mask", "word_shapes")
 Tensors = dict[str, torch.Tensor]  # inputs by name; labels or logits by task
 
@@ -42,8 +42,9 @@ class Undecided(Exception):
 class Case:
     """The model and data under test.
 
-    build(**changes): returns a new Trainer with the data, tokenizer and seed of the run and the user's options with
-    these changes. data: some rows of train. best: the checkpoint of the trial run, or None. command: starts main.py.
+    build(**changes): returns a new Trainer with the data, tokenizer and seed of the run, and the user's options with
+    these changes. data: some rows of train. best: the checkpoint of the trial run, or None. command: the command that
+    starts main.py.
     """
 
     build: Callable[..., Trainer]
@@ -62,7 +63,7 @@ class Case:
 
     @cached_property
     def trained(self) -> MyModel:
-        """The model with the weights of the trial run, if there are any. Copy it before you change it."""
+        """The model with the weights of the trial run, if there are any. Copy it before changing it."""
         model = copy.deepcopy(self.trainer.model)
         if self.best is not None:
             with suppress(UserError):  # another check reports checkpoints that cannot be loaded
@@ -90,7 +91,7 @@ class Case:
 
 
 def is_usable(logits: torch.Tensor) -> bool:
-    """Whether logits are numbers below infinity; -inf excludes a label."""
+    """Returns True if no logit is NaN or +inf. -inf is allowed, because it excludes a label."""
     return not bool((logits.isnan() | (logits == float("inf"))).any())
 
 
@@ -105,7 +106,7 @@ def logits_of(model: MyModel, inputs: Tensors, labels: Tensors | None = None) ->
 
 
 def difference(first: Tensors, second: Tensors, tolerance: float = 1e-3) -> str | None:
-    """Describes the difference in the first task whose logits differ; returns None if none does."""
+    """Describes the difference for the first task whose logits differ, or returns None if there is no such task."""
     for name, logits in first.items():
         change = torch.where(logits == second[name], 0.0, logits - second[name])  # 0 where both are -inf
         size = logits[logits.isfinite()].abs()
@@ -116,21 +117,21 @@ def difference(first: Tensors, second: Tensors, tolerance: float = 1e-3) -> str 
 
 
 def require_same(change: str, first: Tensors, second: Tensors, tolerance: float = 1e-3) -> None:
-    """Raises Failed if logits differ. change: what differs between the two runs, as the start of the message."""
+    """Raises Failed if logits differ. change: the difference between the two runs, as the start of the message."""
     if message := difference(first, second, tolerance):
         raise Failed(f"{change} {message}")
 
 
 def own_inputs(batch: Batch) -> dict[str, torch.Tensor]:
-    """Returns the inputs that are not made from the text, such as numbers or images; their shapes can be anything."""
+    """Returns the inputs that are not derived from the text, such as numbers or images, which can have any shape."""
     return {name: tensor for name, tensor in batch.inputs.items() if name not in FROM_TEXT}
 
 
 def with_other_rows(batch: Batch, kept: int = 1) -> Tensors:
-    """Returns the inputs with other words and own inputs in all rows but the first `kept`, in the same shapes.
+    """Returns inputs of the same shapes, with other words and own inputs in all rows but the first `kept`.
 
-    Their words are drawn from the batch. Their own inputs are those of one row, the most different from the first, so
-    that all values are valid, and that statistics over the rows change.
+    Words are drawn from the batch. Own inputs are copied from the row that differs most from the first one, so that all
+    values are valid and statistics over the rows change.
     """
     changed, own = {name: tensor.clone() for name, tensor in batch.inputs.items()}, own_inputs(batch)
     if "input_ids" in changed:
@@ -159,6 +160,6 @@ def shorten(names: list[str]) -> str:
 
 
 def is_own(filename: str) -> bool:
-    """Whether a file belongs to this repository rather than to a virtual environment inside it."""
+    """Returns True if a file belongs to this repository, rather than to a virtual environment inside it."""
     path = Path(filename)
     return path.is_relative_to(ROOT) and not any(part.startswith(".") for part in path.relative_to(ROOT).parts)

@@ -1,4 +1,4 @@
-"""Checks that predictions and checkpoints are the same after resuming and in a new process."""
+"""Checks that checkpoints are the same after resuming, and that predictions are the same in a new process."""
 
 import json
 import math
@@ -28,7 +28,7 @@ NO_SIGNAL = 1000  # a signal number that does not exist
 
 
 class Killed(Exception):
-    """Ends a run as SIGKILL would: what it has not yet saved is lost."""
+    """Ends a run as SIGKILL would: everything that is not yet saved is lost."""
 
 
 class FewBatches:
@@ -52,7 +52,7 @@ class FewBatches:
 
 
 class FixedBatches(FewBatches):
-    """A training loader whose epochs have these batches."""
+    """A training loader whose epochs consist of these batches."""
 
     def __init__(self, loader: Any, batches: list[Batch]):
         super().__init__(loader, len(batches))
@@ -64,7 +64,7 @@ class FixedBatches(FewBatches):
 
 @torch.enable_grad()
 def check_resume(case: Case) -> None:
-    """Stops a run in its first epoch and kills it in the second; it must end like one that was not stopped."""
+    """Stops a run in its first epoch and kills it in the second. It must end like an uninterrupted run."""
     config, loader = case.trainer.config, case.trainer.train_loader
     if case.trainer.device.type != "cpu" and not config.deterministic:
         raise Skipped("on a GPU, equal bytes need --deterministic")
@@ -90,11 +90,11 @@ def check_resume(case: Case) -> None:
         expected, actual = sums(whole, of_epoch + 1), sums(resumed, of_epoch + 1)
     if differ := [file for file in expected if expected[file] != actual[file]]:
         when = f"after a stop at step 1, a kill after step {of_epoch} (the end of an epoch) and two resumes"
-        raise Failed(f"{when}, {', '.join(differ)} differ from those of an uninterrupted run")
+        raise Failed(f"{when}, {', '.join(differ)} differ from an uninterrupted run")
 
 
 def sums(trainer: Trainer, step: int) -> dict[str, str]:
-    """Returns {file: SHA-256} of the weights and training states of the best checkpoint and of that of a step."""
+    """Returns {file: SHA-256} of the weights and training states of the best checkpoint and a step's checkpoint."""
     found: dict[str, str] = {}
     for name in ("best", f"step_{step:08d}"):
         manifest = json.loads((trainer.checkpoints / name / "manifest.json").read_text(encoding="utf-8"))
@@ -103,7 +103,7 @@ def sums(trainer: Trainer, step: int) -> dict[str, str]:
 
 
 def zeroed(trainer: Trainer) -> Trainer:
-    """Sets the parameters that a checkpoint holds to 0, since resuming must restore them."""
+    """Sets all parameters that are stored in a checkpoint to 0. Resuming must restore them."""
     with torch.no_grad():
         for name in dict(trainer.model.named_parameters()).keys() & lora.kept_tensors(trainer.model).keys():
             trainer.model.get_parameter(name).zero_()
@@ -111,7 +111,7 @@ def zeroed(trainer: Trainer) -> Trainer:
 
 
 def run_until(trainer: Trainer, step: int, killed: bool = False) -> None:
-    """Trains up to a step and saves, or is killed there; resumes from the latest checkpoint if there is one."""
+    """Trains up to a step, and saves or is killed there. Resumes from the latest checkpoint, if there is one."""
     trainer.config.run_dir.mkdir(parents=True, exist_ok=True)
     agree = trainer.stop.agree
 
@@ -149,11 +149,11 @@ def check_prediction(case: Case) -> None:
     require_fitted_threshold(case)
     for name, value in trainer.metric_function(evaluation.gold, predicted).items():
         if not math.isclose(value, evaluation.scores[name], abs_tol=1e-4):
-            raise Failed(f"{name} of the evaluation differs from that of the predictions")
+            raise Failed(f"{name} differs between the evaluation and the predictions")
 
 
 def check_best(case: Case) -> None:
-    """Gives keep_best the scores of three epochs: the second is worse in every score, the third better."""
+    """Calls keep_best with the scores of three epochs: the second is worse in every score, and the third is better."""
     case.trainer.config.run_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=case.trainer.config.run_dir) as folder:
         trainer, kept = case.build(output_dir=folder, compile=False), list[int]()
@@ -167,13 +167,13 @@ def check_best(case: Case) -> None:
             signed = {name: -change if metrics.lower_is_better(name) else change for name in scores}
             trainer.keep_best({name: value + signed[name] for name, value in scores.items()})
     if 2 in kept:
-        raise Failed("keep_best replaces the best checkpoint by one that is worse in every score")
+        raise Failed("keep_best replaces the best checkpoint with one that is worse in every score")
     if 1 in kept and 3 not in kept:
         raise Failed("keep_best does not keep a checkpoint that is better in every score than the best one")
 
 
 def require_fitted_threshold(case: Case) -> None:
-    """Raises Failed if, after `calibrate` on logits that separate the labels, `decode` does not separate them."""
+    """Raises Failed if `decode` does not separate the labels after `calibrate` on logits that separate them."""
     model, batch = case.model_and_batch(len(case.rows))
     for name, head in model.output_layer.heads.items():
         labels = batch.labels[name]
@@ -186,7 +186,7 @@ def require_fitted_threshold(case: Case) -> None:
             head.calibrate(logits, labels)
             if (reached := f1_of(head.decode(logits, batch.inputs)[0], labels)) < 0.95:
                 given = f"logits of {right:g} for right labels and {wrong:g} for others"
-                advice = "do both compare the same numbers with the threshold, logits or probabilities?"
+                advice = "do both compare the threshold with the same values (logits or probabilities)?"
                 raise Failed(
                     f"{name!r}: after calibrate on {given}, decode has an F1 of {reached:.2f} on them; {advice}"
                 )
@@ -203,7 +203,7 @@ def is_same(first: Any, second: Any) -> bool:
 
 @contextmanager
 def other_process(case: Case) -> Iterator[tuple[subprocess.Popen, Path]]:
-    """Context manager that yields a process which evaluates and labels the rows from the checkpoint, and its folder."""
+    """Context manager that yields (process that evaluates and labels the rows with the checkpoint, its folder)."""
     config = case.trainer.config
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
@@ -247,4 +247,4 @@ def check_other_process(case: Case) -> None:
             labels = [prediction_row(case.data[i], answer, trainer.tasks)[name] for i, answer in enumerate(answers)]
             labels, written = without_probabilities(labels), without_probabilities(written)
         if not all(map(is_same, labels, written)):
-            raise Failed(f"answers for {name!r} differ from those of a new process")
+            raise Failed(f"answers for {name!r} differ in a new process")

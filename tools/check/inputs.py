@@ -1,4 +1,4 @@
-"""Checks that outputs depend only on the right inputs, and checks of devices and precision."""
+"""Checks that outputs depend only on the inputs that they should depend on, and checks of devices and precision."""
 
 import copy
 import random
@@ -47,7 +47,7 @@ def check_padding(case: Case) -> None:
         wrong = difference({name: torch.cat([logits[name] for logits in alone]) for name in together}, together)
         wrong = wrong or difference_in_loss(model, batch, single)
     if wrong and (name := batch_dependent(batch, case)):
-        raise Failed(f"inputs[{name!r}] of a text is another one alone than in a batch; compute it from its own row")
+        raise Failed(f"inputs[{name!r}] of a text depends on the other rows of its batch; compute it from its own row")
     if wrong and (family := padding_mixer(model.encoder)):
         by_design = f"{family} mixes padding into its answers by design"
         case.notes.append(f"{by_design}, so single and batched inputs give different outputs: {wrong}")
@@ -56,7 +56,7 @@ def check_padding(case: Case) -> None:
 
 
 def batch_dependent(batch: Batch, case: Case) -> str | None:
-    """The name of an own input whose values depend on the other rows of the batch."""
+    """Returns the name of an own input whose values depend on the other rows of the batch, or None."""
     for row, number in enumerate(batch.rows.tolist()):
         for name, alone in own_inputs(case.batch([number])).items():
             if alone.shape[1:] == batch.inputs[name].shape[1:] and not torch.equal(alone[0], batch.inputs[name][row]):
@@ -65,7 +65,7 @@ def batch_dependent(batch: Batch, case: Case) -> str | None:
 
 
 def difference_in_loss(model: MyModel, batch: Batch, single: list[Batch]) -> str | None:
-    """Describes the difference between the loss of a batch and that of its rows; None if there is none."""
+    """Describes the difference between the loss of a batch and the sum of the losses of its rows, or returns None."""
     if any(head.compares_rows for head in model.output_layer.heads.values()):
         return None
     counts = model.count_labels(batch.inputs, batch.labels)
@@ -95,7 +95,7 @@ def check_other_rows(case: Case) -> None:
         rows: list[Tensors] = []
         for inputs in (batch.inputs, changed):
             set_random_state(state, device)
-            one = copy.deepcopy(model).train(training)  # a copy, as a forward pass in training can change buffers
+            one = copy.deepcopy(model).train(training)  # a copy, because training mode can change buffers
             logits = one(inputs).logits
             rows.append({name: logits[name][:1] for name in checked})
         mode = "training" if training else "evaluation"
@@ -141,7 +141,7 @@ def check_own_inputs(case: Case) -> None:
     logits, ignored = model(batch.inputs).logits, []
     for name, tensor in own.items():
         if name.removesuffix("_mask") in own.keys() - {name}:
-            continue  # padding of another input, which may be 0 there
+            continue  # mask of another input
         columns = list(case.data.featurizer.fields[name].columns) if name == "extras" else []
         for number, column in enumerate(columns or [None]):
             part = (slice(None), number) if column else ()
@@ -158,10 +158,10 @@ def check_own_inputs(case: Case) -> None:
 
 
 def require_empty_values(case: Case, model: MyModel, batch: Batch) -> None:
-    """Raises Failed if the model cannot read a name that train lacks, whose id is 0, or rows without any value."""
+    """Raises Failed if the model cannot process id 0 (a name that does not occur in train) or rows without values."""
     for name, field in fields_of(case.trainer.tasks).items():
         if field.dtype == "name":
-            changed, what = {name: torch.zeros_like(batch.inputs[name])}, "0, a name that train lacks"
+            changed, what = {name: torch.zeros_like(batch.inputs[name])}, "0 (a name that does not occur in train)"
         elif field.level in ("list", "spans"):
             changed = {one: batch.inputs[one][:, :0] for one in (name, f"{name}_mask")}
             what = "a batch without any value"
@@ -189,16 +189,16 @@ def check_inputs_unchanged(case: Case) -> None:
                 if is_new_or_missing or not torch.equal(part[name].nan_to_num(), earlier[name].nan_to_num()):
                     raise Failed(f"forward or decode changes {name!r} of the batch")
         if modes != [module.training for module in model.modules()]:
-            raise Failed("forward or decode calls train() or eval(), which lasts beyond it")
+            raise Failed("forward or decode calls train() or eval() and does not restore the mode")
         wrong = [name for name, old in buffers.items() if not torch.equal(model.get_buffer(name), old)]
         if wrong and not training:
             raise Failed(f"evaluation changes the buffer {wrong[0]}; change it only if self.training")
 
 
 def check_device(case: Case) -> None:
-    """Changes the default device, so tensors that are created without a device cause an error."""
+    """Changes the default device, so that tensors created without a device cause an error."""
     model, batch = case.model_and_batch(4)
-    model(batch.inputs, batch.labels)  # fills lazy caches on the right device
+    model(batch.inputs, batch.labels)  # fills lazy caches on the correct device
     try:
         with torch.device("meta"):
             output = model(batch.inputs, batch.labels)
@@ -211,7 +211,7 @@ def check_device(case: Case) -> None:
             raise Skipped(f"this encoder cannot be checked ({first_line(error)})") from None
         line = f"{Path(last.filename).name}:{last.lineno} ({last.line})"
         raise Failed(f"{line} uses a tensor that was created without a device ({first_line(error)})") from None
-    device = next(iter(batch.inputs.values())).device  # with its index
+    device = next(iter(batch.inputs.values())).device  # including the device index
     if wrong := [name for name, logits in output.logits.items() if logits.device != device]:
         raise Failed(f"the logits of {wrong[0]!r} are not on the device of the inputs")
 

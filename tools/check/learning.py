@@ -1,4 +1,4 @@
-"""Checks that the model can learn: it overfits a few texts, and its answers become right and have the right names."""
+"""Checks that the model can learn: it can overfit a few texts, and its answers become right and get the right names."""
 
 import copy
 import math
@@ -14,29 +14,29 @@ from model_utils import MyModel
 from tools.check.case import Case, Failed, Undecided, has_label
 from trainer import Trainer
 
-# The budget is one of steps, not of seconds, so that the verdict is the same on every machine: about WORK / (trained
-# parameters x tokens) of them. A step of BERT-base on 8 texts of 10 tokens takes 1.3 s of one core.
+# The budget is counted in steps, not seconds, so that the verdict is the same on every machine. It is about
+# WORK / (trained parameters x tokens) steps. A step of BERT-base on 8 texts of 10 tokens takes 1.3 s on one core.
 WORK, FEWEST, MOST = 5e11, 60, 1000
-MANY, FEW, LARGE = 16, 8, 5e6  # number of texts, of texts for large models, trained parameters of a large model
-# (factor of the encoder's rates; of the other rates; share of the steps), one after another. The last trains heads only
+MANY, FEW, LARGE = 16, 8, 5e6  # number of texts; for large models; number of trained parameters of a large model
+# (factor of the encoder's rates, factor of other rates, share of the steps) of each attempt. The last trains only heads
 ATTEMPTS = ((1.0, 1.0, 0.3), (5.0, 20.0, 0.4), (0.2, 0.2, 0.1), (0.0, 5.0, 0.2))
-RIGHT, SURE = 0.89, 0.8  # share of right answers, their mean probability
+RIGHT, SURE = 0.89, 0.8  # share of right answers; their mean probability
 LOW, LOWEST = 0.35, 0.02  # shares of the first loss
-MOST_RIGHT, SMALL = 0.8, 0.15  # if wrong answers have high losses, so that loss and decode agree
+MOST_RIGHT, SMALL = 0.8, 0.15  # weaker limits if wrong answers have high losses, that is, loss and decode agree
 NOISE = 0.05  # losses below it are too small to compare
 
 
 @dataclass
 class Progress:
-    """What the training of a few texts has shown of a task."""
+    """The progress of one task while the model is trained on a few texts."""
 
     first: float  # the first loss
-    losses: list[float] = field(default_factory=list)  # of each step
+    losses: list[float] = field(default_factory=list)  # the loss of each step
     hits: list[float] = field(default_factory=list)  # share of right answers, every ten steps
     sure: float = 0.0  # mean probability of the answers
-    enough: float = SURE  # the probability that suffices
+    enough: float = SURE  # the mean probability that is sufficient
     falls: bool = False  # whether the loss was still falling at the end of an attempt
-    of_numbers: bool = False  # a regression: its loss can have any scale and any minimum, so how low it is says little
+    of_numbers: bool = False  # regression: its loss has no fixed scale or minimum, so a low value means little
 
     @property
     def right(self) -> float:
@@ -44,7 +44,7 @@ class Progress:
 
     @property
     def ratio(self) -> float:
-        """The last loss as a share of the first; it falls with the loss, also if that is negative."""
+        """The last loss as a share of the first. It decreases with the loss, even if the loss is negative."""
         return 1 - (self.first - self.losses[-1]) / max(abs(self.first), 1e-9) if self.losses else 1.0
 
     @property
@@ -52,7 +52,7 @@ class Progress:
         return self.ratio < LOWEST and not self.of_numbers
 
     def is_learnt(self) -> bool:
-        """Whether answers are right and the loss is low, or as low as a loss with a positive minimum can be."""
+        """Returns True if the answers are right, and the loss is low or (if its minimum is positive) they are sure."""
         return self.right > RIGHT and (self.ratio < LOW or self.sure > self.enough)
 
 
@@ -78,7 +78,8 @@ def check_overfitting(case: Case) -> None:
 
 
 def train(case: Case, model: MyModel, batch: Batch, config: Any, progress: dict[str, Progress], steps: int) -> int:
-    """Trains in several attempts until all tasks are learnt, or cannot be. Returns the number of steps."""
+    """Trains in several attempts until all tasks are learnt or the attempts are used up. Returns the number of
+    steps."""
     start, done = copy.deepcopy(model.state_dict()), 0
     for factor, of_heads, share in ATTEMPTS:
         before, earlier = copy.deepcopy(model.state_dict()), copy.deepcopy(progress)
@@ -94,12 +95,12 @@ def train(case: Case, model: MyModel, batch: Batch, config: Any, progress: dict[
             model.load_state_dict(before)
             progress.update({name: task for name, task in earlier.items() if task.losses})
         for name, task in progress.items():
-            task.falls |= factor < 1 and earlier[name].falls  # at low rates it hardly falls
+            task.falls |= factor < 1 and earlier[name].falls  # at low rates, the loss hardly falls
     return done
 
 
 def groups(model: MyModel, config: Any, factor: float, of_heads: float) -> list[dict[str, Any]]:
-    """Returns the parameter groups, with rates times these factors for the encoder and for the other layers."""
+    """Returns the parameter groups, with rates multiplied by these factors for the encoder and the other layers."""
     encoder, found = {id(p) for p in model.encoder.parameters()}, []
     for group in parameter_groups(model, config):
         for inside, times in ((True, factor), (False, of_heads)):
@@ -120,7 +121,8 @@ def first_losses(model: MyModel, batch: Batch, trained: bool, enough: float) -> 
 
 
 def attempt(model: MyModel, batch: Batch, groups: list[Any], progress: dict[str, Progress], steps: int) -> int:
-    """Trains for some steps, and less if all is learnt or the losses stop falling. Returns the number of steps."""
+    """Trains for up to `steps` steps, or until all tasks are learnt or the losses stop falling. Returns the number of
+    steps."""
     optimizer = torch.optim.AdamW(groups)
     window = max(10, steps // 4)
     begin = {name: len(task.losses) for name, task in progress.items()}
@@ -145,7 +147,7 @@ def attempt(model: MyModel, batch: Batch, groups: list[Any], progress: dict[str,
 
 
 def is_falling(losses: list[float], window: int) -> bool:
-    """Whether the lowest loss of the last steps is at least 2% below that of the steps before."""
+    """Returns True if the lowest loss of the last `window` steps is over 2% below the lowest loss before them."""
     if len(losses) < 2 * window:
         return True
     before, last = min(losses[:-window]), min(losses[-window:])
@@ -154,7 +156,7 @@ def is_falling(losses: list[float], window: int) -> bool:
 
 @torch.no_grad()
 def examine(model: MyModel, batch: Batch, progress: dict[str, Progress]) -> None:
-    """Updates the share of right answers, as counted by the head in eval mode, and their mean probability."""
+    """Updates the share of right answers (counted by the head, in eval mode) and their mean probability."""
     model.eval()
     for name, answer in model.decode(model(batch.inputs).logits, batch.inputs).items():
         head, labels = model.output_layer.heads[name], batch.labels[name]
@@ -165,7 +167,7 @@ def examine(model: MyModel, batch: Batch, progress: dict[str, Progress]) -> None
 
 
 def mean_probability(answers: Any, probabilities: Any, labels: torch.Tensor) -> float:
-    """Returns the mean probability of the answers; 0 if they have none."""
+    """Returns the mean probability of the answers, or 0 if they have no probabilities."""
     if not isinstance(answers, torch.Tensor) or answers.is_floating_point() or answers.shape != labels.shape:
         return 0.0
     if answers.dtype == torch.bool:
@@ -183,17 +185,17 @@ def judge(case: Case, model: MyModel, batch: Batch, name: str, task: Progress, w
     change = f"{task.losses[-1]:.3g} (initially {task.first:.3g}) {when}"
     message = f"{name!r}: the loss is {change}, and {task.right:.0%} of the answers are right"
     improves = max(task.hits[-len(task.hits) // 3 :]) > max(task.hits[: -len(task.hits) // 3], default=0.0)
-    # With a decode that fits the loss, a wrong answer costs more: 0.69, or half of the largest loss
+    # If decode matches the loss, a wrong answer has a higher loss: 0.69, or half of the largest loss
     limit = (0.05 if improves else 0.1) * task.first
     if task.right <= RIGHT and not task.of_numbers and losses_of_wrong(model, batch, name) < limit:
         advice = "loss and decode disagree: shifted or reversed labels, argmin, a threshold on the wrong side"
         raise Failed(f"{message}; {advice}")
-    if task.right > MOST_RIGHT and task.ratio < SMALL:  # the rest are texts that differ only in the order of words
+    if task.right > MOST_RIGHT and task.ratio < SMALL:  # the wrong answers are for texts that differ only in word order
         return
     if has_reversed_gradient(case, batch, name):
-        case.notes.append(f"{name!r} gives the encoder a reversed gradient, so that it does not learn it; not judged")
+        case.notes.append(f"{name!r} passes a reversed gradient to the encoder, which prevents learning; not judged")
     elif not any(p.requires_grad for p in model.encoder.parameters()) and any(True for _ in model.encoder.parameters()):
-        case.notes.append(f"{name!r}: with the frozen encoder {task.right:.0%} of the texts are right")
+        case.notes.append(f"{name!r}: with the frozen encoder, {task.right:.0%} of the answers are right")
     elif task.right > RIGHT and probabilities_cost(model, batch, name) > LOW * task.first:
         raise Failed(f"{message}; the logits are probabilities: softmax or sigmoid before the loss, or softmax twice")
     elif task.falls or task.is_lowest:
@@ -208,21 +210,22 @@ def judge(case: Case, model: MyModel, batch: Batch, name: str, task: Progress, w
 
 @torch.no_grad()
 def require_same_in_evaluation(model: MyModel, batch: Batch, name: str, task: Progress) -> None:
-    """Raises Failed if the loss is low in training, but not for the same texts in evaluation, both without dropout."""
+    """Raises Failed if the loss is low in training mode but not in evaluation mode, for the same texts and without
+    dropout."""
     loss = float(model.eval()(batch.inputs, batch.labels).losses[name])
     if task.ratio < LOW / 2 and loss > max(LOW * task.first, NOISE):
         losses = f"the loss of the same texts is {task.losses[-1]:.3g} in training and {loss:.3g} in evaluation"
-        raise Failed(f"{name!r}: {losses}; what depends on self.training, or on labels that joint gets in training?")
+        raise Failed(f"{name!r}: {losses}; does it depend on self.training, or on the labels that joint gets?")
 
 
 def require_lowest_at_labels(model: MyModel, batch: Batch, name: str) -> None:
-    """Raises Failed if the logits of a regression at which its loss is lowest are decoded to other numbers."""
+    """Raises Failed if the logits that minimize a regression loss are not decoded to the labels."""
     head, labels = model.output_layer.heads[name], batch.labels[name]
     with torch.no_grad():
         logits = model.eval()(batch.inputs).logits[name].clone()
     logits.requires_grad_()
     optimizer = torch.optim.LBFGS([logits], max_iter=300, line_search_fn="strong_wolfe", tolerance_change=1e-12)
-    sizes: list[float] = []  # of the gradient
+    sizes: list[float] = []  # gradient norms
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
@@ -234,7 +237,7 @@ def require_lowest_at_labels(model: MyModel, batch: Batch, name: str) -> None:
     optimizer.step(loss)  # type: ignore[arg-type]
     loss()
     if not sizes[-1] <= 1e-3 * max(sizes):
-        return  # no minimum, or one where the loss has a corner, as that of absolute errors
+        return  # no minimum, or the loss is not differentiable there, as for absolute errors
     there = has_label(labels)
     answers = head.decode(logits.detach(), batch.inputs)[0][there]
     gaps = (answers - labels[there]).abs() / head.task.std
@@ -242,13 +245,13 @@ def require_lowest_at_labels(model: MyModel, batch: Batch, name: str) -> None:
         row = int(gaps.argmax())
         answer = f"where the loss of the label {float(labels[there][row]):.6g} is lowest, decode returns"
         raise Failed(
-            f"{name!r}: {answer} {float(answers[row]):.6g}; loss and decode disagree: is its scale that of the loss?"
+            f"{name!r}: {answer} {float(answers[row]):.6g}; loss and decode disagree; do they use the same scale?"
         )
 
 
 @torch.no_grad()
 def probabilities_cost(model: MyModel, batch: Batch, name: str) -> float:
-    """Returns the loss of right answers with a probability of 1, for a head whose logits are probabilities; else 0."""
+    """Returns the loss of right answers with probability 1, if the logits of a head are probabilities, otherwise 0."""
     logits, labels = model.eval()(batch.inputs).logits[name], batch.labels[name]
     if labels.ndim != 1 or labels.is_floating_point() or logits.ndim != 2 or logits.min() < 0 or logits.max() > 1:
         return 0.0
@@ -258,7 +261,7 @@ def probabilities_cost(model: MyModel, batch: Batch, name: str) -> float:
 
 
 def has_reversed_gradient(case: Case, batch: Batch, name: str) -> bool:
-    """Whether a step of the encoder along its gradient lowers the loss of a task, as in adversarial training."""
+    """Returns True if a step of the encoder along its gradient lowers a task's loss, as in adversarial training."""
     model = copy.deepcopy(case.trainer.model).eval()
     trained, losses = [p for p in model.encoder.parameters() if p.requires_grad], list[float]()
     if not trained:
@@ -277,7 +280,7 @@ def has_reversed_gradient(case: Case, batch: Batch, name: str) -> bool:
 
 @torch.no_grad()
 def losses_of_wrong(model: MyModel, batch: Batch, name: str) -> float:
-    """Returns the median loss of the rows with a wrong answer, each per label; infinity if there are none."""
+    """Returns the median loss per label of the rows with a wrong answer, or infinity if no answer is wrong."""
     head, found = model.output_layer.heads[name], []
     for row in range(len(batch.rows)):
         inputs, labels = [{k: v[row : row + 1] for k, v in part.items()} for part in (batch.inputs, batch.labels)]
@@ -289,7 +292,7 @@ def losses_of_wrong(model: MyModel, batch: Batch, name: str) -> float:
 
 
 def require_names(case: Case, trainer: Trainer, rows: list[int], names: list[str]) -> None:
-    """Raises Failed if `to_labels` turns right answers into other labels than those of the data."""
+    """Raises Failed if `to_labels` converts right answers to labels that differ from the data."""
     whole = [i for i in map(int, case.data.example_index[rows]) if (case.data.example_index == i).sum() == 1]
     if not whole or not names:
         return
@@ -306,8 +309,8 @@ def require_names(case: Case, trainer: Trainer, rows: list[int], names: list[str
 
 
 def distinct_rows(case: Case, number: int = MANY) -> list[int]:
-    """Returns up to `number` short rows with distinct inputs, as equal ones may differ in labels: first those with the
-    labels of most tasks, and among these rows with labels that no row before them has."""
+    """Returns up to `number` short rows with distinct inputs, because equal inputs may have different labels. Rows with
+    labels that no earlier row has come first, and otherwise rows with labels for the most tasks."""
     by_input: dict[bytes, int] = {}
     for row in sorted(range(len(case.data.lengths)), key=lambda row: (-case.num_labels(row), case.data.lengths[row])):
         inputs = case.data.batch([row]).inputs.values()

@@ -1,4 +1,4 @@
-"""Checks of the heads' outputs and losses."""
+"""Checks of the outputs and losses of the heads."""
 
 import copy
 import math
@@ -27,7 +27,7 @@ def check_shapes(case: Case) -> None:
 
 
 def wrong_answers(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
-    """Describes an error of `decode` on the given, random or extreme logits; returns None if there is none."""
+    """Describes an error of `decode` on the given, random or extreme logits, or returns None if there is no error."""
     labels = head.task.labels
     seen: set[int] = set()
     shape = batch.inputs["word_mask"].shape if head.by_words else batch.rows.shape
@@ -49,7 +49,7 @@ def wrong_answers(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
 
 
 def extreme_logits(logits: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yields logits (B, C) in which one class, or the first classes, dominate, so decode must return every label."""
+    """Yields logits (B, C) where one class, or the first classes, dominate, so that decode must return every label."""
     if logits.ndim == 2:
         size = logits.shape[1]
         signs = torch.cat([2 * torch.eye(size) - 1, 1 - 2 * torch.ones(size + 1, size).triu()]).to(logits.device)
@@ -58,7 +58,7 @@ def extreme_logits(logits: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def wrong_spans(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
-    """Describes an error of `decode` on these or random logits of spans or relations; None if there is none."""
+    """Describes an error of `decode` on these or random logits of spans or relations, or returns None."""
     sizes = batch.inputs["word_mask"].sum(1).tolist()
     for chosen in (logits, 10 * torch.randn_like(logits)):
         answers, probabilities = head.decode(chosen, batch.inputs)
@@ -86,7 +86,7 @@ def check_first_loss(case: Case) -> None:
         if not torch.isfinite(loss):
             raise Failed(f"the loss of {name!r} is {loss.item():g}")
         if case.trainer.config.init_from:
-            continue  # trained already
+            continue  # already trained
         if not has_label(labels).any() or kind not in ("classification", "tagging", "multilabel", "regression"):
             continue
         if kind == "multilabel" and case.trainer.config.class_weights == "balanced":
@@ -104,8 +104,8 @@ def check_first_loss(case: Case) -> None:
 
 
 def factor_of_cross_entropy(head: Any, logits: torch.Tensor, batch: Batch, name: str) -> float | None:
-    """Returns the mean factor by which each row's loss exceeds its cross-entropy, the same for all logits; None if the
-    loss is not a multiple of the cross-entropy."""
+    """Returns the mean ratio of each row's loss to its cross-entropy, or None if the ratio depends on the logits, that
+    is, the loss is not a multiple of the cross-entropy."""
     labels = batch.labels[name]
     if labels.ndim > 1 or labels.is_floating_point() or logits.ndim != 2 or head.compares_rows:
         return None
@@ -119,8 +119,8 @@ def factor_of_cross_entropy(head: Any, logits: torch.Tensor, batch: Batch, name:
 
 
 def is_another_loss(model: MyModel, head: Any, batch: Batch, name: str, first: float) -> bool:
-    """Whether the first loss is plausible for a loss other than the cross-entropy: near that of logits of 0, or of a
-    head whose logits are bounded (angles with a margin) or at most 0 (distances)."""
+    """Returns True if the first loss is plausible for a loss other than cross-entropy: it is close to the loss of zero
+    logits, or the logits are bounded (angles with a margin) or at most 0 (distances)."""
     hidden = model.encode(batch.inputs)
     count = model.count_labels(batch.inputs, batch.labels)[name].clamp(min=1)
     logits = model.output_layer(hidden, batch.inputs)[name]
@@ -132,7 +132,7 @@ def is_another_loss(model: MyModel, head: Any, batch: Batch, name: str, first: f
 
 
 def expected_first_loss(head: Any, labels: torch.Tensor) -> tuple[float, str]:
-    """Returns the expected loss of random guessing and its description."""
+    """Returns (expected loss of random guessing, its description)."""
     task = head.task
     if head.first_loss is not None:
         return head.first_loss, f"near {head.first_loss:g}"
@@ -161,7 +161,7 @@ def skip_if_rows_are_compared(case: Case) -> None:
 
 
 def select(batch: Batch, rows: list[int]) -> Batch:
-    """Selects rows of a batch in this order, keeping the padding."""
+    """Selects rows of a batch in the given order, keeping the padding."""
     inputs, labels = [{name: tensor[rows] for name, tensor in part.items()} for part in (batch.inputs, batch.labels)]
     return Batch(inputs, labels, batch.rows[rows])
 

@@ -1,7 +1,8 @@
-"""Runs the checks of `main.py --debug`, which test if an edited model still has the invariants of all models.
+"""Runs the checks of `main.py --debug`, which test whether an edited model still has the invariants of all models.
 
-A check is a function of a Case that raises Failed with a description of the error, or Skipped; any other exception is a
-failure too. Checks run without gradients unless they enable them. Add checks of your own model to CHECKS.
+A check is a function that takes a Case and raises Failed with a description of the error, or Skipped; any other
+exception also counts as a failure. Checks run without gradients unless they enable them. Add checks of your own model
+to CHECKS.
 """
 
 import logging
@@ -29,21 +30,17 @@ def check_build(case: Case) -> None:
 CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
     ("the model and its training can be built", check_build, "the line that raised it"),
     (
-        "scores are numbers, and right answers have the best",
+        "scores are finite, and right answers score best",
         scores.check_scores,
         "SCORES and LOWER_IS_BETTER in metrics.py",
     ),
     ("shapes, labels and label counts", losses.check_shapes, "the head's forward, decode and label_mask"),
-    (
-        "the first loss is near that of random guessing",
-        losses.check_first_loss,
-        "initial weights; the head's loss; MyLoss",
-    ),
+    ("the first loss is close to random guessing", losses.check_first_loss, "initial weights; the head's loss; MyLoss"),
     ("the loss is a mean over labels", losses.check_mean_loss, "the head's loss: a sum, which MyLoss averages"),
     (
         "accumulation equals one batch",
         losses.check_accumulation,
-        "losses that depend on other rows; terms that a batch adds once, whatever its labels",
+        "losses that depend on other rows; terms that are added once per batch, regardless of its labels",
     ),
     ("texts without labels have no loss", losses.check_no_labels, "the head's loss where labels are IGNORE or NaN"),
     (
@@ -59,10 +56,10 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
     ),
     ("answers do not depend on the labels", training.check_labels_unseen, "how forward uses the labels"),
     ("own inputs change the answers", inputs.check_own_inputs, "inputs[NAME] in the forward of a head or encoder"),
-    ("markers are tokens that texts have", texts.check_markers, "--special_tokens, set_tokenizer, --max_length"),
+    ("markers are tokens that occur in texts", texts.check_markers, "--special_tokens, set_tokenizer, --max_length"),
     ("no token is read twice", texts.check_read_twice, "pooling over [CLS], positions of markers"),
     ("the answer for a word depends on its tokens", texts.check_words, "word_starts, word_ends, shifted positions"),
-    ("the texts of a pair are encoded alike", texts.check_pairs, "special tokens and pooling of the second text"),
+    ("texts of a pair are encoded the same way", texts.check_pairs, "special tokens and pooling of the second text"),
     (
         "padding changes nothing",
         inputs.check_padding,
@@ -86,24 +83,24 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
     (
         "a step updates the weights once",
         training.check_step,
-        "optimizer_step and train_one_epoch in trainer.py; passes of tricks",
+        "optimizer_step and train_one_epoch in trainer.py; forward and backward passes of tricks",
     ),
     ("predictions equal evaluation", checkpoints.check_prediction, "decode, if it depends on the batch; calibrate"),
-    ("the best checkpoint is the one that is kept", checkpoints.check_best, "keep_best in trainer.py; LOWER_IS_BETTER"),
+    ("the best checkpoint is kept", checkpoints.check_best, "keep_best in trainer.py; LOWER_IS_BETTER"),
     (
         "resuming equals an uninterrupted run",
         checkpoints.check_resume,
-        "plain attributes, globals and closures, other sources of randomness, what is updated after save_model",
+        "plain attributes, globals and closures, other sources of randomness, state that is updated after save_model",
     ),
     ("a new process gives the same answers", checkpoints.check_other_process, "load_checkpoint and build_model"),
 ]
 
 
 def check_model(case: Case) -> dict[str, str]:
-    """Runs all checks and logs one line per check and a summary. Returns {failed check: error}; case.undecided has
-    those without a verdict.
+    """Runs all checks and logs one line per check and a summary. Returns {failed check: error}. Checks without a
+    verdict are in case.undecided.
 
-    After SIGTERM or SIGINT it finishes the current check and raises Interrupted.
+    After SIGTERM or SIGINT, finishes the current check and raises Interrupted.
     """
     found: dict[str, dict[str, str]] = {"ok": {}, "skipped": {}, "undecided": case.undecided, "FAILED": {}}
     with ExitStack() as stack:
@@ -121,7 +118,7 @@ def check_model(case: Case) -> dict[str, str]:
             stop.check()
             not_finite = check is losses.check_shapes and "not finite" in message
             if state == "FAILED" and (check is check_build or not_finite):
-                logger.error("skipping the other checks, which would fail for the same reason")
+                logger.error("skipping the remaining checks, which would fail for the same reason")
                 break
     others = f"{len(found['ok'])} passed, {len(found['skipped'])} skipped as they do not apply"
     if found["undecided"]:
@@ -136,11 +133,11 @@ def check_model(case: Case) -> dict[str, str]:
 
 
 def run_check(check: Callable[[Case], None], case: Case) -> tuple[str, str]:
-    """Runs a check -> ("ok", "skipped", "undecided" or "FAILED", the reason if it is not ok)."""
+    """Runs a check. Returns ("ok", "skipped", "undecided" or "FAILED", reason if not ok)."""
     case.notes.clear()
     try:
         with ExitStack() as stack, torch.no_grad():
-            for noisy in (logger, logging.getLogger("transformers")):  # logs only errors
+            for noisy in (logger, logging.getLogger("transformers")):  # log only errors during the check
                 stack.callback(noisy.setLevel, noisy.level)
                 noisy.setLevel(logging.ERROR)
             check(case)
@@ -160,7 +157,7 @@ def run_check(check: Callable[[Case], None], case: Case) -> tuple[str, str]:
 @contextmanager
 def rehearsal() -> Iterator[list[Exception]]:
     """Context manager for the trial run. Logs an exception as one line, with the traceback in the log file, and adds it
-    to the yielded list, so the checks can find the cause. UserError, Interrupted and OSError propagate."""
+    to the yielded list, so that the checks can find the cause. UserError, Interrupted and OSError propagate."""
     failures: list[Exception] = []
     try:
         yield failures

@@ -1,4 +1,4 @@
-"""Check of the metrics: they are numbers for all answers, and the monitored one prefers right answers."""
+"""Check of the metrics: they are finite for all answers, and the monitored metric prefers right answers."""
 
 import math
 from typing import Any
@@ -23,13 +23,13 @@ def check_scores(case: Case) -> None:
         return  # a task without labels
     scores = {kind: trainer.metric_function(gold, predicted) for kind, predicted in answers.items()}
     for i in range(min(2, len(examples))):  # a single text
-        for kind in ("right", "wrong"):  # a wrong answer can be a label that gold lacks
+        for kind in ("right", "wrong"):  # a wrong answer can be a label that does not occur in gold
             trainer.metric_function(*({name: side[name][i : i + 1] for name in side} for side in (gold, answers[kind])))
     for name, value in scores["right"].items():
         if not math.isfinite(value):
             raise Failed(f"{name} is {value:g} if all answers are right")
         if not math.isfinite(scores["equal"].get(name, 0.0)):
-            case.notes.append(f"{name} is not a number if all answers are the same")
+            case.notes.append(f"{name} is not finite if all answers are the same")
     monitor = trainer.monitor
     if monitor in scores["right"] and metrics.is_better(monitor, scores["wrong"][monitor], scores["right"][monitor]):
         values = f"{scores['right'][monitor]:.4g} for right answers and {scores['wrong'][monitor]:.4g} for wrong ones"

@@ -1,4 +1,4 @@
-"""Checks of what a model reads of its texts: markers, [CLS], and the two texts of a pair."""
+"""Checks of how a model reads its texts: markers, [CLS], words, and the two texts of a pair."""
 
 import copy
 import re
@@ -17,7 +17,7 @@ MARKER = re.compile(r"[^\w\s]\S*[^\w\s]|[^\w\s]")  # such as <e1>, [E1] or $
 
 
 class Listening:
-    """A tokenizer that notes the strings that a head looks up, and the ids that it finds."""
+    """A tokenizer that records the strings that a head looks up, and their ids."""
 
     def __init__(self, tokenizer: Any):
         self.tokenizer, self.found = tokenizer, dict[str, list[int]]()
@@ -43,7 +43,7 @@ class Listening:
 
     def note(self, text: Any) -> None:
         for one in [text] if isinstance(text, str) else text:
-            if MARKER.fullmatch(one):  # whole texts may have several tokens
+            if MARKER.fullmatch(one):  # other texts may consist of several tokens
                 self.found[one] = self.tokenizer.encode(one, add_special_tokens=False)
 
 
@@ -60,17 +60,17 @@ def check_markers(case: Case) -> None:
     ordinary = {tokenizer.cls_token, tokenizer.sep_token, tokenizer.pad_token, tokenizer.mask_token}
     found = {token: ids for token, ids in listening.found.items() if token not in {*ordinary, tokenizer.unk_token}}
     if not found:
-        raise Skipped("no head looks up a token, and --special_tokens is empty")
+        raise Skipped("no head looks up tokens, and --special_tokens is empty")
     for token, ids in found.items():
         pieces = tokenizer.encode(token, add_special_tokens=False)
         if ids[0] in (None, tokenizer.unk_token_id) or (MARKER.fullmatch(token) and len(pieces) != 1):
             is_now = f"{len(pieces)} tokens ({' '.join(tokenizer.convert_ids_to_tokens(pieces))})"
-            raise Failed(f"{token!r} is not one token of the tokenizer but {is_now}; name it in --special_tokens")
+            raise Failed(f"{token!r} is not one token of the tokenizer but {is_now}; add it to --special_tokens")
         require_in_texts(case, token, ids[0], token in looked_up)
 
 
 def require_in_texts(case: Case, token: str, number: int, looked_up: bool) -> None:
-    """Raises Failed if texts have this token, but the model does not get it, or if no text has a marker."""
+    """Raises Failed if texts contain this token but the model does not receive it, or if no text contains a marker."""
     data, lost, have = case.data, 0, 0
     for row in map(int, data.first_rows):
         example = data[int(data.example_index[row])]
@@ -80,10 +80,10 @@ def require_in_texts(case: Case, token: str, number: int, looked_up: bool) -> No
             lost += number not in data.batch([row]).inputs["input_ids"]
     if lost:
         raise Failed(
-            f"{lost} of the {have} texts with {token!r} lose it, cut by --max_length {data.featurizer.max_length}"
+            f"{lost} of the {have} texts with {token!r} lose it through --max_length {data.featurizer.max_length}"
         )
     if not have and looked_up and MARKER.fullmatch(token):
-        raise Failed(f"a head looks up {token!r}, but none of {len(data)} texts has it")
+        raise Failed(f"a head looks up {token!r}, but none of {len(data)} texts contains it")
 
 
 def check_read_twice(case: Case) -> None:
@@ -118,7 +118,8 @@ def inputs_of(layer: nn.Module, model: nn.Module, batch: Batch) -> list[torch.Te
 
 
 def require_distinct_blocks(name: str, vectors: torch.Tensor, first: torch.Tensor) -> None:
-    """Raises Failed if the input of a layer contains the same vector twice in all texts, or that of [CLS] in any."""
+    """Raises Failed if the input of a layer contains a vector twice for all texts, or the [CLS] vector twice for any
+    text."""
     size = first.shape[1]
     if (
         vectors.ndim != 2
@@ -140,7 +141,8 @@ def require_distinct_blocks(name: str, vectors: torch.Tensor, first: torch.Tenso
 
 
 def counts_twice(gradients: torch.Tensor) -> bool:
-    """Whether position 0 has twice the gradient of all others, or the sum of two that all others have. (L, H)"""
+    """Returns True if the gradient at position 0 is twice the gradient at all others, or the sum of the two gradients
+    that occur at the others. gradients: (L, H)."""
     first, others = gradients[0], gradients[1:]
     kinds = [others[0], others[-1]] if len(others) > 1 else []
     if not kinds or not all(kind.any() for kind in kinds):
@@ -155,7 +157,7 @@ def counts_twice(gradients: torch.Tensor) -> bool:
 
 
 def check_words(case: Case) -> None:
-    """Changes the hidden states of one word after another: the logits of that word must change."""
+    """Changes the hidden states of one word at a time. The logits of that word must change."""
     model, batch = case.model_and_batch(4)
     heads = {name: head for name, head in model.output_layer.heads.items() if head.by_words and scores_words(head)}
     hidden = inputs_of(model.output_layer, model, batch)[0]
@@ -182,16 +184,17 @@ def scores_words(head: Any) -> bool:
 
 
 def scores_of(head: Any, logits: torch.Tensor, word: int) -> torch.Tensor:
-    """The logits of a word or, of a head that scores pairs of words, those of the word with itself. (B, …)"""
+    """Returns the logits of a word (B, …). For a head that scores pairs of words: of the pair of the word with
+    itself."""
     return head.distribution.dense(logits)[:, :, word, word] if head.finds_spans else logits[:, word]
 
 
 def check_pairs(case: Case) -> None:
-    """In a model that encodes the texts of a pair separately, checks that equal texts have equal vectors."""
+    """Checks that equal texts have equal vectors in a model that encodes the two texts of a pair separately."""
     model, _ = case.model_and_batch(1)
     examples = [case.data[i] for i in range(len(case.data)) if (case.data.example_index == i).sum() == 1]
     if not examples or "text_pair" not in examples[0] or case.data.featurizer.tagging:
-        raise Skipped("the texts are no pairs")
+        raise Skipped("the texts are not pairs")
     texts = sorted({example["text_pair"] for example in examples}, key=len)[:6]
     require_read(case, examples[0], texts)
     if any(head.level == "pair" for head in model.output_layer.heads.values()):
@@ -207,12 +210,12 @@ def check_pairs(case: Case) -> None:
     gaps = [float((a[f] - a[s]).abs().max()) if f.sum() == s.sum() else 1.0 for a, f, s in zip(states, first, second)]
     if max(gaps) > 1e-4:
         gap = f"hidden states that differ by {max(gaps):.1%}"
-        raise Failed(f"the same text has, as first and as second text, {gap}; do both get the same special tokens?")
+        raise Failed(f"the same text as first and second text has {gap}; do both get the same special tokens?")
     require_same_pooling(case, same)
 
 
 def require_read(case: Case, example: dict[str, Any], texts: list[str]) -> None:
-    """Raises Failed if no answer changes with the first, or with the second text of a pair."""
+    """Raises Failed if no answer changes with the first text of a pair, or with the second one."""
     model, fixed = case.model_and_batch(1)[0], [texts[0]] * len(texts)
     for which, pairs in (("first", list(zip(texts, fixed))), ("second", list(zip(fixed, texts)))):
         logits = logits_of(model, batch_of(case, example, pairs).inputs)
@@ -222,15 +225,15 @@ def require_read(case: Case, example: dict[str, Any], texts: list[str]) -> None:
 
 
 def require_equal_vectors(model: MyModel, same: Batch) -> None:
-    """Raises Failed if heads get other vectors of a text as the first than as the second of a pair. (B, 2, H)"""
+    """Raises Failed if a head gets different vectors (B, 2, H) for the same text as first and second text of a pair."""
     for name, head in model.output_layer.heads.items():
         vectors = inputs_of(head, model, same)[0]
         if not torch.allclose(vectors[:, 0], vectors[:, 1], atol=1e-4):
-            raise Failed(f"{name!r} gets different vectors of the same text as first and as second of a pair")
+            raise Failed(f"{name!r} gets different vectors for the same text as first and second text of a pair")
 
 
 def require_same_pooling(case: Case, same: Batch) -> None:
-    """Raises Failed if a head that compares by cosine finds texts more or less equal to themselves."""
+    """Raises Failed if a head that compares texts by cosine gives different scores to pairs of a text with itself."""
     model = case.model_and_batch(1)[0]
     hidden, factor = model.encode(same.inputs), 2.0 + same.inputs["token_type_ids"].unsqueeze(-1)
     logits: list[Tensors] = [model.output_layer(states, same.inputs) for states in (hidden, factor * hidden)]
@@ -248,7 +251,7 @@ def batch_of(case: Case, example: dict[str, Any], pairs: list[tuple[str, str]]) 
 
 
 def words_of(inputs: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the masks of the tokens of the first and of the second text, without [CLS] and [SEP]. (B, L) each"""
+    """Returns the token masks of the first and the second text, (B, L) each, without [CLS] and [SEP]."""
     mask, second = inputs["attention_mask"].bool(), inputs["token_type_ids"].bool()
     places = torch.arange(mask.shape[1], device=mask.device)
     last = mask.sum(1, keepdim=True) - 1

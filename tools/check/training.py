@@ -1,4 +1,4 @@
-"""Checks of training: gradients, registered modules, labels that leak, and one optimizer step."""
+"""Checks of training: gradients, registered modules, label leaks, and one optimizer step."""
 
 import copy
 import tempfile
@@ -32,7 +32,7 @@ def check_gradients(case: Case) -> None:
         raise Failed(f"the gradient of {shorten(not_finite)} is not finite")
     if zero := [name for name, gradient in gradients.items() if not gradient.any()]:
         require_effect(case, [name for name in zero if not name.startswith("encoder.")])
-        case.notes.append(f"{shorten(zero)} have zero gradients; perhaps these rows have none of their labels")
+        case.notes.append(f"{shorten(zero)} have zero gradients; perhaps their labels do not occur in these rows")
     require_used(case, model)
     optimized = {id(p) for group in case.trainer.optimizer.param_groups for p in group["params"]}
     trained = [(name, p) for name, p in case.trainer.model.named_parameters() if p.requires_grad]
@@ -41,23 +41,23 @@ def check_gradients(case: Case) -> None:
 
 
 def require_effect(case: Case, names: list[str]) -> None:
-    """Raises Failed if the loss gives these parameters no gradient in a model with other weights either."""
+    """Raises Failed if these parameters get no gradient in a model with other weights either."""
     model, generator = copy.deepcopy(case.trained).train(), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn(p.shape, generator=generator).to(p))
     batch = case.batch(range(len(case.data.lengths)))
     model(batch.inputs, batch.labels).total_loss.backward()
-    # a bias may be left out with a factor of 0
+    # a bias may be disabled with a factor of 0
     matrices = [name for name in names if model.get_parameter(name).ndim > 1]
     none = [name for name in matrices if (grad := model.get_parameter(name).grad) is not None and not grad.any()]
     if none and all(has_label(labels).any() for labels in batch.labels.values()):
         advice = "softmax over a dimension of size 1, rounding, a factor of 0"
-        raise Failed(f"{shorten(none)} change nothing: their gradient is 0 for all texts; {advice}")
+        raise Failed(f"{shorten(none)} have no effect: their gradient is 0 for all texts; {advice}")
 
 
 def require_encoder_gradients(model: MyModel, batch: Batch) -> None:
-    """Raises Failed if the loss of a task gives the encoder no gradient."""
+    """Raises Failed if the encoder gets no gradient from the loss of a task."""
     encoder = [p for p in model.encoder.parameters() if p.requires_grad]
     for name, loss in model(batch.inputs, batch.labels).losses.items():
         if encoder and has_label(batch.labels[name]).any():
@@ -84,7 +84,7 @@ def require_frozen(model: MyModel, config: Config) -> None:
 def require_used(case: Case, model: MyModel) -> None:
     """Raises Failed if trained parameters have no gradient. A few in a library's encoder only add a note."""
     batch = case.batch(case.rows)
-    for _ in range(8 * any(p.requires_grad and p.grad is None for p in model.parameters())):  # experts may need others
+    for _ in range(8 * any(p.requires_grad and p.grad is None for p in model.parameters())):  # for experts
         inputs = with_other_rows(batch, kept=0)
         batch = Batch(inputs, batch.labels, batch.rows)
         model(inputs, batch.labels).total_loss.backward()
@@ -116,7 +116,7 @@ def check_registered(case: Case) -> None:
 
 
 def unregistered(value: Any, known: set[int], path: str, depth: int = 3) -> Iterator[tuple[str, Any]]:
-    """Yields (path, item) for the modules and tensors in an attribute whose ids are not in `known`."""
+    """Yields (path, item) for the modules and tensors in an attribute that are not in `known` (by id)."""
     if isinstance(value, nn.Module | torch.Tensor):
         if id(value) not in known:
             yield path, value
@@ -137,9 +137,9 @@ def check_labels_unseen(case: Case) -> None:
 
 
 def require_same_accumulated(case: Case, folder: str) -> None:
-    """Raises Failed if a step of train_one_epoch on two micro-batches has another gradient than one on both together.
+    """Raises Failed if a train_one_epoch step on two micro-batches has a different gradient than a step on one batch.
 
-    In eval mode, without tricks: dropout and perturbations are those of each micro-batch.
+    Runs in eval mode and without tricks, because dropout and perturbations differ between micro-batches.
     """
     compares = any(head.compares_rows for head in case.trained.output_layer.heads.values())
     if compares or len(case.data.lengths) < 4 or padding_mixer(case.trained.encoder):
@@ -168,7 +168,7 @@ def require_same_accumulated(case: Case, folder: str) -> None:
     gap = float((gradients[0] - gradients[1]).norm() / gradients[0].norm().clamp(min=1e-12))
     if gap > 0.02:
         advice = "total_loss is already divided by the number of labels in all micro-batches of a step"
-        raise Failed(f"two micro-batches give a gradient that differs by {gap:.1%} from that of one batch; {advice}")
+        raise Failed(f"the gradient of two micro-batches differs by {gap:.1%} from the gradient of one batch; {advice}")
 
 
 def gradient_of(parameters: list[nn.Parameter]) -> torch.Tensor:
@@ -177,7 +177,8 @@ def gradient_of(parameters: list[nn.Parameter]) -> torch.Tensor:
 
 @torch.enable_grad()
 def check_step(case: Case) -> None:
-    """Runs an optimizer step at a rate of 0: only the optimizer may change weights, and each step counts once."""
+    """Runs an optimizer step at a learning rate of 0. Only the optimizer may change weights, and the schedule must
+    advance by one step."""
     case.trainer.config.run_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=case.trainer.config.run_dir) as folder:
         trainer = case.build(output_dir=folder, compile=False, save_steps=0)
@@ -193,7 +194,7 @@ def check_step(case: Case) -> None:
     after = dict(trainer.model.named_parameters())
     if changed := [name for name, p in before.items() if not torch.equal(p, after[name])]:
         raise Failed(
-            f"{shorten(changed)} change in a step at a learning rate of 0; does a trick restore what it changes?"
+            f"{shorten(changed)} change in a step at a learning rate of 0; does a trick fail to restore the weights?"
         )
     if kept := [name for name, p in after.items() if p.grad is not None and p.grad.any()]:
         raise Failed(f"{shorten(kept)} keep their gradients after a step; call zero_grad")

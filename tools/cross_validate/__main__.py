@@ -3,10 +3,10 @@
     python data_process.py --input DATA --output_dir dataset/NAME --n_splits 5
     python -m tools.cross_validate --data_path dataset/NAME --pretrain_model_path bert-base-uncased
 
-Accepts the flags of main.py. Each fold is a run in OUTPUT_DIR/<version>-fold_<k>; repeat the command to resume. The
-results are in OUTPUT_DIR/<version>-folds: out_of_fold.csv (every row, labelled by the model that was not trained on
-it), predictions.csv (the test part, labelled with the folds' mean probabilities), folds.json (scores per fold, mean and
-standard deviation) and report.html (docs/report.md).
+Accepts the flags of main.py. Each fold is a run in OUTPUT_DIR/<version>-fold_<k>; repeat the command to resume. It
+writes to OUTPUT_DIR/<version>-folds: out_of_fold.csv (every row, labelled by the model that was not trained on it),
+predictions.csv (the test part, labelled with the mean probabilities of the folds), folds.json (scores per fold, mean
+and standard deviation) and report.html (docs/report.md).
 """
 
 import dataclasses
@@ -77,10 +77,10 @@ def main(config: Config) -> int:
 
 def folds_of(config: Config) -> list[Config]:
     """Returns the options of each fold's run, in order. Raises UserError if there are no folds, or for options of
-    main.py that do not apply to folds."""
+    main.py that cannot be used with folds."""
     for name in ("predict_file", "predict_output", "checkpoint", "shard", "fold"):
         if getattr(config, name) != getattr(Config, name):
-            advice = "when the folds are trained, use main.py with --fold, or tools.ensemble"
+            advice = "once the folds are trained, use main.py with --fold, or tools.ensemble"
             raise UserError(f"--{name} cannot be used with tools.cross_validate, which trains every fold; {advice}")
     if is_launched():
         raise UserError("tools.cross_validate trains the folds sequentially in one process; start it without torchrun")
@@ -117,7 +117,7 @@ def log_result(result: dict[str, Any], num_folds: int, logger: logging.Logger) -
 
 
 def write_report(folder: Path, trainer: Any, folds: list[Config], parts: list[str]) -> None:
-    """Writes report.html of all folds from the answers in the folder. trainer: the Trainer of one of the folds"""
+    """Writes report.html for all folds from the answers in the folder. trainer: the Trainer of one of the folds."""
     import metrics
     from engine.predict.answers import write_about
     from tools.report.page import show_report

@@ -21,7 +21,7 @@ from logging_config import get_logger
 
 @dataclass
 class DemoConfig:
-    """Options of `tools.demo`. Those of main.py have the same meaning."""
+    """Options of `tools.demo`. Options that main.py also has mean the same there."""
 
     terminal: bool = option(False, "use a prompt in the terminal instead of a web page")
     address: str = option("127.0.0.1:8000", "address of the page; port 0 selects a free port")
@@ -35,7 +35,7 @@ class DemoConfig:
         "auto", "autocast to half precision; auto: as in training"
     )
     eval_batch_size: int = option(64, "texts per batch")
-    report_language: Literal["auto", "en", "zh"] = option("auto", "language of the page; auto: that of the texts")
+    report_language: Literal["auto", "en", "zh"] = option("auto", "language of the page; auto: as in the texts")
 
     def __post_init__(self) -> None:
         if is_launched():
@@ -43,7 +43,7 @@ class DemoConfig:
         self.for_run()  # validates the options
 
     def for_run(self) -> Config:
-        """Returns the main.py options that load the checkpoint."""
+        """Returns the options of main.py for loading the checkpoint."""
         names = {field.name for field in dataclasses.fields(Config)}
         return Config(do_predict=True, **{name: value for name, value in vars(self).items() if name in names})
 
@@ -67,7 +67,7 @@ def main(config: DemoConfig) -> int:
     best = Path(config.checkpoint or options.run_dir / "checkpoints/best")
     trainer, featurizer = load_trained(best, options, to_device(config.device))
     if has_no_text(trainer.tasks):
-        raise UserError(f"{best}: reads no text that could be typed; label rows with main.py --predict_file")
+        raise UserError(f"{best}: the model reads no text; label rows with main.py --predict_file")
     label = Labeller(trainer, lambda e: MyDataLoader(MyDataset(e, featurizer, quiet=True), size))
     if config.terminal:
         return run_prompt(label)

@@ -1,13 +1,13 @@
 """The web page of `python -m tools.demo`, which labels typed text.
 
-    GET  /         the page, which loads nothing from other hosts
+    GET  /         the page, which does not load anything from other hosts
     GET  /example  a random row of the test part, in the format of `Examples.shown`
     POST /label    {"texts": [a string, or {"text" or "tokens", "text_pair"?, "extras"?, "id"?}]}
-                   -> {"answers": [answers of a Labeller]}; {"error": message} with 400 for an invalid request and 413
-                   for one that is too long
+                   -> {"answers": [answers of a Labeller]}; {"error": message} with status 400 for an invalid request
+                   and 413 for a request that is too long
 
-The server listens on the loopback address unless --address is set. On loopback it only answers requests for its own
-host names, which prevents DNS rebinding by other sites in the browser.
+The server listens on the loopback address unless --address is set. On loopback, it only answers requests for its own
+host names, which prevents DNS rebinding attacks by other sites in the browser.
 """
 
 import json
@@ -58,7 +58,7 @@ def listen(address: str) -> socket.socket:
 
 
 def run_demo(label: Labeller, examples: Examples, listening: socket.socket, address: str, language: str) -> int:
-    """Serves the page until Ctrl-C or SIGTERM, then returns 0. listening: from `listen`"""
+    """Serves the page until Ctrl-C or SIGTERM, then returns 0. listening: the socket from `listen`."""
     host, port = parse_address(address)[0], listening.getsockname()[1]
     app = build_app(label, examples, connections.host_names(host, listening), language)
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=3)
@@ -95,7 +95,7 @@ def texts_of(body: bytes) -> list[Any]:
 
 
 def build_app(label: Labeller, examples: Examples, hosts: list[str], language: str) -> Starlette:
-    """Builds the ASGI application. hosts: host names that requests may use"""
+    """Builds the ASGI application. hosts: host names that requests may use."""
     html, reader = page(label, examples, language), connections.BodyReader(MAX_BYTES)
 
     def show(_: Request) -> HTMLResponse:
@@ -117,7 +117,7 @@ def build_app(label: Labeller, examples: Examples, hosts: list[str], language: s
         except UserError as error:  # the message may contain lone surrogates
             return JSONResponse({"error": str(error).encode("utf-8", "replace").decode()}, 400)
         except ValueError:  # raised for NaN, which JSON does not support
-            return JSONResponse({"error": "the model's output is NaN, as its training diverged; train it again"}, 500)
+            return JSONResponse({"error": "the model outputs NaN because its training diverged; train it again"}, 500)
 
     return Starlette(
         routes=[Route("/", show), Route("/example", example), Route("/label", answer, methods=["POST"])],

@@ -1,6 +1,6 @@
 """The prompt of `python -m tools.demo --terminal`, which labels typed text.
 
-If stdin is not a terminal, every line is a text and no prompt is shown. Colours are used in terminals only, and not if
+If stdin is not a terminal, every line is a text, and no prompt is shown. Colours are used only in terminals, and not if
 NO_COLOR is set (https://no-color.org).
 """
 
@@ -52,7 +52,7 @@ def run_prompt(label: Labeller) -> int:
 
 
 def ask(tasks: Tasks, is_terminal: bool) -> dict[str, Any] | None:
-    """Reads the text, the second text and the numeric columns, a line each. Returns None if the text is empty."""
+    """Reads the text, the second text and the numeric columns, one line each. Returns None if the text is empty."""
 
     def read(name: str) -> str:
         return input(f"{name}> " if is_terminal else "").removesuffix("\r")
@@ -99,7 +99,7 @@ def answer_line(task: dict[str, Any], paint: Paint) -> str:
 
 
 def relation_lines(relations: Sequence[list], paint: Paint) -> Iterator[str]:
-    """A line for each relation, below the text: subject, predicate, object, probability."""
+    """Yields one line per relation, shown below the text: subject, predicate, object, probability."""
     for subject, one, predicate, object_, other, probability in relations:
         sure = "" if probability is None else f" {probability:.4f}"
         arrow = paint(f"— {predicate} →", BOLD)

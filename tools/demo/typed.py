@@ -52,9 +52,9 @@ def as_example(given: Given, tasks: Tasks) -> dict[str, Any]:
 
 
 class Labeller:
-    """A function label(texts) that labels typed texts with the model of a Trainer.
+    """A callable, label(texts), that labels typed texts with the model of a Trainer.
 
-    load(examples) -> MyDataLoader. Concurrent calls run one at a time.
+    load: function that creates a MyDataLoader from examples. Concurrent calls run one at a time.
     """
 
     def __init__(self, trainer: Any, load: Callable[[list[dict[str, Any]]], Any]) -> None:
@@ -81,12 +81,13 @@ class Labeller:
 def view(
     example: dict[str, Any], name: str, tasks: Tasks, label: Any, probability: Any = None, average: Any = None
 ) -> dict[str, Any]:
-    """Formats a task's answer or gold label for display, as {"task", "kind"} and
+    """Formats a task's answer or gold label for display. Returns {"task", "kind"} and these keys:
 
-    for tags and spans "marked", the text in pieces: strings and {"label", "colour", "first", "inside": pieces};
-    for relations also "relations", [[subject, its number, predicate, object, its number, probability or None]], whose
-    numbers are the labels in "marked";
-    for regression "value"; otherwise "labels", [[label, probability or None, is_chosen]], most probable first.
+    tags and spans: "marked", the text in pieces: strings and {"label", "colour", "first", "inside": pieces}
+    relations: also "relations", [[subject, its number, predicate, object, its number, probability or None]], where the
+    numbers are the labels in "marked"
+    regression: "value"
+    other kinds: "labels", [[label, probability or None, is_chosen]], most probable first
     """
     task = tasks[name]
     kind = task.kind
@@ -108,7 +109,7 @@ def view(
 
 
 def marked(example: dict[str, Any], task: Any, tasks: Tasks, label: Any) -> list:
-    """Splits a text into pieces marked with its entities or, for other tags, with the tag of each word."""
+    """Splits a text into pieces marked with its entities or, for other tags, with one tag per word."""
     text, spans = text_and_offsets(example, tasks)
     assert spans is not None  # the example has tokens
     kinds = sorted({tag.partition("-")[2] or tag for tag in task.labels if tag != "O"})
@@ -126,7 +127,7 @@ def marked(example: dict[str, Any], task: Any, tasks: Tasks, label: Any) -> list
 
 
 def related(example: dict[str, Any], tasks: Tasks, label: list, probability: Any) -> dict[str, Any]:
-    """The relations of a text, see `view`. Its subjects and objects are numbered in text order."""
+    """Formats the relations of a text, see `view`. Subjects and objects are numbered in text order."""
     text, places = text_and_offsets(example, tasks)
     assert places is not None  # the example has tokens
     spans = sorted({tuple(item[i : i + 2]) for item in label for i in (0, 2)})
@@ -164,7 +165,7 @@ class Examples:
             return list(filter(None, (self.shown(line) for line, _ in zip(file, range(most)))))
 
     def random_row(self, rng: Any = random) -> dict[str, Any] | None:
-        """Returns a random row, biased towards long ones; None if no valid row is found."""
+        """Returns a random row, biased towards long rows, or None if no valid row is found."""
         if self.path is None:
             return None
         with open(self.path / "test.jsonl", "rb") as file:
@@ -179,7 +180,7 @@ class Examples:
         return None
 
     def shown(self, line: bytes) -> dict[str, Any] | None:
-        """Converts a row to {"given": input of `as_example`, "gold": [results of `view`]}; None if it is invalid."""
+        """Converts a row to {"given": input of `as_example`, "gold": [results of `view`]}, or None if it is invalid."""
         try:
             row = json.loads(line)
             given = {"text": text_and_offsets(row, self.tasks)[0]}
@@ -193,7 +194,7 @@ class Examples:
 
 
 def fits(folder: Path, tasks: Tasks) -> bool:
-    """Whether a data folder has a test part and the labels of these tasks."""
+    """Returns True if a data folder has a test part and the same labels for these tasks."""
     try:
         folder_tasks = read_tasks(folder / "labels.json")
         labels = [{name: task.labels for name, task in side.items()} for side in (folder_tasks, tasks)]

@@ -4,10 +4,11 @@
     python -m tools.ensemble output/a output/b output/c --predict_file texts.txt --predict_output labelled.csv
 
 RUN is a run folder (its checkpoints/best is used) or a checkpoint folder. Encoders and tokenizers may differ; tasks,
-labels and heads (CRF or not) must be the same. Probabilities are averaged; for a CRF, path scores (docs/ensemble.md).
+labels and heads (CRF or not) must be the same. The ensemble averages probabilities or, for a CRF, path scores
+(docs/ensemble.md).
 
-Without --predict_file, it scores each run, all runs together, and the runs selected by a greedy search on dev, and
-compares them with the best single run. The results are in OUTPUT_DIR/ensemble: ensemble.json with all scores, and
+Without --predict_file, the command scores each run, all runs together, and the runs selected by a greedy search on dev,
+and compares them with the best single run. It writes to OUTPUT_DIR/ensemble: ensemble.json with all scores, and
 eval.json, predictions.csv of the test part and report.html for all runs or, with --select, for the selected runs.
 """
 
@@ -40,25 +41,25 @@ logger = logging.getLogger("template")
 
 @dataclass(frozen=True)
 class EnsembleConfig(ReadingOptions):
-    """Options of `tools.ensemble`. Those of main.py have the same meaning."""
+    """Options of `tools.ensemble`. Options that main.py also has mean the same there."""
 
     runs: tuple[str, ...] = option((), "two or more run folders or checkpoint folders", positional="RUN")
-    data_path: str = option("", "processed folder with the dev and test parts (default: that of the first run)")
-    select: bool = option(False, "label and report with the runs selected on dev instead of all runs")
-    monitor: str = option("", "dev score to optimise, such as slots_f1 (default: that of the first run)")
+    data_path: str = option("", "processed folder with the dev and test parts (default: the data of the first run)")
+    select: bool = option(False, "use the runs selected on dev instead of all runs for labelling and the report")
+    monitor: str = option("", "dev score to optimise, such as slots_f1 (default: the monitor of the first run)")
     output_dir: str = option("output", "parent folder of the ensemble's folder")
     model_version: str = option("ensemble", "name of the ensemble's folder")
     predict_file: str = option("", "file to label, in any format that data_process.py reads", group="labelling")
     predict_output: str = option("", ".csv or .jsonl to write (default: predictions.csv in the ensemble's folder)")
-    abstain_below: str = option("", "leave out answers of --predict_file below this probability, also per task")
-    resume: bool = option(False, "resume an interrupted labelling if there is one")
+    abstain_below: str = option("", "omit answers of --predict_file below this probability; can be set per task")
+    resume: bool = option(False, "resume interrupted labelling, if there is any")
     force_resume: bool = option(False, "resume even if checkpoints or options have changed")
     spreadsheet_safe: bool = option(False, "put an apostrophe before cells that a spreadsheet would run as formulas")
     device: str = option("auto", "auto, cpu, cuda:0, mps, xpu, npu", group="machine")
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "autocast to half precision")
     eval_batch_size: int = option(64, "texts per batch; scores do not depend on it")
     pretrain_model_path: str = option("", "path of the base model of LoRA adapters, if it has moved")
-    report_language: Literal["auto", "en", "zh"] = option("auto", "language of report.html; auto: that of the texts")
+    report_language: Literal["auto", "en", "zh"] = option("auto", "language of report.html; auto: as in the texts")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "runs", tuple(self.runs))
@@ -72,7 +73,7 @@ class EnsembleConfig(ReadingOptions):
         return Path(self.output_dir) / self.model_version
 
     def for_runs(self) -> Config:
-        """Returns the main.py options that load each run and label texts."""
+        """Returns the options of main.py for loading each run and labelling texts."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(Config) if f.name in vars(self)}
         return Config(do_predict=bool(self.predict_file), **values)
 
@@ -102,11 +103,11 @@ def main(config: EnsembleConfig) -> None:
         get_logger(config.folder / "train.log")
         strangers = [(run, c) for run, c in zip(runs, trained) if parts and c.data_dir.resolve() != data_path.resolve()]
         for run, run_config in strangers:
-            leak = f"if that contains dev or test texts of {data_path}, the scores are inflated"
+            leak = f"if that data contains dev or test texts of {data_path}, the scores are inflated"
             logger.warning(f"{run.name} was trained on {run_config.data_dir}; {leak}")
         load = partial(load_trained, config=options, device=device)
         committee = Committee(runs, load, loader_of, options, device, metrics)
-        committee.temper = not strangers  # on texts that runs were trained with they are too sure
+        committee.temper = not strangers  # runs are overconfident on texts that they were trained on
         committee.abstention.thresholds |= thresholds_of(config.abstain_below, "abstain_below", committee.tasks)
         if texts:
             label(committee, config, monitor, parts.get("dev"), texts)
@@ -116,7 +117,7 @@ def main(config: EnsembleConfig) -> None:
 
 
 def parts_of(config: EnsembleConfig, runs: list["Run"], trained: list[Config]) -> tuple[Path, dict[str, Path]]:
-    """Returns (processed folder, {"dev", "test": file} of existing parts); {} if labelling does not need dev."""
+    """Returns (processed folder, {"dev", "test": file} for existing parts, or {} if labelling does not need dev)."""
     from preprocess.schema import check_same_labels
 
     data_path = Path(config.data_path) if config.data_path else trained[0].data_dir
@@ -135,7 +136,7 @@ def parts_of(config: EnsembleConfig, runs: list["Run"], trained: list[Config]) -
 
 
 def calibrates(tasks: dict[str, Task]) -> bool:
-    """Whether a head is calibrated on dev (thresholds)."""
+    """Returns True if any head is calibrated on dev (thresholds)."""
     from model_utils import HEADS
 
     return any(getattr(HEADS.get(task.type), "needs_calibration", False) for task in tasks.values())
@@ -144,7 +145,7 @@ def calibrates(tasks: dict[str, Task]) -> bool:
 def loader_of(
     source: str | Path | list[dict[str, Any]], featurizer: "Featurizer", batch_size: int, name: str
 ) -> "MyDataLoader":
-    """Creates a MyDataLoader for a processed file or a list of texts to label. name: the run's name, for warnings"""
+    """Creates a MyDataLoader for a processed file or a list of texts to label. name: the run's name, for warnings."""
     from data_loader import MyDataLoader, MyDataset
     from engine.data.cuts import warn_of_cuts
 
@@ -168,14 +169,14 @@ def label(committee: "Committee", config: EnsembleConfig, monitor: str, dev_path
         committee.decide(members, dev)
         depends["SHA-256 of dev"] = sha256(dev_path)[:16]
     elif calibrates(committee.tasks):
-        logger.warning("no dev part to fit thresholds on (--data_path); using the mean of the runs' thresholds")
+        logger.warning("no dev part to fit thresholds on (--data_path); using the mean of the thresholds of the runs")
     checkpoints = [committee.runs[member].folder for member in committee.members]
     output = config.predict_output or config.folder / "predictions.csv"
     label_rows(committee, texts, committee.collect_rows, output, *checkpoints, **depends)
 
 
 def score(committee: "Committee", config: EnsembleConfig, monitor: str, paths: dict[str, Path]) -> None:
-    """Scores each run, all runs together and the selected runs; logs the scores and writes ensemble.json. Writes
+    """Scores each run, all runs together and the selected runs. Logs the scores and writes ensemble.json, and
     eval.json, predictions.csv and answers/ for all runs or, with --select, for the selected runs."""
     from engine.predict.answers import rows_of, write_rows
     from engine.predict.predictions import prediction_rows, write_predictions

@@ -16,8 +16,8 @@ from engine.task.task import Task
 from tools.report.bootstrap import SHARE, TIMES, statistics_of
 from tools.report.compare import paired
 
-Order = list[tuple[int, float]]  # members in order of selection, with the score after each
-MOST = 50  # maximum number of members of a selection
+Order = list[tuple[int, float]]  # (member, score of the selection after adding it), in order of selection
+MOST = 50  # maximum number of members in a selection
 SHARES, SEED = 5, 20240101  # number of folds for cross-fitting on dev; seed of the split
 
 
@@ -26,7 +26,7 @@ def select(number: int, score: Callable[[list[int]], float], better: Callable[[f
     Selection from Libraries of Models, 2004).
 
     Starts with the best member and repeatedly adds the member that improves the score most, until none does. Adding a
-    member again raises its weight. Ties go to the first. score(members) -> value; better(new, old) -> bool
+    member again increases its weight. Ties go to the first. score(members) -> value; better(new, old) -> bool.
     """
     chosen: Order = []
     while len(chosen) < MOST:
@@ -52,7 +52,7 @@ class Selection:
         self.fits = any(head.needs_calibration for head in committee.heads.values())
 
     def labels(self, members: Collection[int], rows: np.ndarray) -> dict[str, list]:
-        """Returns {task: labels} of these members for all of dev, with thresholds fitted on these rows."""
+        """Returns {task: labels} predicted by these members for all of dev, with thresholds fitted on these rows."""
         key = *sorted(members), rows.tobytes() if self.fits else b""
         if key not in self.cache:
             self.committee.decide(members, self.dev, rows)
@@ -60,7 +60,7 @@ class Selection:
         return self.cache[key]
 
     def order(self, rows: np.ndarray | None = None) -> Order:
-        """Selects members on these rows of dev, or on all. Raises UserError if dev has no labels to score."""
+        """Selects members on these rows of dev (None: all). Raises UserError if dev has no labels to score."""
         inside, metrics = np.arange(self.size) if rows is None else rows, self.committee.metrics
 
         def only_inside(labels: dict[str, list]) -> dict[str, list]:
@@ -83,8 +83,8 @@ class Selection:
         return {"best": members[:1], "all": list(range(len(self.committee.runs))), "selected": members}
 
     def cross_fitted(self) -> dict[str, dict[str, float]]:
-        """Computes {group: scores} on dev by cross-fitting: each fold is labelled by members that were selected, and
-        whose thresholds were fitted, on the other folds. {} if dev has a single row."""
+        """Computes {group: scores} on dev by cross-fitting: selects members and fits thresholds on all folds but one,
+        and labels that fold. Returns {} if dev has a single row."""
         answers: dict[str, dict[str, list]] = {}
         folds = np.array_split(np.random.default_rng(SEED).permutation(self.size), SHARES) if self.size > 1 else []
         for fold in tqdm(folds, desc="cross-fitting on dev", leave=False, delay=2):
@@ -100,7 +100,7 @@ class Selection:
 
 def monitor_of(asked: str, trained: str, tasks: dict[str, Task], metrics: ModuleType) -> str:
     """Returns the score to optimise: `asked`, otherwise the run's --monitor, otherwise the default. Raises UserError if
-    `asked` cannot be computed from predictions, as a loss."""
+    `asked` cannot be computed from predictions, such as a loss."""
     names = [name for name in metrics.score_names(tasks) if not name.endswith("loss")]
     if asked and asked not in names:
         raise UserError(f"--monitor={asked} is not one of the scores: {', '.join(names)}")
@@ -110,7 +110,7 @@ def monitor_of(asked: str, trained: str, tasks: dict[str, Task], metrics: Module
 def assess(
     committee: Committee, parts: Mapping[str, Part], monitor: str
 ) -> tuple[dict[str, Any], dict[str, dict[str, Predictions]]]:
-    """Scores the runs and groups of runs -> (content of ensemble.json, {group: {title: Predictions}}).
+    """Scores the runs and groups of runs. Returns (content of ensemble.json, {group: {title: Predictions}}).
 
     parts: {"dev", "test": Part}, or one of them. Groups: "all" and, with a dev part, "best" (one run) and "selected".
     """
@@ -151,8 +151,8 @@ def assess(
 def gains(
     committee: Committee, data: Any, answers: Mapping[str, Predictions]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Compares "all" and "selected" with "best" by a paired bootstrap -> {group: {score: {"difference", "low",
-    "high"}}}; {} without labels. answers: {group: Predictions for a MyDataset}"""
+    """Compares "all" and "selected" with "best" by a paired bootstrap. Returns {group: {score: {"difference", "low",
+    "high"}}}, or {} without labels. answers: {group: Predictions for a MyDataset}."""
     tasks, metrics, groups = committee.tasks, committee.metrics, ("best", "all", "selected")
     kinds, mains = report_kinds(tasks, metrics), metrics.main_scores(tasks)[-len(tasks) :]
     statistics = [statistics_of(list(rows_of(data, answers[group], tasks, metrics)), kinds) for group in groups]
@@ -166,11 +166,11 @@ def gains(
     }
 
 
-# ---- the log ---------------------------------------------------------------------------------------------------------
+# ---- log output ------------------------------------------------------------------------------------------------------
 
 
 def table(title: str, rows: Mapping[str, Mapping[str, str]], names: Sequence[str]) -> str:
-    """Formats a plain-text table. rows: {row title: {column: cell}}; names: the columns."""
+    """Formats a plain-text table. rows: {row title: {column: cell}}. names: the columns."""
     width = max(map(len, rows))
     widths = {name: max(len(name), *(len(cells.get(name, "–")) for cells in rows.values())) for name in names}
     lines = [f"{title}:", f"{'':<{width}}  {'  '.join(name.rjust(size) for name, size in widths.items())}"]
@@ -181,7 +181,7 @@ def table(title: str, rows: Mapping[str, Mapping[str, str]], names: Sequence[str
 
 
 def score_table(title: str, rows: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> str:
-    """Formats a table of scores. rows: {row title: {score: value}}; names: the scores to show if a row has them."""
+    """Formats a table of scores. rows: {row title: {score: value}}. names: the scores to show, if any row has them."""
     columns = [name for name in names if any(name in scores for scores in rows.values())]
     if not columns:
         return f"{title}: no labels to score"
@@ -230,8 +230,8 @@ def selection_summary(result: dict[str, Any], is_better: Callable[[str, float, f
     if selected is None or every is None:
         return lines
     lines.append(
-        f"the selection has {monitor} {chosen['dev'][monitor]:.4f} on dev, which is optimistic, because it was "
-        f"selected there; cross-fitted, it has {selected:.4f}, and all {number} have {every:.4f}"
+        f"the selection scores {monitor} {chosen['dev'][monitor]:.4f} on dev, which is optimistic, because it was "
+        f"selected there; cross-fitted, it scores {selected:.4f}, and all {number} score {every:.4f}"
     )
     verdict = ("better", "use --select") if is_better(monitor, selected, every) else ("not better", "use all")
     return [*lines, f"cross-fitted, the selection is {verdict[0]} than all {number}: {verdict[1]}"]

@@ -1,4 +1,4 @@
-"""Writes report.html of a run from its files, or one page that compares several runs.
+"""Writes report.html for a run from its files, or a page that compares several runs.
 
     python -m tools.report sample
     python -m tools.report baseline with_crf other_seed
@@ -24,14 +24,14 @@ class ReportConfig:
 
     runs: tuple[str, ...] = option((), "run folders, or their names in --output_dir", positional="RUN")
     output_dir: str = option("output", "folder of the runs; comparisons are written here")
-    report_language: Literal["auto", "en", "zh"] = option("auto", "language of the page; auto: that of the texts")
+    report_language: Literal["auto", "en", "zh"] = option("auto", "language of the page; auto: as in the texts")
     spreadsheet_safe: bool = option(False, "put an apostrophe before cells that a spreadsheet would run as formulas")
 
     def __post_init__(self) -> None:
         check_values(self)
         self.runs = tuple(self.runs)
         if not self.runs:
-            raise UserError("no RUN given; name one run, or several to compare")
+            raise UserError("no RUN given; pass one run, or several to compare")
         if is_launched():
             raise UserError("tools.report runs in a single process; start it without torchrun")
 

@@ -1,4 +1,4 @@
-"""Collects the figures of a run's page from its folder."""
+"""Collects the figures for a run's report from its folder."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ About = dict[str, Any]  # answers/about.json
 PROCESS_AGAIN = "recreate the folder with data_process.py"
 NOTES = [{"what": str, "count": int, "rows": [str], "advice": str}]
 FOLDS = {Optional("out_of_fold"): SCORES, Optional("test_of_all_folds"): SCORES}
-LISTED = 200  # maximum suspicious rows, confident errors and confused pairs on the page; the files contain all
+LISTED = 200  # maximum number of suspicious rows, confident errors and confused pairs on the page; files contain all
 
 
 def collect(folder: str | Path) -> tuple[dict[str, Any], dict[str, list[Row]]]:
@@ -60,7 +60,7 @@ def collect(folder: str | Path) -> tuple[dict[str, Any], dict[str, list[Row]]]:
 
 
 def sizes_of(about: About, rows: dict[str, list[Row]]) -> dict[str, int | None]:
-    """Counts the rows of each part -> {part: number of rows}; None for train if its file no longer exists."""
+    """Returns {part: number of rows}, with None for train if its file no longer exists."""
     path = Path(about["data_path"]) / "train.jsonl"
     train = None
     if path.is_file():
@@ -75,8 +75,8 @@ def sizes_of(about: About, rows: dict[str, list[Row]]) -> dict[str, int | None]:
 def scores_of(folder: Path, about: About, rows: dict[str, list[Row]]) -> dict[str, list[dict[str, Any]]]:
     """Returns {part: [{"name", "value", "low", "high"}]} with the values of eval.json or folds.json.
 
-    A score only has an interval if its value computed from the rows matches the file, which is not the case for custom
-    metrics and scores of another evaluation.
+    A score has an interval only if its value computed from the rows matches the file, which is not the case for custom
+    metrics and for scores from another evaluation.
     """
     mains = [f"{name}_{about['main_scores'][name]}" for name in about["kinds"]]
     result: dict[str, list[dict[str, Any]]] = {}
@@ -101,7 +101,7 @@ def scores_of(folder: Path, about: About, rows: dict[str, list[Row]]) -> dict[st
 
 
 def written_scores(folder: Path) -> dict[str, dict[str, float]]:
-    """Reads {part: scores} from eval.json, or from folds.json: of the out-of-fold rows, and of all folds on test."""
+    """Reads {part: scores} from eval.json or, for folds, from folds.json (out-of-fold rows, and all folds on test)."""
     if (folder / "eval.json").is_file():
         return read_result(folder / "eval.json", {str: SCORES})
     if not (folder / "folds.json").is_file():
@@ -133,7 +133,7 @@ def learning_of(folder: Path, about: About) -> list[dict[str, Any]]:
 def task_figures(
     name: str, kind: str, rows: Sequence[Row], task: Task, training: Sequence[Row]
 ) -> dict[str, Any] | None:
-    """Computes the figures of a task on its labelled rows; returns None if there are none."""
+    """Computes the figures of a task on its labelled rows, or returns None if there are no such rows."""
     labelled = [row for row in rows if row["answers"][name]["gold"] is not None]
     answers = [row["answers"][name] for row in labelled]
     if not answers:
@@ -168,8 +168,8 @@ def task_figures(
 
 
 def confidence_figures(sure: Sequence[float], right: Sequence[bool], earlier: Sequence[Any] = ()) -> dict[str, Any]:
-    """Computes calibration, histogram and coverage; returns {} if a probability is missing or invalid. earlier: the
-    probabilities at temperature 1, if they are known"""
+    """Computes calibration, histogram and coverage, or returns {} if a probability is missing or invalid. earlier: the
+    probabilities at temperature 1, if they are known."""
     if not is_valid(sure):
         return {}
     curve = dict(zip(("thresholds", "coverage", "accuracy"), figures.thinned(*figures.coverage(sure, right))))
@@ -203,7 +203,7 @@ def multilabel_figures(answers: Sequence[Answer], labels: Sequence[str]) -> dict
 def entity_figures(
     name: str, kind: str, rows: Sequence[Row], training: Sequence[Row], of_entities: str
 ) -> dict[str, Any]:
-    """Computes the figures of the errors of entities, or of relations. of_entities: see `relations.matches_of`"""
+    """Computes the figures on errors of entities or relations. of_entities: see `relations.matches_of`."""
     all_matches = [relations.matches_of(kind, row, name, of_entities) for row in rows]
     labelled = [example for example in training if example.get(name)]
     seen = {entities.key_of(row["tokens"], item) for row in labelled for item in items_in(kind, row[name])}
@@ -226,8 +226,8 @@ def entity_figures(
 def slice_figures(
     rows: Sequence[Row], kinds: dict[str, str], links: dict[str, str], scores: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Scores slices -> [{"by", "groups": [{"name", "rows", "scores": {score: {"value", "low", "high"}}}]}], for the
-    scores that have an interval over all rows."""
+    """Scores slices on the scores that have an interval over all rows. Returns [{"by", "groups": [{"name", "rows",
+    "scores": {score: {"value", "low", "high"}}}]}]."""
     with_interval = [score["name"] for score in scores if score["low"] is not None]
     result = []
     for by, groups in figures.slices(rows):
@@ -250,7 +250,7 @@ def slice_figures(
 def error_figures(
     rows: dict[str, list[Row]], kinds: dict[str, str], training: Sequence[Row]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Returns {"suspects", "mistakes"}: probably mislabelled rows and the most confident errors, each with near
+    """Returns {"suspects", "mistakes"}: probably mislabelled rows and the most confident errors, with their near
     duplicates in training that have a different label."""
     pool = [(part, row) for part, part_rows in rows.items() for row in part_rows]
     flat = [row for _, row in pool]

@@ -2,8 +2,8 @@
 
     python -m tools.report baseline with_crf other_seed
 
-The first run is the baseline. Scores have confidence intervals. Those of differences are paired: both runs are scored
-on the same resamples of the same rows (bootstrap.py).
+The first run is the baseline. Scores have confidence intervals. Intervals of differences are paired: both runs are
+scored on the same resamples of the same rows (bootstrap.py).
 """
 
 import logging
@@ -28,7 +28,7 @@ def compare_runs(output_dir: str | Path, names: Sequence[str], language: str = "
     """Writes a comparison of runs, given as names in output_dir or paths, to output_dir. Returns its path."""
     folders = [folder_of(output_dir, name) for name in names]
     if len(set(folders)) < 2:
-        raise UserError(f"{' '.join(names)}: the same run; name at least two different runs")
+        raise UserError(f"{' '.join(names)}: the same run; pass at least two different runs")
     results, rows = figures_of(folders)
     words = Words(language_of(language, [row["text"] for row in rows[0]]))
     view = {"found": results, "pictures": pictures(results, words), "table": table_of(results, rows)}
@@ -44,7 +44,7 @@ def show_comparison(output_dir: str | Path, names: Sequence[str], language: str 
 
 
 def folder_of(output_dir: str | Path, name: str) -> Path:
-    """Returns the folder of a run. Raises UserError if it does not exist or was not evaluated."""
+    """Returns the folder of a run. Raises UserError if the run does not exist or was not evaluated."""
     folder = next((path for path in (Path(output_dir) / name, Path(name)) if path.is_dir()), None)
     if folder is None:
         raise UserError(f"{name}: no such run in {output_dir}, and no such folder")
@@ -53,7 +53,7 @@ def folder_of(output_dir: str | Path, name: str) -> Path:
 
 
 def figures_of(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Row]]]:
-    """Computes (JSON-serialisable figures, [rows of each run]), restricted to the rows that all runs share."""
+    """Returns (JSON-serialisable figures, [rows of each run]), restricted to the rows that all runs share."""
     abouts = [read_about(folder) for folder in folders]
     kinds = {n: kind for n, kind in abouts[0]["kinds"].items() if all(a["kinds"].get(n) == kind for a in abouts)}
     part = next((part for part in PARTS if all(part in about["parts"] for about in abouts)), None)
@@ -89,7 +89,7 @@ def key_of(row: Row, kinds: dict[str, str]) -> tuple[str | None, ...]:
 
 
 def common(rows: Sequence[Sequence[Row]], kinds: dict[str, str]) -> list[list[Row]]:
-    """Returns each run's rows that all runs share, one per key, in the order of the first run."""
+    """Returns, for each run, the rows that all runs share, one per key, in the order of the first run."""
     tables = [{key_of(row, kinds): row for row in run_rows} for run_rows in rows]
     keys = [key for key in tables[0] if all(key in table for table in tables)]
     return [[table[key] for key in keys] for table in tables]
@@ -98,9 +98,9 @@ def common(rows: Sequence[Sequence[Row]], kinds: dict[str, str]) -> list[list[Ro
 def paired(
     statistics: Sequence[Sequence[bootstrap.Statistic | bootstrap.OfWeights]], size: int, mains: Sequence[str] = ()
 ) -> dict[str, list[dict[str, float]]]:
-    """Returns {score: [{"value", "low", "high"} per run]}; all runs but the first also have "difference",
+    """Returns {score: [{"value", "low", "high"} per run]}. All runs but the first also have "difference",
     "difference_low", "difference_high" and "better": 1 or -1 if the interval excludes 0, else 0. mains: the scores that
-    mean_score averages"""
+    mean_score averages."""
     draws = [bootstrap.resample(own, size) for own in statistics]
     points = [bootstrap.point(own, size) for own in statistics]
     for draw, scores in zip(draws, points):
@@ -123,7 +123,7 @@ def paired(
 
 
 def pictures(figures: dict[str, Any], words: Words) -> list[tuple[str, svg.Plot, list[str]]]:
-    """Plots training loss, dev loss, monitored score and throughput of all runs -> [(title, plot, names)]."""
+    """Plots training loss, dev loss, monitored score and throughput of all runs. Returns [(title, plot, names)]."""
     runs = [(name, history) for name, histories in zip(figures["names"], figures["learning"]) for history in histories]
     labels = [name if name.split(" (")[0] == run["name"] else f"{name} · {run['name']}" for name, run in runs]
     monitor = figures["abouts"][0]["monitor"]
@@ -142,7 +142,7 @@ def pictures(figures: dict[str, Any], words: Words) -> list[tuple[str, svg.Plot,
 
 
 def table_of(figures: dict[str, Any], rows: Sequence[Sequence[Row]]) -> dict[str, Any]:
-    """Like page.table_of, but with the answers of every run, for rows that only some runs answered correctly."""
+    """Like page.table_of, but with the answers of every run, for rows that only some runs labelled correctly."""
     numbers: dict[tuple[str, str], int] = {}
     kinds, kept, size, count = figures["kinds"], [], 0, 0
     for run_rows in zip(*rows):

@@ -3,9 +3,9 @@
 Let G be the gold and P the predicted entities of a text, each (type, first token, last token).
 
 1. Entities in both sets are *right*.
-2. A remaining gold and predicted entity with the same borders are a pair with the *wrong type*.
-3. A remaining gold and predicted entity of the same type that overlap are a pair with a *wrong border*. The pairs with
-   the largest intersection over union are formed first; ties are resolved in text order.
+2. A remaining gold and predicted entity with the same borders form a pair with the *wrong type*.
+3. A remaining gold and predicted entity of the same type that overlap form a pair with a *wrong border*. Pairs with the
+   largest intersection over union are formed first; ties are resolved in text order.
 4. The remaining entities of G are *missed* and those of P are *invented*, even if they overlap.
 
 Each entity is in at most one pair, so |G| = right + wrong type + wrong border + missed and |P| = right + wrong type +
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from tools.report.figures import Row, most_frequent
 
-Entity = tuple  # type, first token, last token; a relation has two spans of tokens after its predicate
+Entity = tuple  # (type, first token, last token); a relation has two token spans after its predicate
 Measures = Mapping[str, Callable[[Entity, Entity], float]]
 
 
@@ -31,15 +31,16 @@ class Match(NamedTuple):
 
     @property
     def either(self) -> Entity:
-        """The gold entity if there is one, otherwise the predicted one."""
+        """The gold entity if there is one, otherwise the predicted entity."""
         entity = self.gold or self.predicted
         assert entity
         return entity
 
 
 def match(gold: set[Entity], predicted: set[Entity], measures: Measures | None = None) -> list[Match]:
-    """Matches gold and predicted entities -> matches in text order. measures: {verdict of a pair: closeness of a gold
-    and a predicted one, 0 if they are no such pair}, in the order in which pairs are formed; default: MEASURES"""
+    """Matches gold and predicted entities. Returns the matches in text order. measures: {verdict of a pair: function
+    that returns the closeness of a gold and a predicted entity, or 0 if they are not such a pair}, in the order in
+    which pairs are formed (default: MEASURES)."""
     matches = [Match("right", entity, entity) for entity in gold & predicted]
     missed, invented = sorted(gold - predicted, key=position), sorted(predicted - gold, key=position)
     for verdict, closeness in (MEASURES if measures is None else measures).items():
@@ -56,7 +57,7 @@ def match(gold: set[Entity], predicted: set[Entity], measures: Measures | None =
 
 
 def position(entity: tuple) -> tuple:
-    """Returns the key that sorts entities or relations in text order."""
+    """Returns a key for sorting entities or relations in text order."""
     return *entity[1:], entity[0]
 
 
@@ -65,7 +66,7 @@ def same_borders(gold: Entity, predicted: Entity) -> float:
 
 
 def overlap(gold: Entity, predicted: Entity) -> float:
-    """Returns the intersection over union of two entities in tokens; 0 if their types differ."""
+    """Returns the intersection over union of two entities in tokens, or 0 if their types differ."""
     both = min(gold[2], predicted[2]) - max(gold[1], predicted[1]) + 1
     if gold[0] != predicted[0] or both <= 0:
         return 0
@@ -73,7 +74,7 @@ def overlap(gold: Entity, predicted: Entity) -> float:
 
 
 def length(entity: Entity) -> int:
-    """The length of an entity in tokens."""
+    """Returns the length of an entity in tokens."""
     return entity[2] - entity[1] + 1
 
 
@@ -83,13 +84,13 @@ LENGTHS = (1, 2, 3, 4, 5)
 
 
 def key_of(words: Sequence[str], entity: Entity) -> tuple:
-    """(type, the tokens of each span) of an entity or a relation in a text."""
+    """Returns (type, tokens of each span) of an entity or a relation in a text."""
     label, *places = entity
     return label, *(tuple(words[first : last + 1]) for first, last in zip(places[::2], places[1::2]))
 
 
 def error_counts(matches: Sequence[list[Match]], verdicts: Sequence[str] = VERDICTS) -> dict[str, dict[str, int]]:
-    """Counts verdicts -> {type: {verdict: count}}, by the gold type if there is one. matches: lists of all rows"""
+    """Returns {type: {verdict: count}}, by the gold type if there is one. matches: one list per row."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for match in chain.from_iterable(matches):
         counts[match.either[0]][match.verdict] += 1
@@ -97,7 +98,7 @@ def error_counts(matches: Sequence[list[Match]], verdicts: Sequence[str] = VERDI
 
 
 def confused_types(matches: Sequence[list[Match]], wrong: str = "wrong_type") -> list[list]:
-    """Counts pairs with the verdict `wrong` -> [[gold type, predicted type, count]], most frequent first."""
+    """Counts pairs with the verdict `wrong`. Returns [[gold type, predicted type, count]], most frequent first."""
     pairs = Counter(
         (match.gold[0], match.predicted[0])
         for match in chain.from_iterable(matches)
@@ -109,8 +110,8 @@ def confused_types(matches: Sequence[list[Match]], wrong: str = "wrong_type") ->
 def by_size(
     matches: Sequence[list[Match]], size: Callable[[Entity], int] = length, lows: Sequence[int] = LENGTHS
 ) -> list[dict[str, Any]]:
-    """Counts by a size of the entities, in ranges that begin with `lows` ->
-    [{"size": name of the range, "gold", "found", "predicted", "right"}]."""
+    """Counts entities by size, in ranges that begin with `lows`. Returns [{"size": name of the range, "gold", "found",
+    "predicted", "right"}]."""
     last = [high - 1 for high in lows[1:]]
     names = [str(low) if low == high else f"{low}–{high}" for low, high in zip(lows, last)] + [f"{lows[-1]}+"]
     cells = [dict.fromkeys(("gold", "found", "predicted", "right"), 0) for _ in lows]
@@ -124,8 +125,8 @@ def by_size(
 
 
 def by_seen(rows: Sequence[Row], all_matches: Sequence[list[Match]], seen: set[tuple]) -> dict[str, dict[str, int]]:
-    """Counts gold and found entities that occur in training with the same type, and those that do not ->
-    {"seen": {"gold", "found"}, "unseen": …}. seen: `key_of` those of the training data"""
+    """Counts gold and found entities, separately for those that occur in training with the same type and those that do
+    not. Returns {"seen": {"gold", "found"}, "unseen": …}. seen: keys of the training entities, from `key_of`."""
     cells = {name: {"gold": 0, "found": 0} for name in ("seen", "unseen")}
     for row, matches in zip(rows, all_matches):
         words = [row["text"][start:end] for start, end in row["places"]]

@@ -1,6 +1,6 @@
-"""Computes the page's figures from the rows stored by answers.py. Shares are between 0 and 1.
+"""Computes the figures of the report from the rows stored by answers.py. Shares are between 0 and 1.
 
-Each docstring is a complete definition, so tests can compute the figure independently.
+Each docstring is a complete definition, so that tests can compute the figure independently.
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
 def confusions(gold: Sequence[str], predicted: Sequence[str]) -> list[list]:
-    """Counts errors -> [[gold label, predicted label, count, share of the gold label]], most frequent first."""
+    """Counts errors. Returns [[gold label, predicted label, count, share of the gold label]], most frequent first."""
     support = Counter(gold)
     pairs = Counter((g, p) for g, p in zip(gold, predicted) if g != p)
     return [[g, p, count, count / support[g]] for (g, p), count in most_frequent(pairs)]
@@ -31,8 +31,8 @@ def most_frequent(counts: Counter) -> list[tuple[Any, int]]:
 
 
 def matrix(gold: Sequence[str], predicted: Sequence[str], most: int = 16) -> dict[str, Any]:
-    """Returns {"labels", "counts", "all"} of the confusion matrix; rows are gold labels. If there are more than `most`
-    labels, it only has the most frequently confused ones. Labels are in order of frequency."""
+    """Returns {"labels", "counts", "all"} of the confusion matrix, whose rows are gold labels. If there are more than
+    `most` labels, it contains only the most frequently confused ones. Labels are ordered by frequency."""
     frequency = Counter(gold) + Counter(predicted)
     wrong = Counter(label for g, p in zip(gold, predicted) if g != p for label in (g, p))
     chosen = sorted(frequency, key=lambda label: (-wrong[label], -frequency[label], label))[:most]
@@ -42,13 +42,13 @@ def matrix(gold: Sequence[str], predicted: Sequence[str], most: int = 16) -> dic
 
 
 def histogram(confidence: Sequence[float], right: Sequence[bool], bins: int = 20) -> list[list[int]]:
-    """Counts right and wrong answers in equal bins of 0 to 1 -> [[right, wrong] per bin]."""
+    """Counts right and wrong answers in equal bins from 0 to 1. Returns [[right, wrong] per bin]."""
     number, is_right = bin_numbers(confidence, bins), np.asarray(right, bool)
     return np.stack([np.bincount(number[side], minlength=bins) for side in (is_right, ~is_right)], 1).tolist()
 
 
 def coverage(confidence: Sequence[float], right: Sequence[bool]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns (thresholds, coverages, accuracies) for abstaining below each occurring confidence, highest first.
+    """Returns (thresholds, coverages, accuracies) for abstaining below each confidence that occurs, highest first.
 
     Coverage is the share of rows with at least this confidence; accuracy is the share of correct rows among them.
     """
@@ -57,7 +57,7 @@ def coverage(confidence: Sequence[float], right: Sequence[bool]) -> tuple[np.nda
 
 
 def descending(values: Sequence[float], right: Sequence[bool]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns (distinct values, highest first; number of values >= each; number of correct ones among these)."""
+    """Returns (distinct values, highest first; number of values >= each; number of correct answers among these)."""
     unsorted = np.asarray(values, float)
     order = np.argsort(-unsorted, kind="stable")
     ordered = unsorted[order]
@@ -68,7 +68,7 @@ def descending(values: Sequence[float], right: Sequence[bool]) -> tuple[np.ndarr
 def coverage_table(
     confidence: Sequence[float], right: Sequence[bool], thresholds: Sequence[float] = THRESHOLDS
 ) -> list[dict[str, float | None]]:
-    """Returns [{"threshold", "coverage", "accuracy"}]; accuracy is None if no row reaches the threshold."""
+    """Returns [{"threshold", "coverage", "accuracy"}], with accuracy None if no row reaches the threshold."""
     table: list[dict[str, float | None]] = []
     for threshold in thresholds:
         sure = np.asarray(confidence, float) >= threshold
@@ -78,7 +78,7 @@ def coverage_table(
 
 
 def thinned(*columns: np.ndarray, most: int = 160) -> list[list[float]]:
-    """Subsamples the points of a curve evenly to at most `most`, keeping both ends. columns: coordinates"""
+    """Subsamples a curve evenly to at most `most` points, keeping both ends. columns: the coordinates."""
     size = len(columns[0])
     kept = np.unique(np.linspace(0, size - 1, min(size, most)).round().astype(int))
     return [column[kept].tolist() for column in columns]
@@ -86,7 +86,7 @@ def thinned(*columns: np.ndarray, most: int = 160) -> list[list[float]]:
 
 def threshold_curve(probabilities: Sequence[dict[str, float]], gold: Sequence[set[str]]) -> dict[str, Any]:
     """Returns {"thresholds", "precision", "recall", "f1", "best": {"threshold", "f1"}} of a multilabel task. The scores
-    are micro-averaged, with labels predicted if p >= threshold. probabilities: {label: p} per text"""
+    are micro-averaged; a label is predicted if p >= threshold. probabilities: {label: p} per text."""
     pairs = [(p, label in g) for row, g in zip(probabilities, gold) for label, p in row.items()]
     support = sum(map(len, gold))
     if not pairs or not support:
@@ -99,8 +99,8 @@ def threshold_curve(probabilities: Sequence[dict[str, float]], gold: Sequence[se
 
 
 def error_pairs(gold: Sequence[set[str]], predicted: Sequence[set[str]]) -> tuple[list[list], list[list]]:
-    """Counts the errors of a multilabel task -> ([[missed label, invented label, texts with both]],
-    [[label, times missed, times invented]]), most frequent first."""
+    """Counts the errors of a multilabel task. Returns ([[missed label, invented label, texts with both]], [[label,
+    times missed, times invented]]), most frequent first."""
     together: Counter[tuple[str, str]] = Counter()
     missed: Counter[str] = Counter()
     invented: Counter[str] = Counter()
@@ -115,8 +115,9 @@ def error_pairs(gold: Sequence[set[str]], predicted: Sequence[set[str]]) -> tupl
 def residuals(
     gold: Sequence[float], predicted: Sequence[float], bins: int = 20, most: int = 1500
 ) -> dict[str, Any] | None:
-    """Analyses the errors of finite predictions -> {"points": [[gold, predicted]] (at most `most`, evenly by gold),
-    "edges" and "counts" (histogram of predicted - gold), "mean", "std", "rmse", "r2"}; None if there are none."""
+    """Analyses the errors of finite predictions. Returns {"points": [[gold, predicted]] (at most `most`, evenly by
+    gold), "edges" and "counts" (histogram of predicted - gold), "mean", "std", "rmse", "r2"}, or None if there are no
+    such predictions."""
     finite = np.isfinite(np.asarray(predicted, float))
     x, y = np.asarray(gold, float)[finite], np.asarray(predicted, float)[finite]
     if not len(x):
@@ -146,7 +147,7 @@ def num_tokens(row: Row) -> int:
 
 def slices(rows: Sequence[Row], max_values: int = 20) -> list[tuple[str, list[tuple[str, list[int]]]]]:
     """Groups rows by length quartile (equal lengths stay together), truncation, windows, and text columns with 2 to
-    `max_values` values -> [(criterion, [(name, [row numbers])])], without empty groups."""
+    `max_values` values. Returns [(criterion, [(name, [row numbers])])] without empty groups."""
     lengths = np.array([num_tokens(row) for row in rows])
     edges = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75, 1], method="higher"))
     quartile = np.searchsorted(edges, lengths)
@@ -172,9 +173,9 @@ def slices(rows: Sequence[Row], max_values: int = 20) -> list[tuple[str, list[tu
 
 
 def unread(rows: Sequence[Row], tagging: bool, joined: bool = False) -> dict[str, Any] | None:
-    """Returns how many texts are cut, their share, and the share of all tokens that is not read; None if all are read.
-    tagging: whether words are labelled, so that long texts are read in windows by --window_stride; joined: whether
-    --long_text is windows, for which these texts had no room"""
+    """Returns the number of truncated texts, their share, the share of all tokens that is not read, and the option that
+    reads them, or None if no text is truncated. tagging: whether words are labelled, so that --window_stride controls
+    the windows of long texts. joined: whether --long_text is windows, but these texts were too long for it."""
     n = sum(row["cut"] > 0 for row in rows)
     cut, tokens = (sum(row.get(name, 0) for row in rows) for name in ("cut", "tokens"))
     option = "--window_stride 0" if tagging else "--long_text windows"
@@ -187,8 +188,8 @@ def unread(rows: Sequence[Row], tagging: bool, joined: bool = False) -> dict[str
 
 
 def row_confidence(kind: str, answer: Answer) -> float | None:
-    """Returns the confidence of an answer: the probability of its label or, for multilabel, tags and spans, that of the
-    least confident decision. Not predicting a label is a decision, too. None for regression."""
+    """Returns the confidence of an answer: the probability of its label or, for multilabel, tags and spans, the
+    probability of the least confident decision. Not predicting a label is also a decision. None for regression."""
     p, by_label = answer["probability"], answer.get("probabilities")
     if kind == "tagging":
         return min((value for _, value in with_probability(items_of(kind, answer["predicted"]), p)), default=None)
@@ -202,32 +203,32 @@ def row_confidence(kind: str, answer: Answer) -> float | None:
 
 
 def known(probability: float | list | None) -> list[float]:
-    """Returns one or more probabilities as a list without None, which custom heads may return."""
+    """Returns one or more probabilities as a list, without None, which custom heads may return."""
     values = probability if isinstance(probability, list) else [probability]
     return [value for value in values if value is not None]
 
 
 def items_of(kind: str, label: list) -> list[tuple]:
-    """The entities of tags, the spans, or the relations, in order: [(token numbers, …, label)]."""
+    """Returns the entities of tags, the spans, or the relations, in order: [(token numbers, …, label)]."""
     if kind in PLACES:
         return [tuple(item) for item in label]
     return [(first, last, of) for of, first, last in entities_in(label)]
 
 
 def with_probability(predicted: list, probability: list | None) -> list[tuple]:
-    """Pairs labels, tags or entities with their probabilities. Omits those without a probability: all of a run
-    by an earlier version, whose tagging has probabilities of words instead."""
+    """Pairs labels, tags or entities with their probabilities, and omits those without a probability. Returns [] for
+    runs of an earlier version, whose tagging has probabilities of words instead."""
     has_one_each = isinstance(probability, list) and len(probability) == len(predicted)
     pairs = zip(predicted, probability) if has_one_each and probability else ()
     return [(label, value) for label, value in pairs if value is not None]
 
 
 def error_confidence(kind: str, answer: Answer) -> float | None:
-    """Returns the confidence of the wrong part of an answer; None if nothing is wrong.
+    """Returns the confidence of the wrong part of an answer, or None if nothing is wrong.
 
-    Classification: the probability of the label. Multilabel: that of the most confident wrong decision. Tags that
-    mark no entities: that of the most confident wrong tag. Entities and spans: that of the most confident one that is
-    wrong; 0 if they are only missed. Regression: the absolute error.
+    Classification: the probability of the label. Multilabel: the probability of the most confident wrong decision. Tags
+    that do not mark entities: the probability of the most confident wrong tag. Entities and spans: the probability of
+    the most confident wrong one, or 0 if some are missed but none is wrong. Regression: the absolute error.
     """
     gold, predicted, p = answer["gold"], answer["predicted"], answer["probability"]
     if gold is None or answer["right"]:

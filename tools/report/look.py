@@ -15,7 +15,7 @@ Shorten = Callable[[Any], str]  # shortens text from the data
 def candidates(figures: dict[str, Any]) -> list[Finding]:
     """Returns all candidate findings. A weight is roughly the share of all errors that the finding concerns."""
     result: list[Finding] = []
-    if figures["unread"]:  # always the first
+    if figures["unread"]:  # always first
         result.append((float("inf"), "slices", "look_unread", figures["unread"]))
     for name, task in figures["tasks"].items():
         wrong = max(1, task["rows"] - task["right"])
@@ -25,7 +25,7 @@ def candidates(figures: dict[str, Any]) -> list[Finding]:
         first, rows = suspects[0], max(1, sum(size for part, size in figures["sizes"].items() if part != "train"))
         values = {"n": len(suspects), "part": first["part"], "id": first["id"]}
         values |= {"given": first["gold_shown"], "likely": first["likely_shown"]}
-        if len(suspects) <= 0.05 * rows:  # more are mostly false alarms of a weak model
+        if len(suspects) <= 0.05 * rows:  # with more, most are false alarms of a weak model
             result.append((0.6, "errors", "look_suspects", values))
     for history in figures["learning"][:1]:
         if history["verdict"] in ("overfit", "underfit"):
@@ -119,7 +119,7 @@ def sentence(item: Finding, words: Words, short: Shorten) -> str:
 
 
 def shown(name: str, value: Any, words: Words, short: Shorten) -> Any:
-    """Formats a value for a sentence, and translates it if the page has a name for it."""
+    """Formats a value for a sentence, and translates it if the page has a translation."""
     if name == "more":
         return words("more_sure" if value else "less_sure")
     if name == "verdict" or (name == "part" and value in ("train", "dev", "test", "out_of_fold")):

@@ -1,4 +1,4 @@
-"""Marks entities in texts, including nested and crossing ones."""
+"""Marks entities in texts, including nested and crossing entities."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -36,7 +36,8 @@ def outer_first(mark: Mark) -> tuple[int, int]:
 
 
 def tree(text: str, marks: Sequence[Mark], start: int = 0, end: int | None = None) -> list:
-    """Nests a slice of a text: a list of strings and (Mark, nested list of its content). marks: of `split_crossing`"""
+    """Returns a slice of a text as a nested list of strings and (Mark, list of its content). marks: from
+    `split_crossing`."""
     end = len(text) if end is None else end
     parts: list[Any] = []
     position = start
@@ -52,18 +53,18 @@ def tree(text: str, marks: Sequence[Mark], start: int = 0, end: int | None = Non
 
 
 def marks_of(row: Row, matches: Sequence[Match], side: str) -> list[Mark]:
-    """Returns the marks of the "gold" or "predicted" entities of a row. side: which of these"""
+    """Returns the marks of a row's entities. side: "gold" or "predicted"."""
     found = [(match.verdict, *entity) for match in matches if (entity := getattr(match, side))]
     return [mark_of(row, first, last, kind, verdict) for verdict, kind, first, last in found]
 
 
 def mark_of(row: Row, first: int, last: int, label: str, verdict: str = "") -> Mark:
-    """The mark of a span of tokens. verdict: "" for subjects and objects of relations"""
+    """Returns the mark of a token span. verdict: "" for subjects and objects of relations."""
     return Mark(row["places"][first][0], row["places"][last][1], label, verdict)
 
 
 def window(row: Row, matches: Sequence[Match], most: int = 600, before: int = 120) -> tuple[int, int]:
-    """Returns (start, end) of the excerpt of a long text that starts shortly before the first error."""
+    """Returns (start, end) of an excerpt of a long text. It starts shortly before the first error."""
     size = len(row["text"])
     if size <= most:
         return 0, size
@@ -74,7 +75,7 @@ def window(row: Row, matches: Sequence[Match], most: int = 600, before: int = 12
 
 
 def drawn(row: Row, marks: Sequence[Mark], start: int, end: int) -> list:
-    """Returns the tree of a part of a row's text with these marks."""
+    """Returns the tree of an excerpt of a row's text with these marks."""
     inside = [m for m in marks if m.start < end and m.end > start and m.start < m.end]
     cut = [m._replace(start=max(m.start, start), end=min(m.end, end)) for m in inside]
     return tree(row["text"], split_crossing(cut), start, end)

@@ -3,7 +3,7 @@
     python -m tools.report NAME
 
 The page is a single file with style, script and plots, and makes no network requests. Text from the data is escaped by
-jinja2, and in JSON by `json_in_page`. The size of the page is bounded for any amount of data.
+jinja2 or, in JSON, by `json_in_page`. The size of the page is bounded for any amount of data.
 """
 
 import csv
@@ -51,7 +51,7 @@ def show(value: Any, most: int = 160) -> str:
 
 
 def json_in_page(value: Any) -> Markup:
-    """Encodes JSON that is safe in a script element: it cannot close the element or open a comment."""
+    """Encodes a value as JSON that is safe in a script element: it cannot close the element or open a comment."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -84,7 +84,7 @@ def raw(name: str) -> Markup:
 
 
 def write_page(path: Path, template: str, words: Words, view: dict[str, Any]) -> None:
-    """Renders a template with the page's style and script. view: its variables; "found" is required: the figures"""
+    """Renders a template with the page's style and script. view: its variables, including the figures as "found"."""
     shared = {"words": words, "style": raw("page.css"), "script": raw("page.js"), "figures": plain(view["found"])}
     html = environment(words).get_template(template).render(view | shared)
     with appearing_whole(path) as file:
@@ -138,7 +138,7 @@ def everything_by_part(rows: dict[str, list[Row]]) -> list[tuple[str, Row]]:
 def write_suspicious(
     path: Path, suspects: Sequence[dict[str, Any]], rows: Sequence[tuple[str, Row]], spreadsheet_safe: bool = False
 ) -> None:
-    """Writes suspicious.csv: probably mislabelled rows, worst first. spreadsheet_safe: see `harmless`"""
+    """Writes suspicious.csv: probably mislabelled rows, worst first. spreadsheet_safe: see `harmless`."""
     safe = harmless if spreadsheet_safe else lambda cell: cell
     with appearing_whole(path) as file:
         writer = csv.writer(file)
@@ -154,7 +154,7 @@ def write_suspicious(
 
 
 def learning_pictures(history: dict[str, Any], words: Words) -> dict[str, Any]:
-    """Plots one training run -> {"name", "pictures": [(title, plot, [names of its lines])], "said": diagnosis}."""
+    """Plots a training run. Returns {"name", "pictures": [(title, plot, [line names])], "said": diagnosis}."""
     steps, epochs, pace = history["steps"], history["epochs"], history["pace"]
     ends = [record["step"] for record in epochs]
     best = [(ends[history["best"] - epochs[0]["epoch"] - 1], words("best"))] if history["best"] and ends else []
@@ -223,8 +223,8 @@ def task_view(name: str, task: dict[str, Any], rows: Sequence[Row], words: Words
 
 def gallery(name: str, kind: str, rows: Sequence[Row], of_entities: str = "") -> dict[str, Any]:
     """Returns {"texts": [{"id", "verdicts", "kinds", "cut", "gold", "predicted", "triples"}], "all", "types"} with the
-    texts that have errors of entities or relations, most confident errors first. gold, predicted: from `marked.tree`;
-    triples: of relations, see `relations.triples_of`, otherwise None"""
+    texts that have entity or relation errors, most confident errors first. gold, predicted: from `marked.tree`.
+    triples: from `relations.triples_of`; None for entities."""
     confidences = [(figures.error_confidence(kind, row["answers"][name]), row) for row in rows]
     wrong = [(sure, row) for sure, row in confidences if sure is not None]
     texts = []
@@ -243,14 +243,14 @@ def gallery(name: str, kind: str, rows: Sequence[Row], of_entities: str = "") ->
 
 
 def relation_marks(row: Row, triples: dict[str, Any], side: str) -> list[marked.Mark]:
-    """The marks of the subjects and objects of one side, labelled with their numbers."""
+    """Returns the marks of the subjects and objects of one side, labelled with their numbers."""
     numbers = {number for triple in triples[side] for _, number in (triple["subject"], triple["object"])}
     spans = [(*span, number) for span, number in triples["spans"].items() if number in numbers]
     return [marked.mark_of(row, first, last, str(number)) for first, last, number in spans]
 
 
 def type_numbers(name: str, kind: str, rows: Sequence[Row]) -> dict[str, int]:
-    """Numbers entity types by frequency -> {type: number}. The number determines the colour."""
+    """Numbers entity types by frequency. Returns {type: number}; the number determines the colour."""
     sides = [row["answers"][name][side] for row in rows for side in ("gold", "predicted")]
     counts = Counter(entity[0] for side in sides if side is not None for entity in items_in(kind, side))
     return {label: number for number, (label, _) in enumerate(figures.most_frequent(counts))}
@@ -264,14 +264,14 @@ def is_of_words(kind: str) -> bool:
 
 
 def shown_answer(kind: str, row: Row, label: Any) -> str:
-    """Formats a label for the table; tags and spans as their entities, and relations."""
+    """Formats a label for the table. Tags and spans are shown as entities."""
     if label is None or not is_of_words(kind):
         return show(label)
     return short(entity_list(row, items_in(kind, label)), 160)
 
 
 def differences(kind: str, row: Row, item: dict[str, Any]) -> dict[str, str]:
-    """Formats labels -> {"gold_shown", "predicted_shown", "likely_shown"}, with only those entities that differ."""
+    """Formats labels, with only the entities that differ. Returns {"gold_shown", "predicted_shown", "likely_shown"}."""
     sides = {side: item[side] for side in ("gold", "predicted", "likely") if side in item}
     if not is_of_words(kind):
         cut = str if kind == "classification" else show
@@ -295,7 +295,7 @@ def entity_list(row: Row, items: set[entities.Entity]) -> str:
 
 
 def labels_of(kind: str, label: Any) -> set[str]:
-    """Returns the labels by which a row of the table can be filtered."""
+    """Returns the labels that the table can be filtered by, for one row."""
     if label is None or kind == "regression":
         return set()
     if is_of_words(kind):
@@ -304,7 +304,8 @@ def labels_of(kind: str, label: Any) -> set[str]:
 
 
 def table_of(rows: dict[str, list[Row]], kinds: dict[str, str]) -> dict[str, Any]:
-    """Selects rows for the page's script, wrong ones first, up to TABLE_BYTES -> {"tasks", "labels", "rows", "all"}.
+    """Selects rows for the page's script, wrong rows first, up to TABLE_BYTES. Returns {"tasks", "labels", "rows",
+    "all"}.
 
     A row is [part, id, text, right, [[gold, [[predicted, right, confidence]]] per task], [label numbers]]; right is 1,
     0 or null. The selected rows are in file order.

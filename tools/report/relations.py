@@ -1,21 +1,21 @@
-"""Classifies errors of relations, as entities.py does for entities.
+"""Classifies relation errors, as entities.py does for entities.
 
 Let G be the gold and P the predicted relations of a text, each (predicate, subject, object), where subject and object
 are spans of words.
 
 1. Relations in both sets are *right*.
-2. A remaining gold and predicted relation with the same predicate, whose subject is the other's object and vice versa,
-   are a pair with the *wrong direction*.
-3. A remaining gold and predicted relation with the same subject and object are a pair with the *wrong predicate*.
-4. A remaining gold and predicted relation with the same predicate are a pair with a *wrong border* if their subjects
-   have a common token, and their objects, too. The pairs with the largest product of the two intersections over union
-   are formed first.
+2. A remaining gold and predicted relation with the same predicate, but with subject and object swapped, form a pair
+   with the *wrong direction*.
+3. A remaining gold and predicted relation with the same subject and object form a pair with the *wrong predicate*.
+4. A remaining gold and predicted relation with the same predicate form a pair with a *wrong border* if their subjects
+   overlap and their objects overlap. Pairs with the largest product of the two intersections over union are formed
+   first.
 5. A remaining gold relation has a *missed entity* if its subject or its object is in no predicted relation of the text
-   and, if the data has a task with the entities, is not predicted there either; otherwise it is *missed*.
+   and, if the data has a task for the entities, is not predicted there either; otherwise it is *missed*.
 6. The remaining relations of P are *invented*.
 
-In steps 2 to 4 equally good pairs are formed in text order. Each relation is in at most one pair, so |G| = right +
-wrong direction + wrong predicate + wrong border + missed entity + missed, and |P| = right + wrong direction + wrong
+In steps 2 to 4, ties are resolved in text order. Each relation is in at most one pair, so |G| = right + wrong
+direction + wrong predicate + wrong border + missed entity + missed, and |P| = right + wrong direction + wrong
 predicate + wrong border + invented.
 """
 
@@ -27,12 +27,12 @@ from tools.report import entities
 from tools.report.entities import Match
 from tools.report.figures import Row
 
-Relation = tuple  # predicate, first and last word of the subject, those of the object
+Relation = tuple  # (predicate, first and last word of the subject, first and last word of the object)
 Span = tuple[int, int]
 
 
 def match(gold: set[Relation], predicted: set[Relation], found: Collection[Span] = ()) -> list[Match]:
-    """Matches gold and predicted relations -> matches in text order. found: spans predicted as entities"""
+    """Matches gold and predicted relations. Returns the matches in text order. found: spans predicted as entities."""
     known = {*found, *(span for relation in predicted for span in ends(relation))}
     matches = entities.match(gold, predicted, MEASURES)
     return [
@@ -42,7 +42,7 @@ def match(gold: set[Relation], predicted: set[Relation], found: Collection[Span]
 
 
 def ends(relation: Relation) -> tuple[Span, Span]:
-    """The spans of the subject and of the object."""
+    """Returns the spans of the subject and the object."""
     return relation[1:3], relation[3:5]
 
 
@@ -51,14 +51,14 @@ def is_reversed(gold: Relation, predicted: Relation) -> float:
 
 
 def overlap(gold: Relation, predicted: Relation) -> float:
-    """Returns the product of the intersections over union of subjects and of objects; 0 if predicates differ."""
+    """Returns the product of the intersections over union of subjects and of objects, or 0 if predicates differ."""
     sides = zip(ends(gold), ends(predicted))
     subjects, objects = (entities.overlap((gold[0], *one), (predicted[0], *other)) for one, other in sides)
     return subjects * objects
 
 
 def distance(relation: Relation) -> int:
-    """The number of words between the subject and the object."""
+    """Returns the number of words between the subject and the object."""
     subject, object_ = sorted(ends(relation))
     return max(0, object_[0] - subject[1] - 1)
 
@@ -69,18 +69,18 @@ DISTANCES = (0, 3, 6, 11, 21)
 
 
 def are_relations(kind: str) -> bool:
-    """Whether the answers of a kind are shown as relations. Events are shown as their triggers and arguments."""
+    """Returns True if the answers of a kind are shown as relations. Events are shown as triggers and arguments."""
     return kind == "relations"
 
 
 def verdicts_of(kind: str) -> tuple[str, ...]:
-    """The verdicts on the answers to tasks of a kind."""
+    """Returns the possible verdicts for tasks of a kind."""
     return VERDICTS if are_relations(kind) else entities.VERDICTS
 
 
 def matches_of(kind: str, row: Row, name: str, of_entities: str = "") -> list[Match]:
-    """Returns the matches of a row's answer to a task with entities or relations; [] if the text is unlabelled.
-    of_entities: the task with the subjects and objects of relations, if there is one"""
+    """Returns the matches of a row's answer to a task with entities or relations, or [] if the text is unlabelled.
+    of_entities: the task with the subjects and objects of relations, if there is one."""
     answer = row["answers"][name]
     if answer["gold"] is None:
         return []
@@ -92,9 +92,9 @@ def matches_of(kind: str, row: Row, name: str, of_entities: str = "") -> list[Ma
 
 
 def triples_of(row: Row, matches: Sequence[Match], most: int = 40) -> dict[str, Any]:
-    """The relations of a text to show, at most `most` a side, wrong ones first -> {side: [{"verdict", "predicate",
-    "subject", "object"}], "spans": {span: its number}, "more": how many are left out}. Subjects and objects are (text,
-    number); spans are numbered in text order."""
+    """Selects the relations of a text to show, at most `most` per side, wrong ones first. Returns {side: [{"verdict",
+    "predicate", "subject", "object"}], "spans": {span: its number}, "more": number of omitted relations}. Subjects and
+    objects are (text, number); spans are numbered in text order."""
     ordered = sorted(matches, key=lambda match: match.verdict == "right")
     sides = {side: [m for m in ordered if getattr(m, side)] for side in ("gold", "predicted")}
     kept = {side: own[:most] for side, own in sides.items()}

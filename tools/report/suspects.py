@@ -1,4 +1,4 @@
-"""Finds probably mislabelled rows, and near duplicates in the training data with a different label."""
+"""Finds rows that are probably mislabelled, and near duplicates in the training data with a different label."""
 
 import logging
 from collections import defaultdict
@@ -21,7 +21,7 @@ MAX_TEXTS = 200_000  # maximum number of training texts to compare
 
 
 def class_thresholds(rows: Sequence[tuple[str, dict[str, float]]]) -> dict[str, float]:
-    """Returns t_j of confident learning, {label: mean probability of the label over the rows with that given label}."""
+    """Returns the thresholds t_j of confident learning: {label: its mean probability over rows given that label}."""
     given = defaultdict(list)
     for gold, probabilities in rows:
         given[gold].append(probabilities.get(gold, 0.0))
@@ -29,7 +29,7 @@ def class_thresholds(rows: Sequence[tuple[str, dict[str, float]]]) -> dict[str, 
 
 
 def confident_learning(rows: Sequence[tuple[str, dict[str, float]]]) -> list[tuple[int, str, float]]:
-    """Finds label issues -> [(row number, likely label, margin)], most suspicious first.
+    """Finds label issues. Returns [(row number, likely label, margin)], most suspicious first.
 
     rows: (given label, {label: probability from a model not trained on the row}). Northcutt et al., Confident Learning,
     2021 (JAIR 70; arXiv:1911.00068), equations 1 and 2: the likely label of a row is the label j with the largest p_j
@@ -46,7 +46,7 @@ def confident_learning(rows: Sequence[tuple[str, dict[str, float]]]) -> list[tup
 
 
 def suspicious(rows: Sequence[Row], kinds: dict[str, str]) -> list[dict[str, Any]]:
-    """Finds probably mislabelled rows -> [{"row", "task", "likely", "score"}], worst first.
+    """Finds rows that are probably mislabelled. Returns [{"row", "task", "likely", "score"}], worst first.
 
     Classification: by confident learning; the score is p_likely - p_given. Tagging, spans, relations and multilabel:
     rows with a wrong decision whose probability is at least 0.9 and at least the median probability of correct
@@ -67,14 +67,15 @@ def suspicious(rows: Sequence[Row], kinds: dict[str, str]) -> list[dict[str, Any
 
 
 def large_errors(answers: Sequence[tuple[int, Answer]]) -> list[tuple[int, Answer, float]]:
-    """Finds rows with an error above 3 RMSE -> [(row number, answer, error / (3 RMSE))]."""
+    """Finds rows with an error above 3 RMSE. Returns [(row number, answer, error / (3 RMSE))]."""
     sizes = [abs(answer["predicted"] - answer["gold"]) for _, answer in answers]
     scale = 3 * float(np.sqrt(np.mean(np.square(sizes)))) if sizes else 0.0
     return [(number, answer, size / scale) for (number, answer), size in zip(answers, sizes) if size > scale > 0]
 
 
 def sure_errors(kind: str, answers: Sequence[tuple[int, Answer]]) -> list[tuple[int, Answer, float]]:
-    """Finds confident errors, see `suspicious` -> [(row number, answer, probability of the most confident error)]."""
+    """Finds confident errors (see `suspicious`). Returns [(row number, answer, probability of its most confident
+    error)]."""
     rows = [(number, answer, decisions(kind, answer)) for number, answer in answers]
     right = defaultdict(list)
     for *_, items in rows:
@@ -90,7 +91,7 @@ def sure_errors(kind: str, answers: Sequence[tuple[int, Answer]]) -> list[tuple[
 
 
 def decisions(kind: str, answer: Answer) -> list[tuple[Any, float, bool]]:
-    """Splits an answer into its decisions -> [(decision, probability, is_right)]."""
+    """Splits an answer into its decisions. Returns [(decision, probability, is_right)]."""
     gold, predicted, p = answer["gold"], answer["predicted"], answer["probability"]
     if kind == "classification":
         return [] if p is None else [(predicted, p, gold == predicted)]
@@ -110,9 +111,9 @@ def issue(number: int, task: str, likely: Any, score: float) -> dict[str, Any]:
 
 
 def training_rows(data_path: str | Path, kinds: dict[str, str], max_rows: int = MAX_TEXTS) -> tuple[list[dict], bool]:
-    """Reads up to `max_rows` rows of the training data -> (rows, True if these are all).
+    """Reads up to `max_rows` rows of the training data. Returns (rows, True if these are all rows).
 
-    Returns ([], True) if the file no longer exists or is malformed. kinds: {task: one of ANSWERS in answers.py}"""
+    Returns ([], True) if the file no longer exists or is malformed. kinds: {task: one of ANSWERS in answers.py}."""
     path = Path(data_path) / "train.jsonl"
     if not path.is_file():
         return [], True
@@ -129,10 +130,10 @@ def training_rows(data_path: str | Path, kinds: dict[str, str], max_rows: int = 
 def near_duplicates(
     queries: Sequence[str], training: Sequence[Row], block: int = 20_000
 ) -> list[list[tuple[float, int]]]:
-    """Finds near duplicates of each query text -> [[(cosine similarity, training row number)]], nearest first.
+    """Finds near duplicates of each query text. Returns [[(cosine similarity, training row number)]], nearest first.
 
-    The similarity, at least NEAR, is that of lower-case character trigram counts, hashed into 2^18 columns
-    (scikit-learn's HashingVectorizer). The caller bounds the number of training texts.
+    The cosine similarity of lower-case character trigram counts, hashed into 2^18 columns (scikit-learn's
+    HashingVectorizer), must be at least NEAR. The caller limits the number of training texts.
     """
     from sklearn.feature_extraction.text import HashingVectorizer  # imported lazily: it takes a second
 
@@ -154,8 +155,8 @@ def near_duplicates(
 def contradicted(
     rows: Sequence[Row], numbers: Sequence[int], kinds: dict[str, str], training: Sequence[Row], most: int = 3
 ) -> dict[int, list[dict[str, Any]]]:
-    """Finds near duplicates in training with a different text-level label than the row ->
-    {row number: [{"id", "text", "task", "label", "cosine"}]}."""
+    """Finds near duplicates in training whose text-level label differs from the row's. Returns {row number: [{"id",
+    "text", "task", "label", "cosine"}]}."""
     tasks = [name for name, kind in kinds.items() if kind in ("classification", "multilabel")]
     if not tasks:
         return {}

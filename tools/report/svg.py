@@ -40,7 +40,7 @@ def finite(values: Iterable[float | None]) -> list[float]:
 
 
 def span(values: Iterable[float | None], room: float = 0.06) -> Range:
-    """Returns the range (low, high) of the values plus a margin; it is never empty."""
+    """Returns the range (low, high) of the values plus a margin. It is never empty."""
     known = finite(values) or [0.0, 1.0]
     low, high = min(known), max(known)
     margin = (high - low) * room or abs(high) * 0.1 or 1.0
@@ -53,7 +53,7 @@ class Plot:
     def __init__(
         self, x_range: Range, y_range: Range, x_label: str, y_label: str, describes: str, x_ticks: Labels | None = None
     ):
-        """x_ticks: used instead of round numbers on the x axis"""
+        """x_ticks: used instead of round numbers on the x axis."""
         self.x_range, self.y_range, self.describes = x_range, y_range, describes
         self.parts: list[str] = []
         for value in ticks(*y_range):
@@ -82,7 +82,7 @@ class Plot:
         self.add(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
 
     def line(self, xs: Iterable[float], ys: Iterable[float | None], kind: str, dots: bool | None = None) -> None:
-        """Draws a line through the finite points. dots: mark every point (default: if there are at most 24)"""
+        """Draws a line through the finite points. dots: whether to mark every point (default: up to 24 points)."""
         points = [(x, y) for x, y in zip(xs, ys) if y is not None and math.isfinite(y)]
         if not points:
             return
@@ -99,7 +99,7 @@ class Plot:
         self.add(f'<rect class="bar {kind}" {shape}><title>{escape(tip)}</title></rect>')
 
     def mark(self, x: float, text: str, kind: str = "mark", row: int = 0) -> None:
-        """Draws a vertical line with a label at the top. row: moves the label down by this many lines"""
+        """Draws a vertical line with a label at the top. row: number of lines to move the label down."""
         at = self.x(x)
         self.add(f'<path class="{kind}" d="M{at:.1f} {TOP + 4}V{HEIGHT - BOTTOM}"/>')
         right = at > WIDTH * 0.7
@@ -120,7 +120,7 @@ def lines(
     x_range: Range | None = None,
     marks: Labels = (),
 ) -> Plot:
-    """Draws a line plot. series: [(xs, ys)], coloured in this order"""
+    """Draws a line plot. series: [(xs, ys)], coloured in this order."""
     xs = finite([x for points, _ in series for x in points]) or [0, 1]
     y_range = y_range or span([y for _, points in series for y in points])
     x_range = x_range or ((min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 1, max(xs) + 1))
@@ -149,7 +149,7 @@ def reliability(bins: Sequence[dict[str, Any]], x_label: str, y_label: str, desc
 def stacked(
     counts: Sequence[Sequence[int]], edges: Sequence[float], x_label: str, y_label: str, describes: str
 ) -> Plot:
-    """Draws a stacked histogram. counts: [[count per kind] per bar]; edges: of the bars, one more than bars"""
+    """Draws a stacked histogram. counts: [[count per kind] per bar]. edges: the edges of the bars."""
     top = max(map(sum, counts), default=0) or 1
     plot = Plot((edges[0], edges[-1]), (0, top * 1.06), x_label, y_label, describes)
     for low, high, cell in zip(edges, edges[1:], counts):

@@ -1,4 +1,4 @@
-"""The strings of the page, from templates/en.json and zh.json, which have the same keys and {placeholders}."""
+"""The strings of the page, read from templates/en.json and zh.json, which have the same keys and {placeholders}."""
 
 import json
 from collections.abc import Sequence

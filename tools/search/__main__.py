@@ -1,10 +1,10 @@
-"""Searches hyperparameters with Optuna, and tests if the best ones are better than the defaults.
+"""Searches hyperparameters with Optuna, and tests whether the best ones are better than the defaults.
 
     pip install -r tools/search/requirements.txt
     python -m tools.search --data_path dataset/NAME --pretrain_model_path bert-base-uncased --trials 30 --jobs 2
     python -m tools.search --options="--use_crf --epochs 6" --space "lr=1e-4..3e-3:log pooling=first,mean"
 
-Stage 1, search: each trial is one training run of main.py; the first one uses the defaults. TPE proposes trials based
+Stage 1, search: each trial is one training run of main.py; the first trial uses the defaults. TPE proposes trials based
 on the dev scores so far, and trials that score worse than the median are pruned. Stage 2, finalists: the best trials
 and the default are trained with several seeds. The winner has the best mean dev score; its gain is measured on test.
 
@@ -103,7 +103,8 @@ def require_same(study: Study, plan: Plan) -> None:
 
 
 def nothing_finished(study: Study) -> int:
-    """Returns the exit code if no trial finished: that of main.py if all trials failed."""
+    """Returns the exit code if all trials failed: the code of the last one. Raises UserError if none finished in
+    time."""
     failed = study.of_state("failed")
     if not failed or len(failed) < len(study.trials):
         raise UserError("no trial finished within --hours; the same command with more --hours resumes the search")

@@ -44,7 +44,7 @@ class Child:
             )
 
     def wait(self, options: int = 0) -> int | None:
-        """Waits for the end. Returns the exit code, which is negative if a signal killed the process."""
+        """Waits for the process to end. Returns the exit code, which is negative if a signal killed the process."""
         if self.code is None:
             pid, status, used = os.wait4(self.process.pid, options)
             if pid:
@@ -67,7 +67,7 @@ class Child:
 
     @property
     def cpu_seconds(self) -> float:
-        """CPU time including finished children. While the process runs, it is 0 except on Linux."""
+        """CPU time, including finished children. While the process runs, it is 0 except on Linux."""
         if self.used:
             return self.used.ru_utime + self.used.ru_stime
         try:

@@ -1,4 +1,4 @@
-"""The second stage of a search, which trains the best trials and the default with several seeds."""
+"""The second stage of a search: trains the best trials and the default with several seeds."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ logger = logging.getLogger("template")
 class FinalStage:
     """Trains the finalists and the default with several seeds, then scores the winner and the default on test.
 
-    numbers: the trials, default first; seeds: one run per trial and seed; bar: tqdm over the runs
+    numbers: the trials, default first. seeds: one run per trial and seed. bar: tqdm over the runs.
     """
 
     def __init__(self, plan: Plan, study: Study, numbers: Sequence[int], seeds: Sequence[int], bar: tqdm) -> None:
@@ -29,11 +29,12 @@ class FinalStage:
         self.failed: dict[int, str] = {}  # {trial number: reason}; not stored, so a restart retries them
 
     def find(self, number: int, seed: int, kind: str = "final") -> dict[str, Any] | None:
-        """Returns {"epoch", "dev": {score: value}}, or {score: value} for kind "test"; None if the run is not done."""
+        """Returns {"epoch", "dev": {score: value}}, or {score: value} for kind "test", or None if the run is not
+        done."""
         return self.study.get(f"{kind} {number} {seed}")
 
     def of_all_seeds(self, number: int, kind: str = "final") -> list[dict[str, Any]] | None:
-        """Returns the results of `find` for all seeds; None if a run is not done."""
+        """Returns the results of `find` for all seeds, or None if a run is not done."""
         results = [result for seed in self.seeds if (result := self.find(number, seed, kind))]
         return results if len(results) == len(self.seeds) else None
 
@@ -75,7 +76,7 @@ class FinalStage:
         return winner
 
     def run_all(self, jobs: list["FinalJob"], total: int, stop: StopSignals) -> None:
-        """Runs jobs, and skips further seeds of trials that failed. total: that of the progress bar"""
+        """Runs jobs, and skips further seeds of trials that failed. total: number of runs for the progress bar."""
         if not jobs:
             return
 
@@ -96,7 +97,7 @@ class FinalStage:
 
 
 class FinalJob(Job):
-    """A run of a finalist with one seed. test: also score the test part"""
+    """A run of a finalist with one seed. test: whether to score the test part too."""
 
     keeps_checkpoints = True
 
@@ -111,7 +112,7 @@ class FinalJob(Job):
         self.stage.bar.update()
         if self.child.code:
             reason = self.stage.failed[self.number] = self.child.last_line()
-            logger.info(f"trial {self.number} with seed {self.seed} failed and is not a finalist: {reason}")
+            logger.info(f"trial {self.number} failed with seed {self.seed} and is not a finalist: {reason}")
             return
         best, scores = best_of(self.folder, self.plan.monitor)
         self.tidy()
@@ -121,7 +122,7 @@ class FinalJob(Job):
         self.study.set(f"final {self.number} {self.seed}", {"epoch": best, "dev": scores})
 
     def interrupted(self) -> None:
-        """Adds the CPU time of the run to that of the stage."""
+        """Adds the CPU time of the run to the total of the stage."""
         seconds = self.study.get("final_cpu_seconds", 0.0) + self.child.cpu_seconds
         self.study.set("final_cpu_seconds", round(seconds, 2))
         self.stage.clock.store()

@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 def trial_rows(study: Study) -> list[Row]:
     """Returns [{"number", "state", "score", "best_epoch", "params", "values", "default", "epochs", "reason", …}] in
-    order. score: the best dev score of the epochs that the trial has run; None if there is none"""
+    order. score: the best dev score of the epochs that the trial has run, or None."""
     rows = []
     for trial in study.trials:
         scores, attributes = trial.intermediate_values, trial.user_attrs
@@ -53,7 +53,7 @@ def write_trials(plan: Plan, study: Study) -> list[Row]:
 
 
 def write_results(plan: Plan, study: Study, rows: list[Row], stage: FinalStage | None, winner: int | None) -> None:
-    """Writes search.json and prints the results. rows: from `trial_rows`; stage: None without finalists"""
+    """Writes search.json and prints the results. rows: from `trial_rows`. stage: None without finalists."""
     costs = cost(study)
     result: dict[str, Any] = {"monitor": plan.monitor, "known_by": plan.known_by, "trials": rows, "cost": costs}
     print(f"\n{trial_table(plan, rows)}\n")
@@ -89,7 +89,7 @@ def cost(study: Study) -> dict[str, Any]:
 
 
 def finalists(stage: FinalStage) -> list[Row]:
-    """Returns one row per finalist with its scores for each seed, which are None if the run failed."""
+    """Returns one row per finalist with its scores for each seed, or None for a failed run."""
     return [
         {
             "number": number,
@@ -103,9 +103,9 @@ def finalists(stage: FinalStage) -> list[Row]:
 
 
 def compare(stage: FinalStage, winner: int, scores: Sequence[str]) -> dict[str, Row] | None:
-    """Compares the winner with the default over the same seeds on test, or on dev if there is no test part ->
-    {score: {"part", "default", "winner", "gain", "low", "high", "verdict"}}; None if a run failed. Positive gains are
-    improvements, including for losses."""
+    """Compares the winner with the default over the same seeds on test, or on dev if there is no test part. Returns
+    {score: {"part", "default", "winner", "gain", "low", "high", "verdict"}}, or None if a run failed. Positive gains
+    are improvements, also for losses."""
     part, kind = ("test", "test") if stage.plan.has_test else ("dev", "final")
     before, after = stage.of_all_seeds(0, kind), stage.of_all_seeds(winner, kind)
     if before is None or after is None:
@@ -124,11 +124,11 @@ def compare(stage: FinalStage, winner: int, scores: Sequence[str]) -> dict[str, 
     return gains_by_score
 
 
-# ---- in the terminal -------------------------------------------------------------------------------------------------
+# ---- terminal output -------------------------------------------------------------------------------------------------
 
 
 def is_percent(score: str) -> bool:
-    """Whether a score is shown in percent: higher is better, so it is not a loss or an error."""
+    """Returns True if a score is shown in percent: higher is better, so it is not a loss or an error."""
     return not metrics.lower_is_better(score)
 
 
@@ -199,7 +199,7 @@ def verdict_lines(plan: Plan, study: Study, winner: int, gains: dict[str, Row] |
         lines.append("there is no test part; these are the dev scores that selected the winner, which are optimistic;")
         lines.append("hold out some data with data_process.py --test_ratio 0.1")
     elif gains.get(plan.monitor, {}).get("verdict") != "significant":
-        lines.append("with other seeds the sign could change, so the default may be as good")
+        lines.append("with other seeds, the sign could change, so the default may be as good")
     scored = {name.split()[1] for name in study.stored.user_attrs if name.startswith("test ")} - {"0"}
     if len(scored) > 1:
         lines.append(f"test has now been scored for {len(scored)} winners of this extended search; trust it less")

@@ -10,12 +10,12 @@ FEWEST = 5  # minimum number of seeds; with fewer, the coverage is wrong
 def interval(
     differences: Sequence[float] | np.ndarray, level: float = 0.95, draws: int = 10_000
 ) -> tuple[float, float] | None:
-    """Returns the interval (low, high) of the mean of paired differences by the smoothed bootstrap-t; None for fewer
-    than FEWEST differences, or if all are equal.
+    """Returns the confidence interval (low, high) of the mean of paired differences by the smoothed bootstrap-t, or
+    None if there are fewer than FEWEST differences or if all are equal.
 
-    Samples are drawn from the differences with added normal noise (Silverman's bandwidth), because samples of a few
-    seeds can otherwise have a standard deviation near zero, which makes intervals far too wide. With 5 seeds and no
-    true difference, the percentile bootstrap has 16 % false positives, and this one 5 %.
+    Samples are drawn from the differences with added normal noise (Silverman's bandwidth), because otherwise samples of
+    a few seeds can have a standard deviation near zero, which makes intervals far too wide. With 5 seeds and no true
+    difference, the percentile bootstrap has 16 % false positives, and this method has 5 %.
     Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5; Polansky and Schucany, Kernel Smoothing
     to Improve Bootstrap Confidence Intervals, 1997; Silverman, Density Estimation, 1986, equation 3.28.
     """

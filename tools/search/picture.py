@@ -20,7 +20,7 @@ svg { font-family: system-ui, sans-serif; background: #fff; }
 </style>"""
 
 
-Trial = dict[str, Any]  # {"number", "state", "score", "params", "default"}; score: that of the best epoch
+Trial = dict[str, Any]  # {"number", "state", "score", "params", "default"}; score: at the best epoch
 
 
 def draw(trials: Sequence[Trial], space: Space, monitor: str, lower: bool) -> str:
@@ -92,7 +92,7 @@ class Picture:
 
 
 def log_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Returns [(logarithm, label)] at powers of ten; if there are fewer than three, at multiples too."""
+    """Returns [(logarithm, label)] at powers of ten, and also at multiples of these if there are fewer than three."""
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
         values = [step * 10**power for power in range(math.floor(low), math.ceil(high) + 1) for step in steps]
         ticks = [value for value in values if low - 1e-9 <= math.log10(value) <= high + 1e-9]

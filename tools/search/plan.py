@@ -1,4 +1,4 @@
-"""The options of a search and the plan derived from them. All validation happens here, before anything runs."""
+"""The options of a search, and the plan derived from them. All validation happens here, before anything runs."""
 
 import logging
 import shlex
@@ -31,7 +31,7 @@ class SearchConfig:
     trials: int = option(30, "number of trials, including the default", group="search", low=1)
     hours: float = option(0.0, "maximum hours of the search including restarts, without finalists; 0: no limit", low=0)
     jobs: int = option(1, "number of parallel runs; they share the cores", low=1)
-    seed: int = option(666, "seed of the proposals; with --jobs 1 it determines the trials", low=0, high=2**32 - 1)
+    seed: int = option(666, "seed of the proposals; with --jobs 1, it determines the trials", low=0, high=2**32 - 1)
     startup: int = option(8, "number of random trials before TPE starts", low=1)
     prune: bool = option(True, "stop trials that score worse than the median (--no_prune disables it)")
     prune_after: int = option(2, "number of epochs before a trial can be pruned", low=1)
@@ -59,8 +59,8 @@ class SearchConfig:
 class Plan:
     """The settings shared by all parts of a search.
 
-    flags: flags of all runs, without paths. lower: lower scores are better. has_test: the data has a test part. scores:
-    names of the scores to report. known_by: identifies the search.
+    flags: flags of all runs, without paths. lower: whether lower scores are better. has_test: whether the data has a
+    test part. scores: names of the scores to report. known_by: identifies the search.
     """
 
     config: SearchConfig
@@ -78,14 +78,14 @@ class Plan:
         return self.config.folder
 
     def command(self, run: str, values: Values, seed: int, *actions: str) -> list[str]:
-        """Returns the command of a run. values: options in addition to `flags`; actions: --do_train, …"""
+        """Returns the command of a run. values: options in addition to `flags`. actions: --do_train, …."""
         paths = ["--data_path", self.config.data_path, "--pretrain_model_path", self.config.pretrain_model_path]
         folder = ["--output_dir", str(self.folder / "runs"), "--model_version", run, "--random_seed", str(seed)]
         flags = [*paths, *self.flags, "--monitor", self.monitor, *as_flags(values), *actions]
         return [sys.executable, str(ROOT / "main.py"), *flags, *folder]
 
     def command_to_copy(self, values: Values) -> str:
-        """Returns the command of main.py with the options of a trial, to copy."""
+        """Returns a main.py command with the options of a trial, for users to copy."""
         words = ["python", "main.py", "--data_path", self.config.data_path]
         words += ["--pretrain_model_path", path] if (path := self.config.pretrain_model_path) else []
         words += [*self.flags, *(["--monitor", self.config.monitor] if self.config.monitor else [])]
@@ -100,7 +100,7 @@ def make_plan(config: SearchConfig) -> Plan:
     """Creates the plan of a search. Raises UserError if an option is invalid."""
     base, fixed = base_of(config)
     if base.pretrain_model_path and not base.init_from:
-        locate(base.pretrain_model_path, base.model_hub, download=False)  # before what takes seconds to import
+        locate(base.pretrain_model_path, base.model_hub, download=False)  # fails before the slow imports below
     import metrics
     from data_process import make_sample
     from preprocess.example import PARTS
@@ -146,7 +146,7 @@ def base_of(config: SearchConfig) -> tuple[Config, set[str]]:
     given, defaults = asdict(base), asdict(Config(**paths))
     if forbidden := [name for name in NOT_FOR_TRIALS if given[name] != defaults[name]]:
         raise UserError(f"--options: --{forbidden[0]} is not allowed; tools.search sets it for each run")
-    if base.init_from:  # its model and its rates
+    if base.init_from:  # take over its model and learning rates
         own_folder = replace(base, do_train=True, output_dir=str(config.folder / "runs"))
         base = replace(inherit_run_options(own_folder), do_train=False, output_dir=base.output_dir)
     return base, {*given_options(Config, words)[0]}
@@ -158,14 +158,14 @@ def count_rows(base: Config) -> int:
 
 
 def find_batch_size(base: Config, tasks: dict[str, Task]) -> int:
-    """Resolves --batch_size auto as each trial does that does not search it."""
+    """Resolves --batch_size auto as in each trial that does not search it."""
     from engine.train.optimization import batch_size_of
 
     return batch_size_of(base, tasks, count_rows(base))
 
 
 def count_epochs(base: Config) -> int:
-    """Resolves --epochs auto for the batch size of `base`. All trials use this value, so they are comparable."""
+    """Resolves --epochs auto for the batch size of `base`. All trials use this value, so that they are comparable."""
     from engine.train.optimization import epochs_of, is_pretrained, steps_per_epoch
 
     steps = steps_per_epoch(-(-count_rows(base) // base.batch_size), base)  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Runs main.py in parallel processes that one loop monitors."""
+"""Runs main.py in parallel processes, monitored by one loop."""
 
 import shutil
 import time
@@ -16,11 +16,11 @@ from tools.search.space import Values
 from tools.search.study import Study
 
 TICK = 0.1  # polling interval in seconds
-PATIENCE = 120  # seconds to wait until a run of a killed search has saved and exited
+PATIENCE = 120  # seconds to wait for a run of a killed search to save and exit
 
 
 def dev_scores(folder: Path) -> list[tuple[int, dict[str, float]]]:
-    """Reads the dev scores of a run so far -> [(one-based epoch, {score: value})]."""
+    """Reads the dev scores of a run so far. Returns [(one-based epoch, {score: value})]."""
     return [
         (record["epoch"] + 1, {name[4:]: value for name, value in record.items() if name.startswith("dev_")})
         for record in read_history(folder)["epochs"]
@@ -28,13 +28,13 @@ def dev_scores(folder: Path) -> list[tuple[int, dict[str, float]]]:
 
 
 def best_of(folder: Path, monitor: str) -> tuple[int | None, dict[str, float]]:
-    """Reads the dev scores of a run's best checkpoint -> (one-based epoch, {score: value}), or (None, {})."""
+    """Returns (one-based epoch, {score: value}) of a run's best checkpoint on dev, or (None, {})."""
     best = best_epoch(read_history(folder), monitor)
     return best, {} if best is None else dict(dev_scores(folder)).get(best, {})
 
 
 class Clock:
-    """Measures the seconds of a stage, summed over restarts of the search. name: key in the study"""
+    """Measures the seconds of a stage, summed over restarts of the search. name: key in the study."""
 
     def __init__(self, study: Study, name: str) -> None:
         self.study, self.name, self.before, self.start = study, name, study.get(name, 0.0), time.monotonic()
@@ -47,7 +47,7 @@ class Clock:
 
 
 class Job:
-    """A run in its own process. name: that of the run's folder; flags: --do_train, …"""
+    """A run in its own process. name: the name of the run's folder. flags: --do_train, …."""
 
     keeps_checkpoints = False
 
@@ -56,7 +56,7 @@ class Job:
         self.command = plan.command(name, values, seed, *flags)
 
     def start(self) -> None:
-        """Starts the process when the run is not locked by a process of a killed search."""
+        """Starts the process once the run is no longer locked by a process of a killed search."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         lock = self.folder / ".lock"
         if lock.exists():
@@ -71,10 +71,10 @@ class Job:
         """Called repeatedly while the run is active."""
 
     def finish(self) -> None:
-        """Called after the run: collects the results."""
+        """Called after the run. Collects the results."""
 
     def interrupted(self) -> None:
-        """Called when the search was stopped: saves state."""
+        """Called when the search is stopped. Saves state."""
 
     def tidy(self) -> None:
         """Removes large files that are no longer needed."""
@@ -85,8 +85,8 @@ class Job:
 
 
 def run_jobs(next_job: Callable[[], Job | None], slots: int, stop: StopSignals) -> None:
-    """Runs the jobs of next_job() until it returns None and all jobs have ended. On a signal, all jobs save and exit,
-    and Interrupted is raised."""
+    """Runs the jobs from next_job() until it returns None and all jobs have ended. On a signal, makes all jobs save and
+    exit, and raises Interrupted."""
     running: list[Job] = []
     try:
         while True:

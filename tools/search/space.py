@@ -2,8 +2,8 @@
 
     lr=1e-4..1e-3:log head_multiple=3..30:log weight_decay=0..0.1 epochs=3,6,10 use_fgm=True,False
 
-A range has a lowest and a highest value, and :log selects a logarithmic scale; other values are listed. Two names are
-not options of main.py: head_multiple is --head_lr / --lr, and warmup_share is --warmup_epochs / --epochs.
+A range has a lowest and a highest value, and :log selects a logarithmic scale; all other values are lists. Two names
+are not options of main.py: head_multiple is --head_lr / --lr, and warmup_share is --warmup_epochs / --epochs.
 """
 
 import argparse
@@ -44,7 +44,7 @@ class Dimension:
         return isinstance(value, int | float) and self.low <= value <= self.high
 
     def ends(self) -> tuple[Any, ...]:
-        """Returns the values to validate. If the ends of a range are valid, all values between them are valid."""
+        """Returns the values to validate. If the ends of a range are valid, so are all values between them."""
         return self.choices or (self.low, self.high)
 
     def __str__(self) -> str:
@@ -61,8 +61,8 @@ Values = Mapping[str, Any]  # {name: value} of options of main.py, or of a point
 
 
 def parse_space(text: str, fields: dict[str, Field], fixed: set[str]) -> tuple[Space, list[str]]:
-    """Parses --space -> (space, one line per error). fields: {name: field} of the main.py options that trials may vary;
-    fixed: names set by --options"""
+    """Parses --space. Returns (space, one line per error). fields: {name: field} of the main.py options that trials may
+    vary. fixed: names set by --options."""
     space: Space = {}
     errors: list[str] = []
     for part in text.split():
@@ -92,7 +92,7 @@ def require_known(name: str, fields: dict[str, Field]) -> None:
 
 
 def parse_values(name: str, values: str, field: Field | None) -> Dimension:
-    """Parses '1e-4..1e-3:log' or '16,32' as a Dimension. field: that of the option, or None for names in MADE_OF"""
+    """Parses '1e-4..1e-3:log' or '16,32' as a Dimension. field: the field of the option; None for names in MADE_OF."""
     if ".." not in values:
         choices = tuple(parse_value(name, value, field) for value in values.split(","))
         if len(set(choices)) < len(choices) or len(choices) < 2:
@@ -104,7 +104,7 @@ def parse_values(name: str, values: str, field: Field | None) -> Dimension:
     borders, _, scale = values.partition(":")
     low, high = (parse_value(name, border, field) for border in borders.split("..", 1))
     if not low < high:
-        raise UserError(f"{name}={values}: the range is empty, as {low:g} is not below {high:g}")
+        raise UserError(f"{name}={values}: the range is empty, because {low:g} is not below {high:g}")
     if scale not in ("", "log") or values.endswith(":"):
         raise UserError(f"{name}={values}: only :log may follow the range")
     if scale and low <= 0:
@@ -113,7 +113,7 @@ def parse_values(name: str, values: str, field: Field | None) -> Dimension:
 
 
 def parse_value(name: str, text: str, field: Field | None) -> Any:
-    """Parses a value like main.py does. Raises UserError if it is invalid."""
+    """Parses a value as main.py does. Raises UserError if it is invalid."""
     kind: type = float if field is None else type_of(field)
     parse = (field and field.metadata["parse"]) or (parse_bool if kind is bool else kind)
     try:
@@ -134,8 +134,8 @@ def parse_value(name: str, text: str, field: Field | None) -> Any:
 
 
 class Resolver:
-    """Converts points of the space to options of main.py. base: Config shared by all trials; kinds: types of the tasks;
-    shape: config of the pretrained encoder, or None"""
+    """Converts points of the space to options of main.py. base: Config shared by all trials. kinds: types of the tasks.
+    shape: config of the pretrained encoder, or None."""
 
     def __init__(self, base: Config, kinds: Sequence[str], shape: Any) -> None:
         from engine.train.optimization import learning_rates  # imports torch, which is slow
@@ -219,7 +219,7 @@ def rounded(value: float) -> float:
 
 def default_space(resolver: Resolver, fixed: set[str]) -> Space:
     """Returns a space around the defaults of the options that matter for these tasks and this encoder. fixed: names set
-    by --options, which are not searched"""
+    by --options, which are not searched."""
     lr, pretrained = resolver.lr, resolver.shape is not None
     space = {
         "lr": Dimension(low=rounded(lr / 4), high=min(rounded(lr * 4), 0.5), log=True),

@@ -1,7 +1,7 @@
 """Stores the trials of a search in an Optuna journal, proposes trials, and decides on pruning.
 
-The journal is a JSONL file whose lines are synced to disk one by one. A proposal only depends on the seed, the trial
-number and the earlier trials, not on state in memory, so a resumed search makes the same proposals.
+The journal is a JSONL file; each line is synced to disk. A proposal depends only on the seed, the trial number and the
+earlier trials, not on state in memory, so a resumed search makes the same proposals.
 """
 
 import json
@@ -63,8 +63,8 @@ def open_journal(path: Path) -> JournalStorage:
 class Study:
     """The trials of a search.
 
-    lower: lower scores are better; seed: of the proposals; startup: number of random trials before TPE starts;
-    prune_after: number of epochs before a trial may be pruned, None for no pruning
+    lower: whether lower scores are better. seed: seed of the proposals. startup: number of random trials before TPE
+    starts. prune_after: number of epochs before a trial may be pruned, or None for no pruning.
     """
 
     def __init__(self, path: Path, space: Space, lower: bool, seed: int, startup: int, prune_after: int | None) -> None:
@@ -74,7 +74,7 @@ class Study:
         self.lower, self.seed, self.startup, self.prune_after = lower, seed, startup, prune_after
         self.direction = StudyDirection.MINIMIZE if lower else StudyDirection.MAXIMIZE
         try:
-            # It only stores trials. `propose` uses a copy, so trials are stored with all options or not at all
+            # This study only stores trials. `propose` uses a copy, so a trial is stored with all options or not at all
             self.stored = optuna.create_study(
                 storage=open_journal(path),
                 study_name="search",
@@ -146,13 +146,13 @@ class Study:
         return len(self.trials) - 1
 
     def report(self, number: int, epoch: int, score: float) -> None:
-        """Stores a dev score unless it is already stored. epoch: one-based"""
+        """Stores a dev score unless it is already stored. epoch: one-based."""
         if epoch not in self.trials[number].intermediate_values:
             self.handle(number).report(score, epoch)
 
     def should_prune(self, number: int) -> bool:
-        """Whether the best dev score of a trial is worse than the median after the same epoch. Only trials with equal
-        --epochs are compared, because otherwise their learning rate schedules have progressed differently."""
+        """Returns True if the best dev score of a trial is worse than the median after the same epoch. Compares only
+        trials with equal --epochs, because otherwise their learning rate schedules differ."""
         trial = self.trials[number]
         if self.prune_after is None:
             return False
@@ -164,7 +164,7 @@ class Study:
         return pruner.prune(view, trial)
 
     def end(self, number: int, state: str, value: float | None = None) -> None:
-        """Ends a trial. state: a name in STATES"""
+        """Ends a trial. state: a name in STATES."""
         self.stored.tell(number, value, STATE_OF[state])
 
     # ---- all trials ------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ class Study:
         return {name: len(self.of_state(name)) for name in STATE_OF}
 
     def twin(self, values: Values) -> FrozenTrial | None:
-        """Returns an earlier trial with the same options, and therefore the same result; None if there is none."""
+        """Returns an earlier trial with the same options, and therefore the same result, or None."""
         return next((t for t in self.of_state("finished", "pruned") if t.user_attrs["values"] == values), None)
 
     def ranked(self) -> list[FrozenTrial]:

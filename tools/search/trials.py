@@ -1,4 +1,4 @@
-"""The first stage of a search, which runs many trials with one seed."""
+"""The first stage of a search: runs many trials with one seed."""
 
 import logging
 import math
@@ -17,7 +17,7 @@ HOPELESS = 5  # the search ends after this many failed trials if none succeeded
 
 
 class SearchStage:
-    """Runs trials until the maximum number or the time limit is reached. bar: tqdm over the trials"""
+    """Runs trials until the maximum number or the time limit is reached. bar: tqdm over the trials."""
 
     def __init__(self, plan: Plan, study: Study, bar: tqdm) -> None:
         self.plan, self.study, self.bar, self.trials = plan, study, bar, plan.config.trials
@@ -125,7 +125,7 @@ class TrialJob(Job):
             self.give_up("time")
 
     def read(self) -> None:
-        """Reports new dev scores in order of epochs, so the result does not depend on timing."""
+        """Reports new dev scores in the order of epochs, so the result does not depend on timing."""
         for epoch, scores in dev_scores(self.folder):
             if self.verdict is None and epoch > self.seen:
                 self.seen = epoch

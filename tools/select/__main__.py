@@ -1,11 +1,11 @@
-"""Selects the texts of an unlabelled file that are worth labelling next, and writes them as a file to annotate.
+"""Selects the texts of an unlabelled file that are worth labelling next, and writes them to a file for annotation.
 
     python -m tools.select --checkpoint output/mine --pool texts.txt --number 200
     python -m tools.select --checkpoint output/mine --pool texts.txt --number 200 --output_format label_studio
 
-Texts are selected by how uncertain the model is about them, and so that they differ from each other. Texts that are
-repeated, have no words, or are in the run's data already are left out. The file holds the model's answers, to be
-corrected (docs/select.md). data_process.py reads it after annotation.
+Selects texts that the model is uncertain about and that differ from each other. Skips texts that are repeated, have no
+words, or are already in the data of the run. The file contains the model's answers, for annotators to correct
+(docs/select.md). data_process.py reads it after annotation.
 """
 
 import dataclasses
@@ -38,17 +38,17 @@ class SelectConfig(ReadingOptions):
     checkpoint: str = option("", "run folder or checkpoint folder (not needed for --strategy random)")
     pool: str = option("", "file of unlabelled texts, in any format that data_process.py reads; labels are ignored")
     number: int = option(200, "number of texts to select", low=1)
-    output: str = option("", "file to write (default: to_label.jsonl, or .csv or .json, by --output_format)")
+    output: str = option("", "file to write (default: to_label.jsonl, or .csv or .json, depending on --output_format)")
     output_format: Literal["auto", "jsonl", "csv", "doccano", "label_studio"] = option(
         "auto", "format of the output; auto: csv if --output ends with .csv, otherwise jsonl"
     )
-    answers: bool = option(True, "write the model's answers, to be corrected; --no_answers: texts without labels")
+    answers: bool = option(True, "write the model's answers for correction; --no_answers: texts without labels")
     strategy: Literal["auto", "both", "uncertainty", "diversity", "random"] = option(
         "auto",
-        "both: the most uncertain texts, and of these some that differ; uncertainty, diversity: one of the two; "
-        "auto: both, or what this model allows",
+        "both: texts that differ, from among the most uncertain; uncertainty, diversity: only one criterion; "
+        "auto: both, or the one that this model supports",
     )
-    data_path: str = option("", "processed folder whose texts are not selected again (default: that of the run)")
+    data_path: str = option("", "processed folder whose texts are not selected again (default: the data of the run)")
     random_seed: int = option(666, "seed for --strategy random and for clustering", low=0, high=2**32 - 1)
     device: str = option("auto", "auto, cpu, cuda:0, mps, xpu, npu", group="machine")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "autocast to half precision, as in main.py")
@@ -79,11 +79,11 @@ class SelectConfig(ReadingOptions):
 
     @property
     def files(self) -> list[Path]:
-        """The files to write: with Label Studio's, its labelling interface."""
+        """The files to write: the output and, for Label Studio, the labelling interface."""
         return [self.path, self.path.with_suffix(".xml")][: 1 + (self.form == "label_studio")]
 
     def for_texts(self) -> Config:
-        """Returns the options of main.py that read the pool."""
+        """Returns the options of main.py for reading the pool."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(ReadingOptions)}
         return Config(do_predict=True, predict_file=self.pool, eval_batch_size=self.eval_batch_size, **values)
 
@@ -99,9 +99,9 @@ def main(config: SelectConfig) -> None:
         raise UserError("tools.select runs in one process; start it without torchrun")
     get_logger()
     for path in config.files:
-        if path.exists():  # it may hold hours of work
-            raise UserError(f"--output {config.path}: {path} exists; move it, or name another file")
-    config.path.parent.mkdir(parents=True, exist_ok=True)  # fails before the pool is read
+        if path.exists():  # it may contain hours of work
+            raise UserError(f"--output {config.path}: {path} exists; move it, or choose another file")
+    config.path.parent.mkdir(parents=True, exist_ok=True)  # if this fails, it fails before the pool is read
     model = None
     if config.checkpoint:
         own = dict(eval_batch_size=config.eval_batch_size, pretrain_model_path=config.pretrain_model_path)
@@ -117,7 +117,7 @@ def main(config: SelectConfig) -> None:
     left_out = "".join(f", {number:,} {reason}" for reason, number in pool.left_out.items())
     logger.info(f"{config.pool}: {rows.size:,} texts{left_out}")
     if not len(pool.kept):
-        raise UserError(f"{config.pool}: no text is left to select; nothing was written")
+        raise UserError(f"{config.pool}: no texts left to select; nothing was written")
     if len(pool.kept) < config.number:
         logger.warning(f"--number {config.number:,}: only {len(pool.kept):,} texts are left, and all are selected")
     places, examples = choose(pool, model, strategy, config.number, config.random_seed)
@@ -128,7 +128,7 @@ def main(config: SelectConfig) -> None:
 
 
 def strategy_of(config: SelectConfig, model: "Model | None") -> "Strategy":
-    """Resolves --strategy auto, and refuses what a model cannot do."""
+    """Resolves --strategy auto. Raises UserError for a strategy that the model does not support."""
     from tools.select.choose import uncertain_tasks
 
     if model is None:
@@ -137,7 +137,7 @@ def strategy_of(config: SelectConfig, model: "Model | None") -> "Strategy":
     embeds = bool(network.hidden_size) and not network.output_layer.reads_pairs
     possible = {"both": scores and embeds, "uncertainty": scores, "diversity": embeds, "random": True}
     allowed: list[Any] = [name for name, can in possible.items() if can]
-    lacks = "has no probabilities (regression)" if not scores else "gives no vector of each row"
+    lacks = "has no probabilities (regression)" if not scores else "produces no vector for a row"
     if config.strategy != "auto" and config.strategy not in allowed:
         raise UserError(f"--strategy {config.strategy}: this model {lacks}; choose {', '.join(allowed)}")
     if config.strategy == "auto" and not possible["both"]:
@@ -146,7 +146,7 @@ def strategy_of(config: SelectConfig, model: "Model | None") -> "Strategy":
 
 
 def labelled_texts(config: SelectConfig, model: "Model | None") -> set[int]:
-    """The hashes of the texts that are labelled already, in any part: test texts must not be trained on either."""
+    """Returns the hashes of all texts that are already labelled, including test texts, which must not be trained on."""
     from preprocess.checks.duplicates import plain
     from preprocess.example import PARTS
     from preprocess.schema import read_processed
@@ -154,15 +154,15 @@ def labelled_texts(config: SelectConfig, model: "Model | None") -> set[int]:
     folder = Path(config.data_path)
     if model and not config.data_path:
         folder = Config.load(model.checkpoint / "args.json").data_dir
-        if folder.name.startswith("fold_"):  # beside it, test
+        if folder.name.startswith("fold_"):  # the test part is in the parent folder
             folder = folder.parent
     elif not config.data_path:
         return set()
     paths = [path for part in PARTS if (path := folder / f"{part}.jsonl").exists()]
     if not paths and config.data_path:
-        raise UserError(f"--data_path {folder}: is not a processed folder")
+        raise UserError(f"--data_path {folder}: not a processed folder")
     if not paths:
-        logger.warning(f"{folder}, the data of the run, is not there; labelled texts can be selected again")
+        logger.warning(f"{folder}, the data of the run, does not exist; labelled texts may be selected again")
     return {hash(plain(example)) for path in paths for _, example in read_processed(path, {})}
 
 

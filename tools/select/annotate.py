@@ -1,4 +1,4 @@
-"""Writes selected texts, with a model's answers, in formats that annotation tools import and data_process.py reads."""
+"""Writes selected texts and a model's answers in formats that annotation tools import and data_process.py reads."""
 
 import json
 import logging
@@ -19,38 +19,39 @@ from engine.task.text import text_and_offsets
 logger = logging.getLogger("template")
 Tasks = dict[str, Task]
 Row = dict[str, Any]
-UNTYPED = "entity"  # the type of subjects and objects if the model gives them none
+UNTYPED = "entity"  # the type of subjects and objects if the model does not predict their types
 
 
 class Related(NamedTuple):
-    """The relations of a text, as pairs of the spans of a task."""
+    """The relations of a text, as pairs of spans of a task."""
 
-    task: str  # with the spans
-    pairs: list[tuple[int, int, str]]  # numbers of the subject and of the object among its spans, predicate
-    left_out: int  # relations whose subject or object is not among them
+    task: str  # the task of the spans
+    pairs: list[tuple[int, int, str]]  # (index of the subject's span, index of the object's span, predicate)
+    left_out: int  # number of relations whose subject or object is not a span of the task
 
 
 def require_format(form: str, tasks: Tasks) -> None:
-    """Raises UserError if a format cannot hold labels of these tasks."""
+    """Raises UserError if a format cannot store the labels of these tasks."""
     kinds = {name: column_kind(task) for name, task in tasks.items()}
     unfit = {"tags": "labels every word", "events": "has events"}
     problem = next((f"{name!r} {unfit[kind]}" for name, kind in kinds.items() if kind in unfit), "")
     related = [task for task in tasks.values() if task.kind == "relations"]
     if len(related) > 1:
-        problem = f"a project has one task of relations, but the tasks are {', '.join(tasks)}"
+        problem = f"a project can have only one relations task, but the tasks are {', '.join(tasks)}"
     if form == "doccano":
         if related and len(tasks) > 1 + (related[0].entities in tasks):
-            problem = f"a project of relations has no labels but these, but the tasks are {', '.join(tasks)}"
+            problem = f"a relations project cannot have other labels, but the tasks are {', '.join(tasks)}"
         by_words = [task.needs_words for task in as_spans(tasks).values()]
         if max(by_words.count(True), by_words.count(False)) > 1:
-            problem = f"a project has one task for texts and one for spans, but the tasks are {', '.join(tasks)}"
+            problem = f"a project can have one task for texts and one for spans, but the tasks are {', '.join(tasks)}"
         problem = next((f"{name!r} has numbers" for name in tasks if tasks[name].kind == "regression"), problem)
     if problem and form in ("doccano", "label_studio"):
         raise UserError(f"--output_format {form}: {problem}; choose another format")
 
 
 def write(path: Path, form: str, examples: Examples, facts: list[Row], model: Model | None, answers: bool) -> None:
-    """Writes the file. facts: what else each row says; answers: with the model's answers, otherwise without labels"""
+    """Writes the file. facts: additional values for each row. answers: whether to write the model's answers as labels;
+    otherwise, the rows have no labels."""
     tasks = model.tasks if model else {}
     for_tool = as_spans(tasks) if form in ("doccano", "label_studio") else tasks
     make = {"doccano": doccano, "label_studio": label_studio}.get(form, plain_row)
@@ -68,7 +69,7 @@ def write(path: Path, form: str, examples: Examples, facts: list[Row], model: Mo
         left_out += related.left_out if related else 0
         rows.append(make(about, labels, related, for_tool))
     if left_out:
-        logger.warning(f"{left_out} relations are left out, because the model gives their subject or object no type")
+        logger.warning(f"omitted {left_out} relations whose subject or object has no type predicted by the model")
     if form != "label_studio":
         write_predictions(rows, path)
         return
@@ -80,7 +81,8 @@ def write(path: Path, form: str, examples: Examples, facts: list[Row], model: Mo
 
 
 def as_spans(tasks: Tasks) -> Tasks:
-    """The tasks without relations. If no task has their subjects and objects, these are a task of spans instead."""
+    """Returns the tasks without relations. If no task has the subjects and objects as its spans, the relations task is
+    replaced with a spans task for them."""
     untyped = Task("spans", labels=(UNTYPED,))
     return {
         name: untyped if task.kind == "relations" else task
@@ -90,7 +92,7 @@ def as_spans(tasks: Tasks) -> Tasks:
 
 
 def split(labels: Row, tasks: Tasks) -> tuple[Row, Related | None]:
-    """Returns the labels of the tasks in `as_spans`, and the relations between their spans; None if there are none."""
+    """Returns (labels of the tasks in `as_spans`, relations between their spans or None)."""
     name = next((name for name, task in tasks.items() if task.kind == "relations"), "")
     kept = {key: labels[key] for key in as_spans(tasks)}
     if labels.get(name) is None:
@@ -111,7 +113,7 @@ def place_of(span: Row) -> tuple[int, int]:
 
 
 def plain_row(about: Row, labels: Row, _: Related | None, tasks: Tasks) -> Row:
-    """A row for an editor or a spreadsheet: each label under the name of its task, or null, to be filled in."""
+    """Creates a row for an editor or a spreadsheet: each label under the name of its task, or null to be filled in."""
     for name in tasks:
         if labels[name] and column_kind(tasks[name]) in ("spans", "entities"):
             labels[name] = [{key: span[key] for key in ("start", "end", "label", "text")} for span in labels[name]]
@@ -121,15 +123,15 @@ def plain_row(about: Row, labels: Row, _: Related | None, tasks: Tasks) -> Row:
 
 
 def spans_of(text: str, spans: list[Row]) -> list[tuple[int, int, str]]:
-    """(start, end, type) of entities in UTF-16 units, in which an emoji is two: so count Label Studio (its issue 1347)
-    and doccano (its issue 2290)."""
+    """Returns (start, end, type) of entities in UTF-16 units (an emoji is two), as Label Studio (its issue 1347) and
+    doccano (its issue 2290) count."""
     units = [0, *accumulate(1 + (sign > "\uffff") for sign in text)]
     return [(units[span["start"]], units[span["end"]], span["label"]) for span in spans]
 
 
 def doccano(about: Row, labels: Row, related: Related | None, tasks: Tasks) -> Row:
-    """A row of doccano's JSONL: "label", for a project of intents and slots "cats" and "entities", or for one of
-    relations "entities" and "relations". doccano keeps the other keys as metadata."""
+    """Creates a row of doccano's JSONL. Its label keys are "label"; "cats" and "entities" for a project with intents
+    and slots; "entities" and "relations" for a relations project. doccano keeps other keys as metadata."""
     if related:
         spans = enumerate(spans_of(about["text"], labels[related.task] or []))
         keys = ("id", "start_offset", "end_offset", "label")
@@ -145,7 +147,7 @@ def doccano(about: Row, labels: Row, related: Related | None, tasks: Tasks) -> R
 
 
 def label_studio(about: Row, labels: Row, related: Related | None, tasks: Tasks) -> Row:
-    """A task of Label Studio's JSON, with the answers as predictions."""
+    """Creates a task of Label Studio's JSON, with the answers as predictions."""
     results: list[Row] = []
     for name, value in labels.items():
         values: list[tuple[str, Row]] = []
@@ -167,7 +169,7 @@ def label_studio(about: Row, labels: Row, related: Related | None, tasks: Tasks)
 
 
 def interface(tasks: Tasks, paired: bool, predicates: Sequence[str]) -> str:
-    """The labelling interface of Label Studio, as XML, whose controls have the names of the tasks."""
+    """Returns Label Studio's labelling interface as XML. Its controls are named after the tasks."""
     lines = ["<View>", "  <Style>.htx-text{ white-space: pre-wrap; }</Style>"]  # otherwise spaces are trimmed
     lines += [f'  <Text name="{name}" value="${name}"/>' for name in ("text", "text_pair")[: 1 + paired]]
     for name, task in tasks.items():
@@ -185,7 +187,7 @@ def interface(tasks: Tasks, paired: bool, predicates: Sequence[str]) -> str:
 
 
 def types_of(task: Task) -> list[str]:
-    """The labels that an annotator chooses from: for tags, the types of entities."""
+    """Returns the labels that an annotator can choose: for tags, the entity types."""
     if not task.is_tagging:
         return list(task.labels)
     return list(dict.fromkeys(tag.kind for label in task.labels if (tag := parse_tag(label)) and tag.kind))

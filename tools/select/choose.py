@@ -1,4 +1,4 @@
-"""Scores the texts of a pool by how uncertain a model is, and chooses texts that differ from each other."""
+"""Scores the texts of a pool by the model's uncertainty, and chooses texts that differ from each other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,31 +16,31 @@ from engine.task.words import is_wordless
 from preprocess.checks.duplicates import plain
 
 Strategy = Literal["both", "uncertainty", "diversity", "random"]
-BETA = 10  # "both" clusters this many times the wanted number of texts, as Zhdanov (2019) does
-MOST = 20_000  # maximum number of texts whose vectors "diversity" clusters; of a larger pool it draws so many
+BETA = 10  # "both" clusters this many times the number of texts to select (Zhdanov, 2019)
+MOST = 20_000  # maximum number of vectors that "diversity" clusters; from a larger pool, it samples this many texts
 
 
 @dataclass
 class Pool:
-    """What is known of each row of a pool: a few bytes, so that a pool can have millions of rows."""
+    """Information about each row of a pool: a few bytes per row, so a pool can have millions of rows."""
 
     rows: Any  # a TextRows of preprocess/readers/sources.py
     kept: np.ndarray  # (K,) numbers of the rows that can be chosen
-    uncertainty: np.ndarray  # (K,) entropy in nats, the mean over the tasks; empty if it is not needed
-    ranks: np.ndarray  # (K,) the mean over the tasks of the share of texts that are less uncertain
+    uncertainty: np.ndarray  # (K,) entropy in nats, averaged over the tasks; empty if it is not needed
+    ranks: np.ndarray  # (K,) rank of the uncertainty in (0, 1], averaged over the tasks
     left_out: dict[str, int] = field(default_factory=dict)  # {reason: number of rows}
 
 
 def uncertain_tasks(tasks: dict[str, Task]) -> list[str]:
-    """The tasks whose answers can be uncertain: of a number there is no distribution."""
+    """Returns the tasks whose uncertainty can be computed: all but regression, which has no distribution."""
     return [name for name, task in tasks.items() if task.kind != "regression"]
 
 
 @torch.inference_mode()
 def uncertainties(model: Model, examples: Examples) -> np.ndarray:
-    """(texts, tasks): the entropy, in nats, of the model's answer; for labels of words divided by the number of words,
-    so that long texts do not always come first. Of a CRF it is that of the paths (Settles and Craven, An Analysis of
-    Active Learning Strategies for Sequence Labeling Tasks, 2008)."""
+    """Returns the entropy of the model's answers in nats, (texts, tasks). For labels of words, it is divided by the
+    number of words, so that long texts are not always ranked first. For a CRF, it is the entropy over paths (Settles
+    and Craven, An Analysis of Active Learning Strategies for Sequence Labeling Tasks, 2008)."""
     trainer, names = model.trainer, uncertain_tasks(model.tasks)
     loader = model.loader(number(examples))
     sums, words = np.zeros((2, len(examples), len(names)))
@@ -49,7 +49,7 @@ def uncertainties(model: Model, examples: Examples) -> np.ndarray:
         batch = batch.to(trainer.device)
         with torch.autocast(trainer.device.type, trainer.dtype, enabled=trainer.dtype is not None):
             logits = trainer.model(batch.inputs).logits
-        texts = loader.dataset.example_index[batch.rows.tolist()]  # a long text to tag has several rows
+        texts = loader.dataset.example_index[batch.rows.tolist()]  # a long text of a tagging task has several rows
         for column, name in enumerate(names):
             head = trainer.model.output_layer.heads[name]
             temperature = float(getattr(head, "temperature", 1.0))
@@ -62,16 +62,16 @@ def uncertainties(model: Model, examples: Examples) -> np.ndarray:
 
 
 def ranks_of(scores: np.ndarray) -> np.ndarray:
-    """(texts, tasks) -> (texts,): the mean over the tasks of the rank among the texts, in (0, 1], so that the
-    scale of a task's scores does not matter."""
+    """Returns the rank of each text in (0, 1], averaged over the tasks, (texts,). Ranks make tasks with different
+    scales comparable. scores: (texts, tasks)."""
     from scipy.stats import rankdata
 
     return rankdata(scores, axis=0).mean(1) / max(1, len(scores)) if scores.size else np.zeros(len(scores))
 
 
 def survey(rows: Any, model: Model | None, scored: bool, labelled: set[int]) -> Pool:
-    """Reads a pool once. Leaves out texts without words, texts whose hash is in `labelled`, and all but the first of
-    texts that differ in case, whitespace or punctuation only. scored: whether the uncertainties are needed"""
+    """Reads a pool once. Skips texts without words, texts whose hash is in `labelled`, and repetitions that differ only
+    in case, whitespace or punctuation. scored: whether the uncertainties are needed."""
     tasks = model.tasks if model else {}
     seen, kept, scores, reasons = set[int](), list[int](), list[np.ndarray](), dict[str, int]()
     examples = enumerate(tqdm(examples_of(rows, tasks, 0, rows.size), "pool", rows.size, False, unit=" rows", delay=2))
@@ -79,7 +79,7 @@ def survey(rows: Any, model: Model | None, scored: bool, labelled: set[int]) -> 
         fit = []
         for at, example in chunk:
             key = hash(plain(example))
-            reason = "no words" if is_wordless(example) else "labelled already" if key in labelled else ""
+            reason = "no words" if is_wordless(example) else "already labelled" if key in labelled else ""
             reason = reason or ("repeated" if key in seen else "")
             if reason:
                 reasons[reason] = reasons.get(reason, 0) + 1
@@ -95,7 +95,7 @@ def survey(rows: Any, model: Model | None, scored: bool, labelled: set[int]) -> 
 
 
 def choose(pool: Pool, model: Model | None, strategy: Strategy, wanted: int, seed: int) -> tuple[np.ndarray, Examples]:
-    """(places of the chosen texts in `pool.kept`, the most uncertain first; their examples)."""
+    """Returns (indices of the chosen texts in `pool.kept`, most uncertain first; their examples)."""
     size, rng = len(pool.kept), np.random.default_rng(seed)
     wanted = min(wanted, size)
     order = np.argsort(-pool.ranks, kind="stable") if len(pool.ranks) else np.arange(size)
@@ -113,7 +113,7 @@ def choose(pool: Pool, model: Model | None, strategy: Strategy, wanted: int, see
 
 
 def read(pool: Pool, places: Sequence[int] | np.ndarray, model: Model | None) -> Examples:
-    """Reads rows again. places: in `pool.kept`. -> their examples, in this order"""
+    """Reads rows again. places: indices into `pool.kept`. Returns their examples in this order."""
     wanted = {int(pool.kept[place]) for place in places}
     examples = enumerate(examples_of(pool.rows, model.tasks if model else {}, 0, pool.rows.size))
     found = {row: example for row, example in examples if row in wanted}
@@ -121,18 +121,19 @@ def read(pool: Pool, places: Sequence[int] | np.ndarray, model: Model | None) ->
 
 
 def spread(vectors: np.ndarray, weights: np.ndarray, wanted: int, seed: int) -> np.ndarray:
-    """Places of `wanted` texts that differ, in ascending order: those nearest to the centres of a weighted k-means over
-    vectors of length 1 (Zhdanov, Diverse mini-batch Active Learning, 2019). (N, H), (N,) -> (wanted,)"""
+    """Returns the sorted indices of `wanted` texts that differ (wanted,): the texts nearest to the centres of a
+    weighted k-means over normalized vectors (Zhdanov, Diverse mini-batch Active Learning, 2019). vectors: (N, H).
+    weights: (N,)."""
     from sklearn.cluster import KMeans
     from sklearn.preprocessing import normalize
     from threadpoolctl import threadpool_limits
 
     unit = normalize(vectors.astype(np.float64))
-    with threadpool_limits(1):  # several threads add up in any order
+    with threadpool_limits(1):  # with several threads, the order of summation is not deterministic
         clusters = KMeans(wanted, n_init=1, random_state=seed).fit(unit, sample_weight=weights)
     distances = ((unit - clusters.cluster_centers_[clusters.labels_]) ** 2).sum(1)
     nearest = np.lexsort((distances, clusters.labels_))
     _, firsts = np.unique(clusters.labels_[nearest], return_index=True)
     chosen = nearest[firsts]
-    rest = np.setdiff1d(np.arange(len(unit)), chosen)  # equal vectors leave clusters empty
+    rest = np.setdiff1d(np.arange(len(unit)), chosen)  # duplicate vectors leave clusters empty
     return np.sort(np.concatenate([chosen, rest[: wanted - len(chosen)]]))
