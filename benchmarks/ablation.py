@@ -1,17 +1,17 @@
-"""Does a trick help on my data? Compares variants with a baseline over several seeds: gain and cost.
+"""Does a trick help on my data? Compares the gain and cost of variants with a baseline over several seeds.
 
     python benchmarks/ablation.py --data_path dataset/NAME --pretrain_model_path FOLDER --tricks fgm ema --seeds 5
     --options="--use_crf"
 
 A variant is a name in VARIANTS, an option of main.py such as `lr=5e-4`, or several of these joined by `+`. Each run is
-a process of main.py. Finished runs have a line in runs.csv in --results and are not repeated: started again, the script
+a process of main.py. Finished runs have a line in runs.csv in --results and are not repeated: if restarted, the script
 continues, and an interrupted run resumes from its checkpoint. A run is identified by the bytes of its data and model
-and by all options that change its result, not by the code: after a code change, use another --results. The script
+and by all options that change its result, but not by the code: after a code change, use another --results. The script
 prints and writes to summary.csv the mean ± standard deviation of each score, the difference from the baseline over the
-same seeds with a confidence interval, and the cost in time; it draws differences.png if matplotlib is installed. Choose
-on dev; test shows what the choice is worth.
+same seeds with a confidence interval, and the cost in time. It draws differences.png if matplotlib is installed. Choose
+a variant on dev; test shows its gain.
 
-With a 95 % interval about one comparison in twenty is called significant although nothing differs:
+With 95 % intervals, about one comparison in twenty is significant by chance, although nothing differs:
 `--false_positives` shows this on the stored scores of the baseline. Expect such cases if you compare many variants.
 """
 
@@ -59,7 +59,7 @@ VARIANTS = {
 
 
 def false_positives(scores, seeds, rounds=2000):
-    """How often two groups drawn from the same scores differ significantly."""
+    """Returns how often two groups drawn from the same scores differ significantly."""
     rng = np.random.default_rng(0)
     drawn = rng.choice(np.asarray(scores, dtype=float), (rounds, 2, seeds))
     return sum(verdict(interval(one - other)) == "significant" for one, other in drawn) / rounds
@@ -69,7 +69,7 @@ def false_positives(scores, seeds, rounds=2000):
 
 
 def flags_of(variant, options):
-    """'ema+lr=5e-4' -> [all flags of --options, '--use_ema=True', '--lr=5e-4']"""
+    """Returns the flags of a variant: for 'ema+lr=5e-4', [all flags of --options, '--use_ema=True', '--lr=5e-4']."""
     parts = [] if variant == "baseline" else [VARIANTS.get(part, part) for part in variant.split("+")]
     if wrong := [part for part in parts if "=" not in part]:
         raise UserError(f"{wrong[0]} is neither one of {', '.join(VARIANTS)} nor an option such as lr=5e-4")
@@ -77,8 +77,8 @@ def flags_of(variant, options):
 
 
 def settings(variant, options):
-    """{option: value} of a variant's runs, as text, without those that change no result or whose switch is off.
-    Errors are reported in one line, before anything runs."""
+    """Returns {option: value} of a variant's runs, as text, without options that do not change the result or whose
+    switch is off. Reports errors in one line, before anything runs."""
     config = parse_args(Config, ["--pretrain_model_path", options.pretrain_model_path, *flags_of(variant, options)])
     if idle := config.unused_options():
         raise UserError(f"{variant}: {idle[0]}")
@@ -92,7 +92,7 @@ def settings(variant, options):
 
 
 class Runs:
-    """The finished runs, as in runs.csv, and the running ones. keys: {variant: options and sums that identify its
+    """The finished runs (as in runs.csv) and the active runs. keys: {variant: options and checksums that identify its
     runs}."""
 
     def __init__(self, path, keys):
@@ -100,7 +100,8 @@ class Runs:
         self.rows = list(csv.DictReader(open(path, encoding="utf-8"))) if path.exists() else []  # noqa: SIM115
 
     def find(self, variant, seed):
-        """The row of a run, or None. An option that an old run does not have is taken to have today's default."""
+        """Returns the row of a run, or None. An option that an old run does not have is assumed to have its current
+        default."""
         key = self.keys[variant] | {"seed": str(seed)}
         defaults = {name: str(value) for name, value in asdict(Config()).items()}
         return next(
@@ -124,7 +125,7 @@ class Runs:
 
 
 def run(variant, seed, options, runs):
-    """One training and evaluation, unless it is already done."""
+    """Trains and evaluates one run, unless it is already done."""
     if runs.find(variant, seed):
         return
     name = re.sub(r"[^\w.=+-]+", "_", f"{variant}-{seed}")
@@ -164,7 +165,7 @@ def run(variant, seed, options, runs):
 
 
 def summary(runs, variants, seeds, options):
-    """(scores, parts, [{column: value}] for each variant); all runs must be done."""
+    """Returns (scores, parts, [{column: value}] for each variant). All runs must be done."""
     base, found = runs.of("baseline", seeds), []
     parts = [
         part
@@ -206,7 +207,7 @@ def summary(runs, variants, seeds, options):
 
 
 def table(part, names, lines):
-    """The summary of a part, as Markdown."""
+    """Formats the summary of a part as Markdown."""
     rows = [f"| variant | {' | '.join(names)} | time |", "| --- |" + " --- |" * (len(names) + 1)]
     for line in lines:
         cells = []
@@ -285,7 +286,7 @@ def main(argv=None):
 
 
 def compare(options, runs, results, variants, seeds):
-    """Runs what is not done yet, then prints the comparison."""
+    """Runs everything that is not yet done, then prints the comparison."""
     if not options.false_positives:
         todo = [(variant, seed) for seed in seeds for variant in variants]
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

@@ -1,11 +1,11 @@
-"""Calibration before and after the temperature of dev, and the probabilities of entities, over seeds.
+"""Measures calibration before and after temperature scaling on dev, and entity probabilities, over several seeds.
 
     python benchmarks/calibration.py --data DIR --pretrain_model_path MODEL --work FOLDER
 
-DIR has atis/ (train, dev, test) and cais/ (train, valid, test), in any format that data_process.py reads; MODEL is an
-English encoder. A run that FOLDER has finished is not trained again. Settings: ATIS intents and slots jointly (limited
-epochs), the same with eight texts per intent, CAIS and the sample from scratch. "ECE by chance" is that of right
-probabilities on as many answers, so no method can be expected to get below it.
+DIR contains atis/ (train, dev, test) and cais/ (train, valid, test), in any format that data_process.py reads; MODEL is
+an English encoder. Runs that are finished in FOLDER are not trained again. Settings: ATIS intents and slots jointly
+(limited epochs), the same with eight texts per intent, CAIS and the sample from scratch. "ECE by chance" is the ECE of
+perfect probabilities on the same number of answers, so no method can be expected to fall below it.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def call(*words):
 
 
 def prepare(name, data, work):
-    """Processes the data of a setting once. -> its folder"""
+    """Processes the data of a setting once. Returns its folder."""
     source, folder = SETTINGS[name][0], work / "data" / SETTINGS[name][0]
     if not (folder / "labels.json").exists():
         call("data_process.py", "--input", data / source if source != "sample" else ROOT / "dataset/sample_raw",
@@ -48,7 +48,8 @@ def prepare(name, data, work):
 
 
 def few(folder, shots, seed, work):
-    """A folder with `shots` training texts per intent, drawn with this seed; dev and test stay. -> its path"""
+    """Creates a folder with `shots` training texts per intent, drawn with this seed. Keeps dev and test. Returns its
+    path."""
     target = work / "data" / f"{folder.name}_{shots}_{seed}"
     target.mkdir(exist_ok=True)
     for path in folder.glob("*.json*"):
@@ -65,7 +66,7 @@ def few(folder, shots, seed, work):
 
 
 def train(name, seed, options):
-    """Trains one run, unless it is there. -> (its folder, data folder)"""
+    """Trains one run, unless it exists. Returns (its folder, data folder)."""
     _, pretrained, shots, more = SETTINGS[name]
     folder = prepare(name, options.data, options.work)
     folder = few(folder, shots, seed, options.work) if shots else folder
@@ -79,7 +80,7 @@ def train(name, seed, options):
 
 
 def mean_of_words(trainer, loader, predictions):
-    """The earlier probability of entities: the mean of the softmaxes of its words' tags. -> a list per text"""
+    """Returns, per text, a list of the former entity probabilities: the mean softmax probability of the words' tags."""
     import torch
 
     from engine.task.words import entities_in
@@ -98,7 +99,7 @@ def mean_of_words(trainer, loader, predictions):
 
 
 def evaluate(run, folder, target=0.95):
-    """Fits the temperatures on dev, as training does, and scores test. -> {figure: value}; stored with the run"""
+    """Fits the temperatures on dev, as training does, and scores test. Returns {figure: value}, stored with the run."""
     path = run / "calibration.json"
     if path.exists():
         return json.loads(path.read_text())
@@ -141,7 +142,7 @@ def evaluate(run, folder, target=0.95):
 
 
 def of_perfect(confidences, times=200):
-    """The mean ECE of answers that are right exactly as often as these confidences say: what remains by chance."""
+    """Returns the mean ECE of answers that are correct exactly as often as these confidences say: ECE by chance."""
     import numpy as np
 
     from engine.predict.uncertainty import calibration
@@ -153,7 +154,7 @@ def of_perfect(confidences, times=200):
 
 
 def paired(values, others):
-    """The mean of the differences, with a 95 % interval (Student's t)."""
+    """Formats the mean of the differences with a 95 % interval (Student's t)."""
     import numpy as np
     from scipy import stats
 

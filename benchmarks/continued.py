@@ -1,12 +1,12 @@
-"""Whether a run that starts from a trained one (--init_from) beats one from scratch, when a label is added.
+"""When a label is added, does a run that starts from a trained run (--init_from) beat a run from scratch?
 
     python benchmarks/continued.py [--label watch_movie] [--seeds 1 2 3 4 5] [--epochs 2 10] [--rates 1]
 
-For each seed, a first run is trained on the sample without the rows of one label. Then the label is added: with all
-rows, a run from scratch and one from --init_from are trained with the same number of epochs; and one from --init_from
-sees only the rows of the new label and a few of each old one. Prints for each, on the test part: the accuracy of the
-rows with old labels, the recall of the new label, slot F1 and sentence accuracy, and the paired differences over seeds.
---rates: learning rates of the continued runs, as multiples of the first run's.
+For each seed, a first run is trained on the sample without the rows of one label. Then the label is added. On all rows,
+a run from scratch and a run with --init_from are trained for the same number of epochs; another run with --init_from
+sees only the rows of the new label and a few rows of each old label. Prints for each run, on the test part: the
+accuracy on rows with old labels, the recall of the new label, slot F1 and sentence accuracy, and the paired differences
+over seeds. --rates: learning rates of the continued runs, as multiples of the first run's rate.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from data_process import make_sample
 from engine.train.initial import inherit_run_options
 from main import build_trainer, load_data
 
-FEW = 5  # rows of each old label, in the run that sees nearly only the new one
+FEW = 5  # rows of each old label in the run that sees almost only the new label
 SIZE = dict(hidden_size=128, num_layers=2, device="cpu", do_train=True, early_stop_patience=0)
 
 
 def write_folder(folder, source, keep):
-    """A processed folder with the rows of `source` that keep(row, part) selects, and the labels that they have."""
+    """Writes a processed folder with the rows of `source` that keep(row, part) selects, and with their labels."""
     folder.mkdir(parents=True)
     tasks = json.loads((source / "labels.json").read_text(encoding="utf-8"))
     for part in ("train", "dev", "test"):
@@ -51,7 +51,7 @@ def write_folder(folder, source, keep):
 
 
 def few_old_rows(label):
-    """keep(row, part) for `write_folder`: in train, all rows of a label, and the first few of each other label."""
+    """Returns keep(row, part) for `write_folder`: in train, all rows of a label and a few of each other label."""
     seen = Counter()
 
     def keep(row, part):
@@ -62,7 +62,7 @@ def few_old_rows(label):
 
 
 def trained_on(data, name, seed, work, **options):
-    """Trains a run as main.py does. -> (its trainer, with the best weights; its featurizer)"""
+    """Trains a run as main.py does. Returns (trainer with the best weights, featurizer)."""
     options = SIZE | dict(data_path=str(data), output_dir=str(work / "output"), random_seed=seed) | options
     config = inherit_run_options(Config(model_version=f"{name}-{seed}", **options))
     config.run_dir.mkdir(parents=True)
@@ -75,7 +75,7 @@ def trained_on(data, name, seed, work, **options):
 
 
 def scores_of(trained, path, label):
-    """[score of SCORES] of a trained run, on a file of rows."""
+    """Returns the SCORES of a trained run on a file of rows."""
     trainer, featurizer = trained
     found = trainer.eval(MyDataLoader(MyDataset(path, featurizer), 64))
     pairs = list(zip(found.gold["intent"], found.predicted["intent"]))
@@ -89,7 +89,7 @@ SCORES = ("old labels", "new label", "slot F1", "sentence")
 
 
 def compare(options, work):
-    """{run: [scores of each seed]}"""
+    """Returns {run: [scores of each seed]}."""
     sample = work / "sample"
     make_sample(sample)
     folders = {"first": lambda row, _: row["intent"] != options.label, "few": few_old_rows(options.label)}

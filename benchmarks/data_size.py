@@ -1,14 +1,15 @@
-"""Speed, memory and temporary disk of `data_process.py` on data of a given size.
+"""Measures the speed, memory and temporary disk use of `data_process.py` on data of a given size.
 
     python benchmarks/data_size.py --rows 400000                       a classification CSV and a tagging JSONL
     python benchmarks/data_size.py --rows 400000 --against CHECKOUT    also with another version of this repository
     python benchmarks/data_size.py --rows 400000 4000000 --only csv    how memory grows
 
-Makes files of short random rows and processes each in a separate process, the versions in turn. Prints for the fastest
-of --rounds: rows per second; the peak memory of all its processes, with shared pages counted once (proportional set
-sizes; pages shared with other programs count in part) and counted in each process (resident set sizes, an upper bound);
-the peak of the largest process; and the peak temporary disk use, that of unlinked files, as a share of the input. Linux
-only. CPU seconds are those of all processes; they are more reliable than wall-clock seconds on a busy machine.
+Creates files of short random rows and processes each in a separate process, alternating between versions. Prints for
+the fastest of --rounds: rows per second; the peak memory of all processes, with shared pages counted once (proportional
+set sizes; pages shared with other programs count in part) and counted in each process (resident set sizes, an upper
+bound); the peak of the largest process; and the peak temporary disk use (unlinked files), as a share of the input.
+Linux only. CPU seconds are summed over all processes; on a busy machine, they are more reliable than wall-clock
+seconds.
 """
 
 import argparse
@@ -75,7 +76,7 @@ def children_of(pid):
 
 
 def memory_of(pid):
-    """(proportional, resident) bytes of a process; 0 if it is gone."""
+    """Returns (proportional, resident) bytes of a process, or 0 if it has ended."""
     with contextlib.suppress(OSError):
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         sizes = {line.split(":")[0]: line.split()[1] for line in lines[1:]}
@@ -84,7 +85,7 @@ def memory_of(pid):
 
 
 def nameless_files(pid):
-    """Bytes on disk of the files that a process has open but that are in no folder."""
+    """Returns the bytes on disk of unlinked files that a process has open."""
     sizes = {}
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
@@ -95,7 +96,7 @@ def nameless_files(pid):
 
 
 def measure(checkout, source, output):
-    """{figure: value} of one run."""
+    """Returns {figure: value} of one run."""
     shutil.rmtree(output, ignore_errors=True)
     command = [sys.executable, checkout / "data_process.py", "--input", source, "--output_dir", output]
     environment = {**os.environ, "TQDM_DISABLE": "1"}
@@ -120,7 +121,7 @@ def measure(checkout, source, output):
 
 
 def same(first, second):
-    """Whether two processed folders hold the same bytes."""
+    """Returns True if two processed folders contain the same bytes."""
     names = [sorted(path.name for path in folder.iterdir() if path.is_file()) for folder in (first, second)]
     return names[0] == names[1] and all((first / n).read_bytes() == (second / n).read_bytes() for n in names[0])
 

@@ -2,10 +2,10 @@
 
     python benchmarks/environments.py                     all of ENVIRONMENTS, on every Python 3.10 to 3.13 on the PATH
     python benchmarks/environments.py --only oldest       one of them on this Python, as .ci/run does
-    python benchmarks/environments.py --output table.md   the table of outcomes, also in a file
+    python benchmarks/environments.py --output table.md   also writes the table of outcomes to a file
 
-Environments of this Python use its torch and all other packages that they do not replace; those of another Python are
-complete, with the versions of constraints.txt. Each takes one to a few minutes.
+Environments for this Python share its torch and all other packages that they do not replace. Environments for another
+Python are complete, with the versions of constraints.txt. Each takes one to a few minutes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HERE = "{}.{}".format(*sys.version_info)
 FILES = [ROOT / "requirements.txt", ROOT / "requirements-test.txt"]
 OLDEST = "transformers datasets accelerate peft scikit-learn safetensors tqdm tensorboard".split()
 SHOWN = ("torch", "transformers", "datasets", "tokenizers", "peft", "accelerate")
-# transformers and datasets; the others as pip finds them to fit
+# versions of transformers and datasets; pip resolves the other packages
 ENVIRONMENTS = {
     "oldest": [
         f"{need.name}=={need.bounds[2:].split(',')[0]}" for need in read_requirements(*FILES) if need.name in OLDEST
@@ -61,7 +61,7 @@ SMOKE = (
 
 
 def make(folder: Path, python: str, wanted: list[str]) -> str:
-    """Makes an environment with these packages; returns its Python."""
+    """Creates an environment with these packages. Returns its Python."""
     made, own = folder / "bin/python", python == sys.executable
     subprocess.run([python, "-m", "venv", *(["--without-pip"] if own else []), folder], check=True)
     if own:
@@ -78,7 +78,7 @@ def make(folder: Path, python: str, wanted: list[str]) -> str:
 
 
 def smoke(python: str) -> tuple[list[str], str, bool]:
-    """(versions, outcome, whether all passed) of the tests in an environment."""
+    """Runs the tests in an environment. Returns (versions, outcome, whether all passed)."""
     code = f"from importlib.metadata import version; print(*map(version, {SHOWN}))"
     versions = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     began, tests = time.monotonic(), [f"tests/{name}" for name in SMOKE]

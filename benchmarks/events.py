@@ -1,20 +1,20 @@
-"""Makes texts with events whose mentions are known, and compares ways to store events as pairs of spans.
+"""Generates texts with events whose mentions are known, and compares ways to store events as pairs of spans.
 
     python benchmarks/events.py --language en --number 1500 --output_file events.jsonl
     python data_process.py --input events.jsonl --output_dir dataset/events
     python main.py --do_train --do_eval --data_path dataset/events --hidden_size 64 --num_layers 2 --lr 2e-3
 
 A text has one to three of the sentences below: events with the same argument, an argument with two roles, nested
-arguments, several events of one trigger, and events without a trigger. Prints the share of all events, and of those in
-texts with several events of one type, that are found again after storing them, also of random events that share most of
-their mentions:
+arguments, several events of one trigger, and events without a trigger. Prints the share of events that are recovered
+after storing them: of all events, of events in texts with several events of one type, and of random events that share
+most of their mentions:
 
     trigger   as relations from the trigger to the arguments (events without a trigger: from the first argument)
-    anchor    as data_process.py does: from the mention that separates the events (preprocess/labels/events.py)
+    anchor    as in data_process.py: from the mention that separates the events (preprocess/labels/events.py)
     clique    as relations between all mentions of an event, read as the maximal cliques of each type (GPLinker for
               events, Su, 2022, kexue.fm/archives/8926)
 
---train FOLDER learns the generated events in each way, and prints the F1 of test:
+--train FOLDER trains on the generated events, stored in each way, and prints the F1 on test:
 
     python benchmarks/events.py --train /tmp/events --epochs 20 --lr 2e-3 --hidden_size 64 --num_layers 2 \\
         --batch_size 16 --max_length 96
@@ -69,8 +69,8 @@ POOLS = {
     },
 }
 HIRE, LOAN = ("employer", "person", "time"), ("borrower", "amount", "month")
-# (template, [(type, trigger or None, {role: slots})]); a slot is the name of a pool and a number, and [slot …] a span
-# with others in it
+# (template, [(type, trigger or None, {role: slots})]); a slot is the name of a pool and a number; [slot …] is a span
+# that contains other slots
 SENTENCES = {
     "en": [
         ("{org1} {hire1} {person1} .", [("hire", "hire1", {"employer": "org1", "person": "person1"})]),
@@ -146,7 +146,7 @@ SENTENCES = {
 
 
 def filled(template, events, pools, draw):
-    """(text, events) of a template, with different values for the slots of a pool."""
+    """Fills a template with different values for the slots of a pool. Returns (text, events)."""
     names = re.findall(r"{(\w+)}", template)
     by_pool = defaultdict(list)
     for name in names:
@@ -178,7 +178,7 @@ def shifted(place, by):
 
 
 def texts_of(language, number, seed=0):
-    """Yields (text, [(type, place of the trigger or None, [(role, place)])]); places are (start, exclusive end)."""
+    """Yields (text, [(type, place of the trigger or None, [(role, place)])]). Places are (start, exclusive end)."""
     draw = random.Random(seed)
     for _ in range(number):
         text, events = "", []
@@ -194,7 +194,7 @@ def texts_of(language, number, seed=0):
 
 
 def row_of(text, events):
-    """A row as data_process.py reads it."""
+    """Returns a row in the format that data_process.py reads."""
 
     def mention(place):
         return {"text": text[slice(*place)], "start": place[0], "end": place[1]}
@@ -213,7 +213,7 @@ def row_of(text, events):
 
 
 def shared_mentions(number, seed=0):
-    """Yields ("", events) as `texts_of`: two to four events of one type, whose arguments are drawn from few places."""
+    """Yields ("", events), like `texts_of`: two to four events of one type, with arguments drawn from a few places."""
     draw = random.Random(seed)
     for _ in range(number):
         triggers = draw.choice([[(0, 1)] * 4, [(i, i + 1) for i in range(4)], [None] * 4])
@@ -224,11 +224,11 @@ def shared_mentions(number, seed=0):
         yield "", [event for event in events if event[1] or event[2]]
 
 
-# ---- ways to store events: as items (first and last place of a mention, those of another, name), and read again ------
+# ---- ways to store events as items (first and last place of a mention and of another one, name), and to read them ----
 
 
 def mentions_of(events, place_of=lambda place: place):
-    """Events as (type, {(label, place)})."""
+    """Returns events as (type, {(label, place)})."""
     return [
         (kind, frozenset((label_of(kind, role), place_of(p)) for role, p in [(None, trigger)] * bool(trigger) + pairs))
         for kind, trigger, pairs in events
@@ -236,7 +236,7 @@ def mentions_of(events, place_of=lambda place: place):
 
 
 def by_trigger(events, order):
-    """From the trigger, or else the first argument, to all mentions."""
+    """Stores events as items from the trigger (or else the first argument) to all mentions."""
     items = set()
     for _, mentions in events:
         in_order = sorted(mentions, key=lambda mention: (ROLE in mention[0], *mention[1]))
@@ -245,13 +245,13 @@ def by_trigger(events, order):
 
 
 def of_anchors(items):
-    """The events in items from anchors, in the form of `mentions_of`."""
+    """Reads events from items that start at anchors. Returns them in the form of `mentions_of`."""
     found = [(event.type, (*event.triggers, *event.arguments)) for event in events_in(items)]
     return {(kind, frozenset((items[i][4], tuple(items[i][2:4])) for i in numbers)) for kind, numbers in found}
 
 
 def by_clique(events, order):
-    """Each mention with itself and its label, and with any other of its event and their type."""
+    """Stores each mention with itself and its label, and with every other mention of its event and the event type."""
     items = set()
     for kind, mentions in events:
         items |= {(*place, *place, label if ROLE in label else label + ROLE) for label, place in mentions}
@@ -261,7 +261,7 @@ def by_clique(events, order):
 
 
 def of_cliques(items):
-    """The maximal cliques of each type, of mentions that are linked in both directions."""
+    """Reads events as the maximal cliques of each type, where mentions are linked in both directions."""
     nodes, links, found = defaultdict(set), set(), set()
     for *places, label in items:
         one, other = tuple(places[:2]), tuple(places[2:])
@@ -287,7 +287,7 @@ WAYS = {  # name: (events -> items, items -> events, kind of the task)
 
 
 def shares(texts):
-    """{way: (share of all events that are found again, share of those in texts with several events of their type)}"""
+    """Returns {way: (share of all events that are recovered, share in texts with several events of their type)}."""
     texts = [mentions_of(events) for _, events in texts]
     order, result = ranking(texts), {}
     for name, (store, read, _) in WAYS.items():
@@ -308,7 +308,7 @@ def tokens_of(text, language):
 
 
 def token_place(text, place, language):
-    """(first, last token) of a place."""
+    """Returns (first, last token) of a place."""
     if language == "zh":
         return place[0], place[1] - 1
     first = text[: place[0]].count(" ")
@@ -316,7 +316,7 @@ def token_place(text, place, language):
 
 
 def trained(language, way, seed, folder, flags):
-    """Trains on events stored in a way -> (F1 of arguments, F1 of whole events) of test, against the true events."""
+    """Trains on events stored in one way. Returns (F1 of arguments, F1 of whole events) on test against true events."""
     store, read, kind = WAYS[way]
     texts = {
         part: [

@@ -3,12 +3,12 @@
     python benchmarks/few_labels.py --data dataset/atis --pretrain_model_path DIR --work few_labels/atis
     python benchmarks/few_labels.py --data dataset/cais --methods former few_shot --work few_labels/cais
 
-For each number of rows per class and each seed, `data_process.py --shots` draws a sample; all methods get the same one,
-with --dev_rows random rows of dev to choose the best epoch by, and are scored on all of dev and on test. The seed is
-that of the sample and of the training. A run that is in --work already is not repeated. Prints the mean accuracies,
-the paired differences from the first method with 95 % intervals (Student's t over seeds), and the CPU seconds of
-training, which include the start of Python. `logistic` is scikit-learn's logistic regression on the normalised mean of
-the frozen encoder's outputs. `setfit` runs in another environment: --setfit_python (benchmarks/setfit_peer.py).
+For each number of rows per class and each seed, `data_process.py --shots` draws a sample. All methods get the same
+sample and --dev_rows random rows of dev for choosing the best epoch, and are scored on all of dev and on test. The same
+seed is used for the sample and the training. Runs that are already in --work are not repeated. Prints the mean
+accuracies, the paired differences from the first method with 95 % intervals (Student's t over seeds), and the CPU
+seconds of training, including the start of Python. `logistic` is scikit-learn's logistic regression on the normalised
+mean of the frozen encoder's outputs. `setfit` runs in another environment: --setfit_python (benchmarks/setfit_peer.py).
 """
 
 import argparse
@@ -27,10 +27,10 @@ sys.path.insert(0, str(ROOT))
 OURS = {
     "former": ["--pooling", "first", "--few_shot", "False"],  # the defaults of version 0.9
     "auto": ["--few_shot", "False"],  # --pooling auto
-    "few_shot": [],  # the defaults of today, for so few labels
+    "few_shot": [],  # the current defaults for so few labels
     "frozen": ["--freeze_layers", "all"],
 }
-# {rows per class: options of setfit_peer.py}; its defaults take all pairs of texts, a number that grows with the square
+# {rows per class: options of setfit_peer.py}; its defaults use all pairs of texts, whose number grows quadratically
 SETFIT = {16: ["--num_iterations", "20"], 64: ["--num_iterations", "20"]}
 PARTS = ("train", "dev", "test")
 
@@ -45,7 +45,7 @@ def write_rows(path, rows):
 
 
 def run(*command):
-    """Runs a command. -> its CPU seconds, with those of its children"""
+    """Runs a command. Returns its CPU seconds, including its children."""
     environment = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     with open(os.devnull, "w") as quiet:
         process = subprocess.Popen([*map(str, command)], cwd=ROOT, env=environment, stdout=quiet)
@@ -57,7 +57,7 @@ def run(*command):
 
 
 def write_full(options):
-    """Writes the rows of the processed folder with the text and the label of one task only."""
+    """Writes the rows of the processed folder with only the text and the label of one task."""
     from engine.task.text import text_of
 
     for part in PARTS:
@@ -67,7 +67,7 @@ def write_full(options):
 
 
 def sample_of(options, shots, seed):
-    """The processed folder of a draw: K rows per class, --dev_rows rows of dev, all of test."""
+    """Returns the processed folder of a sample: K rows per class, --dev_rows rows of dev, all of test."""
     folder = options.work / f"data/{shots}-{seed}"
     if not (folder / "labels.json").exists():
         raw = options.work / f"raw/{shots}-{seed}"
@@ -82,7 +82,7 @@ def sample_of(options, shots, seed):
 
 
 def accuracies(answer, options):
-    """{part: accuracy} on all of dev and test. answer: texts -> labels"""
+    """Returns {part: accuracy} on all of dev and test. answer: function from texts to labels."""
     scores = {}
     for part in ("dev", "test"):
         rows = read_rows(options.work / f"full/{part}.jsonl")
@@ -103,7 +103,7 @@ def run_ours(options, method, data, seed, name):
 
 
 def run_logistic(options, data, name):
-    """In a process of its own, so that its CPU time can be measured."""
+    """Runs logistic regression in a separate process, so that its CPU time can be measured."""
     output = options.work / f"runs/{name}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     seconds = run(sys.executable, __file__, *options.given, "--logistic_on", data, "--output", output)
@@ -142,7 +142,7 @@ def logistic(options):
 
 
 def run_setfit(options, shots, data, seed, name):
-    """Also records its options and steps. Its seconds are without the scoring."""
+    """Runs setfit, and records its options and steps. Its seconds exclude the scoring."""
     output = options.work / f"runs/{name}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     full = options.work / f"raw_setfit/{shots}-{seed}"
@@ -158,7 +158,7 @@ def run_setfit(options, shots, data, seed, name):
 
 
 def results_of(options):
-    """{(method, shots, seed): scores}; trains what is missing in results.jsonl."""
+    """Returns {(method, shots, seed): scores}. Trains the runs that are missing in results.jsonl."""
     path = options.work / "results.jsonl"
     known = {(row["method"], row["shots"], row["seed"]): row for row in (read_rows(path) if path.exists() else [])}
     for shots in options.shots:
@@ -182,7 +182,7 @@ def results_of(options):
 
 
 def interval(values):
-    """'mean [low, high]' of paired differences, in points: a 95 % interval of Student's t."""
+    """Formats 'mean [low, high]' of paired differences in points, with a 95 % interval (Student's t)."""
     from scipy import stats
 
     mean = 100 * statistics.mean(values)

@@ -1,16 +1,16 @@
-"""Slots from few labels: ATIS with 5, 20 or 50 sentences per type, and what helps the tagger then.
+"""Slots from few labels: compares methods for tagging ATIS with 5, 20 or 50 sentences per type.
 
     python benchmarks/few_slots.py --data DIR --pretrain_model_path MODEL_FOLDER [--shots 5 20] [--seeds 1 2 3 4 5]
 
 --data: a folder that data_process.py reads and that has a tagging task, such as ATIS as released with JointBERT. For
-each seed, `data_process.py --shots K` draws the training sentences; the rest of train, without its labels, are the
-unlabelled texts; --dev_rows rows of dev choose the best epoch, because whoever has few labels has few to spare for dev;
-test is complete and scored once per run. Only the tagging task is read.
+each seed, `data_process.py --shots K` draws the training sentences. The rest of train, without its labels, is used as
+unlabelled texts. The best epoch is chosen on --dev_rows rows of dev, because users with few labels cannot spare many
+for dev. Test is complete and scored once per run. Only the tagging task is read.
 
-METHODS has the flags of each method; a method may have several stages, each a run of main.py, of which the last counts:
-{before} is the run of the stage before, {unlabelled} the file of texts without labels. A finished run is not trained
+METHODS has the flags of each method. A method may have several stages, each a run of main.py; the last one is scored.
+{before} is the run of the previous stage, {unlabelled} the file of texts without labels. Finished runs are not trained
 again. Prints, for each K and method, entity F1 on dev and test, the differences from the first method over the same
-seeds with 95 % intervals, and the CPU time of all its stages. Choose a method by dev.
+seeds with 95 % intervals, and the CPU time of all stages. Choose a method on dev.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def write_rows(path, rows):
 
 
 def prepare(options, work):
-    """work/raw: the data with its tagging task alone. -> the name of the task"""
+    """Writes the data with only its tagging task to work/raw. Returns the name of the task."""
     if not (work / "full").exists():
         process(DataConfig(input=options.data, output_dir=str(work / "full")))
     tasks = json.loads((work / "full/labels.json").read_text(encoding="utf-8"))
@@ -59,7 +59,7 @@ def prepare(options, work):
 
 
 def draw(work, task, shots, seed, dev_rows):
-    """The processed folder with `shots` sentences per type, which `seed` draws, and unlabelled.jsonl in it."""
+    """Returns a processed folder with `shots` sentences per type, drawn with `seed`, and with unlabelled.jsonl."""
     folder = work / f"shots_{shots}-{seed}"
     if (folder / "unlabelled.jsonl").exists():
         return folder
@@ -74,7 +74,7 @@ def draw(work, task, shots, seed, dev_rows):
 
 
 def train(folder, flags, run, seed, options):
-    """Trains and evaluates one run of main.py, unless it is done. -> ({part: scores}, CPU seconds)"""
+    """Trains and evaluates one run of main.py, unless it is done. Returns ({part: scores}, CPU seconds)."""
     done = run / "cpu_seconds.json"
     if not done.exists():
         shutil.rmtree(run, ignore_errors=True)
@@ -93,8 +93,8 @@ def train(folder, flags, run, seed, options):
 
 
 def run_method(name, folder, seed, task, options):
-    """(F1 on dev, F1 on test, CPU seconds) of the last stage of a method, in %, with the time of all stages. Methods
-    that begin with the same stage share its run."""
+    """Returns (F1 on dev, F1 on test, CPU seconds) of a method: F1 of its last stage in %, and the time of all stages.
+    Methods that begin with the same stage share its run."""
     before, seconds = None, 0.0
     for number in range(len(METHODS[name])):
         stages = METHODS[name][: number + 1]
@@ -107,7 +107,8 @@ def run_method(name, folder, seed, task, options):
 
 
 def table(results, first):
-    """results: {(shots, method): [result of each seed]}; first: the method to compare with. -> lines of Markdown"""
+    """Returns the lines of a Markdown table. results: {(shots, method): [result of each seed]}. first: the method to
+    compare with."""
     lines = ["| sentences per type | method | dev | difference | test | difference | CPU s |", "| --- " * 7 + "|"]
     for (shots, name), rows in results.items():
         *scores, seconds = zip(*rows)

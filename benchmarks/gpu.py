@@ -1,13 +1,13 @@
-"""Measures on your GPU what this template claims for one, in at most eight minutes.
+"""Measures on your GPU the figures that this template claims for GPUs, in at most eight minutes.
 
     python benchmarks/gpu.py [--pretrain_model_path FOLDER] [--minutes 8]
 
-It needs no data and downloads nothing: texts are random words, and the encoder of BERT-base's shape has random weights;
-the small one has MiniLM's shape, or is the one in FOLDER. Baselines: Hugging Face's Trainer at its best (bf16, fused
-AdamW, grouped by length, with and without torch.compile) and pytorch-crf. Rounds are interleaved, the first is a
-warm-up, and the figures are medians; measurements that do not fit into the time are left out, and the table says so.
-Without a GPU everything runs on the CPU at sizes that say nothing about speed, only to test the script. Sizes, memory,
-compilation and waits of the host are for CUDA; another accelerator is measured at the sizes of the CPU.
+It needs no data and downloads nothing: texts are random words, and the large encoder has BERT-base's shape and random
+weights. The small encoder has MiniLM's shape, or is loaded from FOLDER. Baselines: Hugging Face's Trainer with its best
+settings (bf16, fused AdamW, grouped by length, with and without torch.compile) and pytorch-crf. Rounds are interleaved,
+the first is a warm-up, and figures are medians. Measurements that do not fit into the time limit are skipped, and the
+table says so. Without a GPU, everything runs on the CPU at sizes that say nothing about speed, only to test the script.
+Sizes, memory, compilation and host synchronisation are for CUDA; other accelerators are measured at the CPU's sizes.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def sizes_for(device):
 
 
 class Clock:
-    """Seconds on this device, and the seconds left in total."""
+    """Measures seconds on this device, and the seconds left in total."""
 
     def __init__(self, device, minutes):
         self.device, self.end = device, time.monotonic() + 60 * minutes
@@ -77,9 +77,9 @@ class Clock:
 
 
 def interleaved(calls, rounds, clock, reserve, first=0.0):
-    """{name: median of a call's results}, for the calls that reached a second round.
+    """Returns {name: median of a call's results} for the calls that reached a second round.
 
-    reserve: seconds to leave for later measurements. first: seconds that a call's first round may take.
+    reserve: seconds to leave for later measurements. first: maximum seconds of a call's first round.
     """
     values, took = {name: [] for name in calls}, dict.fromkeys(calls, first)
     for number in range(rounds + 1):
@@ -97,7 +97,7 @@ def interleaved(calls, rounds, clock, reserve, first=0.0):
 
 
 def make_data(folder, rows, kinds, longest):
-    """A processed folder of texts of random words, with intents and 2 * kinds + 1 tags."""
+    """Writes a processed folder of texts of random words, with intents and 2 * kinds + 1 tags."""
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(2, 7))) for _ in range(4000)]
     tags = ["O"] * kinds + [f"B-{kind}" for kind in range(kinds)]
@@ -117,7 +117,7 @@ def make_data(folder, rows, kinds, longest):
 
 
 def make_encoder(folder, shape, data):
-    """A folder with an encoder of this shape with random weights, and a tokenizer trained on these texts."""
+    """Writes a folder with an encoder of this shape and random weights, and a tokenizer trained on these texts."""
     layers, width, heads, between = shape
 
     def texts():
@@ -143,7 +143,7 @@ def make_encoder(folder, shape, data):
 
 
 class Ours:
-    """This template as main.py builds it; `run` is an epoch."""
+    """This template, as main.py builds it. `run` trains one epoch."""
 
     def __init__(self, data, encoder, device, sizes, **changes):
         options = dict(data_path=str(data), output_dir=str(data.parent), model_version="gpu", log_steps=10)
@@ -165,7 +165,8 @@ class Ours:
         return int(self.trainer.train_loader.dataset.lengths.sum())
 
     def flops(self):
-        """FLOPs of the encoder in an epoch, forward and backward: 6 per token and layer weight, and attention."""
+        """Returns the FLOPs of the encoder per epoch, forward and backward: 6 per token and layer weight, plus
+        attention."""
         encoder, lengths = self.trainer.model.encoder, self.trainer.train_loader.dataset.lengths.astype(float)
         weights = sum(p.numel() for name, p in encoder.named_parameters() if "embeddings" not in name)
         shape = encoder.config
@@ -174,7 +175,8 @@ class Ours:
 
 
 class HuggingFace:
-    """Its Trainer with the same model, rows and batch size; `run` is an epoch, after a first one that may compile."""
+    """Hugging Face's Trainer with the same model, rows and batch size. `run` trains one epoch, after a first epoch that
+    may compile."""
 
     def __init__(self, data, encoder, device, sizes, compiled):
         options = dict(data_path=data, pretrain_model_path=str(encoder), device=str(device), seed=0)
@@ -200,7 +202,7 @@ class HuggingFace:
 
 
 class Lane:
-    """One contestant, built when it first runs, because building all beforehand would hide its memory."""
+    """One system, built when it first runs, because building all systems beforehand would hide its memory use."""
 
     def __init__(self, build, clock):
         self.build, self.clock, self.system, self.memory = build, clock, None, None
@@ -219,7 +221,7 @@ class Lane:
 
 
 def training_rows(name, data, encoder, device, sizes, clock, peak, reserve):
-    """Table rows of one encoder: tokens per second, its share of the matmul peak, memory."""
+    """Returns the table rows of one encoder: tokens per second, share of the matmul peak, memory."""
     with_compile = device.type == "cuda"
     lanes = {"this template": lambda: Ours(data, encoder, device, sizes)}
     if with_compile:
@@ -242,7 +244,7 @@ def training_rows(name, data, encoder, device, sizes, clock, peak, reserve):
 
 
 def sync_row(data, encoder, device, sizes):
-    """Table row: whether the host waits for the GPU in a training step, in which case torch raises here."""
+    """Returns a table row: whether the host waits for the GPU in a training step (torch then raises an error here)."""
     if device.type != "cuda":
         return "| host waits in training steps with a CRF | not measured: no GPU | | |"
     ours = Ours(data, encoder, device, sizes, use_crf=True, log_steps=10**9)
@@ -263,7 +265,7 @@ def sync_row(data, encoder, device, sizes):
 
 
 def steps_done(trainer, steps):
-    """After a first step, in which the CRF reads its largest transition, no synchronisation is allowed."""
+    """Allows no synchronisation after the first step, in which the CRF reads its largest transition."""
     torch.cuda.set_sync_debug_mode("error")
     if trainer.progress.batch >= steps:
         raise StopIteration
@@ -273,7 +275,7 @@ def steps_done(trainer, steps):
 
 
 def crf_rows(device, sizes, clock, reserve, batch=32):
-    """Table rows: loss with backward, and decoding, by the scan, word by word and by pytorch-crf."""
+    """Returns table rows: loss with backward, and decoding, by the scan, word by word and by pytorch-crf."""
     rows = []
     for num_tags, length in sizes.crf:
         torch.manual_seed(0)
@@ -332,7 +334,7 @@ CRF_CALLS = {
 
 
 def resume_row(data, folder, device, clock, reserve):
-    """Table row: whether a run that was killed and resumed ends with the bytes of an uninterrupted one."""
+    """Returns a table row: whether a killed and resumed run ends with the same bytes as an uninterrupted run."""
     flags = ["--do_train", "--resume", "--deterministic", "--use_crf", "--data_path", data, "--output_dir", folder]
     flags += ["--hidden_size", 64, "--num_layers", 2, "--epochs", 4, "--batch_size", 16, "--save_steps", 3]
     flags += ["--log_steps", 2, "--device", device, "--precision", "bf16" if device.type == "cuda" else "fp32"]
@@ -369,7 +371,7 @@ def resume_row(data, folder, device, clock, reserve):
 
 
 def matmul_peak(device, sizes, clock):
-    """Operations per second of a large matrix product in the precision of training."""
+    """Returns the operations per second of a large matrix product in the training precision."""
     dtype = torch.bfloat16 if sizes.precision == "bf16" else torch.float32
     one, other = (torch.randn(sizes.matmul, sizes.matmul, device=device, dtype=dtype) for _ in range(2))
     times = [clock.seconds(lambda: one @ other) for _ in range(20)]

@@ -1,7 +1,7 @@
 """Compares the heads for label hierarchies with flat heads on generated texts: python benchmarks/hierarchy.py
 
-Texts are bags of words of a first-level node, of one of its children, and of noise; frequencies of paths follow
-Zipf's law. Prints F1 in % on 2,000 test texts, the mean over seeds. About ten minutes on one core.
+Texts are bags of words that belong to a first-level node, to one of its children, or to noise; path frequencies follow
+Zipf's law. Prints the mean F1 over seeds, in %, on 2,000 test texts. Takes about ten minutes on one core.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def texts(seed: int, size: int, most: int) -> list[tuple[list[int], list[str]]]:
 
 
 def scores(kind: str, prefix: str, seed: int, size: int) -> dict[str, float]:
-    """Trains on `size` texts a bag of words with the head `prefix` + `kind`, and scores it."""
+    """Trains a bag-of-words model with the head `prefix` + `kind` on `size` texts, and scores it."""
     rows = texts(seed, size + 2 * TESTED, 1 if kind == "classification" else 3)
     task = Task(kind, PATHS if kind == "classification" else NODES, hierarchy="##")
     torch.manual_seed(seed)

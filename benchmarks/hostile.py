@@ -1,10 +1,10 @@
-"""Hostile commands: damaged files, odd values and odd paths for all commands, each in its own working folder.
+"""Runs hostile commands: damaged files, odd values and odd paths for all commands, each in its own working folder.
 
     python benchmarks/hostile.py [--only WORD] [--list]
 
 A case is a line in one of the tables below: a change to the folder, then a command. It fails if the command shows a
 traceback, hangs, is killed by a signal, prints more than one error line, has an exit code that no command should have,
-or changes an existing file that the case does not list. --only WORD: the cases whose name contains this word.
+or changes an existing file that the case does not list. --only WORD: only cases whose name contains this word.
 """
 
 import argparse
@@ -60,7 +60,7 @@ CODES = {0, 2}
 
 
 def cases():
-    """{name: (change, command, patterns, wanted)}"""
+    """Returns {name: (change, command, patterns, wanted)}."""
     found = {}
 
     def add(name, change, command, may=ALWAYS, wanted=""):
@@ -262,7 +262,7 @@ def gone(path):
 
 
 def placed(make):
-    """name -> a change that removes what exists at this path, and calls make(path)"""
+    """Returns a function from a name to a change that removes the existing path and calls make(path)."""
 
     def at(name):
         def change(world):
@@ -301,7 +301,7 @@ PLACES = {
 
 
 def device(path, name):
-    """Makes a device like /dev/name if that is allowed (a fault could move it away), otherwise a link to /dev/name."""
+    """Creates a device like /dev/name if permitted (a bug could move it away), otherwise a link to /dev/name."""
     try:
         os.mknod(path, stat.S_IFCHR | 0o666, os.stat(f"/dev/{name}").st_rdev)
     except PermissionError:
@@ -720,12 +720,12 @@ ODD = {
     str: ["''", "' '", "/dev/null", "'a\nb'", "-1", "../..", "é", "'[x]'"],
     bool: ["maybe", "''", "2", "TRUE"],
 }
-# values that only take long or write to another path, which a user may want
+# values that only take a long time or write to another path, which may be intended
 WANTED = ("epochs 1000000", "output_dir", "log_output_path", "resume", "random_seed")
 
 
 def odd_options(place):
-    """'--name value' for each option of a dataclass and each odd value of its type."""
+    """Returns '--name value' for each option of a dataclass and each odd value of its type."""
     import importlib
     import types
     from typing import get_args
@@ -748,7 +748,7 @@ SERVERS = {
 
 
 def post(body, path="/predict", head="", length=None):
-    """A POST of JSON as bytes."""
+    """Returns the bytes of a POST request with JSON."""
     body = body if isinstance(body, bytes) else body.encode("utf-8", "surrogatepass")
     length = len(body) if length is None else length
     lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json", f"Content-Length: {length}"]
@@ -756,7 +756,7 @@ def post(body, path="/predict", head="", length=None):
 
 
 def requests(path):
-    """{name: bytes to send}"""
+    """Returns {name: bytes to send}."""
     texts = '{"texts": ["a text"]}'
     bodies = FILES | {
         "no texts": '{"texts": []}',
@@ -838,7 +838,7 @@ def requests(path):
 
 
 def try_requests(world, only):
-    """Sends each request to each server. -> (number of requests, [what is wrong])"""
+    """Sends each request to each server. Returns (number of requests, [problems])."""
     count, wrong = 0, []
     for server, (command, path) in SERVERS.items():
         chosen = {n: data for n, data in requests(path).items() if only in f"request: {server} {n}"}
@@ -888,12 +888,12 @@ def ask_all(world, server, command, path, chosen):
 
 
 def memory_of(pid):
-    """Resident memory of a process in bytes."""
+    """Returns the resident memory of a process in bytes."""
     return 4096 * int(Path(f"/proc/{pid}/statm").read_text().split()[1])
 
 
 def talk(port, data):
-    """The answer of a server within two seconds."""
+    """Returns the answer of a server within two seconds."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
         answer = b""
         with contextlib.suppress(OSError):
@@ -909,8 +909,8 @@ def talk(port, data):
 
 
 def build_world(folder, forks):
-    """Fills the folder that each case gets a copy of: raw and processed data, two runs, one with other labels, an
-    export, files to label."""
+    """Fills the folder of which each case gets a copy: raw and processed data, two runs (one with other labels), an
+    export, and files to label."""
     rows = (ROOT / "dataset/sample_raw/en.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(row) for row in rows]
     parts = {part: [row for row in rows if row["split"] == part][:size] for part, size in SIZES.items()}
@@ -946,7 +946,7 @@ SIZES = {"train": 48, "dev": 16, "test": 16}
 
 
 def seen(folder):
-    """{name: bytes, or the target of a link} of everything below a folder."""
+    """Returns {name: bytes, or the target of a link} for everything below a folder."""
     found = {}
     for base, folders, files in os.walk(folder):
         for name in [*folders, *files]:
@@ -967,7 +967,7 @@ def split(command):
 
 
 def run_case(case, world, place, forks):
-    """-> ([what is wrong], exit code, output)"""
+    """Runs a case. Returns ([problems], exit code, output)."""
     change, command, may, wanted = case
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(world, place, symlinks=True)
@@ -1015,7 +1015,7 @@ def main():
 
 
 def run_all(chosen, base, options):
-    """Runs all cases, and prints what is wrong. -> exit code"""
+    """Runs all cases and prints the problems. Returns the exit code."""
     local, failed, codes = threading.local(), 0, {}
     env = QUIET | {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
 

@@ -1,11 +1,11 @@
-"""Labels many short texts; prints peak memory and speed, and compares the output after random kills.
+"""Labels many short texts, prints peak memory and speed, and compares the output after random kills.
 
     python benchmarks/labelling.py                         100,000 and 1,000,000 texts, then ten kills
     python benchmarks/labelling.py --sizes 1000 10000 --kills 2
 
-The texts are the sample's, each with a number; the model is a small encoder, trained for one epoch first. Each run is a
-separate process, started as `main.py --do_predict`; its peak memory is the one reported by the kernel. A killed run is
-restarted by the same command with --resume, and must end with the bytes of an uninterrupted one.
+The texts are taken from the sample, each with a number appended. The model is a small encoder that is first trained for
+one epoch. Each run is a separate process, started as `main.py --do_predict`; the kernel reports its peak memory. A
+killed run is restarted by the same command with --resume, and must end with the same bytes as an uninterrupted run.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SMALL = "--hidden_size 32 --num_layers 1 --epochs 1 --device cpu --model_version
 
 
 def write_texts(path, size):
-    """Writes `size` rows: a text of the sample, drawn at random, and the row's number."""
+    """Writes `size` rows: a random text of the sample and the row number."""
     texts = []
     for name, blank in (("zh", ""), ("en", " ")):
         lines = (ROOT / f"dataset/sample_raw/{name}.jsonl").read_text(encoding="utf-8").splitlines()
@@ -35,7 +35,7 @@ def write_texts(path, size):
 
 
 def start(folder, *words):
-    """A process that runs main.py. Its messages go to log.txt."""
+    """Starts a process that runs main.py. Its messages go to log.txt."""
     with open(folder / "log.txt", "a") as log:
         command = [sys.executable, ROOT / "main.py", "--output_dir", folder, *SMALL, *words]
         return subprocess.Popen(list(map(str, command)), cwd=folder, stderr=log, env=os.environ | {"TQDM_DISABLE": "1"})
@@ -62,7 +62,8 @@ def rows_done(output):
 
 
 def kill_and_resume(folder, texts, output, size, kills):
-    """Kills the run after each of some random rows, and lets the last one finish. -> number of kills that hit"""
+    """Kills the run at several random rows, resumes it each time, and lets the last run finish. Returns the number of
+    kills that happened before the end."""
     rng, hit = random.Random(1), 0
     for target in sorted(rng.randrange(size) for _ in range(kills)):
         process, delay = label(folder, texts, output, "--resume"), rng.random()

@@ -1,15 +1,15 @@
-"""Long texts to classify: one decisive sentence anywhere in thousands of words.
+"""Classification of long texts: one decisive sentence somewhere in thousands of words.
 
     python benchmarks/long_texts.py --data ATIS_FOLDER [--seeds 1 2 3 4 5] [--words 3000]
 
---data: a folder with train, dev and test, each with seq.in and label, as ATIS is released. A text is made of flight
-questions up to --words words; at a uniformly random place among them is one question about fares or one about ground
-transport, and which of the two is its label. Each part is made of the sentences of the same part of ATIS. All runs
-start from a small encoder that was first trained on the sentences of train with their intents and slots; it stands
-for a pretrained one and trains in seconds. --variants: names from VARIANTS below. Each run trains as main.py does;
-test is labelled once, by the checkpoint that is best on dev. Prints accuracy with the paired interval of the
-difference from the first variant, and CPU time; with --lengths, the CPU time of training by number of words. A run
-that is finished is not trained again. --options: further flags of main.py.
+--data: a folder with train, dev and test, each with seq.in and label, as ATIS is released. A text consists of flight
+questions with up to --words words in total. At a random position among them is one question about either fares or
+ground transport, which determines the label. Each part uses the sentences of the same part of ATIS. All runs start from
+a small encoder that was first trained on the sentences of train with their intents and slots; it replaces a pretrained
+encoder and trains in seconds. --variants: names from VARIANTS below. Each run trains as main.py does; test is labelled
+once, with the best checkpoint on dev. Prints accuracy with the paired interval of the difference from the first
+variant, and CPU time; with --lengths, the CPU time of training by number of words. Finished runs are not trained again.
+--options: further flags of main.py.
 """
 
 import argparse
@@ -43,7 +43,7 @@ SMALL = "--batch_size 4 --lr 1e-3 --epochs 8 --early_stop_patience 3 --dropout 0
 
 
 def sentences_of(folder):
-    """{label: sentences} of a part of ATIS"""
+    """Returns {label: sentences} of a part of ATIS."""
     found = {}
     lines = zip((folder / "seq.in").read_text().splitlines(), (folder / "label").read_text().splitlines())
     for sentence, label in lines:
@@ -52,7 +52,7 @@ def sentences_of(folder):
 
 
 def long_text(rng, sentences, label, words):
-    """A text of at least `words` words with one sentence of this label at a random place."""
+    """Returns a text of at least `words` words with one sentence of this label at a random position."""
     parts, length = [rng.choice(sentences[label])], 0
     while length < words:
         parts.append(rng.choice(sentences["atis_flight"]))
@@ -77,7 +77,7 @@ def make(source, folder, words, sizes=SIZES):
 
 
 def train(options, data, name, flags):
-    """CPU seconds of a run of main.py"""
+    """Runs main.py. Returns its CPU seconds."""
     paths = ["--data_path", str(data), "--output_dir", options.output_dir, "--model_version", name]
     before = getrusage(RUSAGE_CHILDREN)
     command = [sys.executable, str(ROOT / "main.py"), "--do_train", "--resume", *paths, *shlex.split(flags)]
@@ -87,7 +87,7 @@ def train(options, data, name, flags):
 
 
 def sentence_model(options):
-    """The run that all others start from."""
+    """Trains the model that all other runs start from, unless it exists. Returns its run folder."""
     data, name = Path(options.output_dir) / "data-sentences", "sentences"
     if not (Path(options.output_dir) / name / "checkpoints/best").is_dir():
         process(DataConfig(input=options.data, output_dir=str(data), label_column="intent"))
@@ -96,7 +96,7 @@ def sentence_model(options):
 
 
 def run(options, data, variant, seed, more=""):
-    """{"dev", "test": accuracy in %, "seconds": CPU time} of one run. Trains it, unless its scores are there."""
+    """Returns {"dev", "test": accuracy in %, "seconds": CPU time} of one run. Trains it, unless its scores exist."""
     name = f"{data.name}-{variant}-{seed}{more.replace(' ', '')}"
     found = Path(options.output_dir) / name / "long_texts.json"
     if not found.exists():
@@ -128,7 +128,7 @@ def compare(options):
 
 
 def by_length(options):
-    """Prints the CPU time of training by the number of words, from an epoch of 48 texts after one of 8 texts."""
+    """Prints the CPU time of training by number of words: an epoch of 48 texts, after an epoch of 8 texts."""
     device = torch.device("cpu")
     for words in options.lengths:
         seconds = 0.0

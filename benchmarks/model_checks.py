@@ -2,7 +2,8 @@
 
     python benchmarks/model_checks.py [--only NAME]
 
-Prints a line per model that is misjudged or undecided, and a table. Without a trial run, so the last check is skipped.
+Prints one line per model that is misjudged or undecided, and a table. There is no trial run, so the last check is
+skipped.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Applies broken versions of the code, and reports whether the tests notice each.
+"""Applies mutations to the code, and reports whether the tests detect each of them.
 
     python benchmarks/mutations.py [--only WORD …] [--tests FOLDER] [--all]
 
-A mutation replaces one piece of code in a copy of the repository; then the test files that should notice it run, slow
-tests included, until one fails. --tests: the tests of another version of the repository; --all: all test files.
+A mutation replaces one piece of code in a copy of the repository. Then the test files that should detect it run, slow
+tests included, until one fails. --tests: the tests of another version of the repository. --all: all test files.
 """
 
 import argparse
@@ -197,7 +197,7 @@ MUTATIONS = {
 
 
 def broken_copy(name, folder, tests):
-    """Makes a copy of the repository with one mutation, and with the tests in `tests`."""
+    """Creates a copy of the repository with one mutation, and with the tests in `tests`."""
     file, old, new, _ = MUTATIONS[name]
     left_out = shutil.ignore_patterns(".*", "output", "__pycache__", "tests")
     shutil.copytree(ROOT, folder, ignore=left_out)
@@ -208,7 +208,7 @@ def broken_copy(name, folder, tests):
 
 
 def first_failure(folder, files, workers):
-    """The name of the first test that fails, or "" if none does."""
+    """Returns the name of the first test that fails, or "" if none fails."""
     chosen = [str(next((folder / "tests").rglob(f"test_{file}.py"))) for file in files.split()]
     words = ["-m", "pytest", "-x", "-q", "-m", "slow or not slow", "-n", str(workers), "-p", "no:cacheprovider"]
     done = subprocess.run(

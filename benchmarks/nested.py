@@ -1,12 +1,12 @@
-"""Makes data with nested entities from tagged data, and computes what a flat tagger could reach on it at best.
+"""Creates data with nested entities from tagged data, and computes the best score that a flat tagger could reach on it.
 
     python benchmarks/nested.py --input RAW_ATIS_FOLDER --output_file nested.jsonl
     python data_process.py --input nested.jsonl --output_dir dataset/nested
     python main.py --do_train --do_eval --data_path dataset/nested --pretrain_model_path MODEL_FOLDER
 
-Two entities of a text with at most one token between them become parts of a longer one, named after the two. The pairs
-of types are chosen by frequency, so that the requested share of all entities lies within another. Prints this share,
-and the F1 of a perfect tagger that has to leave out one of any two overlapping spans.
+Two entities of a text with at most one token between them become parts of a longer entity that is named after both. The
+pairs of types are chosen by frequency, such that the requested share of all entities lies within another entity. Prints
+this share, and the F1 of a perfect tagger that must omit one of any two overlapping spans.
 """
 
 import argparse
@@ -28,16 +28,16 @@ from preprocess.example import PARTS
 from preprocess.labels.spans import without_overlaps
 from preprocess.schema import load_labels, read_processed
 
-GAP = 1  # tokens between two entities that may form a longer one
+GAP = 1  # maximum number of tokens between two entities that form a longer one
 
 
 def pairs_of(entities):
-    """[(first, second)] of adjacent entities (type, first token, last token), in order."""
+    """Returns [(first, second)] of adjacent entities (type, first token, last token), in order."""
     return [(a, b) for a, b in itertools.pairwise(entities) if 0 < b[1] - a[2] <= 1 + GAP]
 
 
 def with_longer(entities, chosen):
-    """The entities, plus one for each pair whose types are chosen; no entity is part of two longer ones."""
+    """Returns the entities, plus one for each pair whose types are chosen. No entity is part of two longer ones."""
     longer, end = [], -1
     for first, second in pairs_of(entities):
         if (first[0], second[0]) in chosen and first[1] > end:
@@ -48,7 +48,7 @@ def with_longer(entities, chosen):
 
 
 def share_nested(texts):
-    """The share of all entities that lie within another."""
+    """Returns the share of all entities that lie within another entity."""
     inside = total = 0
     for entities in texts:
         total += len(entities)
@@ -57,8 +57,8 @@ def share_nested(texts):
 
 
 def choose_pairs(texts, share):
-    """The pairs of types to join, the most frequent first, as long as at most `share` of the entities lies within
-    another."""
+    """Returns the pairs of types to join, most frequent first, as long as at most `share` of the entities lie within
+    another entity."""
     counts = Counter((a[0], b[0]) for entities in texts for a, b in pairs_of(entities))
     chosen = set()
     for pair, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
@@ -68,7 +68,7 @@ def choose_pairs(texts, share):
 
 
 def most_apart(entities):
-    """The largest number of entities without an overlap: those that end first are chosen (interval scheduling)."""
+    """Returns the maximum number of entities without overlaps, choosing those that end first (interval scheduling)."""
     number, end = 0, -1
     for _, first, last in sorted(entities, key=lambda entity: entity[2]):
         if first > end:
@@ -77,7 +77,7 @@ def most_apart(entities):
 
 
 def ceilings(texts):
-    """F1 of a perfect flat tagger: with as many non-overlapping spans as possible, and with the longer of two."""
+    """Returns the F1 of a perfect flat tagger that keeps as many spans as possible, or the longer of any two."""
     total = sum(map(len, texts))
     most = sum(map(most_apart, texts))
     longer = sum(len(without_overlaps([(first, last + 1, kind) for kind, first, last in text])[0]) for text in texts)
@@ -85,7 +85,8 @@ def ceilings(texts):
 
 
 def read(source):
-    """{part: [(id, text, token offsets, entities)]} of raw data; of several tagging tasks the first is used."""
+    """Returns {part: [(id, text, token offsets, entities)]} of raw data. Uses the first tagging task if there are
+    several."""
     with tempfile.TemporaryDirectory() as folder:
         process(DataConfig(input=source, output_dir=f"{folder}/data"))
         tasks, parts = load_labels(f"{folder}/data"), {}

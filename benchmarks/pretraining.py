@@ -1,10 +1,11 @@
-"""Does pretraining on the task's own texts help? An encoder from scratch, with and without it, on all labels and on
-few.
+"""Does pretraining on the task's own texts help? Compares an encoder from scratch with and without it, on all labels
+and on a few.
 
     python benchmarks/pretraining.py --data_path dataset/cais --seeds 1 2 3 --shares 1 0.1
 
-Each run is a separate process and is kept in --work; finished runs are not repeated when the script is started again.
-Prints test scores, mean ± standard deviation over the seeds. The dev texts are held out; the test texts are never read.
+Each run is a separate process and is kept in --work; finished runs are not repeated when the script is restarted.
+Prints test scores as mean ± standard deviation over the seeds. Pretraining holds out the dev texts and never reads the
+test texts.
 """
 
 import argparse
@@ -24,7 +25,7 @@ SIZE = {"mini": ["--num_layers", 4, "--hidden_size", 256], "tiny": ["--num_layer
 
 
 def run(done, log, *command):
-    """Runs a command of this repository, unless `done`, the file that it writes last, exists."""
+    """Runs a command of this repository, unless the file that it writes last (`done`) exists."""
     if not done.exists():
         log.parent.mkdir(parents=True, exist_ok=True)
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.jobs)), "TQDM_DISABLE": "1"}
@@ -37,7 +38,7 @@ def run(done, log, *command):
 
 
 def part_of_data(share, seed):
-    """A data folder with a random share of the training rows and all of dev, test and labels."""
+    """Returns a data folder with a random share of the training rows, and all of dev, test and labels."""
     folder = work / f"data-{share:g}-{seed}"
     folder.mkdir(exist_ok=True)
     for name in ("dev.jsonl", "test.jsonl", "labels.json"):

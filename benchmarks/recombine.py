@@ -1,9 +1,9 @@
-"""Makes new unlabelled texts from the training texts by exchanging entities for others of their type.
+"""Creates new unlabelled texts from the training texts by replacing entities with others of the same type.
 
     python benchmarks/recombine.py --data_path dataset/atis --task slots --texts 13000 --output more.jsonl
 
-Uses only the train part. With `--unlabelled more.jsonl` and `--teacher` a student learns the teachers' answers to these
-texts; on the training texts, which the teachers have memorised, their answers add little to the labels.
+Uses only the train part. With `--unlabelled more.jsonl` and `--teacher`, a student learns the teachers' answers to
+these texts. On the training texts, which the teachers have memorised, their answers add little to the labels.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 
 
 def recombine(rows, count, seed, share=0.5):
-    """`count` lists of tokens, none of which is among `rows`: each entity is exchanged with probability `share`.
+    """Returns `count` lists of tokens that are not in `rows`. Replaces each entity with probability `share`.
 
     rows: [(tokens, tags)]. Stops early after 10,000 texts in a row that are not new.
     """

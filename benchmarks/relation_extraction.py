@@ -1,15 +1,15 @@
-"""Relations: scores on a data set and on generated texts over seeds, and what they cost.
+"""Relations: scores on a data set and on generated texts over several seeds, and their cost.
 
     python benchmarks/relation_extraction.py --data CONLL04_FOLDER --pretrain_model_path MODEL_FOLDER
     python benchmarks/relation_extraction.py --generated english chinese
     python benchmarks/relation_extraction.py --cost
 
---data: a folder that data_process.py reads and that has a task `relations`, such as CoNLL04 in the form of SpERT. Each
-VARIANT (--variants) is trained once per seed by main.py, which chooses the epoch on dev and scores test once; a run that is finished
-is not trained again. Prints means and standard deviations of the scores on test, and the CPU time.
+--data: a folder that data_process.py reads and that has a task `relations`, such as CoNLL04 in SpERT's format. main.py
+trains each variant in --variants once per seed, chooses the epoch on dev and scores test once; finished runs are not
+trained again. Prints means and standard deviations of the scores on test, and the CPU time.
 --generated: the same with the texts of relation_texts.py, from scratch.
---cost: time and memory of the loss of a batch of 16 texts of 300 words with 50 predicates, forward and backward, next
-to the same loss with dense scores and to the spans head; and the time to decode it.
+--cost: time and memory of the loss on a batch of 16 texts of 300 words with 50 predicates, forward and backward,
+compared with the same loss on dense scores and with the spans head; and the time to decode the batch.
 """
 
 import argparse
@@ -46,7 +46,7 @@ SHOWN = ("entities_f1", *SHOWN, "relations_entities_f1")
 
 
 def train(folder, flags, run, seed):
-    """Trains and evaluates a run, unless it is finished. -> (scores on test, CPU seconds)"""
+    """Trains and evaluates a run, unless it is finished. Returns (scores on test, CPU seconds)."""
     done = run / "cpu_seconds.json"
     if not done.exists():
         run.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def processed(work, source, columns=""):
 
 
 def table(rows):
-    """rows: {name: [(dev, test, seconds) of each seed]} -> lines of Markdown, with scores of test in %"""
+    """Returns the lines of a Markdown table with test scores in %. rows: {name: [(dev, test, seconds) per seed]}."""
     lines = [f"| variant | seeds | {' | '.join(SHOWN)} | CPU s |", "| --- " * (len(SHOWN) + 3) + "|"]
     for name, results in rows.items():
         cells = [name, len(results)]
@@ -107,7 +107,7 @@ def generated(options):
 
 
 def cost(options):
-    """Each measurement in a process of its own, because the peak of a process never falls."""
+    """Runs each measurement in a separate process, because the peak memory of a process never falls."""
     for what in ("nothing", "spans", "relations", "dense", "decode"):
         command = [sys.executable, __file__, "--cost_of", what]
         print(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
@@ -132,7 +132,7 @@ def cost_of(what, texts=16, words=300, predicates=50, entities=10):
     inputs = {"word_mask": mask}
 
     def dense_loss(logits):
-        """Su (2020) on all scores: every cell in memory."""
+        """The loss of Su (2020) on dense scores, with every cell in memory."""
         scores = relations.dense(logits)
         gold = torch.zeros_like(scores, dtype=torch.bool)
         for text, row in enumerate(labels[:, 1:].unflatten(1, (entities, 5)).tolist()):

@@ -1,13 +1,13 @@
-"""Relations as a pipeline: one model finds the entities, another judges each pair of them, which markers show to it.
+"""Relations as a pipeline: one model finds the entities, another classifies each pair of them, shown by markers.
 
     python benchmarks/relation_pipeline.py --data CONLL04_FOLDER --pretrain_model_path MODEL_FOLDER [--seeds 1 2 3 4 5]
 
-To be compared with the joint model of relation_extraction.py. --data: a folder that data_process.py reads and that has
-the tasks `relations` and `entities`. The first model is trained on the entities alone. The second, with the head of
-docs/cookbook/relation.md, is trained on the gold entities of train: on all pairs whose types some predicate joins in
-train, in both orders, with the label none where there is no relation. On dev and test it judges the pairs of entities
-that the first one has found. Both choose their epoch on dev; test is scored once. Prints the scores of
-relation_extraction.py, with the CPU time of both models. A run that is finished is not trained again.
+For comparison with the joint model of relation_extraction.py. --data: a folder that data_process.py reads and that has
+the tasks `relations` and `entities`. The first model is trained only on the entities. The second model, with the head
+of docs/cookbook/relation.md, is trained on the gold entities of train: all pairs whose types are connected by some
+predicate in train, in both orders, with the label none if there is no relation. On dev and test, it classifies the
+pairs of entities that the first model has found. Both choose their epoch on dev; test is scored once. Prints the scores
+of relation_extraction.py, with the CPU time of both models. Finished runs are not trained again.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def write(path, rows):
 
 
 def schema_of(rows):
-    """The pairs of types that predicates join in these rows."""
+    """Returns the pairs of types that predicates connect in these rows."""
     found = set()
     for row in rows:
         types = {(first, last): name for first, last, name in row["entities"]}
@@ -55,7 +55,7 @@ def schema_of(rows):
 
 
 def marked(tokens, one, other):
-    """The text with markers around two entities, which follow their types."""
+    """Returns the text with markers around two entities; the markers depend on their types."""
     before = {one[0]: f"<e1> {one[2]} :", other[0]: f"<e2> {other[2]} :"}
     behind = {one[1]: "</e1>", other[1]: "</e2>"}
     words = []
@@ -67,7 +67,7 @@ def marked(tokens, one, other):
 
 
 def pairs_of(rows, entities, schema):
-    """[(number of the row, entity, other entity)] of all pairs to judge, without those that begin or end together."""
+    """Returns [(row number, entity, other entity)] for all pairs to classify, unless they start or end together."""
     return [
         (number, one, other)
         for number, spans in enumerate(entities)
@@ -77,7 +77,7 @@ def pairs_of(rows, entities, schema):
 
 
 def write_pairs(folder, parts, schema):
-    """The folder with the gold pairs of train and dev as texts to classify."""
+    """Returns a folder with the gold pairs of train and dev as texts to classify."""
     for part in ("train", "dev"):
         rows, lines = parts[part], []
         for number, one, other in pairs_of(rows, [row["entities"] for row in rows], schema):
@@ -89,7 +89,7 @@ def write_pairs(folder, parts, schema):
 
 
 def judge(run, rows, entities, schema, name):
-    """The relations of each text, as the second model judges the pairs of these entities."""
+    """Returns the relations that the second model predicts for the pairs of these entities, per text."""
     pairs, found = pairs_of(rows, entities, schema), [[] for _ in rows]
     texts, output = run.parent / f"{run.name}-{name}.jsonl", run.parent / f"{run.name}-{name}-labelled.jsonl"
     write(texts, [{"text": marked(rows[number]["tokens"], one, other)} for number, one, other in pairs])
@@ -102,7 +102,7 @@ def judge(run, rows, entities, schema, name):
 
 
 def scores_of(options, parts, folder, schema, seed):
-    """{"dev", "test": scores, "seconds": CPU time of both models}"""
+    """Returns {"dev", "test": scores, "seconds": CPU time of both models}."""
     done = options.work / f"scores-{seed}.json"
     if done.exists():
         return json.loads(done.read_text(encoding="utf-8"))

@@ -1,10 +1,10 @@
-"""Generated texts with relations that overlap in all known ways, in English and Chinese (for relation_extraction.py).
+"""Generates texts with all kinds of overlapping relations, in English and Chinese (for relation_extraction.py).
 
     python benchmarks/relation_texts.py --language english --output_dir dataset_raw/relations [--train 3000]
 
-A text has one to three clauses. In them a subject has several objects, a pair has two predicates, an entity lies in
-another, two entities have relations in both directions, or there is no relation; names of a text differ. The parts
-share the names, but no person (given name and surname) of dev or test is in train.
+A text has one to three clauses. In a clause, a subject has several objects, a pair has two predicates, an entity lies
+within another, two entities have relations in both directions, or there is no relation. The names in a text are
+distinct. The parts share names, but no person (given name and surname) of dev or test occurs in train.
 """
 
 import argparse
@@ -51,7 +51,7 @@ PARTS = {"train": 0.8, "dev": 0.1, "test": 0.1}
 
 
 def clause(language, template, relations, persons, generator):
-    """(text, [(subject, predicate, object)] with character offsets) of a clause."""
+    """Returns (text, [(subject, predicate, object)] with character offsets) of a clause."""
     person, university, _ = language["join"]
     names = dict(zip("ab", (person.format(*pair) for pair in generator.sample(persons, 2))))
     names |= zip("xyz", generator.sample(language["company"], 3))
@@ -72,7 +72,7 @@ def clause(language, template, relations, persons, generator):
 
 
 def text_of(language, persons, generator):
-    """A row: a text and its relations as data_process.py reads them."""
+    """Returns a row: a text and its relations, in the format that data_process.py reads."""
     text, found = "", []
     for template, relations in generator.sample(sorted(language["clauses"].items()), generator.randint(1, 3)):
         text += language["join"][2] if text else ""
@@ -90,7 +90,7 @@ def text_of(language, persons, generator):
 
 
 def write(folder, name, number, seed=0):
-    """Writes train, dev and test with `number` rows in train, and a fifth of that in dev and in test."""
+    """Writes train, dev and test, with `number` rows in train and a fifth of that each in dev and test."""
     language, generator = LANGUAGES[name], random.Random(f"{name} {seed}")
     persons = [(given, surname) for given in language["given"] for surname in language["surname"]]
     generator.shuffle(persons)

@@ -2,10 +2,10 @@
 
     python benchmarks/reload.py --folders shipped other_export --texts dataset/atis/test.jsonl --requests 10000
 
-Serves a copy of the first folder with tools.serve. Threads ask for one text at a time; after every --every requests the
-copy is replaced by the other export, as tools.export replaces a folder, and the server gets SIGHUP. An answer must be
-one of the two that the exports give by themselves, and after a reload that of the new one. Prints how many requests
-were answered, refused or lost, and how many answers were of neither model.
+Serves a copy of the first folder with tools.serve. Threads request one text at a time. After every --every requests,
+the copy is replaced with the other export, as tools.export replaces a folder, and the server gets SIGHUP. An answer
+must equal the answer of one of the two exports, and after a reload the answer of the new one. Prints how many requests
+were answered, refused or lost, and how many answers came from neither model.
 """
 
 import argparse
@@ -33,14 +33,14 @@ from tools.export.predictor import Predictor  # noqa: E402
 
 
 def without_probabilities(value):
-    """What an answer says, without probabilities, whose last digits depend on the batch."""
+    """Removes the probabilities from an answer, because their last digits depend on the batch."""
     if isinstance(value, dict):
         return {name: without_probabilities(one) for name, one in value.items() if "probability" not in name}
     return [without_probabilities(one) for one in value] if isinstance(value, list) else value
 
 
 def replace(folder, source):
-    """As tools.export replaces a folder."""
+    """Replaces a folder as tools.export does."""
     new, old = folder.with_name("new"), folder.with_name("old")
     shutil.copytree(source, new)
     folder.rename(old)
@@ -49,7 +49,7 @@ def replace(folder, source):
 
 
 class Load:
-    """Threads that ask until `number` requests are done."""
+    """Threads that send requests until `number` requests are done."""
 
     def __init__(self, port, texts, expected, number):
         self.port, self.texts, self.expected = port, texts, expected

@@ -1,11 +1,11 @@
-"""Do two commits compute the same? Each trains, evaluates and predicts on the same code paths; SHA-256 sums are
-compared.
+"""Do two commits compute the same results? Each trains, evaluates and predicts on the same code paths, and their
+SHA-256 sums are compared.
 
     python benchmarks/same_bytes.py BEFORE AFTER --atis RAW_ATIS_FOLDER --pretrain_model_path MODEL_FOLDER
 
-For a change that should not change results, such as a rename. Each commit is checked out as a git worktree in a
-temporary folder and run with this Python. Compared: weights of `best`, metrics.jsonl, eval.json, predictions.csv.
-Without --atis only the code paths on the sample are run. Sums of a commit are cached in --cache.
+Use it for changes that should not change results, such as a rename. Each commit is checked out as a git worktree in a
+temporary folder and run with this Python. Compares the weights of `best`, metrics.jsonl, eval.json and predictions.csv.
+Without --atis, only the code paths on the sample are run. The sums of a commit are cached in --cache.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def run(command, cwd):
 
 
 def sums_of(commit, options):
-    """{code path: {file: SHA-256}} of one commit."""
+    """Returns {code path: {file: SHA-256}} of one commit."""
     cache = Path(options.cache) / f"{commit}.json"
     known = json.loads(cache.read_text()) if cache.exists() else {}
     roads = [road for road in ROADS if road not in known and (options.atis or not road.startswith("ATIS"))]

@@ -1,12 +1,12 @@
-"""How many labels `tools.select` saves: a simulation on labelled data, over seeds.
+"""How many labels does `tools.select` save? A simulation on labelled data over several seeds.
 
     python data_process.py --input atis --output_dir dataset/atis
     python benchmarks/selection.py --data dataset/atis --task intent --pretrain_model_path MODEL_FOLDER
     python benchmarks/selection.py --data dataset/cais --task slots --options hidden_size=64 use_crf=false
 
-A pool is drawn from train, and some of it labelled at random. Then, in rounds, a model is trained on what is labelled,
-and each strategy chooses what is labelled next; training starts from scratch in each round. Prints the mean test score
-after each round, differences to random selection (paired over seeds, 95% bootstrap intervals), and how many labels each
+A pool is drawn from train, and a random part of it is labelled. In each round, a model is trained from scratch on the
+labelled rows, and each strategy chooses the rows to label next. Prints the mean test score after each round, the
+differences from random selection (paired over seeds, 95% bootstrap intervals), and the number of labels that each
 strategy needs for the score that random selection reaches with the last size. Finished rounds are kept in --work, and
 a repeated command continues after them. The best epoch is chosen on --dev rows of dev.
 """
@@ -41,7 +41,7 @@ BOOTSTRAP = 2000
 
 
 class Simulation:
-    """The rounds of one seed. options: the command's; folder: where its data and its results are."""
+    """The rounds of one seed. options: the options of the command. folder: the folder of its data and results."""
 
     def __init__(self, options, seed, folder):
         self.options, self.seed, self.folder = options, seed, folder
@@ -68,7 +68,7 @@ class Simulation:
         write_json(folder / "labels.json", self.labels)
 
     def train(self, ids):
-        """A Model trained on these rows, and its main test score in %."""
+        """Returns (Model trained on these rows, its main test score in %)."""
         data, options = self.folder / "data", self.options
         self.write(data, [self.by_id[one] for one in ids])
         shutil.rmtree(self.folder / "run", ignore_errors=True)
@@ -97,7 +97,7 @@ class Simulation:
         return model, 100 * found.scores[default_monitor(load_labels(data))]
 
     def next(self, model, strategy, ids, wanted):
-        """The labelled ids, with those that a strategy adds."""
+        """Returns the labelled ids, including those that a strategy adds."""
         rows = rows_of_part(self.folder / "pool", "train", load_labels(self.folder / "pool"))
         labelled = {hash(plain(self.by_id[one])) for one in ids}
         pool = survey(rows, model, strategy in ("both", "uncertainty"), labelled)
@@ -105,7 +105,7 @@ class Simulation:
         return [*ids, *(example["id"] for example in examples)]
 
     def run(self):
-        """{strategy: [score after each size]}. Saves each finished round."""
+        """Returns {strategy: [score after each size]}. Saves each finished round."""
         path, sizes = self.folder / "rounds.json", self.options.sizes
         state = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         wanted = [after - before for before, after in pairwise(sizes)]
@@ -127,7 +127,7 @@ class Simulation:
 
 
 def labels_needed(sizes, scores, target):
-    """The size at which a curve first reaches a score, with straight lines between its points; inf: nowhere."""
+    """Returns the size at which a curve first reaches a score, by linear interpolation, or inf if it never does."""
     for i, score in enumerate(scores):
         if score >= target:
             before = scores[i - 1] if i else score
@@ -137,13 +137,13 @@ def labels_needed(sizes, scores, target):
 
 
 def interval(values):
-    """The bounds of the middle 95% of bootstrap values, which can be inf."""
+    """Returns the bounds of the middle 95% of bootstrap values, which can be inf."""
     low, high = np.quantile(np.asarray(values), [0.025, 0.975], method="nearest")
     return low, high
 
 
 def report(results, sizes):
-    """Prints the tables. results: [{strategy: scores}] of each seed"""
+    """Prints the tables. results: [{strategy: scores}], one per seed."""
     curves = {name: np.array([result[name] for result in results]) for name in results[0]}
     rng, seeds = np.random.default_rng(0), len(results)
     draws = rng.integers(seeds, size=(BOOTSTRAP, seeds))

@@ -1,12 +1,12 @@
-"""SemEval-2010 Task 8 (Hendrickx et al., 2010): the head of docs/cookbook/relation.md, by the official score.
+"""SemEval-2010 Task 8 (Hendrickx et al., 2010): the official score of the head of docs/cookbook/relation.md.
 
     python benchmarks/semeval.py --data DIR --pretrain_model_path MODEL_FOLDER [--seeds 1 2 3 4 5]
 
 --data: a folder with train.txt (8,000 sentences) and test.txt (2,717) in the format of the task's release: number, tab,
 sentence in quotes; then the relation; then a comment. 800 rows of train are held out as dev, stratified, the same for
-all seeds. Each run trains as main.py does; test is labelled once, by the checkpoint that is best on dev. Prints the
-official score of dev and test, with the CPU time of training and evaluation, for each seed and as a mean. A run that is
-finished is not trained again. --options: further flags of main.py.
+all seeds. Each run trains as main.py does; test is labelled once, with the best checkpoint on dev. Prints the official
+score on dev and test, and the CPU time of training and evaluation, for each seed and as a mean. Finished runs are not
+trained again. --options: further flags of main.py.
 """
 
 import argparse
@@ -33,9 +33,9 @@ MARKERS = "<e1>,</e1>,<e2>,</e2>"
 
 
 def official_f1(gold, predicted):
-    """Macro F1 over the relations without Other, as semeval2010_task8_scorer-v1.2.pl reports it ("(9+1)-way evaluation
-    taking directionality into account"): precision and recall of a relation are over both its directions, and an answer
-    in the wrong direction is wrong in both."""
+    """Returns the macro F1 over the relations without Other, as semeval2010_task8_scorer-v1.2.pl reports it ("(9+1)-way
+    evaluation taking directionality into account"): precision and recall of a relation are over both directions, and an
+    answer in the wrong direction is wrong for both."""
     directions = {}
     for label in sorted({*gold, *predicted} - {"Other"}):
         directions.setdefault(label.partition("(")[0], []).append(label)
@@ -47,7 +47,7 @@ def official_f1(gold, predicted):
 
 
 def convert(source, folder):
-    """Writes train.csv and test.csv from the release's train.txt and test.txt. -> number of rows"""
+    """Writes train.csv and test.csv from the release's train.txt and test.txt. Returns the number of rows."""
     folder.mkdir(parents=True, exist_ok=True)
     total = 0
     for part in ("train", "test"):
@@ -64,20 +64,20 @@ def convert(source, folder):
 
 
 def use_head_of_page():
-    """Runs the code block of the page as if it stood at the end of model_utils.py."""
+    """Runs the code block of the page as if it were at the end of model_utils.py."""
     page = (ROOT / "docs/cookbook/relation.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n# model_utils.py: at the end\n(.*?)^```", page, re.M | re.S)
     exec(compile(code, "relation.md", "exec"), vars(model_utils))
 
 
 def labels_of(run, part):
-    """(gold, predicted) of a part of a finished run, as in the rows that main.py leaves for its report."""
+    """Returns (gold, predicted) of a part of a finished run, from the rows that main.py stores for its report."""
     rows = [json.loads(line) for line in (run / f"answers/{part}.jsonl").read_text(encoding="utf-8").splitlines()]
     return tuple([row["answers"]["relation"][kind] for row in rows] for kind in ("gold", "predicted"))
 
 
 def scores_of(options, data, seed):
-    """{"dev", "test": official F1 in %, "minutes": CPU time}. Trains the run, unless its scores are there."""
+    """Returns {"dev", "test": official F1 in %, "minutes": CPU time}. Trains the run, unless its scores exist."""
     run = Path(options.output_dir) / f"seed-{seed}"
     found = run / "semeval.json"
     if not found.exists():

@@ -3,9 +3,9 @@
     apt install hey
     python benchmarks/serving.py --folder shipped --texts dataset/atis/test.jsonl
 
-hey (https://github.com/rakyll/hey) runs on the same machine, so it uses a part of the cores. Each request holds one
-text, the one of median length. Prints for single requests, for the maximum load, for 70 % of it and for twice as much:
-latencies, refusals and the server's memory; then the answers to malformed requests, and to SIGTERM under load.
+hey (https://github.com/rakyll/hey) runs on the same machine, so it uses some of the cores. Each request contains one
+text, the text of median length. Prints latencies, refusals and the server's memory for single requests, the maximum
+load, 70 % of it and twice as much; then the answers to malformed requests, and to SIGTERM under load.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from test_serve import Served, malformed  # noqa: E402
 
 
 def load(port, body, seconds, workers, rate=None):
-    """[(seconds, status)] of hey's requests. rate: requests per second of all workers (default: unlimited)"""
+    """Returns [(seconds, status)] of hey's requests. rate: requests per second of all workers (default: unlimited)."""
     words = ["hey", "-z", f"{seconds}s", "-c", str(workers), "-o", "csv", "-m", "POST", "-T", "application/json"]
     words += ["-q", str(rate / workers)] if rate else []
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:

@@ -1,13 +1,13 @@
-"""Trains setfit on a JSONL file and scores it: the peer of benchmarks/few_labels.py, in an environment of its own.
+"""Trains setfit on a JSONL file and scores it, for comparison in benchmarks/few_labels.py, in a separate environment.
 
     python -m venv setfit_env && setfit_env/bin/pip install setfit==1.2.0 "transformers<5"
     setfit_env/bin/python benchmarks/setfit_peer.py --data FOLDER --pretrain_model_path DIR --output scores.json
 
 FOLDER has train.jsonl, tuning.jsonl, dev.jsonl and test.jsonl with rows of `text` and `label`. All options are
-setfit's defaults (batch size 16, one epoch over all pairs of texts, of which the rarer kind is oversampled, logistic
-regression as head), unless --num_iterations gives the pairs per text and kind, as the paper's R. --max_steps limits
-the steps. Also scores the answers after its probabilities are multiplied by p_dev(c) / p_train(c), the label
-frequencies of tuning.jsonl, as --few_shot does (engine/tricks/few_labels.py); setfit itself does not use dev.
+setfit's defaults (batch size 16, one epoch over all pairs of texts, with the rarer kind of pairs oversampled, logistic
+regression as head), unless --num_iterations sets the pairs per text and kind (R in the paper). --max_steps limits the
+steps. Also scores the answers after multiplying the probabilities by p_dev(c) / p_train(c), with the label frequencies
+of tuning.jsonl, as --few_shot does (engine/tricks/few_labels.py); setfit itself does not use dev.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Compares an exported folder with main.py's model in torch: ratios of one run, on the test part of a data folder.
+"""Compares an exported folder with main.py's model in torch, as ratios within one run, on the test part of the data.
 
     python benchmarks/shipped.py --checkpoint output/atis/checkpoints/best --data_path dataset/atis
 
-Exports the checkpoint in fp32 and int8, makes an environment with only the shipped requirements, and measures, in
+Exports the checkpoint in fp32 and int8, creates an environment with only the shipped requirements, and measures, in
 separate processes that take turns: the latency of a single text, texts per second on the whole part, scores, the time
-of a process that labels one text, and the size of the environment. Torch answers single texts by the shortest code path
-of the template (features, model, decoding, a row) and not by main.py, which would take longer. All sides use the same
+of a process that labels one text, and the size of the environment. Torch labels single texts with the template's
+shortest code path (features, model, decoding, a row), not with main.py, which would take longer. All sides use the same
 texts and the same number of threads.
 """
 
@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 
 def latencies(answer, rows, number):
-    """(p50, p99) latency in milliseconds of single texts."""
+    """Returns the (p50, p99) latency of single texts in milliseconds."""
     for row in rows[:20]:
         answer(row)
     times = []
@@ -37,7 +37,7 @@ def latencies(answer, rows, number):
 
 
 def in_torch(checkpoint, rows, threads):
-    """(function that answers a row, function that labels all rows), for the model as main.py loads it."""
+    """Returns (function that labels a row, function that labels all rows) for the model as main.py loads it."""
     import numpy as np
     import torch
 
@@ -74,7 +74,7 @@ def in_torch(checkpoint, rows, threads):
 
 
 def in_onnxruntime(folder, rows, threads):
-    """The same for an exported folder."""
+    """Returns the same functions for an exported folder."""
     sys.path.insert(0, str(folder))
     from predictor import Predictor
 
@@ -91,7 +91,7 @@ def in_onnxruntime(folder, rows, threads):
 
 
 def measure(options):
-    """Prints as JSON: p50 and p99 of single texts, texts per second (the best of three), the labels."""
+    """Prints as JSON: p50 and p99 latency of single texts, texts per second (best of three), and the labels."""
     rows = json.loads(Path(options.rows).read_text(encoding="utf-8"))
     side = in_torch if options.side == "torch" else in_onnxruntime
     answer, label_all = side(options.checkpoint, rows, options.threads)
@@ -106,7 +106,7 @@ def measure(options):
 
 
 def run(python, *words, threads=None):
-    """(standard output of a process, seconds it took)"""
+    """Runs a process. Returns (its standard output, seconds)."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
     env = {
         **os.environ,
@@ -122,7 +122,7 @@ def run(python, *words, threads=None):
 
 
 def make_environment(folder):
-    """(Python, size in MB including pip) of an environment with only the shipped requirements."""
+    """Creates an environment with only the shipped requirements. Returns (its Python, size in MB including pip)."""
     run(sys.executable, "-m", "venv", folder)
     run(folder / "bin/python", "-m", "pip", "install", "--quiet", "-r", ROOT / "tools/export/requirements.txt")
     size = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
@@ -130,7 +130,7 @@ def make_environment(folder):
 
 
 def test_rows(data_path):
-    """(rows to label, {task: gold}, tasks) of the test part."""
+    """Returns (rows to label, {task: gold}, tasks) of the test part."""
     from preprocess.schema import load_labels, part_of, read_processed
 
     tasks = load_labels(data_path)
@@ -141,7 +141,7 @@ def test_rows(data_path):
 
 
 def start_ups(sides, folder, options):
-    """{side: median seconds from the start of a process to the answer to one text}"""
+    """Returns {side: median seconds from the start of a process to the answer for one text}."""
     text = folder / "one.txt"
     text.write_text("one text to label\n")
     found = {side: [] for side in sides}
@@ -188,7 +188,7 @@ def compare(options):
 
 
 def measured(sides, rows, threads, options):
-    """{side: result of `measure`}, medians over rounds, in each of which the sides take turns."""
+    """Returns {side: result of `measure`}, as medians over rounds in which the sides take turns."""
     found = {side: [] for side in sides}
     for _ in range(options.rounds):
         for side, (python, place) in sides.items():

@@ -98,8 +98,8 @@ def flags(name, options):
 
 
 def start(name, options, prepare=None):
-    """Forks a process in a new process group that runs the command line; prepare() is called in it first. Its messages
-    go to NAME.err."""
+    """Forks a process in a new process group that calls prepare() and then runs the command line. Its messages go to
+    NAME.err."""
     child = os.fork()
     if child:
         return child
@@ -128,7 +128,7 @@ def start(name, options, prepare=None):
 
 
 def finish(child):
-    """The exit code of a process, as a shell gives it."""
+    """Returns the exit code of a process, as a shell reports it."""
     status = os.waitpid(child, 0)[1]
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)  # workers of a killed run
@@ -140,8 +140,8 @@ def run(name, options, prepare=None):
 
 
 def digest(name):
-    """{file: SHA-256} of what must be equal. Times are kept in other files, and args.json may differ in options that do
-    not change the result."""
+    """Returns {file: SHA-256} of the files that must be equal. Times are stored in other files, and args.json may
+    differ in options that do not change the result."""
     folder = WORK / "runs" / name
     last = checkpoint.step_folders(folder / "checkpoints")[0]
     files = [
@@ -163,7 +163,7 @@ REFERENCES = {}
 
 
 def reference(options, prepare=None, key=None):
-    """(digest, seconds) of an uninterrupted run; each kind is run once."""
+    """Returns (digest, seconds) of an uninterrupted run. Each kind is run once."""
     key = key or json.dumps(options, sort_keys=True)
     if key not in REFERENCES:
         name, began = f"reference{len(REFERENCES)}", time.monotonic()
@@ -174,7 +174,7 @@ def reference(options, prepare=None, key=None):
 
 
 def same(name, options):
-    """Runs to the end, and returns whether the bytes are those of the reference."""
+    """Runs to the end. Returns True if the bytes equal those of the reference."""
     code = run(name, options)
     wanted = reference(options)[0]
     if code != 0:
@@ -214,7 +214,7 @@ def kill_each(kinds, trials):
 
 
 def die_after(step, written=False):
-    """In the child: SIGKILL right after this optimizer step; written: after the checkpoints before it are on
+    """In the child: sends SIGKILL right after this optimizer step. written: wait until earlier checkpoints are on
     disk."""
     update = trainer_module.Trainer.optimizer_step
 
@@ -280,7 +280,7 @@ def left_out(trials=None):
     restore, noisy_forward = checkpoint.restore_training, model_utils.MyModel.forward
 
     def noisy():
-        """A user's model that draws from Python's and NumPy's generators too."""
+        """Builds a user's model that also draws from Python's and NumPy's generators."""
 
         def forward(self, inputs, labels=None, label_counts=None):
             output = noisy_forward(self, inputs, labels, label_counts)
@@ -291,7 +291,7 @@ def left_out(trials=None):
         model_utils.MyModel.forward = forward
 
     def tie():
-        """Makes every evaluation give the same score, so that patience counts."""
+        """Makes every evaluation return the same score, so that patience counts."""
         evaluate = trainer_module.Trainer.eval
 
         def tied(self, *given, **more):
@@ -447,7 +447,7 @@ def full_disk(trials=12):
 
 
 def small_disk(folder):
-    """Puts the run folder on a tmpfs with little free space, if mounting is allowed. -> whether it is"""
+    """Puts the run folder on a tmpfs with little free space, if mounting is allowed. Returns whether it is."""
     used = sum(path.stat().st_size // 4096 * 4 + 4 for path in folder.rglob("*"))
     shutil.copytree(folder, f"{folder}.copy")
     command = ["mount", "-t", "tmpfs", "-o", f"size={used + RNG.randrange(20, 300)}k", "tmpfs", folder]
@@ -459,7 +459,7 @@ def small_disk(folder):
 
 
 def limit_files():
-    """In the child: makes a write beyond some size fail, as on a full disk."""
+    """In the child: makes writes beyond some size fail, as on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(
         resource.RLIMIT_FSIZE, (RNG.randrange(2_000, 90_000), resource.getrlimit(resource.RLIMIT_FSIZE)[1])
@@ -524,7 +524,7 @@ def launch(name, options, processes=2):
 
 
 def ranks_of(agent):
-    """The process ids that torchrun has started."""
+    """Returns the ids of the processes that torchrun has started."""
     listed = subprocess.run(["ps", "--ppid", str(agent.pid), "-o", "pid="], capture_output=True, text=True)
     return [int(number) for number in listed.stdout.split()]
 
@@ -535,8 +535,8 @@ def newest_step(name):
 
 
 def stop_several(name, options, whom, number):
-    """Starts or resumes a run, and after some steps sends a signal to one process, all of them or torchrun. -> whether
-    they were still running"""
+    """Starts or resumes a run, and after some steps sends a signal to one process, all processes or torchrun. Returns
+    whether they were still running."""
     before, steps, agent = newest_step(name), RNG.randrange(1, 8), launch(name, options)
     while agent.poll() is None and newest_step(name) < before + steps:
         time.sleep(0.01)
@@ -551,8 +551,8 @@ def stop_several(name, options, whom, number):
 
 
 def chain_of_stops(name, options, stops):
-    """One run of two processes, stopped at each of `stops` (whom, signal) and restarted. -> (number of good stops: all
-    if the run ends with the bytes of an uninterrupted one, otherwise 0; number of stops before the end of the run)"""
+    """Runs two processes that are stopped at each of `stops` (whom, signal) and restarted. Returns (number of good
+    stops: all if the run ends with the bytes of an uninterrupted run, otherwise 0; number of stops before its end)."""
     key = "several" + json.dumps(options, sort_keys=True)
     if key not in REFERENCES:
         assert launch("whole", options).wait() == 0, (WORK / "whole.err").read_text()[-3000:]

@@ -1,5 +1,5 @@
-"""Speed of training and evaluation compared with what a user would use instead: same machine, model, data and batch
-size, interleaved, medians.
+"""Compares the speed of training and evaluation with the alternatives that a user has: same machine, model, data and
+batch size, interleaved, medians.
 
     python benchmarks/speed.py --data_path dataset/atis --pretrain_model_path FOLDER [--examples 893] [--rounds 3]
     [--only train eval]
@@ -7,10 +7,11 @@ size, interleaved, medians.
 Needs a processed folder with `intent` and `slots`, and an idle machine. Prints a table of examples per second and of
 this template's speed relative to each baseline; above 1 means faster. `--only overhead`: cost of logs and checkpoints
 per epoch; `--only tricks`: cost of each trick; `--only growth`: memory and speed of reading 100,000 and 2,000,000 rows
-(some minutes, and 3 GB of temporary disk); `--only start`: from launch to the first step; `--only scaling`: main.py in
-one process of one thread, and in two under torchrun; `--only layers`: all of the encoder's layers against two thirds
-and half of them (`--keep_layers`); `--only precision`: bf16 against fp32, for encoders from scratch of several hidden
-sizes; `--only launches`: number of kernels the heads would launch on a GPU, counted on any machine and without data.
+(a few minutes and 3 GB of temporary disk); `--only start`: time from launch to the first step; `--only scaling`:
+main.py in one single-threaded process, and in two under torchrun; `--only layers`: all layers of the encoder against
+two thirds and half of them (`--keep_layers`); `--only precision`: bf16 against fp32, for encoders from scratch with
+several hidden sizes; `--only launches`: number of kernels that the heads would launch on a GPU, counted on any machine
+and without data.
 """
 
 import argparse
@@ -58,7 +59,7 @@ from tricks import build_tricks
 
 
 class Bench:
-    """Shared by all systems: the rows, and a fresh model for each run."""
+    """Shared by all systems: provides the rows, and a new model for each run."""
 
     def __init__(self, options):
         self.options, self.data_path = options, Path(options.data_path)
@@ -75,7 +76,7 @@ class Bench:
             model_version="speed",
             epochs=1,
             batch_size=self.options.batch_size,
-            use_crf=False,  # the baselines have none
+            use_crf=False,  # the baselines have no CRF
             precision="fp32",
             pretrain_model_path=self.options.pretrain_model_path,
         )
@@ -118,7 +119,7 @@ class Bench:
             return self.seconds(lambda: trainer.train_one_epoch(0))
 
     def teacher(self):
-        """The run folder of a model trained for one epoch."""
+        """Returns the run folder of a model trained for one epoch."""
         trainer = self.trainer(use_crf=True, model_version="speed_teacher")
         trainer.train_one_epoch(0)
         trainer.save_model("best")
@@ -126,13 +127,14 @@ class Bench:
         return str(trainer.config.run_dir)
 
     def bare_loop(self):
-        """Pre-tokenised tensors in memory, sorted by length, clipping, fused AdamW, and nothing else."""
+        """Trains with pre-tokenised tensors in memory, sorted by length, clipping and fused AdamW, and nothing else."""
         model = self.model()
         model.train()
         return self.bare_epoch(model, lambda inputs, labels: model(inputs, labels).total_loss)
 
     def bare_loop_plain_heads(self):
-        """The same with the simplest heads: a linear layer on the first token, another on all tokens, cross-entropy."""
+        """Does the same with the simplest heads: a linear layer each on the first token and on all tokens, and
+        cross-entropy."""
         encoder = self.model().encoder
         width, sizes = encoder.config.hidden_size, [len(self.tasks[name].labels) for name in ("intent", "slots")]
         model = nn.ModuleList([encoder, *(nn.Linear(width, size) for size in sizes)]).to(self.device)
@@ -216,7 +218,7 @@ class Bench:
         return {**row, "length": len(row["input_ids"])}
 
     def collate(self, rows):
-        """Like DataCollatorForTokenClassification: lists, padded to the longest of the batch."""
+        """Collates like DataCollatorForTokenClassification: lists, padded to the longest text of the batch."""
         fill = {"slots": IGNORE, "input_ids": self.tokenizer.pad_token_id}
         batch = {}
         for name in rows[0]:
@@ -239,8 +241,8 @@ class Bench:
     # ---- bookkeeping: logs, TensorBoard, the progress bar and checkpoints -------------------------------------------
 
     def pass_with(self, bookkeeping):
-        """Seconds of one pass over the rows, with all logs and with a best and a resumable checkpoint written in the
-        background, or without any of it."""
+        """Returns the seconds of one pass over the rows, with all logs and with a best and a resumable checkpoint
+        written in the background, or without any of these."""
         import trainer as room
 
         trainer = self.trainer(log_steps=Config.log_steps if bookkeeping else 10**9)
@@ -282,7 +284,7 @@ class Bench:
 
 
 def labels_of_tokens(batch):
-    """(B, L): the tag of each word at its first token, IGNORE elsewhere."""
+    """Returns the tag of each word at its first token and IGNORE elsewhere, (B, L)."""
     mask, (rows, length) = batch.inputs["word_mask"], batch.inputs["input_ids"].shape
     tokens = torch.full((rows, length + 1), IGNORE, device=mask.device)  # one extra position, for padded words
     places = torch.where(mask, batch.inputs["word_starts"], length)
@@ -291,7 +293,7 @@ def labels_of_tokens(batch):
 
 @contextmanager
 def as_main_does():
-    """Keeps freed memory as main.py does on glibc; the baselines run without it."""
+    """Keeps freed memory as main.py does on glibc. The baselines run without it."""
     keep_freed_memory()
     try:
         yield
@@ -316,7 +318,7 @@ class ForHuggingFace(nn.Module):
 
 
 def compare(bench, systems, count, rounds):
-    """{name: median examples per second}; the systems take turns, and the first round is a warm-up."""
+    """Returns {name: median examples per second}. The systems take turns, and the first round is a warm-up."""
     times = {name: [] for name in systems}
     for number in range(rounds + 1):
         for name, system in systems.items():
@@ -326,7 +328,7 @@ def compare(bench, systems, count, rounds):
 
 
 def layers(bench, rounds):
-    """Table rows: training and evaluation with fewer of the encoder's layers."""
+    """Returns table rows: training and evaluation with fewer encoder layers."""
     count, rows = bench.model().encoder.config.num_hidden_layers, []
     runs = ("training", bench.ours, bench.train_set), ("evaluation", bench.our_eval, bench.test_set)
     for what, run, dataset in runs:
@@ -341,7 +343,7 @@ def layers(bench, rounds):
 
 
 def precisions(bench, rounds):
-    """Table rows: training and evaluation in bf16 against fp32, by the hidden size of an encoder from scratch."""
+    """Returns table rows: training and evaluation in bf16 against fp32, by hidden size of an encoder from scratch."""
     rows = []
     for size in SIZES:
         options = dict(use_crf=True, pretrain_model_path="", hidden_size=size, num_layers=3)
@@ -357,7 +359,8 @@ def precisions(bench, rounds):
 
 
 def crf_rows(rounds, num_tags, length):
-    """Loss + backward and decoding at B=32, ragged, against pytorch-crf; medians of interleaved calls, in ms."""
+    """Returns loss + backward and decoding at B=32, ragged, against pytorch-crf, as medians of interleaved calls in
+    ms."""
     torch.manual_seed(0)
     crf = CRF([f"B-{i}" for i in range(num_tags)])
     peer = torchcrf.CRF(num_tags, batch_first=True)
@@ -423,7 +426,7 @@ print(json.dumps({"base": base, "peak": peak, "ready": ready - began, "rows": ro
 
 
 def growth(options, sizes=(100_000, 2_000_000)):
-    """Table rows: peak memory and speed of one pass over files of short rows, each in a separate process."""
+    """Returns table rows: peak memory and speed of one pass over files of short rows, each in a separate process."""
     lines = (Path(options.data_path) / "train.jsonl").read_text(encoding="utf-8").splitlines()
     words = [json.loads(line)["tokens"] for line in lines]
     rng, results = random.Random(0), []
@@ -461,7 +464,7 @@ def growth(options, sizes=(100_000, 2_000_000)):
 
 
 def scaling(options):
-    """A table row: examples/s of main.py in one single-threaded process and in two, medians of the rounds."""
+    """Returns a table row: examples/s of main.py in one single-threaded process and in two (medians of the rounds)."""
     root = Path(__file__).resolve().parent.parent
     launchers = {1: [], 2: ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]}
     speed = {processes: [] for processes in launchers}
@@ -489,7 +492,7 @@ def scaling(options):
 
 
 def start(rounds):
-    """Table rows: seconds from launch to --help, to an error line, and to the first step on the sample."""
+    """Returns table rows: seconds from launch to --help, to an error line, and to the first step on the sample."""
     root = Path(__file__).resolve().parent.parent
     rows = []
 

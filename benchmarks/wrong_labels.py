@@ -1,10 +1,10 @@
-"""Does the list of suspicious rows find wrong labels? Plants some, cross-validates, and counts.
+"""Does the list of suspicious rows find wrong labels? Plants wrong labels, cross-validates, and counts hits.
 
     python benchmarks/wrong_labels.py --input dataset/sample_raw --task intent
 
-A share of the train and dev rows gets a random other label of the same task (set by --seed); every row is then judged
-by the fold that was not trained on it (tools.cross_validate). Prints how many of the planted rows are among the first
-rows of suspicious.csv, as many as 5 % of the data.
+A share of the train and dev rows gets a random other label of the same task (set by --seed). Then every row is judged
+by the model of the fold that was not trained on it (tools.cross_validate). Prints how many of the planted rows are in
+the first rows of suspicious.csv, up to 5 % of the data.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from data_process import DataConfig, prepare  # noqa: E402
 
 
 def planted(options, folder):
-    """Writes the data with wrong labels as raw JSONL. -> (ids of the changed rows, total number of rows)"""
+    """Writes the data with wrong labels as raw JSONL. Returns (ids of the changed rows, total number of rows)."""
     with redirect_stdout(io.StringIO()):
         parts, tasks, _ = prepare(DataConfig(input=options.input, output_dir=str(folder / "unused")))
     rows = [row for part in ("train", "dev") for row in parts.get(part, ())]
