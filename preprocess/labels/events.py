@@ -42,8 +42,8 @@ def is_events(value: Any) -> bool:
 
 
 def read_all_events(examples: list[Example], name: str, order: Sequence[str] | None = None) -> list[Note]:
-    """Converts raw events to lists of Item or, with tokens, to their stored form. order: mention labels, those to
-    prefer as anchors first; by default computed from these examples. Returns notes on the changes."""
+    """Converts raw events to lists of Item or, with tokens, to their stored form. order: mention labels in order of
+    preference as anchors (default: computed from these examples). Returns notes on the changes."""
     problems = Problems(list)
     raw = [(e, events_of(e, name, problems)) for e in examples if isinstance(e.get(name), list)]
     order = ranking(events for _, events in raw if events is not None) if order is None else order
@@ -147,7 +147,7 @@ def separated(events: Sequence[Event], label: str) -> list[list[Place]]:
 
 
 def ranking(texts: Iterable[Sequence[Event]]) -> list[str]:
-    """Returns the mention labels, those to prefer as anchors first (see `anchor_order`)."""
+    """Returns the mention labels in order of preference as anchors (see `anchor_order`)."""
     return anchor_order(sum(map(num_separated, texts), Counter[str]()))
 
 
@@ -174,8 +174,8 @@ def by_type(text: Iterable[Event]) -> dict[str, list[Event]]:
 
 
 def anchored(text: Sequence[Event], order: Sequence[str]) -> list[Item]:
-    """Returns the items of a text's events. An event's anchor is its mention with the first label in `order` for which
-    it has a mention that no other event of its type has; if there is none, its mention with the first label."""
+    """Returns the items of a text's events. The anchor of an event is its mention with the first label in `order` that
+    identifies it (no other event of its type has this mention), or else its mention with the first label."""
     items = set()
     for events in by_type(text).values():
         present = {label for _, mentions in events for label, _ in mentions}

@@ -17,7 +17,7 @@ from preprocess.storage.facts import Note
 Relation = tuple[int, int, int, int, str]  # (start and end of subject, start and end of object, predicate), characters
 Place = tuple[int, int]  # (start, exclusive end)
 ENDS = ("subject", "object")
-MOST_PLACES = 10_000  # maximum number of places of a mention in a text; further ones are ignored
+MOST_PLACES = 10_000  # maximum number of places of a mention in a text; further places are ignored
 
 
 def is_relation(item: Any) -> bool:

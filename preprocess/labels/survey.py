@@ -118,7 +118,7 @@ def surveyed(batch: Batch, form: Form, first: Example, shapes: Iterable[tuple[st
 
 
 def check_shape(example: Example, first: Example) -> None:
-    """Raises UserError unless an example has the same text keys as the first one, and a part only if that has one."""
+    """Raises UserError unless an example has the same text keys as the first one, and a part if that one has a part."""
     where = example["_where"]
     if any((key in example) != (key in first) for key in TEXT_KEYS):
         has, expected = (sorted(e.keys() & TEXT_KEYS) for e in (example, first))
@@ -164,7 +164,7 @@ def overlapping_tasks(batch: Batch, form: Form) -> dict[str, bool]:
 
 
 def anchors_of(form: Form, store: Store, names: Collection[str]) -> dict[str, list[str]]:
-    """Returns {events task: its mention labels, those to prefer as anchors first}, computed from all rows."""
+    """Returns {events task: its mention labels in order of preference as anchors}, computed from all rows."""
     counts = {name: Counter[str]() for name in names}
     for of_block in in_order(partial(counts_of_mentions, form=form, names=names), store.batches()) if names else ():
         for name, found in of_block.items():

@@ -21,7 +21,7 @@ from preprocess.readers.stored import SpanTask, check_tokens, is_complete, is_su
 from preprocess.readers.triples import RelationTask, relation_task
 
 HEAD = 200  # number of leading objects that determine the shape
-FROM_TEXTS = 0.8  # minimum share of values that occur in their texts; a lower share can be chance
+FROM_TEXTS = 0.8  # minimum share of values that occur in their texts; a lower share can be due to chance
 
 
 @dataclass
@@ -248,7 +248,7 @@ def inclusive_or_not(
 ) -> SpanTask | None:
     """Returns the task at a path, with inclusive or exclusive ends, or None if neither is possible.
 
-    Determined by --span_end, the surfaces, the spans, or the shape, in this order. Ends are inclusive if any span has
+    The first of these decides: --span_end, the surfaces, the spans, the shape. Ends are inclusive if any span has
     start = end, and exclusive if any span ends after the last token.
     """
     spans = shape.spans

@@ -97,7 +97,7 @@ def with_names(values: Any, where: str, *, names: Names | None) -> Any:
 
 
 def names_of_pairs(rows: Sequence[Sequence[Any]]) -> Names | None:
-    """Returns ("text", "label") or the reverse: the text is longer and repeats less. None if neither is clear."""
+    """Returns ("text", "label") or the reverse: the text is longer and repeats less. Returns None if unclear."""
     if any(len(row) != 2 or not isinstance(row[0], str) or not isinstance(row[1], str | int) for row in rows):
         return None
     first, second = ({str(row[place]) for row in rows} for place in (0, 1))

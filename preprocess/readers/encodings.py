@@ -193,8 +193,8 @@ def fit_of(text: str, encoding: Encoding, name: str) -> float:
 
 
 def are_words(text: str, num_foreign: int, in_latin: bool) -> bool:
-    """Returns True if the letters form plausible words. Implausible are: signs inside or at the end of words, capitals
-    in the middle, mixed scripts and, in Latin script, many accents."""
+    """Returns True if the letters form plausible words. Signs inside or at the end of words, capitals in the middle,
+    mixed scripts and (in Latin script) many accents are implausible."""
     foreign = r"[^\x00-\x7f\P{L}]"
     implausible = count(text, rf"(?<=\p{{L}})({ODD_SIGNS}|{BESIDE}(?=\p{{L}}))")
     implausible += count(

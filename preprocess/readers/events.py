@@ -66,7 +66,7 @@ def without_events(values: Values, where: str, *, key: str) -> Values:
 
 
 def raw_event(item: Any, entities: dict[Any, Values], where: str) -> Values:
-    """Converts an event to its raw form. Raises UserError for other values."""
+    """Converts an event to its raw form. Raises UserError for invalid events."""
     arguments = at(item, ARGUMENTS)
     if not isinstance(arguments, list) or not is_at(item, TYPE):
         raise UserError(f"{where}: an event needs a type and a list of arguments, found {shown(item)}")

@@ -10,7 +10,7 @@ import numpy as np
 
 from preprocess.storage.arrow import Column
 
-MAX_ROWS = 2000  # rows stored per finding; further ones are only counted
+MAX_ROWS = 2000  # rows stored per finding; further rows are only counted
 CHUNK = 1 << 18  # values of a column in memory at once
 
 

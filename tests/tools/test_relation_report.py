@@ -228,7 +228,9 @@ def test_three_things_are_chosen_in_both_languages(tmp_path):
     name, task = "facts", dict(found["tasks"]["facts"])
     task["by_seen"] = {"seen": {"gold": 20, "found": 18}, "unseen": {"gold": 20, "found": 2}}
     unseen = [item for item in look.entity_candidates(name, task) if item[2] == "look_unseen_relations"]
-    assert "10% of the relations unseen in training are found, and 90%" in look.sentence(unseen[0], Words("en"), short)
+    assert "10% of the relations unseen in training are found, compared with 90%" in look.sentence(
+        unseen[0], Words("en"), short
+    )
 
 
 def test_many_relations_are_cut_and_nothing_becomes_markup(tmp_path):

@@ -601,7 +601,7 @@ def test_runs_are_compared_on_the_rows_that_they_share(trained, tmp_path):
     assert found["options"] == {"use_crf": [False, None]} and found["left_out"] == 0
     same = compare.paired([bootstrap.statistics_of(class_rows(80), {"mood": "classification"})] * 2, 80)
     assert same["mood_accuracy"][1]["difference_low"] == same["mood_accuracy"][1]["difference_high"] == 0.0
-    for names, said in ((("run", "run"), "at least two"), (("run", "none"), "no such run"), ((), "name one run")):
+    for names, said in ((("run", "run"), "at least two"), (("run", "none"), "no such run"), ((), "pass one run")):
         with pytest.raises(UserError, match=said):
             report(ReportConfig(runs=names, output_dir=str(output)))
 

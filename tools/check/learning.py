@@ -18,7 +18,7 @@ from trainer import Trainer
 # WORK / (trained parameters x tokens) steps. A step of BERT-base on 8 texts of 10 tokens takes 1.3 s on one core.
 WORK, FEWEST, MOST = 5e11, 60, 1000
 MANY, FEW, LARGE = 16, 8, 5e6  # number of texts; for large models; number of trained parameters of a large model
-# (factor of the encoder's rates, factor of other rates, share of the steps) of each attempt. The last trains only heads
+# (factor for the encoder's rates, factor for other rates, share of the steps) per attempt. The last trains only heads
 ATTEMPTS = ((1.0, 1.0, 0.3), (5.0, 20.0, 0.4), (0.2, 0.2, 0.1), (0.0, 5.0, 0.2))
 RIGHT, SURE = 0.89, 0.8  # share of right answers; their mean probability
 LOW, LOWEST = 0.35, 0.02  # shares of the first loss
@@ -52,7 +52,7 @@ class Progress:
         return self.ratio < LOWEST and not self.of_numbers
 
     def is_learnt(self) -> bool:
-        """Returns True if the answers are right, and the loss is low or (if its minimum is positive) they are sure."""
+        """Returns True if the answers are right, and the loss is low or (if it cannot be low) they are confident."""
         return self.right > RIGHT and (self.ratio < LOW or self.sure > self.enough)
 
 

@@ -184,7 +184,7 @@ def scores_words(head: Any) -> bool:
 
 
 def scores_of(head: Any, logits: torch.Tensor, word: int) -> torch.Tensor:
-    """Returns the logits of a word (B, …). For a head that scores pairs of words: of the pair of the word with
+    """Returns the logits of a word (B, …). A head that scores pairs of words scores the pair of the word with
     itself."""
     return head.distribution.dense(logits)[:, :, word, word] if head.finds_spans else logits[:, word]
 

@@ -21,7 +21,7 @@ from logging_config import get_logger
 
 @dataclass
 class DemoConfig:
-    """Options of `tools.demo`. Options that main.py also has mean the same there."""
+    """Options of `tools.demo`. Options with the same name as in main.py have the same meaning."""
 
     terminal: bool = option(False, "use a prompt in the terminal instead of a web page")
     address: str = option("127.0.0.1:8000", "address of the page; port 0 selects a free port")

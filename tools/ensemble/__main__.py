@@ -41,7 +41,7 @@ logger = logging.getLogger("template")
 
 @dataclass(frozen=True)
 class EnsembleConfig(ReadingOptions):
-    """Options of `tools.ensemble`. Options that main.py also has mean the same there."""
+    """Options of `tools.ensemble`. Options with the same name as in main.py have the same meaning."""
 
     runs: tuple[str, ...] = option((), "two or more run folders or checkpoint folders", positional="RUN")
     data_path: str = option("", "processed folder with the dev and test parts (default: the data of the first run)")

@@ -103,8 +103,7 @@ def require_same(study: Study, plan: Plan) -> None:
 
 
 def nothing_finished(study: Study) -> int:
-    """Returns the exit code if all trials failed: the code of the last one. Raises UserError if none finished in
-    time."""
+    """Returns the exit code of the last trial if all trials failed. Raises UserError if none finished in time."""
     failed = study.of_state("failed")
     if not failed or len(failed) < len(study.trials):
         raise UserError("no trial finished within --hours; the same command with more --hours resumes the search")

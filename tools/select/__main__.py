@@ -101,7 +101,7 @@ def main(config: SelectConfig) -> None:
     for path in config.files:
         if path.exists():  # it may contain hours of work
             raise UserError(f"--output {config.path}: {path} exists; move it, or choose another file")
-    config.path.parent.mkdir(parents=True, exist_ok=True)  # if this fails, it fails before the pool is read
+    config.path.parent.mkdir(parents=True, exist_ok=True)  # may fail, so do it before reading the pool
     model = None
     if config.checkpoint:
         own = dict(eval_batch_size=config.eval_batch_size, pretrain_model_path=config.pretrain_model_path)
