@@ -258,7 +258,7 @@ def main(argv=None):
         default="",
         help="options of main.py for all runs, the baseline too, such as '--use_crf --epochs 5'",
     )
-    parser.add_argument("--scores", nargs="*", help="which scores to compare (default: accuracies and F1)")
+    parser.add_argument("--scores", nargs="*", help="scores to compare (default: accuracies and F1)")
     parser.add_argument("--jobs", type=int, default=1, help="parallel runs; their cost is then CPU time")
     parser.add_argument("--work", default="output/ablation", help="folder of unfinished runs")
     parser.add_argument(

@@ -155,6 +155,6 @@ if __name__ == "__main__":
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--lengths", type=int, nargs="*", help="measure the time by length instead")
     parser.add_argument("--output_dir", default="output/long_texts")
-    parser.add_argument("--options", default=SMALL, help="of both variants")
+    parser.add_argument("--options", default=SMALL, help="options of all variants")
     given = parser.parse_args()
     by_length(given) if given.lengths else compare(given)

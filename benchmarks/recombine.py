@@ -49,7 +49,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_path", required=True, help="processed folder")
     parser.add_argument("--task", default="slots", help="tagging task whose entities are exchanged")
-    parser.add_argument("--texts", type=int, default=10_000, help="how many to make")
+    parser.add_argument("--texts", type=int, default=10_000, help="number of texts to create")
     parser.add_argument("--output", required=True, help=".jsonl to write")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()

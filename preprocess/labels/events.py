@@ -107,7 +107,7 @@ def places_in(span: StoredSpan, example: Example, where: str) -> list[Place]:
         problem = f"the mention {shown(span.surface)} needs a start and an exclusive end within {len(tokens)} tokens"
         raise UserError(f"{where}{problem}, found {shown(start)} and {shown(end)}")
     if isinstance(span.surface, str) and "".join(span.surface.split()) != "".join("".join(tokens[start:end]).split()):
-        called = f"is {shown(' '.join(tokens[start:end]))}, but the data gives {shown(span.surface)}"
+        called = f"is {shown(' '.join(tokens[start:end]))}, but the data says {shown(span.surface)}"
         raise UserError(f"{where}the mention {start} to {end} {called}")
     return [(start, end)]
 

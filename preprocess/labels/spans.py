@@ -89,7 +89,7 @@ def place_of(span: StoredSpan, text: str, where: str) -> tuple[int, int]:
         problem = f"is outside the text of {len(text)} characters"
         raise UserError(f"{where}: the span {start} to {end} of {shown(label)} {problem}")
     if surface and text[start:end] != surface:
-        called = f"is {shown(text[start:end])}, but the data gives {shown(surface)}"
+        called = f"is {shown(text[start:end])}, but the data says {shown(surface)}"
         raise UserError(f"{where}: the span {start} to {end} {called}; correct one of them")
     return start, end
 

@@ -163,5 +163,5 @@ def text_bound(row: str, text: str, where: str) -> list[Any] | None:
         raise UserError(f"{where}: {start} to {end} is outside the text of {len(text)} characters")
     surface = cells[2] if len(cells) > 2 else ""
     if surface and surface.split() != text[start:end].split():
-        raise UserError(f"{where}: {start} to {end} is {shown(text[start:end])}, but the data gives {shown(surface)}")
+        raise UserError(f"{where}: {start} to {end} is {shown(text[start:end])}, but the data says {shown(surface)}")
     return [start, end, match[1]]

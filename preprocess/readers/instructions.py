@@ -26,7 +26,7 @@ def find_instructions(rows: Sequence[Values], options: ReadOptions) -> Convert |
     if any(not isinstance(row.get(key), str) for row in rows for key in (question, answer) if key):
         return None
     if any(row.get("history") for row in rows):
-        raise UserError("contains dialogues of several turns; only one question with a short answer is supported")
+        raise UserError("contains multi-turn dialogues; only one question with a short answer is supported")
     constant = len({row[question] for row in rows}) == 1 and all(row.get("input") for row in rows)
     if options.labelled:
         require_classes([row[answer] for row in rows], f"instructions with free answers in {answer!r}")
@@ -52,7 +52,7 @@ def find_dialogue(rows: Sequence[Values], options: ReadOptions) -> Convert | Non
         return None
     expected = [["user", "assistant"], *([["user"]] if may_lack_answers({*rows[0]}, options) else [])]
     if any([role for role, _ in dialogue if role != "system"] not in expected for dialogue in turns):
-        problem = "contains dialogues of several turns"
+        problem = "contains multi-turn dialogues"
         raise UserError(f"{problem}; only one question with a short answer, or text and label, is supported")
     if options.labelled:
         require_classes([dialogue[-1][1] for dialogue in turns], f"dialogues with free answers in {key!r}")

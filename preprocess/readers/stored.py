@@ -90,5 +90,5 @@ def check_tokens(span: StoredSpan, tokens: list[str], inclusive: bool, where: st
     if not 0 <= start < end <= len(tokens):
         raise UserError(f"{source} is empty or outside the {len(tokens)} tokens, {end_type}")
     if surface and not is_surface(tokens[start:end], surface):
-        called = f"is {shown(' '.join(tokens[start:end]))}, but the data gives {shown(surface)}"
+        called = f"is {shown(' '.join(tokens[start:end]))}, but the data says {shown(surface)}"
         raise UserError(f"{source} {called}, {end_type}")

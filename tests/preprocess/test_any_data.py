@@ -393,8 +393,8 @@ def test_overlapping_spans_are_reported(tmp_path, capsys):
         ([{"start": "0", "end": 3, "label": "x"}], "needs a start"),
         ([{"start": 0, "end": 3}], "needs a start"),
         ([[0, 3]], "needs a start"),
-        ([{"start": 0, "end": 3, "label": "x", "text": "Jude"}], "but the data gives 'Jude'"),
-        ({"song": {"Jude": [[0, 2]]}}, "but the data gives 'Jude'"),
+        ([{"start": 0, "end": 3, "label": "x", "text": "Jude"}], "but the data says 'Jude'"),
+        ({"song": {"Jude": [[0, 2]]}}, "but the data says 'Jude'"),
         ({"song": 3}, "must be"),
     ],
 )

@@ -244,7 +244,7 @@ def event(**change):
     [
         ([event(type="b|c")], r"the type of an event must be a name without '\|', found 'b\|c'"),
         ([event(type="")], r"the type of an event must be a name"),
-        ([event(trigger={"start": 7, "end": 8, "text": "bought"})], r"the span 7 to 8 is 'b', but the data gives"),
+        ([event(trigger={"start": 7, "end": 8, "text": "bought"})], r"the span 7 to 8 is 'b', but the data says"),
         ([event(arguments=[{"text": "Orba"}])], r"an argument of 'buy' needs a role, found None"),
         ([event(arguments=[5])], r"an argument of 'buy' needs a role, found None"),
         ([event(arguments="Orba")], r"an event needs a type and a list of arguments"),

@@ -209,7 +209,7 @@ REFUSED = {  # name: (rows, words of the message, an option that helps, its valu
     ),
     "several turns": (
         [{"messages": [{"role": role, "content": "x"} for role in ("user", "assistant") * 2]}] * 5,
-        "several turns",
+        "multi-turn",
         {},
     ),
     "events": ([{"text": "a", "event_list": [{"event_type": "x"}]}] * 5, "events in an unknown form", {}),

@@ -313,7 +313,7 @@ REFUSED = {  # name: (a row after others of its form, one of them, words of the 
     "other words": (
         PLACED | {"relations": [triple({"start": 0, "end": 8, "text": "Ann"}, "x", {"start": 9, "end": 14})]},
         PLACED,
-        "is 'Ida Berg', but the data gives 'Ann'",
+        "is 'Ida Berg', but the data says 'Ann'",
     ),
     "half a triple": (TRIPLE | {"triple_list": [["a", "b"]]}, TRIPLE, "needs a predicate"),
     "tokens that are not there": (OURS | {"relations": [[0, 0, 1, 2, "p"]]}, OURS, "outside the 2 tokens"),
