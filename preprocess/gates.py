@@ -469,7 +469,7 @@ GATES = [
     Gate("counted_tokens", counted, COLUMN),
     Gate("id_text", numbers_as_texts, "specify the text column with --text_column"),
     Gate("glued", glued, f"remove the number, or {COLUMN}"),
-    Gate("csv_quotes", csv_quotes, "add --format csv --delimiter '\\t' to read quotes, also around line breaks"),
+    Gate("csv_quotes", csv_quotes, "add --format csv --delimiter '\\t' to read quotes, including around line breaks"),
     Gate("encoding", wrong_encoding, "specify the encoding with --encoding"),
     Gate("multihot", multihot, "list the names in order in --label_names a,b,c or in labels.txt next to the data"),
     Gate("structured", structured, f"{TEXT}; for lists, add --label_type TASK=multilabel or TASK=spans"),
@@ -486,7 +486,10 @@ GATES = [
     Gate("free_text", free_text, "specify the label column with --label_column, or its type with --label_type"),
     Gate("only_O", only_outside, COLUMN, True),
     Gate(
-        "mixed_tags", mixed_tags, f"{COLUMN}; --comment PREFIX skips rows with it; --tag_scheme keep keeps tags", True
+        "mixed_tags",
+        mixed_tags,
+        f"{COLUMN}; --comment PREFIX skips rows that start with it; --tag_scheme keep keeps tags",
+        True,
     ),
     Gate("double_prefix", double_prefix, f"{COLUMN}, or correct the tags", True),
     Gate("many_tags", many_tags, COLUMN, True),

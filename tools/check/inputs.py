@@ -41,7 +41,7 @@ def check_padding(case: Case) -> None:
     padded = {name: pad(tensor, (0, extra), value=fill.get(name, 0)) for name, tensor in by_token.items()}
     wrong, when = difference(together, logits_of(model, batch.inputs | padded)), f"with {extra} more padding tokens"
     if wrong is None:
-        when = "alone instead of in a batch, so without padding,"
+        when = "alone instead of in a batch (so without padding),"
         single = [case.batch([row]) for row in case.rows[:8]]
         alone = [logits_of(model, one.inputs) for one in single]
         wrong = difference({name: torch.cat([logits[name] for logits in alone]) for name in together}, together)

@@ -64,7 +64,7 @@ class EnsembleConfig(ReadingOptions):
     def __post_init__(self) -> None:
         object.__setattr__(self, "runs", tuple(self.runs))
         if len(self.runs) < 2:
-            raise UserError("name two or more runs; use main.py --do_eval to evaluate a single run")
+            raise UserError("pass two or more runs; use main.py --do_eval to evaluate a single run")
         self.for_runs()  # validates the options
 
     @property
