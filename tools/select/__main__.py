@@ -119,7 +119,7 @@ def main(config: SelectConfig) -> None:
     if not len(pool.kept):
         raise UserError(f"{config.pool}: no texts left to select; nothing was written")
     if len(pool.kept) < config.number:
-        logger.warning(f"--number {config.number:,}: only {len(pool.kept):,} texts are left, and all are selected")
+        logger.warning(f"--number {config.number:,}: only {len(pool.kept):,} texts are left, so all are selected")
     places, examples = choose(pool, model, strategy, config.number, config.random_seed)
     scores = pool.uncertainty[places].tolist() if len(pool.uncertainty) else []
     facts = [{"uncertainty": round(score, 6)} for score in scores] or [{} for _ in examples]

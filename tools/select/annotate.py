@@ -130,8 +130,9 @@ def spans_of(text: str, spans: list[Row]) -> list[tuple[int, int, str]]:
 
 
 def doccano(about: Row, labels: Row, related: Related | None, tasks: Tasks) -> Row:
-    """Creates a row of doccano's JSONL. Its label keys are "label"; "cats" and "entities" for a project with intents
-    and slots; "entities" and "relations" for a relations project. doccano keeps other keys as metadata."""
+    """Creates a row of doccano's JSONL. The labels are stored under "label", or under "cats" and "entities" for a
+    project with intents and slots, or under "entities" and "relations" for a relations project. doccano keeps other
+    keys as metadata."""
     if related:
         spans = enumerate(spans_of(about["text"], labels[related.task] or []))
         keys = ("id", "start_offset", "end_offset", "label")
