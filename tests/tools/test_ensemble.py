@@ -314,21 +314,23 @@ def spans_by_hand(logits, _):
 
 
 def relations_by_hand(logits, number):
-    """{(four words, predicate): score} above the minimum score. logits: (W, 3W + 4 + 4P)"""
+    """{(four words, predicate): score} above the minimum score. logits: (W, 3W + 4 + 4P), then those of the entities"""
     width, found = len(logits), {}
 
     def best(items, most):
         return dict(sorted(items.items(), key=lambda item: -item[1])[:most])
 
-    entities, heads, tails = np.split(logits, [width + 4, 2 * width + 4 + 2 * number], axis=1)
-    spans = spans_by_hand(entities, 2)
-    subjects, objects = (best({k: s for k, s in spans.items() if k[2] == side}, 2 * width) for side in (0, 1))
-    for (a, b, _), (c, d, _), p in itertools.product(subjects, objects, range(number)):
+    _, heads, tails, entities = np.split(logits, np.cumsum([width + 4, *[width + 2 * number] * 2]), axis=1)
+    typed, spans = spans_by_hand(entities, (entities.shape[1] - width) // 2), {}
+    for (first, last, _), score in typed.items():
+        spans[first, last] = max(score, spans.get((first, last), score))
+    spans = best(spans, 2 * width)
+    for (a, b), (c, d), p in itertools.product(spans, spans, range(number)):
         links = [
             table[i, j] + table[i, width + p] + table[j, width + number + p]
             for table, i, j in ((heads, a, c), (tails, b, d))
         ]
-        found[a, b, c, d, p] = min(subjects[a, b, 0], objects[c, d, 1], *links)
+        found[a, b, c, d, p] = min(spans[a, b], spans[c, d], *links)
     return best({item: score for item, score in found.items() if score > LOWEST_SCORE}, 4 * width)
 
 
