@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-if sys.version_info < (3, 10):  # noqa: UP036  before a module is imported that this Python cannot run
+if sys.version_info < (3, 10):  # noqa: UP036  checked before any import that fails in older versions
     print(f"error: needs Python 3.10 or newer, but {sys.executable} is {sys.version.split()[0]}", file=sys.stderr)
     raise SystemExit(2)
 
@@ -16,7 +16,7 @@ excepthook = sys.excepthook
 
 
 def end_without_package(kind: Any, error: BaseException, trace: Any) -> Any:
-    """A sys.excepthook: if a package is not installed, a command of this repository ends in one line with exit code 2.
+    """A sys.excepthook: a package that is not installed ends a command of this repository in one line, exit code 2.
     Most packages are imported before run_command starts."""
     from engine.run.environment import line_of_import_error
 

@@ -145,8 +145,8 @@ def fits(value: Any, shape: Any) -> bool:
 
 
 def like(value: Any) -> Any:
-    """Infers the shape of a value: the same keys and number of items, numbers for numbers, finite ones for finite ones,
-    and anything for null."""
+    """Infers the shape of a value: the same keys and number of items; numbers for numbers, finite if they are finite;
+    anything for null."""
     if isinstance(value, dict):
         return {Optional(key): like(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

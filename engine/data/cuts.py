@@ -51,7 +51,7 @@ class Cuts:
         if counts["cut"] and any(task.needs_words for task in tasks.values()):
             logger.warning(f"{longer}; their last {counts['words']} words are not read and are tagged O")
         elif counts["cut"]:
-            advice = "--long_text windows reads all, if the heads can"
+            advice = "--long_text windows reads all of them, if the heads support it"
             if counts["joined"]:
                 advice = "no room for windows: raise --max_length"
             logger.warning(f"{longer}; {counts['tokens']} sub-tokens are not read ({advice})")
@@ -69,8 +69,8 @@ class Cuts:
 
 
 def num_windows(data: Any) -> np.ndarray:
-    """Returns the number of windows that each example of a MyDataset is read in, (N,); windows may be rows of their own
-    or one after another in a row."""
+    """Returns the number of windows of each example of a MyDataset, (N,), whether they are separate rows or follow one
+    another in a row."""
     size = data.featurizer.max_length if data.featurizer.long_text == "windows" else np.inf
     windows = np.ceil(data.lengths / size).clip(1)
     return np.bincount(data.example_index, windows, len(data)).astype(int)

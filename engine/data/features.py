@@ -52,7 +52,7 @@ class Featurizer:
         self.long_text = "head" if long_text == "auto" else long_text  # until the data decides (long_texts.py)
         self.stride = max_length // 4 if stride is None else stride
         self.pad_to_multiple = 1  # 8 suits a GPU's tensor cores
-        self.tagging = any(task.needs_words for task in tasks.values())  # or spans
+        self.tagging = any(task.needs_words for task in tasks.values())  # also spans and relations
         self.word_ends, self.word_shapes = word_ends and self.tagging, word_shapes and self.tagging
         self.pad_id = tokenizer.pad_token_id if tokenizer else 0
         # Replaces words and texts without tokens. Byte-level tokenizers have no unknown token
@@ -67,12 +67,12 @@ class Featurizer:
                 raise UserError(f"FIELDS[{name!r}]: level='words' is for tasks with labels per word; use level='list'")
             if field.level == "spans" and tokenizer is None:
                 raise UserError(f"FIELDS[{name!r}]: level='spans' needs tokens, which --encoder none lacks")
-        self.apart = False  # whether the texts of a pair are read apart
+        self.apart = False  # whether the texts of a pair are encoded separately
         self.markers: dict[str, int] = {}  # tokens that each text must have
         self.label_ids = {name: {label: i for i, label in enumerate(task.labels)} for name, task in tasks.items()}
 
     def fit(self, heads: Iterable[type[Head]]) -> Featurizer:
-        """Prepares texts as these heads read them. Of texts that are read apart, each has half of max_length."""
+        """Adapts to what these heads read. If texts of a pair are encoded separately, each gets half of max_length."""
         for head in heads if self.tokenizer else ():
             self.markers |= zip(head.markers, token_ids(self.tokenizer, head.markers))
             if head.level == "pair" and not self.apart:
@@ -80,7 +80,7 @@ class Featurizer:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves out the own inputs for a worker process, which reads FIELDS itself: a lambda cannot be pickled."""
+        """Leaves out custom inputs, since a lambda cannot be pickled; a worker process reads FIELDS itself."""
         return self.__dict__ | {"fields": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -133,7 +133,7 @@ class Featurizer:
         return columns
 
     def own_input(self, name: str, field: Field, features: list[Feature], examples: list[dict[str, Any]]) -> Ragged:
-        """Returns the column of an own input. A window has the values of its words, or those of the whole text."""
+        """Returns the column of a custom input. A window gets the values of its words, or of the whole text."""
         values = [value_of(name, field, example) for example in examples]
         if field.level == "words":
             windows = [(f.example, slice(f.first_word, f.first_word + len(f.word_starts))) for f in features]
@@ -170,8 +170,7 @@ class Featurizer:
         return np.array([label_ids.get(value, IGNORE) for value in values], np.int32)  # type: ignore[arg-type]
 
     def features(self, examples: list[dict[str, Any]]) -> list[Feature]:
-        """Returns the Features of a list of examples, in order. Without a tokenizer, each word, or each text, is one
-        token."""
+        """Returns the Features of a list of examples, in order. Without a tokenizer, each word or text is one token."""
         if self.tokenizer is None:
             words = [range(len(example["tokens"]) if self.tagging else 0) for example in examples]
             return [Feature(i, [0] * max(1, len(w)), [0] * max(1, len(w)), [*w], [*w]) for i, w in enumerate(words)]
@@ -189,15 +188,15 @@ class Featurizer:
         return features
 
     def encodings(self, examples: list[dict[str, Any]]) -> tuple[list[Any], list[Encoding]]:
-        """Returns the texts or words of examples, and their Encodings, with second texts unless they are read apart."""
+        """Returns the texts or words of examples and their Encodings, which include second texts unless `apart`."""
         options = ("tokens" in examples[0], self.unit, HAN_CHARACTER, self.blanks, self.separator)
         first, second = map(list, zip(*(texts_to_encode(example, *options) for example in examples)))
         together = "text_pair" in examples[0] and not self.apart
         return first, encode_texts(self.encode, first, second if together else None, self.filler)
 
     def num_longer(self, examples: list[dict[str, Any]]) -> int:
-        """Counts the examples that are longer than max_length tokens. Those with few bytes are not tokenised: a token
-        has at least one."""
+        """Counts the examples that are longer than max_length tokens. An example of fewer bytes is not tokenised, since
+        each token takes at least one byte."""
         unsure = [example for example in examples if len(text_of(example, True).encode()) > self.max_length - 8]
         return sum(len(encoding.ids) > self.max_length for encoding in self.encodings(unsure)[1]) if unsure else 0
 
@@ -231,8 +230,8 @@ def separator_of(tokenizer: Any) -> str | None:
 
 
 def needs_blanks(tokenizer: Any) -> bool:
-    """Whether the tokenizer joins pre-split words without spaces (GPT-2, Gemma), so that words need a leading space to
-    give the tokens that the model was trained on."""
+    """Whether the tokenizer joins pre-split words without spaces (GPT-2, Gemma): words then need a leading space to
+    become the tokens that the model was trained on."""
     options = dict(add_special_tokens=False, verbose=False)
     text = tokenizer(["a a"], **options).encodings[0].ids
     glued, apart = (
@@ -247,7 +246,7 @@ def label_column(task: str) -> str:
 
 
 def input_column(name: str) -> str:
-    """Returns the name of an own input's column."""
+    """Returns the name of a custom input's column."""
     return f"inputs.{name}"
 
 

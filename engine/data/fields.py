@@ -1,6 +1,6 @@
-"""Own inputs of the model: how the rows of the data provide them.
+"""Custom inputs of the model, and how they are read from the rows of the data.
 
-A Field of FIELDS (data_loader.py) carries columns of the raw rows to `inputs[NAME]`. Uses only numpy, because every
+A Field in FIELDS (data_loader.py) carries columns of the raw rows to `inputs[NAME]`. Uses only numpy, because every
 exported folder has a copy of this file.
 """
 
@@ -26,17 +26,17 @@ class FieldError(ValueError):
 
 @dataclass(frozen=True)
 class Field:
-    """The declaration of an input.
+    """The declaration of a custom input.
 
-    columns: the column or JSON key of the value; or several, with one number each. shape: of a value, () for one number
-    (default: one number per column). dtype: name is for strings, which become ids from 1, as listed in labels.json; 0
-    is a name that train lacks. level: "text" is one value per row, (B, *shape); "list" any number of values, (B, N,
-    *shape) and `NAME_mask` (B, N); "words" one value per word, (B, W, *shape), which follows the windows of long texts;
-    "spans" any number of spans [begin, end] in characters or words of the text (unit; end is exclusive), as the first
-    and last token of each (B, N, 2), or its words in tasks with labels per word; `NAME_mask` is False if it is cut.
-    standardize: subtract the mean of each column in train and divide by its standard deviation; an empty cell is 0.
-    missing: the value of an empty cell (default: refused). read: a function from the cells of a row to the value, for
-    example from a path to an image.
+    columns: the column or JSON key of the value; or several, with one number each. shape: the shape of a value, () for
+    one number (default: one number per column). dtype: name is for strings, which become ids from 1, as listed in
+    labels.json; 0 is a name that does not occur in train. level: "text" is one value per row, (B, *shape); "list" any
+    number of values, (B, N, *shape) and `NAME_mask` (B, N); "words" one value per word, (B, W, *shape), which follows
+    the windows of long texts; "spans" any number of spans [begin, end] in characters or words of the text (unit; end is
+    exclusive), as the first and last token of each (B, N, 2), or words in tasks with labels per word; `NAME_mask` is
+    False for spans that are cut. standardize: subtract the mean of each column in train and divide by its standard
+    deviation; an empty cell becomes 0. missing: the value of an empty cell (default: it is an error). read: a function
+    from the cells of a row to the value, for example from a path to an image.
     """
 
     columns: str | Sequence[str]
@@ -63,7 +63,7 @@ class Field:
         if self.read and not self.function:
             try:
                 source = inspect.getsource(self.read)
-            except (OSError, TypeError):  # a built-in function, or one of a session
+            except (OSError, TypeError):  # a built-in function, or one defined in an interactive session
                 source = getattr(self.read, "__qualname__", repr(type(self.read)))
             object.__setattr__(self, "function", hashlib.sha256(source.encode()).hexdigest()[:16])
 
@@ -86,13 +86,13 @@ class Field:
         """Raises FieldError if the declaration cannot be used."""
         strings = all(isinstance(column, str) and column for column in self.columns)
         if not self.columns or not strings or len({*self.columns}) < len(self.columns):
-            raise FieldError("columns must be the name of a column, or different names")
+            raise FieldError("columns must be the name of a column, or several different names")
         if not all(type(n) is int and n > 0 for n in self.shape or ()):
             raise FieldError(f"shape={self.shape} must have positive whole numbers")
         if self.dtype not in DTYPES or self.level not in ("text", "list", "words", "spans"):
-            raise FieldError(f"dtype={self.dtype!r} or level={self.level!r}: see Field in engine/data/fields.py")
+            raise FieldError(f"dtype={self.dtype!r}, level={self.level!r}: see Field in engine/data/fields.py")
         if self.standardize and (self.dtype != "float" or self.read):
-            raise FieldError("standardize is for floats of columns, without `read`")
+            raise FieldError("standardize is for columns of floats, without `read`")
         if len(self.columns) > 1 and not self.read and (self.level != "text" or self.size != len(self.columns)):
             problem = f"{len(self.columns)} columns have one number each, which does not fit shape={self.shape}"
             raise FieldError(f"{problem} and level={self.level!r}")
@@ -102,19 +102,19 @@ class Field:
             replace(self, missing=None).cell(self.missing, "missing")
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the object of labels.json, without values that are the defaults."""
+        """Returns the declaration as stored in labels.json, without default values."""
         own = [(f.name, getattr(self, f.name), f.default) for f in fields(self) if f.name != "read"]
         changed = {name: value for name, value, default in own if value is not default and value != default}
         return {name: list(v) if isinstance(v, tuple) else v for name, v in changed.items() if v != ()}
 
     def declared(self) -> dict[str, Any]:
-        """Returns what the user declares, to compare it with labels.json."""
+        """Returns the user's part of the declaration, for comparison with labels.json."""
         return {name: value for name, value in self.to_json().items() if name not in ("statistics", "names")}
 
     # ---- cells of a row ----------------------------------------------------------------------------------------------
 
     def clean(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the cells of a row as they are stored: numbers, names or lists of them. Raises FieldError."""
+        """Returns the cells of a row in stored form: numbers, names or lists of them. Raises FieldError."""
         if missing := [column for column in self.columns if column not in given]:
             names = ", ".join([*given][:12]) + (", …" if len(given) > 12 else "")
             has = f"its columns are: {names}" if given else "it has no columns besides the text"
@@ -189,7 +189,7 @@ class Field:
             raise FieldError(f"{column} has {wrong.flat[0]:g}, but must be {needed} (dtype={self.dtype!r}){advice}")
 
     def present(self, column: str, cell: Any) -> list[Any]:
-        """Returns the numbers or names in a stored cell, without missing ones, for the statistics of train."""
+        """Returns the numbers or names in a stored cell, without missing ones, for statistics over train."""
         if self.by_cell:
             return [] if cell is None else [cell]
         return self.array(cell, column).ravel().tolist()
@@ -208,7 +208,7 @@ class Field:
         """Returns the value of a row from its stored cells -> (N, *shape). Raises FieldError."""
         if self.function:
             if self.read is None:
-                raise FieldError("is read by a function, which this folder does not have")
+                raise FieldError("is read by a function that this folder does not have")
             array = self.array(self.read(*(cells[column] for column in self.columns)), ", ".join(self.columns))
         elif self.by_cell:
             values = [cells[column] for column in self.columns]
@@ -244,7 +244,7 @@ class Field:
         return {name: padded} | ({f"{name}_mask": mask} if self.has_mask else {})
 
 
-# The own inputs of the model, {name: Field}. data_loader.py has a place for entries
+# The custom inputs of the model, {name: Field}. Add entries in data_loader.py
 FIELDS: dict[str, Field] = {}
 
 
@@ -262,7 +262,7 @@ def shown(value: Any) -> str:
 
 
 def parsed(cell: Any) -> Any:
-    """Converts a cell of a table to a list: JSON, or values that are separated by whitespace."""
+    """Converts a cell of a table to a list. The cell holds JSON, or values separated by whitespace."""
     if not isinstance(cell, str):
         return cell
     if not cell.lstrip().startswith("["):
@@ -292,7 +292,7 @@ def to_number(value: Any, name: str) -> float | None:
 
 
 def describe(cells: Mapping[str, Any], columns: Iterable[str]) -> str:
-    """Describes a row without a text, for people to read. Different rows have different descriptions."""
+    """Describes a row without a text in readable form. Different rows have different descriptions."""
     text = ", ".join(f"{column} {cells.get(column)}" for column in columns)
     if len(text) <= SHOWN:
         return text

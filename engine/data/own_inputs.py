@@ -1,7 +1,7 @@
-"""The Fields of a run: those of FIELDS in data_loader.py, and `extras`, the numeric columns of --extra_columns.
+"""The Fields of a run: the entries of FIELDS in data_loader.py, and `extras`, the numeric columns of --extra_columns.
 
-Examples have the cells of their columns as "extras": {column: cell}. labels.json has the declarations, with names,
-means and standard deviations of train, as "fields" of every task; those of `extras` are "extras" of every task.
+Examples hold the cells of these columns as "extras": {column: cell}. In labels.json, every task has the declarations
+with names, means and standard deviations from train as "fields", and the statistics of `extras` as "extras".
 """
 
 import logging
@@ -26,7 +26,7 @@ def extra_field(columns: Iterable[str], statistics: Mapping[str, Mapping[str, fl
 
 
 def declared_fields(extra_columns: Iterable[str] = ()) -> dict[str, Field]:
-    """Returns the Fields of the options and of FIELDS. Raises UserError for a declaration that cannot be used."""
+    """Returns the Fields of --extra_columns and of FIELDS. Raises UserError for an invalid declaration."""
     columns = list(extra_columns)
     masks = [f"{name}_mask" for name, field in FIELDS.items() if isinstance(field, Field) and field.has_mask]
     for name, field in FIELDS.items():
@@ -34,7 +34,7 @@ def declared_fields(extra_columns: Iterable[str] = ()) -> dict[str, Field]:
             if not isinstance(field, Field):
                 raise FieldError(f"{field!r} is not a Field; write Field(COLUMN)")
             if not isinstance(name, str) or not name.isidentifier() or name in (*BUILT_IN, *masks):
-                raise FieldError("not allowed as the name of an own input; choose another one")
+                raise FieldError("not allowed as the name of an input; choose another one")
             if field.has_mask and (mask := f"{name}_mask") in BUILT_IN:
                 raise FieldError(f"its {mask} would replace that of the text; choose another name")
             field.check()
@@ -54,7 +54,7 @@ def fields_of(tasks: Mapping[str, Task]) -> dict[str, Field]:
 
 
 def input_columns(tasks: Mapping[str, Task]) -> list[str]:
-    """Returns the columns that the own inputs of a model of these tasks read, in order."""
+    """Returns the columns that the custom inputs of a model of these tasks read, in order."""
     return list(dict.fromkeys(column for field in fields_of(tasks).values() for column in field.columns))
 
 
@@ -71,7 +71,7 @@ def require_same_fields(tasks: Mapping[str, Task], where: Any) -> None:
         if declared[name] != found[name]:
             differing = [key for key in declared[name] | found[name] if declared[name].get(key) != found[name].get(key)]
             advice = "create the data again with data_process.py, and train again; or undo the change"
-            raise UserError(f"{where}: was made with another {differing[0]} of FIELDS[{name!r}]; {advice}")
+            raise UserError(f"{where}: was made with a different {differing[0]} of FIELDS[{name!r}]; {advice}")
 
 
 def require_text(tasks: Mapping[str, Task], encoder: str, where: Any) -> None:
@@ -79,8 +79,8 @@ def require_text(tasks: Mapping[str, Task], encoder: str, where: Any) -> None:
     if has_no_text(tasks) and encoder != "none":
         raise UserError(f"{where}: was made with --no_text, so there is nothing to encode; add --encoder none")
     if encoder == "none" and not fields_of(tasks):
-        advice = "declare own inputs in FIELDS of data_loader.py, or add --extra_columns, and create it again"
-        raise UserError(f"{where}: has no own inputs, which --encoder none needs; {advice}")
+        advice = "declare your own inputs in FIELDS of data_loader.py, or add --extra_columns, and create it again"
+        raise UserError(f"{where}: has no inputs other than text, which --encoder none needs; {advice}")
 
 
 def require_fields(example: dict[str, Any], fields: Mapping[str, Field], where: str) -> None:

@@ -1,4 +1,4 @@
-"""Own inputs that are spans of a text, as positions in an input of the model."""
+"""Custom inputs that are spans of a text, converted to positions in an input of the model."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from engine.task.words import text_and_offsets, texts_to_encode
 
 
 def units_of(featurizer: Any, example: dict[str, Any], unit: str) -> tuple[list[tuple[int, int]], list[int]]:
-    """Returns the extent of each token of a text, or of each word if the tasks have labels per word, in characters or
-    words; and the positions of the tokens that a long text keeps. featurizer: a Featurizer"""
+    """Returns (extents, positions): the extent of each token of a text, or of each word if the tasks have labels per
+    word, in characters or words; and the positions of the tokens that are kept of a long text."""
     words = [(i, i + 1) for i in range(len(example.get("tokens", ())))]
     if unit == "characters":
         words = text_and_offsets(example, featurizer.unit, HAN_CHARACTER)[1] or []
@@ -32,7 +32,8 @@ def units_of(featurizer: Any, example: dict[str, Any], unit: str) -> tuple[list[
 def spans_inside(
     featurizer: Any, feature: Feature, example: dict[str, Any], spans: np.ndarray, unit: str
 ) -> np.ndarray:
-    """Returns the first and last token of each span in an input, or its words in a window; (N, 2), -1 if it is cut.
+    """Returns the first and last token of each span in an input, or its first and last word in a window: (N, 2), -1 for
+    spans that are cut.
 
     spans: (N, 2), begin and end (exclusive) of each, in characters or words.
     """

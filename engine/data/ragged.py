@@ -25,7 +25,7 @@ class Ragged(NamedTuple):
 
     @classmethod
     def from_lists(cls, lists: Sequence[Sequence[int]]) -> Ragged:
-        """Creates a column of whole numbers. Raises TypeError for others, which would be cut off."""
+        """Creates a column of whole numbers. Raises TypeError for other numbers, which would be truncated."""
         lengths = np.fromiter((len(item) for item in lists), np.int64, len(lists))
         values = np.fromiter((index(value) for item in lists for value in item), np.int32, lengths.sum())
         return cls(values, np.concatenate([[0], lengths.cumsum()]))

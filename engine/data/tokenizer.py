@@ -34,8 +34,8 @@ APART = regex.compile(rf"[{IDEOGRAPH}\p{{P}}$+<=>^`|~]")
 def load_tokenizer(config: Any, texts: Callable[[], Iterator[str]], own: Path | None = None) -> Any:
     """Loads the tokenizer of --pretrain_model_path or --init_from, or trains one on the texts (see `train_tokenizer`).
 
-    own: the checkpoint from which a run that began from --init_from resumes; its tokenizer is used. Returns None with
-    --encoder none.
+    own: if a run that started from --init_from is resumed, its own checkpoint, whose tokenizer is then used. Returns
+    None with --encoder none.
     """
     if config.encoder == "none":
         return None
@@ -60,7 +60,7 @@ def load_tokenizer(config: Any, texts: Callable[[], Iterator[str]], own: Path | 
             # As in RoBERTa, words start with a space, so the first word and pre-split words need one too
             tokenizer = pretrained_tokenizer(place, needed, add_prefix_space=True)
             tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        if "is_local" in tokenizer.init_kwargs:  # saved with it: must not depend on whether the hub answered
+        if "is_local" in tokenizer.init_kwargs:  # it is saved, and must not depend on whether the hub answered
             tokenizer.init_kwargs["is_local"] = Path(name).is_dir()
     if config.special_tokens:
         tokenizer.add_special_tokens({"additional_special_tokens": named_tokens(config)})
@@ -68,15 +68,15 @@ def load_tokenizer(config: Any, texts: Callable[[], Iterator[str]], own: Path | 
 
 
 def named_tokens(config: Any) -> list[str]:
-    """The tokens that --special_tokens names."""
+    """The tokens listed in --special_tokens."""
     return [token.strip() for token in config.special_tokens.split(",")] if config.special_tokens else []
 
 
 def saved_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a checkpoint. Raises UserError if it does not load."""
+    """The tokenizer of a checkpoint. Raises UserError if it cannot be loaded."""
     from transformers import AutoTokenizer
 
-    from engine.model.encoders import require_plausible, shape_file  # here, as it imports torch
+    from engine.model.encoders import require_plausible, shape_file  # imported here, because it imports torch
     from engine.run.compat import let_words_in
 
     try:
@@ -90,7 +90,7 @@ def saved_tokenizer(folder: Path) -> Any:
 
 
 def reads_causally(config: Any) -> bool:
-    from engine.model.encoders import is_causal, pretrained_shape  # imported here, as other commands do not need it
+    from engine.model.encoders import is_causal, pretrained_shape  # here, because other commands do not need it
 
     return is_causal(pretrained_shape(config))
 
@@ -106,10 +106,10 @@ def require_padding(tokenizer: Any, name: str) -> None:
 
 
 def pretrained_tokenizer(name: str, needed: Sequence[str], **options: Any) -> Any:
-    """Loads the fast tokenizer of a folder or hub name. Raises UserError if it lacks special tokens in `needed`."""
+    """Loads the fast tokenizer of a folder or hub name. Raises UserError if it lacks a special token in `needed`."""
     from transformers import AutoTokenizer
 
-    from engine.model.encoders import require_plausible  # here, as it imports torch
+    from engine.model.encoders import require_plausible  # imported here, because it imports torch
     from engine.run.compat import let_words_in
 
     try:

@@ -1,6 +1,6 @@
-"""Encodes texts, truncates them or splits them into windows, and merges the answers of windows.
+"""Encodes texts, truncates them or splits them into windows, and merges the predictions for windows.
 
-Uses only the package tokenizers, because every exported folder has a copy of this file.
+Uses only the package `tokenizers`, because every exported folder has a copy of this file.
 """
 
 import math
@@ -28,7 +28,7 @@ class Feature(NamedTuple):
     num_cut: int = 0  # number of truncated sub-tokens
 
     def beside(self, second: "Feature") -> "Feature":
-        """Returns one input of two texts that are read apart, each with its own special tokens; types 0 and 1."""
+        """Joins two separately encoded texts, each with its own special tokens, into one input with types 0 and 1."""
         types = [0] * len(self.input_ids) + [1] * len(second.input_ids)
         num_cut = self.num_cut + second.num_cut
         return self._replace(input_ids=self.input_ids + second.input_ids, token_types=types, num_cut=num_cut)
@@ -97,8 +97,9 @@ class Cutter(NamedTuple):
     def features(
         self, example: int, encoding: Encoding, second: Encoding | None = None, has_words: bool = True
     ) -> list[Feature]:
-        """Returns the Features of an example. second: a text that is read apart; has_words: False if the text is only
-        the filler. Raises Unusable if the first Feature, from which text-level labels are predicted, lacks a marker."""
+        """Returns the Features of an example. second: a second text that is encoded separately; has_words: False if the
+        text is only the filler. Raises Unusable if the first Feature, from which text-level labels are predicted, lacks
+        a marker."""
         features = self.cut(example, encoding, has_words)
         for name, token in self.markers.items():
             if features[0].input_ids.count(token) != 1:

@@ -100,7 +100,7 @@ class CRF(torchcrf.CRF):
         return self.largest
 
     def train(self, mode: bool = True) -> "CRF":
-        self.calls_left = 0  # between training and evaluation weights are swapped for their averages
+        self.calls_left = 0  # between training and evaluation, averages may replace the weights
         return super().train(mode)
 
     def _load_from_state_dict(self, *args: Any) -> None:
@@ -164,11 +164,11 @@ class CRF(torchcrf.CRF):
         self: Any, emissions: torch.Tensor, mask: torch.Tensor, tags: torch.Tensor, temperature: float = 1.0
     ) -> torch.Tensor:
         """For each word with tag y: p(y), p(y | the tag before), and p(the next tag does not continue the entity of y
-        | y), over all paths without forbidden transitions. (B, W, 3) in fp64; of padding, any numbers.
+        | y), over all paths without forbidden transitions. (B, W, 3) in fp64; arbitrary values at padding.
 
-        The tags of a CRF are a Markov chain, so an entity from word i to j has the probability chain[i, 0] *
-        chain[i + 1, 1] * … * chain[j, 1] * chain[j, 2], that of all its tags (the constrained forward-backward
-        algorithm of Culotta and McCallum, 2004) and of its end. Both directions advance together, with four kernel
+        The tags of a CRF are a Markov chain, so the probability of an entity from word i to j, that is of all its tags
+        and of its end, is chain[i, 0] * chain[i + 1, 1] * … * chain[j, 1] * chain[j, 2] (the constrained
+        forward-backward algorithm of Culotta and McCallum, 2004). Both directions advance together, with four kernel
         launches per word.
         """
         scores = to_double(emissions) / temperature

@@ -20,7 +20,7 @@ ALIGNED = 4  # matrices are padded to a multiple of this size, for a GPU's vecto
 # by its last word's exp(emissions), no entry is below exp(-2 span) of the largest, so underflow, below
 # exp(-87) or in fp64 exp(-708), is negligible. A product of two, and two levels without a division, reach exp(-4 span).
 MAX_TRANSITION = {torch.float32: 6.0, torch.float64: 30.0}
-MAX_BYTES = 2**28  # limit for the chunks' matrices: 36 texts of 512 words and 120 tags; larger batches are split
+MAX_BYTES = 2**28  # limit for the chunks' matrices: 36 texts of 512 words and 120 tags; larger batches are split up
 
 
 def chunks_of(num_words: int) -> tuple[int, int]:
@@ -156,7 +156,7 @@ class LogPartition(torch.autograd.Function):
 
 
 class Gradients(torch.autograd.Function):
-    """The gradients of sum(grad * log partition), differentiable, as R-Drop and SMART compare marginals.
+    """The gradients of sum(grad * log partition), differentiable because R-Drop and SMART compare marginals.
     kept: (steps, tree) of the forward pass, or None."""
 
     @staticmethod
@@ -218,8 +218,8 @@ def log_partition(
 ) -> torch.Tensor:
     """The log partition function, (B,), twice differentiable.
 
-    emissions (B, W, C), start and end (C,), transitions (C, C); mask (B, W), each row a prefix of ones. dtype: of the
-    products; no transition may exceed its MAX_TRANSITION in absolute value.
+    emissions (B, W, C), start and end (C,), transitions (C, C); mask (B, W), each row a prefix of ones. dtype: the
+    dtype of the products; no transition may exceed its MAX_TRANSITION in absolute value.
     """
     dtype = dtype or emissions.dtype
     size = texts_at_once(emissions, dtype, MAX_BYTES)

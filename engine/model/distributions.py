@@ -1,4 +1,4 @@
-"""Distributions parametrised by a head's logits, as R-Drop, SMART, distillation and ensembles use them.
+"""Distributions parametrised by a head's logits, for R-Drop, SMART, distillation and ensembles.
 
 Each is an exponential family, log p(y) = <statistics of y, logits> - log normaliser (Amari, Information Geometry and
 Its Applications, 2016), so divergences and distillation losses need only its log normaliser and expected statistics.
@@ -56,18 +56,18 @@ class Distribution:
         raise NotImplementedError
 
     def describes(self, probabilities: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> bool:
-        """Whether the probabilities of `decode` are those of this distribution, so that a temperature applies."""
+        """Whether `decode` returns the probabilities of this distribution, so a temperature applies to them."""
         return False
 
     def decode(self, logits: torch.Tensor, inputs: Inputs) -> tuple[Any, Any]:
-        """The answers of the head's `decode`, which no temperature changes, with probabilities at its temperature."""
+        """The answers of the head's `decode`, with probabilities at the head's temperature. It changes no answer."""
         answers, probabilities = self.head.decode(logits, inputs)
         if self.has_temperature and (temperature := float(self.head.temperature)) != 1:
             probabilities = self.head.decode(logits / temperature, inputs)[1]
         return answers, probabilities
 
     def chances(self, logits: torch.Tensor, inputs: Inputs, tags: torch.Tensor, temperature: float) -> torch.Tensor:
-        """The probabilities of tagging heads' `decode` at a temperature, (B, W, 3). tags: those of `decode`"""
+        """The probabilities that a tagging head's `decode` returns, at a temperature, (B, W, 3). tags: its answers"""
         return self.head.decode(logits / temperature, inputs)[1]
 
     def divergence(
@@ -82,14 +82,14 @@ class Distribution:
         return (products * weights.view(*weights.shape, *[1] * (products.ndim - weights.ndim))).sum()
 
     def tempered_average(self, average: torch.Tensor) -> torch.Tensor:
-        """A `to_average`, at the head's temperature."""
+        """Applies the head's temperature to an output of `to_average`."""
         temperature = float(self.head.temperature)
         return average if temperature == 1 else self.to_average(self.from_average(average) / temperature)
 
     # ---- teacher and student (engine/tricks/soft_targets.py) ----
 
     def parts(self, logits: torch.Tensor) -> list[slice]:
-        """The parts of a batch to compute with one after another, so that they fit in memory."""
+        """Splits a batch into parts that are processed one after another, so that each fits in memory."""
         return [slice(0, len(logits))]
 
     def teach_parts(self, logits: torch.Tensor, inputs: Inputs, *options: Any) -> Iterator[tuple[Inputs, Any]]:
@@ -105,20 +105,20 @@ class Distribution:
     def teach(
         self, logits: torch.Tensor, inputs: Inputs, temperature: float, pairs: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """A teacher's answer: (statistics (B, W, N), entropies (B, W), with `pairs` of tags `before` (B, W, C), see
-        soft_targets.py, otherwise None)."""
+        """A teacher's answer: (statistics (B, W, N), entropies (B, W), before). before: with `pairs` of tags (B, W, C),
+        see soft_targets.py, otherwise None."""
         scores = self.by_word(logits) / (temperature if self.has_temperature else 1.0)
         statistics = self.statistics(scores, inputs)
         entropies = self.log_normalizers(scores, inputs) - (statistics * scores).sum(2)
         return statistics, entropies, statistics if pairs else None
 
     def num_taught(self, targets: Any, inputs: Inputs) -> torch.Tensor:
-        """The number of texts or words that teachers answered, (); it divides `distillation`. targets: SoftTargets"""
+        """The number of texts or words that teachers labelled, (); it divides `distillation`. targets: SoftTargets"""
         return targets.taught.sum()
 
     def distillation(self, logits: torch.Tensor, targets: Any, inputs: Inputs, temperature: float) -> torch.Tensor:
         """temperature^2 * mean over teachers of KL(teacher || student) at that temperature, summed over all texts or
-        words that they answered -> ()
+        words that they labelled -> ()
 
         It is A(student) - <statistics of the teacher, student> - entropy of the teacher; A is the log normaliser.
         """
@@ -210,7 +210,7 @@ class Paths(Distribution):
         return (to_double(crf.log_partition(logits, mask, temperature) - scores) * whole).sum()
 
     def describes(self, probabilities: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> bool:
-        return probabilities.ndim == 3  # those of CRF.chain
+        return probabilities.ndim == 3  # from CRF.chain
 
     def chances(self, logits: torch.Tensor, inputs: Inputs, tags: torch.Tensor, temperature: float) -> torch.Tensor:
         return self.head.crf.chain(logits, inputs["word_mask"], tags, temperature)
@@ -226,7 +226,7 @@ class Paths(Distribution):
         return statistics.float(), entropies.float(), before if pairs else None
 
     def num_taught(self, targets: Any, inputs: Inputs) -> torch.Tensor:
-        """The number of words in texts that teachers answered completely; other texts do not count."""
+        """The number of words in texts that teachers labelled completely; other texts do not count."""
         mask = inputs["word_mask"]
         return (mask * targets.whole(mask).unsqueeze(1)).sum()
 
@@ -242,7 +242,7 @@ class Paths(Distribution):
         return temperature**2 * (partitions - expected / temperature - entropies)
 
     def expected_transitions(self, targets: Any, whole: torch.Tensor) -> torch.Tensor:
-        """The transition scores expected by the teachers, summed over texts, each weighted by `whole` (B,). -> ()"""
+        """The expected transition scores under the teachers, summed over texts with weights `whole` (B,). -> ()"""
         transitions = self.head.crf.transitions
         shares, before = targets.pairs(len(transitions))
         before, factors = before[:, :, :-1].flatten(1, 2), targets.factors  # (T, B * (W - 1), C), (T, C, C), T teachers
@@ -275,8 +275,8 @@ class Spans(Distribution):
         return [slice(begin, begin + size) for begin in range(0, len(logits), size)]
 
     def sum_of_parts(self, function: Callable[[slice], torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
-        """The sum of function(part) over `parts`. If there are several, the scores of each are computed again in the
-        backward pass rather than kept."""
+        """The sum of function(part) over `parts`. If there are several, the scores of each part are recomputed in the
+        backward pass instead of stored."""
         parts = self.parts(logits)
         if len(parts) == 1:
             return function(parts[0])
@@ -288,7 +288,7 @@ class Spans(Distribution):
         return span_pointer.dense(logits)
 
     def are_cells(self, inputs: Inputs) -> torch.Tensor:
-        """Which of these scores count, (B, T, W, W)."""
+        """Mask of the scores that count, (B, T, W, W)."""
         return span_pointer.spans_of(inputs["word_mask"]).unsqueeze(1).expand(-1, self.stride, -1, -1)
 
     def by_cell(self, inputs: Inputs) -> torch.Tensor:
@@ -303,7 +303,7 @@ class Spans(Distribution):
         return probabilities if temperature == 1 else (odds / temperature).sigmoid().tolist()
 
     def num_taught(self, targets: Any, inputs: Inputs) -> torch.Tensor:
-        """The number of texts: a text has one label."""
+        """The number of texts, since a text has one label."""
         return targets.taught.amax(1).sum()
 
     def divergence(
@@ -317,7 +317,7 @@ class Spans(Distribution):
         return self.sum_of_parts(divergence_of, first)
 
     def distillation(self, logits: torch.Tensor, targets: Any, inputs: Inputs, temperature: float) -> torch.Tensor:
-        """As of every Distribution, a part of the texts at a time."""
+        """As in Distribution, computed for one part of the texts at a time."""
 
         def distillation_of(part: slice) -> torch.Tensor:
             own = targets if part.stop >= len(logits) and not part.start else targets.of_rows(part)
@@ -328,7 +328,7 @@ class Spans(Distribution):
 
 
 class Relations(Spans):
-    """Relations, by the pairs of words of the three tables in engine/model/relations.py, each present with probability
+    """Relations, as pairs of words in the three tables of engine/model/relations.py, each present with probability
     sigmoid(score)."""
 
     @property

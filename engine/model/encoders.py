@@ -27,11 +27,11 @@ from engine.run.run_folder import checkpoint_of, refuse_own
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BOTH_WAYS = ("xlnet", "bert-generation")  # also predict the next word, but every token sees the whole text
+BOTH_WAYS = ("xlnet", "bert-generation")  # language models in which every token sees the whole text
 ENDS_WITH_CLS = ("xlnet",)
 ENCODER_FILE = "encoder.json"  # the config of the encoder in a checkpoint
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-MAX_COUNTED, MAX_SIZE = 2**16, 2**62  # limits for numbers of layers, heads, labels, …; for all other numbers
+MAX_COUNTED, MAX_SIZE = 2**16, 2**62  # limits for the number of layers, heads, labels, …; and for other numbers
 PLAIN_ATTENTION = (None, "eager", "sdpa")
 WIDE_MASK = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert")
 
@@ -42,7 +42,7 @@ def takes_wide_mask(encoder: nn.Module) -> bool:
 
 
 def is_causal(encoder: Any) -> bool:
-    """Whether a token sees only those before it, as in GPT-2 and Llama. encoder: a module or its config. Only this
+    """Whether a token sees only earlier tokens, as in GPT-2 and Llama. encoder: a module or its config. Only this
     function decides it; a custom encoder sets an attribute `is_causal`."""
     shape = getattr(encoder, "config", encoder)
     if getattr(encoder, "is_causal", False) or getattr(shape, "is_decoder", False):
@@ -68,15 +68,15 @@ def read_shape(name: str | Path, revision: str | None = None) -> PretrainedConfi
 
 
 def shape_file(folder: str | Path) -> Path:
-    """The config of the encoder in one of our checkpoints. It is no config.json, with which transformers would build an
-    encoder of random weights there; earlier checkpoints have one."""
+    """The encoder's config file in one of our checkpoints. It is not named config.json, because transformers would then
+    load the checkpoint as an encoder with random weights; earlier checkpoints have a config.json."""
     path = Path(folder) / ENCODER_FILE
     return path if path.exists() else path.with_name("config.json")
 
 
 def require_plausible(name: str | Path, revision: str | None = None) -> None:
-    """Raises UserError for a number in config.json that would make transformers build an endless number of layers or
-    label names. Call it before anything else is loaded from there: a tokenizer builds the config too."""
+    """Raises UserError if a number in config.json would make transformers build an enormous number of layers or label
+    names. Call it before anything else is loaded from there, since a tokenizer builds the config too."""
     values = [PretrainedConfig.get_config_dict(name, revision=revision)[0]]
     while values:
         inside = values.pop()
@@ -93,7 +93,7 @@ def refuse_size(values: dict, name: str | Path) -> None:
 
 
 def restrict_to_builtin_code(shape: PretrainedConfig, name: str | Path) -> None:
-    """Restricts a config, and those in it, to transformers' own code. Raises UserError if it is quantized."""
+    """Restricts a config and its sub-configs to transformers' own code. Raises UserError if it is quantized."""
     if getattr(shape, "quantization_config", None) is not None:
         raise UserError(f"{name}: is quantized (quantization_config in config.json); use the unquantized model")
     if shape._attn_implementation not in PLAIN_ATTENTION:
@@ -106,7 +106,7 @@ def restrict_to_builtin_code(shape: PretrainedConfig, name: str | Path) -> None:
 
 
 def pretrained_shape(config: Any, own: Path | None = None) -> PretrainedConfig | None:
-    """The config of the encoder of --pretrain_model_path or --init_from, or None if there is none or it does not load.
+    """The config of the encoder of --pretrain_model_path or --init_from; None if it is missing or cannot be loaded.
     own: as in `load_tokenizer`. Raises UserError if no hub has the model."""
     if not (config.pretrain_model_path or config.init_from) or config.encoder != "transformer":
         return None
@@ -186,7 +186,7 @@ def checkpoint_gradients(encoder: PreTrainedModel) -> None:
         raise UserError(
             f"--gradient_checkpointing: transformers' {kind} does not support it; leave it out and lower --batch_size"
         ) from None
-    with suppress(AttributeError):  # which transformers 4 raises if there is nothing to disable
+    with suppress(AttributeError):  # raised by transformers 4 if there is nothing to disable
         encoder.disable_input_require_grads()  # only for the reentrant form: frozen layers stay out of the graph
 
 
@@ -253,8 +253,8 @@ def load_pretrained(name: str | Path, revision: str | None = None, dtype: str = 
 
 
 def keep_evenly_spaced(encoder: PreTrainedModel, number: int) -> PreTrainedModel:
-    """Keeps `number` layers of an encoder, evenly spaced, including the first and the last (Sanh et al.,
-    DistilBERT, 2019, arXiv:1910.01108). Raises UserError if it has fewer, or stores its layers in another way."""
+    """Keeps `number` evenly spaced layers of an encoder, including the first and the last (Sanh et al., DistilBERT,
+    2019, arXiv:1910.01108). Raises UserError if it has fewer, or cannot be built with fewer layers."""
     num_layers = layer_ids(encoder)[1]
     kind = getattr(encoder.config, "model_type", type(encoder).__name__)
     if encoder.config.num_hidden_layers != num_layers:  # ALBERT applies one layer several times
@@ -319,7 +319,7 @@ def check_encoder(encoder: PreTrainedModel, tokenizer: Any, name: str | Path) ->
     encoder.train(training)
     width = getattr(encoder.config, "hidden_size", None)
     if width is None:
-        raise UserError(f"--pretrain_model_path {name}: {kind} is not for text only; use its text model alone")
+        raise UserError(f"--pretrain_model_path {name}: {kind} reads more than text; use its text model alone")
     if hidden.shape != (2, 2, width):
         raise UserError(
             f"--pretrain_model_path {name}: {kind} returns {tuple(hidden.shape)} for 2 texts of 2 tokens; {advice}"
@@ -327,7 +327,7 @@ def check_encoder(encoder: PreTrainedModel, tokenizer: Any, name: str | Path) ->
 
 
 def first_position(encoder: nn.Module) -> int:
-    """The first token's position index: 0, but models like RoBERTa start after the padding index."""
+    """The first token's position index: 0, or for models like RoBERTa the one after the padding index."""
     positions = next((module for name, module in encoder.named_modules() if name.endswith("position_embeddings")), None)
     padding = getattr(positions, "padding_idx", None)
     return 0 if padding is None else padding + 1
@@ -340,12 +340,12 @@ def num_positions(encoder: nn.Module) -> int | None:
 
 
 def layer_ids(encoder: Any) -> tuple[dict[str, int], int]:
-    """({parameter name: layer}, number of layers n): 0: embeddings, 1 to n: layers, n + 1: after them."""
+    """({parameter name: layer}, number of layers n). Layer 0: embeddings; n + 1: everything after the layers."""
     first = next((name for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)), "")
     num_layers = len(encoder.get_submodule(first)) if first else 0
     parent, stacks = first.rpartition(".")[0], stacks_of(encoder, num_layers)
     children = [name for name, _ in encoder.named_children()]
-    # Modules before the layers, or next to them in the same parent as relative positions are, belong to the embeddings
+    # Modules before the layers, or next to them in the same parent (such as relative positions), count as embeddings
     below = children[: children.index(first.split(".")[0]) + bool(parent)] if first else []
     layers = {}
     for name, _ in encoder.named_parameters():

@@ -33,22 +33,23 @@ class Head(nn.Module):
     IGNORE if unlabelled; override those that differ, and name the `family` if it is not Softmax.
     """
 
-    # The input `vectors`: "text", one vector per text (B, H); "words", one vector per word (B, W, H); or "tokens", the
+    # The input `vectors`: "text", one vector per text (B, H); "words", one vector per word (B, W, H); "tokens", the
     # encoder's hidden states (B, L, H) unchanged, for a head that does its own pooling; or "pair", the vectors of both
-    # texts of a pair, each read alone (B, 2, H)
+    # texts of a pair, encoded separately (B, 2, H)
     level = "text"
     # tokens that each text must have once, such as "<e1>"; `self.marker_ids` has their ids. See `vector_at`
     markers: tuple[str, ...] = ()
     family: type[Distribution] = Softmax  # the distributions that the logits parametrise
-    needs_calibration = False  # whether `calibrate` fits a threshold or the like on dev
+    needs_calibration = False  # whether `calibrate` fits something on dev, such as a threshold
     # whether answers are lists of (first word, last word, type id) or, for relations, with four words, and labels have
     # the format of SpanHead
     finds_spans = False
-    first_loss: float | None = None  # approximate loss before training; None: that of random guessing by cross-entropy
-    compares_rows = False  # whether the loss of a row depends on the other rows of its batch, as contrastive losses do
+    first_loss: float | None = None  # approximate loss before training; None: cross-entropy of random guessing
+    compares_rows = False  # whether the loss of a row depends on the other rows of its batch, as in contrastive losses
     # the task whose logits (B, W, N) follow its own (B, W, M), as (B, W, M + N); "" if none. See OutputLayer
     reads_task = ""
-    # {parameter: N} of those with N rows for each label, N times all labels; others have one (see `start_from`)
+    # {parameter: N}: parameters with N rows per label, in N blocks of all labels; other parameters have one block (see
+    # `start_from`)
     rows_per_label: ClassVar[dict[str, int]] = {}
 
     temperature: torch.Tensor
@@ -62,7 +63,7 @@ class Head(nn.Module):
 
     @property
     def by_words(self) -> bool:
-        """Whether it has labels per word. A head of level "tokens" can have them too, if it pools words itself."""
+        """Whether the head has labels per word. So can a head of level "tokens", if it pools words itself."""
         return self.level == "words" or self.task.needs_words
 
     def forward(self, vectors: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -90,7 +91,7 @@ class Head(nn.Module):
         return self.label_mask(labels, inputs)
 
     def calibrate(self, logits: Any, labels: Any) -> None:
-        """Fits a threshold on dev, if `needs_calibration`. logits, labels: for all of dev; for a head that finds spans
+        """Fits a threshold on dev, if `needs_calibration`. logits, labels: for all of dev. A head that finds spans gets
         (spans, probabilities) of each text, with its windows merged, and the texts' labels as in the file."""
 
     def read_task(self, name: str) -> None:
@@ -105,11 +106,11 @@ class Head(nn.Module):
         """Reads the options that this head needs; called once, when the model is built."""
 
     def start_from(self, before: dict[str, torch.Tensor], task: Task, larger: "Head") -> list[str]:
-        """--init_from: copies the parameters of a head of the same kind, trained for another `task`. Where a dimension
-        has rows of labels, it takes those of the labels that both tasks have.
+        """--init_from: copies the parameters of a head of the same kind, trained for another `task`. In a dimension
+        with one row per label, it copies the rows of the labels that both tasks have.
 
-        before: {name: tensor} of that head. larger: this head, built for more labels: dimensions that differ from it
-        have rows of labels. Returns the names of the parameters that do not fit and keep their initial values.
+        before: {name: tensor} of the other head. larger: this head, built for more labels, to find these dimensions:
+        their sizes differ. Returns the names of parameters that do not fit and keep their initial values.
         """
         own, grown, fresh = self.state_dict(), larger.state_dict(), []
         sizes = [len(one.nodes) for one in (self.task, task, larger.task)]
@@ -174,13 +175,13 @@ class ImbalanceHead(Head):
                 )
             counts = torch.tensor(self.task.counts, dtype=torch.float32).clamp(min=1)
             self.class_weights = self.balanced_weights(counts)
-            # on a GPU labels are counted before they move there
+            # with a GPU, labels are counted before they are moved there
             self.class_weights_on_host = self.class_weights.numpy().copy()
 
 
 def paths_of(task: Task) -> torch.Tensor:
-    """For each label, the numbers in `task.nodes` of the nodes on its path, from the top. The path is padded with the
-    number of nodes. -> (C, depth)"""
+    """For each label, the indices in `task.nodes` of the nodes on its path, from the top, padded with the number of
+    nodes. -> (C, depth)"""
     number = {node: i for i, node in enumerate(task.nodes)}
     paths = [torch.tensor([number[node] for node in nodes_on(label, task.hierarchy)]) for label in task.labels]
     return nn.utils.rnn.pad_sequence(paths, batch_first=True, padding_value=len(number))

@@ -1,8 +1,8 @@
 """Where pretrained models come from: a local folder, the Hugging Face hub or a mirror of it, or ModelScope.
 
-`locate` is the only place that looks up a name. The libraries would retry for more than a minute before they report
-that a hub does not answer, so a short request with a timeout of a few seconds comes first. After an answer to it, a
-download may take as long as it needs.
+`locate` is the only place that looks up a name. The libraries retry for more than a minute before they report that a
+hub does not answer, so a short request with a timeout of a few seconds comes first. If the hub answers, a download may
+take as long as it needs.
 """
 
 import hashlib
@@ -21,24 +21,24 @@ from engine.errors import UserError
 from engine.run.command_line import first_line
 
 logger = logging.getLogger("template")
-CACHED_WAIT = 3.0  # seconds that a hub has to answer if the model is in the cache already
+CACHED_WAIT = 3.0  # timeout of the request, in seconds, if the model is in the cache already
 MIRROR = "set HF_ENDPOINT to a mirror such as https://hf-mirror.com"
 WAYS_OUT = {
     "model": f"{MIRROR}, add --model_hub modelscope, or give a local folder (HF_HUB_OFFLINE=1 uses only models in the "
     "cache); see docs/download.md",
     "dataset": f"{MIRROR}, or give a local file or folder; see docs/download.md",
 }
-COMPLETE = ".complete"  # empty file in a folder of ModelScope's cache: all of the model was downloaded
+COMPLETE = ".complete"  # empty file in a folder of ModelScope's cache: the whole model was downloaded
 UNUSED = ["*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot", "*.tflite", "*.mlmodel", "*.gguf"]  # not for PyTorch
 
 
 def locate(
     name: str, model_hub: str = "hf", revision: str | None = None, weights: bool = False, download: bool = True
 ) -> str:
-    """What transformers can load a model from: a folder, or the name itself if the Hugging Face hub answers.
+    """The argument of from_pretrained for a model: a folder, or the name itself if the Hugging Face hub answers.
 
-    weights: whether they are needed, not only config and tokenizer. download: False only checks that the hub has what
-    the cache lacks, so that a command can fail early. Raises UserError if the model cannot be loaded from anywhere.
+    weights: whether weights are needed, or only config and tokenizer. download: if False, only checks that the hub has
+    any files missing in the cache, so a command can fail early. Raises UserError if the model cannot be found.
     """
     if Path(name).is_dir():
         return name
@@ -60,7 +60,7 @@ def locate(
 
 
 def optional_file(place: str, name: str) -> Path | None:
-    """A small file of a model, or None if the model has none, or it cannot be had. place: what `locate` returned, so
+    """A small file of a model; None if it does not exist or cannot be downloaded. place: the result of `locate`, so
     only a hub that has answered is asked; in offline mode only its cache."""
     if Path(place).is_dir():
         path = Path(place) / name
@@ -72,18 +72,18 @@ def optional_file(place: str, name: str) -> Path | None:
         return Path(hf_hub_download(place, name))
     except EntryNotFoundError:  # also: not in the cache, in offline mode
         return None
-    except Exception as error:  # of its own, of requests or of httpx
+    except Exception as error:  # from huggingface_hub, requests or httpx
         warn(f"{place}: {name} cannot be downloaded ({first_line(error)})")
         return None
 
 
 def require_settings() -> None:
-    """Raises UserError for environment variables with which huggingface_hub cannot be imported, or reach any hub."""
+    """Raises UserError for environment variables that break the import of huggingface_hub or all its requests."""
     address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         parts = urlsplit(address)
         is_address = bool(parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
-    except ValueError:  # of its port, or of an IPv6 address
+    except ValueError:  # an invalid port or IPv6 address
         is_address = False
     if not is_address:
         raise UserError(f"HF_ENDPOINT={address!r} must be an address such as https://hf-mirror.com, or unset")
@@ -93,7 +93,7 @@ def require_settings() -> None:
 
 
 def cached_or_raise(name: str, folder: Path | None, refused: tuple[str, str]) -> str:
-    """The folder of a model in a cache, with a warning. Raises UserError if there is none. refused: `refusal`'s."""
+    """The folder of a model in a cache, with a warning. Raises UserError if there is none. refused: see `refusal`."""
     if folder is None:
         raise UserError(f"--pretrain_model_path {name}: {'; '.join(refused)}")
     warn(f"{name} is loaded from the cache: {refused[0]}")
@@ -111,7 +111,7 @@ def cached_folder(name: str, revision: str | None, weights: bool) -> Path | None
     from huggingface_hub import try_to_load_from_cache
 
     for file in ("config.json", "tokenizer_config.json", "tokenizer.json"):
-        with suppress(ValueError):  # cannot be a name
+        with suppress(ValueError):  # not a valid name
             if isinstance(path := try_to_load_from_cache(name, file, revision=revision), str):
                 folder = Path(path).parent
                 has_weights = any(path.suffix in (".safetensors", ".bin") for path in folder.iterdir())
@@ -121,9 +121,9 @@ def cached_folder(name: str, revision: str | None, weights: bool) -> Path | None
 
 @lru_cache  # called for the tokenizer, the config and the weights
 def ask(url: str, seconds: float) -> tuple[int, str]:
-    """(status, X-Error-Code) of a server's answer, or (0, problem) if there is none within some seconds.
+    """(status, X-Error-Code) of a server's answer, or (0, problem) if there is none within `seconds`.
 
-    In a thread, because a silent DNS server, or a host with several addresses, takes longer than any time limit.
+    Uses a thread, because a silent DNS server, or a host with several addresses, can exceed the request's timeout.
     """
     answers: SimpleQueue[tuple[int, str]] = SimpleQueue()
     Thread(target=lambda: answers.put(head(url, seconds)), daemon=True).start()
@@ -134,7 +134,7 @@ def ask(url: str, seconds: float) -> tuple[int, str]:
 
 
 def head(url: str, seconds: float) -> tuple[int, str]:
-    """`ask`, up to three times, with huggingface_hub's session: with the proxies and certificates of downloads."""
+    """`ask`, up to three times, in huggingface_hub's session, which has the proxies and certificates of downloads."""
     from huggingface_hub.utils import build_hf_headers, get_session
 
     problem = ""
@@ -142,7 +142,7 @@ def head(url: str, seconds: float) -> tuple[int, str]:
         time.sleep(pause)
         try:
             response = get_session().head(url, headers=build_hf_headers(), timeout=seconds)
-        except Exception as error:  # of requests or httpx, depending on the version of huggingface_hub
+        except Exception as error:  # from requests or httpx, depending on the version of huggingface_hub
             cause: BaseException = error
             while inner := cause.__cause__ or cause.__context__:
                 cause = inner
@@ -155,13 +155,13 @@ def head(url: str, seconds: float) -> tuple[int, str]:
 
 
 def refusal(name: str, seconds: float, revision: str | None = None, kind: str = "model") -> tuple[str, str] | None:
-    """(why the Hugging Face hub does not give a model or dataset, what to do), or None if it does."""
+    """(reason, advice) if a model or dataset cannot be loaded from the Hugging Face hub, otherwise None."""
     from huggingface_hub import constants, hf_hub_url
 
     file, hub = "config.json" if kind == "model" else "README.md", constants.ENDPOINT
     try:
         status, code = ask(hf_hub_url(name, file, repo_type=kind, revision=revision), seconds)
-    except ValueError as error:  # cannot be a name
+    except ValueError as error:  # not a valid name
         return f"no such folder, and no hub has such a name ({first_line(error)})", "check it (OWNER/NAME)"
     if not status:
         return f"{hub} does not answer {code}", WAYS_OUT[kind]
@@ -174,8 +174,8 @@ def refusal(name: str, seconds: float, revision: str | None = None, kind: str = 
 
 @lru_cache
 def from_modelscope(name: str, download: bool) -> str:
-    """The folder of a model in ModelScope's cache, downloaded if it is not there. It is downloaded once: a run that is
-    resumed gets the same files. Of several processes on a machine one downloads, and the others wait."""
+    """The folder of a model in ModelScope's cache, downloaded if necessary. It is downloaded only once, so a resumed
+    run gets the same files. If a machine runs several processes, one downloads and the others wait."""
     try:
         from modelscope import snapshot_download
     except ImportError as error:
@@ -187,7 +187,7 @@ def from_modelscope(name: str, download: bool) -> str:
     with FileLock(Path(tempfile.gettempdir()) / f"modelscope-{lock}.lock"):
         try:
             folder = Path(snapshot_download(name, local_files_only=True))
-        except Exception:  # its versions raise different errors if there is none
+        except Exception:  # different versions raise different errors if there is none
             folder = None
         if folder and ((folder / COMPLETE).exists() or not download):
             return str(folder)
@@ -201,7 +201,7 @@ def from_modelscope(name: str, download: bool) -> str:
             return name
         try:
             folder = Path(snapshot_download(name, ignore_patterns=UNUSED))
-        except Exception as error:  # of its own, or of requests
+        except Exception as error:  # from modelscope or requests
             refused = f"ModelScope cannot download it ({first_line(error)})"
             return cached_or_raise(name, None, (refused, "check the name (OWNER/NAME) on modelscope.cn/models"))
         with suppress(OSError):  # without a writable cache it is checked again

@@ -1,4 +1,4 @@
-"""Long texts in windows: the encoder reads each window alone, and a text's vector is that of all its windows.
+"""Long texts in windows: the encoder reads each window alone; the windows are then pooled into one vector per text.
 
 The tokens of a text are in one row, window after window, each but the last of the same size (`Cutter.joined`). So a
 long text has one label, one loss and one answer, like a short one. Shapes: B texts, N windows, L tokens, H hidden size.
@@ -23,11 +23,11 @@ def windows_of(tensor: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def encode_windows(encode: Callable[[Inputs], torch.Tensor], inputs: Inputs, size: int) -> torch.Tensor:
-    """The hidden states (B, L, H) of texts in windows of `size` tokens; those of empty windows are 0.
+    """The hidden states (B, L, H) of texts in windows of `size` tokens; 0 for empty windows.
 
-    encode(inputs) -> hidden states. It gets as many windows at once as there are texts, or AT_ONCE tokens if that is
-    more; between these parts, training keeps only the results and computes the rest again (Chen et al., 2016,
-    arXiv:1604.06174). So a batch of long texts needs about the memory of a batch of short ones.
+    encode(inputs) -> hidden states. Each call gets as many windows as there are texts, or AT_ONCE tokens if that is
+    more. In training, only the results of each call are kept and the activations are recomputed (Chen et al., 2016,
+    arXiv:1604.06174), so a batch of long texts needs about as much memory as a batch of short ones.
     """
     rows = {name: windows_of(inputs[name], size).flatten(0, 1) for name in OF_TOKENS}
     batch, length = inputs["input_ids"].shape

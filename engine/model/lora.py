@@ -1,5 +1,5 @@
-"""LoRA (Hu et al., 2021, arXiv:2106.09685) by peft: W + alpha / r * B A for each linear layer, where only A and B are
-trained, and checkpoints that hold only these.
+"""LoRA (Hu et al., 2021, arXiv:2106.09685) with peft: W + alpha / r * B A for each linear layer. Only A and B are
+trained and saved in checkpoints.
 
 An adapter is useless without the exact weights it was trained with. So a checkpoint names its base (folder or hub name,
 revision, SHA-256 of the weight files), and any other base is refused.
@@ -26,7 +26,7 @@ ADAPTER = "default"  # peft's name for the one adapter
 
 
 def add_adapter(encoder: nn.Module, config: Any) -> None:
-    """Freezes the encoder and adds trainable A and B to the layers that --lora_targets names."""
+    """Freezes the encoder and adds trainable A and B to the layers of --lora_targets."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
@@ -39,7 +39,7 @@ def add_adapter(encoder: nn.Module, config: Any) -> None:
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=targets,
-        fan_in_fan_out=all(isinstance(modules[name], Conv1D) for name in targets),  # GPT-2 keeps W transposed
+        fan_in_fan_out=all(isinstance(modules[name], Conv1D) for name in targets),  # GPT-2 stores W transposed
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about mixed kinds of layers: peft detects which are transposed
@@ -47,7 +47,7 @@ def add_adapter(encoder: nn.Module, config: Any) -> None:
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_(is_adapter(name))
         if is_adapter(name):
-            parameter.data = parameter.data.float()  # also with weights in bf16: small updates must not be lost
+            parameter.data = parameter.data.float()  # even if the weights are bf16: small updates would be lost
 
 
 def is_adapter(name: str) -> bool:
@@ -57,9 +57,9 @@ def is_adapter(name: str) -> bool:
 def find_targets(encoder: nn.Module, wanted: str) -> list[str]:
     """Names of the linear layers that get an adapter.
 
-    auto: all within the encoder's layers, attention and feed-forward alike. With adapters on attention alone LoRA falls
-    behind full fine-tuning (Dettmers et al., QLoRA, 2023, arXiv:2305.14314, section 4); and no list of layer names per
-    model family is needed.
+    auto: all linear layers of attention and feed-forward. With adapters on attention alone, LoRA does not reach full
+    fine-tuning (Dettmers et al., QLoRA, 2023, arXiv:2305.14314, section 4). It also avoids a list of layer names for
+    each model family.
     """
     stacks = [name for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)]
     linear = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear | Conv1D)]
@@ -89,7 +89,7 @@ def describe_base(name: str, model_hub: str) -> dict[str, Any]:
 
 
 def folder_of(name: str, revision: str | None = None) -> Path:
-    """The folder of a model's files: its own, or for a hub name the snapshot, which is named after the revision."""
+    """The folder of a model's files; for a hub name the snapshot folder, which is named after the revision."""
     if Path(name).is_dir():
         return Path(name)
     from transformers.utils import cached_file
@@ -123,7 +123,7 @@ def load_base(
     folder: str | Path, base: dict[str, Any], moved_to: str | None, model_hub: str, load: Callable[..., Any]
 ) -> Any:
     """The base encoder of a checkpoint's adapter. load(name, revision) loads it; moved_to: its new location, if it has
-    moved; model_hub: where a name is looked up."""
+    been moved; model_hub: where a name is looked up."""
     name = moved_to or base["name"]
     revision = None if Path(name).is_dir() else base["revision"]
     needs = f"{folder}: holds only a LoRA adapter; it was trained on {base['name']}"
@@ -181,7 +181,7 @@ def merged_tensors(model: Any) -> dict[str, torch.Tensor]:
 
 
 def split_merged(model: nn.Module, merged: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The output of `merged_tensors` as tensors of a model with an adapter: B is 0, so it adds nothing."""
+    """Converts the output of `merged_tensors` to tensors of a model with an adapter, whose B is 0."""
     own = model.state_dict()
     plain = {name: merged.get(name.replace(".base_layer.", ".")) for name in own}
     adapter = {name: 0 * p if ".lora_B." in name else p for name, p in own.items() if is_adapter(name)}

@@ -7,7 +7,7 @@ import torch
 from engine.model.hub import optional_file, warn
 from engine.schema import AnyOf, Optional, SchemaError, read_json
 
-# {mode of sentence-transformers: (its switch in older folders, --pooling, or "" if that has none)}
+# {mode of sentence-transformers: (its switch in older folders, the value of --pooling or "" if there is none)}
 MODES = {
     "cls": ("pooling_mode_cls_token", "first"),
     "max": ("pooling_mode_max_tokens", ""),
@@ -21,8 +21,8 @@ OPTIONS = {Optional("pooling_mode"): AnyOf(str, [str])} | {Optional(switch): boo
 
 
 def stored_pooling(place: str) -> tuple[str, str] | None:
-    """(--pooling, mode) that a model of sentence-transformers names: "" if there is no such --pooling here. None if it
-    names none. place: what `hub.locate` returned.
+    """(--pooling, mode) in the folder of a sentence-transformers model; --pooling is "" if there is no such value here.
+    None if the folder specifies no mode. place: the result of `hub.locate`.
 
     modules.json names the folder of the module Pooling, whose config.json has the mode, or a switch for each mode.
     """
@@ -50,7 +50,7 @@ def text_vectors(hidden: torch.Tensor, inputs: dict[str, torch.Tensor], pooling:
     if pooling == "mean":
         return mean_of_tokens(hidden, mask)
     last = mask.sum(1) - 1  # inputs are padded on the right, regardless of the tokenizer's setting
-    # not hidden[arange, last], for which an export would keep the number of windows of its example
+    # not hidden[arange, last]: an export would fix the number of windows to that of its example input
     return hidden.gather(1, last[:, None, None].expand(-1, -1, hidden.shape[2])).squeeze(1)
 
 
@@ -77,8 +77,8 @@ def vector_at(hidden: torch.Tensor, inputs: dict[str, torch.Tensor], token: int)
 
 
 def separate_pairs(inputs: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    """[inputs of the first texts, inputs of the second texts] of pairs that are read apart (`Feature.beside`). The
-    second texts are moved to the front. On a CPU the padding that no text needs is cut off."""
+    """[inputs of the first texts, inputs of the second texts] of pairs that are encoded separately (`Feature.beside`).
+    The second texts are moved to the front. On a CPU, unneeded padding is cut off."""
     ids, mask, second = (inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids"))
     first = mask * (1 - second)
     places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)

@@ -1,15 +1,14 @@
-"""Efficient GlobalPointer: a score for every span of words and every type, so that spans may nest and overlap.
+"""Efficient GlobalPointer: a score for every span of words and every type, so spans may nest and overlap.
 
 Su et al., Global Pointer, 2022 (arXiv:2208.03054). For word i as the first and word j as the last word of type t
 
     s[i, j, t] = q_i . k_j / sqrt(D) + starts[i, t] + ends[j, t]
 
 with q, k (D values per word, shared by all types) rotated by the words' positions (RoPE, Su et al., 2021,
-arXiv:2104.09864), so that q_i . k_j depends on j - i and not on where the text or its window begins. Spans have
-i <= j.
+arXiv:2104.09864), so q_i . k_j depends on j - i and not on where the text or its window begins. Spans have i <= j.
 
-The logits are the terms, not their sums: (B, W, W + 2T), q_i . k_j followed by starts and ends. So a batch costs
-B x W x W, regardless of the number of types T.
+The logits are the terms, not their sums: (B, W, W + 2T), q_i . k_j followed by starts and ends. So a batch takes
+B x W x W memory, regardless of the number of types T.
 """
 
 import math
@@ -26,7 +25,7 @@ CELLS = 2**22  # maximum number of scores on the device at a time when finding s
 
 
 def rotate(vectors: torch.Tensor) -> torch.Tensor:
-    """RoPE: pairs of the values of word m, rotated by the angles m * 10000^(-2i / D). (B, W, D) -> (B, W, D)"""
+    """RoPE: rotates the i-th pair of values of word m by the angle m * 10000^(-2i / D). (B, W, D) -> (B, W, D)"""
     width, size = vectors.shape[1:]
     rates = 10000 ** (-torch.arange(0, size, 2, device=vectors.device) / size)
     angles = torch.arange(width, device=vectors.device).unsqueeze(1) * rates
@@ -48,7 +47,7 @@ def parts_of(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 
 
 def dense(logits: torch.Tensor) -> torch.Tensor:
-    """The scores themselves, (B, T, W, W). Only for a small batch, or one text at a time: see `loss`."""
+    """The scores, (B, T, W, W). Only for a small batch, or one text at a time: see `loss`."""
     pairs, starts, ends = parts_of(logits)
     return pairs.unsqueeze(1) + starts.transpose(1, 2).unsqueeze(3) + ends.transpose(1, 2).unsqueeze(2)
 
@@ -59,7 +58,7 @@ def spans_of(mask: torch.Tensor) -> torch.Tensor:
 
 
 def has_labels(labels: torch.Tensor) -> torch.Tensor:
-    """Which texts have labels, (B,). labels: as `encode` makes them."""
+    """Mask of the texts that have labels, (B,). labels: output of `encode`."""
     return labels[:, 0] != IGNORE
 
 
@@ -70,7 +69,7 @@ def encode(spans: Iterable[tuple[int, ...]] | None) -> list[int]:
 
 
 def items_of(labels: torch.Tensor, mask: torch.Tensor, places: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(the items, (B, N, places + 1), whether each is an item of this text, (B, N)), from a batch's labels."""
+    """(items (B, N, places + 1), mask of real items (B, N)), from a batch's labels."""
     number = (labels.shape[1] - 1) // (places + 1)
     items = labels[:, 1 : 1 + (places + 1) * number].unflatten(1, (number, places + 1))
     first, last = items[..., :-1:2], items[..., 1:-1:2]
@@ -92,8 +91,8 @@ def loss(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torc
 
 
 def loss_of_cells(logits: torch.Tensor, gold: tuple[torch.Tensor, ...], valid: torch.Tensor) -> torch.Tensor:
-    """The loss of each text over the pairs of words that are `valid` (B, W, W), of which those in `gold` have types:
-    (first words, second words, types, whether there is one), each (B, N). -> (B,)
+    """The loss of each text over the `valid` pairs of words (B, W, W). gold: the pairs that have types, as (first
+    words, second words, types, mask of real pairs), each (B, N). -> (B,)
 
     Nearly all pairs have no type; they are summed by a matrix product: e^(pairs + ends) needs no sum per type. It is
     computed in fp64, where e^s underflows only below s = -700. A pair may occur several times.
@@ -123,7 +122,7 @@ def rows_at(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 
 
 def log_sum(pairs: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    """log of the sum of e^s over the spans of `where` (B, W, W), per type: (B, T); very low if there are none."""
+    """log of the sum of e^s over the spans in the mask `where` (B, W, W), per type: (B, T); very low if it is empty."""
     like = starts
     pairs, starts, ends = (to_double(scores) for scores in (pairs, starts, ends))
     where = where.to(pairs.device)
@@ -137,7 +136,7 @@ def log_sum(pairs: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor, where
 
 def divergence(one: torch.Tensor, other: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     """KL(p || q) + KL(q || p), (), where each span of each type is present with probability sigmoid(score): the sum of
-    (sigmoid(s) - sigmoid(s')) (s - s') over the scores of `where`. one, other, where: (B, T, W, W)"""
+    (sigmoid(s) - sigmoid(s')) (s - s') over the scores in the mask `where`. one, other, where: (B, T, W, W)"""
     return torch.where(where, (one.sigmoid() - other.sigmoid()) * (one - other), 0.0).sum()
 
 
@@ -169,10 +168,10 @@ def find(
 def mean_of(
     answers: Sequence[tuple[list[Any], list[float]]], seen: Sequence[float] | None = None
 ) -> tuple[list[tuple[int, ...]], list[float]]:
-    """(spans or relations, probabilities) of one text from several models -> the mean; a model that did not find an
-    item counts as 0.
+    """Averages (spans or relations, probabilities) of one text over several models; a model that did not find an item
+    counts as 0.
 
-    seen: the number of words each model saw, if one cut the text; models are left out for items that end beyond it.
+    seen: the number of words that each model read, if one truncated the text; it is left out for items beyond that.
     """
     sums, seen = cast(dict[Any, float], {}), seen or [math.inf] * len(answers)
     for spans, probabilities in answers:

@@ -15,8 +15,8 @@ from engine.task.task import IGNORE
 from engine.task.words import entities_in
 
 MOST_TEXTS = 2000  # more would hardly change one number
-FEWEST = 20  # labelled texts; with fewer the temperature stays 1
-LOWEST, HIGHEST = 0.1, 10.0  # a fit at a bound is not one
+FEWEST = 20  # labelled texts; with fewer, the temperature stays 1
+LOWEST, HIGHEST = 0.1, 10.0  # bounds of the fit; a result at a bound is rejected
 
 
 class Sample(NamedTuple):
@@ -45,7 +45,7 @@ def best_temperature(nll: Any) -> float:
 
 def fit_temperature(head: Any, samples: list[Sample]) -> None:
     """Sets the temperature of a head. It stays 1 with few labels, if all answers are right, and for a head whose
-    `decode` has probabilities of its own."""
+    `decode` returns other probabilities."""
     head.temperature.fill_(1)
     distribution, texts, right, total = head.distribution, 0, 0, 0
     if not distribution.has_temperature:
@@ -66,7 +66,8 @@ def fit_temperature(head: Any, samples: list[Sample]) -> None:
 
 
 def fit_temperature_on_entities(head: Any, samples: list[Sample]) -> None:
-    """As `fit_temperature`, by the likelihood that each predicted entity is right or wrong, as it is."""
+    """Like `fit_temperature`, but maximises the likelihood that the right predicted entities are right and the wrong
+    ones are wrong."""
     names, parts, rights = head.task.labels, [], []
     for logits, labels, inputs in samples:
         tags, where = head.decode(logits, inputs)[0], []
@@ -97,8 +98,8 @@ def of_entities(chances: torch.Tensor, where: np.ndarray) -> np.ndarray:
 
 
 def fit_temperature_on_spans(head: Any, found: list[tuple[list, list]], labels: list) -> None:
-    """Sets the temperature of a head that finds spans or relations, from its candidates in each text: (candidates,
-    probabilities), each of which is right or not. labels: those of each text as in the file, None if unlabelled."""
+    """Sets the temperature of a head that finds spans or relations, from whether its candidates are right. found:
+    (candidates, probabilities) of each text; labels: of each text as in the file, None if unlabelled."""
     head.temperature.fill_(1)
     known = [(pair, {tuple(span) for span in gold}) for pair, gold in zip(found, labels) if gold is not None]
     names = head.task.labels

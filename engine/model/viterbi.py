@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 MAX_NUMBERS = 2**27  # values at a time: half a GB
-# Estimated, not measured: up to here the scan moves fewer bytes than a GPU can during the launches of by_words
+# Estimated, not measured: up to this size, the scan moves fewer bytes than a GPU can during the launches of by_words
 MAX_WORK = 2**22
 
 

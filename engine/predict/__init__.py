@@ -1,4 +1,4 @@
-"""Model outputs to answers: prediction files, labelling of large files, several models as one, and `load`, the Python
+"""From model outputs to answers: prediction files, labelling of large files, ensembles, and `load`, the Python
 interface (docs/python.md)."""
 
 from pathlib import Path
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 def load(checkpoint: str | Path, device: str = "auto", precision: str = "auto", **options: Any) -> "Model":
     """Loads a trained model for use in Python. Raises UserError, a ValueError, if that fails.
 
-    checkpoint: a run's folder or its checkpoints/best; options: others of main.py, such as eval_batch_size, compile,
-    and pretrain_model_path if the base model of a LoRA adapter has moved. Random states stay as they are.
+    checkpoint: a run's folder or its checkpoints/best; options: other options of main.py, such as eval_batch_size,
+    compile, or pretrain_model_path if the base model of a LoRA adapter has moved. Random states are not changed.
     """
     import random
 
-    state = random.getstate()  # before the imports, as some libraries draw from Python's generator
+    state = random.getstate()  # before the imports, because some libraries draw from Python's generator
     try:
         from engine.predict.interface import load_model
 

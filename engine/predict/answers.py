@@ -4,12 +4,12 @@
     answers/<part>.jsonl  one line per row of dev, test or (in a cross-validation) out_of_fold:
 
 {"id", "text", "text_pair"?, "places"?: [[start, end] of each token in the text], "cut": number of truncated sub-tokens,
-"tokens": number of sub-tokens, those in two windows counted twice,
-"windows": number of inputs the text was split into, "columns"?: other columns of the row, "answers": {task: {"gold",
-"predicted", "right", "probability", "untempered"?, "probabilities"?}}}. gold is null if unlabelled; spans are [first
-token, last token, type], relations have four tokens before the predicate. probability: that of the predicted label; a
-list for the entities of tags, other tags, spans and relations; untempered: at temperature 1. probabilities: those of a
-text's labels, down to SMALLEST. Reports can be regenerated from these files without the model.
+"tokens": number of sub-tokens (those in two windows are counted twice), "windows": number of inputs the text was split
+into, "columns"?: other columns of the row, "answers": {task: {"gold", "predicted", "right", "probability",
+"untempered"?, "probabilities"?}}}. gold is null if unlabelled; spans are [first token, last token, type], relations
+have four tokens before the predicate. probability: of the predicted label; a list for entities of tags, other tags,
+spans and relations. untempered: the same at temperature 1. probabilities: of a text's labels, if at least SMALLEST.
+Reports can be regenerated from these files without the model.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from engine.schema import AnyOf, Optional, Range
 from engine.task.task import PARTS_OF_A_ROW, PLACES, TASK, Task, tasks_to_json
 from engine.task.text import text_and_offsets
 
-FEW = 8  # an own input of more numbers is not shown
+FEW = 8  # a custom input of more numbers is not shown
 SMALLEST = 1e-4  # labels below this probability are omitted
 PARTS = ("out_of_fold", "test", "dev")  # a report shows the details of the first one that exists
 # Options that do not affect the model
@@ -50,8 +50,8 @@ def cuts_and_windows(data: Any) -> tuple[np.ndarray, np.ndarray]:
 def distribution(
     average: torch.Tensor | None, labels: Sequence[str], predicted: Any, kind: str
 ) -> dict[str, float] | None:
-    """Returns {label: probability} for a text from its head's `to_average`, or None if a custom head returned something
-    that is not a distribution."""
+    """Returns {label: probability} for a text from its head's `to_average`; None if a custom head did not return a
+    distribution."""
     if average is None or average.ndim != 1 or len(average) != len(labels):
         return None
     values = average.double().tolist()
@@ -67,7 +67,7 @@ def distribution(
 def rows_of(
     data: Any, predictions: Predictions, tasks: dict[str, Task], metrics: ModuleType
 ) -> Iterator[dict[str, Any]]:
-    """Yields the rows to store for a MyDataset. metrics: the module metrics.py, which decides if an answer is right."""
+    """Yields the rows to store for a MyDataset. metrics: the module metrics.py, which judges the answers."""
     kinds, inputs = report_kinds(tasks, metrics), fields_of(tasks).items()
     shown = [field.columns for name, field in inputs if name == "extras" or (field.by_cell and field.size <= FEW)]
     cut, windows = cuts_and_windows(data)
@@ -103,14 +103,14 @@ def rows_of(
 
 
 def before_of(kind: str, before: Any) -> Any:
-    """The probability of an answer, or of each entity, at temperature 1; None if it is unknown."""
+    """The probability of an answer, or of each entity, at temperature 1; None if unknown."""
     if kind == "classification":
         return None if before is None or before.ndim != 1 else before.double().max().item()
     return before if kind in WORD_LEVEL else None
 
 
 def report_kinds(tasks: dict[str, Task], metrics: ModuleType) -> dict[str, str]:
-    """Returns {task: one of ANSWERS}, as scored by metrics.py; a custom kind is replaced by its label format."""
+    """Returns {task: key of ANSWERS}, as scored by metrics.py; a custom kind is replaced by its label format."""
     kinds = {name: metrics.scoring_kind(task) for name, task in tasks.items()}
     return {name: kind if kind in ANSWERS else tasks[name].kind for name, kind in kinds.items()}
 
@@ -123,7 +123,7 @@ def write_rows(folder: Path, part: str, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def write_about(folder: Path, trainer: Any, trained: Any, parts: list[str], metrics: ModuleType, **more: Any) -> None:
-    """Writes answers/about.json. trainer: has the evaluated model; trained: the options it was trained with."""
+    """Writes answers/about.json. trainer: Trainer of the evaluated model; trained: the options it was trained with."""
     tasks, config, device = trainer.tasks, trainer.config, trainer.device
     name = name_of(device)
     root = Path(__file__).resolve().parents[2]
@@ -191,7 +191,7 @@ PROBABILITY = AnyOf(None, float)
 
 
 def row_schema(kinds: dict[str, str]) -> dict[Any, Any]:
-    """Returns the schema of a row of answers/<part>.jsonl. kinds: {task: one of ANSWERS}"""
+    """Returns the schema of a row of answers/<part>.jsonl. kinds: {task: key of ANSWERS}"""
     answers = {
         name: {
             "gold": AnyOf(None, ANSWERS[kind]),
@@ -229,7 +229,7 @@ def read_about(folder: str | Path) -> dict[str, Any]:
 
 
 def read_rows(folder: str | Path, part: str, kinds: dict[str, str]) -> list[dict[str, Any]]:
-    """Reads the rows of a part. Raises UserError if one is damaged. kinds: {task: one of ANSWERS}"""
+    """Reads the rows of a part. Raises UserError if one is damaged. kinds: {task: key of ANSWERS}"""
     path = Path(folder) / "answers" / f"{part}.jsonl"
     rows = read_result_lines(path, row_schema(kinds))
     for number, row in enumerate(rows, 1):

@@ -1,6 +1,6 @@
 """Integrated gradients (Sundararajan et al., 2017, arXiv:1703.01365): how much each word adds to a logit.
 
-With x the word vectors of a text, and x' those of the same text with every word replaced by padding, word i gets
+With x the word vectors of a text, and x' the same with every word replaced by padding, word i gets the score
 
     sum over its sub-tokens of (x - x') . integral over a in [0, 1] of the gradient of f at x' + a (x - x')
 
@@ -39,7 +39,7 @@ class Word(NamedTuple):
 
 @dataclass(frozen=True)
 class Explanation:
-    """What each word adds to a logit. The scores add up to `logit - baseline`, up to `gap`, a share of it."""
+    """How much each word adds to a logit. The scores add up to `logit - baseline`, within `gap`, a share of it."""
 
     task: str
     label: str | None  # None: the number of a regression, standardised
@@ -80,7 +80,7 @@ def explain(trainer: Any, loader: Any, task: str | None, label: str | None, word
     if not model.hidden_size:
         raise UserError("this model reads no text, so there are no words to explain")
     if model.output_layer.reads_pairs:
-        raise UserError("this model reads the texts of a pair apart, which explain does not support")
+        raise UserError("this model encodes the texts of a pair separately, which explain does not support")
     if heads[task].by_words and word is None:
         raise UserError("this task labels words: name one by its number, as in explain(text, task=…, word=0)")
     if not heads[task].by_words and word is not None:
@@ -89,10 +89,10 @@ def explain(trainer: Any, loader: Any, task: str | None, label: str | None, word
     inputs = data.batch([row]).to(trainer.device).inputs
     place = None if word is None else word - int(data.columns["first_word"][row])
     if model.window and inputs["input_ids"].shape[1] > model.window:
-        raise UserError(f"explain reads one input of {model.window} tokens, and this text has several windows; cut it")
+        raise UserError(f"explain reads one input of {model.window} tokens, but this text has several; shorten it")
     words, of_token = words_of(data[0], row, data.featurizer)
     is_word = torch.tensor([len(numbers) > 0 for numbers in of_token], device=trainer.device)
-    # cuDNN has no gradient of an LSTM in eval mode
+    # cuDNN cannot compute gradients of an LSTM in eval mode
     with torch.backends.cudnn.flags(enabled=False), torch.enable_grad():
         index = index_of(heads[task], model(inputs).logits[task], inputs, label, place)
         scores, logit, baseline, steps = integrate(
@@ -112,7 +112,7 @@ def gap_of(total: float, difference: float) -> float:
 
 
 def row_of_word(data: Any, word: int | None) -> int:
-    """Returns the input of the model that has this word, farthest from its edges; the first one for None."""
+    """Returns the row of the window that has this word farthest from its edges; for None, the first row."""
     if word is None:
         return 0
     if not isinstance(word, int | np.integer):
@@ -128,13 +128,13 @@ def row_of_word(data: Any, word: int | None) -> int:
 def index_of(
     head: Any, logits: torch.Tensor, inputs: dict[str, torch.Tensor], label: str | None, word: int | None
 ) -> tuple[int, ...]:
-    """Returns the index, after that of the text, of the logit to explain: of a label, of a word's tag, or of the number
-    of a regression."""
+    """Returns the index, within the logits of the text, of the logit to explain: of a label, of a word's tag, or of a
+    regression value."""
     names = head.task.labels
     if not names and logits.ndim == 1 and label is None:
         return ()
     if logits.shape[-1] != max(1, len(names)):
-        raise UserError(f"the head {type(head).__name__} has no logit for each label, which explain needs")
+        raise UserError(f"explain needs one logit per label, which the head {type(head).__name__} does not have")
     if label is not None and label not in names:
         raise UserError(f"there is no label {label!r}; the labels are {', '.join(names) or 'numbers'}")
     place = () if word is None else (word,)
@@ -147,7 +147,7 @@ def index_of(
 
 def words_of(example: dict[str, Any], row: int, featurizer: Any) -> tuple[list[Word], list[list[int]]]:
     """Returns (the words of an example, for each token of one of its rows the numbers of its words). Special tokens
-    have no word. Without `tokens`, words are those of `split_text`; a token that covers several belongs to all."""
+    have no word. Without `tokens`, `split_text` gives the words; a token that covers several belongs to all of them."""
     by_words, pair, separator = "tokens" in example, example.get("text_pair", ""), featurizer.separator or ""
     options = by_words, featurizer.unit, HAN_CHARACTER, featurizer.blanks, separator
     first, second = texts_to_encode(example, *options)
@@ -163,7 +163,7 @@ def words_of(example: dict[str, Any], row: int, featurizer: Any) -> tuple[list[W
         encoding.offsets,
         list[Any](encoding.word_ids),
     )
-    # with positions instead of ids, the cutter returns the positions that the row keeps
+    # With positions instead of ids, the cutter returns the positions kept in the row
     numbered: Any = SimpleNamespace(ids=range(len(sequences)), type_ids=encoding.type_ids)
     numbered.word_ids, numbered.sequence_ids = word_ids, sequences
     cutter = Cutter(featurizer.max_length, featurizer.stride, featurizer.long_text, featurizer.tagging)
@@ -186,7 +186,7 @@ def places_in(text: str) -> Offsets:
 
 
 def covered(words: Offsets, start: int, end: int) -> list[int]:
-    """Returns the numbers of the words between two characters; if there are only blanks, of the next (or last) one."""
+    """Returns the numbers of the words between two characters; if there are only blanks, of the next or last word."""
     if end <= 0 or not words:
         return []
     inside = [number for number, (first, stop) in enumerate(words) if first < end and start < stop]
@@ -201,7 +201,7 @@ def integrate(
     logit_of: Callable[[Any], torch.Tensor],
 ) -> tuple[np.ndarray, float, float, int]:
     """Returns (the score of each token, f(x), f(x'), the number of points). is_word: the tokens to replace, (L,);
-    logit_of: takes one logit per text of the model's logits."""
+    logit_of: picks one logit per text from the model's logits."""
     encoder = model.encoder
     if getattr(getattr(encoder, "config", None), "is_encoder_decoder", False):
         encoder = encoder.get_encoder()

@@ -67,8 +67,8 @@ def average_heads(heads: Any, states: list[dict[str, dict[str, torch.Tensor]]]) 
 def means_of(head: Head, averages: list[list], seen: Sequence[np.ndarray] | None = None) -> list[Any]:
     """Returns the mean of several models' outputs for a task, per text: (spans, probabilities) if the head finds spans.
 
-    averages: per model, the averages returned by `Trainer.infer`. seen: per model, the number of words read of each
-    text; needed if texts may be truncated. A word is averaged over the models that read it.
+    averages: per model, the averages returned by `Trainer.infer`. seen: per model, the number of words of each text
+    that it read; needed if texts may be truncated. A word is averaged over the models that read it.
     """
     texts = zip(*averages)
     if not head.finds_spans:
@@ -85,7 +85,7 @@ def mean_of_words(outputs: Any) -> torch.Tensor:
 
 
 def decode(head: Head, means: list[torch.Tensor], size: int = 64) -> list[tuple[Any, Any]]:
-    """Decodes the mean output for each text with a head -> [(answer, probability)]."""
+    """Decodes the mean output of each text with a head -> [(answer, probability)]."""
     by_words = head.by_words
     results: list[Any] = [None] * len(means)
     for rows, logits, inputs in batches_of(head, means, size):
@@ -116,7 +116,7 @@ def mean_predictions(
     heads: Any, averages: list[dict[str, list]], data: Any, seen: Sequence[np.ndarray] | None = None
 ) -> Predictions:
     """Returns predictions for a MyDataset, decoded by `heads` from the mean of several models' outputs; for text-level
-    tasks, with that mean. averages: {task: …} per model; see `means_of`."""
+    tasks they include that mean. averages: {task: …} per model; see `means_of`."""
     parts: dict[str, dict] = {name: {} for name in Predictions._fields}
     for name, head in heads.items():
         mean = means_of(head, [average[name] for average in averages], seen)
@@ -140,8 +140,8 @@ def calibrate(
     seen: Sequence[np.ndarray] | None = None,
     temper: bool = True,
 ) -> None:
-    """Recalibrates the heads (their thresholds and, with `temper`, temperatures if the runs have them) on the mean of
-    several models' outputs for rows of a MyDataset."""
+    """Recalibrates the heads on the mean of several models' outputs for rows of a MyDataset: their thresholds and, with
+    `temper`, their temperatures, if the runs have any."""
     for name, head in heads.items():
         tempers = temper and float(head.temperature) != 1
         if not head.needs_calibration and not tempers:
@@ -165,7 +165,7 @@ def calibrate(
 
 
 def tags_of(head: Head, mean: torch.Tensor, tags: list[str] | None) -> torch.Tensor:
-    """The tag ids of the words that were read of a text; IGNORE if it is unlabelled or a tag is unknown. -> (W,)"""
+    """The tag ids of the words of a text that were read, (W,); IGNORE for unknown tags and unlabelled texts."""
     ids = {tag: number for number, tag in enumerate(head.task.labels)}
     return torch.tensor([ids.get(tag, IGNORE) for tag in (tags or [""] * len(mean))[: len(mean)]])
 
@@ -195,7 +195,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
     runs: list[Run] = []
     for folder, name in zip(folders, distinct([name_of(folder) for folder in folders])):
         if folder.resolve() in [run.folder.resolve() for run in runs]:
-            raise UserError(f"{folder}: is listed twice; list it once (a selection can give it more weight)")
+            raise UserError(f"{folder}: is listed twice; list it once (`select` can give it more weight)")
         options = read_result(folder / "args.json", {Optional("use_crf"): bool}, "train the run again")
         runs.append(Run(name, folder, read_tasks(folder / "labels.json"), options.get("use_crf", False)))
         refuse_difference(runs[0], runs[-1])
@@ -212,7 +212,7 @@ def name_of(folder: Path) -> str:
 
 
 def facts_of(run: Run, name: str) -> dict[str, Any]:
-    """Returns {property: value} for the properties of a task that must be the same in all runs."""
+    """Returns {property: value} of the task properties that must be the same in all runs."""
     task = run.tasks[name]
     facts = {"head": "crf_tagging" if run.use_crf and task.type == "tagging" else task.type}
     facts |= {"labels": task.labels, "tokens": task.unit, "pairs of texts": task.pairs, "hierarchy": task.hierarchy}
@@ -258,7 +258,7 @@ class Part:
     def __init__(self) -> None:
         self.dataset: Any = None
         self.predictions: dict[int, Predictions] = {}
-        self.seen: dict[int, np.ndarray] = {}  # per run, the number of words read of each text
+        self.seen: dict[int, np.ndarray] = {}  # per run, the number of words of each text that it read
 
     def add(self, number: int, data: Any, predictions: Predictions) -> None:
         """Adds a run's predictions. data: the run's MyDataset; the least truncated one is kept."""
@@ -282,11 +282,11 @@ class Part:
 
 
 class Committee:
-    """An ensemble of runs that keeps one model in memory at a time.
+    """An ensemble of runs that keeps only one model in memory at a time.
 
     load(checkpoint folder) -> (Trainer, Featurizer); loader_of(file or list of examples, Featurizer, batch size, run
     name) -> MyDataLoader; metrics: the module metrics.py.
-    It can replace the Trainer in `label_rows`, with `collect_rows` as `load`.
+    In `label_rows`, it can take the place of the Trainer, with `collect_rows` as `load`.
     """
 
     def __init__(
@@ -325,8 +325,8 @@ class Committee:
         return parts
 
     def decide(self, members: Collection[int], dev: Any = None, rows: np.ndarray | None = None) -> None:
-        """Sets the heads' transitions and thresholds to their mean over these runs. If dev, a Part, is given, the
-        thresholds are then recalibrated for the ensemble on dev, or on these rows of it."""
+        """Sets the heads' transitions and thresholds to their mean over these runs. With dev (a Part), they
+        are then recalibrated for the ensemble on dev, or on some of its rows."""
         average_heads(self.heads, [self.states[number] for number in sorted(members)])
         self.members, self.is_calibrated = members, dev is not None
         if self.is_calibrated:

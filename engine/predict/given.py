@@ -1,4 +1,4 @@
-"""Input of the Python interface (texts, pairs, words, rows) -> examples, as the data loader reads them."""
+"""Converts the input of the Python interface (texts, pairs, words, rows) to examples for the data loader."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ FILES = (".csv", ".tsv", ".json", ".jsonl", ".txt", ".md", ".parquet", ".xlsx", 
 
 
 def form_of(given: Any) -> Literal["one", "list", "stream"]:
-    """Whether `given` is a single text, several, or an iterator. Raises UserError for anything else."""
+    """Returns whether `given` is a single text, several, or an iterator. Raises UserError for anything else."""
     if isinstance(given, str):
         if given.lower().endswith(FILES) and Path(given).is_file():
             advice = f"label it with main.py --predict_file, or give its text as {{'text': {given!r}}}"
@@ -39,14 +39,14 @@ def shown(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Converts arrays and numbers of numpy, pandas and torch, also in lists, to those of Python."""
+    """Converts arrays and numbers of numpy, pandas and torch, also in lists, to Python lists and numbers."""
     if hasattr(value, "tolist"):
         return value.tolist()
     return [plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def row_of(item: Any, where: str) -> dict[str, Any]:
-    """Returns the row that one item stands for."""
+    """Converts one input item to a row."""
     if isinstance(item, str):
         if not item.strip():
             raise UserError(f"{where} is empty; leave it out, or give the row {{'text': ''}}")
@@ -63,9 +63,9 @@ def row_of(item: Any, where: str) -> dict[str, Any]:
 def examples_of(
     items: Iterable[Any], tasks: dict[str, Task], labelled: bool = False, single: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Yields the examples of texts or rows for these tasks. labelled: with the labels that the rows have; single: a
-    pair is refused. An example has an id only if its row has one. Raises UserError for the first text that these tasks
-    cannot read."""
+    """Yields the examples of texts or rows for these tasks. labelled: include the labels of the rows; single: refuse
+    pairs. An example has an id only if its row has one. Raises UserError at the first text that these tasks cannot
+    read."""
     form, paired = None, any(task.pairs for task in tasks.values())
     for number, item in enumerate(items):
         where = f"text {number + 1}"
@@ -75,7 +75,7 @@ def examples_of(
         if paired and "text_pair" not in row:
             raise UserError(f"{where}: this model reads pairs of texts; give tuples of two, or rows with text_pair")
         if single and "text_pair" in row:
-            raise UserError(f"{where} is a pair, but each text has a vector of its own; give them separately")
+            raise UserError(f"{where} is a pair, but this model embeds each text alone; give them separately")
         example = example_of(row, where, tasks, labelled)
         kinds = example.keys() & {"tokens", "text_pair"}
         if kinds != (form := kinds if form is None else form):
@@ -106,8 +106,8 @@ def example_of(row: dict[str, Any], where: str, tasks: dict[str, Task], labelled
 
 
 def labels_of(row: dict[str, Any], where: str, tasks: dict[str, Task]) -> dict[str, Any]:
-    """Returns the labels of a row. If those of words are spans over its text, [{"start", "end", "label"}], or relations
-    or events in one of the forms that data_process.py reads, also its tokens."""
+    """Returns the labels of a row. Also returns its tokens if labels per word are given as spans over the text,
+    [{"start", "end", "label"}], or as relations or events in one of the forms that data_process.py reads."""
     if any(task.kind == "relations" for task in tasks.values()):
         row = with_relations(row, where, tasks)
     events = [name for name, task in tasks.items() if task.kind == "events"]
@@ -126,8 +126,8 @@ def labels_of(row: dict[str, Any], where: str, tasks: dict[str, Task]) -> dict[s
 
 
 def with_events(row: dict[str, Any], where: str, names: list[str]) -> dict[str, Any]:
-    """Returns a row with its events as relations between mentions, whose anchors do not change scores. names: the tasks
-    of events. Raises UserError if a mention does not occur in the text."""
+    """Returns a row with its events as relations between mentions; the choice of anchors does not change scores. names:
+    the event tasks. Raises UserError if a mention does not occur in the text."""
     readers, labels = own_module("preprocess.readers.events"), own_module("preprocess.labels.events")
     keys = [*names, *readers.LISTS]
     if found := next((key for key in keys if row.get(key) and readers.is_raw(row[key])), None):
@@ -143,7 +143,7 @@ def with_events(row: dict[str, Any], where: str, names: list[str]) -> dict[str, 
 
 
 def with_relations(row: dict[str, Any], where: str, tasks: dict[str, Task]) -> dict[str, Any]:
-    """Returns a row with its relations, and the entities that they join, under the names of the tasks."""
+    """Returns a row with its relations, and the entities that they connect, under the names of the tasks."""
     options = own_module("preprocess.readers.options").ReadOptions(labelled=True)
     reading = own_module("preprocess.readers.by_shape").find_reading(where, [row], options)
     if reading and reading.relations:

@@ -30,8 +30,9 @@ class Model:
     """A trained model. Threads may share it: calls run one at a time.
 
     A text is a string, two strings as a tuple (a pair), words as a list, or a row of a file as a dict: `text` or
-    `tokens`, `text_pair`, `id`, numeric columns; other keys are ignored. One text gives one answer, a list a list, and
-    an iterator an iterator, which reads some thousand texts ahead, in constant memory. Invalid texts raise UserError.
+    `tokens`, `text_pair`, `id`, numeric columns; other keys are ignored. One text gives one answer, a list of texts a
+    list of answers, and an iterator an iterator, which reads a few thousand texts ahead in constant memory. Invalid
+    texts raise UserError.
     """
 
     def __init__(self, checkpoint: Path, options: dict[str, Any], trainer: Any, featurizer: Any) -> None:
@@ -46,7 +47,7 @@ class Model:
 
     @property
     def labels(self) -> dict[str, list[str]]:
-        """{task: its labels}; none for regression."""
+        """{task: its labels}; an empty list for regression."""
         return {name: list(task.labels) for name, task in self.tasks.items()}
 
     def __call__(self, texts: Any) -> Any:
@@ -54,9 +55,9 @@ class Model:
         return self.answer(texts, self.label)
 
     def embed(self, texts: Any) -> Any:
-        """Returns the vectors that heads of texts read: the encoder's pooled output, before dropout and shared layers,
-        as a float32 array (N, H); (H,) for one text. A pair has one vector. Of a text longer than
-        max_length it is that of all its windows or, with another --long_text, of the part that is read."""
+        """Returns the vectors of the texts: the encoder's pooled output, before dropout and shared layers, as a float32
+        array (N, H); (H,) for one text. A pair has one vector. The vector of a text longer than max_length covers all
+        its windows or, with another --long_text, the part that is read."""
         vectors = self.answer(texts, lambda examples: self.trainer.embed(self.loader(examples)), embeds=True)
         if not isinstance(vectors, list):
             return vectors
@@ -76,7 +77,7 @@ class Model:
 
     def evaluate(self, rows: Iterable[Any]) -> dict[str, float]:
         """Returns the scores and losses as in eval.json. rows: dicts with a label for each task, None if unlabelled, as
-        in a processed folder; entities can also be [{"start", "end", "label"}] of the text."""
+        in a processed folder; entities can also be spans of the text, [{"start", "end", "label"}]."""
         examples = list(examples_of([rows] if form_of(rows) == "one" else rows, self.tasks, labelled=True))
         if not examples:
             raise UserError("there are no rows to evaluate")
@@ -103,7 +104,7 @@ class Model:
     def answers(
         self, texts: Iterable[Any], function: Callable[[Examples], Iterable[Any]], tasks: dict[str, Task]
     ) -> Iterator[Any]:
-        """Yields the results in order. As in labelling a file, a pool of texts at a time is batched by length."""
+        """Yields the results in order. As when a file is labelled, texts are batched by length, one pool at a time."""
         total = len(texts) if isinstance(texts, Sized) else None
         single = pairs_of(self.tasks) and not pairs_of(tasks)
         examples, size = examples_of(texts, tasks, single=single), pool_size(self.trainer.config.eval_batch_size)
@@ -128,7 +129,7 @@ class Model:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Context manager that waits until no other thread uses the model."""
-        if os.getpid() != self.process:  # after a fork: threads of the parent, which may hold the lock, are not here
+        if os.getpid() != self.process:  # after a fork: the thread that holds the lock may not exist here
             self.lock, self.process = RLock(), os.getpid()
             torch.set_num_threads(1)  # the pool of OpenMP does not survive a fork
         with self.lock, distributed.alone():
@@ -136,12 +137,12 @@ class Model:
 
 
 def number(examples: Examples) -> Examples:
-    """Adds the row's number as id to examples that have none."""
+    """Adds the row number as id to examples without an id."""
     return [{"id": str(i)} | example for i, example in enumerate(examples)]
 
 
 def load_model(checkpoint: str | Path, options: dict[str, Any]) -> Model:
-    """Loads a Model. options: of main.py"""
+    """Loads a Model. options: options of main.py"""
     if not isinstance(checkpoint, str | Path):
         raise UserError(f"load: {checkpoint!r} is not the name of a run's folder")
     config, template, _ = own_module("config"), own_module("main"), own_module("data_loader")

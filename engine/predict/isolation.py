@@ -1,9 +1,9 @@
 """Imports the template's own modules (config, trainer, …) into a program that may have other modules of these names.
 
-A module imported with `own_module` is known as `finetuning_template.NAME`. An `import` statement inside it, also within
-a function that runs later or in another thread, finds the template's modules first; everything else is unchanged.
-`sys.path` and the modules of the other program stay as they are. A module of the template that the program itself has
-imported is shared, so that both see the same classes.
+A module imported with `own_module` is known as `finetuning_template.NAME`. Any `import` statement inside it, even in a
+function that runs later or in another thread, finds the template's modules first; everything else is unchanged.
+`sys.path` and the modules of the other program are not modified. If the program itself has imported a module of the
+template, that module is shared, so both see the same classes.
 """
 
 import builtins
@@ -20,7 +20,7 @@ OWN = {path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in 
 
 
 class OwnLoader(SourceFileLoader):
-    """Runs a module with an `__import__` of its own: Python looks it up in the module's `__builtins__`."""
+    """Runs a module with its own `__import__`, which Python looks up in the module's `__builtins__`."""
 
     def exec_module(self, module: ModuleType) -> None:
         module.__dict__["__builtins__"] = vars(builtins) | {"__import__": import_own_first}
@@ -39,7 +39,7 @@ class OwnFinder(MetaPathFinder):
 
 
 def is_shared(name: str) -> bool:
-    """Whether the template's module or package of this name is imported already under its plain name."""
+    """Whether the template's module or package of this name has already been imported under its plain name."""
     file = getattr(sys.modules.get(name), "__file__", None) if f"{PREFIX}.{name}" not in sys.modules else None
     return file is not None and ROOT in Path(file).parents
 

@@ -39,7 +39,7 @@ from engine.task.task import Task
 logger = logging.getLogger("template")
 
 POOL, BATCHES = 4096, 64  # maximum rows and batches per pool, which is sorted by length to reduce padding
-# Options that affect the output's bytes. --force_resume may change those in FORCEABLE, as rows keep their positions
+# Options that affect the output's bytes. --force_resume may change those in FORCEABLE, since rows keep their positions
 OPTIONS = [*"shard spreadsheet_safe eval_batch_size precision compile".split(), *READING]
 DEFAULTS: dict[str, Any] = {f"--{f.name}": f.default for f in fields(ReadingOptions)} | {"--abstain_below": {}}
 CHECKPOINT, POOLS = "SHA-256 of the checkpoint", "rows in a pool"
@@ -57,9 +57,9 @@ def label_rows(
     """Labels the rows of a file, or of its part given by --shard, and writes a .csv or .jsonl file.
 
     rows: a TextRows of preprocess/readers/sources.py; load(examples) -> MyDataLoader; path: the output path, to which
-    --shard adds its number; checkpoints: the folder of the trainer's model, or those of an ensemble's models; more:
-    other facts that affect the answers. SIGTERM and SIGINT stop it after the current batch and raise Interrupted;
-    --resume labels that pool again.
+    --shard adds its number; checkpoints: the folders of the trainer's model, or of an ensemble's models; more: other
+    facts that affect the answers. SIGTERM and SIGINT stop it after the current batch and raise Interrupted; --resume
+    labels that pool again.
     """
     config, tasks = trainer.config, trainer.tasks
     pool = pool_size(config.eval_batch_size)
@@ -104,7 +104,7 @@ def pool_size(batch_size: int) -> int:
 
 
 def embed_rows(trainer: Any, rows: Any, load: Callable[[list[dict[str, Any]]], Any], path: str | Path) -> None:
-    """Writes the vectors of the rows of a file, or of its --shard, to a .npy file (N, H), pool by pool.
+    """Writes the vectors of the rows of a file, or of one --shard, to a .npy file (N, H), pool by pool.
 
     Arguments: as in `label_rows`. The file appears when it is complete; after a kill, it is written from scratch.
     """
@@ -129,7 +129,7 @@ def embed_rows(trainer: Any, rows: Any, load: Callable[[list[dict[str, Any]]], A
 
 
 def part_of_shard(size: int, pool: int, shard: str) -> range:
-    """Returns the range of rows of a shard such as "3/16": whole pools. Shard sizes differ by at most one pool."""
+    """Returns the range of rows of a shard such as "3/16", which has whole pools. Sizes differ by at most one pool."""
     number, shards = parse_shard(shard)
     pools = -(-size // pool)
     first, end = (min(size, pools * n // shards * pool) for n in (number - 1, number))
@@ -190,7 +190,7 @@ class Output:
         self.lock = self.path.with_name(f".{self.path.name}.lock")
         self.rows = self.bytes = 0  # labelled so far
         self.cuts = Cuts()
-        self.abstained = Counter[str]() if abstained is None else abstained  # of an Abstention, since the last save
+        self.abstained = Counter[str]() if abstained is None else abstained  # by an Abstention, since the last save
 
     @contextmanager
     def opened(self, resume: bool, force: bool) -> Iterator[int]:
@@ -217,8 +217,8 @@ class Output:
         open_own(self.partial).close()
 
     def resume(self, force: bool) -> bool:
-        """Rolls back to the last durable state; returns whether one exists. Raises UserError if it is damaged or from
-        other inputs or options."""
+        """Rolls back to the last durable state; returns whether one exists. Raises UserError if it is damaged or comes
+        from other inputs or options."""
         advice = f"remove {self.progress} to start over"
         try:
             saved = read_json(self.progress, PROGRESS)
@@ -278,5 +278,5 @@ class Output:
             self.lock.unlink()
         for name in [key.removeprefix("answers ") for key in self.cuts.counts if key.startswith("answers ")]:
             left_out, total = (self.cuts.counts[f"{what} {name}"] for what in ("abstained", "answers"))
-            logger.info(f"{name}: {left_out} of {total} answers are left out, as their probability is too low")
+            logger.info(f"{name}: {left_out} of {total} answers are left out, because their probability is too low")
         logger.info(f"{self.num_rows} predictions in {self.path}")

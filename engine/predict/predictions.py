@@ -32,7 +32,7 @@ class Predictions(NamedTuple):
     labels: dict  # labels, lists of tags, or lists of spans
     probabilities: dict
     averages: dict  # model outputs that an ensemble averages, if requested (see `to_average` of the distributions)
-    untempered: dict  # as `probabilities`, for texts as `averages`, at temperature 1, if averages of texts are kept
+    untempered: dict  # like `probabilities` (text-level tasks: `averages`), at temperature 1, if these are kept
 
 
 class Piece(NamedTuple):
@@ -51,9 +51,9 @@ class Answers:
 
     calibrate: keeps a task's logits until all are known, calibrates its head on them, then decodes. A head that finds
     spans is calibrated on its candidate spans instead, after the windows are merged.
-    temper: with `calibrate`, also fits the heads' temperatures, on at most MOST_TEXTS texts, evenly spaced.
-    keep_averages: tasks whose averages are kept; "texts": only tasks with one label per text, as these are small;
-    averages and probabilities at temperature 1 are then kept, too.
+    temper: with `calibrate`, also fits the heads' temperatures, on at most MOST_TEXTS evenly spaced texts.
+    keep_averages: tasks whose averages are kept; "texts": only tasks with one label per text, because these are small;
+    averages and probabilities at temperature 1 are then kept too.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Answers:
                 self.decode(name, batch, task_logits)
 
     def is_to_fit(self, row: int, head: Any) -> bool:
-        """Whether the temperature is fitted on a row: one of a chosen text, for labels of texts its first."""
+        """Whether the temperature is fitted on a row: a row of a chosen text; for text-level labels, its first row."""
         is_chosen = self.data.example_index[row] % self.every == 0
         return bool(is_chosen and (head.by_words or self.data.is_first(row)))
 
@@ -190,7 +190,7 @@ def untempered(head: Any) -> Iterator[None]:
 def named(
     head: Any, answer: Any, probability: Any, average: Any = None, before: Any = None, compares: bool = False
 ) -> tuple[Any, Any, Any, Any]:
-    """Names the answer for one text -> the four columns of Predictions. compares: also at temperature 1."""
+    """Returns the four fields of Predictions for one text, with label names. compares: also at temperature 1."""
     label, probability = head.to_labels(answer, probability)
     if head.finds_spans:
         before = probability
@@ -224,10 +224,10 @@ def names_entities(task: Task) -> bool:
 def prepare_inputs(
     examples: Iterable[dict[str, Any]], tasks: dict[str, Task], path: str | Path = "--predict_file", first: int = 1
 ) -> Iterator[dict[str, Any]]:
-    """Yields examples prepared for prediction on these tasks: tokenised for tags and spans, with their own inputs.
+    """Yields examples prepared for prediction on these tasks: split into tokens for tags and spans, with their custom
+    inputs.
 
-    tasks: without any, as before there is a model, all inputs are kept. first: number of the first text, for error
-    messages.
+    tasks: if empty, as before a model exists, all inputs are kept. first: number of the first text, for error messages.
     """
     fields, unit = fields_of(tasks), token_unit(tasks)
     paired, columns = pairs_of(tasks), input_columns(tasks)
@@ -273,7 +273,7 @@ def prediction_row(
     Columns: id, text, (text_pair,) and for each task its label and probability; for tagging, its entities (with their
     text and character offsets) and tags; for spans, its entities with one probability each.
     For a labelled example, if is_right(task, gold, predicted) -> bool or None is given: also <task>_gold (and
-    <task>_gold_tags), <task>_right, and as the last column `right`, True if all answers are right.
+    <task>_gold_tags), <task>_right, and as the last column `right`: whether all answers are right.
     abstain: an Abstention, which leaves out answers.
     """
     text, offsets = text_and_offsets(example, tasks)
@@ -295,7 +295,7 @@ def prediction_row(
         gold |= columns_of(f"{name}_gold", kinds[name], example[name], offsets, text) | {f"{name}_right": verdict}
     known = [verdict for verdict in verdicts.values() if verdict is not None]
     gold["right"] = all(known) if known else None
-    # a task that is named "right" or "<task>_gold" keeps its column
+    # a task named "right" or "<task>_gold" keeps its column
     return row | {name: value for name, value in gold.items() if name not in row}
 
 
@@ -334,7 +334,7 @@ def column_kind(task: Task) -> str:
 
 
 def without_probabilities(value: Any) -> Any:
-    """Returns a column of a task without the probabilities of its items."""
+    """Returns a task's column without the probabilities of its items."""
     if isinstance(value, list):
         return [without_probabilities(item) for item in value]
     parts = value.items() if isinstance(value, dict) else ()

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, TextIO
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0")  # start a formula in spreadsheets (OWASP, CSV Injection)
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0")  # these start a formula in spreadsheets (OWASP, CSV Injection)
 
 
 def write_rows(

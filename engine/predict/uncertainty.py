@@ -1,4 +1,4 @@
-"""How well probabilities match: calibration errors, and thresholds below which a model gives no answer.
+"""Calibration errors of probabilities, and thresholds below which a model gives no answer.
 
 An answer is a text's label or, for multilabel, tagging and spans, each predicted label or entity.
 """
@@ -47,7 +47,7 @@ def calibration(confidence: Sequence[float], right: Sequence[bool], bins: int = 
 
 
 def answers_of(kind: str, gold: Any, predicted: Any, probability: Any) -> Decisions:
-    """The answers to a labelled text. kind: one of ANSWERS (answers.py). A probability that is missing gives none."""
+    """The answers to a labelled text. kind: key of ANSWERS (answers.py). Answers without a probability are left out."""
     if kind in ("classification", "regression"):
         return [] if probability is None or kind == "regression" else [(probability, gold == predicted)]
     if not isinstance(probability, list):
@@ -64,10 +64,10 @@ def answers_of(kind: str, gold: Any, predicted: Any, probability: Any) -> Decisi
 def losses_and_decisions(
     kind: str, labels: Sequence[str], gold: Any, predicted: Any, probability: Any, average: Any
 ) -> tuple[list[float], Decisions]:
-    """(negative log likelihoods, decisions whose probabilities are compared with how often they are right) of a text.
+    """(negative log likelihoods, decisions) of a text. Probabilities of decisions are compared with their accuracy.
 
-    The likelihood is that of a text's gold label, or else of each decision being right or not; a decision is an answer
-    or, for multilabel, each label. average: the distribution over a text's labels; None if there is none.
+    The likelihood is that of the gold label of a text, or else of whether each decision is right; a decision is an
+    answer or, for multilabel, each label. average: the distribution over a text's labels; None if there is none.
     """
     decisions = answers_of(kind, gold, predicted, probability)
     if average is not None and average.ndim == 1 and len(average) == len(labels):
@@ -85,8 +85,8 @@ def losses_and_decisions(
 def calibration_scores(
     tasks: Mapping[str, Any], kinds: dict[str, str], gold: dict[str, list], predictions: Any
 ) -> dict[str, float]:
-    """{<task>_ece, <task>_nll} with the temperature of dev, and {<task>_ece_untempered, <task>_nll_untempered} at
-    temperature 1; without tasks that have no probabilities."""
+    """{<task>_ece, <task>_nll} with the temperature fitted on dev, and {<task>_ece_untempered, <task>_nll_untempered}
+    at temperature 1. Tasks without probabilities are left out."""
     scores: dict[str, float] = {}
     for name, task in tasks.items():
         _, averages = kinds[name], predictions.averages[name]
@@ -110,17 +110,17 @@ def calibration_scores(
     return scores
 
 
-# ---- answering less, but more precisely ------------------------------------------------------------------------------
+# ---- abstention: fewer, but more precise answers ---------------------------------------------------------------------
 
 
 class Abstention:
-    """The answers of a task are left out below a probability. thresholds: of `shares_by_task`; counts what it sees."""
+    """Leaves out the answers of a task below a probability, and counts them. thresholds: from `shares_by_task`"""
 
     def __init__(self, thresholds: dict[str, float]):
         self.thresholds, self.counts = thresholds, Counter[str]()
 
     def __call__(self, name: str, kind: str, label: Any, probability: Any) -> tuple[Any, Any]:
-        """(label, probability), without what is below the task's threshold. kind: as for `columns_of`"""
+        """(label, probability) without the answers below the task's threshold. kind: as for `columns_of`"""
         if not (lowest := self.thresholds.get(name, self.thresholds.get("", 0.0))):
             return label, probability
         label, probability, left_out, total = answered(kind, label, probability, lowest)
@@ -131,8 +131,8 @@ class Abstention:
 
 
 def thresholds_of(text: str, flag: str, tasks: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of an option such as "0.9" or "intent=0.9,slots=0.8", by task. Raises UserError for other tasks, and
-    for those whose answers always stay."""
+    """{task: number} of an option such as "0.9" or "intent=0.9,slots=0.8". Raises UserError for unknown tasks, and for
+    tasks whose answers are never left out."""
     shares = shares_by_task(text)
     always = [name for name, task in tasks.items() if task.kind == "regression" or column_kind(task) == "tags"]
     if wrong := why_no_threshold(shares, tasks, always):
@@ -141,15 +141,15 @@ def thresholds_of(text: str, flag: str, tasks: Mapping[str, Any]) -> dict[str, f
 
 
 def interval(hits: int, total: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The interval of a share (Clopper and Pearson, 1934)."""
+    """The confidence interval of a proportion (Clopper and Pearson, 1934)."""
     rest = (1 - confidence) / 2
     low = float(beta.ppf(rest, hits, total - hits + 1)) if hits else 0.0
     return low, float(beta.ppf(1 - rest, hits + 1, total - hits)) if hits < total else 1.0
 
 
 def lowest_threshold(decisions: Decisions, target: float) -> float | None:
-    """The lowest probability such that the answers above it have this precision: the lower end of its one-sided 95 %
-    interval reaches the target. None if there is none. Rounded down to six digits."""
+    """The lowest threshold above which answers have the target precision: the lower end of its one-sided 95 % interval
+    reaches the target. None if there is no such threshold. Rounded down to six digits."""
     p, right = np.array(sorted(decisions, reverse=True), float).reshape(-1, 2).T
     grid = np.floor(p * 1e6) / 1e6
     ends = np.flatnonzero(np.diff(grid, append=-1.0))  # the last of each run of equal thresholds
@@ -187,7 +187,7 @@ def abstention_scores(
     for name, kind in kinds.items():
         columns = gold[name], predictions.labels[name], predictions.probabilities[name]
         decisions = [d for row in zip(*columns) if row[0] is not None for d in answers_of(kind, *row)]
-        decisions = [] if kind == "words" else decisions  # which are never left out
+        decisions = [] if kind == "words" else decisions  # tags of words are never left out
         target = targets.get(name, targets.get("", 0.0))
         if target and part == "dev" and (decisions or name in targets):
             threshold = lowest_threshold(decisions, target)

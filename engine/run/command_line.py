@@ -1,4 +1,4 @@
-"""Builds the command line from a dataclass, with a flag for each field. A user error is one line with exit code 2."""
+"""Builds the command line from a dataclass, with a flag for each field. User errors exit with one line and code 2."""
 
 import argparse
 import dataclasses
@@ -49,9 +49,9 @@ OS_ADVICE: dict[int | None, str] = {
     errno.EDQUOT: "free some space, or choose another location",
     errno.EACCES: "make it readable and writable, or choose another location",
     errno.EPERM: "make it readable and writable, or choose another location",
-    errno.EROFS: "nothing can be written there: choose another location",
+    errno.EROFS: "it is read-only: choose another location",
     errno.EEXIST: "something with that name is in the way: move or remove it",
-    errno.ENOTDIR: "a part of that path is a file: move it, or choose another location",
+    errno.ENOTDIR: "part of that path is a file: move it, or choose another location",
     errno.EISDIR: "that is a folder: choose a file",
     errno.ENOENT: "check the name",
     errno.ELOOP: "a symbolic link with that name is in the way: remove it, or choose another location",
@@ -60,7 +60,7 @@ OS_ADVICE: dict[int | None, str] = {
 
 
 def os_error_line(error: OSError) -> str:
-    """An operating-system error as one line: the file, the problem, what to do."""
+    """An operating-system error as one line: the file, the problem, and what to do."""
     if error.filename is None or error.strerror is None:
         return first_line(error)
     advice = OS_ADVICE.get(error.errno)
@@ -106,7 +106,7 @@ def choices_of(option_field: dataclasses.Field) -> tuple[str, ...]:
 
 
 def type_of(option_field: Any) -> type:
-    """The type of an option's value, or of each of several: int for `int | None`, str for `Literal["a"]`."""
+    """The type of an option's value, or of its items: int for `int | None`, str for `Literal["a"]`."""
     if get_origin(option_field.type) is Literal:
         return str
     kinds = [kind for kind in get_args(option_field.type) if kind not in (type(None), Ellipsis)]
@@ -122,17 +122,17 @@ def parse_bool(text: str) -> bool:
 
 
 def parse_auto_bool(text: str) -> bool | None:
-    """As `parse_bool`, or None for 'auto' (resolved by engine/train/automatic.py)."""
+    """Like `parse_bool`, but 'auto' -> None (resolved by engine/train/automatic.py)."""
     return None if text.lower() == "auto" else parse_bool(text)
 
 
 def parse_off(text: str) -> bool:
-    """The value of --no_NAME=TEXT: a file of options may say `no_use_crf: true`."""
+    """The value of --no_NAME=TEXT: an options file may contain `no_use_crf: true`."""
     return not parse_bool(text)
 
 
 def number_of(kind: type) -> Callable[[str], Any]:
-    """A type for argparse: int or float, with a message that says which."""
+    """A type for argparse: int or float, with an error message that names the type."""
 
     def parse(text: str) -> Any:
         try:
@@ -161,8 +161,8 @@ def parse_epochs(text: str) -> int:
 
 
 def check_values(config: Any) -> None:
-    """Raises UserError unless each option is one of its choices, or within its bounds. A whole number without an upper
-    bound may be at most MAX_COUNTED."""
+    """Raises UserError unless each option is one of its choices or within its bounds. Whole numbers without an upper
+    bound are limited to MAX_COUNTED."""
     for option_field in dataclasses.fields(config):
         value, bounds = getattr(config, option_field.name), option_field.metadata
         low, high, literal = bounds["low"], bounds["high"], get_origin(option_field.type) is Literal
@@ -201,7 +201,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class OneLineParser(flags.OneLineParser):
-    """Prints an error as one line; of several processes started by torchrun, only the first does."""
+    """Prints an error as one line; under torchrun, only the first process does."""
 
     source = ""  # 'FILE: ' while options of a file are read
 
@@ -211,7 +211,7 @@ class OneLineParser(flags.OneLineParser):
 
 
 def own_first(config_class: type) -> list[dataclasses.Field]:
-    """The fields of a dataclass, its own before those that it inherits."""
+    """The fields of a dataclass, its own before inherited ones."""
     depths = {n: depth for depth, c in enumerate(config_class.__mro__) for n in vars(c).get("__annotations__", ())}
     return sorted(dataclasses.fields(config_class), key=lambda f: depths[f.name])
 
@@ -244,8 +244,8 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
 
 
 def parser_of(config_class: type, source: str = "") -> OneLineParser:
-    """The parser of a command's flags. It returns only the options that were given. source: 'FILE: ' for the flags of a
-    file, which has no words without a flag."""
+    """The parser of a command's flags. It returns only the options that were given. source: 'FILE: ' to parse an
+    options file, which has no positional arguments."""
     words = [f.metadata["positional"] for f in dataclasses.fields(config_class) if f.metadata["positional"]]
     aliases = aliases_of(config_class)
     others: dict[str, list[str]] = {}
@@ -315,7 +315,7 @@ def read_flags(parser: OneLineParser, config_class: type, argv: Sequence[str]) -
     given = vars(parsed)
     for name, (values, otherwise) in SWITCHES.items():
         if name not in known:
-            continue  # --fp16 of tools.export is an option of its own
+            continue  # in tools.export, --fp16 is a separate option
         switches = {switch: given.pop(switch) for switch in values if switch in given}
         wanted = {values[switch] for switch, on in switches.items() if on}
         wanted |= {given[name]} if name in given else set()
@@ -329,8 +329,8 @@ def read_flags(parser: OneLineParser, config_class: type, argv: Sequence[str]) -
 
 
 def not_of_a_run(config_class: type) -> set[str]:
-    """The options that --config does not take from a run's args.json: what it did, where, under which name and on which
-    machine. What remains determines the result, or how often it was saved and logged."""
+    """The options that --config does not take from a run's args.json: the run's actions, folders, name and machine. The
+    other options determine the result, or how often it was saved and logged."""
     names, section = set(), ""
     for f in own_first(config_class):
         section = f.metadata["group"] or section
@@ -340,9 +340,9 @@ def not_of_a_run(config_class: type) -> set[str]:
 
 
 def given_options(config_class: type, argv: Sequence[str] | None = None) -> tuple[dict[str, Any], dict[str, str]]:
-    """({option: value} that flags and the file of --config set, {option: that file} if only the file sets it).
+    """({option: value} set by flags and the file of --config, {option: that file} for those set only by the file).
 
-    Exits with code 2 if a flag is wrong.
+    Exits with code 2 if a flag is invalid.
     """
     parser, of_file = parser_of(config_class), dict[str, Any]()
     try:
@@ -361,7 +361,7 @@ def given_options(config_class: type, argv: Sequence[str] | None = None) -> tupl
 
 
 def parse_args(config_class: type, argv: Sequence[str] | None = None) -> Any:
-    """Parses the command line into a dataclass of `option`s; exits with code 2 if a flag is wrong."""
+    """Parses the command line into a dataclass of `option`s; exits with code 2 if a flag is invalid."""
     given, files = given_options(config_class, argv)
     try:
         config = config_class(**given)
@@ -383,7 +383,7 @@ OUT_OF_HOST_MEMORY = (
     "this machine is out of memory: lower --batch_size, --eval_batch_size or --max_length, use --streaming, or a "
     "smaller model; the last checkpoint is intact"
 )
-# Patterns in the errors of an accelerator that lacks something: what to do
+# {pattern in an error of an accelerator that lacks a feature: what to do}
 LACKING = {
     "not currently implemented for the MPS device": "set PYTORCH_ENABLE_MPS_FALLBACK=1, or add --device cpu",
     r"Could not run 'aten::.* from the '(?!\w*CPU)": "add --device cpu",
@@ -469,11 +469,11 @@ def exit_code(main: Callable[[Any], int | None], config: Any) -> int:
 
 
 def torch_mistake(error: Exception) -> str | None:
-    """The line for an error of torch that is not a fault of this program, or None."""
+    """The error line for a torch error that is not a bug in this program, or None."""
     text = str(error)
     advice = [advice for pattern, advice in LACKING.items() if re.search(pattern, text)]
     if advice:
-        return f"the device lacks something ({first_line(error)[:200]}); {advice[0]}"
+        return f"the device lacks a feature ({first_line(error)[:200]}); {advice[0]}"
     if not isinstance(error, RuntimeError):
         return None
     if any(words in text for words in ("DefaultCPUAllocator", "not enough memory", "bad_alloc")):
@@ -491,12 +491,12 @@ def torch_mistake(error: Exception) -> str | None:
 
 def is_lost(error: BaseException) -> bool:
     """Whether an error means that another process of the run has ended or does not respond."""
-    names = {kind.__name__ for kind in type(error).__mro__}  # by name, as torch.distributed may not be imported
+    names = {kind.__name__ for kind in type(error).__mro__}  # by name, because torch.distributed may not be imported
     is_gloo = any(words in str(error).lower() for words in ("gloo", "caused pair closure"))
     return is_launched() and ("DistError" in names or is_gloo)
 
 
 def print_error(mistake: str | UserError) -> None:
-    """Prints why the program ends; of several processes started by torchrun, only the first to call this prints."""
+    """Prints why the program ends; under torchrun, only the first process that calls this prints."""
     if claims_error_report(patience=2 if mistake == LOST else 0):
         print(one_line(f"error: {mistake}"), file=sys.stderr)

@@ -1,6 +1,6 @@
 """Chooses the device, and settings that depend on it.
 
-An accelerator is the device that torch.accelerator reports; only those that need an exception are named here.
+An accelerator is the device that torch.accelerator reports. Only accelerators that need special treatment are named.
 """
 
 import ctypes
@@ -41,7 +41,7 @@ def to_device(name: str) -> torch.device:
 
 
 def count_of(kind: str) -> int:
-    """The number of devices of a kind on this machine; `meta`, which holds no values, does not count."""
+    """The number of devices of a type on this machine; `meta`, which holds no values, does not count."""
     own = accelerator()
     if own is None or kind != own.type:
         return int(kind == "cpu")
@@ -107,13 +107,13 @@ def require_precision(precision: str, device: torch.device) -> None:
         torch.ones(1, dtype=dtype, device=device).add(1)
     except (RuntimeError, TypeError, AssertionError, UserWarning) as error:
         raise UserError(
-            f"--precision {precision}: not on this {device.type} ({first_line(error)}); use --precision fp32"
+            f"--precision {precision}: not supported on this {device.type} ({first_line(error)}); use --precision fp32"
         ) from None
 
 
 @cache
 def has_double(kind: str) -> bool:
-    """Whether devices of a kind compute in float64: mps and small xpu do not."""
+    """Whether devices of this type support float64: mps and small xpu devices do not."""
     if kind in ("cpu", "cuda"):
         return True
     try:
@@ -124,14 +124,14 @@ def has_double(kind: str) -> bool:
 
 
 def to_double(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in float64; on the CPU if its device has none."""
+    """The tensor in float64; on the CPU if its device does not support it."""
     return (tensor if has_double(tensor.device.type) else tensor.cpu()).double()
 
 
 @cache
 def can_pin(kind: str) -> bool:
-    """Whether copies from pinned host memory to devices of a kind need not be waited for. Not on mps, where such a copy
-    may read memory that was freed meanwhile (pytorch#189690)."""
+    """Whether copies from pinned host memory to devices of this type can be asynchronous. Not on mps, where such a copy
+    may read memory that has been freed in the meantime (pytorch#189690)."""
     if kind in ("cpu", "cuda", "mps"):
         return kind == "cuda"
     try:
@@ -142,8 +142,8 @@ def can_pin(kind: str) -> bool:
 
 
 def keep_freed_memory(device: torch.device | None = None) -> None:
-    """Makes glibc keep memory freed by a batch for the next one, instead of returning it to the system; faster on a
-    CPU, and skipped for other devices."""
+    """Makes glibc keep memory freed by a batch for the next one, instead of returning it to the system. This is faster
+    on a CPU, and skipped for other devices."""
     if device is not None and device.type != "cpu":
         return
     with suppress(OSError, AttributeError):  # other systems have no glibc

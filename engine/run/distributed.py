@@ -2,11 +2,11 @@
 
     torchrun --nproc_per_node 4 main.py --do_train ...
 
-All of them run the same program. A training batch has --batch_size rows times the number of processes; it is built as
+All processes run the same program. A training batch has --batch_size rows times the number of processes; it is built as
 in one process, then split across the processes by length. Gradients are summed, and losses are divided by the number of
-labels in the whole step. So N processes are equivalent to one with --batch_size N times as large, and a trick that acts
-on each micro-batch acts as if the N shares were N micro-batches that one process accumulates. For evaluation, whole
-batches are split across the processes and their predictions gathered. Only process 0 logs and writes.
+labels in the whole step. So N processes are equivalent to one process with an N times larger --batch_size; tricks that
+act on each micro-batch treat the N shares like N accumulated micro-batches. In evaluation, whole batches are
+distributed over the processes and their predictions gathered. Only process 0 logs and writes.
 
 In a single process all functions here do nothing, or return their input.
 """
@@ -44,7 +44,7 @@ ALONE = ContextVar("alone", default=False)
 # Keeps replicas alive until exit: destroying them joins threads of gloo, which may never return
 KEPT: list[DistributedDataParallel] = []
 BUCKET = 2**24  # values summed at a time
-FEW_ROWS_FROM = 2**20  # matrices at least this large reduce only their non-zero rows
+FEW_ROWS_FROM = 2**20  # only non-zero rows are reduced of matrices at least this large
 
 
 def rank() -> int:
@@ -59,7 +59,7 @@ def size() -> int:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """A context in which this thread shares no work with other processes, even if another program has joined them."""
+    """A context in which this thread works alone, even if the surrounding program has joined other processes."""
     token = ALONE.set(True)
     try:
         yield
@@ -89,7 +89,7 @@ def join(device_name: str, timeout: float) -> torch.device:
     wait = timedelta(seconds=timeout)
     try:
         store, number, processes = next(dist.rendezvous("env://", timeout=wait))
-        store = dist.PrefixStore(f"start_{restarts()}", store)  # it holds addresses of earlier starts
+        store = dist.PrefixStore(f"start_{restarts()}", store)  # the store still has addresses of earlier starts
         dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=wait)
     except (ValueError, RuntimeError) as error:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
@@ -107,27 +107,27 @@ def join(device_name: str, timeout: float) -> torch.device:
 
 
 def seed_each(seed: int) -> None:
-    """At the start of training: seeds Python's generator, and torch's in processes 1, 2, … with seed and rank."""
+    """At the start of training, seeds Python's generator and, in processes 1, 2, …, torch's with seed and rank."""
     random.seed(seed)
     if rank():
         torch.manual_seed(seed + rank() * 1_000_003)
 
 
 def local_device(name: str, local: int) -> torch.device:
-    """The device of the process with this rank on its machine: a GPU for each, or the CPU for all."""
+    """The device of the process with this rank on its machine: one GPU each, or the CPU for all."""
     device = to_device(name)
     if device.type == "cpu":
         return device
     if device.index is not None:
         raise UserError(f"--device {name}: each process needs its own GPU; use --device {device.type} or auto")
     processes, there = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)), count_of(device.type)
-    if processes > there:  # all of them notice; only the first of each machine prints it
+    if processes > there:  # all processes raise this; only the first one on each machine prints it
         raise UserError(f"{processes} processes here, but {there} GPUs; start one per GPU, or add --device cpu")
     return torch.device(device.type, local)
 
 
 def backend_of(device: torch.device) -> str:
-    """The backends that connect the processes: gloo for values on the CPU, and the device's own, such as nccl."""
+    """The backends that connect the processes: gloo for CPU tensors, and the device's own, such as nccl."""
     if device.type == "cpu":
         return "gloo"
     choose: Any = getattr(dist, "get_default_backend_for_device", {"cuda": "nccl"}.__getitem__)  # torch < 2.7 has none
@@ -136,12 +136,12 @@ def backend_of(device: torch.device) -> str:
     except (ValueError, KeyError):
         own = "gloo"
     if own == "gloo" or not dist.is_backend_available(own):  # gloo copies only from a CPU's memory and CUDA's
-        raise UserError(f"this torch cannot connect several processes on {device.type}; start one, or add --device cpu")
+        raise UserError(f"this torch cannot connect processes on {device.type}; start only one, or add --device cpu")
     return f"cpu:gloo,{device.type}:{own}"
 
 
 def end_with_parent() -> None:
-    """Makes the system send SIGTERM to this process when torchrun dies: it saves and ends instead of continuing."""
+    """Makes the system send SIGTERM to this process when torchrun dies, so it saves and exits instead of continuing."""
     with suppress(OSError, AttributeError):  # not on other systems
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
         if os.getppid() == 1:
@@ -149,7 +149,7 @@ def end_with_parent() -> None:
 
 
 def leave(device: torch.device) -> None:
-    """Waits for the others, and undoes `join`, which returned the device.
+    """Waits for the other processes, and undoes `join`, which returned the device.
 
     Gloo stays active until the process ends (see KEPT).
     """
@@ -172,7 +172,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def gather_in_turn(items: list[Any]) -> list[Any]:
-    """Merges the lists of all processes, one item from each in turn: the inverse of `share`."""
+    """Merges the lists of all processes round robin, one item from each in turn: the inverse of `share`."""
     lists = gather(items)
     if len(lists) == 1:
         return items
@@ -228,7 +228,7 @@ def from_first(function: Callable[[], Any]) -> Any:
 
 @contextmanager
 def first_of_node() -> Iterator[None]:
-    """`with first_of_node():` — one process per machine runs first, the others afterwards."""
+    """`with first_of_node():` — one process per machine runs the block first, then the others."""
     local = local_rank() if size() > 1 else 0
     if local:
         barrier()
@@ -240,7 +240,7 @@ def first_of_node() -> Iterator[None]:
 
 
 def require_same(facts: dict[str, Any]) -> None:
-    """Raises UserError, naming fact and process, if facts, {name: text or number}, differ between processes."""
+    """Raises UserError if facts, {name: text or number}, differ between processes; names the fact and the process."""
     everyone = gather(facts)
     for other, theirs in enumerate(everyone):
         for what, ours in everyone[0].items():
@@ -250,13 +250,13 @@ def require_same(facts: dict[str, Any]) -> None:
 
 @contextmanager
 def entered_by_first(context: AbstractContextManager[Any]) -> Iterator[Any]:
-    """`with entered_by_first(context) as value:` — process 0 enters the context for all."""
+    """`with entered_by_first(context) as value:` — process 0 enters the context on behalf of all processes."""
     with ExitStack() as stack:
         yield from_first(lambda: stack.enter_context(context))
 
 
 def require_same_run(config: Any, data: str) -> None:
-    """Raises UserError if a process has other code, options or data than process 0. data: a fingerprint."""
+    """Raises UserError if code, options or data of a process differ from process 0. data: a fingerprint."""
     if size() > 1:
         own = [*ROOT.glob("*.py"), *(ROOT / "preprocess").rglob("*.py"), *(ROOT / "engine").rglob("*.py")]
         code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(own))).hexdigest()
@@ -268,13 +268,13 @@ def require_same_run(config: Any, data: str) -> None:
 
 
 def share(rows: Any) -> Any:
-    """This process's share, every N-th item: from rows sorted by length, all get similar lengths."""
+    """This process's share, every N-th item: all processes get similar lengths from rows sorted by length."""
     return rows[rank() :: size()]
 
 
 def worker_context(num_workers: int) -> multiprocessing.context.BaseContext | None:
-    """The start method of a loader's workers: with several processes they are forked from a small server process, not
-    from this one, whose gloo threads may hold locks."""
+    """The start method of a loader's workers. With several processes, workers are forked from a small server process,
+    because gloo threads of this process may hold locks."""
     if size() == 1 or not num_workers:
         return None
     context = multiprocessing.get_context("forkserver")
@@ -284,8 +284,8 @@ def worker_context(num_workers: int) -> multiprocessing.context.BaseContext | No
 
 def replicate(model: torch.nn.Module, overlap: bool) -> DistributedDataParallel | None:
     """Broadcasts the weights of process 0. Returns the model in PyTorch's DistributedDataParallel, which sums (not
-    averages) the gradients during the backward pass, except those of `left_out`; None in a single process, or if not
-    `overlap`: then `all_reduce_gradients` sums them afterwards."""
+    averages) the gradients during the backward pass, except for `left_out`. Returns None in a single process, or if not
+    `overlap`: `all_reduce_gradients` then sums the gradients afterwards."""
     if size() == 1:
         return None
     for tensor in model.state_dict().values():
@@ -306,8 +306,8 @@ def replicate(model: torch.nn.Module, overlap: bool) -> DistributedDataParallel 
 
 
 def has_few_rows(parameter: torch.Tensor) -> bool:
-    """Whether to sum only the non-zero rows of a matrix: if it is large and much longer than wide, as embeddings are.
-    On a GPU all rows are sent: selecting them would force a sync."""
+    """Whether to sum only the non-zero rows of a matrix: if it is large and much longer than wide, like embeddings. On
+    a GPU all rows are sent, because selecting them would force a sync."""
     long = parameter.ndim == 2 and parameter.shape[0] > 8 * parameter.shape[1]
     return long and parameter.numel() > FEW_ROWS_FROM and parameter.device.type == "cpu"
 
@@ -323,7 +323,7 @@ def sum_bucket(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Te
 
 
 def all_reduce_gradients(parameters: list[torch.nn.Parameter]) -> None:
-    """Sums the gradients over all processes; a missing one counts as zeros, unless it is missing in all."""
+    """Sums the gradients over all processes; a missing gradient counts as zero, unless it is missing in all."""
     if size() == 1 or not parameters:
         return
     there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)

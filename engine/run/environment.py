@@ -1,13 +1,13 @@
-"""The environment of a run: whether packages have the versions that the template needs, and whether torch sees the GPU.
+"""Checks the environment of a run: versions of packages, and whether torch sees the GPU.
 
     python -m engine.run.environment check requirements.txt …    what is missing or out of range; exit code 1 if any is
     python -m engine.run.environment pins constraints.txt requirements.txt …    "name==version" for pip --constraint
     python -m engine.run.environment needed requirements.txt …    the lines that pip has to install
     python -m engine.run.environment folders requirements.txt    folders of packages, if torch is in range
     python -m engine.run.environment gpu     what prevents torch from using the GPU; exit code 1 if anything does
-    python -m engine.run.environment gpu wheel     the same for the torch that PyPI has
+    python -m engine.run.environment gpu wheel     the same for the torch build on PyPI
 
-Used by setup_env.sh before the packages are there, so it needs only Python.
+Used by setup_env.sh before packages are installed, so it needs only the standard library.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from engine.errors import UserError
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 DECISIVE = ("torch", "transformers", "datasets")  # their versions are checked at the start of each command
 MODULES = {"scikit-learn": "sklearn", "pytorch-crf": "torchcrf"}  # where a package's module has another name
-# main.py needs these for some options only, if at all
+# main.py needs these only for some options, if at all
 OPTIONAL = ("tensorboard", "sentencepiece", "rjieba", "accelerate")
 DRIVERS = {"12": 525, "13": 580}  # the oldest driver of each major version of CUDA
 CUDA_OF_PYPI = "13"  # of the torch in constraints.txt
@@ -65,15 +65,15 @@ class Requirement(NamedTuple):
 
 
 def same_length(*versions: str) -> list[list[int]]:
-    """The numbers of each version, filled up with zeros: 2.4 equals 2.4.0. What follows them does not count, such as
-    +cu121, or a0+145a3a7 of a vendor's build."""
+    """The numbers of each version, padded with zeros, so 2.4 equals 2.4.0. A suffix such as +cu121, or a0+145a3a7 in a
+    vendor's build, is ignored."""
     numbers = [[int(part) for part in re.findall(r"\d+", re.split(r"[^\d.\s]", text)[0])] for text in versions]
     return [row + [0] * (max(map(len, numbers)) - len(row)) for row in numbers]
 
 
 def read_requirements(*paths: str | Path) -> list[Requirement]:
-    """The requirements of this Python in requirements or constraints files; a later line about a package replaces an
-    earlier one. The only marker that is read is python_version."""
+    """The requirements for this Python in requirements or constraints files; a later line for a package replaces an
+    earlier one. Of the environment markers, only python_version is supported."""
     found: dict[str, Requirement] = {}
     for path in paths:
         for line in Path(path).read_text(encoding="utf-8").splitlines():
@@ -92,7 +92,7 @@ def problems_of(requirements: list[Requirement]) -> str:
 
 
 def require_versions() -> None:
-    """Raises UserError if the torch, transformers or datasets here are out of range."""
+    """Raises UserError if the installed torch, transformers or datasets are out of range."""
     lines = read_requirements(REQUIREMENTS) if REQUIREMENTS.exists() else []
     decisive = [needed for needed in lines if needed.name in DECISIVE]
     problems = [problem for needed in decisive if (problem := needed.problem()) and "missing" not in problem]
@@ -126,7 +126,7 @@ def line_of_import_error(error: BaseException) -> str | None:
 
 
 def require_packages() -> None:
-    """Raises UserError if a package is missing that main.py needs: here, before anything is written."""
+    """Raises UserError if a package that main.py needs is missing, before anything is written."""
     if names := missing_packages():
         raise UserError(missing_line(names))
 
@@ -148,8 +148,8 @@ def nvidia_gpu() -> tuple[str, str] | None:
 
 
 def gpu_problem(of_pypi: bool = False) -> str | None:
-    """Why torch does not use the GPU that nvidia-smi lists, and what to do; None if it does, or if there is none.
-    of_pypi: why the torch that PyPI has could not use it, before it is downloaded."""
+    """Why torch does not use the GPU that nvidia-smi lists, and what to do; None if it does, or if there is no GPU.
+    of_pypi: check the torch build on PyPI instead, before it is downloaded."""
     name, usable = "the torch on PyPI", False
     cuda: str | None = CUDA_OF_PYPI
     if not of_pypi:
@@ -172,7 +172,7 @@ def gpu_problem(of_pypi: bool = False) -> str | None:
 
 
 def folders_to_share(paths: list[str]) -> list[str]:
-    """The folders of this Python's packages if its torch is in range, so that a new environment can use it; else []."""
+    """The package folders of this Python if its torch is in range, so a new environment can reuse it; else []."""
     torch = next((needed for needed in read_requirements(*paths) if needed.name == "torch"), None)
     if torch is None or torch.problem():
         return []
@@ -182,19 +182,19 @@ def folders_to_share(paths: list[str]) -> list[str]:
 
 
 def pins(constraints: str, paths: list[str]) -> list[str]:
-    """The versions for pip: the installed ones where they are in range, otherwise those of `constraints`."""
+    """The versions for pip: installed versions that are in range, otherwise those in `constraints`."""
     here = {needed.name.lower() for needed in read_requirements(*paths) if needed.problem() is None}
     tested = [f"{pin.name}{pin.bounds}" for pin in read_requirements(constraints) if pin.name.lower() not in here]
     return [*tested, *(f"{name}=={version(name)}" for name in sorted(here))]
 
 
 def needed_lines(paths: list[str]) -> list[str]:
-    """The packages that pip has to install, without installed ones: pip would replace a vendor's 2.4.0a0 by 2.4."""
+    """The packages that pip must install, not those already installed: it would replace a vendor's 2.4.0a0 by 2.4."""
     return [f"{line.name}{line.bounds}" for line in read_requirements(*paths) if line.problem()]
 
 
 def main(command: str, *paths: str) -> int:
-    """Prints the answer to a command of the docstring above."""
+    """Prints the output of one of the commands in the module docstring."""
     if command == "check":
         print(problems := problems_of(read_requirements(*paths)))
         return int(bool(problems))

@@ -1,10 +1,10 @@
-"""What users of other training scripts type first: other names of our flags, and advice on flags that are not here."""
+"""Flags of other training scripts: the ones that we accept as other names, and advice on the ones that we do not."""
 
 import difflib
 import re
 from collections.abc import Collection, Sequence
 
-# {option: its names in the scripts of Hugging Face, LLaMA-Factory and bert4torch}
+# {option: its names in scripts of Hugging Face, LLaMA-Factory and bert4torch}
 ALIASES: dict[str, tuple[str, ...]] = {
     "pretrain_model_path": ("model_name_or_path", "model_name", "model", "pretrained_model_name_or_path"),
     "max_length": ("max_seq_length", "max_seq_len", "max_len", "maxlen", "cutoff_len"),
@@ -28,21 +28,21 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 # {option: ({switch: the value that it stands for}, the value if all switches given are off)}
 SWITCHES: dict[str, tuple[dict[str, str], str]] = {"precision": ({"fp16": "fp16", "bf16": "bf16"}, "fp32")}
-# (flags of other scripts, what to do here); a row is for commands that have the flags that it names
+# (flags of other scripts, what to do here); a row applies to commands that have the flags in its advice
 INSTEAD: list[tuple[str, str]] = [
     ("warmup_steps", "use --warmup_ratio (a share of all steps) or --warmup_epochs"),
     ("max_steps", "use --epochs"),
     ("resume_from_checkpoint", "use --resume, which continues from the newest intact checkpoint of the run"),
     ("overwrite_output_dir", "choose another --model_version, or remove the folder of the run"),
     ("run_name", "use --model_version"),
-    ("do_lower_case tokenizer_name", "leave it out; the tokenizer of --pretrain_model_path is used as it is"),
+    ("do_lower_case tokenizer_name", "leave it out; the tokenizer of --pretrain_model_path is used unchanged"),
     ("cache_dir", "set the environment variable HF_HOME; --pretrain_model_path is downloaded there"),
     ("metric_for_best_model greater_is_better", "use --monitor, such as --monitor slots_f1"),
     ("save_total_limit", "leave it out; the best and the last two checkpoints are kept (--save_epoch, --save_steps)"),
     ("eval_steps evaluation_strategy eval_strategy", "leave it out; dev is scored after each of the --epochs"),
-    ("logging_dir", "use --output_dir; the curves are in the folder of the run there"),
+    ("logging_dir", "use --output_dir; the curves are in the run's folder there"),
     ("no_cuda use_cpu", "use --device cpu"),
-    ("use_cuda cuda use_mps_device", "use --device, which by default takes the accelerator that it finds"),
+    ("use_cuda cuda use_mps_device", "use --device, which by default is the accelerator, if there is one"),
     ("save_strategy", "use --save_epoch N or --save_steps N"),
     ("logging_strategy logging_first_step", "use --log_steps N"),
     ("load_best_model_at_end", "leave it out; the checkpoint with the best --monitor is always kept and evaluated"),
@@ -58,7 +58,7 @@ INSTEAD: list[tuple[str, str]] = [
     ("wandb_project project swanlab_project", "set WANDB_PROJECT or SWANLAB_PROJECT, next to --report_to"),
     ("finetuning_type train_type tuner_type use_lora lora use_peft", "use --lora_rank N, or --freeze_layers"),
     ("max_train_samples max_eval_samples max_predict_samples", "use --debug, or smaller files"),
-    ("num_labels labels", "leave it out; the labels are those of the data in --data_path"),
+    ("num_labels labels", "leave it out; the labels come from the data in --data_path"),
     ("do_test do_infer", "use --do_eval for scores, --do_predict for labels"),
     ("pad_to_max_length", "leave it out; a batch is padded to its longest text, at most --max_length"),
     ("overwrite_cache disable_tqdm group_by_length remove_unused_columns dataloader_drop_last", "leave it out"),
@@ -73,7 +73,7 @@ INSTEAD: list[tuple[str, str]] = [
 
 
 def similar(name: str, names: Collection[str], before: str = "--") -> str:
-    """'; did you mean --batch_size?' for a mistyped name that is like one of these, otherwise ''."""
+    """'; did you mean --batch_size?' for a mistyped name that resembles one of these, otherwise ''."""
     close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.7)
     words = {*name.lower().split("_")}
     close += sorted((each for each in names if words <= {*each.split("_")}), key=len)
@@ -81,7 +81,7 @@ def similar(name: str, names: Collection[str], before: str = "--") -> str:
 
 
 def unknown_flag(name: str, known: Collection[str], before: str = "--") -> str:
-    """The error line for an unknown flag, or key of an options file (before: ''), with what to use instead."""
+    """The error line for an unknown flag, or key of an options file (before: ''), with the option to use instead."""
     for flags, advice in INSTEAD:
         if name in flags.split() and {*re.findall(r"--(\w+)", advice)} - {"num_gpus"} <= {*known}:
             return f"{before}{name} is not an option here: {advice}"

@@ -34,7 +34,7 @@ def sha256(path: str | Path) -> str:
 
 
 def digest(folder: Path, names: Iterable[str]) -> str:
-    """A short hash of the contents of those files that exist."""
+    """A short hash of the contents of the files that exist."""
     sums = [sha256(path) for path in (folder / name for name in names) if path.is_file()]
     return hashlib.sha256("".join(sums).encode()).hexdigest()[:12]
 
@@ -61,7 +61,7 @@ def open_own(path: Path, append: bool = False) -> TextIO:
 def appearing_whole(path: str | Path, durable: bool = False) -> Iterator[TextIO]:
     """A text file to write, which appears under its name only when it is complete.
 
-    durable: it is flushed to disk before it appears, so that it is complete even after a power failure.
+    durable: flush it to disk before it appears, so it is complete even after a power failure.
     """
     path = Path(path)
     require_file(path)
@@ -80,7 +80,7 @@ def appearing_whole(path: str | Path, durable: bool = False) -> Iterator[TextIO]
 
 
 def require_file(path: str | Path) -> None:
-    """Raises UserError if the path exists and is not a regular file (but a folder, a pipe or a device)."""
+    """Raises UserError if the path exists and is not a regular file (for example a folder, a pipe or a device)."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{path}: is {'a folder' if os.path.isdir(path) else 'not a file'}; choose another one")
 
@@ -99,8 +99,7 @@ def write_json(path: str | Path, value: Any, durable: bool = False) -> None:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes a table that appears complete or not at all. rows: [{column: cell}]; missing cells are left
-    empty."""
+    """Writes a table that appears complete or not at all. rows: [{column: cell}]; missing cells stay empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     path.parent.mkdir(parents=True, exist_ok=True)
     with appearing_whole(path) as file:
@@ -136,10 +135,10 @@ def appearing_folder(
     """A folder to fill, which replaces `folder` only when it is completely written.
 
     keeps: names in the old folder that stay. owns: raises UserError if the old folder holds files that the command did
-    not write; called again right before anything is removed. sealed: adds a manifest of all files.
+    not write; called again right before anything is removed. sealed: add a manifest of all files.
     A symbolic link stays, and its target is replaced. A process killed between the two renames at the end leaves no
-    folder; the next call restores the old one. A folder that cannot be renamed (it is the working directory or a mount,
-    or its parent cannot be written) gets the files one by one, LAST at the end: it is refused without them.
+    folder; the next call restores the old one. If a folder cannot be renamed (it is the working directory or a mount,
+    or its parent is read-only), its files are replaced one by one, LAST at the end: without these it is refused.
     """
     folder = Path(folder).resolve()
     if folder.exists() and not folder.is_dir():  # a device would be renamed
@@ -217,7 +216,7 @@ def seal(folder: Path) -> None:
             done.result()
     write_json(folder / "manifest.json", {path.relative_to(folder).as_posix(): sum for path, sum in zip(files, sums)})
     mode = (folder / "manifest.json").stat().st_mode
-    for path in files:  # safetensors creates files that only their owner may read
+    for path in files:  # safetensors creates files that only the owner can read
         if path.stat().st_mode != mode:
             path.chmod(mode)
     for path in (folder / "manifest.json", folder):
@@ -246,7 +245,7 @@ def is_inside(name: str) -> bool:
 
 
 def clean_temporaries(root: Path) -> None:
-    """Removes temporary files that a killed run left; restores an old folder whose replacement is missing."""
+    """Removes temporary files left by a killed run; restores an old folder whose replacement is missing."""
     for end in (OLD, ".old"):  # earlier versions used the second one
         for old in root.glob(f".*{end}"):
             place = old.with_name(old.name[1 : -len(end)])

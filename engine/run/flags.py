@@ -1,4 +1,4 @@
-"""Flags of a command that needs only the standard library; every exported folder has a copy of this file."""
+"""Parses flags with the standard library alone; every exported folder has a copy of this file."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ def one_line(text: str) -> str:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Reports an error of the command line in one line."""
+    """Reports a command-line error on one line."""
 
     def __init__(self, **options: Any):
         spec = getattr(sys.modules["__main__"], "__spec__", None)  # set by `python -m tools.NAME`

@@ -26,7 +26,7 @@ def restarts() -> int:
 
 
 def select_gpus(gpus: str) -> None:
-    """Makes only these GPUs, '0' or '0,1', numbered as in nvidia-smi, visible to torch, which is not imported yet."""
+    """Makes only these GPUs, '0' or '0,1' as numbered by nvidia-smi, visible to torch, which is not imported yet."""
     os.environ |= {"CUDA_VISIBLE_DEVICES": gpus, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
@@ -39,8 +39,8 @@ def require_gpus(gpus: str) -> None:
 
 
 def end_process(code: int) -> int:
-    """Ends one of several processes at once, after flushing its output: gloo's threads, which Python would tear down in
-    any order, could abort it after its work is done. In a single process returns the exit code."""
+    """Ends one of several processes at once, after flushing its output: Python tears down gloo's threads in no fixed
+    order, which could abort a process after its work is done. In a single process, returns the exit code."""
     if is_launched():
         logging.shutdown()
         sys.stdout.flush()
@@ -50,20 +50,19 @@ def end_process(code: int) -> int:
 
 
 def claims_error_report(patience: float = 0) -> bool:
-    """Whether this process is to report why the run ends: an error is one line, not one per process.
+    """Whether this process should report why the run ends, so an error is one line, not one per process.
 
-    A process that leaves the report to another first waits for it: torchrun ends all processes as soon as one has
-    ended, which could otherwise be before the report. patience: seconds that this process, too, waits for one with
-    more information.
+    A process that leaves the report to another one first waits for it, because torchrun ends all processes as soon as
+    one has ended. patience: seconds that this process itself waits for a process with more information.
     """
     if not is_launched():
         return True
-    import torch.distributed as dist  # here, as it takes a second, which a single process can skip
+    import torch.distributed as dist  # here, because it takes a second that a single process can save
 
     if not dist.is_initialized():  # each machine has its own errors, and its own terminal
         if local_rank():
             time.sleep(REPORT_WAIT)
-        return True  # process 0, or nobody has ended this one: then only this process has the error
+        return True  # process 0, or no other process ended this one: then only this process has the error
     time.sleep(patience)
     try:
         claimed = dist.distributed_c10d._get_default_store().add("mistake", 1) == 1

@@ -16,7 +16,7 @@ from engine.task.words import shares_by_task
 
 
 class CheckedOptions:
-    """Methods that the options of main.py inherit."""
+    """Methods inherited by the options of main.py."""
 
     def task_weights_by_name(self: Any) -> dict[str, float]:
         """'intent=1,slots=2' -> {'intent': 1.0, 'slots': 2.0}"""
@@ -28,7 +28,7 @@ class CheckedOptions:
 
 
 def check_options(config: Any) -> None:
-    """Raises UserError for invalid options of main.py, or for options that exclude each other."""
+    """Raises UserError for invalid or mutually exclusive options of main.py."""
     check_values(config)
     refuse_contradictions(config)
     refuse_tricks(config)
@@ -40,7 +40,7 @@ def check_options(config: Any) -> None:
 
 
 def refuse_thresholds(config: Any) -> None:
-    """Raises UserError for invalid thresholds of answers."""
+    """Raises UserError for invalid answer thresholds."""
     for name in ("abstain_below", "target_precision"):
         try:
             shares_by_task(getattr(config, name))
@@ -73,7 +73,7 @@ def task_weights_by_name(text: str) -> dict[str, float]:
     return weights
 
 
-# Options that need a text, which --encoder none does not read: with these it is refused …
+# Options that need a text, which --encoder none does not read: it is refused with these …
 FOR_TEXTS = "pretrain_model_path init_from special_tokens shared_layers freeze_layers unlabelled teacher compile "
 FOR_TEXTS += "use_fgm use_pgd use_freelb use_smart"
 # … and these have no effect
@@ -89,12 +89,12 @@ def refuse_text_options(config: Any) -> None:
 
 
 def is_given(config: Any) -> bool:
-    """Whether the encoder is that of --pretrain_model_path or --init_from, not built from scratch."""
+    """Whether the encoder comes from --pretrain_model_path or --init_from, instead of being built from scratch."""
     return bool(config.pretrain_model_path or config.init_from)
 
 
 def refuse_backbone(config: Any) -> None:
-    """Raises UserError for options of the encoder and its adapter that exclude each other."""
+    """Raises UserError for mutually exclusive options of the encoder and its adapter."""
     pretrained = config.encoder == "transformer" and (is_given(config) or not config.do_train)
     if config.lora_rank and not pretrained:
         raise UserError("--lora_rank adapts a pretrained encoder: it needs --pretrain_model_path")
@@ -136,7 +136,7 @@ def refuse_tricks(config: Any) -> None:
     if config.use_awp and 0 < config.epochs <= math.ceil(config.awp_start * config.epochs - 1e-9):
         raise UserError(f"--awp_start={config.awp_start:g} leaves none of {config.epochs} epochs for AWP")
     if config.unfreeze_layers and config.compile:
-        raise UserError("--unfreeze_layers trains other layers in each epoch: --compile would compile again; drop one")
+        raise UserError("--unfreeze_layers trains other layers in each epoch, so --compile would recompile; drop one")
     if config.unfreeze_layers and config.epochs == 1:
         raise UserError("--unfreeze_layers trains only the heads in the first epoch; --epochs=1 has no second one")
     if config.dropout_samples > 1 and not config.dropout:
@@ -152,7 +152,7 @@ def refuse_tricks(config: Any) -> None:
 
 
 def refuse_warmup(config: Any) -> None:
-    """Raises UserError for a warmup that is longer than training, or for two that differ (a resolved run has both)."""
+    """Raises UserError for a warmup longer than training, or for two contradictory ones (a resolved run has both)."""
     warmup, ratio, epochs = config.warmup_epochs, config.warmup_ratio, config.epochs
     if warmup is not None and ratio is not None and not (epochs >= 0 and math.isclose(warmup, ratio * epochs)):
         raise UserError(f"--warmup_ratio={ratio:g} and --warmup_epochs={warmup:g} contradict each other; give one")
@@ -162,7 +162,7 @@ def refuse_warmup(config: Any) -> None:
 
 
 def refuse_gpus(config: Any) -> None:
-    """Raises UserError for --gpus that are not numbers, or that this command cannot use."""
+    """Raises UserError if --gpus are not numbers, or this command cannot use them."""
     given, ids = f"--gpus={config.gpus}", config.gpus.split(",")
     if not all(re.fullmatch("[0-9]{1,4}", number) for number in ids) or len({*map(int, ids)}) < len(ids):
         raise UserError(f"{given} must be the number of a GPU, or different ones: 0,1")
@@ -221,14 +221,14 @@ def refuse_shards(config: Any) -> None:
 
 
 def refuse_embed(config: Any) -> None:
-    """Raises UserError for an --embed that cannot be written, or would replace what another option asks for."""
+    """Raises UserError if the file of --embed cannot be written, or --embed contradicts another option."""
     given = f"--embed={config.embed}"
     if config.embed and not config.embed.endswith(".npy"):
         raise UserError(f"{given} must end in .npy")
     if config.embed and (not config.do_predict or config.predict_output):
         raise UserError(f"{given} needs --do_predict, and replaces --predict_output; give the one without the other")
     if config.embed and is_launched():
-        raise UserError(f"{given} works in a single process; start it without torchrun, and several with --shard")
+        raise UserError(f"{given} works in a single process; start it without torchrun, or start several with --shard")
 
 
 def unused_options(config: Any, kinds: Sequence[str]) -> list[str]:

@@ -12,10 +12,10 @@ Pair = tuple[str, str | None]  # key, value as one would type it after the flag;
 
 
 def file_words(path: str, known: dict[str, str], left_out: Collection[str]) -> list[str]:
-    """The options of a file as words of a command line, so that they are read and checked like flags.
+    """Converts the options in a file to command-line arguments, so they are parsed and checked like flags.
 
     known: {name of a flag: its option}. left_out: options that are not taken from a run's args.json.
-    Raises UserError for a file that is no such mapping, for unknown keys and for options that are set twice.
+    Raises UserError for a file that is not such a mapping, unknown keys, and options that are set twice.
     """
     pairs, is_run = read_pairs(path)
     keys: dict[str, str] = {}  # {option, or switch: its key}
@@ -41,7 +41,7 @@ def read_pairs(path: str) -> tuple[list[Pair], bool]:
         with open(path, "rb") as file:
             data = file.read(LARGEST + 1)
         if len(data) > LARGEST:
-            raise UserError("larger than 1 MB, which no file of options is")
+            raise UserError("larger than 1 MB, too large for an options file")
         text = data.decode("utf-8-sig")
         is_json = text.lstrip().startswith("{")
         pairs = json_pairs(text) if is_json else yaml_pairs(text)
@@ -52,7 +52,7 @@ def read_pairs(path: str) -> tuple[list[Pair], bool]:
     except RecursionError:
         raise UserError("nested too deeply; a key is an option, with one value") from None
     if not pairs:
-        raise UserError("no options in it; write rows such as `batch_size: 32`")
+        raise UserError("contains no options; write rows such as `batch_size: 32`")
     return pairs, is_json and "version" in dict(pairs)
 
 
@@ -71,8 +71,8 @@ def json_pairs(text: str) -> list[Pair]:
 
 
 def yaml_pairs(text: str) -> list[Pair]:
-    """The pairs of a YAML mapping. Values are taken as they are written: 0666 is not octal, 2024-01-01 is no date."""
-    import yaml  # a dependency of transformers; here, as a command without --config does not need it
+    """The pairs of a YAML mapping. Values are taken literally: 0666 is not octal, 2024-01-01 is not a date."""
+    import yaml  # a dependency of transformers; imported here, because it is needed only with --config
 
     try:
         root = yaml.compose(text, yaml.BaseLoader)

@@ -7,17 +7,17 @@ from engine.errors import UserError
 from engine.run.command_line import option
 
 NO_QUOTES = "none"  # the value of --quotechar for files whose quotes are ordinary characters
-reading = partial(option, resume_safe=True)  # a run's result does not depend on how other texts are read
+reading = partial(option, resume_safe=True)  # how other files are read does not affect a run's result
 
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """Options for reading files as texts. The output of labelling depends on each of them."""
+    """Options for reading texts from files. The output of labelling depends on each of them."""
 
     format: str = reading(
         "auto",
         "format of the input, such as csv, jsonl or conll, or txt for one text per row; "
-        "auto detects it from file names and first rows",
+        "auto: detected from file names and first rows",
         group="how files are read",
     )
     encoding: str = reading("auto", "encoding of the input: auto (UTF-8, or detected), gb18030, big5, cp1252, …")
@@ -31,8 +31,8 @@ class ReadingOptions:
     token_column: str = reading("", "column of the tokens, by name or number, where each row is one token")
     sentence_column: str = reading("", "column whose value changes where a sentence begins (default: blank rows)")
     sentence_end: str = reading("", "tokens that end a sentence, such as '. ! ?', if nothing else marks its end")
-    comment: str = reading("", "prefix of rows to skip between tokens (default: #, unless a token; none: keep all)")
-    rows_key: str = reading("", "path to the rows in a JSON file that is one object, such as data.items")
+    comment: str = reading("", "prefix of rows to skip between tokens (default: #, if not a token; none: keep all)")
+    rows_key: str = reading("", "path to the rows in a JSON file with a single object, such as data.items")
     shape: str = reading("auto", "shape of JSON objects, a name in preprocess/readers/shapes.py; none: only usual keys")
 
     def check_reading(self) -> None:
@@ -47,7 +47,7 @@ READING = tuple(f.name for f in fields(ReadingOptions))
 
 
 def unescaped(text: str) -> str:
-    r"""An option in which \t and \n, which a shell leaves as they are, become a tab and a line break."""
+    r"""Replaces \t and \n in an option, which a shell leaves unchanged, by a tab and a line break."""
     for escape, character in ((r"\t", "\t"), (r"\n", "\n"), (r"\r", "\r")):
         text = text.replace(escape, character)
     return text

@@ -19,10 +19,10 @@ from engine.schema import AnyOf, Number, Optional, SchemaError, read_json, read_
 
 logger = logging.getLogger("template")
 EVALUATE = "evaluate the run again: python main.py --do_eval --model_version NAME"
-GONE = {"interactive", "demo", "demo_address", "do_report", "compare"}  # former options that no run depends on
+GONE = {"interactive", "demo", "demo_address", "do_report", "compare"}  # former options that do not affect a run
 SCORES = {str: Number}  # scores of one part of the data, in eval.json
-# Names that other libraries do not know. With a config.json and a model.safetensors, AutoModel.from_pretrained would
-# load neither the encoder's weights, whose names have a prefix here, nor the heads, but random numbers
+# Names that other libraries do not recognise. Given a config.json and a model.safetensors, AutoModel.from_pretrained
+# would not load the encoder (its weights have a prefix here) and the heads, but initialise a model randomly
 WEIGHTS_FILE = "weights.safetensors"
 
 
@@ -37,7 +37,7 @@ def close_log() -> None:
 def hold(lock_path: Path, what: str | Path, otherwise: str, elsewhere: str) -> Iterator[None]:
     """A context that creates the folder of a lock file if needed, and holds the lock.
 
-    what: the protected path; otherwise, elsewhere: advice if another process holds it, or it cannot be written.
+    what: the protected path; otherwise, elsewhere: advice if another process holds the lock, or cannot write it.
     """
     lock = FileLock(lock_path)
     try:
@@ -118,7 +118,7 @@ class SavedOptions:
 
     @classmethod
     def auto_values(cls: Any) -> dict[str, Any]:
-        """{option: its value that stands for auto} of the options that engine/train/automatic.py resolves."""
+        """{option: the value that stands for auto} for options that engine/train/automatic.py resolves."""
         return {
             f.name: f.metadata["auto"] for f in dataclasses.fields(cls) if f.metadata["auto"] is not dataclasses.MISSING
         }
@@ -128,12 +128,12 @@ class SavedOptions:
         return bool(getattr(self, name) == self.auto_values()[name])
 
     def kept(self: Any) -> dict:
-        """{name: value} of the options, and the current version."""
+        """{name: value} of the options, with the current version."""
         return {"version": VERSION} | dataclasses.asdict(self)
 
     @classmethod
     def load(cls: Any, path: str | Path) -> Any:
-        """Options that `save` wrote. Options that no longer exist are logged and left out.
+        """Loads options written by `save`. Options that no longer exist are logged and left out.
 
         Raises UserError for a value that the command line would also refuse.
         """
@@ -149,8 +149,7 @@ class SavedOptions:
 
 
 def read_options(path: str | Path, options: type) -> dict:
-    """{option: value} of an options file, written by any version. Raises UserError if a value does not have the type of
-    its field."""
+    """{option: value} of an options file, written by any version. Raises UserError if a value has the wrong type."""
     shapes = {f.name: shape_of(f) for f in dataclasses.fields(options)}
     now = {alias: f.name for f in dataclasses.fields(options) for alias in f.metadata["aliases"]}  # renamed since then
     shapes |= {alias: shapes[name] for alias, name in now.items()}
@@ -163,7 +162,7 @@ def read_options(path: str | Path, options: type) -> dict:
 
 
 def checkpoint_of(path: str | Path, advice: str = "train it, or name another folder") -> Path:
-    """The checkpoint that a folder is or contains. Raises UserError, with this advice, if there is none, and if it is
+    """The checkpoint that a folder is or contains. Raises UserError, with this advice, if there is none or it is
     damaged."""
     path = Path(path)
     folder = path / "checkpoints/best" if (path / "checkpoints/best").is_dir() else path
@@ -175,7 +174,7 @@ def checkpoint_of(path: str | Path, advice: str = "train it, or name another fol
 
 
 def weights_file(folder: Path) -> Path:
-    """The weights of a checkpoint; earlier ones have the name by which transformers looks for its own."""
+    """The weights file of a checkpoint; in earlier checkpoints it has the name that transformers uses."""
     path = folder / WEIGHTS_FILE
     return path if path.exists() else path.with_name("model.safetensors")
 
@@ -187,7 +186,7 @@ def refuse_own(name: str | Path, sign: str) -> None:
 
 
 def read_result(path: str | Path, shape: Any, advice: str = EVALUATE) -> Any:
-    """The content of a JSON file of a run folder. Raises UserError with this advice if it does not have this shape."""
+    """The content of a JSON file in a run folder. Raises UserError with this advice if it does not have this shape."""
     try:
         return read_json(path, shape)
     except SchemaError as error:
@@ -195,7 +194,7 @@ def read_result(path: str | Path, shape: Any, advice: str = EVALUATE) -> Any:
 
 
 def read_result_lines(path: str | Path, shape: Any) -> list:
-    """The rows of a .jsonl file of a run folder. Raises UserError if one does not have this shape."""
+    """The rows of a .jsonl file in a run folder. Raises UserError if one does not have this shape."""
     try:
         return list(read_json_lines(path, shape))
     except SchemaError as error:
@@ -213,7 +212,7 @@ def shape_of(option_field: dataclasses.Field) -> Any:
 
 
 def changed_options(before: dict[str, Any], now: dict[str, Any], resume_safe: Collection[str]) -> list[str]:
-    """['lr was 0.001, is 0.01', …] for options, both {name: value}, that must not change but did."""
+    """['lr was 0.001, is 0.01', …] for options that must not change but did. before, now: {name: value}"""
     gone = [f"{name} was {before[name]!r}, which no longer exists" for name in sorted(before.keys() - now.keys())]
     return gone + [
         f"{name} was {before.get(name)!r}, is {now[name]!r}"

@@ -19,11 +19,11 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """`with StopSignals(say) as stop:` — inside, the first signal only sets `stop.number`; one that arrives
-    more than GRACE later ends the process.
+    """`with StopSignals(say) as stop:` — in this block, the first signal only sets `stop.number`; a further one that
+    arrives more than GRACE later ends the process.
 
     say: a function that prints the message about the signal. agree: combines the signal numbers (0: none) of several
-    processes. then: the next action, for that message.
+    processes. then: the next action, for the message.
     """
 
     def __init__(
@@ -54,6 +54,6 @@ class StopSignals:
         self.say(f"{signal.Signals(number).name}: {self.then}; a second one ends at once")
 
     def check(self) -> None:
-        """Raises Interrupted if any of the processes has received a signal: all must call this at the same point."""
+        """Raises Interrupted if any process has received a signal; all processes must call this at the same point."""
         if number := self.agree(self.number or 0):
             raise Interrupted(number)

@@ -1,1 +1,1 @@
-"""Tasks and labels.json, tagging schemes, extra columns, texts and their tokens."""
+"""Tasks and labels.json, tagging schemes, label hierarchies, texts and their tokens."""

@@ -13,7 +13,7 @@ def nodes_on(path: str, separator: str) -> list[str]:
 
 
 def with_ancestors(labels: str | Iterable[str], separator: str) -> set[str]:
-    """Returns the nodes on the paths of a text's label, or list of labels."""
+    """Returns the nodes on the paths of a text's label or labels."""
     paths = [labels] if isinstance(labels, str) else labels
     return {node for path in paths for node in nodes_on(path, separator)}
 

@@ -8,7 +8,7 @@ import codecs
 import re
 from collections.abc import Iterable, Sequence
 
-# Common names of columns and keys. If a file has several, the one that is listed first is the text.
+# Common names of columns and keys. If a file has several, the first one in this list is the text.
 TEXT_NAMES = "text sentence content sentence1 text_a premise question review query title 文本 内容".split()
 TEXT_NAMES += "正文 评论 评论内容 句子 句子1 语句 文本1 问题1 微博 微博正文 新闻 新闻内容 摘要 问题 标题 题目".split()
 TEXT_NAMES += "comment_text comment tweet message utterance body document question1 sentence_a".split()
@@ -29,7 +29,7 @@ INLINE = {  # {example: regex with the groups `label` and `text`}
 
 
 def alike(usual: Iterable[str], names: Iterable[str]) -> list[str]:
-    """Returns the names that match a usual one, ignoring case, in the order of the usual ones."""
+    """Returns the names that match a usual name, ignoring case, in the order of the usual names."""
     by_lower: dict[str, str] = {}
     for name in names:
         by_lower.setdefault(name.strip().lower(), name)
@@ -37,7 +37,7 @@ def alike(usual: Iterable[str], names: Iterable[str]) -> list[str]:
 
 
 def by_usual(usual: Iterable[str], names: list[str]) -> list[str]:
-    """Returns the names that equal a usual one; if there are none, those that match one ignoring case."""
+    """Returns the names that equal a usual name; if there are none, those that match one ignoring case."""
     usual = list(usual)
     return [name for name in usual if name in names] or alike(usual, names)
 
@@ -56,8 +56,8 @@ def encoding_of_marks(sample: bytes) -> str | None:
 
 
 def inline_syntax(texts: Sequence[str]) -> str | None:
-    """Returns the entity markup that at least a third of the texts use, with few, recurring labels and almost no stray
-    brackets; None if there is none."""
+    """Returns the entity markup that at least a third of the texts use, with a few recurring labels and almost no stray
+    brackets; None if no markup fits."""
     for syntax, pattern in INLINE.items():
         matches_by_text = [list(re.finditer(pattern, text)) for text in texts]
         labels = [match["label"] or match["more"] for matches in matches_by_text for match in matches]

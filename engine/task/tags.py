@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-LETTERS = frozenset("BIESMLU")  # of BIO, BIOES, BMES and BILOU
+LETTERS = frozenset("BIESMLU")  # letters of BIO, BIOES, BMES and BILOU
 
 
 class Tag(NamedTuple):
@@ -41,7 +41,7 @@ NOTATIONS = [USUAL, Notation(behind=True), Notation(lower=True)]  # the most fre
 
 
 def notation_of(tags: Iterable[str]) -> Notation | None:
-    """Returns the notation of the tags; None if they are not all entity tags in the same one."""
+    """Returns the notation of the tags; None if they are not all entity tags in the same notation."""
     distinct = set(tags)
     return next((n for n in NOTATIONS if distinct - {"-"} and all(map(n.parse, distinct))), None)
 
@@ -114,7 +114,7 @@ def may_follow(before: str, tag: str, bioes: bool) -> bool:
 
 
 def continuations(labels: Sequence[str]) -> list[list[bool]]:
-    """For tags a and b, whether b after a continues the entity of a: I- or E- of its type after B- or I-. -> (C, C)"""
+    """For each pair of tags (a, b), whether b continues the entity of a: I- or E- after B- or I- of its type. (C, C)"""
     return [
         [a[:2] in ("B-", "I-", "M-") and b[:2] in ("I-", "E-", "M-") and a[2:] == b[2:] for b in labels] for a in labels
     ]

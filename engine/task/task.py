@@ -10,8 +10,8 @@ from engine.schema import AnyOf, Optional, Range, SchemaError, read_json
 from engine.task.hierarchy import nodes_on
 
 PARTS_OF_A_ROW = ("id", "text", "tokens", "text_pair", "extras", "kept")
-# Kinds whose labels are lists of [word numbers, …, label] -> how many numbers: first and last word of a span, of the
-# subject and of the object of a relation, or of the trigger and of an argument of an event (`words.events_in`)
+# Kinds whose labels are lists of [word numbers, …, label], with the number of word numbers: first and last word of a
+# span; of the subject and object of a relation; or of the trigger and an argument of an event (`words.events_in`)
 PLACES = {"spans": 2, "relations": 4, "events": 4}
 KINDS = ("classification", "multilabel", "regression", "tagging", *PLACES)  # formats of labels
 IGNORE = -100  # label id of unlabelled texts and words (torch's ignore_index)
@@ -52,13 +52,13 @@ class Task:
     labels: tuple[str, ...] = ()  # ordered by id; empty for regression
     counts: tuple[int, ...] | None = None  # number of occurrences of each label in train
     rows: int | None = None  # multilabel: number of labelled texts in train
-    unit: str | None = None  # kinds with labels of words: the token unit
+    unit: str | None = None  # kinds with labels per word: the token unit
     mean: float = 0.0  # regression: mean and std of the values in train
     std: float = 1.0
     pairs: bool = False  # texts are pairs
     extras: dict[str, dict[str, float]] | None = None  # {column: {"mean", "std"}} of --extra_columns
-    fields: dict[str, dict[str, Any]] | None = None  # {name: Field as JSON} of other own inputs
-    no_text: bool = False  # rows have no text, only own inputs; "text" describes them
+    fields: dict[str, dict[str, Any]] | None = None  # {name: Field as JSON} of other custom inputs
+    no_text: bool = False  # rows have no text, only custom inputs; "text" describes them
     kind: str = ""  # default: the type
     hierarchy: str = ""  # labels are paths of nodes, joined by this separator (engine/task/hierarchy.py)
     entities: str = ""  # relations: the spans task with the types of subjects and objects, if they have types
@@ -84,7 +84,7 @@ class Task:
 
     @property
     def num_places(self) -> int:
-        """How many word numbers an item of the labels has (see PLACES); 0 for other kinds."""
+        """The number of word numbers in an item of the labels (see PLACES); 0 for other kinds."""
         return PLACES.get(self.kind, 0)
 
     @property
@@ -116,7 +116,7 @@ def needs_words(kind: str) -> bool:
 
 
 def classifies_texts(kind: str) -> bool:
-    """Whether tasks of this kind give a text one label of several, or a set of them."""
+    """Whether tasks of this kind assign a text one label, or a set of labels, from a list."""
     return kind in ("classification", "multilabel")
 
 

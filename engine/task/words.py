@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 from unicodedata import category
 
 Offsets = list[tuple[int, int]]  # (start, end) of each token in its text
-INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")  # Unicode categories of control and format characters, and of whitespace
-# Limits for spans and relations, since an untrained model accepts half of them: the minimum score (a probability of
-# 1.8 %), even if the threshold chosen on dev is lower, and the maximum number of spans, or relations, per word
+INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")  # Unicode categories of control and format characters, and whitespace
+# Limits for spans and relations, because an untrained model accepts half of all candidates: the minimum score (a
+# probability of 1.8 %), even if the threshold fitted on dev is lower, and the maximum number of spans or relations per
+# word
 LOWEST_SCORE, SPANS_PER_WORD = -4.0, 4
-NUM_SHAPES = 7  # of words, see `shape_of`; 0 is padding
+NUM_SHAPES = 7  # word shapes, see `shape_of`; 0 is padding
 SUBJECTS_PER_WORD = 2  # maximum number of subjects, and of objects, per word of a text that are paired
 
 
@@ -54,7 +55,7 @@ def id_of(given: Any, number: int) -> str:
 
 
 def text_or_tokens(value: Any, text: Any) -> dict[str, Any]:
-    """Returns the text or tokens of an input row. text: text of a row with tokens; kept if it contains them"""
+    """Returns the text or tokens of an input row. text: the text of a row with tokens; kept if it contains them"""
     if not isinstance(value, list):
         return {"text": value}
     words = [token for token in value if isinstance(token, str)]
@@ -64,8 +65,8 @@ def text_or_tokens(value: Any, text: Any) -> dict[str, Any]:
 
 @lru_cache(1 << 16)
 def shape_of(word: str) -> int:
-    """Returns how a word is written: 1 in lower case or, as in Chinese, without case; 2 capitalised; 3 in capitals;
-    4 in another mixture of case; 5 with digits; 6 neither letters nor digits. Less than NUM_SHAPES."""
+    """Returns the shape of a word: 1 lower case, or a script without case such as Chinese; 2 capitalised; 3 upper case;
+    4 other mixed case; 5 with digits; 6 no letters or digits. Less than NUM_SHAPES."""
     if any(map(str.isdigit, word)):
         return 5
     letters = "".join(filter(str.isalpha, word))
@@ -79,7 +80,7 @@ def shape_of(word: str) -> int:
 
 
 def has_capitals(words: Iterable[str]) -> bool:
-    """Whether some words, but not all with letters, have capitals."""
+    """Whether some, but not all, of the words with letters have capitals."""
     shapes = {shape_of(word) for word in words}
     return 1 in shapes and bool(shapes & {2, 3, 4})
 
@@ -141,8 +142,8 @@ def entities_in(tags: Sequence[str]) -> list[tuple[str, int, int]]:
 def word_probabilities(tags: Sequence[str], chances: Any, of_entities: bool) -> Any:
     """Returns the probability of each entity in the tags, in text order, or else of each tag.
 
-    chances: for each word, the probabilities that an entity begins with its tag, goes on with it, and ends after it,
-    which are multiplied (`CRF.chain`); or one number, for heads that only give the probability of each tag.
+    chances: for each word, the probabilities that an entity begins with its tag, continues with it, and ends after it,
+    which are multiplied (`CRF.chain`); or one number, for heads that only return the probability of each tag.
     """
     if not isinstance(chances, list) or len(chances) != len(tags):
         return chances
@@ -179,8 +180,8 @@ def shares_by_task(text: str | float) -> dict[str, float]:
 
 
 def why_no_threshold(shares: Iterable[str], tasks: Iterable[str], always: Iterable[str]) -> str:
-    """Why the names in `shares_by_task` are none of tasks whose answers can be left out, or "". always: tasks whose
-    answers always stay"""
+    """The error message for names in `shares_by_task` that are not tasks whose answers can be left out, or "". always:
+    tasks whose answers are never left out"""
     if unknown := {*shares} - {*tasks, ""}:
         return f"no task {min(unknown)!r}; the tasks are {', '.join(tasks)}"
     if stay := {*shares} & {*always}:
@@ -189,10 +190,10 @@ def why_no_threshold(shares: Iterable[str], tasks: Iterable[str], always: Iterab
 
 
 def answered(kind: str, label: Any, probability: Any, lowest: float) -> tuple[Any, Any, int, int]:
-    """Leaves out what is less probable than `lowest` -> (label, probability, number left out, number of answers).
+    """Leaves out answers less probable than `lowest` -> (label, probability, number left out, number of answers).
 
-    kind: as for `columns_of`. A text without its label has None; words of an entity that is left out are tagged O;
-    numbers and tags that mark no entities stay.
+    kind: as for `columns_of`. If left out, the label of a text becomes None, and the words of an entity are tagged O;
+    numbers, and tags that mark no entities, always stay.
     """
     if probability is None or kind == "tags":
         return label, probability, 0, 0
@@ -211,8 +212,8 @@ def answered(kind: str, label: Any, probability: Any, lowest: float) -> tuple[An
 
 
 def is_wordless(example: dict[str, Any]) -> bool:
-    """Whether a text has only whitespace and invisible characters. Its tags and spans are empty, although the model
-    reads an [UNK]."""
+    """Whether a text has only whitespace and invisible characters. Its tags and spans are then empty, although the
+    model reads an [UNK]."""
     pieces = (*(example.get("tokens") or ()), example.get("text") or "")
     return all(category(character) in INVISIBLE for piece in pieces for character in piece)
 
@@ -241,7 +242,7 @@ def columns_of(name: str, kind: str, label: Any, offsets: Any, text: str, probab
 
 
 def relation(item: Any, offsets: Offsets, text: str) -> dict[str, Any]:
-    """A relation as an object. item: [first and last word of the subject, those of the object, predicate]"""
+    """A relation as an object. item: [first and last word of the subject, first and last of the object, predicate]"""
     *places, predicate = item
     one, other = (mention(ends, offsets, text) for ends in (places[:2], places[2:]))
     return {"subject": one, "predicate": predicate, "object": other}
@@ -252,24 +253,24 @@ def mention(places: Sequence[int], offsets: Offsets, text: str) -> dict[str, Any
     return {"text": text[start:end], "start": start, "end": end}
 
 
-ROLE = "|"  # in the label of an argument: type of the event | role
+ROLE = "|"  # separator in the label of an argument: event type|role
 
 
 class Event(NamedTuple):
-    """An event in a label of events. Numbers are those of items in the label."""
+    """An event in a label of events. Its lists contain indices of items in the label."""
 
     type: str
     anchor: tuple[int, ...]  # first and last word of its trigger or of an argument
-    own: list[int]  # items of the anchor with itself, which say that there is an event
+    own: list[int]  # items that pair the anchor with itself, which mark an event
     triggers: list[int]  # at most one
     arguments: list[int]
 
 
 def events_in(label: Sequence[Any]) -> list[Event]:
-    """Returns the events in a label, a list of [first and last word of the anchor, those of a mention, name].
+    """Returns the events in a label, a list of [first and last word of the anchor, first and last of a mention, name].
 
-    All mentions of an event are items of its anchor, one of the mentions: the trigger as the name of the event's type,
-    arguments as type|role. Mentions of an anchor without an item of its own are in no event.
+    The anchor of an event is one of its mentions. An item pairs the anchor with each mention; its name is the event
+    type for the trigger, and type|role for an argument. An anchor that is not paired with itself has no event.
     """
     events: dict[Any, Event] = {}
     for number, (*places, name) in enumerate(label):
@@ -278,13 +279,13 @@ def events_in(label: Sequence[Any]) -> list[Event]:
         (event.arguments if is_argument else event.triggers).append(number)
         if places[:2] == places[2:]:
             event.own.append(number)
-    for event in events.values():  # of several triggers, that at the anchor counts, or else the first
+    for event in events.values():  # of several triggers, the one at the anchor counts, or else the first
         event.triggers[:] = ([number for number in event.triggers if number in event.own] or event.triggers)[:1]
     return [event for event in events.values() if event.own]
 
 
 def in_events(label: Sequence[Any], stays: Iterable[bool]) -> list[bool]:
-    """Returns which items belong to events, if only those that stay are in the label."""
+    """Returns for each item whether it belongs to an event, if the label has only the items with True in `stays`."""
     numbers = [number for number, is_kept in enumerate(stays) if is_kept]
     events = events_in([label[number] for number in numbers])
     kept = {numbers[item] for event in events for item in (*event.triggers, *event.arguments)}
@@ -292,8 +293,7 @@ def in_events(label: Sequence[Any], stays: Iterable[bool]) -> list[bool]:
 
 
 def event_objects(label: Any, offsets: Offsets, text: str, probabilities: Any) -> list[dict[str, Any]]:
-    """The events in a label as objects, with arguments in text order. The probability of an event is that of its
-    anchor."""
+    """The events in a label as objects, with arguments in text order. An event has the probability of its anchor."""
     chances = probabilities if isinstance(probabilities, list) and len(probabilities) == len(label) else None
 
     def with_chance(item: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
@@ -312,7 +312,7 @@ def event_objects(label: Any, offsets: Offsets, text: str, probabilities: Any) -
 
 
 def with_probabilities(items: Any, probabilities: Any) -> Any:
-    """Adds a probability to each of the objects, if there is one for each."""
+    """Adds a probability to each object, if there is one for each."""
     if not items or probabilities is None or len(probabilities) != len(items):
         return items
     return [item | {"probability": round(p, 6)} for item, p in zip(items, probabilities)]

@@ -1,6 +1,6 @@
-"""Resolves options set to `auto`: once, when the data and the machine are known. A resumed run keeps the values.
+"""Resolves options set to `auto`, once, when the data and the machine are known. A resumed run keeps the values.
 
-The returned options, and args.json, hold these values, so code that reads the run need not handle auto.
+The returned options and args.json have these values, so code that reads the run need not handle auto.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ logger = logging.getLogger("template")
 # bf16 makes a training step of an encoder this wide 1.4 times as fast, one of hidden size 128 only 1.16 times
 # (docs/performance.md); smaller encoders stay in fp32, so that their scores are the same on every machine
 BF16_HIDDEN_SIZE = 256
-# --few_shot auto is on up to this number of labelled training texts: between 16 each of 21 intents of ATIS, of which
-# some have fewer, where it helps, and 64 each, 600 texts, where it does not (benchmarks/RESULTS.md)
+# --few_shot auto is on up to this number of labelled training texts. On ATIS it helps with up to 16 texts for each of
+# 21 intents, but not with up to 64, which are 600 texts (benchmarks/RESULTS.md)
 FEW_TEXTS = 400
-FORMERLY = {"few_shot": False, "word_shapes": False}  # what options were in runs that do not name them yet
-MANY, ROWS = 0.05, 5000  # of the training texts, from which --long_text auto chooses windows; texts that it looks at
-REHEARSAL = 10  # epochs of --debug, whose 64 examples say nothing about the size of the data
+FORMERLY = {"few_shot": False, "word_shapes": False}  # values of options in runs from before the options existed
+MANY, ROWS = 0.05, 5000  # share of long training texts from which --long_text auto chooses windows; texts inspected
+REHEARSAL = 10  # epochs of --debug, whose 64 examples do not show the size of the data
 
 
 def inherit_auto_options(config: Any, run_dir: Path, device: torch.device) -> Any:
-    """The options; a resumed run keeps the values of its options at auto, even on another machine, with another number
-    of processes, or if it began before auto was the default."""
+    """The options; a resumed run keeps the resolved values of options at auto, even on another machine, with another
+    number of processes, or if it started before auto was the default."""
     path = run_dir / "args.json"
     if not config.do_train or config.debug:
         return config
@@ -68,8 +68,8 @@ def inherit_auto_options(config: Any, run_dir: Path, device: torch.device) -> An
 
 
 def resolve_pooling(config: Any, kinds: Iterable[str]) -> Any:
-    """The options with a value for --pooling auto where the folder of a pretrained model says how it pools. Otherwise
-    it stays auto, which `pooling_of` resolves by the family; so does that of a run which began before this was read.
+    """The options with a value for --pooling auto, if the folder of the pretrained model specifies its pooling.
+    Otherwise, and in runs from before this was read, it stays auto, and `pooling_of` resolves it by model family.
     kinds: of the tasks."""
     started = (config.run_dir / "args.json").exists() and not config.debug
     words_only = all(map(needs_words, kinds))
@@ -109,7 +109,7 @@ def resolve(
 
 def resolve_few_shot(config: Any, tasks: dict[str, Task]) -> Any:
     """The options with a value for --few_shot auto: on for a pretrained encoder and few labels, if all tasks classify
-    texts; it has not been measured together with other tasks."""
+    texts; combinations with other tasks have not been measured."""
     if not config.is_auto("few_shot"):
         return config
     measured = is_pretrained(config) and all(classifies_texts(task.kind) for task in tasks.values())
@@ -131,11 +131,11 @@ def resolve_batch_size(config: Any, dataset: Any) -> Any:
 def resolve_long_text(
     config: Any, featurizer: Any, heads: Iterable[Any], read: Callable[[], Iterator[tuple[Any, dict]]]
 ) -> None:
-    """Sets what the Featurizer reads of long texts, with --long_text auto by the training data: windows, if at least
-    MANY of its first ROWS texts are longer than --max_length, otherwise the head. heads: classes; read() -> (place,
-    example) of each row. Raises UserError if a head cannot read windows that are asked for."""
+    """Sets how the Featurizer reads long texts. With --long_text auto: windows, if at least MANY of the first ROWS
+    training texts are longer than --max_length, otherwise the head. heads: classes; read() -> (place, example) of each
+    row. Raises UserError if windows are requested that a head cannot read."""
     if not featurizer.tokenizer or all(task.needs_words for task in featurizer.tasks.values()):
-        # texts to tag are in windows anyway
+        # texts to tag are always read in windows
         featurizer.long_text = "head" if config.long_text == "windows" else featurizer.long_text
         return
     why = why_no_windows(config, featurizer, heads)
@@ -145,7 +145,7 @@ def resolve_long_text(
         return
 
     if not why and any(head.level == "tokens" for head in heads):
-        why = "a head pools tokens itself; if it can read windows one after another, add --long_text windows"
+        why = "a head pools tokens itself; if it supports windows one after another, add --long_text windows"
 
     def choose() -> str:
         rows = [example for _, example in islice(read(), ROWS)]
@@ -163,17 +163,19 @@ def resolve_long_text(
 
 
 def resolve_word_shapes(config: Any, featurizer: Any, read: Callable[[], Iterator[tuple[Any, dict]]]) -> None:
-    """Sets whether the Featurizer returns word shapes, with --word_shapes auto if the tokenizer of a pretrained encoder
-    ignores case, and the first ROWS training texts have words with and without capitals. read: as above"""
+    """Sets whether the Featurizer returns word shapes. With --word_shapes auto, it does if a pretrained encoder's
+    tokenizer ignores case and the first ROWS training texts have words with and without capitals.
+
+    read: as in `resolve_long_text`"""
     if not featurizer.tagging or not featurizer.tokenizer:
         featurizer.word_shapes = False
     elif config.is_auto("word_shapes"):
-        # with --init_from it is as it was, and from scratch it has not been measured
+        # with --init_from it stays unchanged; from scratch it has not been measured
         blind = bool(config.pretrain_model_path) and is_pretrained(config) and ignores_case(featurizer.tokenizer)
         texts = (example["tokens"] for _, example in islice(read() if blind else (), ROWS))
         featurizer.word_shapes = distributed.from_first(lambda: has_capitals(chain.from_iterable(texts)))
         if featurizer.word_shapes:
-            logger.info("--word_shapes auto: on, as the tokenizer ignores case (--word_shapes False: off)")
+            logger.info("--word_shapes auto: on, because the tokenizer ignores case (--word_shapes False: off)")
 
 
 def ignores_case(tokenizer: Any) -> bool:
@@ -187,7 +189,7 @@ def why_no_windows(config: Any, featurizer: Any, heads: Iterable[Any]) -> str:
     if featurizer.tagging and featurizer.stride < 0:
         return "--window_stride -1 cuts the texts to tag"
     if featurizer.markers or featurizer.apart:
-        return "a head looks for its markers in one input" if featurizer.markers else "a head reads two texts apart"
+        return "a head looks for its markers in one input" if featurizer.markers else "a head encodes texts separately"
     if any(head.finds_spans for head in heads):
         return "the scores of all spans of a long text would need too much memory"
     if any(field.level == "spans" for field in featurizer.fields.values()):
@@ -200,8 +202,8 @@ def why_no_windows(config: Any, featurizer: Any, heads: Iterable[Any]) -> str:
 def resolve_precision(config: Any, encoder: Any, device: torch.device, trained: str | None = None) -> Any:
     """The options with a value for --precision auto.
 
-    trained: the precision in which a checkpoint was trained; it is kept if it is fast on the device. None: a new run,
-    which takes bf16 if that is fast. An encoder that overflows in half precision takes fp32.
+    trained: the precision in which a checkpoint was trained, which is kept if it is fast on the device. None: a new
+    run, which uses bf16 if that is fast. An encoder that overflows in half precision uses fp32.
     """
     if config.is_auto("precision"):
         chosen, why = trained or "bf16", ""

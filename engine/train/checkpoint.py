@@ -1,8 +1,8 @@
-"""Checkpoints: folders that are complete or absent, never partial, and hold nothing that a load could execute.
+"""Checkpoints: folders that are complete or absent, never partial, and hold nothing that loading could execute.
 
-Tensors are safetensors, everything else JSON. A folder is written under a temporary name, synced, sealed with a
-manifest of SHA-256 sums, and renamed; a thread does it, from a copy, while training continues. `best` is enough for
-prediction; `step_N` also has all state that the next training step depends on.
+Tensors are stored as safetensors, everything else as JSON. A thread writes a copy under a temporary name while training
+continues, syncs it, seals it with a manifest of SHA-256 sums, and renames it. `best` is enough for prediction; `step_N`
+also has all state that the next training step depends on.
 Edit here to keep more or other checkpoints.
 """
 
@@ -36,7 +36,7 @@ from engine.schema import AnyOf, Number, Optional, Range, SchemaError, like, mis
 from engine.task.task import Task, read_tasks, tasks_to_json
 
 logger = logging.getLogger("template")
-KEEP = 2  # checkpoints to resume from, in addition to the best; one more while training
+KEEP = 2  # checkpoints to resume from, in addition to the best; one more during training
 
 
 def step_folders(root: Path) -> list[Path]:
@@ -56,8 +56,8 @@ def rotate(root: Path) -> None:
 class Writer:
     """Writes checkpoints below `root`, one after another, in a thread: `save` returns once it has copied the tensors.
 
-    At most two are pending. One that fails raises its UserError at a later `save`, or at `wait`. `with writer:` waits
-    at its end.
+    At most two are pending. If writing fails, a later `save` or `wait` raises its UserError. `with writer:` waits at
+    the end of the block.
     """
 
     def __init__(self, root: Path, tokenizer: Any, tasks: dict[str, Task], config: Any):
@@ -71,8 +71,8 @@ class Writer:
         training: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None,
         log: Path | None = None,
     ) -> None:
-        """Queues checkpoint `name`. training: (tensors, values) of `training_state`, for one that can be resumed.
-        log: a file to sync to disk before the checkpoint appears."""
+        """Queues checkpoint `name`. training: (tensors, values) from `training_state`, to make it resumable. log: a
+        file to sync to disk before the checkpoint appears."""
         self.wait(leave=1)
         encoder, base = model.encoder, lora.base_of(model)
         merge = base and self.config.merge_lora and not training
@@ -88,7 +88,7 @@ class Writer:
             if base and not merge:
                 write_json(temporary / lora.BASE_FILE, base)
             write_json(temporary / "labels.json", tasks_to_json(self.tasks))
-            # without the flags of resuming, since a killed and resumed run must write the same bytes of `best`
+            # without flags for resuming, because a killed and resumed run must write the same bytes to `best`
             write_json(temporary / "args.json", self.config.kept() | {"resume": False, "force_resume": False})
             if training:
                 save_file(cast(dict, tensors), temporary / "training.safetensors")
@@ -96,7 +96,7 @@ class Writer:
 
         def write() -> None:
             if training:
-                # before writing: the page cache can reuse the freed pages; new ones can cost more than all the rest
+                # before writing, so the page cache can reuse the freed pages; new ones can cost more than all the rest
                 rotate(self.root)
             if log and log.exists():
                 sync(log)
@@ -124,7 +124,7 @@ class Writer:
 
 
 def snapshot(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies on the host, which do not change as training continues."""
+    """Copies of the tensors on the host, which further training does not change."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
@@ -142,8 +142,8 @@ def newest_intact(root: Path) -> tuple[Path | None, list[Path]]:
 
 
 def truncate_log(num_bytes: int, log: Path, damaged: list[Path]) -> None:
-    """Truncates a log to its length at a checkpoint, and removes the damaged checkpoints after it, which would count
-    towards KEEP."""
+    """Truncates a log to its length at a checkpoint, and removes later, damaged checkpoints, which would count towards
+    KEEP."""
     with open(log, "ab") as file:
         if file.tell() < num_bytes:
             logger.warning(f"{log} is shorter than at the checkpoint; its missing lines are lost")
@@ -172,14 +172,14 @@ def require_whole(folder: Path) -> None:
 
 
 def weights_sum(folder: Path) -> Any:
-    """SHA-256 of a checkpoint's weights, from its manifest; None if that cannot be read."""
+    """SHA-256 of a checkpoint's weights, from its manifest; None if the manifest cannot be read."""
     with suppress(OSError, ValueError, AttributeError):
         sums = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         return sums.get(weights_file(folder).name)
 
 
 def read_weights(folder: Path, model: Any) -> dict[str, torch.Tensor]:
-    """{name: tensor} of a checkpoint. Raises UserError if they are not finite, but a buffer may hold an infinity."""
+    """{name: tensor} of a checkpoint. Raises UserError for weights that are not finite; buffers may be infinite."""
     try:
         tensors = load_file(weights_file(folder))
     except (SafetensorError, OSError) as error:
@@ -192,7 +192,7 @@ def read_weights(folder: Path, model: Any) -> dict[str, torch.Tensor]:
 
 
 def load_weights(model: Any, folder: Path) -> None:
-    """Loads a checkpoint's weights. Raises UserError, naming a difference, unless every name and shape matches."""
+    """Loads a checkpoint's weights. Raises UserError unless every name and shape matches; it names a difference."""
     tensors, own = read_weights(folder, model), lora.kept_tensors(model)
     new = {name: name.rpartition(".")[2] for name in own.keys() - tensors.keys()}
     tensors |= {name: torch.tensor(SINCE[buffer]) for name, buffer in new.items() if buffer in SINCE}
@@ -237,9 +237,9 @@ def training_state(
     progress: dict[str, Any],
     device: torch.device,
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """(tensors, JSON values): everything but the weights that the next step depends on. progress: the trainer's.
+    """(tensors, JSON values): everything except the weights that the next step depends on. progress: of the trainer.
 
-    Works with any optimizer and scheduler of torch's kind whose state is tensors, numbers and strings.
+    Works with any torch optimizer and scheduler whose state consists of tensors, numbers and strings.
     """
     # the optimizer's state: tensors, and other values of each parameter
     tensors, numbers = dict[str, torch.Tensor](), dict[str, dict[str, Any]]()
@@ -305,7 +305,7 @@ def as_json(value: Any) -> Any:
 
 
 def as_before(value: Any, now: Any) -> Any:
-    """Converts a value read from JSON to the type of the current value: JSON has neither tuples nor tensors."""
+    """Converts a value read from JSON to the type of the current value, because JSON has no tuples or tensors."""
     if isinstance(now, torch.Tensor):
         return torch.tensor(value, dtype=now.dtype, device=now.device)
     if isinstance(now, list | tuple) and len(now) == len(value):
@@ -314,7 +314,7 @@ def as_before(value: Any, now: Any) -> Any:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """The environment that byte-identical results depend on; a resumed run warns if it has changed."""
+    """The parts of the environment that byte-identical results depend on; a resumed run warns if one has changed."""
     here = {"device": name_of(device), "threads": torch.get_num_threads(), "processes": distributed.size()}
     return {"torch": torch.__version__, **here}
 
@@ -364,7 +364,7 @@ def restore_training(
 
 @contextmanager
 def other_options(folder: Path) -> Iterator[None]:
-    """A context in which ValueError and KeyError mean that the state belongs to a run with other options."""
+    """A context that treats ValueError and KeyError as the state of a run with other options."""
     try:
         yield
     except (ValueError, KeyError) as error:
@@ -404,7 +404,7 @@ def restore_values(
 def updated(now: dict, before: dict, switches: tuple = ()) -> dict:
     """An object's current state, updated from a checkpoint. Raises ValueError for values that do not fit the state.
 
-    switches: types of values that keep their current value: on another device an optimizer has others.
+    switches: types of values that are not updated, because an optimizer's switches depend on the device.
     """
     kept = {name: as_json(value) for name, value in now.items() if not isinstance(value, switches)}
     if wrong := mismatch(before, like(kept)):
@@ -417,7 +417,7 @@ def restore_process(
 ) -> tuple[dict[str, Any], int]:
     """Restores a process's own random states and share of the losses. -> (progress, number of processes before)
 
-    If that number has changed, new processes start from other random numbers, and process 0 takes all losses.
+    If that number has changed, new processes start with other random numbers, and process 0 gets all losses.
     """
     progress, others, rank = values["progress"], values.get("other_processes", []), distributed.rank()
     if rank <= len(others):

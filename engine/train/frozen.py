@@ -1,8 +1,8 @@
 """A frozen encoder's outputs are computed once and kept in memory; the epochs then train only the heads.
 
-A frozen encoder runs without dropout, so its output for a row is always the same. What is kept are the vectors that
-heads of level "text" and "words" read. They are computed in batches that depend on the data alone, so a resumed run,
-and one of several processes, has equal ones.
+A frozen encoder runs without dropout, so its output for a row is always the same. The vectors that heads of level
+"text" and "words" read are kept. They are computed in batches that depend only on the data, so they are equal in a
+resumed run and in all processes.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from engine.data.ragged import Ragged
 from engine.model.pooling import text_vectors, word_vectors
 
 logger = logging.getLogger("template")
-MAX_BYTES = 2 << 30  # of all kept vectors of a process
+MAX_BYTES = 2 << 30  # for all cached vectors of a process
 READ_THE_ENCODER = ("streaming", "teacher", "use_freelb", "use_smart")  # options that need it in each step
 POOLED = {"text": text_vectors, "words": word_vectors}
 
 
 class Outputs:
-    """The kept vectors of a data set, float32. levels: those of the model's heads."""
+    """The cached vectors of a data set, float32. levels: the levels of the model's heads."""
 
     def __init__(self, data: Any, levels: Sequence[str], hidden_size: int) -> None:
         offsets = {"text": np.arange(len(data.lengths) + 1)}
@@ -62,8 +62,8 @@ def bytes_of(data: Any, levels: Sequence[str], hidden_size: int) -> int:
 
 @contextmanager
 def kept_outputs(trainer: Any) -> Iterator[None]:
-    """A context in which the batches of train and dev carry the frozen encoder's outputs, if it is frozen and they
-    fit."""
+    """A context in which batches of train and dev contain the outputs of the encoder, if it is frozen and they fit into
+    memory."""
     model, config = trainer.model, trainer.config
     data_sets = [loader.dataset for loader in (trainer.train_loader, trainer.dev_loader)]
     if not model.encoder_is_frozen or not model.hidden_size:
@@ -74,7 +74,7 @@ def kept_outputs(trainer: Any) -> Iterator[None]:
     reasons += ["augment in data_loader.py"] * bool(data_sets[0].augment)
     reasons += [f"a head of level {level!r}" for level in levels if level not in POOLED]
     if model.window and any(data.lengths.max() > model.window for data in data_sets if not config.streaming):
-        reasons.append("texts in windows, which are weighed by what is learned")
+        reasons.append("texts in windows, which are pooled with trained weights")
     if reasons:
         logger.info(f"the frozen encoder runs in every step, because of {', '.join(reasons)}")
     elif (size := sum(bytes_of(data, levels, model.hidden_size) for data in data_sets)) > MAX_BYTES:

@@ -1,7 +1,7 @@
-"""--init_from: a new run that starts from the weights of a trained one, also if labels or tasks have changed since.
+"""--init_from: a new run that starts from the weights of a trained one, even if labels or tasks have changed since.
 
-It takes the whole encoder and tokenizer, and of each head the rows of labels with the same name (`Head.start_from`).
-Optimizer, schedule and random numbers start fresh. Once the new run has a checkpoint, it no longer reads the other one.
+It takes the whole encoder and tokenizer and, from each head, the rows of labels with the same name (`Head.start_from`).
+Optimizer, schedule and random numbers start fresh. Once the new run has a checkpoint, it no longer reads the old run.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ HEADS = "output_layer.heads."
 
 
 def resumes(config: Any) -> bool:
-    """Whether this command resumes a run that began from --init_from."""
+    """Whether this command resumes a run that started from --init_from."""
     started = (config.run_dir / "args.json").exists() and not config.debug
     return bool(config.init_from and config.do_train and started and (config.resume or restarts()))
 
 
 def own_checkpoint(config: Any) -> Path | None:
-    """The checkpoint from which a run that began from --init_from resumes, if there is one."""
+    """The checkpoint from which a run that started from --init_from resumes, if there is one."""
     return checkpoint.newest_intact(config.run_dir / "checkpoints")[0] if resumes(config) else None
 
 
 def inherit_run_options(config: Any, typed: Collection[str] = ()) -> Any:
-    """The options, where those that describe the weights are those of --init_from, and the learning rates too unless
-    given. Of several processes the first reads them. typed: options that the command line sets, also to their
+    """The options, with those that describe the weights, and learning rates that are not given, taken from --init_from.
+    With several processes, the first one reads them. typed: options that the command line sets, also to their
     defaults. Raises UserError for options that contradict the weights."""
     return replace(config, **distributed.from_first(lambda: options_to_inherit(config, typed)))
 
@@ -75,21 +75,21 @@ def options_to_inherit(config: Any, typed: Collection[str]) -> dict[str, Any]:
 
 
 def options_of_run(config: Any) -> dict[str, Any]:
-    """The options of the run of --init_from, as they apply to its checkpoint. Raises UserError if there is none, or it
-    is this run itself."""
+    """The options of the run of --init_from, as they apply to its checkpoint. Raises UserError if there is no such run,
+    or it is this run."""
     pretrained = "name another folder, or give a pretrained model to --pretrain_model_path"
     folder = checkpoint_of(config.init_from, pretrained)
     if config.run_dir.resolve() in folder.resolve().parents:
         raise UserError(f"--init_from {config.init_from}: is this run itself; name the new one with --model_version")
     before = read_options(folder / "args.json", type(config))
-    if not lora.read_base(folder):  # trained in full, or merged: its rates were those of an adapter
+    if not lora.read_base(folder):  # fully trained, or merged: then its learning rates were for an adapter
         merged = before.get("lora_rank", 0) > 0
         before = {name: value for name, value in before.items() if name not in ADAPTER}
         before |= {"lr": None, "head_lr": None} if merged else {}
         if config.pretrain_model_path:
             raise UserError("--init_from and --pretrain_model_path each name the encoder; leave one of them out")
         if config.lora_rank:
-            whole = f"--lora_rank: {config.init_from} holds a whole encoder, and an adapter needs a base that stays"
+            whole = f"--lora_rank: {config.init_from} holds a whole encoder, but an adapter needs a separate base"
             raise UserError(f"{whole}; leave it out, or start from a run with an unmerged adapter")
     return before
 
@@ -111,8 +111,8 @@ def start_from(model: Any, folder: Path, hidden_size: int, tokenizer: Any, confi
 
 
 def encoder_weights(model: Any, folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """{name: tensor} of the encoder, or of its adapter. The word embedding may have more rows than the checkpoint's,
-    for --special_tokens: those stay as initialised. Raises UserError for another encoder."""
+    """{name: tensor} of the encoder, or of its adapter. The word embedding may have more rows than in the checkpoint,
+    for --special_tokens; these rows keep their initial values. Raises UserError for a different encoder."""
     own = {name: tensor for name, tensor in lora.kept_tensors(model).items() if name.startswith("encoder.")}
     taken = {name: tensor for name, tensor in tensors.items() if name.startswith("encoder.")}
     words = model.encoder.get_input_embeddings() if hasattr(model.encoder, "get_input_embeddings") else None
@@ -131,7 +131,7 @@ def encoder_weights(model: Any, folder: Path, tensors: dict[str, torch.Tensor]) 
 def start_head(
     name: str, head: Head, before: dict[str, Task], tensors: dict[str, torch.Tensor], hidden_size: int
 ) -> str:
-    """Copies what a head can take from a checkpoint. -> its part of the log line"""
+    """Copies the weights that a head can use from a checkpoint. -> its part of the log line"""
     task, theirs = head.task, before.get(name)
     if theirs is None or (theirs.kind, theirs.hierarchy) != (task.kind, task.hierarchy):
         was = theirs and f"{theirs.kind} with the hierarchy {theirs.hierarchy!r}".removesuffix(" with the hierarchy ''")

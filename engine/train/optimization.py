@@ -1,4 +1,4 @@
-"""Learning rates and parameter groups, numbers of epochs and steps."""
+"""Learning rates, parameter groups, and numbers of epochs and steps."""
 
 import inspect
 import posixpath
@@ -15,12 +15,12 @@ from engine.train.checkpoint import as_json
 # --epochs auto: (target number of optimizer steps, fewest epochs, most epochs)
 PRETRAINED, FROM_SCRATCH = (1400, 3, 30), (1500, 10, 60)
 BATCH_SIZES = 32, 16, 8  # --batch_size auto: the first, or for few texts to tag a smaller one
-ENOUGH_STEPS = 500  # with 570 steps batches of 32 are as good as smaller ones, with 180 they are not
+ENOUGH_STEPS = 500  # with 570 steps, batches of 32 are as good as smaller ones; with 180 they are not
 EMA_SHARE = 0.05  # share of all steps that --use_ema averages over
 
 
 def steps_per_epoch(num_batches: int, config: Any) -> int:
-    """Optimizer steps in an epoch of `num_batches` micro-batches; the last step may have fewer of them."""
+    """Optimizer steps in an epoch of `num_batches` micro-batches; the last step may have fewer micro-batches."""
     return -(-num_batches // config.gradient_accumulation_steps)
 
 
@@ -30,7 +30,7 @@ def warmup_steps(config: Any, steps_per_epoch: int) -> int:
 
 
 def warmup_epochs(config: Any) -> float:
-    """--warmup_epochs, or --warmup_ratio of the epochs, by default a tenth of them."""
+    """--warmup_epochs, or --warmup_ratio of all epochs, by default a tenth."""
     if config.warmup_epochs is not None:
         return config.warmup_epochs
     return config.epochs / 10 if config.warmup_ratio is None else config.epochs * config.warmup_ratio
@@ -48,8 +48,8 @@ def epochs_of(steps: int, pretrained: bool) -> int:
 
 
 def batch_size_of(config: Any, tasks: dict[str, Task], rows: int) -> int:
-    """--batch_size, or its value at auto: 32; for tagging alone, with a pretrained encoder, the largest of BATCH_SIZES
-    with which the most epochs of --epochs auto make ENOUGH_STEPS, or 8 if none does.
+    """--batch_size, or its value at auto: 32; if all tasks are tagging, with a pretrained encoder, the largest of
+    BATCH_SIZES with which the maximum of --epochs auto makes ENOUGH_STEPS, or 8 if none does.
 
     rows: labelled rows of train. With few texts, batches of 32 make few steps, and more epochs would cost more; batches
     of 8 make four times as many steps at about the same cost (benchmarks/RESULTS.md).
@@ -90,15 +90,15 @@ def lr_of_width(hidden_size: int) -> float:
 
 
 def lr_of_lora(hidden_size: int) -> float:
-    """The peak rate of LoRA: 1.8e-3 at hidden size 384, 2.9e-4 at 4096. It falls far more slowly with the hidden size
-    than that of full fine-tuning (Schulman and Thinking Machines Lab, LoRA Without Regret, 2025)."""
+    """The peak rate of LoRA: 1.8e-3 at hidden size 384, 2.9e-4 at 4096. With the hidden size, it falls far more slowly
+    than the rate of full fine-tuning (Schulman and Thinking Machines Lab, LoRA Without Regret, 2025)."""
     return min(2e-3, 5e-4 * (2000 / hidden_size) ** 0.775)
 
 
 def lr_of_probe(hidden_size: int) -> float:
-    """The peak rate of heads on a frozen encoder: 1e-2 at hidden size 384, falling with it, as a step changes the
-    logits in proportion to it. Measured at 384 only: better than 3e-3, the rate of heads beside a trained encoder
-    (benchmarks/RESULTS.md)."""
+    """The peak rate of heads on a frozen encoder: 1e-2 at hidden size 384, inversely proportional to it, because a step
+    changes the logits in proportion to the hidden size. Measured at 384 only: better than 3e-3, the rate of heads on a
+    trained encoder (benchmarks/RESULTS.md)."""
     return min(1e-2, 1e-2 * 384 / hidden_size)
 
 
@@ -119,7 +119,7 @@ def learning_rates(encoder: Any, config: Any) -> tuple[float, float]:
         return lr, config.head_lr or lr
     full = lr_of_width(encoder.config.hidden_size)
     lr = config.lr or (lr_of_lora(encoder.config.hidden_size) if config.lora_rank else full)
-    if config.lora_rank and not config.lr:  # the rate of heads in full fine-tuning, but not below LoRA's
+    if config.lora_rank and not config.lr:  # the heads' rate in full fine-tuning, but not below LoRA's
         return lr, config.head_lr or max(lr, min(10 * full, 1e-2))
     if config.freeze_layers == -1 and not config.lr:
         return lr, config.head_lr or lr_of_probe(encoder.config.hidden_size)
@@ -146,7 +146,7 @@ def parameter_groups(model: torch.nn.Module, config: Any) -> list[dict[str, Any]
 
 
 def merge_groups(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Merges the optimizer's groups with equal options, because it is faster with few; their names are in "names"."""
+    """Merges the optimizer's groups with equal options, since few groups are faster; their names are in "names"."""
     merged: dict[str, dict[str, Any]] = {}
     for group in optimizer.param_groups:
         options = {key: as_json(value) for key, value in group.items() if key not in ("params", "name", "layer")}
@@ -191,7 +191,7 @@ class ScoreScheduler(torch.optim.lr_scheduler.LambdaLR):
 
 
 class Chain(torch.optim.lr_scheduler.ChainedScheduler):
-    """A ChainedScheduler that knows its number of steps, as the others do."""
+    """A ChainedScheduler that knows its number of steps, like other schedulers."""
 
     @property
     def last_epoch(self) -> int:
@@ -204,10 +204,10 @@ class Chain(torch.optim.lr_scheduler.ChainedScheduler):
 
 
 def with_warmup(scheduler: Any, config: Any, loader: Any, monitor: str, lower_is_better: bool) -> Any:
-    """The scheduler as the trainer steps it. Raises UserError if it ends before the run does, or if one that needs a
-    score waits for lower scores although higher ones are better, or the reverse.
+    """The scheduler in the form that the trainer steps. Raises UserError if it ends before the run, or if a scheduler
+    that needs a score minimises it although higher is better, or the reverse.
 
-    loader: of the micro-batches of an epoch; monitor: the score.
+    loader: yields the micro-batches of an epoch; monitor: the score.
     """
     if isinstance(scheduler, type) or not hasattr(scheduler, "step"):
         raise UserError(f"build_scheduler in trainer.py must return a scheduler of torch, not {scheduler!r}")
@@ -236,8 +236,8 @@ def describe(model: torch.nn.Module, device: torch.device) -> str:
 
 
 def describe_rates(optimizer: torch.optim.Optimizer) -> str:
-    """Such as "peak rates 3.0e-04 (37 tensors: encoder), 3.0e-03 (4 tensors: output_layer.heads)": for each rate the
-    number of its tensors, and what their names begin with."""
+    """Such as "peak rates 3.0e-04 (37 tensors: encoder), 3.0e-03 (4 tensors: output_layer.heads)": for each rate, the
+    number of tensors and the common prefix of their names."""
     by_rate: dict[str, list[str]] = {}
     for group in sorted(optimizer.param_groups, key=peak_rate):
         names = [name.replace(".", "/") for name in group.get("names", ())]

@@ -21,7 +21,7 @@ logger = logging.getLogger("template")
 
 @dataclass
 class Progress:
-    """Progress of a run. Every checkpoint stores all of it, so that a resumed run ends with the same bytes."""
+    """Progress of a run. Every checkpoint stores all of it, so a resumed run ends with the same bytes."""
 
     step: int = 0  # optimizer steps done
     epoch: int = 0  # epochs done and evaluated
@@ -31,7 +31,7 @@ class Progress:
     bad_epochs: int = 0  # evaluations since the best
     sums: dict = field(default_factory=dict)  # losses since the last log line
     sum_steps: int = 0
-    skipped_steps: int = 0  # steps among these whose gradient was not finite
+    skipped_steps: int = 0  # steps since the last log line whose gradient was not finite
     metrics_bytes: int = 0  # length of metrics.jsonl
     data: str = ""  # the fingerprint of the rows and their encoding
 
@@ -47,13 +47,14 @@ class Progress:
         return cls(**values)
 
     def share_among(self, processes: int, before: int, schedule: tuple[Any, float], batches: int, in_step: int) -> None:
-        """Moves to the same position in data and schedule, to the nearest whole step, for another number of processes.
+        """Moves to the same position in data and schedule, up to the nearest whole step, if the number of processes has
+        changed.
 
         processes, before: their number now and before. schedule: (scheduler, its last step, see `rate_held_from`).
-        batches: micro-batches per epoch now; in_step: per step.
+        batches: micro-batches per epoch now; in_step: micro-batches per step.
         """
         scheduler, last = schedule
-        if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):  # others compute a rate from the one before
+        if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):  # others derive each rate from the last one
             advice = f"resume with {before} processes, or use a LambdaLR"
             raise UserError(f"{type(scheduler).__name__} cannot continue with another number of processes; {advice}")
         self.batch = self.batch * before // processes // in_step * in_step
@@ -64,15 +65,15 @@ class Progress:
 
 
 class RunningLosses:
-    """Losses and gradient norms since the last log line, on the device until the next one is written, so that the host
-    does not wait for them."""
+    """Losses and gradient norms since the last log line. They stay on the device until the next line is written, so the
+    host does not wait for them."""
 
     def __init__(self, progress: Progress, device: torch.device | str):
         self.progress = progress
         self.sums = {name: torch.tensor(value, device=device) for name, value in progress.sums.items()}
         self.group_sums: dict[str, Any] = {}
         self.unseen_steps: list[tuple[torch.Tensor, list[int]]] = []
-        self.examples, self.seconds, self.shown = 0, 0.0, ""  # depend on the clock, so not saved: see `EpochBar`
+        self.examples, self.seconds, self.shown = 0, 0.0, ""  # not saved: they depend on the clock, see `EpochBar`
 
     def add(self, outputs: list[Any]) -> None:
         """Adds the losses of a micro-batch, each as its share of the group's loss; for several passes, their mean."""
@@ -85,7 +86,7 @@ class RunningLosses:
             self.group_sums[name] = self.group_sums.get(name, 0.0) + (loss / len(outputs) if len(outputs) > 1 else loss)
 
     def end_step(self, norm: torch.Tensor, finite: torch.Tensor, rows: list[int]) -> None:
-        """Ends a group. norm: (), of its gradient before clipping; finite: (), whether it is finite; rows: the row
+        """Ends a group. norm: (), norm of its gradient before clipping; finite: (), whether it is finite; rows: the row
         numbers of its examples."""
         for name, value in (*self.group_sums.items(), ("gradient_norm", norm / distributed.size())):
             self.sums[name] = self.sums.get(name, 0.0) + torch.where(finite, value, 0.0)
@@ -111,7 +112,7 @@ class RunningLosses:
         self.unseen_steps = []
 
     def mean(self) -> dict[str, float]:
-        """{name: mean} over the steps made; resets the sums. Raises UserError if every step was skipped."""
+        """{name: mean} over the steps since the last call; resets the sums. Raises UserError if all were skipped."""
         self.sync_losses()
         progress = self.progress
         steps = progress.sum_steps - progress.skipped_steps
@@ -129,9 +130,9 @@ class RunningLosses:
 class EpochBar:
     """The progress bar of an epoch: loss, rate, examples/s and time left.
 
-    Speed depends on the clock, so it goes into a separate file, throughput.jsonl (one line for each line of
-    metrics.jsonl: step, epoch, examples_per_second, seconds), never into the files that a resumed run must reproduce
-    byte for byte. Seconds count training alone, without evaluation and the steps that a killed run repeats.
+    Speed depends on the clock, so it is written to a separate file, throughput.jsonl (one line for each line of
+    metrics.jsonl: step, epoch, examples_per_second, seconds), never to files that a resumed run must reproduce byte for
+    byte. Seconds count only training, without evaluation and steps that a resumed run repeats.
     """
 
     FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
@@ -170,7 +171,7 @@ class EpochBar:
 
 
 def line_of_scores(scores: dict[str, float], names: Iterable[str], width: int = 67) -> str:
-    """As many of the existing named scores as fit: "intent_accuracy 0.8250  slots_f1 0.6851  loss 1.5932".
+    """As many of the named scores as fit on a line: "intent_accuracy 0.8250  slots_f1 0.6851  loss 1.5932".
 
     width: columns left in a terminal of 100 columns after "12:34:56 epoch 100  dev: " and "  (best)"; metrics.jsonl
     has all scores.

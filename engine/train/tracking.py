@@ -1,5 +1,5 @@
-"""Guards training against trackers, which report a run's curves to a service: their errors do not end the run, they do
-not change its random numbers, and a resumed run does not send a point twice."""
+"""Protects training from trackers, which send a run's curves to a service: their errors do not end the run, they do not
+change its random numbers, and a resumed run does not send a point twice."""
 
 import logging
 import random
@@ -20,7 +20,7 @@ PAUSE = 300  # seconds after an error until the service is tried again
 
 
 def load_state(run_dir: Path, name: str) -> dict[str, Any]:
-    """What trackers.json says of a tracker: {"id" of its run, "step" and "names" of the last point sent}."""
+    """The entry of a tracker in trackers.json: {"id" of its run, "step" and "names" of the last point sent}."""
     path = run_dir / "trackers.json"
     return read_json(path, {str: dict}).get(name, {}) if path.exists() else {}
 
@@ -32,7 +32,7 @@ def update_state(run_dir: Path, name: str, **values: Any) -> None:
 
 
 def saved_id(run_dir: Path, name: str, create: Callable[[], str] = lambda: uuid4().hex) -> str:
-    """The id of this run at a tracker's service; it is created once, so that a resumed run continues its curves."""
+    """The id of this run at a tracker's service; it is created only once, so a resumed run continues its curves."""
     if "id" not in load_state(run_dir, name):
         update_state(run_dir, name, id=create())
     return str(load_state(run_dir, name)["id"])
@@ -40,7 +40,7 @@ def saved_id(run_dir: Path, name: str, create: Callable[[], str] = lambda: uuid4
 
 @contextmanager
 def same_random_numbers() -> Iterator[None]:
-    """A context after which Python, NumPy and torch draw as if it had not run: some services draw names and ids."""
+    """A context that restores the random states of Python, NumPy and torch: some services draw names and ids."""
     import numpy as np
     import torch
 
@@ -55,7 +55,7 @@ def same_random_numbers() -> Iterator[None]:
 
 class Tracking:
     """A tracker of a run. Points that could not be sent because of an error are sent later, at the latest when the run
-    is resumed: metrics.jsonl has all of them."""
+    is resumed, because metrics.jsonl has all points."""
 
     def __init__(self, kind: Any, config: Any, step: int):
         """step: optimizer steps done. Raises UserError if the tracker of a new run cannot start."""
@@ -68,7 +68,7 @@ class Tracking:
         try:
             with same_random_numbers():
                 self.tracker = kind(config, step)
-        except Exception as error:  # of any library
+        except Exception as error:  # from any library
             if not step:
                 advice = "log in, use its offline mode, or choose another --report_to"
                 raise UserError(f"{self.name} cannot start: {first_line(error).rstrip('.')}; {advice}") from None
@@ -115,7 +115,7 @@ class Tracking:
 
     def fail(self, error: Exception) -> None:
         if not self.retry_at:
-            later = "training goes on; the points follow later, and metrics.jsonl has them"
+            later = "training continues; the points are sent later, and metrics.jsonl has them"
             logger.warning(f"{self.name} failed: {first_line(error)}; {later}")
         self.retry_at = time.monotonic() + PAUSE
 

@@ -114,14 +114,14 @@ class SWA(Average):
 
 
 class Soup(Average):
-    """A greedy model soup: averages the weights of those epochs that do not lower its dev score.
+    """A greedy model soup: averages the weights of the epochs that do not lower its dev score.
 
-    After an epoch with weights w, keeps the best on dev of (n * s + w) / (n + 1), where s is the soup of n epochs; w,
-    which starts a new soup; and s. On a tie, the first of these wins. The cost is a copy of the weights, a second one
+    After an epoch with weights w, keeps the best on dev of: (n * s + w) / (n + 1), where s is the soup of n epochs; w,
+    which starts a new soup; and s. On a tie, the first of these wins. The cost is a copy of the weights, a second copy
     during the evaluation on dev, and two more evaluations per epoch.
 
-    Wortsman et al., 2022 (arXiv:2203.05482), applied to the epochs of one run in order of time. The paper adds models
-    in order of score, which would require keeping the weights of all epochs.
+    Wortsman et al., 2022 (arXiv:2203.05482), applied to the epochs of one run in chronological order. The paper adds
+    models in order of score, which would require keeping the weights of all epochs.
     """
 
     switch = "use_soup"

@@ -1,4 +1,4 @@
-"""Tricks for few labels (--few_shot): a contrastive loss on the vectors of texts, and the label frequencies of dev."""
+"""Tricks for few labels (--few_shot): a contrastive loss on text vectors, and class priors from dev."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from engine.task.task import IGNORE, Task, classifies_texts
 from engine.tricks.trick import Trick
 
 logger = logging.getLogger("template")
-CHANCE = 0.01  # label frequencies differ if they would differ as much by chance in fewer cases than this
+CHANCE = 0.01  # significance level: label frequencies differ if the test's p-value is below this
 
 
 class Contrast(Trick):
@@ -26,10 +26,10 @@ class Contrast(Trick):
 
     p_ij = softmax over j != i of (v_i . v_j / temperature), v the unit vectors of the micro-batch's labelled texts;
     a_ij is 1 if i and j have the same label, else 0. For sets of labels, and for paths in a hierarchy, it is the number
-    of labels or nodes of both divided by that of either. Texts like no other one are left out of the mean.
+    of shared labels or nodes divided by the number in the union. Texts unlike all others are left out of the mean.
 
     Khosla et al., 2020 (arXiv:2004.11362), their L_out, together with cross-entropy as in Gunel et al., 2021
-    (arXiv:2011.01403). Texts are compared within a micro-batch only, and with several processes within one's share.
+    (arXiv:2011.01403). Texts are compared only within a micro-batch and, with several processes, within its share.
     """
 
     @classmethod
@@ -37,12 +37,12 @@ class Contrast(Trick):
         if not config.few_shot:
             return None
         if not any(p.requires_grad for p in model.encoder.parameters()):
-            logger.info("--few_shot: no contrastive loss, as the encoder is not trained")
+            logger.info("--few_shot: no contrastive loss, because the encoder is not trained")
             return None
         trick = cls(model)
         others = [name for name in model.output_layer.heads if name not in trick.heads]
         if others:
-            logger.info(f"--few_shot: no contrastive loss for {', '.join(others)}: not one vector and label per text")
+            logger.info(f"--few_shot: no contrastive loss for {', '.join(others)}: needs one vector and label per text")
         return trick if trick.heads else None
 
     def __init__(self, model: Any, weight: float = 1.0, temperature: float = 0.1):
@@ -64,7 +64,7 @@ class Contrast(Trick):
             vectors = self.layer.text_vectors(hidden[0].float(), batch.inputs)
             for name, head in self.heads.items():
                 labels = batch.labels[name]
-                # what this micro-batch adds to the mean over the whole step, as its cross-entropy
+                # this micro-batch's share of the mean over the whole step, as for the cross-entropy
                 share = head.label_weights(labels, batch.inputs).sum() / output.counts[name]
                 labelled = head.label_mask(labels, batch.inputs).reshape(len(labels), -1).any(1)
                 alike = likeness(labels, self.sets[name], labelled)
@@ -75,13 +75,13 @@ class Contrast(Trick):
 
 
 def label_sets(task: Task) -> torch.Tensor:
-    """The nodes on the path of each label, as zeros and ones (C, N). Without a hierarchy a label is its only node."""
+    """The nodes on the path of each label, as zeros and ones (C, N). Without a hierarchy, a label is its only node."""
     paths = paths_of(task)
     return torch.zeros(len(paths), len(task.nodes) + 1).scatter_(1, paths, 1.0)[:, :-1]
 
 
 def likeness(labels: torch.Tensor, sets: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
-    """a_ij: labels or nodes of both texts divided by those of either; two labelled texts without any are alike. (B, B)
+    """a_ij, (B, B): shared labels or nodes divided by their union; two labelled texts without any have a_ij = 1.
 
     labels: (B,) ids or (B, C) zeros and ones, negative where unlabelled; sets: see `label_sets`; labelled: (B,)
     """
@@ -99,7 +99,7 @@ def contrastive_loss(
     vectors = F.normalize(vectors, dim=1)
     others = labelled & ~torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)
     similarity = (vectors @ vectors.T / temperature).masked_fill(~others, -1e4)
-    alike = alike * others  # without i = j; those of unlabelled texts are 0
+    alike = alike * others  # without i = j; rows of unlabelled texts are 0
     total = alike.sum(1)
     losses = -(alike * similarity.log_softmax(1)).sum(1) / torch.where(total > 0, total, 1.0)
     return losses.sum() / (total > 0).sum().clamp(min=1)
@@ -108,13 +108,14 @@ def contrastive_loss(
 class LabelShift(Trick):
     """Adds T log(p_dev(c) / p_train(c)) to the bias of each class c in the weights to score and save.
 
-    T is the temperature that fits dev best: softmax(logits / T) are the probabilities at the frequencies of train, and
-    adding the logarithm gives those at the frequencies of dev (Alexandari et al., 2020, arXiv:1901.06852). At T = 1 the
-    frequencies would outweigh the small logits of the first epochs, and hardly count against those of an overfit model.
+    T is the temperature that fits dev best: softmax(logits / T) are the probabilities under the label frequencies of
+    train, and adding the logarithm gives those under the frequencies of dev (Alexandari et al., 2020,
+    arXiv:1901.06852). With T = 1, the shift would outweigh the small logits of the first epochs, and hardly affect the
+    large logits of an overfit model.
 
-    A sample of K texts per class says nothing about how frequent the classes are, but the bias of a head learns these
-    frequencies as if they were real. p are the relative frequencies in dev and train after adding one to each count; a
-    head is only changed if a chi-square test says that the counts differ. With --class_weights balanced, p_train is
+    A sample of K texts per class does not show how frequent the classes are, but a head's bias learns the sample's
+    frequencies. p are the relative frequencies in dev and train after adding one to each count; a head is only changed
+    if the counts differ by a chi-square test. With --class_weights balanced, p_train is
     uniform. Saerens et al., 2002 (Neural Computation 14), for known frequencies; Menon et al., 2021 (arXiv:2007.07314).
     """
 
@@ -125,11 +126,11 @@ class LabelShift(Trick):
         self.shifts: dict[str, torch.Tensor] = {}
 
     def begin(self, train_loader: Any, config: Any) -> None:
-        if config.init_from:  # its biases have the frequencies of its own dev already
-            logger.info("--few_shot: label frequencies are not adjusted, as the run starts from another one")
+        if config.init_from:  # its biases already have the label frequencies of dev
+            logger.info("--few_shot: label frequencies are not adjusted, because the run starts from another one")
             return
         rows = {}
-        for part in ("dev", "train"):  # labels.json may be older than a train.jsonl to which rows were added
+        for part in ("dev", "train"):  # rows may have been added to train.jsonl after labels.json was written
             with open(config.data_dir / f"{part}.jsonl", encoding="utf-8") as file:
                 rows[part] = [json.loads(line) for line in file]
         for name, head in self.heads.items():
@@ -145,8 +146,8 @@ class LabelShift(Trick):
             self.shifts[name] = shift.to(head.linear.bias)
             raised = head.task.labels[int(shift.argmax())]
             logger.info(
-                f"--few_shot: {name} has other label frequencies in dev than in train, above all {raised!r}; "
-                "dev's are used"
+                f"--few_shot: {name} has different label frequencies in dev than in train, mainly for {raised!r}; "
+                "those of dev are used"
             )
 
     def adapt_to_dev(self, logits_of_dev: Callable[[], dict[str, Any]]) -> None:
@@ -179,7 +180,7 @@ def temperature_at(logits: torch.Tensor, labels: torch.Tensor, shift: torch.Tens
 
 
 def has_class_biases(head: Head) -> bool:
-    """Whether the logits of a head are those of a linear layer with one bias per class."""
+    """Whether a head's logits are the output of a linear layer with one bias per class."""
     task = head.task
     plain = task.kind == "classification" and not task.hierarchy and type(head).forward is Head.forward
     return plain and task.counts is not None and head.linear.out_features == len(task.labels)
@@ -188,7 +189,7 @@ def has_class_biases(head: Head) -> bool:
 def differ(dev: torch.Tensor, train: torch.Tensor) -> bool:
     """Whether two samples have different label frequencies, by a chi-square test. dev, train: counts (C,)
 
-    Labels of which fewer than five are expected in one of the samples are counted as one (Cochran, 1954).
+    Labels with an expected count below five in one of the samples are merged into one (Cochran, 1954).
     """
     table = torch.stack([dev, train]).numpy()
     rare = (table.sum(1).min() * table.sum(0) / max(table.sum(), 1)) < 5

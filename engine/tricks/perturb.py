@@ -25,7 +25,7 @@ class WordNoise:
 
     @staticmethod
     def require_lookup(encoder: Any, table: torch.nn.Embedding) -> None:
-        """Raises UserError unless the encoder looks up word vectors in `table` as (B, L, width); XLNet does not."""
+        """Raises UserError unless the encoder looks up word vectors (B, L, width) in `table`; XLNet does not."""
         shapes, training, ids = [], encoder.training, torch.ones(1, 3, dtype=torch.long, device=table.weight.device)
         hook = table.register_forward_hook(lambda table, inputs, output: shapes.append(output.shape[:2]))
         encoder.eval()

@@ -1,15 +1,16 @@
-"""Teachers' answers to the training texts, cached on disk and passed to the heads of a student.
+"""Teachers' answers for the training texts, cached on disk and passed to the heads of a student.
 
-The student's loss is linear in the expected statistics of the teacher's distribution (probabilities; for a CRF, those
-of tags and tag pairs), so only these and the entropy are stored. Most values are close to zero, so they are stored
-sparsely, as (word, id, value). Words are identified by their index in the text, so tokenizers may differ.
+The student's loss is linear in the expected statistics of the teacher's distribution (probabilities; for a CRF, of tags
+and tag pairs), so only these and the entropy are stored. Most values are close to zero, so they are stored sparsely, as
+(word, id, value). Words are identified by their index in the text, so tokenizers may differ.
 
 Tag pairs would need too much space. They are computed: p(tag i at word t - 1, tag j at word t) = p(j at t) * p(i | j),
 
     p(i | j) = before[t - 1, i] * factors[i, j] / sum over i of the same
 
-where `factors` is the teacher's exp(transitions), shared by all words, and `before` is the forward distribution: that
-of a word's tag if the text ended there. Without a CRF, `factors` is 1 and `before` equals the teacher's probabilities.
+where `factors` is the teacher's exp(transitions), shared by all words, and `before` is the forward distribution: the
+distribution of a word's tag if the text ended there. Without a CRF, `factors` is 1 and `before` is the teacher's
+probabilities.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ from engine.run.files import sha256
 from engine.run.run_folder import weights_file
 
 CHUNK = 1024  # number of texts per record batch
-VERSION = 4  # of the cached format; increment it when the format changes
+VERSION = 4  # of the cache format; increment it when the format changes
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 EMPTY = np.zeros(0, np.int32)
 
@@ -56,7 +57,7 @@ class Sparse(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A teacher's answer to one text."""
+    """A teacher's answer for one text."""
 
     statistics: Sparse
     before: Sparse  # empty if the head does not use pairs of tags
@@ -97,14 +98,14 @@ class SoftTargets(NamedTuple):
         return [torch.zeros(shape, device=values.device).index_put(tuple(at), values) for values, at in both]
 
     def of_rows(self, part: slice) -> "SoftTargets":
-        """The targets of some rows of the batch, whose numbers then begin at 0; of a head without pairs of tags."""
+        """The targets of some rows of the batch, renumbered from 0; only for a head without tag pairs."""
         chosen = (self.positions[1] >= part.start) & (self.positions[1] < part.stop)
         positions = self.positions[:, chosen] - torch.tensor([0, part.start, 0, 0], device=chosen.device).unsqueeze(1)
         own = dict(values=self.values[chosen], positions=positions)
         return self._replace(**own, taught=self.taught[part], entropies=self.entropies[part])
 
     def whole(self, mask: torch.Tensor) -> torch.Tensor:
-        """Returns the mask of texts that all teachers answered completely, (B,). mask: (B, W), True for real words."""
+        """Returns the mask of texts that all teachers labelled completely, (B,). mask: (B, W), True for real words."""
         return (self.taught > mask.float() - 1e-4).all(1) & mask.any(1)
 
 
@@ -112,9 +113,9 @@ class SoftTargets(NamedTuple):
 
 
 class Teacher:
-    """A teacher's memory-mapped answers to a training set. Row i is the answer to example i.
+    """A teacher's memory-mapped answers for a training set. Row i is the answer for example i.
 
-    folder: the teacher's checkpoint; heads: {task: head} of the student, which decide if tag pairs are needed.
+    folder: the teacher's checkpoint; heads: {task: head} of the student, which determine if tag pairs are needed.
     """
 
     def __init__(self, folder: Path, heads: Any, tasks: list[str], temperature: float):
@@ -130,7 +131,7 @@ class Teacher:
         load() -> (model, featurizer, its options); batches_of(examples, featurizer) -> a MyDataLoader.
         """
         pairs = sorted(name for name, head in self.heads.items() if head.distribution.wants_pairs)
-        # Answers to a list of examples are not cached
+        # Answers for a list of examples are not cached
         source = None if data.cache is None else data.source_fingerprint()
         scales = [(head.task.mean, head.task.std) for head in self.heads.values()]
         depends = [VERSION, self.sha256, source, self.temperature, self.tasks, scales, pairs, precision]
@@ -191,7 +192,7 @@ class Teacher:
         return pa.RecordBatch.from_pydict(arrays)
 
     def find(self, task: str, example: int, first: int, size: int) -> Answer:
-        """Returns the answer to words first to first + size of an example, with word indices relative to `first`."""
+        """Returns the answer for words first to first + size of an example, with word indices relative to `first`."""
         chunk, row = divmod(example, CHUNK)
         cells = {}
         for column in COLUMNS:
@@ -200,7 +201,7 @@ class Teacher:
         answer = Answer.of_columns(cells)
         stop = first + size
         statistics = answer.statistics.within(first, stop)
-        if stride := self.heads[task].distribution.stride:  # pairs of words: drop those with one that is not of these
+        if stride := self.heads[task].distribution.stride:  # pairs of words: drop pairs with a word outside this range
             second = statistics.words + statistics.ids // stride
             statistics = statistics.where((second >= 0) & (second < size))
         return Answer(statistics, answer.before.within(first, stop), answer.entropies[first:stop])
@@ -220,7 +221,7 @@ def rescale_regression(head: Any, student: Any, logits: torch.Tensor) -> torch.T
 def sparse_rows(
     head: Any, stored: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None], inputs: dict[str, torch.Tensor]
 ) -> list[Answer]:
-    """Returns the answer to each row of a batch. stored: the result of `teach` of the head's distribution"""
+    """Returns the answer for each row of a batch. stored: the output of `teach` of the head's distribution"""
     statistics, entropies, before = stored
     mask = inputs["word_mask"] if head.by_words else torch.ones_like(entropies, dtype=torch.bool)
     smallest, stride = head.distribution.smallest, head.distribution.stride
@@ -240,7 +241,7 @@ def by_row(values: torch.Tensor, smallest: float, mask: torch.Tensor, stride: in
 
 
 def merge(windows: list[tuple[int, Answer]]) -> Answer:
-    """Merges the answers to the windows of a text, [(first word, answer)]. A word in two windows is taken from the one
+    """Merges the answers for the windows of a text, [(first word, answer)]. A word in two windows is taken from the one
     whose edge is farther away."""
     if len(windows) == 1:
         return windows[0][1]

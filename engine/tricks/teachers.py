@@ -18,7 +18,7 @@ from engine.tricks.trick import Trick
 
 
 def shared_tasks(folder: Path, teacher_tasks: Any, student_tasks: dict[str, Task]) -> list[str]:
-    """Returns the tasks that teacher and student share. Raises UserError if there are none, or one differs."""
+    """Returns the tasks that teacher and student share. Raises UserError if there are none, or if one differs."""
     names = [name for name in student_tasks if name in teacher_tasks]
     if not names:
         tasks = f"none of the tasks {', '.join(student_tasks)}, only {', '.join(teacher_tasks)}"
@@ -31,7 +31,7 @@ def shared_tasks(folder: Path, teacher_tasks: Any, student_tasks: dict[str, Task
             texts = {True: "pairs of texts", False: "single texts"}
             raise UserError(f"--teacher: {folder} reads {texts[other.pairs]}, but the data has {texts[own.pairs]}")
         if own.unit != other.unit:
-            raise UserError(f"--teacher: a token of {name!r} is a {other.unit} in {folder}, not a {own.unit}")
+            raise UserError(f"--teacher: the token unit of {name!r} is {other.unit} in {folder}, not {own.unit}")
         if own.labels != other.labels:
             differ = sorted(set(own.labels) ^ set(other.labels)) or ["their order"]
             raise UserError(f"--teacher: {folder} has different labels for {name!r} ({', '.join(differ[:8])})")

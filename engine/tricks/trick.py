@@ -34,7 +34,7 @@ class Trick:
         return groups
 
     def begin(self, train_loader: Any, config: Any) -> None:
-        """Called once when the training data is loaded, before a run is resumed. Must not use random numbers."""
+        """Called once after the training data is loaded, before a run is resumed. Must not use random numbers."""
 
     def before_step(self, group: list) -> None:
         """Called before the micro-batches of an optimizer step. group: their Batches, as yielded by the loader."""
@@ -70,7 +70,7 @@ class Trick:
         """
 
     def swap_weights(self) -> AbstractContextManager[None]:
-        """Returns a context manager that gives the model the weights to score and to save as the best."""
+        """Returns a context manager in which the model has the weights to score and to save as the best."""
         return nullcontext()
 
     def adapt_to_dev(self, logits_of_dev: Callable[[], dict[str, Any]]) -> None:

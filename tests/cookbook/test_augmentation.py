@@ -201,7 +201,7 @@ def test_teachers_of_words_are_refused_and_those_of_texts_are_not(tiny, sample, 
         teacher.train()
         folders[name] = str(teacher.run_dir)
     monkeypatch.setattr(data_loader, "augment", page_function())
-    with pytest.raises(UserError, match="--teacher answers each word as it is in the file, but `augment` changes it"):
+    with pytest.raises(UserError, match="the teachers label each word as it is in the file, but `augment` changes it"):
         make_trainer(tiny(teacher=folders["words"]))
     student = make_trainer(tiny(teacher=folders["texts"], epochs=1))
     student.train()

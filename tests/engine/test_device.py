@@ -63,7 +63,7 @@ def test_processes_that_cannot_be_connected_are_refused():
         if kind in wanted and torch.distributed.is_backend_available(wanted[kind]):
             assert backend_of(torch.device(kind)) == f"cpu:gloo,{kind}:{wanted[kind]}"
         else:
-            with pytest.raises(UserError, match=f"several processes on {kind}; start one, or add --device cpu"):
+            with pytest.raises(UserError, match=f"connect processes on {kind}; start only one, or add --device cpu"):
                 backend_of(torch.device(kind))
 
 
@@ -72,7 +72,7 @@ def test_processes_that_cannot_be_connected_are_refused():
 def test_a_precision_that_the_device_lacks_is_refused(precision):
     require_precision(precision, CPU)
     require_precision("fp32", torch.device("cuda"))
-    with pytest.raises(UserError, match=f"^--precision {precision}: not on this cuda"):
+    with pytest.raises(UserError, match=f"^--precision {precision}: not supported on this cuda"):
         require_precision(precision, torch.device("cuda"))
 
 
@@ -112,7 +112,7 @@ def test_what_a_device_lacks_is_one_line(command, advice, capsys):
         pytest.skip("the device is there")
     assert exit_code(command, None) == 2
     line = capsys.readouterr().err
-    assert line.startswith("error: the device lacks something (") and line.endswith(f"; {advice}\n")
+    assert line.startswith("error: the device lacks a feature (") and line.endswith(f"; {advice}\n")
     assert line.count("\n") == 1
 
 
@@ -160,7 +160,7 @@ def test_a_run_on_an_accelerator_without_doubles_ends_where_the_cpu_ends(sample,
 def test_a_precision_is_refused_before_training_and_nothing_is_written(sample, tmp_path):
     flags = [*SMALL, "--data_path", sample, "--do_train", "--precision", "bf16", "--model_version", "half"]
     done = start(["main.py", *flags], tmp_path, "bfloat16")
-    assert done.returncode == 2 and "error: --precision bf16: not on this npu" in done.stderr
+    assert done.returncode == 2 and "error: --precision bf16: not supported on this npu" in done.stderr
     assert not (tmp_path / "output/half/checkpoints").exists()
 
 

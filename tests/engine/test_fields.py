@@ -29,7 +29,7 @@ from preprocess.schema import load_labels
 
 @pytest.fixture
 def fields(monkeypatch):
-    """A function that replaces the declarations, and the head of classification by one that reads all own inputs."""
+    """A function that replaces the declarations, and the classification head by one that reads all custom inputs."""
 
     def declare(head=None, **declared):
         FIELDS.clear()
@@ -146,7 +146,7 @@ def test_a_bad_value_is_one_line_with_file_and_row(field, value, message, fields
         (Field(["x", "x"]), "different names"),
         (Field("x", shape=(0,)), "positive whole numbers"),
         (Field("x", dtype="double"), "dtype='double'"),
-        (Field("x", dtype="name", standardize=True), "standardize is for floats"),
+        (Field("x", dtype="name", standardize=True), "standardize is for columns of floats"),
         (Field("x", level="list", missing=0.0), "missing is for columns with one number"),
         (Field("x", missing=float("nan")), "missing is nan, which is not a number"),
         (Field("x", missing="none"), "missing is 'none', but must be a number"),
@@ -289,7 +289,7 @@ def test_a_function_reads_cells_and_a_changed_one_does_not_reuse_the_cache(field
     first = MyDataset(data / "train.jsonl", reader)
     assert first.batch(range(len(values))).inputs["x"].tolist() == [2 * value for value in values]
     fields(x=Field("x", read=thrice))
-    with pytest.raises(UserError, match=r"made with another function of FIELDS\['x'\]"):
+    with pytest.raises(UserError, match=r"made with a different function of FIELDS\['x'\]"):
         main(Config(do_train=True, data_path=str(data), output_dir=str(tmp_path / "out"), **TINY))
     data = processed(tmp_path, rows_of([1.0, 2.0]))
     second = MyDataset(data / "train.jsonl", featurizer(data))
@@ -302,7 +302,7 @@ def test_a_function_reads_cells_and_a_changed_one_does_not_reuse_the_cache(field
 
 
 class HeadOfX(ClassificationHead):
-    """Reads only the own input x, (B, 2)."""
+    """Reads only the custom input x, (B, 2)."""
 
     def __init__(self, hidden_size, task):
         super().__init__(2, task)
@@ -367,7 +367,7 @@ def test_a_checkpoint_is_refused_by_code_without_its_field(fields, tmp_path):
     with pytest.raises(UserError, match=r"best: needs the input 'x', which FIELDS in data_loader.py does not declare"):
         load_checkpoint(best)
     fields(x=Field("x", shape=(2,), dtype="int"))
-    with pytest.raises(UserError, match="made with another dtype of FIELDS"):
+    with pytest.raises(UserError, match="made with a different dtype of FIELDS"):
         load_checkpoint(best)
     fields(x=Field("x", shape=(2,)), y=Field("y"))
     with pytest.raises(UserError, match=r"has no input 'y', which FIELDS in data_loader.py declares"):
@@ -393,7 +393,7 @@ def test_what_needs_a_text_is_refused_or_said_to_have_no_effect(fields, tmp_path
     fields()
     write(tmp_path / "a.jsonl", rows_of([0]))
     data = processed(tmp_path, rows_of([0]))
-    with pytest.raises(UserError, match="has no own inputs, which --encoder none needs"):
+    with pytest.raises(UserError, match="has no inputs other than text, which --encoder none needs"):
         main(run_of(tmp_path, do_train=True, data_path=str(data)))
 
 

@@ -84,7 +84,7 @@ def test_one_task_keeps_only_what_it_reads(task, tiny, tmp_path, sample):
 
 
 def test_texts_in_windows_are_read_in_every_step(tiny, tmp_path, sample):
-    """They are weighed by what is learned."""
+    """They are pooled with trained weights."""
     data, _ = of_one_task(sample, "intent", tmp_path / "data")
     windows = dict(data_path=data, epochs=1, long_text="windows")
     assert "because of texts in windows" in run(tiny(**FROZEN, **windows, max_length=8, model_version="short"))

@@ -264,7 +264,7 @@ def test_a_merged_run_goes_on_in_full_at_the_rate_of_full_training(tiny, tmp_pat
     second = make_trainer(inherit_run_options(tiny(**start, model_version="second")))
     assert second.config.lora_rank == 0 and second.config.lr == 1e-3 != first.config.lr
     assert all(p.requires_grad for p in second.model.parameters())
-    with pytest.raises(UserError, match="an adapter needs a base that stays"):
+    with pytest.raises(UserError, match="an adapter needs a separate base"):
         trained(tiny(**start, lora_rank=4, model_version="third"))
 
 

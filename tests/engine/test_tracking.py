@@ -190,7 +190,7 @@ def test_a_service_that_fails_does_not_end_the_run_and_gets_its_points_later(pau
     tracked = trained(tiny(model_version="tracked"), [Flaky])
     assert tracked[0] == plain[0] and all(torch.equal(a, b) for a, b in zip(tracked[1], plain[1], strict=True))
     assert [json.dumps(point) for point in service.points] == plain[0].splitlines() and service.closed
-    assert told.text.count("Flaky failed: no route to host; training goes on; the points follow later") == 1
+    assert told.text.count("Flaky failed: no route to host; training continues; the points are sent later") == 1
 
 
 def test_a_service_that_never_answers_gets_its_points_when_the_run_is_resumed(tiny, service):
