@@ -1,4 +1,4 @@
-"""The options of `main.py`, in one typed dataclass that *is* its command line, and the checks on them.
+"""The options of `main.py`: a typed dataclass from which the command line is generated, and its checks.
 
 Edit here to add an option: one field (name, type, default, line of help, and its bounds); read it as
 `config.<name>` where it is used. `--flag`, `--flag=True`, `--flag=False` and `--no_flag` all work. A run can be resumed
@@ -35,13 +35,13 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         False, "label --predict_file, or by default the test part, with the best checkpoint", resume_safe=True
     )
     report_language: Literal["auto", "en", "zh"] = option(
-        "auto", "language of report.html; auto: that of the texts", resume_safe=True
+        "auto", "language of report.html; auto: the language of the texts", resume_safe=True
     )
     resume: bool = option(
         False, "continue training or labelling where it stopped, or start if there is nothing yet", resume_safe=True
     )
     force_resume: bool = option(
-        False, "resume even if options, data or tokenizer differ from those of the run", resume_safe=True
+        False, "resume even if options, data or tokenizer have changed since the run started", resume_safe=True
     )
     debug: bool = option(
         False, "trial run on 64 examples per part, then checks of the model; exit code 3 if one fails", resume_safe=True
@@ -85,7 +85,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         "hf", "where a hub name is looked up; hf: the Hugging Face hub, or a mirror in HF_ENDPOINT (docs/download.md)"
     )
     init_from: str = option(
-        "", "run or checkpoint to start from: its encoder, its tokenizer, and the rows of labels that the data also has"
+        "", "run or checkpoint to start from: its encoder, tokenizer, and head weights of labels that the data also has"
     )
     encoder: Literal["transformer", "bilstm", "none"] = option(
         "transformer", "bilstm: an encoder without transformers; none: the heads read FIELDS of data_loader.py alone"
@@ -146,8 +146,8 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     )
     long_text: Literal["auto", "windows", "head", "tail", "head_tail"] = option(
         "auto",
-        "what is read of longer texts to classify: all, in windows; or a part (head_tail: a quarter head, the rest "
-        "tail); auto: windows if many are longer, else head",
+        "how longer texts are classified: from all of the text, in windows; or from a part (head_tail: a quarter from "
+        "the head, the rest from the tail); auto: windows if many texts are longer, else head",
         aliases=["truncation"],
         auto="auto",
     )
@@ -177,13 +177,13 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     )
     batch_size: int | None = option(
         None,
-        "examples in a micro-batch (default: 32; 16 or 8 for a pretrained encoder and few texts to tag)",
+        "examples per micro-batch (default: 32; 16 or 8 for a pretrained encoder and few texts to tag)",
         low=1,
         auto=None,
     )
-    gradient_accumulation_steps: int = option(1, "micro-batches in one optimizer step", low=1)
+    gradient_accumulation_steps: int = option(1, "micro-batches per optimizer step", low=1)
     eval_batch_size: int = option(
-        64, "examples in a batch for evaluation and prediction; scores do not depend on it", low=1
+        64, "examples per batch in evaluation and prediction; scores do not depend on it", low=1
     )
     lr: float | None = option(
         None,
@@ -202,12 +202,12 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         auto=None,
     )
     scheduler: Literal["cosine", "linear", "constant", "plateau"] = option(
-        "cosine", "learning rate schedule after warmup; plateau: halved if two epochs bring no better dev score"
+        "cosine", "learning rate schedule after warmup; plateau: halved after two epochs without a better dev score"
     )
     warmup_epochs: float | None = option(
-        None, "epochs of linear warmup (default: a tenth of them)", aliases=["warm_up_epochs"], low=0, auto=None
+        None, "epochs of linear warmup (default: a tenth of all)", aliases=["warm_up_epochs"], low=0, auto=None
     )
-    warmup_ratio: float | None = option(None, "warmup as a share of all epochs, instead", low=0, high=1)
+    warmup_ratio: float | None = option(None, "instead of --warmup_epochs: a share of all epochs", low=0, high=1)
     lrf: float = option(0.01, "final rate as a fraction of the peak", low=0, high=1)
     weight_decay: float = option(0.01, "AdamW's decoupled decay; not on biases, norms and the CRF", low=0)
     max_grad_norm: float = option(1.0, "clip the gradient of each step to this norm; 0: never", low=0)
@@ -226,14 +226,14 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     log_steps: int = option(20, "log every N optimizer steps", low=1, resume_safe=True)
     report_to: str = option(
         "tensorboard",
-        "where curves go: tensorboard, wandb, swanlab, mlflow, several with commas; all: those installed; or none",
+        "trackers for curves, comma-separated: tensorboard, wandb, swanlab, mlflow; all: every installed one; none",
         resume_safe=True,
     )
 
     # Tricks
     use_fgm: bool = option(False, "adversarial training on the word embeddings (FGM)", group="tricks")
     fgm_eps: float = option(1.0, "norm of the perturbation of FGM and PGD", needs="use_fgm use_pgd", low=0)
-    use_pgd: bool = option(False, "as --use_fgm, in several steps (PGD)")
+    use_pgd: bool = option(False, "like --use_fgm, but in several steps (PGD)")
     pgd_alpha: float = option(0.4, "step size of PGD", needs="use_pgd", low=0)
     pgd_steps: int = option(3, "steps of PGD", needs="use_pgd", low=1, high=1000)
     use_freelb: bool = option(False, "adversarial training on word vectors, averaged over the steps (FreeLB)")
@@ -253,7 +253,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     )
     few_shot: bool | None = option(
         None,
-        "for few labels per class: a contrastive loss, and the label frequencies of dev (default: auto, on with a "
+        "for few labels per class: a contrastive loss, and class priors from dev (default: auto, on with a "
         "pretrained encoder and at most 400 labelled texts, if all tasks classify texts)",
         parse=parse_auto_bool,
         auto=None,
@@ -263,9 +263,9 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         0.5, "weight of the teachers in the loss; 1: only the teachers", needs="teacher", low=0, high=1
     )
     temperature: float = option(
-        1.0, "divisor of the logits of teacher and student", needs="teacher", low=0.01, high=1000
+        1.0, "temperature that divides the logits of teacher and student", needs="teacher", low=0.01, high=1000
     )
-    unlabelled: str = option("", "more texts for the teachers to label, as in --predict_file", needs="teacher")
+    unlabelled: str = option("", "file of more texts for the teachers to label (as --predict_file)", needs="teacher")
     unlabelled_ratio: float = option(1.0, "unlabelled texts per labelled text in an epoch", needs="unlabelled", low=0)
     use_ema: bool = option(False, "score and keep an exponential moving average of the weights (EMA)")
     ema_decay: float | None = option(
@@ -321,7 +321,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         return path if self.fold is None else path / f"fold_{self.fold}"
 
     def changes_since(self, before: dict[str, Any]) -> list[str]:
-        """['lr was 0.001, is 0.01', …] for changed options that affect the result. before: those of the saved run.
+        """['lr was 0.001, is 0.01', …] for changed options that affect the result. before: options of the saved run.
 
         With a constant learning rate, more --epochs do not count as a change. An option that did not exist
         yet counts as having its default value. An option set to auto matches any value of the run.

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from config import Config
 from engine.data.cuts import warn_of_cuts
 from engine.data.features import Featurizer, encoded_fingerprint, input_column, label_column
-from engine.data.fields import FIELDS, Field  # noqa: F401 (for own inputs)
+from engine.data.fields import FIELDS, Field  # noqa: F401 (for your own inputs)
 from engine.data.length_sampler import LengthSampler, length_batches
 from engine.data.own_inputs import fields_of
 from engine.data.ragged import Ragged, to_arrow, to_numpy
@@ -52,7 +52,7 @@ logger = logging.getLogger("template")
 #     FIELDS["pixels"] = Field("image", shape=(28, 28))
 # The columns of --extra_columns are a Field too, `extras` (B, N). Create the data again after you change FIELDS.
 
-# A function (example, rng) -> example that changes training rows, in each epoch differently; see
+# A function (example, rng) -> example that changes training rows, differently in each epoch; see
 # docs/cookbook/augmentation.md
 augment: Callable[[dict[str, Any], np.random.Generator], dict[str, Any]] | None = None
 
@@ -120,7 +120,7 @@ def without_labels(batch: Batch) -> Batch:
 
 
 def augmented(dataset: Any, examples: list[dict[str, Any]], numbers: Iterable[int]) -> list[dict[str, Any]]:
-    """These examples of a dataset, as its `augment` returns them. numbers: their rows in the file.
+    """Applies the dataset's `augment` to examples. numbers: their row numbers in the file.
 
     The random numbers depend on (seed, epoch, row) alone. Raises UserError if a result is not a valid training row.
     """
@@ -156,7 +156,7 @@ class MyDataset(Dataset):
     origin: Any
     augment: Any = None  # for training only, with the seed and the epoch of its random numbers
     seed = epoch = 0
-    encoded: Any = None  # in training with a frozen encoder: rows -> its kept outputs
+    encoded: Any = None  # in training with a frozen encoder: rows -> its cached outputs
 
     def __init__(
         self,
@@ -212,7 +212,7 @@ class MyDataset(Dataset):
         return int(self.first_rows[labelled]) if labelled < len(self) else len(self.lengths)
 
     def schema(self) -> pa.Schema | None:
-        """The expected Arrow schema of the table: that of the first encoded example."""
+        """The expected Arrow schema of the table, taken from the first encoded example."""
         return next(self.encode(islice(self.examples(), 1), "")).schema if os.path.getsize(self.origin) else None
 
     def encode_file(self, path: Path) -> Iterator[pa.RecordBatch]:
@@ -271,8 +271,8 @@ class MyDataset(Dataset):
 
 
 class MyDataLoader(DataLoader):
-    """Batches of a MyDataset. seed: for shuffling; None: a fixed order for evaluation, longest first. ratio:
-    unlabelled rows per labelled row in an epoch."""
+    """Batches of a MyDataset. seed: seed of the shuffling; None: a fixed order for evaluation, longest first.
+    ratio: unlabelled rows per labelled row in an epoch."""
 
     dataset: MyDataset
     batch_sampler: LengthSampler
@@ -367,7 +367,7 @@ class MyIterableDataset(IterableDataset):
         for number in range(self.first_pool + offset, len(pools), step):
             total = self.rows_in(pools[number])
             first, end = (total * rank // self.processes for rank in (self.rank, self.rank + 1))
-            # A process whose share is empty reads a row too, and yields as many batches as the others, all empty
+            # A process with an empty share also reads a row, and yields as many batches as the others, all empty
             rows, examples = self.read(pools[number], first, max(end, first + 1))
             columns = self.featurizer(augmented(self, examples, rows) if self.augment else examples)
             rng = np.random.default_rng([self.seed, self.epoch, number])
@@ -480,7 +480,7 @@ def build_loaders(
     path = Path(data_path) / "train.jsonl"
     if config.streaming:
         one_row = copy.copy(featurizer)
-        if featurizer.long_text != "windows":  # which are in one row
+        if featurizer.long_text != "windows":  # those windows are in one row already
             one_row.stride = -1  # one row per example
         size = config.batch_size or BATCH_SIZES[0]
         dataset: Any = MyIterableDataset(path, one_row, size, config.shuffle_buffer, config.random_seed, limit)

@@ -51,7 +51,7 @@ class DataConfig(RawOptions):
     )
     label_separator: str = option(",", "separator between the labels in a multilabel cell")
     label_hierarchy: str = option(
-        "", "separator of the nodes in labels that are paths: '##' for 体育##足球 (docs/data.md#label-hierarchies)"
+        "", "separator of nodes in hierarchical labels: '##' for 体育##足球 (docs/data.md#label-hierarchies)"
     )
     tag_scheme: Literal["auto", "bio", "bioes", "keep"] = option(
         "auto", "output scheme of entity tags; auto: BIO, or BIOES if the data has end tags"
@@ -61,7 +61,7 @@ class DataConfig(RawOptions):
     )
     n_splits: int = option(0, "number of cross-validation folds of train and dev; 0: none")
     shots: str = option(
-        "", "few labels: keep this many train rows per class or type of entity, such as 8, or 'intent=8,slots=5'"
+        "", "few labels: keep this many train rows per class or entity type, such as 8, or 'intent=8,slots=5'"
     )
     label_names: str = option(
         "", "label names in order, comma-separated, if labels are lists of 0 and 1 (or in labels.txt)"
@@ -146,7 +146,7 @@ def process(config: DataConfig) -> None:
 
 
 def declare_fields() -> None:
-    """Imports data_loader.py if it has entries of FIELDS. Otherwise not, because torch takes seconds to import."""
+    """Imports data_loader.py, but only if it has entries in FIELDS, because torch takes seconds to import."""
     tree = ast.parse((ROOT / "data_loader.py").read_text(encoding="utf-8"))
     if any(isinstance(node, ast.Name) and node.id == "FIELDS" for node in ast.walk(tree)):
         import data_loader  # noqa: F401
@@ -165,7 +165,7 @@ def check_and_write(config: DataConfig, data: Prepared, folder: Path | None = No
     for line in [line for check in results.checks.values() for line in check.lines()]:
         print(line)
     notes = run_checks(data.parts, tasks, data.notes, results)
-    # last: its threads are not fork-safe
+    # Last, because the tokenizer's threads are not fork-safe
     if not has_no_text(tasks) and (featurizer := featurizer_for_checks(config, data.parts, tasks)):
         notes += with_rows(check_encoding(data.parts, tasks, featurizer))
     show(notes)

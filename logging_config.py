@@ -63,7 +63,7 @@ class LogFile(logging.FileHandler):
 
 
 class TqdmHandler(logging.StreamHandler):
-    """Writes above a running progress bar instead of through it; `about` before the first message."""
+    """Writes above a running progress bar instead of through it. Writes `about` before the first message."""
 
     about: Sequence[str] = ()
 
@@ -102,7 +102,7 @@ def get_logger(
 
 
 def about_environment(device: Any, wanted: str) -> list[str]:
-    """Versions and device; also why a GPU is not used, unless --device (`wanted`) says so."""
+    """Lines with versions and device and, with --device auto (`wanted`), why no GPU is used."""
     import torch
 
     from engine.run.device import describe
@@ -121,12 +121,12 @@ class TensorBoard:
     """Curves for `tensorboard --logdir output`."""
 
     name = package = "tensorboard"  # in --report_to, and to import and install; a tracker without a name is always used
-    # A resumed run overwrites later points; the services of the other trackers cannot, and get no point twice
+    # A resumed run overwrites later points. The other trackers' services cannot do this, so they get no point twice
     overwrites = True
 
     def __init__(self, config: Config, step: int):
         """step: optimizer steps done."""
-        from torch.utils.tensorboard import SummaryWriter  # here, as it takes a second, which would delay --help
+        from torch.utils.tensorboard import SummaryWriter  # imported here: it takes a second, which would delay --help
 
         self.writer = SummaryWriter(config.run_dir / "tensorboard", purge_step=step + 1)
 

@@ -38,7 +38,7 @@ logger = logging.getLogger("template")
 
 
 def checked(config: Config) -> Config:
-    """The options, after the checks that need no torch, which takes seconds to import."""
+    """Returns the options after the checks that do not need torch, which takes seconds to import."""
     from engine.model.hub import locate
 
     require_packages()
@@ -163,7 +163,7 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
     require_text(tasks, config.encoder, data_path)
     for line in config.unused_options([task.kind for task in tasks.values()]):
         logger.warning(line)
-    if config.pretrain_model_path:  # here, as a download may take longer than processes wait for each other
+    if config.pretrain_model_path:  # here, because a download may take longer than processes wait for each other
         locate(config.pretrain_model_path, config.model_hub)
     own = distributed.from_first(lambda: own_checkpoint(config))
     tokenizer = distributed.from_first(

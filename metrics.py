@@ -107,8 +107,8 @@ def typed_sides(relations: Sequence[Sequence[Any]], entities: Sequence[Sequence[
 
 
 def typed_relations(relations: Sequence[Any], entities: Sequence[Any]) -> list[list]:
-    """Relations whose predicate is (predicate, types of the subject, types of the object), by the spans in `entities`
-    of each text. A span without a type has none."""
+    """Replaces each predicate by (predicate, types of the subject, types of the object). The types are looked up in
+    the spans `entities` of the text; a span that is not among them has no types."""
     typed = []
     for label, spans in zip(relations, entities):
         types: dict[tuple, tuple] = {}
@@ -132,7 +132,7 @@ def event_scores(gold: list[list], predicted: list[list]) -> dict[str, float]:
 
 
 def event_views(gold: Sequence[Any], predicted: Sequence[Any]) -> dict[str, list[list[set]]]:
-    """{prefix of the scores: [gold, predicted]}, each a set per text of what is matched."""
+    """{prefix of the scores: [gold, predicted]}, each with one set of items to match per text."""
     mentions = [[items_in("events", label) for label in side] for side in (gold, predicted)]
     arguments = [[{item for item in items if ROLE in item[0]} for items in side] for side in mentions]
     whole = [[whole_events(label) for label in side] for side in (gold, predicted)]
@@ -244,7 +244,7 @@ def count_matches(
 def counts_of(
     kind: str, task: Task, gold: Sequence[Any], predicted: Sequence[Any]
 ) -> tuple[Counter[str], Counter[str], Counter[str]]:
-    """Counts as `count_matches`; in a label hierarchy, the nodes of the labels together with their ancestors."""
+    """Like `count_matches`, but in a label hierarchy counts the nodes of the labels together with their ancestors."""
     if not task.hierarchy:
         return count_matches(kind, gold, predicted)
     return count_matches(

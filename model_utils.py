@@ -1,7 +1,7 @@
 """The model: an encoder, shared layers, one head per task, and the loss that combines them.
 
-Edit here for your own model. A custom head is one class with `forward`, `loss` and `decode` and one line in HEADS; its
-name there is the task's "type" in labels.json; its "kind" there is its label format (KINDS). A custom encoder is a
+Edit here for your own model. A custom head is one class with `forward`, `loss` and `decode` and one line in HEADS. Its
+name in HEADS is the task's "type" in labels.json, where "kind" is the label format (KINDS). A custom encoder is a
 module whose output has `last_hidden_state` (B, L, H) (see `BiLSTM`) and one line in `build_encoder`.
 Shapes: B texts, L tokens, W words, H the encoder's hidden size, C labels.
 """
@@ -77,7 +77,7 @@ class HeadOptions:
     pooling: str = "first"
     word_pooling: str = "first"
     word_shapes: bool = False
-    window: int = 0  # longer texts are read in windows of this many tokens; 0: there are none
+    window: int = 0  # longer texts are read in windows of this many tokens; 0: no windows
 
 
 class MyModel(nn.Module):
@@ -123,7 +123,7 @@ class MyModel(nn.Module):
 
         label_counts: {task: divisor of its loss}, for gradient accumulation; default: the label counts of this batch.
         """
-        if "encoded_text" in inputs or "encoded_words" in inputs:  # kept outputs of a frozen encoder
+        if "encoded_text" in inputs or "encoded_words" in inputs:  # cached outputs of a frozen encoder
             hidden = None
         elif self.output_layer.reads_pairs:  # each text alone: (B, 2, L, H)
             hidden = torch.stack([self.encode(text) for text in separate_pairs(inputs)], 1)
@@ -159,8 +159,8 @@ class MyModel(nn.Module):
         return hidden if self.encoder_in_fp32 else hidden.float()
 
     def embed(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The vector of each text, (B, H): what heads of level "text" read, before dropout and shared layers. Of texts
-        that are read apart, that of the first."""
+        """The vector of each text, (B, H), that heads of level "text" read, before dropout and shared layers. If the
+        texts of a pair are encoded separately, the vector of the first one."""
         inputs = separate_pairs(inputs)[0] if self.output_layer.reads_pairs else inputs
         return self.output_layer.text_vectors(self.encode(inputs), inputs)
 
@@ -192,17 +192,17 @@ class OutputLayer(nn.Module):
     """Hidden states (B, L, H) -> {task: logits}. Shared layers first, then one head per task.
 
     Heads of level "text" get one vector per text (B, H): its first or last token, or the mean over its tokens.
-    Heads of level "words" get one per word (B, W, H), in the same way from its sub-tokens; with --word_shapes a vector
-    is added that says how it is written. Heads of level "tokens" get
-    the hidden states unchanged. Heads of level "pair" get the vectors of both texts (B, 2, H) from (B, 2, L, H).
+    Heads of level "words" get one per word (B, W, H), in the same way from its sub-tokens; with --word_shapes, plus an
+    embedding of how the word is written. Heads of level "tokens" get the hidden states unchanged. Heads of level "pair"
+    get the vectors of both texts (B, 2, H) from (B, 2, L, H).
     """
 
     def __init__(self, hidden_size: int, tasks: dict[str, Task], options: HeadOptions):
         super().__init__()
         self.pooling, self.word_pooling, self.window = options.pooling, options.word_pooling, options.window
-        # At 0 all windows of a long text weigh the same
+        # Initially 0: all windows of a long text have the same weight
         self.window_query = nn.Parameter(torch.zeros(hidden_size)) if options.window else None
-        # At 0 a word is what the encoder makes of it
+        # Initially 0: a word's vector is the encoder's alone
         self.word_shapes = nn.Parameter(torch.zeros(NUM_SHAPES, hidden_size)) if options.word_shapes else None
         self.dropout = nn.Dropout(options.dropout)
         self.shared = nn.ModuleList(
@@ -246,10 +246,10 @@ class OutputLayer(nn.Module):
         return logits | {name: torch.cat([logits[name], logits[task].detach()], 2) for name, task in read.items()}
 
     def text_vectors(self, hidden: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """(B, H): the vector of each text, of a long one from all its windows."""
+        """The vector of each text, (B, H); for a long text, from all its windows."""
         if self.window_query is None:
             return text_vectors(hidden, inputs, self.pooling)
-        mask = inputs.get("window_mask")  # of an export, whose windows are apart
+        mask = inputs.get("window_mask")  # in an export, which passes windows separately
         if mask is None:
             size = min(self.window, hidden.shape[1])
             mask = windows_of(inputs["attention_mask"], size)
@@ -264,8 +264,8 @@ class OutputLayer(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Edit here to let the logits of one task depend on those of others. Returns fp32 logits for every task.
 
-        labels: those of the batch in training, None otherwise (teacher forcing: Williams and Zipser, 1989). They are
-        IGNORE or NaN where a row has no label.
+        labels: the labels of the batch in training, for teacher forcing (Williams and Zipser, 1989), else None. They
+        are IGNORE or NaN where a row has no label.
         """
         return logits
 
@@ -348,7 +348,7 @@ class MultilabelHead(ImbalanceHead):
 
 class PathHead(ClassificationHead):
     """One path of a label hierarchy per text: (B, H) -> logits (B, C). The logit of a path is the sum of the logits of
-    its nodes, so all paths below a node share what is learnt about it."""
+    its nodes, so all paths below a node share its weights."""
 
     paths: torch.Tensor
 
@@ -378,7 +378,7 @@ class PathSetHead(MultilabelHead):
         return -s - torch.log(-torch.expm1(-s))
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """At most the parent's, also after rounding or averaging, so that no node is predicted without its parent."""
+        """Caps each probability at its parent's: even after rounding, no node is predicted without its parent."""
         return F.pad(logits.sigmoid(), (0, 1), value=1.0)[:, self.paths].amin(2)
 
 
@@ -409,7 +409,7 @@ class RegressionHead(Head):
         return ~labels.isnan()
 
     def start_from(self, before: dict[str, torch.Tensor], task: Task, larger: Head) -> list[str]:
-        """As in Head; under another mean and standard deviation, the numbers that it predicts stay the same."""
+        """As in Head. If mean and standard deviation differ, the weights are rescaled to predict the same numbers."""
         scale, shift = task.std / self.task.std, (task.mean - self.task.mean) / self.task.std
         last = {"linear.weight": (scale, 0.0), "linear.bias": (scale, shift)}
         before = before | {name: before[name] * a + b for name, (a, b) in last.items() if name in before}
@@ -428,11 +428,11 @@ class TaggingHead(ClassificationHead):
 
     def decode(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Tags (B, W), and for each word (B, W, 3) the probabilities that `entity_probabilities` multiplies:
-        that an entity begins with this tag, that it goes on with it, and that it ends there. Words are independent."""
+        that an entity begins with this tag, continues with it, and ends there. Words are independent."""
         probabilities = logits.softmax(-1)
         p, tags = probabilities.max(-1)
         one, other = probabilities[:, :-1], probabilities[:, 1:]
-        # I- begins an entity only if the word before has no tag that it continues; B- always does
+        # B- always begins an entity; I- only if it does not continue the tag of the word before
         continued = (one * self.continues.T[tags[:, 1:]]).sum(-1)
         goes_on = (other * self.continues[tags[:, :-1]]).sum(-1) * inputs["word_mask"][:, 1:]
         starts, ends = (
@@ -762,7 +762,7 @@ def load_checkpoint(
     tasks = read_tasks(folder / "labels.json")
     require_same_fields(tasks, folder)
     tokenizer = None if config.encoder == "none" else saved_tokenizer(folder)
-    where = replace(config, model_hub=base_hub) if base_hub != "hf" else config  # otherwise that of the training
+    where = replace(config, model_hub=base_hub) if base_hub != "hf" else config  # otherwise the hub used in training
     model = build_model(where, tokenizer, tasks, folder, base_path)
     checkpoint.load_weights(model, folder)
     return model, tokenizer, tasks, config

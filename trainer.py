@@ -56,7 +56,7 @@ def build_optimizer(
     param_groups: one per parameter, with "name", "layer", "lr" and "weight_decay" (see `parameter_groups`); change them
     here. Equal ones are merged afterwards.
     """
-    fused = torch.device(device).type in ("cpu", "cuda")  # others may ignore the grad_scale that clips
+    fused = torch.device(device).type in ("cpu", "cuda")  # others may ignore grad_scale, which clips here
     return torch.optim.AdamW(param_groups, betas=(0.9, 0.999), eps=1e-8, fused=fused)
 
 
@@ -140,7 +140,7 @@ class Trainer:
         self.losses = RunningLosses(self.progress, device)
         self.abstention = Abstention(thresholds_of(config.abstain_below, "abstain_below", tasks))
         self.target_precisions = thresholds_of(config.target_precision, "target_precision", tasks)
-        self.lr = 0.0  # learning rate of the last step: of the first group that learns
+        self.lr = 0.0  # learning rate of the last step, for the first group that is trained
         self.tracker_kinds, self.trackers = TRACKERS, list[Any]()
         self.stop = StopSignals(logger.warning, distributed.all_reduce_max)
         self.replica: Any = None  # the model wrapped so that PyTorch sums the gradients of several processes
@@ -184,7 +184,7 @@ class Trainer:
                 forward = partial(self.replica or self.model, batch.inputs, batch.labels, label_counts)
                 sync = distributed.sync_gradients(self.replica, number == len(group))
                 with sync, closing(tricks.passes(batch)) as passes:
-                    for is_logged in passes:  # a trick may repeat the pass, with something perturbed
+                    for is_logged in passes:  # a trick may repeat the pass with a perturbation
                         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                             output = tricks.forward(forward, batch) if tricks else forward()
                         self.scaler.scale(output.total_loss).backward()
@@ -213,7 +213,7 @@ class Trainer:
             if limit:
                 self.optimizer.grad_scale = (norm / limit).clamp(min=1)  # type: ignore[attr-defined]
             self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-            self.optimizer.step()  # scaler.step would put its own found_inf, without the norm, in its place
+            self.optimizer.step()  # scaler.step would overwrite found_inf with its own, which ignores the norm
         elif finite:
             if limit:
                 compat.clip_grads_with_norm_(self.trained, limit, norm)
@@ -320,7 +320,7 @@ class Trainer:
             progress.epoch, progress.batch = progress.epoch + 1, 0
             self.keep_best(scores)
         if isinstance(self.scheduler, ScoreScheduler) and self.scheduler.last_epoch < self.tricks.rate_held_from():
-            self.scheduler.step_on_score(scores[self.monitor])  # before saving, so that it keeps the new rate
+            self.scheduler.step_on_score(scores[self.monitor])  # before saving, so the checkpoint has the new rate
         last = progress.epoch == config.epochs or self.out_of_patience()
         if last or (config.save_epoch and progress.epoch % config.save_epoch == 0):
             self.save_model(f"step_{progress.step:08d}", resumable=True)
@@ -415,7 +415,7 @@ class Trainer:
         return metrics.score(self.tasks, gold, predicted)
 
     def eval(self, loader: MyDataLoader, calibrate: bool = False, keep_averages: Averages = "none") -> Evaluation:
-        """Scores all examples against the labels in the file, also those of cut words and those unknown to the model.
+        """Scores all examples against the labels in the file, including cut words and labels unknown to the model.
 
         calibrate: first calibrate the heads on dev (such as the threshold of a multilabel head). keep_averages: if
         "texts", the scores include calibration errors.
@@ -463,13 +463,13 @@ class Trainer:
 
     @property
     def tasks_to_embed(self) -> dict[str, Task]:
-        """The tasks, of single texts if the model reads the two texts of a pair apart: each has a vector of its own."""
+        """The tasks for `embed`. If the model encodes the texts of a pair separately, each text is embedded alone."""
         apart = self.model.output_layer.reads_pairs
         return {name: replace(task, pairs=False) if apart else task for name, task in self.tasks.items()}
 
     @torch.inference_mode()
     def embed(self, loader: MyDataLoader) -> np.ndarray:
-        """The vectors (N, H) of the loader's texts, see MyModel.embed; of texts to tag in windows, of the first."""
+        """The vectors (N, H) of the loader's texts, see MyModel.embed; of a text to tag, that of its first window."""
         self.model.eval()
         if not self.model.hidden_size:
             raise UserError("this model reads no text, so there are no vectors of texts")

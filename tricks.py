@@ -331,7 +331,7 @@ class Distillation(MultiTeacher):
     def begin(self, train_loader: MyDataLoader | MyIterableDataLoader, config: Config) -> None:
         if train_loader.dataset.augment and any(self.heads[name].task.needs_words for name in self.taught):
             raise UserError(
-                "--teacher answers each word as it is in the file, but `augment` changes it; drop one of them"
+                "the teachers label each word as it is in the file, but `augment` changes it; use only one of the two"
             )
 
         def batches_of(examples: list[dict[str, Any]], featurizer: Featurizer) -> MyDataLoader:

@@ -121,14 +121,14 @@ def mask(collator: DataCollatorForLanguageModeling, batch: dict[str, torch.Tenso
 
 def outside_drawn_words(words: torch.Tensor, share: float) -> torch.Tensor:
     """Draws a share of the words and returns which tokens are not in them. For collators of transformers before 4.57,
-    which know only tokens. words: numbers (B, L) as in `blocks` -> (B, L)"""
+    which draw single tokens. words: numbers (B, L) as in `blocks` -> (B, L)"""
     numbers = (words != words.roll(1, 1)).cumsum(1)  # from 0 or 1, unique in a block
     drawn = torch.rand(len(words), words.shape[1] + 1) < share
     return (words < 0) | ~drawn.gather(1, numbers)
 
 
 class Keyed:
-    """A generator function that `datasets` knows by its key: it names a cache by the hash of the function as bytes."""
+    """A generator function that is pickled as its key, because `datasets` names a cache by the hash of the pickle."""
 
     def __init__(self, function: Callable[..., Iterator[Any]], key: str) -> None:
         self.function, self.key = function, key

@@ -82,7 +82,7 @@ def main(config: PretrainConfig) -> None:
     train, held_out, texts = read_corpus(config)
     locate(config.pretrain_model_path, config.model_hub, weights=not config.from_scratch, download=False)
 
-    # slow imports: errors in options and texts, and of the hub, are reported before them
+    # Slow imports, so errors in options and texts, and hub errors, are reported before them
     from engine.run.device import to_device
 
     to_device(config.device)  # raises UserError if it does not exist; the Trainer chooses the device itself
