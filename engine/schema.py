@@ -22,7 +22,7 @@ MAX_SHOWN = 60  # characters of a wrong value shown in a message
 
 
 class SchemaError(ValueError):
-    """A file does not match its schema; the message, one line, says where and why."""
+    """Raised if a file does not match its schema; the one-line message says where and why."""
 
 
 class Optional(str):

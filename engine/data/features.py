@@ -35,7 +35,7 @@ class Featurizer:
     max_length. tokenizer: None with --encoder none. stride: overlap of windows in sub-tokens, -1 for truncation; None:
     max_length / 4. long_text: as in `Cutter`.
     word_ends: also return the last sub-token of each word, for models that use it for pooling.
-    word_shapes: also return how each word is written (`shape_of`), for models that read it.
+    word_shapes: also return the shape of each word (`shape_of`), for models that read it.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Featurizer:
         word_shapes: bool = False,
     ):
         self.tokenizer, self.tasks, self.max_length = tokenizer, tasks, max_length
-        self.long_text = "head" if long_text == "auto" else long_text  # until the data decides (long_texts.py)
+        self.long_text = "head" if long_text == "auto" else long_text  # until `resolve_long_text` chooses
         self.stride = max_length // 4 if stride is None else stride
         self.pad_to_multiple = 1  # 8 suits a GPU's tensor cores
         self.tagging = any(task.needs_words for task in tasks.values())  # also spans and relations

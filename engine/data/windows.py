@@ -135,8 +135,8 @@ class Cutter(NamedTuple):
 
     def joined(self, example: int, encoding: Encoding, has_words: bool) -> Feature | None:
         """Returns one Feature with all windows of a long example; None if the shorter text of a pair leaves too little
-        room. Each window has all special tokens and, in pairs, the shorter text. A word in two windows is in the one
-        whose edge is farther from its first token."""
+        room. Each window has all special tokens and, in pairs, the shorter text. A word in two windows belongs to the
+        one whose edge is farther from its first token."""
         sequences, all_ids, all_types = encoding.sequence_ids, encoding.ids, encoding.type_ids
         longer = 1 if not self.by_words and 2 * sequences.count(1) > len(sequences) - sequences.count(None) else 0
         inside = [i for i, sequence in enumerate(sequences) if sequence == longer]

@@ -196,7 +196,7 @@ class CRF(torchcrf.CRF):
             here = into[-1] * both[:, :, t]
             here = here / here.sum(2, keepdim=True)
             out_of.append(here)
-        after = torch.stack([part[1] for part in out_of], 1).gather(1, reverse)  # exp(scores) of a word and those after
+        after = torch.stack([part[1] for part in out_of], 1).gather(1, reverse)  # exp(scores) from each word on
         joint = torch.stack([part[0] for part in into], 1) * after
         alone = joint.gather(2, tags.unsqueeze(2)).squeeze(2) / joint.sum(2)
         following = factors[tags[:, :-1]] * after[:, 1:]  # (B, W - 1, C)

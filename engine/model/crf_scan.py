@@ -87,7 +87,7 @@ class Steps:
             tree.append(torch.stack([pairs[:, :, 0], pairs[:, :, 1].mT], 2))
             scales.append(peak.flatten(1))
             product = pairs[:, :, 0] @ pairs[:, :, 1]
-        total = product[:, 0, 0].sum(1, keepdim=True)  # all rows are equal, as the first word's are
+        total = product[:, 0, 0].sum(1, keepdim=True)  # all rows are equal, like those of the first word
         return torch.cat([total, *scales], 1).log().sum(1) + self.scale, tree
 
     def chunk_borders(self, tree: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,8 +128,8 @@ class Steps:
 
 
 class LogPartition(torch.autograd.Function):
-    """The log partition function, (B,), computed in dtype. keep: keeps the tree for the backward pass instead of
-    recomputing it."""
+    """The log partition function, (B,), computed in dtype. keep: whether to keep the tree for the backward pass instead
+    of recomputing it."""
 
     @staticmethod
     def forward(

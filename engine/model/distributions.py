@@ -295,7 +295,7 @@ class Spans(Distribution):
         return self.are_cells(inputs).permute(0, 2, 3, 1).flatten(2)
 
     def decode(self, logits: torch.Tensor, inputs: Inputs) -> tuple[Any, Any]:
-        return self.head.decode(logits, inputs)  # `at_temperature` follows, as a threshold is compared first
+        return self.head.decode(logits, inputs)  # `at_temperature` is applied later, after the threshold
 
     def at_temperature(self, probabilities: list[float], temperature: float) -> list[float]:
         """sigmoid(score / temperature) for each sigmoid(score)."""

@@ -57,7 +57,7 @@ def read_shape(name: str | Path, revision: str | None = None) -> PretrainedConfi
     """The config of a third-party folder or hub name, without settings that make transformers download or run code.
 
     With the package `kernels`, transformers downloads and runs the attention that config.json names as "owner/name" or
-    as flash attention. A quantized model does the same, and an adapter loads another model.
+    as flash attention. Loading a quantized model does the same, and an adapter loads another model.
     """
     if (Path(name) / "adapter_config.json").exists():
         raise UserError(f"{name}: holds an adapter (adapter_config.json), which loads another model; merge it first")

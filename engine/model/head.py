@@ -13,7 +13,7 @@ from engine.task.hierarchy import nodes_on
 from engine.task.task import IGNORE, Task
 
 TEMPERATURE, READS_ENTITIES = "temperature", "reads_entities"  # names of buffers
-SINCE = {TEMPERATURE: 1.0, READS_ENTITIES: 0.0}  # buffers that older checkpoints lack, with the value for these
+SINCE = {TEMPERATURE: 1.0, READS_ENTITIES: 0.0}  # {buffer that older checkpoints lack: its value for them}
 LEVELS = ("text", "words", "tokens", "pair")
 
 
@@ -46,7 +46,7 @@ class Head(nn.Module):
     finds_spans = False
     first_loss: float | None = None  # approximate loss before training; None: cross-entropy of random guessing
     compares_rows = False  # whether the loss of a row depends on the other rows of its batch, as in contrastive losses
-    # the task whose logits (B, W, N) follow its own (B, W, M), as (B, W, M + N); "" if none. See OutputLayer
+    # the task whose logits (B, W, N) are appended to the head's own (B, W, M); "": none. See OutputLayer
     reads_task = ""
     # {parameter: N}: parameters with N rows per label, in N blocks of all labels; other parameters have one block (see
     # `start_from`)
@@ -95,8 +95,8 @@ class Head(nn.Module):
         (spans, probabilities) of each text, with its windows merged, and the texts' labels as in the file."""
 
     def read_task(self, name: str) -> None:
-        """Called once, when the model is built, if the labels have types in a task of this name. A head that needs the
-        logits of that task behind its own sets `reads_task`."""
+        """Called once, when the model is built, with the name of the task that has the types of the labels, if there is
+        one. A head that needs the logits of that task, appended to its own, sets `reads_task`."""
 
     def set_tokenizer(self, tokenizer: Any) -> None:
         """Looks up the ids of `markers`; called once, when the model is built, before `set_options`."""
@@ -116,7 +116,7 @@ class Head(nn.Module):
         sizes = [len(one.nodes) for one in (self.task, task, larger.task)]
         there = {label: row for row, label in enumerate(task.nodes)}
         shared = [(row, there[label]) for row, label in enumerate(self.task.nodes) if label in there]
-        # what it reads is its own matter, and older checkpoints have no temperature
+        # the new head decides for itself which task it reads; older checkpoints have no temperature
         before = {TEMPERATURE: own[TEMPERATURE]} | before | {n: own[n] for n in (READS_ENTITIES,) if n in own}
         for name, tensor in own.items():
             number, shape, rows = self.rows_per_label.get(name, 1), [], []

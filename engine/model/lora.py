@@ -57,9 +57,9 @@ def is_adapter(name: str) -> bool:
 def find_targets(encoder: nn.Module, wanted: str) -> list[str]:
     """Names of the linear layers that get an adapter.
 
-    auto: all linear layers of attention and feed-forward. With adapters on attention alone, LoRA does not reach full
-    fine-tuning (Dettmers et al., QLoRA, 2023, arXiv:2305.14314, section 4). It also avoids a list of layer names for
-    each model family.
+    auto: all linear layers of attention and feed-forward. With adapters on attention alone, LoRA does not match full
+    fine-tuning (Dettmers et al., QLoRA, 2023, arXiv:2305.14314, section 4). This default also avoids a list of layer
+    names for each model family.
     """
     stacks = [name for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)]
     linear = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear | Conv1D)]

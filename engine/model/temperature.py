@@ -35,7 +35,7 @@ def best_temperature(nll: Any) -> float:
     """The minimum of nll(temperature); 1 if it is at a bound, as when every answer is right.
 
     -log p of an exponential family is convex in 1 / temperature, so there is only one minimum; for
-    products over the words of entities this is nearly so.
+    products over the words of entities, this holds approximately.
     """
     bounds = np.log(LOWEST), np.log(HIGHEST)
     found = minimize_scalar(lambda t: float(nll(float(np.exp(t)))), bounds=bounds, options={"xatol": 1e-3})

@@ -48,7 +48,7 @@ def scan_of(
         tree.append(product.unflatten(1, (-1, 2)))
         left, right = tree[-1].unbind(2)
         product = (left.unsqueeze(4) + right.unsqueeze(2)).amax(3)
-    ends = product[:, 0, 0].argmax(1)  # all rows are equal, as the first word's are
+    ends = product[:, 0, 0].argmax(1)  # all rows are equal, like those of the first word
     ends = torch.stack([torch.zeros_like(ends), ends], 1).unsqueeze(1)  # the tags before and at the end of each node
     for pairs in reversed(tree):
         left, right = pairs.unbind(2)

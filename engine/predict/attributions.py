@@ -42,7 +42,7 @@ class Explanation:
     """How much each word adds to a logit. The scores add up to `logit - baseline`, within `gap`, a share of it."""
 
     task: str
-    label: str | None  # None: the number of a regression, standardised
+    label: str | None  # None: a regression value, standardised
     words: list[Word]
     logit: float  # of the text
     baseline: float  # of the text with all words replaced by padding
@@ -68,7 +68,7 @@ class Explanation:
 
 
 def explain(trainer: Any, loader: Any, task: str | None, label: str | None, word: int | None) -> Explanation:
-    """Explains an answer of a Trainer's model. loader: of the single text; task, label, word: see Model.explain."""
+    """Explains an answer of a Trainer's model. loader: yields the single text; task, label, word: see Model.explain."""
     model, data = trainer.model, loader.dataset
     heads = model.output_layer.heads
     task = task or next((name for name, head in heads.items() if not head.by_words), next(iter(heads)))

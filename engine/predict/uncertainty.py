@@ -66,8 +66,8 @@ def losses_and_decisions(
 ) -> tuple[list[float], Decisions]:
     """(negative log likelihoods, decisions) of a text. Probabilities of decisions are compared with their accuracy.
 
-    The likelihood is that of the gold label of a text, or else of whether each decision is right; a decision is an
-    answer or, for multilabel, each label. average: the distribution over a text's labels; None if there is none.
+    The likelihood is of a text's gold label, or else of whether each decision is right; a decision is an answer or, for
+    multilabel, each label. average: the distribution over a text's labels; None if there is none.
     """
     decisions = answers_of(kind, gold, predicted, probability)
     if average is not None and average.ndim == 1 and len(average) == len(labels):
@@ -178,7 +178,7 @@ def shown(hits: int, total: int) -> str:
 def abstention_scores(
     part: str, kinds: dict[str, str], gold: dict[str, list], predictions: Any, abstention: Abstention, targets: dict
 ) -> tuple[dict[str, float], list[str]]:
-    """Scores of answering only above thresholds; with targets, {task or "": precision}, dev first chooses them.
+    """Scores of the answers above thresholds. With targets, {task or "": precision}, these are first chosen on dev.
 
     -> ({score: value}, lines for the log). Raises UserError if a target cannot be reached.
     """

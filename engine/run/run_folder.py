@@ -22,7 +22,7 @@ EVALUATE = "evaluate the run again: python main.py --do_eval --model_version NAM
 GONE = {"interactive", "demo", "demo_address", "do_report", "compare"}  # former options that do not affect a run
 SCORES = {str: Number}  # scores of one part of the data, in eval.json
 # Names that other libraries do not recognise. Given a config.json and a model.safetensors, AutoModel.from_pretrained
-# would not load the encoder (its weights have a prefix here) and the heads, but initialise a model randomly
+# would load neither the encoder (its weights have a prefix here) nor the heads, but initialise a model randomly
 WEIGHTS_FILE = "weights.safetensors"
 
 
@@ -37,7 +37,7 @@ def close_log() -> None:
 def hold(lock_path: Path, what: str | Path, otherwise: str, elsewhere: str) -> Iterator[None]:
     """A context that creates the folder of a lock file if needed, and holds the lock.
 
-    what: the protected path; otherwise, elsewhere: advice if another process holds the lock, or cannot write it.
+    what: the protected path; otherwise, elsewhere: advice if another process holds the lock, or if it is not writable.
     """
     lock = FileLock(lock_path)
     try:

@@ -10,8 +10,8 @@ from engine.schema import AnyOf, Optional, Range, SchemaError, read_json
 from engine.task.hierarchy import nodes_on
 
 PARTS_OF_A_ROW = ("id", "text", "tokens", "text_pair", "extras", "kept")
-# Kinds whose labels are lists of [word numbers, …, label], with the number of word numbers: first and last word of a
-# span; of the subject and object of a relation; or of the trigger and an argument of an event (`words.events_in`)
+# {kind whose labels are lists of [word numbers, …, label]: count of word numbers}. These are the first and last word of
+# a span, of the subject and object of a relation, or of the trigger and an argument of an event (`words.events_in`)
 PLACES = {"spans": 2, "relations": 4, "events": 4}
 KINDS = ("classification", "multilabel", "regression", "tagging", *PLACES)  # formats of labels
 IGNORE = -100  # label id of unlabelled texts and words (torch's ignore_index)
@@ -84,7 +84,7 @@ class Task:
 
     @property
     def num_places(self) -> int:
-        """The number of word numbers in an item of the labels (see PLACES); 0 for other kinds."""
+        """The count of word numbers in an item of the labels (see PLACES); 0 for other kinds."""
         return PLACES.get(self.kind, 0)
 
     @property

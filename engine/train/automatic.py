@@ -47,7 +47,7 @@ BF16_HIDDEN_SIZE = 256
 FEW_TEXTS = 400
 FORMERLY = {"few_shot": False, "word_shapes": False}  # values of options in runs from before the options existed
 MANY, ROWS = 0.05, 5000  # share of long training texts from which --long_text auto chooses windows; texts inspected
-REHEARSAL = 10  # epochs of --debug, whose 64 examples do not show the size of the data
+REHEARSAL = 10  # epochs of --debug, which uses 64 examples of data of any size
 
 
 def inherit_auto_options(config: Any, run_dir: Path, device: torch.device) -> Any:
@@ -121,7 +121,7 @@ def resolve_few_shot(config: Any, tasks: dict[str, Task]) -> Any:
 
 
 def resolve_batch_size(config: Any, dataset: Any) -> Any:
-    """The options with a value for --batch_size auto: that of the loader of this training set."""
+    """The options with a value for --batch_size auto: the batch size of this training set's loader."""
     size = batch_size_of(config, dataset.tasks, dataset.num_labelled_rows)
     if config.is_auto("batch_size") and size < BATCH_SIZES[0]:
         logger.info(f"--batch_size auto: {size}, as there are few texts to tag")

@@ -115,8 +115,8 @@ class LabelShift(Trick):
 
     A sample of K texts per class does not show how frequent the classes are, but a head's bias learns the sample's
     frequencies. p are the relative frequencies in dev and train after adding one to each count; a head is only changed
-    if the counts differ by a chi-square test. With --class_weights balanced, p_train is
-    uniform. Saerens et al., 2002 (Neural Computation 14), for known frequencies; Menon et al., 2021 (arXiv:2007.07314).
+    if the counts differ by a chi-square test. With --class_weights balanced, p_train is uniform. Saerens et al., 2002
+    (Neural Computation 14), for known frequencies; Menon et al., 2021 (arXiv:2007.07314).
     """
 
     switch = "few_shot"
