@@ -109,7 +109,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     )
     word_shapes: bool | None = option(
         None,
-        "the heads for words also read how each word is written: its case, digits (default: auto, on if a "
+        "the heads for words also read the shape of each word: its case and digits (default: auto, on if a "
         "pretrained encoder's tokenizer ignores case and train has words with and without capitals)",
         parse=parse_auto_bool,
         auto=None,
@@ -156,7 +156,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         "overlap, in sub-tokens, of the windows of longer texts (default: max_length / 4; -1: texts to tag are cut)",
     )
     streaming: bool = option(
-        False, "read the training file in constant memory; longer texts to tag are cut, not windowed"
+        False, "read the training file in constant memory; longer texts to tag are cut, not split into windows"
     )
     shuffle_buffer: int = option(8192, "rows shuffled together when streaming", low=1)
     clear_cache: bool = option(
@@ -207,7 +207,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     warmup_epochs: float | None = option(
         None, "epochs of linear warmup (default: a tenth of all)", aliases=["warm_up_epochs"], low=0, auto=None
     )
-    warmup_ratio: float | None = option(None, "instead of --warmup_epochs: a share of all epochs", low=0, high=1)
+    warmup_ratio: float | None = option(None, "share of all epochs, instead of --warmup_epochs", low=0, high=1)
     lrf: float = option(0.01, "final rate as a fraction of the peak", low=0, high=1)
     weight_decay: float = option(0.01, "AdamW's decoupled decay; not on biases, norms and the CRF", low=0)
     max_grad_norm: float = option(1.0, "clip the gradient of each step to this norm; 0: never", low=0)
@@ -265,7 +265,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     temperature: float = option(
         1.0, "temperature that divides the logits of teacher and student", needs="teacher", low=0.01, high=1000
     )
-    unlabelled: str = option("", "file of more texts for the teachers to label (as --predict_file)", needs="teacher")
+    unlabelled: str = option("", "file of more texts for the teachers to label, as --predict_file", needs="teacher")
     unlabelled_ratio: float = option(1.0, "unlabelled texts per labelled text in an epoch", needs="unlabelled", low=0)
     use_ema: bool = option(False, "score and keep an exponential moving average of the weights (EMA)")
     ema_decay: float | None = option(
