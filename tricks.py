@@ -2,7 +2,7 @@
 
 The training step only calls the hooks of `Trick` (engine/tricks/trick.py). To add a trick, write a subclass of `Trick`
 with its hooks and its `switch`, add the class to TRICKS at the end of this file, and add its option to config.py. The
-weight averages (EMA, SWA, Soup) are in engine/tricks/averages.py, those for few labels in engine/tricks/few_labels.py.
+weight averages (EMA, SWA, Soup) are in engine/tricks/averages.py, tricks for few labels in engine/tricks/few_labels.py.
 
 Tricks can be combined: those that change the loss (`wrap_forward`) run inside those that repeat the pass (`passes`),
 and within each group later tricks in TRICKS wrap earlier ones. With gradient accumulation, each trick acts on every
@@ -235,7 +235,7 @@ class AWP(Trick):
 
 class SMART(Trick):
     """Smoothness under virtual adversarial noise: adds weight * [KL(p || q) + KL(q || p)], with p the model's
-    distribution for x and q that for x + r.
+    distribution for x and q its distribution for x + r.
 
     r = r_0 + step * g / ||g|| per token, r_0 ~ N(0, 1e-5^2), with g the gradient of the divergence w.r.t. the noise. p
     and q use the same dropout mask. Both are computed in full precision, because half precision cannot represent the
