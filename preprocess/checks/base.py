@@ -24,7 +24,7 @@ class Context:
 
     def __init__(self, parts: Parts, kinds: Mapping[str, str]) -> None:
         self.kinds = kinds
-        self.fields = getattr(parts["train"], "fields", {})  # own inputs
+        self.fields = getattr(parts["train"], "fields", {})  # custom inputs
         self.entities: dict[str, str] = getattr(parts["train"], "entities", {})  # see Rows
         self.folder: Path | None = getattr(parts["train"], "folder", None)  # for temporary files
         self.own_ids: bool = getattr(parts["train"], "own_ids", True)  # if False, ids are row numbers

@@ -33,7 +33,7 @@ class Form:
     tag_scheme: str
     chosen: dict[str, str]  # {task: kind} from --label_type
     hierarchy: str = ""  # separator of the nodes in a label
-    fields: dict[str, Field] = field(default_factory=dict)  # own inputs
+    fields: dict[str, Field] = field(default_factory=dict)  # custom inputs
     no_text: bool = False  # the rows have no text
     names: list[str] = field(default_factory=list)  # names of the tasks
     kinds: dict[str, str] = field(default_factory=dict)  # {task: kind}

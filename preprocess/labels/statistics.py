@@ -24,7 +24,7 @@ from preprocess.storage.facts import Column, Facts, FirstRows, Series
 
 
 class LabelStatistics(Facts):
-    """Statistics of labels, lengths and own inputs over all rows."""
+    """Statistics of labels, lengths and custom inputs over all rows."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.lengths: dict[str, Counter[int]] = defaultdict(Counter)  # {part: {length: number of rows}}
@@ -45,7 +45,7 @@ class LabelStatistics(Facts):
         kinds: Mapping[str, str],
         inputs: Mapping[str, Field] | None = None,
     ) -> None:
-        """Adds a block of examples. kinds: {task: kind}; inputs: the own inputs."""
+        """Adds a block of examples. kinds: {task: kind}; inputs: the custom inputs."""
         self.lengths[part].update(map(length_of, examples))
         for name, kind in kinds.items():
             self.look_at_task(part, examples, name, kind)
@@ -113,7 +113,7 @@ def label_info(
     """Returns the tasks: their types, and the ordered labels with their counts in train.
 
     Tagging tasks also have "unit", the kind of token. Regression tasks have the mean and standard deviation instead of
-    labels. All tasks also record whether texts are pairs, the own inputs, and the kind of a custom type.
+    labels. All tasks also record whether texts are pairs, the custom inputs, and the kind of a custom type.
 
     types: {task: custom type}. hierarchy: the separator of nodes in labels; applies to tasks whose labels contain it.
     """

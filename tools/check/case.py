@@ -128,7 +128,7 @@ def own_inputs(batch: Batch) -> dict[str, torch.Tensor]:
 
 
 def with_other_rows(batch: Batch, kept: int = 1) -> Tensors:
-    """Returns inputs of the same shapes, with other words and own inputs in all rows but the first `kept`.
+    """Returns inputs of the same shapes, with other words and custom inputs in all rows but the first `kept`.
 
     Words are drawn from the batch. Own inputs are copied from the row that differs most from the first one, so that all
     values are valid and statistics over the rows change.

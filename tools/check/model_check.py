@@ -55,7 +55,7 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
         "differences between loss and decode: shifted labels, softmax twice",
     ),
     ("answers do not depend on the labels", training.check_labels_unseen, "how forward uses the labels"),
-    ("own inputs change the answers", inputs.check_own_inputs, "inputs[NAME] in the forward of a head or encoder"),
+    ("custom inputs change the answers", inputs.check_own_inputs, "inputs[NAME] in the forward of a head or encoder"),
     ("markers are tokens that occur in texts", texts.check_markers, "--special_tokens, set_tokenizer, --max_length"),
     ("no token is read twice", texts.check_read_twice, "pooling over [CLS], positions of markers"),
     ("the answer for a word depends on its tokens", texts.check_words, "word_starts, word_ends, shifted positions"),
@@ -63,7 +63,7 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
     (
         "padding changes nothing",
         inputs.check_padding,
-        "attention_mask in encode, pooling, the head and its loss; the masks of own inputs",
+        "attention_mask in encode, pooling, the head and its loss; the masks of custom inputs",
     ),
     ("the order in a batch changes nothing", inputs.check_order, "sums and norms over dimension 0"),
     (

@@ -278,7 +278,7 @@ class Encoder:
         return example
 
     def own_inputs(self, given: Any, tokens: list[str] | None, where: str) -> dict[str, np.ndarray]:
-        """Returns the values of the own inputs of a row, {name: (N, *shape)}. given: {column: cell}"""
+        """Returns the values of the custom inputs of a row, {name: (N, *shape)}. given: {column: cell}"""
         values = {}
         try:
             for name, field in self.fields.items():

@@ -66,7 +66,7 @@ def kind_of_head(name: str, head: Head) -> str:
 
 
 def require_exportable(inputs: dict[str, Field]) -> None:
-    """Raises UserError if the predictor cannot compute one of the own inputs."""
+    """Raises UserError if the predictor cannot compute one of the custom inputs."""
     for name, field in inputs.items():
         if field.function:
             advice = "compute the values beforehand and declare a column"

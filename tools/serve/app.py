@@ -30,7 +30,7 @@ FORM += "`extras` and `id` if needed; and the name of a `model` if there are sev
 
 
 class Row(BaseModel):
-    """A text or its tokens, with a second text and the columns of own inputs if needed. The answer has the same id."""
+    """A text or its tokens, and if needed a second text and custom inputs. The answer has the same id."""
 
     model_config = ConfigDict(extra="forbid")
     id: Annotated[str, BeforeValidator(str)] | None = None
