@@ -17,6 +17,7 @@ from engine.errors import UserError
 from engine.predict import load
 from model_utils import load_checkpoint
 from tools.export.__main__ import MARK, ExportConfig, export
+from tools.export.to_transformers import moved
 
 WORDS = "the old grey house stands near a small quiet lake and nobody lives there now".split()
 TASKS = {
@@ -27,6 +28,7 @@ TASKS = {
     "hierarchy": {"type": "classification", "labels": ["a", "a/b", "c"], "hierarchy": "/"},
 }
 FAMILIES = ("BERT", "RoBERTa", "DistilBERT", "ELECTRA", "ALBERT", "DeBERTa v2, v3", "XLM-R", "CamemBERT", "MPNet")
+DECODERS = ("GPT-2", "GPT-NeoX", "OPT")  # those that end with a layer norm with biases
 
 
 def rows_of(kind, size, pairs):
@@ -76,22 +78,24 @@ def answers(best, tmp_path):
     return rows, load(best, device="cpu")([{k: v for k, v in row.items() if k != "it"} for row in rows])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *DECODERS])
 def test_a_pipeline_classifies_as_main_does(family, trained, tmp_path, capsys):
     best = trained(family=family)
     folder = exported(best, tmp_path)
     assert "40 of 40 dev examples have the same answers" in "".join(capsys.readouterr())
     pipeline = hf.pipeline("text-classification", model=str(folder), device="cpu", trust_remote_code=False)
     rows, ours = answers(best, tmp_path)
-    for row, one in zip(rows, ours):
-        [theirs] = pipeline([row["text"]])
-        assert theirs["label"] == one["it"] and theirs["score"] == pytest.approx(one["it_probability"], abs=1e-4)
+    texts = [row["text"] for row in rows]
+    for theirs in (pipeline(texts), pipeline(texts, batch_size=7)):
+        for one, other in zip(ours, theirs, strict=True):
+            assert other["label"] == one["it"] and other["score"] == pytest.approx(one["it_probability"], abs=1e-4)
     assert len({round(one["it_probability"], 3) for one in ours}) > 10
 
 
+@pytest.mark.parametrize("family", ["BERT", "GPT-2"])
 @pytest.mark.parametrize("kind", ["multilabel", "regression", "hierarchy"])
-def test_other_labels_of_texts(kind, trained, tmp_path):
-    best = trained(kind)
+def test_other_labels_of_texts(kind, family, trained, tmp_path):
+    best = trained(kind, family)
     pipeline = hf.pipeline(
         "text-classification", model=str(exported(best, tmp_path)), device="cpu", trust_remote_code=False
     )
@@ -120,9 +124,9 @@ def test_pairs_of_texts(trained, tmp_path):
         assert theirs["label"] == one["it"] and theirs["score"] == pytest.approx(one["it_probability"], abs=1e-4)
 
 
-@pytest.mark.parametrize("family", ["BERT", "RoBERTa", "DistilBERT"])
+@pytest.mark.parametrize("family", ["BERT", "RoBERTa", "DistilBERT", "GPT-2", "Llama", "Qwen3"])
 def test_a_pipeline_tags_as_main_does(family, trained, tmp_path):
-    best = trained("tagging", family, epochs=6)
+    best = trained("tagging", family, epochs=6, word_pooling="first")
     folder = exported(best, tmp_path)
     pipeline = hf.pipeline("token-classification", model=str(folder), device="cpu", trust_remote_code=False)
     rows, ours = answers(best, tmp_path)
@@ -175,7 +179,11 @@ def test_sentence_transformers_gets_the_encoder_with_its_pooling(pooling, traine
         (dict(kind="tagging", word_pooling="mean"), "mean sub-token"),
         (dict(shared_layers=1), "hidden layers between encoder and head"),
         (dict(pooling="mean"), "40 of 40 dev examples differ|dev examples differ"),
-        (dict(family="GPT-2"), "other layers after the encoder, or none with biases"),
+        (dict(family="ModernBERT", pooling="first"), "other layers after the encoder"),
+        (dict(family="Qwen3"), "its class there has no biases, and its encoder does not end with any that"),
+        (dict(family="GPT-2", pooling="first"), "dev examples differ.*of decoders the last"),
+        (dict(family="GPT-2", pairs=True), "nothing between the texts of a pair, and '<|endoftext|>' is"),
+        (dict(kind="tagging", family="Llama"), "reads the last sub-token of words; train with --word_pooling first"),
         (dict(encoder="bilstm"), "not one of transformers"),
     ],
 )
@@ -185,6 +193,24 @@ def test_what_would_not_be_the_same_is_refused(make, why, trained, tmp_path):
         exported(best, tmp_path)
     assert "--to onnx" in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_layer_norm_takes_the_biases_of_as_many_labels_as_it_has_numbers():
+    for number, fits in ((32, True), (40, False)):
+        shape = hf.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=20, num_labels=number, pad_token_id=0)
+        target = hf.GPT2ForSequenceClassification(shape).eval()
+        target.transformer.ln_f.bias.data.normal_()
+        weights, biases = target.score.weight.detach().double(), torch.randn(number).double()
+        ids = torch.randint(1, 20, (5, 7))
+        with torch.no_grad():
+            before = target(ids).logits
+            if not fits:
+                with pytest.raises(UserError, match="40 labels are too many"):
+                    moved(target, weights, biases)
+                continue
+            bias, numbers = moved(target, weights, biases)
+            bias.copy_(numbers)
+            torch.testing.assert_close(target(ids).logits, before + biases.float(), atol=1e-3, rtol=0)
 
 
 def test_several_tasks_are_refused(sample, tmp_path):

@@ -23,7 +23,9 @@ from engine.errors import UserError
 from engine.model.encoders import silence
 from engine.model.pooling import MODES, text_vectors
 from engine.run.command_line import first_line
-from engine.task.text import text_of
+from engine.task.task import pairs_of
+from engine.task.text import HAN_CHARACTER, text_of
+from engine.task.words import with_blanks
 
 if TYPE_CHECKING:
     from data_loader import MyDataset
@@ -65,6 +67,8 @@ def why_not(model: MyModel, featurizer: Featurizer) -> str:
         return f"it reads the {layer.word_pooling} sub-token of words; train with --word_pooling first"
     if featurizer.fields or featurizer.markers or featurizer.apart:
         return "it reads more than a text or a pair of texts in one input"
+    if pairs_of(featurizer.tasks) and featurizer.separator:
+        return f"its tokenizer puts nothing between the texts of a pair, and {featurizer.separator!r} is put there here"
     return why_no_encoder(model, featurizer)
 
 
@@ -89,6 +93,7 @@ def write(folder: Path, kind: str, model: MyModel, featurizer: Featurizer, data:
         tokenizer = featurizer.tokenizer
         tokenizer.model_max_length = featurizer.max_length
         tokenizer.truncation_side = "left" if featurizer.long_text == "tail" else "right"
+        tokenizer.padding_side = "right"  # as here; decoders with positions answer differently otherwise
         tokenizer.save_pretrained(folder)
         (write_encoder if alone else write_model)(folder, model, featurizer, data)
     except (OSError, SafetensorError):  # of the disk
@@ -110,11 +115,12 @@ def write_encoder(folder: Path, model: MyModel, featurizer: Featurizer, data: My
 
 
 def write_model(folder: Path, model: MyModel, featurizer: Featurizer, data: MyDataset) -> None:
+    blanks = (featurizer.unit, HAN_CHARACTER) if featurizer.blanks else None
     for last, (scale, shift) in zip((False, False, True), PASSES):
-        target = with_head(model, scale, shift)
+        target = with_head(model, scale, shift, featurizer.pad_id)
         target.save_pretrained(folder)
         try:
-            return require_same(data, Here(model, False), There(folder, model, False), "answers")
+            return require_same(data, Here(model, False), There(folder, model, False, blanks), "answers")
         except UserError:
             if last or len(layers_of(target, model)) == 1:  # there is none in between
                 raise
@@ -136,7 +142,7 @@ def affine(head: Head, hidden_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return scale * (logits[1:] - logits[0]).T, scale * logits[0] + shift
 
 
-def with_head(model: MyModel, scale: float, shift: float) -> Any:
+def with_head(model: MyModel, scale: float, shift: float, pad_id: int) -> Any:
     """Returns the encoder and head as a model of transformers. scale, shift: see PASSES."""
     head = next(iter(model.output_layer.heads.values()))
     kind, problem = CLASSES[head.task.kind]
@@ -146,6 +152,8 @@ def with_head(model: MyModel, scale: float, shift: float) -> Any:
     shape.id2label = dict(enumerate(labels))
     shape.label2id = {label: number for number, label in shape.id2label.items()}
     shape.problem_type = problem
+    if shape.pad_token_id is None or model.output_layer.pooling == "last":  # there: the last token that is another
+        shape.pad_token_id = pad_id
     try:
         target = kind.from_config(shape, trust_remote_code=False).float().eval()
     except Exception as error:  # a family without such a class
@@ -153,13 +161,35 @@ def with_head(model: MyModel, scale: float, shift: float) -> Any:
     found = base_of(target).load_state_dict(model.encoder.state_dict(), strict=False)
     layers, (weights, biases) = layers_of(target, model), affine(head, model.hidden_size)
     require_layers(layers, weights, found.unexpected_keys)
+    biases = biases - shift / scale * weights.sum(1)
     with torch.no_grad():
         for between in layers[:-1]:
             between.weight.copy_(scale * torch.eye(model.hidden_size))
             between.bias.fill_(shift)
         layers[-1].weight.copy_(weights / scale)
-        layers[-1].bias.copy_(biases - shift / scale * weights.sum(1))
+        into, biases = (layers[-1].bias, biases) if layers[-1].bias is not None else moved(target, weights, biases)
+        into.copy_(biases)
     return target
+
+
+def moved(target: Any, weights: torch.Tensor, biases: torch.Tensor) -> tuple[nn.Parameter, torch.Tensor]:
+    """Returns the bias b of the layer that ends the encoder, and what it becomes so that a head without biases answers
+    as one with: b + x, where weights @ x = biases. Raises UserError if no bias ends the encoder, as with RMSNorm, or if
+    there is no x, as with more labels than the hidden size."""
+    outputs: dict[nn.Module, Any] = {}
+    encoder = base_of(target)
+    ending = [m for m in encoder.modules() if getattr(m, "bias", None) is not None]
+    hooks = [m.register_forward_hook(lambda m, given, output: outputs.update({m: output})) for m in ending]
+    hidden = encoder(torch.tensor([[0, 1]])).last_hidden_state
+    for hook in hooks:
+        hook.remove()
+    found = [m for m, output in outputs.items() if torch.is_tensor(output) and torch.equal(output, hidden)]
+    if not found:
+        raise UserError("its class there has no biases, and its encoder does not end with any that could replace them")
+    added = torch.linalg.lstsq(weights, biases.unsqueeze(1)).solution.squeeze(1)
+    if not torch.allclose(weights @ added, biases, atol=1e-6):
+        raise UserError(f"its class there has no biases, and {len(biases)} labels are too many to do without")
+    return found[-1].bias, found[-1].bias.double() + added
 
 
 def base_of(target: Any) -> Any:
@@ -179,8 +209,8 @@ def require_layers(layers: list[nn.Module], weights: torch.Tensor, unexpected: l
     logits, perhaps after one that can pass on its input, with biases."""
     sizes = [tuple(layer.weight.shape) if isinstance(layer, nn.Linear) else None for layer in layers]
     wanted = [(weights.shape[1], weights.shape[1]), tuple(weights.shape)]
-    if unexpected or sizes not in (wanted, wanted[1:]) or any(layer.bias is None for layer in layers):
-        raise UserError("its class there has other layers after the encoder, or none with biases")
+    if unexpected or sizes not in (wanted, wanted[1:]) or any(layer.bias is None for layer in layers[:-1]):
+        raise UserError("its class there has other layers after the encoder")
 
 
 def write_modules(folder: Path, pooling: str, hidden_size: int, max_length: int) -> None:
@@ -234,7 +264,8 @@ class Here:
 class There:
     """The same of a folder, as its user would compute them."""
 
-    def __init__(self, folder: Path, model: MyModel, alone: bool):
+    def __init__(self, folder: Path, model: MyModel, alone: bool, blanks: tuple[str, Any] | None = None):
+        self.blanks = blanks  # arguments of `with_blanks`, for tokenizers that join words without blanks
         self.kind = None if alone else next(iter(model.output_layer.heads.values())).task.kind
         self.pooling = model.output_layer.pooling
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -246,9 +277,10 @@ class There:
         self.model.eval()
 
     def __call__(self, rows: list[dict[str, Any]]) -> list[torch.Tensor]:
-        options = dict(truncation=True, padding=True, return_tensors="pt", padding_side="right", verbose=False)
+        options = dict(truncation=True, padding=True, return_tensors="pt", verbose=False)
         if self.kind == "tagging":
-            encoded = self.tokenizer([row["tokens"] for row in rows], is_split_into_words=True, **options)
+            words = [with_blanks(row["tokens"], *self.blanks) if self.blanks else row["tokens"] for row in rows]
+            encoded = self.tokenizer(words, is_split_into_words=True, **options)
         elif "text_pair" in rows[0] and self.kind:
             encoded = self.tokenizer([row["text"] for row in rows], [row["text_pair"] for row in rows], **options)
         else:
@@ -300,7 +332,7 @@ def require_same(data: MyDataset, here: Here, there: There, what: str) -> None:
         wrong = num_different(data, examples, here, there)
     if wrong > 0.01 * len(examples):
         pooling = here.model.output_layer.pooling
-        reads = "" if here.by_words else f" (--pooling {pooling} here; most of its classes read the first token)"
+        reads = "" if here.by_words else f" (--pooling {pooling} here; most classes there read the first token, of decoders the last)"
         raise UserError(f"{wrong} of {len(examples)} dev examples differ from torch{reads}")
     same = f"{len(examples) - wrong} of {len(examples)} dev examples have the same {what} as here"
     logger.info(f"{same}, within {TOLERANCE}")
