@@ -141,6 +141,7 @@ def fill(
     folder: Path, config: ExportConfig, trainer: "Trainer", featurizer: "Featurizer", data: "MyDataset | None"
 ) -> None:
     """Writes the files of an ONNX export."""
+    import metrics
     from data_loader import MyDataLoader, MyDataset
     from tools.export import compare, graph, settings, shrink
 
@@ -155,10 +156,17 @@ def fill(
         return
     predictor = compare.load_predictor(folder)
     compare.require_same(predictor, expected, compare.answers_of(predictor, data))
-    if config.kind != "fp32":
-        {"int8": shrink.to_int8, "fp16": shrink.to_fp16}[config.kind](folder / "model.onnx")
+    if config.kind == "fp32":
+        return
+    lost: dict[str, float] = {}
+    for way in shrink.versions(folder / "model.onnx", config.kind, lambda: compare.inputs_of(predictor, data)):
         labels = compare.answers_of(compare.load_predictor(folder), data)[0]
-        require_score(config, trainer.tasks, data, expected.labels, labels)
+        lost[way] = drop_of_score(way, trainer.tasks, data, expected.labels, labels)
+        if not lost[way] > config.max_drop:
+            return
+    drops = ", ".join(f"{drop:.4f} ({way})" for way, drop in lost.items())
+    limit = f"{metrics.default_monitor(trainer.tasks)} on dev, more than --max_drop {config.max_drop:g}"
+    raise UserError(f"--{config.kind} loses {drops} of {limit}; nothing was written")
 
 
 def use_of(folder: Path, to: str) -> str:
@@ -171,10 +179,10 @@ def use_of(folder: Path, to: str) -> str:
     return f'pipeline("{"token" if words else "text"}-classification", model="{folder}")'
 
 
-def require_score(
-    config: ExportConfig, tasks: dict[str, Any], data: "MyDataset", before: dict[str, list], after: dict[str, list]
-) -> None:
-    """Logs the dev scores before and after. Raises UserError if the main score dropped by more than --max_drop."""
+def drop_of_score(
+    way: str, tasks: dict[str, Any], data: "MyDataset", before: dict[str, list], after: dict[str, list]
+) -> float:
+    """Logs the dev scores before and after a graph was made smaller in this way. Returns the drop of the main one."""
     import metrics
 
     gold = {name: [data[i].get(name) for i in range(len(data))] for name in tasks}
@@ -182,12 +190,9 @@ def require_score(
     for name in metrics.main_scores(tasks):
         if name in scores[0]:
             old, new = (side[name] for side in scores)
-            logger.info(f"dev {name}: {old:.4f} in fp32, {new:.4f} in {config.kind} ({new - old:+.4f})")
+            logger.info(f"dev {name}: {old:.4f} in fp32, {new:.4f} in {way} ({new - old:+.4f})")
     name = metrics.default_monitor(tasks)
-    lost = scores[0][name] - scores[1][name]
-    if lost > config.max_drop:
-        limit = f"--max_drop {config.max_drop:g}"
-        raise UserError(f"--{config.kind} loses {lost:.4f} of {name} on dev, more than {limit}; nothing was written")
+    return scores[0][name] - scores[1][name]
 
 
 def require_own_folder(folder: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from engine.errors import UserError
 from engine.run.files import seal
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from tools.export.predictor import Predictor
 
 logger = logging.getLogger("template")
+NUM_TEXTS = 128  # whose activations give the scales of static quantisation
 TOLERANCE = 1e-4  # for probabilities, and for standardised regression values
 
 
@@ -31,6 +35,20 @@ def answers_of(predictor: Predictor, data: MyDataset) -> list[dict[str, list]]:
     rows = [data[i] for i in range(len(data))]
     answers = predictor.answers(predictor.encode(rows))
     return [{name: [answer[name][part] for answer in answers] for name in data.tasks} for part in (0, 1)]
+
+
+def inputs_of(predictor: Predictor, data: MyDataset) -> list[dict[str, np.ndarray]]:
+    """Returns the inputs of the graph for about NUM_TEXTS training texts, evenly spaced, or for those of `data` if
+    there are none; of each text alone, as padding would add numbers that no text has."""
+    from preprocess.schema import read_processed
+
+    train = Path(data.origin).with_name("train.jsonl")
+    path = train if train.exists() else Path(data.origin)
+    with open(path, "rb") as file:
+        step = sum(1 for _ in file) // NUM_TEXTS + 1
+    encoded = predictor.encode(example for _, example in islice(read_processed(path, data.tasks), 0, None, step))
+    batches = (predictor.batch([feature], encoded) for row in encoded for feature in row.features)
+    return [{name: inputs[name] for name in predictor.inputs} for inputs in batches]
 
 
 def num_different(predictor: Predictor, expected: Predictions, actual: list[dict[str, list]]) -> int:

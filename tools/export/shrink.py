@@ -1,11 +1,47 @@
-"""Makes an ONNX graph smaller: int8 weights by onnxruntime's dynamic quantisation, or an fp16 graph."""
+"""Makes an ONNX graph smaller: int8 weights by onnxruntime's quantisation, or an fp16 graph."""
+
+from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Feed = dict[str, np.ndarray]  # the inputs of a graph
+TYPE = {"DefaultTensorType": 1}  # float, if a type cannot be inferred
+KINDS = ("MatMul", "Gemm", "Gather")  # operators with weights: products, and embeddings
+SHARES = (8, 4, 2)  # of which each is tried: one product in so many stays in fp32
+NUM_RANKED = 32  # texts, and about as many tokens of each, from which the errors of products are measured
 
 
-def to_int8(path: Path) -> None:
+def versions(path: Path, kind: str, feeds: Callable[[], list[Feed]]) -> Iterator[str]:
+    """Replaces a graph by smaller ones, from the usual one to the most precise, and returns how each was made; the
+    caller stops at one that is good enough. kind: int8 or fp16; feeds: returns the inputs of texts, of each alone"""
+    if kind == "fp16":
+        to_fp16(path)
+        yield kind
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / path.name
+        for file in filter(Path.exists, (path, data_of(path))):
+            shutil.copyfile(file, whole.with_name(file.name))
+        to_int8(whole, path)
+        yield "int8"
+        texts = feeds()
+        to_static_int8(whole, path, texts)
+        yield "static int8"
+        worst = by_error(whole, texts[:NUM_RANKED])
+        for number in sorted({len(worst) // share for share in SHARES} - {0}):
+            to_static_int8(whole, path, texts, worst[:number])
+            yield f"static int8 but for {number} of {len(worst)} products"
+
+
+def to_int8(source: Path, path: Path) -> None:
     """Quantises the weights of a graph's matrix products and embeddings to int8.
 
     Scales are per column. Activations are quantised at run time, so no calibration is needed. Weights use 7 of the 8
@@ -13,19 +49,102 @@ def to_int8(path: Path) -> None:
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    with replacing(path) as small:
+        quantize_dynamic(
+            source,
+            small,
+            op_types_to_quantize=[*KINDS, "LSTM"],
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+            extra_options=TYPE,
+        )
+
+
+def to_static_int8(source: Path, path: Path, feeds: list[Feed], left_out: Sequence[str] = ()) -> None:
+    """The same, but activations have fixed scales: the means of their extremes in some texts. Products in left_out, and
+    LSTMs, stay in fp32.
+
+    Not from percentiles or entropy: onnxruntime's histograms (1.32) need texts of one length, and outliers keep them
+    busy for minutes. The extremes of all texts lost more (docs/export.md).
+    """
+    from onnxruntime.quantization import QuantType, quantize_static
+
+    class Texts:
+        remaining = iter(feeds)
+
+        def get_next(self) -> Feed | None:
+            return next(self.remaining, None)
+
+    is_large = data_of(source).exists()
+    with replacing(path) as small:
+        quantize_static(
+            source,
+            small,
+            Texts(),  # type: ignore[arg-type]
+            op_types_to_quantize=list(KINDS),
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8,
+            nodes_to_quantize=[node.name for node, _ in weighted(source) if node.name not in left_out],
+            use_external_data_format=is_large,
+            extra_options=TYPE | {"OpTypesToExcludeOutputQuantization": list(KINDS), "CalibMovingAverage": True},
+        )
+        if is_large:
+            import onnx
+
+            onnx.save(onnx.load(str(small)), str(small))
+
+
+def weighted(path: Path) -> list[tuple[Any, np.ndarray]]:
+    """The products and embeddings of a graph that have fixed weights, with these."""
+    import onnx
+
+    graph = onnx.load(str(path)).graph
+    fixed = {tensor.name: tensor for tensor in graph.initializer}
+    places = [(node, 0 if node.op_type == "Gather" else 1) for node in graph.node if node.op_type in KINDS]
+    found = [(node, fixed[node.input[place]]) for node, place in places if node.input[place] in fixed]
+    return [(node, onnx.numpy_helper.to_array(weights)) for node, weights in found]
+
+
+def by_error(path: Path, feeds: list[Feed]) -> list[str]:
+    """The names of a graph's products, beginning with the one that suffers most from an input of 8 bits: the share of
+    that error in the variance of its output. feeds: the inputs of texts, of each alone"""
+    import onnx
+    import onnxruntime
+
+    products = {node.name: (node, weights) for node, weights in weighted(path) if node.op_type != "Gather"}
+    graph = onnx.load(str(path), load_external_data=False)
+    wanted = list(dict.fromkeys(node.input[0] for node, _ in products.values()))
+    graph.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in wanted)
+    inside = path.with_name("inside.onnx")  # next to a large graph's tensors
+    onnx.save(graph, str(inside))
+    session = onnxruntime.InferenceSession(str(inside), providers=["CPUExecutionProvider"])
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
+    for feed in feeds:
+        for name, array in zip(wanted, session.run(wanted, feed)):
+            array = array.reshape(-1, array.shape[-1])
+            rows[name].append(array[:: len(array) // NUM_RANKED + 1])
+    errors = {}
+    for name, (node, weights) in products.items():
+        x = np.concatenate(rows[node.input[0]]).astype(np.float64)
+        weights = weights.T if any(option.name == "transB" and option.i for option in node.attribute) else weights
+        step = max(x.max(initial=0) - x.min(initial=0), 1e-30) / 255
+        lost = (np.round(x / step) * step - x) @ weights
+        errors[name] = np.square(lost).sum() / max((x @ weights).var(0).sum() * len(x), 1e-30)
+    return sorted(products, key=lambda name: -errors[name])
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write a graph to, which replaces the one at `path`. Silences onnxruntime, which recommends a
+    preprocessing step that has no effect here."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         small = Path(folder) / path.name
-        logging.disable(logging.WARNING)  # recommends a preprocessing step that has no effect here
+        logging.disable(logging.WARNING)
         try:
-            quantize_dynamic(
-                path,
-                small,
-                op_types_to_quantize=["MatMul", "Gemm", "Gather", "LSTM"],
-                per_channel=True,
-                reduce_range=True,
-                weight_type=QuantType.QInt8,
-                extra_options={"DefaultTensorType": 1},  # float, if a type cannot be inferred
-            )
+            yield small
         finally:
             logging.disable(logging.NOTSET)
         remove(path)
@@ -49,5 +168,5 @@ def data_of(path: Path) -> Path:
 
 
 def remove(path: Path) -> None:
-    path.unlink()
+    path.unlink(missing_ok=True)
     data_of(path).unlink(missing_ok=True)

@@ -332,7 +332,7 @@ def require_same(data: MyDataset, here: Here, there: There, what: str) -> None:
         wrong = num_different(data, examples, here, there)
     if wrong > 0.01 * len(examples):
         pooling = here.model.output_layer.pooling
-        reads = "" if here.by_words else f" (--pooling {pooling} here; most classes there read the first token, of decoders the last)"
+        reads = "" if here.by_words else f" (--pooling {pooling} here; there mostly first, and last for decoders)"
         raise UserError(f"{wrong} of {len(examples)} dev examples differ from torch{reads}")
     same = f"{len(examples) - wrong} of {len(examples)} dev examples have the same {what} as here"
     logger.info(f"{same}, within {TOLERANCE}")
