@@ -50,11 +50,14 @@ class ExportConfig:
         "onnx: a folder with its own predictor, for every model; transformers: a folder for pipeline(…) and "
         "AutoModelFor…, if one of its classes computes the same; sentence-transformers: the encoder with its pooling",
     )
-    int8: bool = option(False, "int8 weights: a quarter of the size, and faster on a CPU")
+    int8: bool = option(False, "int8 weights: about a quarter of the size, and faster on a CPU")
     fp16: bool = option(False, "fp16 graph: half the size; for GPUs, as CPUs still compute in fp32")
     data_path: str = option("", "processed folder; the export is scored on its dev part (default: that of the run)")
     max_drop: float = option(
-        0.005, "maximum drop of the main dev score with --int8 and --fp16; exits with code 2 if it is larger", low=0
+        0.005,
+        "maximum drop of the main dev score with --int8 and --fp16. int8 is tried in more precise ways until one is "
+        "within it; otherwise exits with code 2",
+        low=0,
     )
     push_to_hub: str = option("", "upload to the Hugging Face hub, as a private model of this name (OWNER/NAME)")
     public: bool = option(False, "let everyone see what is uploaded", needs="push_to_hub")
