@@ -100,8 +100,8 @@ def test_flags_in_sentences_exist(flags_of):
             for flag in re.findall(r"(?<![\w-])--\w+", code):
                 plain = flag.replace("--no_", "--")
                 ours = {"--no", "--only", "--atis", "--cache", "--deps", "--upgrade", "--flag", "--index", "--num_gpus"}
-                torchruns = {"--max_restarts", "--standalone", "--nproc_per_node"}
-                assert plain in known | ours | torchruns, f"{name}: {flag}"
+                others = {"--max_restarts", "--standalone", "--nproc_per_node", "--runner", "--dtype"}  # torchrun, vllm
+                assert plain in known | ours | others, f"{name}: {flag}"
 
 
 @pytest.mark.slow
