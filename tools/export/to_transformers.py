@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -189,7 +189,8 @@ def moved(target: Any, weights: torch.Tensor, biases: torch.Tensor) -> tuple[nn.
     added = torch.linalg.lstsq(weights, biases.unsqueeze(1)).solution.squeeze(1)
     if not torch.allclose(weights @ added, biases, atol=1e-6):
         raise UserError(f"its class there has no biases, and {len(biases)} labels are too many to do without")
-    return found[-1].bias, found[-1].bias.double() + added
+    bias = cast(nn.Parameter, found[-1].bias)
+    return bias, bias.double() + added
 
 
 def base_of(target: Any) -> Any:
