@@ -56,7 +56,8 @@ class ExportConfig:
     max_drop: float = option(
         0.005, "maximum drop of the main dev score with --int8 and --fp16; exits with code 2 if it is larger", low=0
     )
-    push_to_hub: str = option("", "upload to the Hugging Face hub, as a private model of this name (OWNER/NAME)")
+    push_to_hub: str = option("", "upload to a hub, as a private model of this name (OWNER/NAME)")
+    model_hub: Literal["hf", "modelscope"] = option("hf", "which hub: Hugging Face or ModelScope", needs="push_to_hub")
     public: bool = option(False, "let everyone see what is uploaded", needs="push_to_hub")
     pretrain_model_path: str = option("", "path of the base model of a LoRA adapter, if it has moved")
 
@@ -93,7 +94,7 @@ def export(config: ExportConfig) -> None:
     )
     size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
     if config.push_to_hub:
-        print(f"uploaded to {card.push(folder, config.push_to_hub, config.public)}")
+        print(f"uploaded to {card.push(folder, config.push_to_hub, config.public, config.model_hub)}")
     print(f"wrote {folder} ({config.kind}, {size:.1f} MB); {use_of(folder, config.to)}")
 
 
