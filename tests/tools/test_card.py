@@ -191,9 +191,7 @@ def test_an_upload_that_modelscope_refuses_is_one_line(modelscope, shipped):
 def test_without_its_package_nothing_is_uploaded_to_modelscope(shipped, monkeypatch):
     for name in ("modelscope", "modelscope.hub.api"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(
-        UserError, match=r"needs the package modelscope .*: pip install .*complete$"
-    ):
+    with pytest.raises(UserError, match=r"needs the package modelscope .*: pip install .*complete$"):
         card.push(shipped, "me/x", False, "modelscope")
 
 
