@@ -26,8 +26,18 @@ def packages():
         return "needs chromium and npm"
     if not (folder / "complete").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        words = ["npm", "install", "--prefix", folder, "--ignore-scripts", "--no-audit", "--no-fund", *named]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=folder)
+        words = [
+            "npm",
+            "install",
+            "--prefix",
+            folder,
+            "--ignore-scripts",
+            "--no-audit",
+            "--no-fund",
+            "--fetch-retries",
+            "0",
+        ]
+        done = subprocess.run([*words, "--fetch-timeout", "30000", *named], capture_output=True, text=True, cwd=folder)
         if done.returncode:
             return f"npm cannot install {' and '.join(named)}"
         (folder / "complete").touch()

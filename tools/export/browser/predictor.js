@@ -10,9 +10,8 @@ import * as ort from "onnxruntime-web";
 import { Tokenizer } from "@huggingface/tokenizers";
 
 const INVISIBLE = /^[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Zs}]*$/u;
-// What Python's str.isdigit accepts
-const MORE_DIGITS = "²³¹፩-፱᧚⁰⁴-⁹₀-₉①-⑨⑴-⑼⒈-⒐⓪⓵-⓽⓿❶-❾➀-➈➊-➒🄀-🄊\u{10a40}-\u{10a43}\u{10e60}-\u{10e68}\u{11052}-\u{1105a}";
-const DIGIT = new RegExp(`[\\p{Nd}${MORE_DIGITS}]`, "u");
+const DIGITS = "\\p{Nd}²³¹፩-፱᧚⁰⁴-⁹₀-₉①-⑨⑴-⑼⒈-⒐⓪⓵-⓽⓿❶-❾➀-➈➊-➒🄀-🄊\u{10a40}-\u{10a43}\u{10e60}-\u{10e68}\u{11052}-\u{1105a}";
+const DIGIT = new RegExp(`[${DIGITS}]`, "u"); // what Python's str.isdigit accepts
 
 function refuse(reason) {
   throw new Error(`${reason}; use predictor.py or tools.serve`);
@@ -65,10 +64,11 @@ function arraysOf(buffer) {
 
 class Predictor {
   constructor(settings, tokenizer, arrays, session) {
-    const { han, patterns, unit, filler, tasks } = settings;
+    const { han, patterns, unit, filler } = settings;
+    const tasks = Object.entries(settings.tasks).map(([name, task]) => [name, { ...task, ...tablesOf(task, arrays) }]);
     const regex = (pattern, flags) =>
       new RegExp(pattern.replace(/\\U([0-9a-f]{8})/g, "\\u{$1}").replace("(?s:.)", "[^]"), flags);
-    Object.assign(this, { settings, tokenizer, arrays, session, tasks, han: regex(han, "u") });
+    Object.assign(this, { settings, tokenizer, session, tasks: Object.fromEntries(tasks), han: regex(han, "u") });
     this.token = unit && regex(patterns[unit], "gu");
     this.filler = this.pieces(filler);
     const whole = tokenizer.encode(filler).ids;
@@ -132,35 +132,33 @@ class Predictor {
       const length = Math.max(...batch.map((feature) => feature[part].length));
       const dims = part === "ids" && long_text === "windows" ? [batch.length, 1, length] : [batch.length, length];
       const row = (items) => [...items.map(of), ...Array(length - items.length).fill(pad)];
-      return [dims, batch.flatMap((feature) => row(feature[part]))];
+      const all = batch.flatMap((feature) => row(feature[part]));
+      return pad === false ? new ort.Tensor("bool", all, dims) : new ort.Tensor("int64", all.map(BigInt), dims);
     };
-    const whole = ([dims, values]) => new ort.Tensor("int64", BigInt64Array.from(values, BigInt), dims);
-    const truth = ([dims, values]) => new ort.Tensor("bool", Uint8Array.from(values), dims);
     const makers = {
-      input_ids: () => whole(padded("ids", (id) => id, pad_id)),
-      attention_mask: () => whole(padded("ids", () => 1)),
-      token_type_ids: () => whole(padded("ids", () => 0)),
-      word_starts: () => whole(padded("words", ({ first }) => first)),
-      word_ends: () => whole(padded("words", ({ last }) => (word_ends ? last : 0))),
-      word_shapes: () => whole(padded("words", ({ word }) => (word_shapes ? shapeOf(word) : 0))),
-      word_mask: () => truth(padded("words", () => 1)),
+      input_ids: () => padded("ids", (id) => id, pad_id),
+      attention_mask: () => padded("ids", () => 1),
+      token_type_ids: () => padded("ids", () => 0),
+      word_starts: () => padded("words", ({ first }) => first),
+      word_ends: () => padded("words", ({ last }) => (word_ends ? last : 0)),
+      word_shapes: () => padded("words", ({ word }) => (word_shapes ? shapeOf(word) : 0)),
+      word_mask: () => padded("words", () => true, false),
     };
     return Object.fromEntries(this.session.inputNames.map((name) => [name, makers[name]()]));
   }
 
   answer({ text, words, logits }) {
     const columns = { text };
-    Object.entries(this.tasks).forEach(([name, { head, labels, entities, crf, temperature = 1 }], number) => {
-      const rows = logits[number].slice(0, words.length || 1);
+    Object.entries(this.tasks).forEach(([name, task], number) => {
+      const { head, labels, entities, temperature = 1 } = task, rows = logits[number].slice(0, words.length || 1);
       if (head === "classification") {
         const best = argmax(rows[0]), probability = round(scaled(powers(rows[0], temperature))[best]);
         return Object.assign(columns, { [name]: labels[best], [`${name}_probability`]: probability });
       }
-      const tables = ["start", "transitions", "end"].map((part) => this.arrays[`${crf}.${part}`]);
-      const tags = head === "crf" ? viterbi(rows, ...tables) : rows.map(argmax);
-      const chances = (head === "crf" ? onPath : onWords)(rows, tags, goesOn(labels), temperature, ...tables);
+      const tags = head === "crf" ? viterbi(rows, task) : rows.map(argmax);
       const named = INVISIBLE.test(text) ? [] : tags.map((tag) => labels[tag]);
-      if (entities) columns[name] = entitiesOf(named, words, text, chances);
+      const chances = () => (head === "crf" ? onPath : onWords)(rows, tags, task, temperature);
+      if (entities) columns[name] = entitiesOf(named, words, text, chances());
       columns[`${name}_tags`] = named;
     });
     return columns;
@@ -171,19 +169,26 @@ class Predictor {
 
 const round = (value) => Math.round(value * 1e6) / 1e6;
 const clip = (value) => Math.min(1, Math.max(0, value));
-const dot = (values, others) => values.reduce((sum, value, i) => sum + value * others[i], 0);
+const scaled = (values, sum = values.reduce((a, b) => a + b)) => values.map((value) => value / Math.max(sum, 1e-300));
 const times = (values, others) => values.map((value, i) => value * others[i]);
 const argmax = (values) => values.reduce((best, value, i) => (value > values[best] ? i : best), 0);
-const column = (table, size, j) => Array.from({ length: size }, (_, i) => table[i * size + j]);
+
+function dot(values, others) {
+  let sum = 0;
+  for (let i = 0; i < values.length; i++) sum += values[i] * others[i];
+  return sum;
+}
+
+/** Where the sum of two arrays is highest. */
+function best(values, others) {
+  let top = 0;
+  for (let i = 1; i < values.length; i++) if (values[i] + others[i] > values[top] + others[top]) top = i;
+  return top;
+}
 
 function powers(values, temperature) {
   const most = values[argmax(values)];
   return values.map((value) => Math.exp((value - most) / temperature));
-}
-
-function scaled(values) {
-  const sum = Math.max(dot(values, values.map(() => 1)), 1e-300);
-  return values.map((value) => value / sum);
 }
 
 /** How a word is written, see engine/task/words.py. */
@@ -196,24 +201,31 @@ export function shapeOf(word) {
   return all === all.toUpperCase() ? 3 : 4;
 }
 
-/** Whether tag b continues the entity of tag a, as 0 or 1: [b][a]. */
-function goesOn(labels) {
+/** What decoding needs of a task that tags words; goesOn[b][a]: whether tag b continues the entity of tag a (0, 1). */
+function tablesOf({ head, labels, crf, temperature = 1 }, arrays) {
   const isOn = (a, b) => /^[BIM]-/.test(a) && /^[IEM]-/.test(b) && a.slice(2) === b.slice(2);
-  return labels.map((b) => labels.map((a) => Number(isOn(a, b))));
+  const tables = { goesOn: head === "classification" ? [] : labels.map((b) => labels.map((a) => Number(isOn(a, b)))) };
+  if (head !== "crf") return tables;
+  const [start, scores, end] = ["start", "transitions", "end"].map((part) => Array.from(arrays[`${crf}.${part}`]));
+  const rows = (table) => labels.map((_, i) => table.slice(i * labels.length, (i + 1) * labels.length));
+  const columns = (table) => labels.map((_, j) => labels.map((_, i) => table[i * labels.length + j]));
+  const factors = powers(scores, temperature);
+  return { ...tables, start, end, into: columns(scores), factorsInto: columns(factors), factorsOut: rows(factors) };
 }
 
-function viterbi(rows, start, transitions, end) {
-  const into = rows[0].map((_, j) => column(transitions, start.length, j));
-  const plus = (values, others) => values.map((value, i) => value + others[i]);
-  const scores = [plus(rows[0], start)];
-  for (const row of rows.slice(1)) scores.push(row.map((x, j) => x + Math.max(...plus(scores.at(-1), into[j]))));
-  const tags = [argmax(plus(scores.at(-1), end))];
-  for (const score of scores.slice(0, -1).reverse()) tags.unshift(argmax(plus(score, into[tags[0]])));
+function viterbi(rows, { start, end, into }) {
+  const scores = [rows[0].map((x, j) => x + start[j])];
+  for (const row of rows.slice(1)) {
+    const before = scores.at(-1), from = into.map((column) => best(before, column));
+    scores.push(row.map((x, j) => x + before[from[j]] + into[j][from[j]]));
+  }
+  const tags = [best(scores.pop(), end)];
+  for (const score of scores.reverse()) tags.unshift(best(score, into[tags[0]]));
   return tags;
 }
 
 /** For each word the probabilities that an entity begins with its tag, goes on with it, and ends after it. */
-function onWords(rows, tags, goesOn, temperature) {
+function onWords(rows, tags, { goesOn }, temperature) {
   const p = rows.map((row) => scaled(powers(row, temperature)));
   return tags.map((tag, t) => [
     clip(p[t][tag] * (t ? 1 - dot(p[t - 1], goesOn[tag]) : 1)),
@@ -222,10 +234,8 @@ function onWords(rows, tags, goesOn, temperature) {
   ]);
 }
 
-function onPath(rows, tags, goesOn, temperature, start, transitions, end) {
-  const size = start.length, last = rows.length - 1, factors = powers(Array.from(transitions), temperature);
-  const into = rows[0].map((_, j) => column(factors, size, j));
-  const out = into.map((_, i) => factors.slice(i * size, (i + 1) * size));
+function onPath(rows, tags, { start, end, factorsInto: into, factorsOut: out, goesOn }, temperature) {
+  const last = rows.length - 1;
   const emissions = rows.map((row, t) => row.map((x, j) => x + (t ? 0 : start[j]) + (t < last ? 0 : end[j])));
   const words = emissions.map((row) => powers(row, temperature)), before = [words[0]], after = [words[0].map(() => 1)];
   for (const word of words.slice(1)) before.push(scaled(word.map((x, j) => x * dot(before.at(-1), into[j]))));
@@ -244,9 +254,10 @@ function entitiesOf(tags, words, text, chances) {
   let [before, kindBefore, begin] = ["O", "_", 0];
   [...tags, "O"].forEach((chunk, i) => {
     const tag = chunk[0], kind = chunk.slice(1).replace(/^[^-]*-/, "") || "_", other = kind !== kindBefore;
-    if ("ES".includes(before) || ("BI".includes(before) && "BSO".includes(tag)) || (other && !"O.".includes(before)))
-      found.push([kindBefore, begin, i - 1]);
-    if ("BS".includes(tag) || ("EI".includes(tag) && "ESO".includes(before)) || (other && !"O.".includes(tag))) begin = i;
+    const opens = "BS".includes(tag) || ("EI".includes(tag) && "ESO".includes(before));
+    const closes = "ES".includes(before) || ("BI".includes(before) && "BSO".includes(tag));
+    if (closes || (other && !"O.".includes(before))) found.push([kindBefore, begin, i - 1]);
+    if (opens || (other && !"O.".includes(tag))) begin = i;
     [before, kindBefore] = [tag, kind];
   });
   return found.map(([label, first, last]) => {
