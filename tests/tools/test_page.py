@@ -7,6 +7,7 @@ import sys
 import time
 import unicodedata
 
+import numpy as np
 import pages
 import pytest
 from browser import Browser
@@ -18,10 +19,11 @@ from test_families import save_family
 pytest.importorskip("onnxruntime", reason="needs tools/export/requirements.txt")
 from config import Config
 from engine.run.files import seal
+from engine.task.tags import continuations
 from engine.task.text import join_tokens
 from engine.task.words import shape_of
 from tools.export.__main__ import ExportConfig, export
-from tools.export.predictor import Predictor
+from tools.export.predictor import Predictor, path_chances, viterbi
 
 pytestmark = pytest.mark.slow
 TEXTS = [
@@ -164,6 +166,25 @@ def test_words_have_the_shapes_that_they_have_in_python(page):
     found = page.run(script.replace("WORDS", json.dumps(words)))
     different = [word for word, shape in zip(words, found, strict=True) if int(shape) != shape_of(word)]
     assert not different, different[:20]
+
+
+def test_a_crf_is_decoded_as_in_python(page):
+    """Random scores, which differ more between paths than those of a trained model."""
+    rng, labels = np.random.default_rng(0), ["O", "B-a", "I-a", "B-b", "I-b"]
+    for width in (1, 2, 9):
+        shapes = {"start": 5, "transitions": (5, 5), "end": 5}
+        arrays = {part: rng.normal(0, 3, shape) for part, shape in shapes.items()}
+        rows, mask = rng.normal(0, 3, (1, width, 5)), np.ones((1, width), bool)
+        scores = [rows, *arrays.values()]
+        tags = viterbi(scores, mask)
+        chances = path_chances([part / 1.5 for part in scores], mask, tags, np.array(continuations(labels)))
+        task = json.dumps({"head": "crf", "labels": labels, "crf": 0, "temperature": 1.5})
+        given = json.dumps({f"0.{part}": array.ravel().tolist() for part, array in arrays.items()})
+        script = f"const tables = module.tablesOf({task}, {given}), rows = {rows[0].tolist()}; "
+        script += "const tags = module.viterbi(rows, tables); return [tags, module.onPath(rows, tags, tables, 1.5)];"
+        found = page.run(f"import('./predictor.js').then((module) => {{ {script} }})")
+        assert found[0] == tags[0].tolist()
+        np.testing.assert_allclose(found[1], chances[0], atol=1e-9)
 
 
 def test_what_the_page_cannot_do_is_one_line(place, page, sample):

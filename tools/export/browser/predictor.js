@@ -202,7 +202,7 @@ export function shapeOf(word) {
 }
 
 /** What decoding needs of a task that tags words; goesOn[b][a]: whether tag b continues the entity of tag a (0, 1). */
-function tablesOf({ head, labels, crf, temperature = 1 }, arrays) {
+export function tablesOf({ head, labels, crf, temperature = 1 }, arrays) {
   const isOn = (a, b) => /^[BIM]-/.test(a) && /^[IEM]-/.test(b) && a.slice(2) === b.slice(2);
   const tables = { goesOn: head === "classification" ? [] : labels.map((b) => labels.map((a) => Number(isOn(a, b)))) };
   if (head !== "crf") return tables;
@@ -213,7 +213,7 @@ function tablesOf({ head, labels, crf, temperature = 1 }, arrays) {
   return { ...tables, start, end, into: columns(scores), factorsInto: columns(factors), factorsOut: rows(factors) };
 }
 
-function viterbi(rows, { start, end, into }) {
+export function viterbi(rows, { start, end, into }) {
   const scores = [rows[0].map((x, j) => x + start[j])];
   for (const row of rows.slice(1)) {
     const before = scores.at(-1), from = into.map((column) => best(before, column));
@@ -234,7 +234,7 @@ function onWords(rows, tags, { goesOn }, temperature) {
   ]);
 }
 
-function onPath(rows, tags, { start, end, factorsInto: into, factorsOut: out, goesOn }, temperature) {
+export function onPath(rows, tags, { start, end, factorsInto: into, factorsOut: out, goesOn }, temperature) {
   const last = rows.length - 1;
   const emissions = rows.map((row, t) => row.map((x, j) => x + (t ? 0 : start[j]) + (t < last ? 0 : end[j])));
   const words = emissions.map((row) => powers(row, temperature)), before = [words[0]], after = [words[0].map(() => 1)];
