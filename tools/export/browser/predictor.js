@@ -37,7 +37,7 @@ export async function load(folder) {
   const other = heads.find((head) => !["classification", "tagging", "crf"].includes(head));
   if (other) refuse(`a page does not answer tasks of ${other}`);
   if (settings.pairs || Object.keys(settings.markers).length) refuse("a page reads neither pairs nor marked texts");
-  if (!settings.reads_text || Object.keys(settings.fields).length) refuse("a page does not read own inputs");
+  if (!settings.reads_text || Object.keys(settings.fields).length) refuse("a page does not read custom inputs");
   if ("model.onnx.data" in sums) refuse("a page does not load models above 1 GB");
   const tokenizer = new Tokenizer(json(await read(folder, "tokenizer.json", sums)), {});
   const arrays = heads.includes("crf") ? arraysOf(await read(folder, "arrays.npz", sums)) : {};
