@@ -26,18 +26,19 @@ sys.path.insert(0, str(ROOT))
 def latencies(answer, rows, number):
     """Returns the (p50, p99) latency of single texts in milliseconds."""
     for row in rows[:20]:
-        answer(row)
+        answer([row])
     times = []
     for row in (rows * (1 + number // len(rows)))[:number]:
         start = time.perf_counter()
-        answer(row)
+        answer([row])
         times.append(1000 * (time.perf_counter() - start))
     times.sort()
     return times[len(times) // 2], times[int(0.99 * len(times))]
 
 
 def in_torch(checkpoint, rows, threads):
-    """Returns (function that labels a row, function that labels all rows) for the model as main.py loads it."""
+    """Returns (function that labels a few rows in one batch, function that labels all rows) for the model as main.py
+    loads it. Rows of the first must fit into one window."""
     import numpy as np
     import torch
 
@@ -51,16 +52,20 @@ def in_torch(checkpoint, rows, threads):
     model, tasks, pad_id = trainer.model.eval(), trainer.tasks, featurizer.tokenizer.pad_token_id
     rows = list(prepare_inputs(rows, tasks))
 
-    def answer(row):
+    def answer(rows):
+        rows = list(prepare_inputs(rows, tasks))
         with torch.inference_mode():
-            columns = featurizer([row])
+            columns = featurizer(rows)
             inputs = make_batch(columns, np.arange(len(columns["example_index"])), tasks, pad_id).inputs
             found = model.decode(model(inputs).logits, inputs)
-        answers = {}
+        answers = [{} for _ in rows]
         for name, head in model.output_layer.heads.items():
-            first = [part[0] if head.finds_spans else part[0].tolist() for part in found[name]]
-            answers[name] = head.to_labels(*first)
-        return prediction_row(row, answers, tasks)
+            for i, row in enumerate(rows):
+                own = [part[i] if head.finds_spans else part[i].tolist() for part in found[name]]
+                if head.by_words and not head.finds_spans:  # not the padding
+                    own = [part[: len(row["tokens"])] for part in own]
+                answers[i][name] = head.to_labels(*own)
+        return [prediction_row(row, answer, tasks) for row, answer in zip(rows, answers)]
 
     def label_all():
         data = MyDataset(rows, featurizer)
@@ -73,12 +78,12 @@ def in_torch(checkpoint, rows, threads):
     return answer, label_all
 
 
-def in_onnxruntime(folder, rows, threads):
+def in_onnxruntime(folder, rows, threads, provider="cpu"):
     """Returns the same functions for an exported folder."""
     sys.path.insert(0, str(folder))
     from predictor import Predictor
 
-    predictor = Predictor(folder, threads)
+    predictor = Predictor(folder, threads, provider=provider)
 
     def label_all():
         encoded = predictor.encode(rows)
@@ -87,7 +92,7 @@ def in_onnxruntime(folder, rows, threads):
             predictor.row(one.example, answer)
         return {name: [answer[name][0] for answer in answers] for name in predictor.tasks}
 
-    return lambda row: predictor([row]), label_all
+    return predictor, label_all
 
 
 def measure(options):

@@ -126,11 +126,46 @@ class Uploads(Handler):
         self.wfile.write(content)
 
 
+class ModelScope(Uploads):
+    """Takes uploads as ModelScope does (package modelscope 1.40), into `server.stored` as well."""
+
+    def do_GET(self):
+        name = self.path.removeprefix("/api/v1/models/")
+        if name in self.server.stored:
+            return self.done({"Path": "me", "Visibility": 1 if self.server.stored[name]["private"] else 5})
+        self.answer({"Code": 10010205001, "Message": "not found", "Success": False}, 404)
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(self.path)
+        self.server.tokens.append(self.headers.get("Authorization"))
+        if status := self.server.status:
+            return self.answer({"Code": status, "Message": "not allowed", "Success": False}, status)
+        if self.path == "/api/v1/models":
+            name = f"{asked['Path']}/{asked['Name']}"
+            if name in self.server.stored:
+                return self.answer({"Code": 10010101002, "Message": "the model already exists", "Success": False}, 400)
+            self.server.stored[name] = {"private": asked["Visibility"] == 1, "license": asked["License"], "files": {}}
+            return self.done({})
+        if self.path.endswith("/info/lfs/objects/batch"):
+            urls = {one["oid"]: f"{self.server.url}/lfs/{one['oid']}" for one in asked["objects"]}
+            return self.done({"objects": [{"oid": i, "actions": {"upload": {"href": url}}} for i, url in urls.items()]})
+        files = self.server.stored["/".join(self.path.split("/")[5:7])]["files"]
+        for one in asked["actions"]:
+            is_large = one["type"] == "lfs"
+            content = self.server.objects[one["sha256"]] if is_large else base64.b64decode(one["content"])
+            files[one["path"]] = content
+        self.done({})
+
+    def done(self, value):
+        self.answer({"Code": 200, "Data": value, "Success": True})
+
+
 @contextmanager
-def hub(models=None, status=0, then=0, **headers):
+def hub(models=None, status=0, then=0, handler=Uploads, **headers):
     """A server that has these models or returns a status, and after the first time another one. `server.asked` lists
     the paths that it was asked for."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Uploads)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.models, server.headers, server.asked = models or {}, headers, []
     server.stored, server.objects, server.tokens = {}, {}, []
     server.status, server.then = status, then or status

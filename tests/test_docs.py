@@ -94,6 +94,7 @@ def test_flags_in_sentences_exist(flags_of):
     scripts += ["benchmarks/recombine.py", "tools.search", "tools.demo", "tools.report", "tools.cross_validate"]
     scripts += ["tools.select", "benchmarks/selection.py", "benchmarks/relation_texts.py"]
     scripts += ["benchmarks/relation_extraction.py", "benchmarks/events.py", "benchmarks/reload.py"]
+    scripts += ["benchmarks/latency.py"]
     known = set().union(*map(flags_of, scripts))
     for name in WITH_FLAGS:
         for code in re.findall(r"`([^`\n]+)`", (ROOT / name).read_text(encoding="utf-8")):
@@ -136,7 +137,7 @@ BY_HAND = {
     *("benchmarks/semeval.py", "benchmarks/hierarchy.py"),  # tests/cookbook/test_relation.py
     *("benchmarks/few_slots.py", "dataset/few", "dataset/atis_5"),  # tests/test_few_slots.py
     "benchmarks/relation_extraction.py",
-    "benchmarks/reload.py",
+    *("benchmarks/reload.py", "benchmarks/latency.py"),
     *("--target_precision", "--abstain_below"),  # tests/engine/test_uncertainty.py: tiny data reach no precision
     "--push_to_hub",  # tests/tools/test_card.py
     "--gpus",  # tests/engine/test_flags.py, tests/engine/test_distributed.py

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import hubs
 import huggingface_hub
@@ -137,6 +138,61 @@ def test_a_refused_upload_is_one_line_and_keeps_the_export(best, online, tmp_pat
         ) as e:
             export(ExportConfig(**options, push_to_hub="me/x"))
     assert "\n" not in str(e.value) and (tmp_path / "out/README.md").exists()
+
+
+@pytest.fixture
+def modelscope(monkeypatch, tmp_path):
+    """modelscope(url) sends the package there, with a token."""
+    pytest.importorskip("modelscope.hub.api", reason="needs pip install 'modelscope>=1.40'")
+
+    def go(url):
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", url)
+        monkeypatch.setenv("MODELSCOPE_API_TOKEN", "secret")
+        monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "home"))
+        pytest.importorskip("modelscope_hub.config").set_default_config(None)  # which is read once
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    return go
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_modelscope_gets_everything_and_private_by_default(public, best, modelscope, tmp_path, capsys):
+    with hubs.hub(handler=hubs.ModelScope) as server:
+        modelscope(server.url)
+        out = tmp_path / "out"
+        options = dict(checkpoint=str(best), output_dir=str(out), to="sentence-transformers", model_hub="modelscope")
+        export(ExportConfig(**options, push_to_hub="me/intents", public=public))
+        assert f"uploaded to {server.url}/models/me/intents" in capsys.readouterr().out
+        stored = server.stored["me/intents"]
+        own = {p.relative_to(out).as_posix(): p for p in out.rglob("*") if p.is_file()}
+        assert stored["files"] == {name: path.read_bytes() for name, path in own.items()} and server.objects
+        assert stored["private"] == (not public) and stored["license"] == "other"
+        assert set(server.tokens) == {"Bearer secret"}
+        card.push(out, "me/intents", public, "modelscope")  # once more, into the same model
+        stored["files"].clear()
+        stored["private"] = False
+        if not public:
+            with pytest.raises(UserError, match="--push_to_hub me/intents: is public already; add --public"):
+                card.push(out, "me/intents", public, "modelscope")
+            assert not stored["files"]
+        export(ExportConfig(**options))  # uploads leave no file in the folder
+
+
+def test_an_upload_that_modelscope_refuses_is_one_line(modelscope, shipped):
+    with hubs.hub(status=403, handler=hubs.ModelScope) as server:
+        modelscope(server.url)
+        with pytest.raises(
+            UserError, match=r"--push_to_hub me/x: .*not allowed.*; to upload it again: modelscope"
+        ) as e:
+            card.push(shipped, "me/x", False, "modelscope")
+    assert "\n" not in str(e.value)
+
+
+def test_without_its_package_nothing_is_uploaded_to_modelscope(shipped, monkeypatch):
+    for name in ("modelscope", "modelscope.hub.api"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=r"needs the package modelscope .*: pip install .*complete$"):
+        card.push(shipped, "me/x", False, "modelscope")
 
 
 def test_an_edited_card_is_kept(best, shipped):

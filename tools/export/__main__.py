@@ -59,7 +59,8 @@ class ExportConfig:
         "within it; otherwise exits with code 2",
         low=0,
     )
-    push_to_hub: str = option("", "upload to the Hugging Face hub, as a private model of this name (OWNER/NAME)")
+    push_to_hub: str = option("", "upload to a hub, as a private model of this name (OWNER/NAME)")
+    model_hub: Literal["hf", "modelscope"] = option("hf", "which hub: Hugging Face or ModelScope", needs="push_to_hub")
     public: bool = option(False, "let everyone see what is uploaded", needs="push_to_hub")
     pretrain_model_path: str = option("", "path of the base model of a LoRA adapter, if it has moved")
 
@@ -96,7 +97,7 @@ def export(config: ExportConfig) -> None:
     )
     size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
     if config.push_to_hub:
-        print(f"uploaded to {card.push(folder, config.push_to_hub, config.public)}")
+        print(f"uploaded to {card.push(folder, config.push_to_hub, config.public, config.model_hub)}")
     print(f"wrote {folder} ({config.kind}, {size:.1f} MB); {use_of(folder, config.to)}")
 
 

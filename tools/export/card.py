@@ -173,20 +173,48 @@ def table(head: tuple[str, ...], rows: Any) -> str:
 # ---- hub -------------------------------------------------------------------------------------------------------------
 
 
-def push(folder: Path, name: str, public: bool) -> str:
-    """Uploads a folder to the Hugging Face hub, or to that of HF_ENDPOINT. Returns its address. Raises UserError, also
-    if the model is there and public, but public is False."""
-    from huggingface_hub import HfApi
-
+def push(folder: Path, name: str, public: bool, model_hub: str = "hf") -> str:
+    """Uploads a folder to the Hugging Face hub, or to that of HF_ENDPOINT, or to ModelScope. Returns its address.
+    Raises UserError, also if the model is there and public, but public is False."""
+    upload, command = HUBS[model_hub]
     try:
-        api = HfApi()
-        repo = api.create_repo(name, private=not public, exist_ok=True)
-        if not public and not api.model_info(repo.repo_id).private:
-            raise UserError(f"--push_to_hub {name}: is public already; add --public, or choose another name")
-        api.upload_folder(folder_path=folder, repo_id=repo.repo_id, commit_message="Upload an export")
+        return upload(folder, name, public)
     except UserError:
         raise
     except Exception as error:  # of the network, the hub, or its client
-        kept = f"{folder} is complete; to upload it again: hf upload {name} {folder}"
+        kept = f"{folder} is complete; to upload it again: {command} {name} {folder}"
         raise UserError(f"--push_to_hub {name}: {first_line(error)}; {kept}") from None
+
+
+def to_hugging_face(folder: Path, name: str, public: bool) -> str:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    repo = api.create_repo(name, private=not public, exist_ok=True)
+    require_private(name, public or api.model_info(repo.repo_id).private)
+    api.upload_folder(folder_path=folder, repo_id=repo.repo_id, commit_message="Upload an export")
     return str(repo)
+
+
+def to_modelscope(folder: Path, name: str, public: bool) -> str:
+    try:
+        from modelscope.hub.api import HubApi
+    except ImportError as error:
+        needed = f"--model_hub modelscope needs the package modelscope ({first_line(error)})"
+        raise UserError(f"{needed}: pip install 'modelscope>=1.40'; {folder} is complete") from None
+    api = HubApi()
+    visibility = "public" if public else "private"
+    api.create_repo(name, visibility=visibility, license="other", exist_ok=True)  # its default is Apache 2.0
+    require_private(name, public or api.get_model(name)["Visibility"] == 1)  # 5: public, 3: for an organisation
+    api.upload_folder(name, folder, commit_message="Upload an export", use_cache=False)  # the cache is in the folder
+    return f"{api.endpoint}/models/{name}"
+
+
+def require_private(name: str, is_private: bool | None) -> None:
+    """Raises UserError if a model of this name, which was there before, is not private."""
+    if not is_private:
+        raise UserError(f"--push_to_hub {name}: is public already; add --public, or choose another name")
+
+
+# {--model_hub: (function that uploads, the hub's own command)}
+HUBS = {"hf": (to_hugging_face, "hf upload"), "modelscope": (to_modelscope, "modelscope upload")}
