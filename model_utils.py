@@ -210,11 +210,12 @@ class OutputLayer(nn.Module):
             for _ in range(options.num_shared_layers)
         )
         heads = heads_of(tasks, options.use_crf)
-        self.heads: Any = TaskDict({name: heads[name](hidden_size, task) for name, task in tasks.items()})
+        built = {name: heads[name](hidden_size, task) for name, task in tasks.items()}
+        self.heads: Any = TaskDict(built)
         levels = {head.level for head in self.heads.values()}
-        for head in self.heads.values():
-            if head.task.entities in tasks:
-                head.read_task(head.task.entities)
+        for name, task in tasks.items():
+            if task.entities in tasks:
+                built[name].read_task(task.entities)
         self.reads_pairs = "pair" in levels
         if self.reads_pairs and (len(levels) > 1 or not all(task.pairs for task in tasks.values())):
             raise UserError('heads of level "pair" need pairs of texts (text_pair), and no heads of another level')

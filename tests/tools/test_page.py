@@ -207,7 +207,10 @@ def test_what_the_page_cannot_do_is_one_line(place, page, sample):
     simple = re.sub('"head": "(relations|events)"', '"head": "classification"', whole)
     path.write_text(simple, encoding="utf-8")
     assert error("facts") == "facts/predictor.json: has changed since the export; export it again"
-    changes = {('"pairs": false', '"pairs": true'): "pairs nor", ('"fields": {}', '"fields": {"n": {}}'): "custom inputs"}
+    changes = {
+        ('"pairs": false', '"pairs": true'): "pairs nor",
+        ('"fields": {}', '"fields": {"n": {}}'): "custom inputs",
+    }
     for number, (change, said) in enumerate(changes.items(), 1):
         path.write_text(simple.replace(*change), encoding="utf-8")
         seal(path.parent)

@@ -75,25 +75,31 @@ def require_exportable(inputs: dict[str, Field]) -> None:
             raise UserError(f"FIELDS[{name!r}]: the predictor of an export cannot map spans to tokens; use main.py")
 
 
+def task_of(name: str, head: Any) -> dict[str, Any]:
+    """Returns a task of predictor.json: its labels, and how its logits are decoded."""
+    kind, task = kind_of_head(name, head), head.task
+    values = task.to_json()
+    found = {key: values[key] for key in KEPT if key in values} | {"head": kind}
+    if head.distribution.has_temperature:
+        found["temperature"] = float(head.temperature)
+    if hasattr(head, "threshold"):
+        found["threshold"] = float(head.threshold)
+    if head.reads_task:
+        found["reads_task"] = head.reads_task
+    if kind == "multilabel" and hasattr(head, "paths"):
+        found["paths"] = head.paths.tolist()
+    if kind in ("crf", "tagging"):
+        found |= {"outside": outside_id(task), "entities": names_entities(task)}
+    return found
+
+
 def write_settings(folder: Path, model: MyModel, featurizer: Featurizer) -> None:
     """Writes predictor.json, arrays.npz and tokenizer.json of a model to a folder."""
     arrays: dict[str, np.ndarray] = {}
     tasks: dict[str, dict[str, Any]] = {}
     for number, (name, head) in enumerate(model.output_layer.heads.items()):
-        kind, task = kind_of_head(name, head), head.task
-        values = task.to_json()
-        tasks[name] = {key: values[key] for key in KEPT if key in values} | {"head": kind}
-        if head.distribution.has_temperature:
-            tasks[name]["temperature"] = float(head.temperature)
-        if hasattr(head, "threshold"):
-            tasks[name]["threshold"] = float(head.threshold)
-        if head.reads_task:
-            tasks[name]["reads_task"] = head.reads_task
-        if kind == "multilabel" and hasattr(head, "paths"):
-            tasks[name]["paths"] = head.paths.tolist()
-        if kind in ("crf", "tagging"):
-            tasks[name] |= {"outside": outside_id(task), "entities": names_entities(task)}
-        if kind == "crf":
+        tasks[name] = task_of(name, head)
+        if tasks[name]["head"] == "crf":
             tasks[name]["crf"] = number  # prefix of its arrays
             crf = head.crf
             for part, rule in (("start", "forbidden_start"), ("transitions", "forbidden"), ("end", "forbidden_end")):
