@@ -29,6 +29,7 @@ from config import Config  # noqa: E402
 from data_process import DataConfig, process  # noqa: E402
 from engine.run.command_line import parse_args  # noqa: E402
 from engine.task.task import read_tasks  # noqa: E402
+from engine.task.words import entities_in  # noqa: E402
 from main import main as run_main  # noqa: E402
 from metrics import score  # noqa: E402
 
@@ -118,7 +119,9 @@ def scores_of(options, parts, folder, schema, seed):
     tasks = read_tasks(options.work / "data/all/labels.json")
     for part in ("dev", "test"):
         rows, answers = parts[part], rows_of(entity_run / f"answers/{part}.jsonl")
-        entities = [row["answers"]["entities"]["predicted"] for row in answers]
+        predicted = [row["answers"]["entities"]["predicted"] for row in answers]  # tags, unless entities nest
+        tagged = read_tasks(folder / "labels.json")["entities"].kind == "tagging"
+        entities = [[[a, b, name] for name, a, b in entities_in(t)] for t in predicted] if tagged else predicted
         found = {"entities": entities, "relations": judge(run, rows, entities, schema, part)}
         result[part] = score(tasks, {name: [row[name] for row in rows] for name in tasks}, found)
     done.write_text(json.dumps(result), encoding="utf-8")

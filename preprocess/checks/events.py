@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from engine.task.words import ROLE, events_in
 from preprocess.checks.base import Check, Context, Parts, Tasks
-from preprocess.checks.relations import USUAL
+from preprocess.checks.relations import RARE
 from preprocess.example import Example, abbreviate
 from preprocess.labels.events import shown_events
 from preprocess.labels.statistics import LabelStatistics
@@ -56,7 +56,7 @@ class Events(Check):
     def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
         for name, facts in self.tasks.items():
             once = [label for label, n in sorted(facts.roles.items()) if n == 1]
-            rare = [label for label in once if facts.types[label.partition(ROLE)[0]] >= USUAL]
+            rare = [label for label in once if RARE * facts.types[label.partition(ROLE)[0]] >= 1]
             rows = Sample([f"{facts.first[label]}: {label}" for label in rare])
             yield Note(f"{name}: roles that a type has only once", rows, "check the row; the role is probably wrong")
             missing = [f"{parts[part][0]['_where']}: {part}" for part in parts if part not in facts.parts]

@@ -8,10 +8,10 @@ from preprocess.checks.base import Check, Context, Parts, Tasks
 from preprocess.example import Example, abbreviate
 from preprocess.labels.relations import shown_triple
 from preprocess.labels.statistics import LabelStatistics
-from preprocess.storage.facts import Facts, FirstRows, Note, Sample
+from preprocess.storage.facts import Facts, Note, Sample
 
 Joined = tuple[str, str, str]  # (predicate, type of the subject, type of the object)
-USUAL = 100  # from this number of relations of a predicate, a pair of types that occurs once is suspicious
+RARE = 0.05  # a pair of types is suspicious below this share of the usual pair of its predicate
 
 
 class RelationFacts(Facts):
@@ -22,7 +22,7 @@ class RelationFacts(Facts):
         self.reflexive = Sample()
         self.outside = Sample()
         self.joined: Counter[Joined] = Counter()
-        self.first: dict[Joined, FirstRows] = defaultdict(FirstRows)
+        self.rows: dict[Joined, Sample] = defaultdict(Sample)
 
     def look(self, part: str, e: Example, name: str, entities: str) -> None:
         """Adds the relations of an example. entities: the task with the types of subjects and objects, or ""."""
@@ -39,7 +39,7 @@ class RelationFacts(Facts):
                 self.outside.add(row)
             for pair in product(types.get(subject, ()), types.get(obj, ())):
                 self.joined[(item[4], *pair)] += 1
-                self.first[(item[4], *pair)].setdefault("", row)
+                self.rows[(item[4], *pair)].add(row)
 
 
 class Relations(Check):
@@ -67,12 +67,14 @@ class Relations(Check):
             rare = Sample()
             for predicate, counts in by_predicate(facts.joined).items():
                 (usual, number), *others = counts.most_common()
-                for pair, count in others if number >= USUAL else ():
-                    if count == 1:
-                        usually = f"{' → '.join(pair)} once, otherwise {' → '.join(usual)}"
-                        rare.add(f"{facts.first[(predicate, *pair)]['']}, {usually}")
-            advice = "check the row; the predicate, its direction or a type is probably wrong"
-            yield Note(f"{name}: entity types that a predicate connects only once", rare, advice)
+                for pair, _ in (each for each in others if each[1] <= RARE * number):
+                    usually = f"{' → '.join(pair)}, usually {' → '.join(usual)}"
+                    rows = facts.rows[(predicate, *pair)]
+                    shown = Sample([f"{row}, {usually}" for row in rows])
+                    shown.number = rows.number
+                    rare.merge(shown)
+            advice = "check the rows; the predicate, its direction or a type is probably wrong"
+            yield Note(f"{name}: entity types that a predicate rarely connects", rare, advice)
             rows = [f"{parts[part][0]['_where']}: {part}" for part in parts if part not in facts.parts]
             yield Note(f"{name}: parts without any relation", rows, "the F1 of such a part is always 0")
 

@@ -19,6 +19,7 @@ from preprocess.readers.shapes import VALUE, Relations, Shape, Spans
 from preprocess.readers.stored import SpanTask, entries, stored_spans
 
 FEW = 0.1  # maximum share of invalid relations for a shape to fit; reading then raises for the first one
+TWICE = StoredSpan(None, None, None, None)  # stands for several spans with the same key
 Triple = tuple[Any, Any, Any]  # (subject, predicate, object): subject and object are spans or unresolved references
 
 
@@ -46,8 +47,9 @@ class RelationTask:
         if self.referred and self.shape.spans:
             listed, last = at(row, self.referred.path), self.referred.inclusive
             keys = (at(item, form.refer) if form.refer else n for n, (_, item) in enumerate(entries(listed)))
-            pairs = zip(keys, stored_spans(self.shape.spans, listed))
-            spans = {key: s._replace(end=s.end + last) for key, s in pairs if type(key) in (int, str) and s.has_place()}
+            for key, span in zip(keys, stored_spans(self.shape.spans, listed)):
+                if type(key) in (int, str) and span.has_place():
+                    spans[key] = TWICE if key in spans else span._replace(end=span.end + last)
         items = [item for each in (stored if isinstance(stored, list) else [stored]) for item in by_slot(each)]
         ends = [[end_of(item, path, spans) for item in items] for path in (form.subject, form.object)]
         found = zip(ends[0], [at(item, form.predicate) for item in items], ends[1])
@@ -62,6 +64,8 @@ class RelationTask:
         if unknown:
             of = f"the key {self.form.refer!r}" if self.form.refer else "the number"
             return f"a relation refers to a span with {of} {shown(unknown[0])}, which does not exist"
+        if self.referred and TWICE in (subject, obj):
+            return f"a relation refers to a span with a key {self.form.refer!r} that several spans of this row have"
         if self.unit and not all(placed):
             return f"a relation has no offsets, which {self.unit} requires"
         words = [isinstance(span.surface, str) and bool(span.surface.strip()) for span in spans]
@@ -128,7 +132,7 @@ def relation_task(
         return None
     referred = spans[0] if isinstance(form.subject, str) else None
     for path in dict.fromkeys([*form.path.split("|"), *selected]):
-        stored = [at(row, path) for row in rows]
+        stored = [None if (value := at(row, path)) is MISSING else value for row in rows]  # a row can lack the key
         if not all(value is None or isinstance(value, list) for value in stored):
             continue
         name = task_of(path) if path in selected else "relations"

@@ -428,12 +428,62 @@ def test_the_summary_lists_what_predicates_join_and_notes_name_the_odd_ones(tmp_
     printed = capsys.readouterr().out
     assert "task relations: lives connects who → where 120, where → who 1" in printed
     assert "-> relations: Ida Berg —lives→ " in printed
-    odd = notes["relations: entity types that a predicate connects only once"]
-    assert odd["rows"][0].endswith("row 121: Oslo —lives→ Ida Berg, where → who once, otherwise who → where")
+    odd = notes["relations: entity types that a predicate rarely connects"]
+    assert odd["count"] == 1
+    assert odd["rows"][0].endswith("row 121: Oslo —lives→ Ida Berg, where → who, usually who → where")
     same = notes["relations: the subject and the object are the same words"]
     assert same["count"] == 1 and same["rows"][0].endswith("row 122: Ida —is→ Ida")
     process(DataConfig(input=str(tmp_path / "data"), check=True))  # labels.json knows the task with the types
     assert "task relations: lives connects who → where 120, where → who 1" in capsys.readouterr().out
+
+
+def test_every_row_of_a_rare_direction_is_noted_also_in_small_data(tmp_path):
+    rows = [typed(f"{text} {n}", name, town) for n in range(3) for text, name, town in LIVES]
+    rows += [typed(f"Oslo has Ida {n}", "Oslo", "Ida", ("where", "who")) for n in range(3)]
+    note = processed(tmp_path, rows)[1]["relations: entity types that a predicate rarely connects"]
+    assert note["count"] == 3 and all("where → who, usually who → where" in row for row in note["rows"])
+    rows += [typed(f"Oslo has Bo {n}", "Oslo", "Bo", ("where", "who")) for n in range(9)]  # common enough to be meant
+    (tmp_path / "more").mkdir()
+    assert "relations: entity types that a predicate rarely connects" not in processed(tmp_path / "more", rows)[1]
+
+
+def with_ids(number):
+    """A row in the form of doccano, with relations by the keys of entities."""
+    ends = [{"id": 2 * number, "start_offset": 0, "end_offset": 3, "label": "person"}]
+    ends.append({"id": 2 * number + 1, "start_offset": 13, "end_offset": 17, "label": "place"})
+    text = f"Ida lives in Oslo {number}"
+    return {
+        "text": text,
+        "entities": ends,
+        "relations": [{"from_id": 2 * number, "to_id": 2 * number + 1, "type": "lives"}],
+    }
+
+
+@pytest.mark.parametrize("row", [0, 4, 30])
+def test_a_row_without_the_key_of_the_relations_is_unlabelled(tmp_path, row, capsys):
+    rows = [with_ids(number) for number in range(40)]
+    del rows[row]["relations"]
+    parts, _ = processed(tmp_path, rows)
+    found = [e for part in ("train", "dev", "test") for e in parts.get(part, ())]
+    assert sum(e.get("relations") is not None for e in found) == 39 and len(found) == 40
+    assert "rows without a label (ignored by this task)" in capsys.readouterr().out
+
+
+def test_a_row_of_duie_without_its_list_is_named(tmp_path):
+    rows = [
+        {"text": f"王小明{n}住在北京", "spo_list": [{"subject": f"王小明{n}", "predicate": "居住地", "object": "北京"}]}
+        for n in range(30)
+    ]
+    del rows[4]["spo_list"]
+    with pytest.raises(UserError, match="row 5: has no label"):
+        processed(tmp_path, rows)
+
+
+def test_two_entities_with_one_key_are_refused(tmp_path):
+    rows = [with_ids(number) for number in range(40)]
+    rows[7]["entities"].append({"id": 15, "start_offset": 4, "end_offset": 9, "label": "person"})
+    with pytest.raises(UserError, match="row 8: a relation refers to a span with a key 'id' that several spans"):
+        processed(tmp_path, rows)
 
 
 def test_ends_that_are_no_entity_and_parts_without_relations_are_reported(tmp_path):
