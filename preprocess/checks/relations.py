@@ -69,9 +69,9 @@ class Relations(Check):
                 (usual, number), *others = counts.most_common()
                 for pair, _ in (each for each in others if each[1] <= RARE * number):
                     usually = f"{' → '.join(pair)}, usually {' → '.join(usual)}"
-                    rows = facts.rows[(predicate, *pair)]
-                    shown = Sample([f"{row}, {usually}" for row in rows])
-                    shown.number = rows.number
+                    odd = facts.rows[(predicate, *pair)]
+                    shown = Sample([f"{row}, {usually}" for row in odd])
+                    shown.number = odd.number
                     rare.merge(shown)
             advice = "check the rows; the predicate, its direction or a type is probably wrong"
             yield Note(f"{name}: entity types that a predicate rarely connects", rare, advice)
