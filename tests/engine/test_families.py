@@ -296,9 +296,9 @@ def keeps_some_layers(family, name, tmp_path):
 
 
 CHECKS = {
-    "train, alone = in a batch": trains_and_scores_alone_as_in_a_batch,
-    "predict elsewhere": predicts_elsewhere,
-    "resume to equal bytes": resumes_to_equal_bytes,
+    "train, independent of the batch": trains_and_scores_alone_as_in_a_batch,
+    "predict from a copy": predicts_elsewhere,
+    "bit-exact resume": resumes_to_equal_bytes,
     "bf16": learns_in_bf16,
     "FGM": learns_with_fgm,
     "LoRA": learns_with_lora,
@@ -332,7 +332,7 @@ def table():
     """The table of docs/families.md: a cell is "yes" if the test of that name passes."""
     lines = ["| family | " + " | ".join(CHECKS) + " |", "| --- |" + " --- |" * len(CHECKS)]
     for name in FAMILIES:
-        cells = ["refused" if (name, check) in EXCEPT else "yes" for check in CHECKS]
+        cells = ["rejected" if (name, check) in EXCEPT else "yes" for check in CHECKS]
         if name in ("FNet", "ConvBERT"):  # asserted above, by padding_mixer
             cells[0] = "yes, no"
         lines.append(f"| {name}{', decoder' * (name in DECODERS)} | " + " | ".join(cells) + " |")
