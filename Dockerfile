@@ -1,4 +1,4 @@
-# A server of an exported model, without torch:
+# Serves an exported model without torch:
 #   python -m tools.export --checkpoint output/sample/checkpoints/best --output_dir shipped
 #   docker build -t labels . && docker run -p 8000:8000 labels
 FROM python:3.11-slim

@@ -1,18 +1,18 @@
 #!/bin/sh
-# Sets up what is missing, then trains, evaluates and predicts. Edit the flags below to launch your own run.
+# Sets up the environment if necessary, then trains, evaluates and predicts. Edit the flags below for your own run.
 # To keep it running after you log out:  nohup sh run.sh > run.out 2>&1 &
-# and to follow it later:                tail -f output/*/train.log
-# It starts one process per GPU, of all it finds: --num_gpus N starts N, --gpus 0,1 one on each of these GPUs.
-# --batch_size is per process: a step uses batch_size x processes x gradient_accumulation_steps. docs/distributed.md
-# --resume: the same command continues after a kill or a reboot, and starts from scratch if there is no run yet.
-# After an edit of the code, add another --model_version=NAME: a run that is finished is not trained again.
-# A small encoder and ten epochs are enough for the sample; remove these three flags for data of your own.
+# To follow the log:                     tail -f output/*/train.log
+# Starts one process per GPU. --num_gpus N uses N GPUs, --gpus 0,1 only these two.
+# --batch_size is per process: a step uses batch_size x processes x gradient_accumulation_steps (docs/distributed.md).
+# --resume: after a kill or a reboot, the same command continues. If there is no run yet, it starts from scratch.
+# A finished run is not trained again: after editing code, add a new --model_version=NAME.
+# The small encoder and ten epochs are for the sample. Remove these three flags for your own data.
 set -eu
 cd "$(dirname "$0")"
 
 refuse() { echo "error: $1" >&2; exit 2; }
 num_gpus= gpus= flag=
-for word in "$@"; do  # takes --gpus and --num_gpus out of the flags for main.py
+for word in "$@"; do  # removes --gpus and --num_gpus from the flags for main.py
     shift
     word=$flag$word
     flag=
@@ -24,12 +24,12 @@ for word in "$@"; do  # takes --gpus and --num_gpus out of the flags for main.py
     esac
 done
 [ -z "$flag" ] || refuse "${flag%=} needs a value"
-case $gpus in *[!0-9,]* | ,* | *, | *,,*) refuse "--gpus=$gpus must be numbers of GPUs, such as 0,1" ;; esac
-case $num_gpus in 0* | *[!0-9]* | ?????*) refuse "--num_gpus=$num_gpus must be a number of at least 1" ;; esac
-[ -z "$gpus" ] || [ -z "$num_gpus" ] || refuse "--gpus and --num_gpus exclude each other"
+case $gpus in *[!0-9,]* | ,* | *, | *,,*) refuse "--gpus=$gpus must be GPU numbers, such as 0,1" ;; esac
+case $num_gpus in 0* | *[!0-9]* | ?????*) refuse "--num_gpus=$num_gpus must be an integer of at least 1" ;; esac
+[ -z "$gpus" ] || [ -z "$num_gpus" ] || refuse "--gpus and --num_gpus cannot be combined"
 if [ -n "$gpus" ]; then
     num_gpus=$(echo "$gpus" | tr , '\n' | sort -nu | wc -l)
-    [ "$num_gpus" -eq "$(echo "$gpus" | tr , '\n' | wc -l)" ] || refuse "--gpus=$gpus names a GPU twice"
+    [ "$num_gpus" -eq "$(echo "$gpus" | tr , '\n' | wc -l)" ] || refuse "--gpus=$gpus contains a GPU twice"
 fi
 
 requirements="requirements.txt"
@@ -37,7 +37,7 @@ requirements="requirements.txt"
 
 if [ -n "$gpus" ]; then
     export CUDA_VISIBLE_DEVICES="$gpus" CUDA_DEVICE_ORDER=PCI_BUS_ID
-    set -- "$@" "--gpus=$gpus"  # which ends if torch does not see all of them
+    set -- "$@" "--gpus=$gpus"  # main.py ends with an error if torch does not see all of them
 elif [ -z "$num_gpus" ] && command -v nvidia-smi > /dev/null; then
     num_gpus=$("$PYTHON" -c "import torch; print(torch.cuda.device_count())")
 fi

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Sets up what is missing, then runs the tests. Flags are passed to pytest: sh test.sh tests/test_trainer.py -k resume
+# Sets up the environment if necessary, then runs the tests. Flags are passed to pytest: sh test.sh tests/test_trainer.py -k resume
 set -eu
 cd "$(dirname "$0")"
 requirements="requirements.txt requirements-test.txt"

@@ -43,7 +43,7 @@ def word_numbers(text: str) -> np.ndarray:
 def encode_texts(
     texts: Iterable[str | list[str]], tokenizer: Any, whole_word: bool
 ) -> Iterator[tuple[list[int], Sequence[int]]]:
-    """Yields (token ids, word numbers) for each text, without special tokens. The words of a list stay separate."""
+    """Yields (token ids, word numbers) of each text, without special tokens. Words of a list are never joined."""
     texts = iter(texts)
     while chunk := list(islice(texts, 1000)):
         for kind, group in groupby(chunk, type):
@@ -70,12 +70,12 @@ def blocks(
     words: list[int] = []
     for text_ids, text_words in encode_texts(texts, tokenizer, whole_word):
         for start in range(0, len(text_ids), room):
-            part = [tokenizer.cls_token_id, *text_ids[start : start + room], tokenizer.sep_token_id]
-            if ids and (not packing or len(ids) + len(part) > max_length):
+            piece = [tokenizer.cls_token_id, *text_ids[start : start + room], tokenizer.sep_token_id]
+            if ids and (not packing or len(ids) + len(piece) > max_length):
                 yield {"input_ids": ids, "words": words}
                 ids, words = [], []
             first = max(words, default=-1) + 1
-            ids = ids + part
+            ids = ids + piece
             words = [*words, -1, *(first + word for word in text_words[start : start + room]), -1]
     if ids:
         yield {"input_ids": ids, "words": words}
@@ -128,7 +128,7 @@ def outside_drawn_words(words: torch.Tensor, share: float) -> torch.Tensor:
 
 
 class Keyed:
-    """A generator function that is hashed by its key: `datasets` names a cache by the hash of the function as bytes."""
+    """A generator function that pickles as its key, because `datasets` names a cache by the hash of the pickle."""
 
     def __init__(self, function: Callable[..., Iterator[Any]], key: str) -> None:
         self.function, self.key = function, key
@@ -174,6 +174,6 @@ def build_sets(
                 raise cause from None
         raise UserError(f"{config.input}: tokenizing the texts gives no tokens ({first_line(error)})") from None
     if all(label == IGNORE for row in held_out for label in row["labels"]):
-        few = "too few held-out texts, as none of their words is masked"
+        few = "too few held-out texts: none of their words is masked"
         raise UserError(f"{config.input}: {few}; raise --held_out_ratio")
     return train, held_out

@@ -4,8 +4,8 @@
         --output_dir models/mine
     … --pretrain_model_path models/tokenizer --from_scratch --config mini      trains a new encoder for that tokenizer
 
-The result is a folder for `main.py --pretrain_model_path models/mine`. Repeat the command to resume a run that was
-killed. For another pretraining task, edit `blocks.mask` and `MaskedTrainer.compute_loss`.
+Use the result with `main.py --pretrain_model_path models/mine`. To resume a killed run, repeat the command. For another
+pretraining task, edit `blocks.mask` and `MaskedTrainer.compute_loss`.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository, which is not in the path of a script
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository is not in the path of a script
 
 from engine.errors import UserError
 from engine.model.hub import locate
@@ -77,15 +77,15 @@ class PretrainConfig(CorpusConfig):
 
 def main(config: PretrainConfig) -> None:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # the Trainer would split batches over several GPUs
-    refuse_finished(Path(config.output_dir))
+    reject_finished(Path(config.output_dir))
     words = read_words(config.new_tokens, config.encoding)
     train, held_out, texts = read_corpus(config)
     locate(config.pretrain_model_path, config.model_hub, weights=not config.from_scratch, download=False)
 
-    # Slow imports, so errors in options and texts, and hub errors, are reported before them
+    # Imported here because it is slow: errors in options, texts and hub names are reported first
     from engine.run.device import to_device
 
-    to_device(config.device)  # raises UserError if it does not exist; the Trainer chooses the device itself
+    to_device(config.device)  # raises UserError for a missing device; the Trainer selects the device itself
     from transformers import logging, set_seed
 
     from huggingface_hands_on import blocks, encoder, masked_training
@@ -157,10 +157,10 @@ def shown(scores: dict[str, float]) -> str:
 
 @contextmanager
 def claim(config: PretrainConfig, fingerprint: str) -> Iterator[None]:
-    """Locks the output folder. Raises UserError unless it is empty or contains this run, unfinished."""
+    """Locks the output folder. Raises UserError unless it is empty or contains an unfinished run with these options."""
     folder, now = Path(config.output_dir), asdict(config) | {"texts, tokenizer and first weights": fingerprint}
     if (folder / "args.json").exists():
-        refuse_finished(folder)
+        reject_finished(folder)
     else:
         require_free_folder(folder)
     with lock_folder(folder, ANOTHER):
@@ -174,7 +174,7 @@ def claim(config: PretrainConfig, fingerprint: str) -> Iterator[None]:
         yield
 
 
-def refuse_finished(folder: Path) -> None:
+def reject_finished(folder: Path) -> None:
     if (folder / "pretraining.json").exists():
         remove_leftovers(folder)  # the run may have been killed during its cleanup
         raise UserError(f"{folder} already contains a finished model; {ANOTHER}")
@@ -197,7 +197,7 @@ def newest_checkpoint(root: Path) -> str | None:
 
 
 def digest_of(model: Any, tokenizer: Any, texts: str) -> str:
-    """Returns a digest of everything that must be the same when a run is resumed. texts: digest of the texts"""
+    """Returns a digest of everything that must not change when a run is resumed. texts: digest of the texts"""
     digest = hashlib.sha256(f"{texts}{tokenizer.backend_tokenizer.to_str()}".encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())

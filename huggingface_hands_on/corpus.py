@@ -1,4 +1,4 @@
-"""Reads texts for tokenizer training and pretraining as a stream, in all formats of data_process.py."""
+"""Streams texts for tokenizer training and pretraining, in all formats of data_process.py."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import read_rows
 from preprocess.readers.sources import find_sources, part_of_name
 
-Texts = Callable[[], Iterator[str | list[str]]]  # each call reads the texts again, as a stream
+Texts = Callable[[], Iterator[str | list[str]]]  # each call streams the texts again
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class CorpusConfig(ReadingOptions):
         "", "file, folder or pattern such as 'texts/*.txt': plain text, CSV, JSONL, processed folder, …"
     )
     output_dir: str = option("", "folder to write")
-    held_out_ratio: float = option(0.05, "share held out if there is no dev part", low=0, high=1, exclusive=True)
+    held_out_ratio: float = option(0.05, "share held out if there is no dev split", low=0, high=1, exclusive=True)
 
     def __post_init__(self) -> None:
         if not self.input or not self.output_dir:
@@ -45,8 +45,8 @@ class CorpusConfig(ReadingOptions):
 def read_corpus(config: CorpusConfig) -> tuple[Texts, Texts, str]:
     """Returns (train, held out, fingerprint of the files). A text is a string, or a list of words if it has `tokens`.
 
-    File names determine the part: train is used for training, dev is held out, and test is never read. Without a dev
-    part, texts are held out by hash, so equal texts stay together.
+    File names determine the split: train is used for training, dev is held out, and test is never read. Without a dev
+    split, texts are held out by hash, so identical texts stay together.
     """
     sources: list[tuple[str | None, Path]]
     if config.format == "hf":
@@ -59,22 +59,22 @@ def read_corpus(config: CorpusConfig) -> tuple[Texts, Texts, str]:
         raise UserError(f"{config.input}: no file matches this pattern")
     limit, options = config.held_out_ratio * 2**32, ReadOptions.of(config)
 
-    def with_parts() -> Iterator[tuple[str | None, dict[str, Any]]]:
-        for part, path in sources:
-            if part != "test":
+    def with_splits() -> Iterator[tuple[str | None, dict[str, Any]]]:
+        for split, path in sources:
+            if split != "test":
                 name = find_format(path, options)
                 for example in READERS[name](path, options):
                     check_text(example, may_be_empty=True)
-                    yield PART_NAMES.get(str(example.get("split")).lower(), part), example
+                    yield PART_NAMES.get(str(example.get("split")).lower(), split), example
 
-    has_dev = any(part == "dev" for part, _ in sources)
-    # Rows may have a column with their part, including dev
-    if any("split" in example for _, example in islice(with_parts(), 1000)):
-        has_dev = has_dev or any(part == "dev" for part, _ in with_parts())
+    has_dev = any(split == "dev" for split, _ in sources)
+    # Rows may have a column with their split, including dev
+    if any("split" in example for _, example in islice(with_splits(), 1000)):
+        has_dev = has_dev or any(split == "dev" for split, _ in with_splits())
 
     def texts(held_out: bool) -> Iterator[str | list[str]]:
-        for part, example in with_parts():
-            if part == "test" or (has_dev and held_out != (part == "dev")):
+        for split, example in with_splits():
+            if split == "test" or (has_dev and held_out != (split == "dev")):
                 continue
             for text in (example.get("tokens") or example["text"], example.get("text_pair", "")):
                 whole = text if isinstance(text, str) else " ".join(text)
@@ -90,8 +90,8 @@ def read_corpus(config: CorpusConfig) -> tuple[Texts, Texts, str]:
 
 
 def read_words(source: str, encoding: str) -> list[str]:
-    """Reads the distinct words of 'a,b', or of a file with one word per row."""
-    words, is_file = [part.strip() for part in source.split(",")], False
+    """Returns the distinct words of a list such as 'a,b', or of a file with one word per row."""
+    words, is_file = [word.strip() for word in source.split(",")], False
     with suppress(OSError):  # a long list may not be a valid path
         is_file = Path(source).is_file()
     if is_file:

@@ -1,4 +1,5 @@
-"""Hugging Face's Trainer for masked words, with logits of masked positions only and verified checkpoints."""
+"""Masked language modelling with Hugging Face's Trainer. Computes logits for masked positions only, and verifies
+checkpoints."""
 
 import inspect
 import math
@@ -89,7 +90,7 @@ class MaskedTrainer(Trainer):
 
 
 class SealCheckpoints(TrainerCallback):
-    """Writes the manifest of SHA-256 sums that makes a checkpoint valid. Saves and stops after a signal."""
+    """Writes the SHA-256 manifest that makes a checkpoint valid, and saves and stops after a signal."""
 
     def __init__(self, stop: StopSignals | None) -> None:
         self.stop = stop
@@ -103,7 +104,7 @@ class SealCheckpoints(TrainerCallback):
 
 
 def held_out_scores(prediction: EvalPrediction) -> dict[str, float]:
-    """Returns the mean loss of the masked tokens, and the perplexity, its exponential."""
+    """Returns the mean loss of the masked tokens, the perplexity, and the number of masked tokens."""
     total, count = prediction.predictions.astype("float64").sum(0)
     perplexity = math.exp(min(total / count, 700.0))
     return {"masked_loss": total / count, "perplexity": perplexity, "masked_tokens": int(count)}
@@ -112,7 +113,7 @@ def held_out_scores(prediction: EvalPrediction) -> dict[str, float]:
 def build_trainer(
     model: Any, collator: Any, sets: Sequence[Any], config: Any, stop: StopSignals | None = None
 ) -> MaskedTrainer:
-    """Creates Hugging Face's Trainer for masked words. sets: (train, held-out)"""
+    """Creates Hugging Face's Trainer for masked language modelling. sets: (train, held-out)"""
     first = first_position(model)
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository, which is not in the path of a script
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the repository is not in the path of a script
 
 from engine.data.tokenizer import train_tokenizer
 from engine.errors import UserError

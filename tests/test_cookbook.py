@@ -1,5 +1,5 @@
-"""Every page of docs/cookbook/ is applied to a copy of the repository and run to its end: trained, evaluated, used to
-predict, killed and resumed to equal bytes, moved elsewhere, and examined by --debug."""
+"""Applies each recipe of docs/cookbook/ to a copy of the repository: trains, evaluates, predicts, kills and resumes a
+run bit-exactly, predicts from a moved checkpoint, and runs the checks of --debug."""
 
 import ast
 import json
@@ -15,7 +15,7 @@ from forks import Forks
 from sklearn.datasets import load_digits
 
 PAGES = sorted(page for page in (ROOT / "docs/cookbook").glob("*.md") if page.name != "README.md")
-NUM_DIGITS = 300  # of digits.csv
+NUM_DIGITS = 300  # rows of digits.csv
 IDS = [page.stem for page in PAGES]
 MOST_PLACES = {"text_head": 2, "loss": 2, "contrastive_loss": 2, "metric": 2, "trick": 2, "mixup": 2, "file_format": 2}
 MOST_PLACES |= {"json_shape": 1, "relation": 1, "own_relation": 1, "bi_encoder": 1, "own_inputs": 3, "digits": 3}
@@ -28,7 +28,7 @@ SMALL += " --num_layers=1 --vocab_size=500 --max_length=48"
 
 
 def edits_of(page):
-    """[(file, "at the end" | "above" | "below" | "instead of", line or "", code)] of a page's Python blocks."""
+    """Returns [(file, "at the end" | "above" | "below" | "instead of", line or "", code)] of a page's Python blocks."""
     found = []
     for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
         head, code = block.split("\n", 1)
@@ -39,7 +39,7 @@ def edits_of(page):
 
 
 def apply(edit, folder):
-    """Makes one edit; the line it names must be there once. A line that begins a definition stands for all of it."""
+    """Makes one edit. Its line must occur once; the first line of a definition stands for the whole definition."""
     name, where, line, code = edit
     path = folder / name
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -57,23 +57,23 @@ def apply(edit, folder):
 
 
 def edited_copy(page, folder):
-    """A copy of the repository with a page's edits."""
-    left_out = shutil.ignore_patterns(".*", "output", "__pycache__", "tests", "sample", "benchmarks", "docs")
-    shutil.copytree(ROOT, folder, ignore=left_out)
+    """Copies the repository and makes a page's edits."""
+    ignored = shutil.ignore_patterns(".*", "output", "__pycache__", "tests", "sample", "benchmarks", "docs")
+    shutil.copytree(ROOT, folder, ignore=ignored)
     for edit in edits_of(page):
         apply(edit, folder)
     return folder
 
 
 def size_of(page):
-    """(files, places, lines of code) that a page changes."""
+    """Returns the numbers of (files, places, lines of code) that a page changes."""
     edits = edits_of(page)
     lines = sum(bool(line.strip()) for *_, code in edits for line in code.splitlines())
     return len({name for name, *_ in edits}), len(edits), lines
 
 
-def test_the_table_of_pages_is_true():
-    """docs/cookbook/README.md says for each page how many files, places and lines it takes."""
+def test_the_table_has_the_size_of_each_recipe():
+    """docs/cookbook/README.md shows the number of files, places and lines of each recipe."""
     rows = re.findall(
         r"^\| .*\[.*\]\((\w+)\.md\).*\| (\d+) \| (\d+) \| (\d+) \|$", read(ROOT / "docs/cookbook/README.md"), re.M
     )
@@ -86,7 +86,7 @@ def read(path):
     return path.read_text(encoding="utf-8")
 
 
-# ---- data that the pages speak of ----------------------------------------------------------------------------------
+# ---- data of the pages ---------------------------------------------------------------------------------------------
 
 
 def write_csv(path, header, rows):
@@ -94,7 +94,7 @@ def write_csv(path, header, rows):
 
 
 def write_raw(folder):
-    """The raw files that the pages' commands name."""
+    """Writes the raw files that the pages' commands read."""
     rng = random.Random(0)
     nouns, good, bad = ["film", "book", "song", "meal"], ["lovely", "great", "fine"], ["dull", "awful", "poor"]
     reviews, pairs, records, calls, relations, orders, families = [], [], [], [], [], [], []
@@ -130,7 +130,7 @@ def write_raw(folder):
 
 
 def write_sections(folder):
-    """Texts with a section and a topic of that section: one word for each, and words that say nothing."""
+    """Writes texts with a section and a topic: one informative word for each, and uninformative words."""
     rng, rows = random.Random(1), []
     for n in range(120):
         section, topics = (("sport", ("tennis", "rowing")), ("arts", ("opera", "dance")))[n % 2]
@@ -144,7 +144,7 @@ def write_sections(folder):
 
 
 class Road:
-    """Runs a page's commands in an edited copy, each in a process of its own."""
+    """Runs a page's commands in an edited copy, each in a separate process."""
 
     def __init__(self, page, sample, tmp_path, server):
         self.copy, self.folder = edited_copy(page, tmp_path / "copy"), tmp_path / "work"
@@ -164,12 +164,12 @@ class Road:
         return ["main.py", *self.flags, "--model_version", name, "--resume"]
 
     def kill(self, name, step):
-        """Trains and is killed once the checkpoint of that step is there."""
+        """Trains until the checkpoint of a step exists, and kills the process."""
         checkpoints = str(self.folder / f"output/{name}/checkpoints")
         self.forks.run(self.train(name), code=-signal.SIGKILL, kill_at=[checkpoints, step])
 
     def sums(self, name):
-        """What must be equal: the weights and training states, and the rows of figures."""
+        """Returns everything that must be equal: weights, training states, metrics and predictions."""
         run = self.folder / f"output/{name}"
         last = sorted((run / "checkpoints").glob("step_*"))[-1]
         manifests = [read_json(path / "manifest.json") for path in (run / "checkpoints/best", last)]
@@ -194,7 +194,7 @@ def test_a_page_runs_from_end_to_end(page, sample, tmp_path, fork_server):
 
 
 def predict_elsewhere(road, elsewhere):
-    """The checkpoint is moved, the run is gone, and texts without labels are labelled."""
+    """Moves the checkpoint, deletes the run, and labels texts."""
     shutil.move(road.folder / "output/whole/checkpoints/best", elsewhere)
     shutil.rmtree(road.folder / "output/whole")
     data = road.folder / road.flags[road.flags.index("--data_path") + 1]
@@ -207,6 +207,6 @@ def predict_elsewhere(road, elsewhere):
 
 
 def as_input(row, with_text=True):
-    """A row of the test part as somebody would write it into a file to predict on."""
+    """Converts a row of the test split to a row of a prediction file."""
     texts = {key: row[key] for key in ("text", "tokens", "text_pair") if key in row and with_text}
     return texts | row.get("extras", {})

@@ -1,4 +1,4 @@
-"""The README and docs/: links lead somewhere, commands exist and take the flags that are shown, the start runs."""
+"""README and docs/: links are valid, commands exist and accept the flags that are shown, and the commands run."""
 
 import functools
 import re
@@ -15,19 +15,19 @@ import relation_texts
 
 PAGES = [*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-WITH_FLAGS = [name for name in NAMES if "cookbook" not in name]  # a recipe adds its own: tests/test_cookbook.py runs it
+WITH_FLAGS = [name for name in NAMES if "cookbook" not in name]  # recipes add flags: tests/test_cookbook.py runs them
 PREDICTION = "output/mine/checkpoints/best"
-EXPORTED = ("shipped/predictor.py",)  # what tools.export writes: tests/tools/test_export.py runs it
+EXPORTED = ("shipped/predictor.py",)  # written by tools.export: tests/tools/test_export.py runs it
 
 
 def anchors(page):
-    """What GitHub makes of a page's headings."""
+    """Returns the anchors that GitHub generates for the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_link_leads_somewhere(name):
+def test_every_link_is_valid(name):
     page = ROOT / name
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if not target.startswith(("http://", "https://", "mailto:")):
@@ -37,12 +37,12 @@ def test_every_link_leads_somewhere(name):
             assert not anchor or anchor in anchors(other), f"{name}: {target}"
 
 
-def test_the_readme_is_short():
+def test_the_readme_has_at_most_150_lines():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
 def commands_of(page):
-    """[[script, flag, …]] of the commands that call this repository: of code blocks, and of code within sentences."""
+    """Returns [[script, flag, …]] of the commands that run this repository, in code blocks and in inline code."""
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
@@ -59,7 +59,7 @@ def commands_of(page):
 
 @pytest.fixture(scope="session")
 def flags_of(forks, tmp_path_factory):
-    """flags_of(script) -> the flags that its --help names."""
+    """Returns a function from a script to the flags in its --help."""
     folder = tmp_path_factory.mktemp("help")
 
     @functools.cache
@@ -72,7 +72,7 @@ def flags_of(forks, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", WITH_FLAGS)
-def test_every_command_exists_and_takes_its_flags(name, flags_of):
+def test_every_command_exists_and_accepts_its_flags(name, flags_of):
     for script, *words in commands_of(ROOT / name):
         file = f"{script.replace('.', '/')}/__main__.py" if script.startswith("tools.") else script
         assert (ROOT / file).is_file(), f"{name}: {script}"
@@ -83,19 +83,20 @@ def test_every_command_exists_and_takes_its_flags(name, flags_of):
                 assert {flag, plain} & known, f"{name}: {script} {flag}"
 
 
-def test_flags_in_sentences_exist(flags_of):
-    """`--flag` in the pages is a flag of some command."""
-    scripts = [str(path.relative_to(ROOT)) for path in ROOT.glob("huggingface_hands_on/*_*.py")]
-    scripts = [script for script in scripts if "masked" not in script]
-    scripts += ["main.py", "data_process.py", "benchmarks/speed.py", "benchmarks/ablation.py", "benchmarks/soak.py"]
-    scripts += ["benchmarks/wrong_labels.py", "benchmarks/nested.py", "tools.serve", "benchmarks/serving.py"]
-    scripts += ["benchmarks/wrong_labels.py", "benchmarks/nested.py", "benchmarks/shipped.py", "tools.export"]
-    scripts += ["tools/export/predictor.py", "benchmarks/labelling.py", "benchmarks/data_size.py", "tools.ensemble"]
-    scripts += ["benchmarks/recombine.py", "tools.search", "tools.demo", "tools.report", "tools.cross_validate"]
-    scripts += ["tools.select", "benchmarks/selection.py", "benchmarks/relation_texts.py"]
-    scripts += ["benchmarks/relation_extraction.py", "benchmarks/events.py", "benchmarks/reload.py"]
-    scripts += ["benchmarks/latency.py"]
-    known = set().union(*map(flags_of, scripts))
+# Scripts whose flags occur in the text of the pages
+BENCHMARKS = "ablation data_size events labelling latency nested recombine relation_extraction relation_texts reload"
+BENCHMARKS += " selection serving shipped soak speed wrong_labels"
+TOOLS = "cross_validate demo ensemble export report search select serve"
+SCRIPTS = [
+    *("main.py", "data_process.py", "tools/export/predictor.py"),
+    *(f"huggingface_hands_on/{name}.py" for name in ("continue_pretrain_task", "train_tokenizer_from_scratch")),
+    *(f"benchmarks/{name}.py" for name in BENCHMARKS.split()),
+    *(f"tools.{name}" for name in TOOLS.split()),
+]
+
+
+def test_flags_in_inline_code_exist(flags_of):
+    known = set().union(*map(flags_of, SCRIPTS))
     for name in WITH_FLAGS:
         for code in re.findall(r"`([^`\n]+)`", (ROOT / name).read_text(encoding="utf-8")):
             for flag in re.findall(r"(?<![\w-])--\w+", code):
@@ -107,7 +108,7 @@ def test_flags_in_sentences_exist(flags_of):
 
 @pytest.mark.slow
 def test_the_readmes_commands_for_your_data_run(command, tmp_path):
-    """Process, train, evaluate, predict, and predict from the checkpoint, as the README has it, on a small CSV."""
+    """Runs the commands of the sections "Your data" and "Predict" on a small CSV."""
     rows = [f"{'good' if i % 2 else 'bad'} film number {i % 7},{'pos' if i % 2 else 'neg'}" for i in range(40)]
     (tmp_path / "my_data.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
     (tmp_path / "texts.txt").write_text("a good film\na bad film\n")
@@ -117,7 +118,7 @@ def test_the_readmes_commands_for_your_data_run(command, tmp_path):
     assert len(todo) >= 4
     small = ["--epochs", "1", "--hidden_size", "32", "--num_layers", "1", "--vocab_size", "300"]
     for script, *flags in todo:
-        if "--pretrain_model_path" in flags:  # hubs cannot be reached in a test
+        if "--pretrain_model_path" in flags:  # tests are offline
             place = flags.index("--pretrain_model_path")
             flags = [*flags[:place], *flags[place + 2 :], *small]
         done = command(script, *flags)
@@ -127,7 +128,7 @@ def test_the_readmes_commands_for_your_data_run(command, tmp_path):
     assert len((tmp_path / "labelled.csv").read_text().splitlines()) == 3
 
 
-# Run by hand: they set up an environment, take many minutes, or need two commits or data that others released
+# Not run here: commands that set up an environment, take many minutes, or need two commits or external data
 BY_HAND = {
     *("run.sh", "test.sh", "benchmarks/soak.py", "benchmarks/same_bytes.py", "benchmarks/time_to_accuracy.py"),
     *("benchmarks/labelling.py", "benchmarks/data_size.py", "benchmarks/hostile.py", "benchmarks/mutations.py"),
@@ -138,16 +139,16 @@ BY_HAND = {
     *("benchmarks/few_slots.py", "dataset/few", "dataset/atis_5"),  # tests/test_few_slots.py
     "benchmarks/relation_extraction.py",
     *("benchmarks/reload.py", "benchmarks/latency.py"),
-    *("--target_precision", "--abstain_below"),  # tests/engine/test_uncertainty.py: tiny data reach no precision
+    *("--target_precision", "--abstain_below"),  # tests/engine/test_uncertainty.py; too little data here
     "--push_to_hub",  # tests/tools/test_card.py
     "--gpus",  # tests/engine/test_flags.py, tests/engine/test_distributed.py
     *("benchmarks/shipped.py", "tests/tools/test_export.py"),  # the first installs an environment
-    "tools.export --checkpoint output/sample",  # of run.sh's run
-    "--teacher output",  # of runs that must be there: tests/engine/test_distillation.py
-    "tools.report",  # of runs that must be there: tests/tools/test_report.py
-    "tools.demo",  # waits for someone who types: tests/tools/test_demo.py
+    "tools.export --checkpoint output/sample",  # needs the run of run.sh
+    "--teacher output",  # needs other runs: tests/engine/test_distillation.py
+    "tools.report",  # needs other runs: tests/tools/test_report.py
+    "tools.demo",  # interactive: tests/tools/test_demo.py
     *("tools.serve", "benchmarks/serving.py"),  # tests/tools/test_serve.py
-    *("benchmarks/selection.py", "--input to_label", "--input annotated"),  # of annotated files: test_select.py
+    *("benchmarks/selection.py", "--input to_label", "--input annotated"),  # need annotations: test_select.py
 }
 SMALL = {
     "main.py": "--epochs 1 --hidden_size 32 --num_layers 1 --batch_size 16 --max_length 48",
@@ -169,8 +170,8 @@ MODELS = (
 )
 
 
-def workplace(folder, sample):
-    """A folder in which the commands of the pages find what they name: data, and models under the names of the hub."""
+def folder_of_examples(folder, sample):
+    """Creates the data of the pages' commands in a folder, and models under the names on the hub."""
     from transformers import BertModel
 
     from data_process import DataConfig, process
@@ -183,7 +184,7 @@ def workplace(folder, sample):
     (folder / "paths.csv").write_text("\n".join(paths) + "\n", encoding="utf-8")
     for name in ("my_data.csv", "DATA", "数据"):
         (folder / name).write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
-    for name in ("DATA", "数据"):  # a folder with one file
+    for name in ("DATA", "数据"):  # a folder with a single file
         (folder / name).rename(folder / "data.csv")
         (folder / name).mkdir()
         (folder / "data.csv").rename(folder / name / "data.csv")
@@ -206,22 +207,22 @@ def workplace(folder, sample):
 
 @pytest.mark.slow
 def test_every_command_of_the_pages_runs(sample, tmp_path, monkeypatch, fork_server):
-    """As it is written, on small data, with fewer epochs; each command once."""
+    """Runs each command once, as written, but on small data and with fewer epochs."""
     monkeypatch.chdir(tmp_path)
-    workplace(tmp_path, sample)
+    folder_of_examples(tmp_path, sample)
     todo = [words for name in sorted(WITH_FLAGS) for words in commands_of(ROOT / name)]
     todo = [words for words in map(tuple, todo) if not any(heavy in " ".join(words) for heavy in BY_HAND)]
     pretraining = [words for words in todo if words[0].startswith("huggingface_hands_on")]
     training = [words for words in todo if words[0] == "main.py" and "--do_train" in words and words not in pretraining]
-    training = [words for words in training if "--init_from" not in words]  # that one needs the run of another
-    training.sort(key=lambda words: "--do_predict" in words and "dataset/mine" in words)  # predictions are of the last
+    training = [words for words in training if "--init_from" not in words]  # it needs another run
+    training.sort(key=lambda words: "--do_predict" in words and "dataset/mine" in words)  # the last run predicts
     rest = [words for words in todo if words not in pretraining and words not in training]
     done = set()
     with Forks(ROOT, tmp_path, fork_server) as forks:
         for words in (*pretraining, *training, *rest):
             if words not in done:
                 done.add(words)
-                for word in words[1:] if words[0] == "tools.ensemble" else ():  # its runs: of trainings one was left
+                for word in words[1:] if words[0] == "tools.ensemble" else ():  # only one run is left
                     if word.startswith("output/") and not (tmp_path / word).exists():
                         shutil.copytree(tmp_path / "output/mine", tmp_path / word)
                 more = SMALL.get(words[0], "").split()

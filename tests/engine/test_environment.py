@@ -334,7 +334,7 @@ def test_a_servers_torch_stays_and_only_what_is_missing_goes_in(server, tmp_path
     done = set_up()
     python = str(tmp_path / ".venv/bin/python")
     assert done.returncode == 0 and done.stdout.split() == [python], done.stderr
-    assert "small is 1.0, but must be >=2; missing: extra" in done.stderr and "which sees the torch of" in done.stderr
+    assert "small is 1.0, but must be >=2; missing: extra" in done.stderr and "which uses the torch of" in done.stderr
     # the tested extra 2.0 needs a newer torch: one that fits is taken instead
     assert versions_in(python) == ["2.5.1+cu121", "2.1", "1.0"]
     own = {path.name for path in next((tmp_path / ".venv/lib").glob("python*/site-packages")).glob("*.dist-info")}
