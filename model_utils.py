@@ -456,7 +456,7 @@ class CRFTaggingHead(Head):
         super().__init__(hidden_size, task)
         self.crf = CRF(task.labels)
 
-    def set_options(self, config: Any, task_name: str) -> None:
+    def set_options(self, config: Config, task_name: str) -> None:
         # A step of Adam changes a weight by at most 3.2 times the rate; the default allows for rates up to 0.0125
         self.crf.largest.max_change = max(self.crf.largest.max_change, 4 * (config.head_lr or 0))
 

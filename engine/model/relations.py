@@ -41,8 +41,8 @@ def tables_of(logits: torch.Tensor, num_predicates: int) -> Tables:
     """Splits the logits of a relation head, with or without the appended logits of another task."""
     width = logits.shape[1]
     sizes = [width + 4, *[width + 2 * num_predicates] * 2]
-    *own, typed = logits.split([*sizes, logits.shape[2] - sum(sizes)], 2)
-    return Tables(*own, typed if typed.shape[2] else None)
+    entities, heads, tails, typed = logits.split([*sizes, logits.shape[2] - sum(sizes)], 2)
+    return Tables(entities, heads, tails, typed if typed.shape[2] else None)
 
 
 def pairs_of(mask: torch.Tensor) -> torch.Tensor:
