@@ -243,6 +243,8 @@ class OutputLayer(nn.Module):
         vectors["tokens"] = hidden
         logits = {name: head(vectors[head.level], inputs).float() for name, head in self.heads.items()}
         logits = self.joint(logits, inputs, labels)
+        if self.training:  # only decoding reads the logits of other tasks
+            return logits
         read = {name: head.reads_task for name, head in self.heads.items() if head.reads_task}
         return logits | {name: torch.cat([logits[name], logits[task].detach()], 2) for name, task in read.items()}
 
@@ -454,9 +456,9 @@ class CRFTaggingHead(Head):
         super().__init__(hidden_size, task)
         self.crf = CRF(task.labels)
 
-    def set_options(self, config: Any, task_name: str) -> None:
-        # A step of Adam changes a weight by up to 3.2 times the rate; the automatic rate is at most 0.01
-        self.crf.move = max(self.crf.move, 4 * (config.head_lr or 0))
+    def set_options(self, config: Config, task_name: str) -> None:
+        # A step of Adam changes a weight by at most 3.2 times the rate; the default allows for rates up to 0.0125
+        self.crf.largest.max_change = max(self.crf.largest.max_change, 4 * (config.head_lr or 0))
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """-log p(tags). A text with an unlabelled word is left out: its path has no likelihood."""
@@ -565,11 +567,6 @@ class RelationHead(SpanHead):
         super()._load_from_state_dict(*args)
         self.reads_task = self.reads_task if self.reads_entities else ""
 
-    def split(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(its own logits, those of the entities or None)"""
-        size = 3 * logits.shape[1] + 4 + 4 * len(self.task.labels)
-        return logits[:, :, :size], logits[:, :, size:] if self.reads_task else None
-
     def forward(self, vectors: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         tables = self.linear(vectors).float().chunk(3, 2)
         with torch.autocast(vectors.device.type, enabled=False):
@@ -578,11 +575,10 @@ class RelationHead(SpanHead):
             return torch.cat([part for both in zip(pairs, biases) for part in both], 2)
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        return relations.loss(self.split(logits)[0], labels, inputs["word_mask"]).sum()
+        return relations.loss(logits, labels, inputs["word_mask"], len(self.task.labels)).sum()
 
     def decode(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[list, list]:
-        own, typed = self.split(logits)
-        return relations.find(own, inputs["word_mask"], typed=typed)
+        return relations.find(logits, inputs["word_mask"], len(self.task.labels))
 
 
 class EventHead(RelationHead):

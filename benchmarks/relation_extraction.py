@@ -133,7 +133,7 @@ def cost_of(what, texts=16, words=300, predicates=50, entities=10):
 
     def dense_loss(logits):
         """The loss of Su (2020) on dense scores, with every cell in memory."""
-        scores = relations.dense(logits)
+        scores = relations.dense(logits, predicates)
         gold = torch.zeros_like(scores, dtype=torch.bool)
         for text, row in enumerate(labels[:, 1:].unflatten(1, (entities, 5)).tolist()):
             for a, b, c, d, p in row:
@@ -148,7 +148,7 @@ def cost_of(what, texts=16, words=300, predicates=50, entities=10):
     def step():
         logits = head(vectors, inputs)
         if what == "decode":
-            return relations.find(logits.detach(), mask)
+            return relations.find(logits.detach(), mask, predicates)
         value = dense_loss(logits) if what == "dense" else head.loss(logits, labels, inputs)
         value.backward()
         return float(value.detach())

@@ -1,6 +1,6 @@
 """A linear-chain conditional random field."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,23 +13,115 @@ from engine.task.tags import continuations, may_follow
 from engine.task.task import IGNORE
 
 IMPOSSIBLE = -1e4  # score of a forbidden transition in decoding
-# With larger transitions a sum of exp(score) could underflow, so it is computed in log space
+# Above this, sums of exp(score) could underflow, so the forward algorithm works in log space
 LOG_TRANSITION = crf_scan.MAX_TRANSITION[torch.float64]
-SCAN_TAGS = 15  # on a CPU the scan is faster up to this many tags
-MOVE = 0.05  # limit on the change of a transition per call, at rates up to MOVE / 4
+SCAN_TAGS = 15  # on a CPU, the scan is faster up to this number of tags
+MAX_CHANGE = 0.05  # default of LargestTransition
+MAX_CALLS = 100  # number of calls after which LargestTransition reads the value again
+
+
+class LargestTransition:
+    """Tracks which of several limits the largest absolute transition exceeds, with few device synchronizations.
+
+    A read makes the host wait for a GPU. So the value is read again only after as many calls as it takes to reach the
+    nearest limit, if no call changes a transition by more than `max_change`. As long as this holds, the returned value
+    is always on the same side of each limit as the true one, so a resumed run makes the same choices. Call `reset`
+    whenever the weights are replaced.
+    """
+
+    def __init__(self, limits: Iterable[float], max_change: float = MAX_CHANGE):
+        self.limits, self.max_change = tuple(limits), max_change
+        self.value, self.calls_left = 0.0, 0
+
+    def reset(self) -> None:
+        """Forces a read at the next call."""
+        self.calls_left = 0
+
+    def of(self, transitions: torch.Tensor) -> float:
+        """Returns the largest absolute value as of the last read."""
+        if self.calls_left:
+            self.calls_left -= 1
+        else:
+            self.value = torch.linalg.vector_norm(transitions.detach(), torch.inf).item()
+            distance = min(abs(self.value - limit) for limit in self.limits)
+            self.calls_left = int(min(MAX_CALLS, distance / self.max_change))
+        return self.value
+
+
+class ForwardBackward:
+    """The forward-backward algorithm in probability space, normalised at each word.
+
+    scores (B, W, C): emissions, with the start transitions added at the first word and the end transitions at the last;
+    transitions (C, C); mask (B, W). Padding has arbitrary values, except in `forward`, which repeats the last word.
+    """
+
+    def __init__(self, scores: torch.Tensor, transitions: torch.Tensor, mask: torch.Tensor):
+        self.scores, self.transitions, self.mask = scores, transitions, mask
+        self.peaks = scores.amax(2, keepdim=True)
+        self.factors = (transitions - transitions.max()).exp()
+        self.totals: list[torch.Tensor] = []  # per step, the sums that the messages were divided by, (2, B, 1)
+        weights = (scores - self.peaks).exp()
+        self.forward, backward = self.messages(weights)  # forward: p(tag of word t | words up to t), (B, W, C)
+        self.onwards = weights * backward  # sums over all paths from word t to the end, up to a factor, (B, W, C)
+        marginals = self.forward * backward
+        self.marginals = marginals / marginals.sum(2, keepdim=True)  # p(tag of word t), (B, W, C)
+
+    def messages(self, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the forward and the backward messages, (B, W, C). Both directions advance together, the backward one
+        from the last word of each text, with six kernel launches per word. weights: exp(scores), up to a factor."""
+        steps = torch.arange(weights.shape[1], device=weights.device)
+        last = self.mask.sum(1, keepdim=True) - 1
+        repeated, reverse = (
+            index.unsqueeze(2).expand_as(weights) for index in (steps.minimum(last), (last - steps).clamp(min=0))
+        )
+        forward_weights, backward_weights = weights.unbind(1), weights.gather(1, reverse).unbind(1)
+        messages = weights.new_ones(len(steps), 2, *weights[:, 0].shape)
+        forward, backward = messages[0]
+        forward.copy_(forward_weights[0])
+        for t, message in enumerate(messages[1:], 1):
+            before, after = forward, backward * backward_weights[t - 1]
+            forward, backward = message
+            torch.mm(before, self.factors, out=forward).mul_(forward_weights[t])
+            torch.mm(after, self.factors.T, out=backward)
+            self.totals.append(message.sum(2, keepdim=True))
+            message /= self.totals[-1]
+        forward, backward = messages.permute(1, 2, 0, 3)
+        return forward.gather(1, repeated), backward.gather(1, reverse)
+
+    def log_partition(self) -> torch.Tensor:
+        """Returns the log partition function, (B,)."""
+        largest = self.transitions.max()
+        totals = [forward.squeeze(1).log() + largest for forward, _ in self.totals]
+        by_word = [torch.where(real, total, 0.0) for real, total in zip(self.mask.T[1:], totals)]
+        logs = torch.stack([torch.zeros_like(self.peaks[:, 0, 0]), *by_word], 1)
+        return logs.sum(1) + self.forward[:, -1].sum(1).log() + (self.peaks.squeeze(2) * self.mask).sum(1)
+
+    def entropy(self) -> torch.Tensor:
+        """Returns the entropy of each text's paths, (B,): the log partition function minus the expected score."""
+        following = self.onwards[:, 1:]
+        crossings = ((self.forward[:, :-1] @ self.factors) * following).sum(2)
+        crossed = ((self.forward[:, :-1] @ (self.factors * self.transitions)) * following).sum(2) / crossings
+        expected = torch.where(self.mask, (self.marginals * self.scores).sum(2), 0.0).sum(1)
+        expected = expected + torch.where(self.mask[:, 1:], crossed, 0.0).sum(1)
+        return self.log_partition() - expected
 
 
 class CRF(torchcrf.CRF):
-    """pytorch-crf's linear-chain CRF: same parameters and results, computed for a whole time step at once.
+    """The linear-chain CRF of pytorch-crf: same parameters and results, but faster.
 
     Masks are (B, W); each row is a non-empty prefix of ones. Lafferty et al., ICML 2001.
-    labels: the tags' names; decoding never takes a transition that BIO or BIOES forbids.
+    labels: the names of the tags; decoding never takes a transition that BIO or BIOES forbids.
     """
+
+    forbidden_start: torch.Tensor  # (C,)
+    forbidden: torch.Tensor  # (C, C), from the first index to the second
+    forbidden_end: torch.Tensor  # (C,)
+    continues: torch.Tensor  # (C, C), see `continuations`
 
     def __init__(self, labels: Sequence[str]):
         super().__init__(len(labels), batch_first=True)
-        self.launch_free: tuple[str, ...] = ("cpu",)  # no kernel launches to wait for; a test empties it
-        self.calls_left, self.largest, self.move = 0, 0.0, MOVE
+        self.launch_free: tuple[str, ...] = ("cpu",)  # devices without kernel launches; a test empties it
+        self.largest = LargestTransition(crf_scan.MAX_TRANSITION.values())
         bioes = any(label[:2] in ("E-", "S-") for label in labels)
         rules = {
             "forbidden": [[not may_follow(a, b, bioes) for b in labels] for a in labels],
@@ -41,7 +133,7 @@ class CRF(torchcrf.CRF):
             self.register_buffer(name, torch.tensor(rule), persistent=False)
 
     def path_score(self, emissions: torch.Tensor, tags: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The score of each text's tags, (B,); log p(tags | emissions) is this minus `log_partition`.
+        """Returns the score of each text's tags, (B,); log p(tags | emissions) is this minus `log_partition`.
 
         emissions (B, W, C) in fp32, tags (B, W), mask (B, W).
         """
@@ -53,11 +145,11 @@ class CRF(torchcrf.CRF):
         return score + table[path[:, :-1], path[:, 1:]].sum(1)
 
     def log_partition(self, emissions: torch.Tensor, mask: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-        """The log partition function, (B,), by a scan or by the forward algorithm, one word at a time.
+        """Returns the log partition function, (B,), computed by a scan or by the forward algorithm, word by word.
 
         temperature: divides emissions and transitions.
 
-        The algorithm depends only on device, shape and the largest transition, so a resumed run uses the same one.
+        The algorithm depends only on device, shape and `largest_transition`, so a resumed run uses the same one.
         """
         start: Any = self.start_transitions
         transitions: Any = self.transitions
@@ -84,138 +176,92 @@ class CRF(torchcrf.CRF):
         return (alpha + end).logsumexp(1)
 
     def takes_scan(self, emissions: torch.Tensor) -> bool:
+        """Returns whether the scan is expected to be faster than the loop over the words."""
         return emissions.device.type not in self.launch_free or emissions.shape[2] <= SCAN_TAGS
 
     def largest_transition(self) -> float:
-        """The largest absolute transition.
-
-        On a GPU this forces a sync, so it is recomputed only when it might have crossed a limit.
-        """
-        if self.calls_left == 0 or self.transitions.device.type in self.launch_free:
-            self.largest = torch.linalg.vector_norm(self.transitions.detach(), torch.inf).item()
-            way = min(abs(self.largest - border) for border in crf_scan.MAX_TRANSITION.values())
-            self.calls_left = int(min(100, way / self.move))
-        else:
-            self.calls_left -= 1
-        return self.largest
+        """Returns the largest absolute transition: on a CPU the current one, on a GPU see LargestTransition."""
+        if self.transitions.device.type in self.launch_free:
+            self.largest.reset()
+        return self.largest.of(self.transitions)
 
     def train(self, mode: bool = True) -> "CRF":
-        self.calls_left = 0  # between training and evaluation, averages may replace the weights
+        self.largest.reset()  # averages may replace the weights between training and evaluation
         return super().train(mode)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self.calls_left = 0
+        self.largest.reset()
 
     def marginals(self, emissions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The marginals p(tag of word t = c), (B, W, C), the gradient of the log partition; differentiable."""
+        """Returns p(tag of word t), (B, W, C), the gradient of the log partition function. It is differentiable."""
         with torch.enable_grad():
             emissions = emissions if emissions.requires_grad else emissions.clone().requires_grad_()
             return torch.autograd.grad(self.log_partition(emissions, mask).sum(), emissions, create_graph=True)[0]
+
+    def forward_backward(
+        self, emissions: torch.Tensor, mask: torch.Tensor, temperature: float, constrained: bool = False
+    ) -> ForwardBackward:
+        """Runs the forward-backward algorithm in fp64. temperature: divides all scores; constrained: leaves out the
+        paths with forbidden transitions."""
+        found = self.constrained() if constrained else (self.start_transitions, self.transitions, self.end_transitions)
+        start, transitions, end = (to_double(scores) / temperature for scores in found)
+        scores = to_double(emissions) / temperature
+        mask = mask.to(scores.device)
+        scores[:, 0] += start
+        scores[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1] += end
+        return ForwardBackward(scores, transitions, mask)
+
+    def constrained(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns the scores of start, transitions and end, with a very low score for forbidden transitions."""
+        return (
+            self.start_transitions.masked_fill(self.forbidden_start, IMPOSSIBLE),
+            self.transitions.masked_fill(self.forbidden, IMPOSSIBLE),
+            self.end_transitions.masked_fill(self.forbidden_end, IMPOSSIBLE),
+        )
 
     @torch.no_grad()
     def path_statistics(
         self, emissions: torch.Tensor, mask: torch.Tensor, temperature: float = 1.0
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Statistics of the paths at a temperature: p(tag of word t) (B, W, C), the entropies (B,), and p(tag of word
-        t) if the text ended there, without the transition to the end, (B, W, C).
-
-        Uses the forward-backward algorithm on probabilities in fp64, normalised at each word.
-        """
-        scores = to_double(emissions) / temperature
-        mask = mask.to(scores.device)
-        names = ("start_transitions", "transitions", "end_transitions")
-        start, between, end = (to_double(getattr(self, name)) / temperature for name in names)
-        texts, last = torch.arange(len(mask), device=mask.device), mask.sum(1) - 1
-        scores[:, 0] += start
-        scores[texts, last] += end
-        peaks, factors = scores.amax(2, keepdim=True), (between - between.max()).exp()
-        words = (scores - peaks).exp()
-        before: Any = [words[:, 0]]
-        logs: Any = [torch.zeros_like(mask[:, 0], dtype=words.dtype)]
-        for t in range(1, words.shape[1]):
-            step = (before[-1] @ factors) * words[:, t]
-            total = step.sum(1, keepdim=True)
-            before.append(torch.where(mask[:, t, None], step / total, before[-1]))
-            logs.append(torch.where(mask[:, t], total.squeeze(1).log() + between.max(), 0.0))
-        after: Any = [torch.ones_like(words[:, 0])]
-        for t in range(words.shape[1] - 1, 0, -1):
-            step = (words[:, t] * after[-1]) @ factors.T
-            after.append(torch.where(mask[:, t, None], step / step.sum(1, keepdim=True), after[-1]))
-        before, after = torch.stack(before, 1), torch.stack(after[::-1], 1)
-        statistics = before * after
-        statistics /= statistics.sum(2, keepdim=True)
-        # Entropy: the log partition minus the expected score
-        onwards = words * after
-        crossings = ((before[:, :-1] @ factors) * onwards[:, 1:]).sum(2)
-        crossed = ((before[:, :-1] @ (factors * between)) * onwards[:, 1:]).sum(2) / crossings
-        total = torch.stack(logs, 1).sum(1) + before[texts, last].sum(1).log() + (peaks.squeeze(2) * mask).sum(1)
-        expected = torch.where(mask, (statistics * scores).sum(2), 0.0).sum(1) + torch.where(
-            mask[:, 1:], crossed, 0.0
-        ).sum(1)
-
-        found = statistics, total - expected, before
+        """Computes statistics of all paths at a temperature: p(tag of word t), (B, W, C); the entropy of the paths,
+        (B,); and p(tag of word t | words up to t), (B, W, C). In fp64 if the device supports it."""
+        found = self.forward_backward(emissions, mask, temperature)
+        statistics = found.marginals, found.entropy(), found.forward
         if has_double(emissions.device.type):
-            return found
-        return tuple(part.to(emissions) for part in found)  # on its device again
+            return statistics
+        marginals, entropies, forward = (tensor.to(emissions) for tensor in statistics)
+        return marginals, entropies, forward
 
     @torch.no_grad()
     def chain(
-        self: Any, emissions: torch.Tensor, mask: torch.Tensor, tags: torch.Tensor, temperature: float = 1.0
+        self, emissions: torch.Tensor, mask: torch.Tensor, tags: torch.Tensor, temperature: float = 1.0
     ) -> torch.Tensor:
-        """For each word with tag y: p(y), p(y | the tag before), and p(the next tag does not continue the entity of y
-        | y), over all paths without forbidden transitions. (B, W, 3) in fp64; arbitrary values at padding.
+        """Computes three probabilities for each word with tag y, over all paths without forbidden transitions: p(y),
+        p(y | previous tag), and p(next tag does not continue the entity of y | y).
 
-        The tags of a CRF are a Markov chain, so the probability of an entity from word i to j, that is of all its tags
-        and of its end, is chain[i, 0] * chain[i + 1, 1] * … * chain[j, 1] * chain[j, 2] (the constrained
-        forward-backward algorithm of Culotta and McCallum, 2004). Both directions advance together, with four kernel
-        launches per word.
+        The tags of a CRF are a Markov chain. So the probability of an entity from word i to word j, including that it
+        ends there, is chain[i, 0] * chain[i + 1, 1] * … * chain[j, 1] * chain[j, 2] (Culotta and McCallum, 2004,
+        constrained forward-backward). Returns (B, W, 3) in fp64, with arbitrary values at padding.
         """
-        scores = to_double(emissions) / temperature
-        mask, tags = mask.to(scores.device), tags.to(scores.device)
-        start, between, end = (
-            to_double(part.masked_fill(rule, IMPOSSIBLE)) / temperature
-            for part, rule in (
-                (self.start_transitions, self.forbidden_start),
-                (self.transitions, self.forbidden),
-                (self.end_transitions, self.forbidden_end),
-            )
-        )
-        last = mask.sum(1) - 1
-        scores[:, 0] += start
-        scores[torch.arange(len(mask), device=mask.device), last] += end
-        words = (scores - scores.amax(2, keepdim=True)).exp()
-        reverse = (last.unsqueeze(1) - torch.arange(mask.shape[1], device=mask.device)).clamp(min=0)
-        reverse = reverse.unsqueeze(2).expand_as(words)
-        both = torch.stack([words, words.gather(1, reverse)])  # (2, B, W, C), from the first and from the last word on
-        factors = (between - between.max()).exp()
-        ways, here = torch.stack([factors, factors.T]), both[:, :, 0]
-        into, out_of = [torch.ones_like(here)], [here]
-        for t in range(1, words.shape[1]):
-            into.append(torch.bmm(here, ways))
-            here = into[-1] * both[:, :, t]
-            here = here / here.sum(2, keepdim=True)
-            out_of.append(here)
-        after = torch.stack([part[1] for part in out_of], 1).gather(1, reverse)  # exp(scores) from each word on
-        joint = torch.stack([part[0] for part in into], 1) * after
-        alone = joint.gather(2, tags.unsqueeze(2)).squeeze(2) / joint.sum(2)
-        following = factors[tags[:, :-1]] * after[:, 1:]  # (B, W - 1, C)
-        following = following / following.sum(2, keepdim=True)
+        found = self.forward_backward(emissions, mask, temperature, constrained=True)
+        mask, tags = found.mask, tags.to(found.mask.device)
+        marginal = found.marginals.gather(2, tags.unsqueeze(2)).squeeze(2)
+        following = found.factors[tags[:, :-1]] * found.onwards[:, 1:]
+        following = following / following.sum(2, keepdim=True)  # p(next tag | tag), (B, W - 1, C)
         linked = following.gather(2, tags[:, 1:].unsqueeze(2)).squeeze(2)
         continued = (following * self.continues.to(tags.device)[tags[:, :-1]]).sum(2).where(mask[:, 1:], 0.0)
-        parts = alone, F.pad(linked, (1, 0), value=1.0), 1 - F.pad(continued, (0, 1))
-        return torch.stack(parts, 2).nan_to_num(0).clamp(0, 1)  # NaN: no path is allowed
+        columns = marginal, F.pad(linked, (1, 0), value=1.0), 1 - F.pad(continued, (0, 1))
+        return torch.stack(columns, 2).nan_to_num(0).clamp(0, 1)  # NaN: no path is allowed
 
     @torch.no_grad()
-    def viterbi(self: Any, emissions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The best path of each text without forbidden transitions, (B, W); 0 at padding."""
+    def viterbi(self, emissions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Returns the best path of each text without forbidden transitions, (B, W); 0 at padding."""
         batch, width, num_tags = emissions.shape
-        start = self.start_transitions.masked_fill(self.forbidden_start, IMPOSSIBLE)
-        transitions = self.transitions.masked_fill(self.forbidden, IMPOSSIBLE)
-        end = self.end_transitions.masked_fill(self.forbidden_end, IMPOSSIBLE)
+        start, transitions, end = self.constrained()
         if emissions.device.type not in self.launch_free:
-            way = viterbi.by_scan if viterbi.is_for_scan(batch, num_tags) else viterbi.by_words
-            return way(emissions, start, transitions, end, mask)
+            decode = viterbi.by_scan if viterbi.is_for_scan(batch, num_tags) else viterbi.by_words
+            return decode(emissions, start, transitions, end, mask)
         into = transitions.T.contiguous()  # into[j, i]: from i to j
         score = start + emissions[:, 0]
         scores, paths = [score], score.new_empty(batch, num_tags, num_tags)
@@ -225,7 +271,7 @@ class CRF(torchcrf.CRF):
             scores.append(score)
         tag = (score + end).argmax(1)
         tags = [tag]
-        for t in range(width - 1, 0, -1):  # backtracking, all texts at once
+        for t in range(width - 1, 0, -1):  # backtracking, for all texts together
             before = (scores[t - 1] + into[tag]).argmax(1)
             tag = torch.where(mask[:, t], before, tag)
             tags.append(tag)
@@ -233,5 +279,5 @@ class CRF(torchcrf.CRF):
 
 
 def has_all_labels(labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Whether every word of a text has a label, (B,)."""
+    """Returns whether every word of a text has a label, (B,)."""
     return ((labels != IGNORE) >= mask).all(1)

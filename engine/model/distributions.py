@@ -336,7 +336,7 @@ class Relations(Spans):
         return 2 + 2 * len(self.head.task.labels)
 
     def dense(self, logits: torch.Tensor) -> torch.Tensor:
-        return relations.dense(self.head.split(logits)[0])
+        return relations.dense(logits, len(self.head.task.labels))
 
     def are_cells(self, inputs: Inputs) -> torch.Tensor:
         return relations.are_cells(inputs["word_mask"], len(self.head.task.labels))

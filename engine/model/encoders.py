@@ -25,7 +25,9 @@ from engine.run.command_line import first_line
 from engine.run.run_folder import checkpoint_of, refuse_own
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from config import Config
 
 BOTH_WAYS = ("xlnet", "bert-generation")  # language models in which every token sees the whole text
 ENDS_WITH_CLS = ("xlnet",)
@@ -105,7 +107,7 @@ def restrict_to_builtin_code(shape: PretrainedConfig, name: str | Path) -> None:
             restrict_to_builtin_code(value, name)
 
 
-def pretrained_shape(config: Any, own: Path | None = None) -> PretrainedConfig | None:
+def pretrained_shape(config: Config, own: Path | None = None) -> PretrainedConfig | None:
     """The config of the encoder of --pretrain_model_path or --init_from; None if it is missing or cannot be loaded.
     own: as in `load_tokenizer`. Raises UserError if no hub has the model."""
     if not (config.pretrain_model_path or config.init_from) or config.encoder != "transformer":
@@ -120,7 +122,7 @@ def pretrained_shape(config: Any, own: Path | None = None) -> PretrainedConfig |
         return None
 
 
-def pooling_of(config: Any, shape: PretrainedConfig | None) -> tuple[str, str]:
+def pooling_of(config: Config, shape: PretrainedConfig | None) -> tuple[str, str]:
     """Resolves "auto" for an encoder with this config: (--pooling, --word_pooling)."""
     last = is_causal(shape)  # sees a whole word only at its last sub-token, and a text at its last token
     text = "last" if last or getattr(shape, "model_type", None) in ENDS_WITH_CLS else "first"
@@ -131,12 +133,15 @@ def pooling_of(config: Any, shape: PretrainedConfig | None) -> tuple[str, str]:
 
 
 def build_transformer(
-    config: Any, tokenizer: Any, checkpoint: Any = None, base_path: str | None = None
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    checkpoint: str | Path | None = None,
+    base_path: str | None = None,
 ) -> PreTrainedModel:
     """Builds the encoder from the options. checkpoint: one of our folders, read for its config only; base_path:
     the location of its LoRA adapter's base model, if it has moved."""
-    base: Any = checkpoint and lora.read_base(checkpoint)
-    if base:
+    base = lora.read_base(checkpoint) if checkpoint else None
+    if checkpoint and base:
         load = partial(load_pretrained, dtype=config.load_dtype)
         encoder = lora.load_base(checkpoint, base, base_path, config.model_hub, load)
     elif checkpoint:
@@ -201,7 +206,7 @@ def refuse_precision(encoder: nn.Module, precision: str) -> None:
         raise UserError(f"--precision {precision}: DeBERTa v1 overflows in it; use fp32, or a DeBERTa v2 or v3")
 
 
-def fit_vocabulary(encoder: PreTrainedModel, tokenizer: Any, config: Any) -> None:
+def fit_vocabulary(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config) -> None:
     """Grows the word embeddings for --special_tokens. Raises UserError if tokenizer and encoder do not match."""
     try:
         num_embeddings = getattr(encoder.get_input_embeddings(), "num_embeddings", None)
@@ -285,7 +290,9 @@ def keep_evenly_spaced(encoder: PreTrainedModel, number: int) -> PreTrainedModel
     return smaller.train(encoder.training)
 
 
-def bert_config(tokenizer: Any, num_layers: int, hidden_size: int, max_length: int, dropout: float = 0.1) -> BertConfig:
+def bert_config(
+    tokenizer: PreTrainedTokenizerBase, num_layers: int, hidden_size: int, max_length: int, dropout: float = 0.1
+) -> BertConfig:
     """The config of a BERT that is built from scratch."""
     return BertConfig(
         vocab_size=len(tokenizer),
@@ -300,7 +307,7 @@ def bert_config(tokenizer: Any, num_layers: int, hidden_size: int, max_length: i
     )
 
 
-def check_encoder(encoder: PreTrainedModel, tokenizer: Any, name: str | Path) -> None:
+def check_encoder(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str | Path) -> None:
     """Raises UserError unless an encoder accepts MyModel's batches and returns one vector per token."""
     pad = tokenizer.pad_token_id
     first, word = (pad if i is None else i for i in (tokenizer.cls_token_id, tokenizer.unk_token_id))

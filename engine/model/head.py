@@ -1,7 +1,7 @@
 """The base class of all heads. A custom head, in model_utils.py, implements `forward`, `loss` and `decode`."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,12 +12,17 @@ from engine.model.distributions import Distribution, Softmax
 from engine.task.hierarchy import nodes_on
 from engine.task.task import IGNORE, Task
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from config import Config
+
 TEMPERATURE, READS_ENTITIES = "temperature", "reads_entities"  # names of buffers
 SINCE = {TEMPERATURE: 1.0, READS_ENTITIES: 0.0}  # {buffer that older checkpoints lack: its value for them}
 LEVELS = ("text", "words", "tokens", "pair")
 
 
-def token_ids(tokenizer: Any, names: Sequence[str]) -> list[int]:
+def token_ids(tokenizer: "PreTrainedTokenizerBase", names: Sequence[str]) -> list[int]:
     """The ids of tokens such as "<e1>". Raises UserError unless the tokenizer reads each name as one known token."""
     ids = [tokenizer.encode(name, add_special_tokens=False) for name in names]
     if wrong := [name for name, pieces in zip(names, ids) if len(pieces) != 1 or tokenizer.unk_token_id in pieces]:
@@ -98,11 +103,11 @@ class Head(nn.Module):
         """Called once, when the model is built, with the name of the task that has the types of the labels, if there is
         one. A head that needs the logits of that task, appended to its own, sets `reads_task`."""
 
-    def set_tokenizer(self, tokenizer: Any) -> None:
+    def set_tokenizer(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Looks up the ids of `markers`; called once, when the model is built, before `set_options`."""
         self.marker_ids = token_ids(tokenizer, self.markers)
 
-    def set_options(self, config: Any, task_name: str) -> None:
+    def set_options(self, config: "Config", task_name: str) -> None:
         """Reads the options that this head needs; called once, when the model is built."""
 
     def start_from(self, before: dict[str, torch.Tensor], task: Task, larger: "Head") -> list[str]:
@@ -165,7 +170,7 @@ class ImbalanceHead(Head):
         """The weights of --class_weights balanced, from the labels' counts in train. (C,) -> (C,)"""
         raise NotImplementedError
 
-    def set_options(self, config: Any, task_name: str) -> None:
+    def set_options(self, config: "Config", task_name: str) -> None:
         self.label_smoothing, self.focal_gamma = config.label_smoothing, config.focal_gamma
         if config.class_weights == "balanced":
             if self.task.counts is None:

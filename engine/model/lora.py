@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -21,11 +21,14 @@ from engine.run.command_line import first_line
 from engine.run.files import sha256
 from engine.schema import AnyOf, SchemaError, read_json
 
+if TYPE_CHECKING:
+    from config import Config
+
 BASE_FILE = "lora_base.json"
 ADAPTER = "default"  # peft's name for the one adapter
 
 
-def add_adapter(encoder: nn.Module, config: Any) -> None:
+def add_adapter(encoder: nn.Module, config: "Config") -> None:
     """Freezes the encoder and adds trainable A and B to the layers of --lora_targets."""
     try:
         from peft import LoraConfig, inject_adapter_in_model

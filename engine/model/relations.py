@@ -17,7 +17,7 @@ that of everything that the loss computes, does not grow with W x W x P.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,14 +25,24 @@ from engine.model import span_pointer
 from engine.run.device import to_double
 from engine.task.words import LOWEST_SCORE, SPANS_PER_WORD, SUBJECTS_PER_WORD
 
-Items = tuple[int, ...]  # first and last word of the subject, those of the object, predicate id
+Item = tuple[int, ...]  # first and last word of the subject, first and last word of the object, predicate id
 
 
-def tables_of(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The logits of each table: (B, W, W + 4), (B, W, W + 2P), (B, W, W + 2P)."""
+class Tables(NamedTuple):
+    """The logits of each table, and those of the task with the types of the entities, if they are appended."""
+
+    entities: torch.Tensor  # (B, W, W + 4)
+    heads: torch.Tensor  # (B, W, W + 2P)
+    tails: torch.Tensor  # (B, W, W + 2P)
+    typed: torch.Tensor | None  # (B, W, W + 2T)
+
+
+def tables_of(logits: torch.Tensor, num_predicates: int) -> Tables:
+    """Splits the logits of a relation head, with or without the appended logits of another task."""
     width = logits.shape[1]
-    links = (logits.shape[2] - width - 4) // 2
-    return logits.split([width + 4, links, links], 2)
+    sizes = [width + 4, *[width + 2 * num_predicates] * 2]
+    entities, heads, tails, typed = logits.split([*sizes, logits.shape[2] - sum(sizes)], 2)
+    return Tables(entities, heads, tails, typed if typed.shape[2] else None)
 
 
 def pairs_of(mask: torch.Tensor) -> torch.Tensor:
@@ -40,23 +50,24 @@ def pairs_of(mask: torch.Tensor) -> torch.Tensor:
     return mask.unsqueeze(2) & mask.unsqueeze(1)
 
 
-def dense(logits: torch.Tensor) -> torch.Tensor:
-    """All scores, (B, 2 + 2P, W, W): subjects, objects, heads by predicate, tails by predicate. For small batches."""
-    return torch.cat([span_pointer.dense(table) for table in tables_of(logits)], 1)
+def dense(logits: torch.Tensor, num_predicates: int) -> torch.Tensor:
+    """Returns all scores, (B, 2 + 2P, W, W): subjects, objects, heads by predicate, tails by predicate. Only for small
+    batches."""
+    return torch.cat([span_pointer.dense(table) for table in tables_of(logits, num_predicates)[:3]], 1)
 
 
-def are_cells(mask: torch.Tensor, predicates: int) -> torch.Tensor:
-    """Which scores of `dense` are of real words, (B, 2 + 2P, W, W)."""
-    parts = [(span_pointer.spans_of(mask), 2), (pairs_of(mask), 2 * predicates)]
-    return torch.cat([where.unsqueeze(1).expand(-1, number, -1, -1) for where, number in parts], 1)
+def are_cells(mask: torch.Tensor, num_predicates: int) -> torch.Tensor:
+    """Returns the mask of the scores of `dense` that are of real words, (B, 2 + 2P, W, W)."""
+    tables = [(span_pointer.spans_of(mask), 2), (pairs_of(mask), 2 * num_predicates)]
+    return torch.cat([where.unsqueeze(1).expand(-1, number, -1, -1) for where, number in tables], 1)
 
 
-def loss(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The mean over the three tables of the multi-label cross-entropy (see span_pointer.loss), summed over types, (B,).
-    0 for unlabelled texts. labels: as `span_pointer.encode` makes them, with four places per item."""
+def loss(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, num_predicates: int) -> torch.Tensor:
+    """Returns the mean over the three tables of the multi-label cross-entropy (see span_pointer.loss), summed over
+    types, (B,); 0 for unlabelled texts. labels: encoded by `span_pointer.encode`, with four word numbers per item."""
     items, there = span_pointer.items_of(labels, mask, 4)
     s_first, s_last, o_first, o_last, predicate = items.unbind(2)
-    entities, heads, tails = tables_of(logits)
+    entities, heads, tails, _ = tables_of(logits, num_predicates)
     ends = torch.cat([s_first, o_first], 1), torch.cat([s_last, o_last], 1)
     sides = torch.cat([torch.zeros_like(predicate), torch.ones_like(predicate)], 1)
     pairs = pairs_of(mask)
@@ -72,16 +83,17 @@ def loss(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torc
 def find(
     logits: torch.Tensor,
     mask: torch.Tensor,
+    num_predicates: int,
     lowest: float = LOWEST_SCORE,
     most: int = SPANS_PER_WORD,
-    typed: torch.Tensor | None = None,
-) -> tuple[list[list[Items]], list[list[float]]]:
-    """(relations, probabilities): for each text the relations with a score above `lowest`, in order, and the sigmoids
-    of their scores. At most the best `most` per word are kept, and the best SUBJECTS_PER_WORD subjects and objects
-    per word are paired, so that a text costs at most 4 x W x W pairs; they are scored CELLS at a time.
+) -> tuple[list[list[Item]], list[list[float]]]:
+    """Finds the relations of each text with a score above `lowest`. Returns (relations, probabilities), two lists per
+    text; the relations are sorted, and their probabilities are the sigmoids of their scores.
 
-    typed: the logits of the entities (B, W, W + 2T), if these are a task of their own."""
-    entities, heads, tails = tables_of(logits)
+    Pairs only the best SUBJECTS_PER_WORD subjects and objects per word, at most 4 x W x W pairs per text, scored CELLS
+    at a time, and returns at most `most` relations per word, the best ones.
+    """
+    entities, heads, tails, typed = tables_of(logits, num_predicates)
     sides: Any = [(entities, [0]), (entities, [1])]
     if typed is not None:
         sides = [(typed, range((typed.shape[2] - typed.shape[1]) // 2))] * 2
@@ -89,7 +101,7 @@ def find(
     left, right = pairs_within(subjects[:, 0], objects[:, 0], len(mask))
     pairs = torch.minimum(s_scores[left], o_scores[right])
     found, scores = [], []
-    step = max(1, span_pointer.CELLS // max(1, (heads.shape[2] - heads.shape[1]) // 2))
+    step = max(1, span_pointer.CELLS // max(1, num_predicates))
     for begin in range(0, len(left), step):
         one, other = subjects[left[begin : begin + step]], objects[right[begin : begin + step]]
         by_predicate = torch.minimum(

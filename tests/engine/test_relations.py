@@ -2,11 +2,13 @@
 
 import json
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import model_utils
 from config import Config
 from engine.model import distributions, relations, span_pointer
 from engine.model.head import READS_ENTITIES, SINCE
@@ -14,7 +16,7 @@ from engine.run.command_line import parse_args
 from engine.task.task import IGNORE, Task
 from main import main
 from metrics import score
-from model_utils import HeadOptions, OutputLayer, RelationHead
+from model_utils import HeadOptions, MyModel, OutputLayer, RelationHead
 
 PREDICATES, WIDTH = 3, 6
 SIZES = [6, 4, 6, 1, 5]
@@ -70,7 +72,7 @@ def test_the_loss_is_the_sum_over_all_cells():
                 total = total + torch.log1p(sum((s.exp() for s, right in own if not right), torch.zeros(())))
                 total = total + torch.log1p(sum(((-s).exp() for s, right in own if right), torch.zeros(())))
         wanted.append(total / 3)
-    losses = relations.loss(logits, labels, mask)
+    losses = relations.loss(logits, labels, mask, PREDICATES)
     torch.testing.assert_close(losses.double(), torch.stack(wanted), rtol=1e-6, atol=1e-6)
     gradients = [torch.autograd.grad(x.sum(), logits)[0] for x in (losses, torch.stack(wanted))]
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
@@ -84,7 +86,8 @@ def test_decoding_equals_enumeration(lowest, cells, types, monkeypatch):
     monkeypatch.setattr(relations, "SUBJECTS_PER_WORD", WIDTH)
     logits, _, mask = batch_of()
     typed = 2 * torch.randn(len(SIZES), WIDTH, WIDTH + 2 * types, generator=torch.Generator().manual_seed(5))
-    found, probabilities = relations.find(logits, mask, lowest, most=10_000, typed=typed if types else None)
+    both = torch.cat([logits, typed], 2) if types else logits
+    found, probabilities = relations.find(both, mask, PREDICATES, lowest, most=10_000)
     for text, size in enumerate(SIZES):
         scores = scores_of(logits, text)
         spans = [(i, j) for i in range(size) for j in range(i, size)]
@@ -117,6 +120,10 @@ def test_a_head_reads_the_entities_only_as_it_was_trained():
     hidden, mask = torch.randn(1, 4, 8, generator=torch.Generator().manual_seed(0)), torch.ones(1, 4, dtype=torch.bool)
     inputs = {"attention_mask": mask.long(), "word_mask": mask, "word_starts": torch.arange(4).unsqueeze(0)}
     logits = layer(hidden, inputs)
+    in_training = layer.train()(hidden, inputs)
+    assert [in_training[name].shape[2] for name in tasks] == [3 * 4 + 4 + 4, 4 + 2 * 2, 3 * 4 + 4 + 4]
+    torch.testing.assert_close(in_training["facts"], logits["facts"][:, :, :20], rtol=0, atol=0)
+    layer.eval()
     assert [logits[name].shape[2] for name in tasks] == [3 * 4 + 4 + 4 + 4 + 2 * 2, 4 + 2 * 2, 3 * 4 + 4 + 4]
     torch.testing.assert_close(logits["facts"][:, :, -8:], logits["things"], rtol=0, atol=0)
     state = layer.state_dict()
@@ -128,16 +135,61 @@ def test_a_head_reads_the_entities_only_as_it_was_trained():
     layer.load_state_dict(state | old)
     before = layer(hidden, inputs)
     torch.testing.assert_close(before["facts"], logits["facts"][:, :, :20], rtol=0, atol=0)
-    assert layer.heads["facts"].decode(before["facts"], inputs) == relations.find(before["facts"], mask)
+    assert layer.heads["facts"].decode(before["facts"], inputs) == relations.find(before["facts"], mask, 1)
     again = OutputLayer(8, tasks, options)
     again.load_state_dict(layer.state_dict())
     assert again.heads["facts"].reads_task == ""
 
 
+class OwnRelationHead(RelationHead):
+    """A custom head that calls the functions of engine/model/relations.py on the logits as they are passed to it."""
+
+    def loss(self, logits, labels, inputs):
+        return 2 * relations.loss(logits, labels, inputs["word_mask"], len(self.task.labels)).sum()
+
+    def decode(self, logits, inputs):
+        return relations.find(logits, inputs["word_mask"], len(self.task.labels), lowest=-6.0)
+
+
+def test_a_custom_head_does_not_have_to_separate_the_logits_of_the_entities(monkeypatch):
+    tasks = {"facts": Task("relations", tuple("abc"), entities="things"), "things": Task("spans", ("loc", "per"))}
+    _, labels, mask = batch_of()
+    inputs = {"word_mask": mask, "attention_mask": mask.long(), "input_ids": mask.long()}
+    inputs |= {"word_starts": torch.arange(WIDTH) * mask}
+    spans = torch.tensor([span_pointer.encode([(0, 1, 0)])]).expand(len(mask), -1)
+    hidden = torch.randn(*mask.shape, 8, generator=torch.Generator().manual_seed(0))
+    outputs, decoded = {}, {}
+    for head in (RelationHead, OwnRelationHead):
+        monkeypatch.setitem(model_utils.HEADS, "relations", head)
+        torch.manual_seed(0)
+        model = MyModel(HiddenStates(hidden), 8, tasks, HeadOptions(dropout=0.0))
+        for training in (True, False):
+            output = model.train(training)(inputs, {"facts": labels, "things": spans})
+            outputs[head, training] = output.losses
+        decoded[head] = model.output_layer.heads["facts"].decode(output.logits["facts"], inputs)[0]
+        assert output.logits["facts"].shape[2] > 3 * WIDTH + 4 + 4 * 3  # the entities' logits are appended
+    for head in (RelationHead, OwnRelationHead):
+        torch.testing.assert_close(outputs[head, True], outputs[head, False], rtol=0, atol=0)
+    assert outputs[OwnRelationHead, True]["facts"] == 2 * outputs[RelationHead, True]["facts"]
+    assert all({*few} <= {*many} for few, many in zip(decoded[RelationHead], decoded[OwnRelationHead]))
+    assert decoded[OwnRelationHead] != decoded[RelationHead]
+
+
+class HiddenStates(torch.nn.Module):
+    """An encoder with fixed hidden states."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, input_ids, attention_mask):
+        return SimpleNamespace(last_hidden_state=self.hidden)
+
+
 def test_limits_keep_the_best():
     logits, _, mask = batch_of(scale=1.0)
-    everything, _ = relations.find(logits, mask, -100.0, most=10_000)
-    found, _ = relations.find(logits, mask, -100.0, most=1)
+    everything, _ = relations.find(logits, mask, PREDICATES, -100.0, most=10_000)
+    found, _ = relations.find(logits, mask, PREDICATES, -100.0, most=1)
     for text, size in enumerate(SIZES):
         # SUBJECTS_PER_WORD limits both sides first
         sides = [{item[i : i + 2] for item in everything[text]} for i in (0, 2)]
@@ -167,7 +219,7 @@ def test_the_dense_scores_and_their_divergence(dense, monkeypatch):
     wanted = 0.0
     for text, gold in enumerate(GOLD):
         one, other = scores_of(first, text), scores_of(second, text)
-        dense, where = relations.dense(first)[text].detach(), relations.are_cells(mask, PREDICATES)[text]
+        dense, where = relations.dense(first, PREDICATES)[text].detach(), relations.are_cells(mask, PREDICATES)[text]
         assert where.sum() == len(one)
         for (table, t, i, j), s in one.items():
             assert dense[order.index((table, t)), i, j] == pytest.approx(float(s.detach()), abs=1e-5)

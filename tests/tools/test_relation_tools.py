@@ -261,7 +261,7 @@ def test_the_uncertainty_of_relations_is_the_entropy_of_all_cells(cells, runs, m
         inputs = model.loader([example]).dataset.batch([0]).inputs
         with torch.no_grad():
             logits = model.trainer.model(inputs).logits["facts"]
-        scores = relations.dense(logits)[0].double() / float(head.temperature)
+        scores = relations.dense(logits, len(head.task.labels))[0].double() / float(head.temperature)
         size = len(example["tokens"])
         wanted = 0.0
         for table, i, j in product(range(2 + 2 * 2), range(size), range(size)):
