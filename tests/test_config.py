@@ -149,10 +149,10 @@ def test_a_mistake_is_one_line_that_names_the_flag(flags, named, capsys):
         ({"encoder": "foo"}, "--encoder=foo must be one of transformer, bilstm"),
         ({"dropout": 1.5}, "--dropout=1.5 must be between 0 and 1"),
         ({"lr": 1.0}, "--lr=1.0 must be between 0 and 1"),
-        ({"batch_size": 0}, "--batch_size=0 must be a number of at least 1"),
+        ({"batch_size": 0}, "--batch_size=0 must be at least 1"),
         ({"batch_size": 10**10}, "--batch_size=10000000000 must be between 1 and 1000000000"),
-        ({"fgm_eps": float("inf")}, "--fgm_eps=inf must be a number of at least 0"),
-        ({"fgm_eps": float("nan")}, "--fgm_eps=nan must be a number of at least 0"),
+        ({"fgm_eps": float("inf")}, "--fgm_eps=inf must be at least 0"),
+        ({"fgm_eps": float("nan")}, "--fgm_eps=nan must be at least 0"),
         ({"random_seed": 2**32}, "--random_seed=4294967296 must be between 0 and 4294967295"),
     ],
 )
