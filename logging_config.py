@@ -1,7 +1,7 @@
-"""The program's logger, which writes each message once to console and file, and the trackers that plot a run's curves.
+"""The program's logger, which writes to the console and a file, and the experiment trackers.
 
-Edit here to change the format or the destination, to silence libraries, or to add a tracker: one class with the methods
-of `TensorBoard`, added to TRACKERS.
+Edit this file to change the log format or destination, to silence libraries, or to add a tracker: a class with the
+methods of `TensorBoard`, added to TRACKERS.
 """
 
 import importlib.util
@@ -20,27 +20,26 @@ from tqdm import tqdm
 
 from config import Config
 from engine.errors import UserError
-from engine.run.command_line import VERSION, printable
+from engine.run.command_line import VERSION
 from engine.run.field_flags import similar
+from engine.run.flags import printable
 from engine.run.run_folder import close_log
 from engine.train.tracking import saved_id
 
-PROJECT = "fine-tuning"  # at wandb, SwanLab and MLflow, unless their environment variable names another
-FORGED = re.compile(
-    r"\n(?=(\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d)"
-)  # a line in a message that looks like the start of a record
+PROJECT = "fine-tuning"  # default project name for wandb, SwanLab and MLflow
+FORGED = re.compile(r"\n(?=(\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d)")  # starts a line that looks like a new record
 
 
 class OneRecord(logging.Formatter):
-    """Escapes control characters in a record, and indents lines that look like the start of another record."""
+    """Formatter that escapes control characters, and indents lines that look like the start of another record."""
 
     def format(self, record: logging.LogRecord) -> str:
         return FORGED.sub("\n    ", printable(super().format(record)))
 
 
 class LogFile(logging.FileHandler):
-    """A log file that begins with the version, the command and `about`. If it cannot be written, the run ends with one
-    line instead of a traceback for each message."""
+    """Log file that begins with the version, the command and `about`. If it cannot be written, the run ends with a
+    one-line error, instead of a traceback per message."""
 
     about: Sequence[str] = ()
 
@@ -58,12 +57,12 @@ class LogFile(logging.FileHandler):
         raise OSError(error.errno, error.strerror, self.baseFilename) from None
 
     def close(self) -> None:
-        with suppress(OSError):  # on a full disk the rest of the buffer cannot be written either
+        with suppress(OSError):  # on a full disk, the buffer cannot be flushed
             super().close()
 
 
 class TqdmHandler(logging.StreamHandler):
-    """Writes above a running progress bar instead of through it. Writes `about` before the first message."""
+    """Console handler that writes above a running progress bar. Writes `about` before the first message."""
 
     about: Sequence[str] = ()
 
@@ -77,10 +76,10 @@ class TqdmHandler(logging.StreamHandler):
 def get_logger(
     log_path: str | Path | None = None, level: int = logging.INFO, about: Sequence[str] = ()
 ) -> logging.Logger:
-    """The project's logger. Calling it again changes its file or level, but adds no second handler of the same kind.
+    """Returns the project's logger. Further calls change its file or level, but never add a second console handler.
 
     log_path: file to append to (its folder is created), or None to keep the current log file. about: lines to write
-    before the first message, so that a command that ends in an error at once prints only that.
+    before the first message; a command that fails before it logs anything prints only the error.
     """
     logger = logging.getLogger("template")
     logger.setLevel(level)
@@ -101,8 +100,8 @@ def get_logger(
     return logger
 
 
-def about_environment(device: Any, wanted: str) -> list[str]:
-    """Lines with versions and device and, with --device auto (`wanted`), why no GPU is used."""
+def about_environment(device: Any, requested: str) -> list[str]:
+    """Returns log lines with the versions and the device. requested: --device; if auto, says why no GPU is used."""
     import torch
 
     from engine.run.device import describe
@@ -112,26 +111,25 @@ def about_environment(device: Any, wanted: str) -> list[str]:
         f"torch {torch.__version__}, transformers {version_of('transformers')}, Python {platform.python_version()}"
     )
     lines = [f"template {VERSION}, {versions}; {describe(device)}, {torch.get_num_threads()} threads"]
-    if wanted == "auto" and device.type == "cpu" and (problem := gpu_problem()):
+    if requested == "auto" and device.type == "cpu" and (problem := gpu_problem()):
         lines.append(f"this run uses the CPU: {problem}")
     return lines
 
 
 class TensorBoard:
-    """Curves for `tensorboard --logdir output`."""
+    """Logs to the run folder, for `tensorboard --logdir output`."""
 
-    name = package = "tensorboard"  # in --report_to, and to import and install; a tracker without a name is always used
-    # A resumed run overwrites later points. The other trackers' services cannot do this, so they get no point twice
-    overwrites = True
+    name = package = "tensorboard"  # name in --report_to, and package to install; trackers without a name are always on
+    overwrites = True  # a resumed run can log a step again; with other trackers, each step is logged only once
 
     def __init__(self, config: Config, step: int):
-        """step: optimizer steps done."""
-        from torch.utils.tensorboard import SummaryWriter  # imported here: it takes a second, which would delay --help
+        """Opens the log of a run. step: number of finished optimizer steps."""
+        from torch.utils.tensorboard import SummaryWriter  # here, because the import takes a second
 
         self.writer = SummaryWriter(config.run_dir / "tensorboard", purge_step=step + 1)
 
     def log(self, record: dict[str, float]) -> None:
-        """record: {"step", "epoch", name: number}, like a line of metrics.jsonl."""
+        """Logs a record such as {"step": 10, "epoch": 1, name: value}, like a line of metrics.jsonl."""
         for name, value in scores_of(record).items():
             self.writer.add_scalar(name, value, record["step"])
 
@@ -140,10 +138,10 @@ class TensorBoard:
 
 
 class WandB:
-    """Curves at wandb.ai; with WANDB_MODE=offline they stay in the run folder until `wandb sync`."""
+    """Logs to wandb.ai; with WANDB_MODE=offline, to the run folder until `wandb sync`."""
 
     name = package = "wandb"
-    delay = 60  # seconds after which a point has certainly been sent
+    delay = 60  # seconds after which a record has certainly been sent
 
     def __init__(self, config: Config, step: int):
         import wandb
@@ -167,10 +165,10 @@ class WandB:
 
 
 class SwanLab:
-    """Curves at swanlab.cn; with SWANLAB_MODE=offline they stay in the run folder until `swanlab sync`."""
+    """Logs to swanlab.cn; with SWANLAB_MODE=offline, to the run folder until `swanlab sync`."""
 
     name = package = "swanlab"
-    delay = 60  # seconds after which a point has certainly been sent
+    delay = 60  # seconds after which a record has certainly been sent
 
     def __init__(self, config: Config, step: int):
         import swanlab
@@ -192,12 +190,12 @@ class SwanLab:
 
 
 class MLflow:
-    """Curves at MLFLOW_TRACKING_URI: a server, or by default sqlite:///mlflow.db in the current folder."""
+    """Logs to MLFLOW_TRACKING_URI: a server, or by default sqlite:///mlflow.db in the current folder."""
 
     name = package = "mlflow"
 
     def __init__(self, config: Config, step: int):
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by default training would wait for minutes
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default would block training for minutes
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         import mlflow
         from mlflow.entities import Param
@@ -208,7 +206,7 @@ class MLflow:
         self.id = saved_id(
             config.run_dir, self.name, lambda: str(self.client.create_run(project, run_name=run_name).info.run_id)
         )
-        if not self.client.get_run(self.id).data.params:  # they cannot be changed later
+        if not self.client.get_run(self.id).data.params:  # parameters can be logged only once
             self.client.log_batch(self.id, params=[Param(name, str(value)) for name, value in vars(config).items()])
         self.client.update_run(self.id, status="RUNNING")
 
@@ -230,30 +228,30 @@ def scores_of(record: dict[str, float]) -> dict[str, float]:
 
 
 def is_installed(package: str) -> bool:
-    """Whether a package can be imported. A folder of that name, such as a tracker's own output folder,
-    does not count."""
+    """Returns whether a package is installed. A folder with its name, such as a tracker's output folder, does not
+    count."""
     spec = importlib.util.find_spec(package)
     return spec is not None and spec.origin is not None
 
 
 def chosen_trackers(config: Config, trackers: Sequence[Any] = TRACKERS) -> list[Any]:
-    """The trackers of --report_to, and those without a name. A trial run (--debug) is not reported to services.
+    """Returns the trackers named in --report_to, and those without a name. With --debug, only TensorBoard is used.
 
-    Raises UserError for an unknown name, or a package that is not installed.
+    Raises UserError for unknown names, and for packages that are not installed.
     """
     named = {kind.name: kind for kind in (*TRACKERS, *trackers) if hasattr(kind, "name")}
-    wanted = {name.strip().lower() for name in config.report_to.split(",")} - {""}
-    for name in sorted(wanted - {"all", "none"}):
+    chosen = {name.strip().lower() for name in config.report_to.split(",")} - {""}
+    for name in sorted(chosen - {"all", "none"}):
         if name not in named:
             raise UserError(
                 f"--report_to={name} must be one of {', '.join(named)}, all, none{similar(name, named, '')}"
             )
         if not is_installed(named[name].package):
             raise UserError(f"--report_to={name} needs a package: pip install {named[name].package}")
-    if "none" in wanted and len(wanted) > 1:
+    if "none" in chosen and len(chosen) > 1:
         raise UserError(f"--report_to={config.report_to}: none cannot be combined with other trackers")
-    if "all" in wanted:
-        wanted = {name for name, kind in named.items() if is_installed(kind.package)}
+    if "all" in chosen:
+        chosen = {name for name, kind in named.items() if is_installed(kind.package)}
     if config.debug:
-        wanted &= {"tensorboard"}
-    return [kind for kind in trackers if getattr(kind, "name", None) in {*wanted, None}] if wanted - {"none"} else []
+        chosen &= {"tensorboard"}
+    return [kind for kind in trackers if getattr(kind, "name", None) in {*chosen, None}] if chosen - {"none"} else []

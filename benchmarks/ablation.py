@@ -4,15 +4,15 @@
     --options="--use_crf"
 
 A variant is a name in VARIANTS, an option of main.py such as `lr=5e-4`, or several of these joined by `+`. Each run is
-a process of main.py. Finished runs have a line in runs.csv in --results and are not repeated: if restarted, the script
-continues, and an interrupted run resumes from its checkpoint. A run is identified by the bytes of its data and model
-and by all options that change its result, but not by the code: after a code change, use another --results. The script
-prints and writes to summary.csv the mean ± standard deviation of each score, the difference from the baseline over the
-same seeds with a confidence interval, and the cost in time. It draws differences.png if matplotlib is installed. Choose
-a variant on dev; test shows its gain.
+a process of main.py. Finished runs have a row in runs.csv in --results and are not repeated: if the script is
+restarted, it continues, and an interrupted run resumes from its checkpoint. A run is identified by the content of its
+data and model and by all options that affect its result, but not by the code: after a code change, use another
+--results. The script prints, and writes to summary.csv, the mean ± standard deviation of each score, the difference
+from the baseline over the same seeds with a confidence interval, and the time. It draws differences.png if matplotlib
+is installed. Choose a variant on dev; test shows its gain.
 
-With 95 % intervals, about one comparison in twenty is significant by chance, although nothing differs:
-`--false_positives` shows this on the stored scores of the baseline. Expect such cases if you compare many variants.
+With 95 % intervals, about one comparison in twenty is significant by chance. `--false_positives` measures this on the
+stored scores of the baseline. Expect such cases if you compare many variants.
 """
 
 import argparse
@@ -59,7 +59,7 @@ VARIANTS = {
 
 
 def false_positives(scores, seeds, rounds=2000):
-    """Returns how often two groups drawn from the same scores differ significantly."""
+    """Returns how often two samples drawn from the same scores differ significantly."""
     rng = np.random.default_rng(0)
     drawn = rng.choice(np.asarray(scores, dtype=float), (rounds, 2, seeds))
     return sum(verdict(interval(one - other)) == "significant" for one, other in drawn) / rounds
@@ -77,8 +77,8 @@ def flags_of(variant, options):
 
 
 def settings(variant, options):
-    """Returns {option: value} of a variant's runs, as text, without options that do not change the result or whose
-    switch is off. Reports errors in one line, before anything runs."""
+    """Returns {option: value as text} of a variant's runs, without options that do not affect the result. Raises
+    UserError for invalid variants, before anything runs."""
     config = parse_args(Config, ["--pretrain_model_path", options.pretrain_model_path, *flags_of(variant, options)])
     if idle := config.unused_options():
         raise UserError(f"{variant}: {idle[0]}")
@@ -92,8 +92,8 @@ def settings(variant, options):
 
 
 class Runs:
-    """The finished runs (as in runs.csv) and the active runs. keys: {variant: options and checksums that identify its
-    runs}."""
+    """The finished runs (the rows of runs.csv) and the active runs. keys: {variant: options and checksums that identify
+    its runs}"""
 
     def __init__(self, path, keys):
         self.path, self.keys, self.lock, self.children, self.stopped = path, keys, threading.Lock(), set(), False
@@ -156,7 +156,7 @@ def run(variant, seed, options, runs):
     scores = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
     row = {"variant": variant, "seed": str(seed)} | runs.keys[variant]
     row |= {"seconds": f"{child.seconds:.1f}", "cpu_seconds": f"{child.cpu_seconds:.3f}"} if fresh else {}
-    row |= {f"{part}_{score}": repr(value) for part in scores for score, value in scores[part].items()}
+    row |= {f"{split}_{score}": repr(value) for split in scores for score, value in scores[split].items()}
     runs.add(row)
     shutil.rmtree(folder)
 
@@ -165,12 +165,12 @@ def run(variant, seed, options, runs):
 
 
 def summary(runs, variants, seeds, options):
-    """Returns (scores, parts, [{column: value}] for each variant). All runs must be done."""
+    """Returns (scores, splits, [{column: value}] with one row per variant). All runs must be done."""
     base, found = runs.of("baseline", seeds), []
-    parts = [
-        part
-        for part in ("dev", "test")
-        if any(column.startswith(f"{part}_") and value for column, value in base[0].items())
+    splits = [
+        split
+        for split in ("dev", "test")
+        if any(column.startswith(f"{split}_") and value for column, value in base[0].items())
     ]
     names = options.scores or [
         name
@@ -180,8 +180,8 @@ def summary(runs, variants, seeds, options):
     for variant in variants:
         rows = runs.of(variant, seeds)
         line = {"variant": variant, "runs": len(rows)}
-        for part, name in itertools.product(parts, names):
-            column = f"{part}_{name}"
+        for split, name in itertools.product(splits, names):
+            column = f"{split}_{name}"
             values = [100 * float(row[column]) for row in rows]
             line |= {
                 f"{column}_mean": statistics.mean(values),
@@ -203,16 +203,16 @@ def summary(runs, variants, seeds, options):
         cost, of_base = ([float(row[clock]) for row in each if row.get(clock)] for each in (rows, base))
         line["time_ratio"] = statistics.median(cost) / statistics.median(of_base) if cost and of_base else ""
         found.append(line)
-    return names, parts, found
+    return names, splits, found
 
 
-def table(part, names, lines):
-    """Formats the summary of a part as Markdown."""
+def table(split, names, lines):
+    """Formats the summary of a split as Markdown."""
     rows = [f"| variant | {' | '.join(names)} | time |", "| --- |" + " --- |" * (len(names) + 1)]
     for line in lines:
         cells = []
         for name in names:
-            column = f"{part}_{name}"
+            column = f"{split}_{name}"
             cell = f"{line[f'{column}_mean']:.2f} ± {line[f'{column}_std']:.2f}"
             if f"{column}_difference" in line:
                 cell += f"; {line[f'{column}_difference']:+.2f}"
@@ -225,8 +225,8 @@ def table(part, names, lines):
     return "\n".join(rows)
 
 
-def plot(path, part, names, lines):
-    """Plots the differences from the baseline with their intervals."""
+def plot(path, split, names, lines):
+    """Plots the differences from the baseline with their confidence intervals."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -235,13 +235,13 @@ def plot(path, part, names, lines):
     figure = Figure(figsize=(4 * len(names), 1 + 0.4 * len(lines)), layout="constrained")
     for axis, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names):
         for height, line in enumerate(reversed(lines)):
-            middle, low, high = (line[f"{part}_{name}_{what}"] for what in ("difference", "low", "high"))
+            middle, low, high = (line[f"{split}_{name}_{what}"] for what in ("difference", "low", "high"))
             if low != "":
                 axis.plot([low, high], [height, height], color="tab:blue")
             axis.plot([middle], [height], "o", color="tab:blue")
         axis.axvline(0, color="gray", linewidth=0.8)
         axis.set_yticks(range(len(lines)), [line["variant"] for line in reversed(lines)])
-        axis.set_title(f"{part} {name}, points")
+        axis.set_title(f"{split} {name}, points")
     figure.savefig(path, dpi=120)
 
 
@@ -256,11 +256,11 @@ def main(argv=None):
     parser.add_argument(
         "--options",
         default="",
-        help="options of main.py for all runs, the baseline too, such as '--use_crf --epochs 5'",
+        help="options of main.py for all runs, including the baseline, such as '--use_crf --epochs 5'",
     )
     parser.add_argument("--scores", nargs="*", help="scores to compare (default: accuracies and F1)")
-    parser.add_argument("--jobs", type=int, default=1, help="parallel runs; their cost is then CPU time")
-    parser.add_argument("--work", default="output/ablation", help="folder of unfinished runs")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel runs; with several, CPU time is compared")
+    parser.add_argument("--work", default="output/ablation", help="folder for unfinished runs")
     parser.add_argument(
         "--results", default="", help="folder of runs.csv, summary.csv and differences.png (default: --work)"
     )
@@ -296,27 +296,27 @@ def compare(options, runs, results, variants, seeds):
                 for job in jobs:
                     job.result()
                     bar.update()
-            except BaseException:  # Ctrl-C too: running processes save and exit, waiting ones do not start
+            except BaseException:  # also Ctrl-C: active runs save and exit, pending ones do not start
                 runs.stop()
                 pool.shutdown(cancel_futures=True)
                 raise
     if len(runs.of("baseline", seeds)) < len(seeds):
-        raise UserError(f"{runs.path} has no baseline with these data, model, options and seeds yet")
-    names, parts, lines = summary(runs, variants, seeds, options)
-    part = parts[-1]
+        raise UserError(f"{runs.path} has no baseline runs with these data, model, options and seeds yet")
+    names, splits, lines = summary(runs, variants, seeds, options)
+    split = splits[-1]
     if options.false_positives:
         for name in names:
-            scores = [float(row[f"{part}_{name}"]) for row in runs.of("baseline", seeds)]
+            scores = [float(row[f"{split}_{name}"]) for row in runs.of("baseline", seeds)]
             print(
                 f"{name}: significant in {false_positives(scores, options.seeds):.1%} of comparisons of the "
                 "baseline with itself"
             )
         return
     write_csv(results / "summary.csv", lines)
-    plot(results / "differences.png", part, names, lines)
+    plot(results / "differences.png", split, names, lines)
     print(f"\nmean ± standard deviation over {options.seeds} seeds; difference from the baseline [95 % interval]")
-    for part in parts:
-        print(f"\n{part}:\n\n{table(part, names, lines)}")
+    for split in splits:
+        print(f"\n{split}:\n\n{table(split, names, lines)}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 DIR contains atis/ (train, dev, test) and cais/ (train, valid, test), in any format that data_process.py reads; MODEL is
 an English encoder. Runs that are finished in FOLDER are not trained again. Settings: ATIS intents and slots jointly
 (limited epochs), the same with eight texts per intent, CAIS and the sample from scratch. "ECE by chance" is the ECE of
-perfect probabilities on the same number of answers, so no method can be expected to fall below it.
+perfectly calibrated probabilities on the same number of predictions, a lower bound for every method.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-SETTINGS = {  # {name: (data folder, whether it starts from MODEL, texts per intent, options)}
+SETTINGS = {  # {name: (data folder, whether to start from MODEL, texts per intent, options)}
     "sample": ("sample", False, 0, ""),
     "atis_8": ("atis", True, 8, ""),
     "cais": ("cais", False, 0, "--epochs 5"),
@@ -39,7 +39,7 @@ def call(*words):
 
 
 def prepare(name, data, work):
-    """Processes the data of a setting once. Returns its folder."""
+    """Processes the data of a setting, unless this is done. Returns the processed folder."""
     source, folder = SETTINGS[name][0], work / "data" / SETTINGS[name][0]
     if not (folder / "labels.json").exists():
         call("data_process.py", "--input", data / source if source != "sample" else ROOT / "dataset/sample_raw",
@@ -48,8 +48,7 @@ def prepare(name, data, work):
 
 
 def few(folder, shots, seed, work):
-    """Creates a folder with `shots` training texts per intent, drawn with this seed. Keeps dev and test. Returns its
-    path."""
+    """Creates a folder with `shots` random training texts per intent, and the full dev and test. Returns its path."""
     target = work / "data" / f"{folder.name}_{shots}_{seed}"
     target.mkdir(exist_ok=True)
     for path in folder.glob("*.json*"):
@@ -80,7 +79,7 @@ def train(name, seed, options):
 
 
 def mean_of_words(trainer, loader, predictions):
-    """Returns, per text, a list of the former entity probabilities: the mean softmax probability of the words' tags."""
+    """Returns the entity probabilities of earlier versions, one list per text: the mean over an entity's words."""
     import torch
 
     from engine.task.words import entities_in
@@ -99,7 +98,8 @@ def mean_of_words(trainer, loader, predictions):
 
 
 def evaluate(run, folder, target=0.95):
-    """Fits the temperatures on dev, as training does, and scores test. Returns {figure: value}, stored with the run."""
+    """Fits the temperatures on dev, like training does, and scores test. Returns {metric: value}, stored in the run
+    folder."""
     path = run / "calibration.json"
     if path.exists():
         return json.loads(path.read_text())
@@ -114,18 +114,18 @@ def evaluate(run, folder, target=0.95):
 
     config = Config(do_eval=True, device="cpu", data_path=str(folder), precision="fp32")
     trainer, featurizer = load_trained(run / "checkpoints/best", config, torch.device("cpu"))
-    loaders = {part: MyDataLoader(MyDataset(folder / f"{part}.jsonl", featurizer), 64) for part in ("dev", "test")}
+    loaders = {split: MyDataLoader(MyDataset(folder / f"{split}.jsonl", featurizer), 64) for split in ("dev", "test")}
     trainer.eval(loaders["dev"], calibrate=True)
     kinds, heads = report_kinds(trainer.tasks, metrics), trainer.model.output_layer.heads
     result = {f"{name}_temperature": float(head.temperature) for name, head in heads.items()}
-    parts = {part: trainer.eval(loader, keep_averages="texts") for part, loader in loaders.items()}
-    test = parts["test"]
+    splits = {split: trainer.eval(loader, keep_averages="texts") for split, loader in loaders.items()}
+    test = splits["test"]
     result |= test.scores
     decisions = {}
-    for part, found in parts.items():
+    for split, found in splits.items():
         for name, kind in kinds.items():
             columns = found.gold[name], found.predictions.labels[name], found.predictions.probabilities[name]
-            decisions[part, name] = [pair for row in zip(*columns) for pair in uncertainty.answers_of(kind, *row)]
+            decisions[split, name] = [pair for row in zip(*columns) for pair in uncertainty.answers_of(kind, *row)]
     for name in kinds:
         result[f"{name}_ece_perfect"] = of_perfect([p for p, _ in decisions["test", name]])
         threshold = uncertainty.lowest_threshold(decisions["dev", name], target)
@@ -142,7 +142,7 @@ def evaluate(run, folder, target=0.95):
 
 
 def of_perfect(confidences, times=200):
-    """Returns the mean ECE of answers that are correct exactly as often as these confidences say: ECE by chance."""
+    """Returns the mean ECE of simulated, perfectly calibrated predictions with these confidences: ECE by chance."""
     import numpy as np
 
     from engine.predict.uncertainty import calibration
@@ -154,7 +154,7 @@ def of_perfect(confidences, times=200):
 
 
 def paired(values, others):
-    """Formats the mean of the differences with a 95 % interval (Student's t)."""
+    """Formats the mean difference with its 95 % interval (Student's t)."""
     import numpy as np
     from scipy import stats
 
@@ -166,7 +166,7 @@ def paired(values, others):
 
 
 def show(results):
-    """Prints the tables. results: {setting: [figures of each run]}"""
+    """Prints the tables. results: {setting: [metrics of each run]}"""
     import numpy as np
 
     names = "data task seeds score T ECE,before ECE,after difference ECE,by,chance NLL,before NLL,after"
@@ -185,13 +185,13 @@ def show(results):
                 means["ece_perfect"],
             ]
             print("| " + " | ".join(map(str, [*cells, means["nll_untempered"], means["nll"]])) + " |")
-    print("\n| data | answers | entities | ECE, mean of words | ECE, whole span | difference |")
+    print("\n| data | task | entities | ECE, mean of words | ECE, whole span | difference |")
     print("| --- " * 6 + "|")
     for name, runs in results.items():
         old, new = ([run[key] for run in runs] for key in ("slots_ece_old", "slots_ece"))
         cells = name, "slots", sum(len(run["entities"]) for run in runs), f"{np.mean(old):.4f}", f"{np.mean(new):.4f}"
         print("| " + " | ".join(map(str, [*cells, paired(new, old)])) + " |")
-    print("\n| data | probability | entities, mean of words | right | entities, whole span | right |")
+    print("\n| data | probability | entities, mean of words | correct | entities, whole span | correct |")
     print("| --- " * 6 + "|")
     for name, runs in results.items():
         pairs = np.array([pair for run in runs for pair in run["entities"]], float)
@@ -201,7 +201,7 @@ def show(results):
                 inside = (pairs[:, side] > low) & (pairs[:, side] <= high)
                 cells += [str(inside.sum()), f"{pairs[inside, 2].mean():.3f}" if inside.any() else ""]
             print("| " + " | ".join(cells) + " |")
-    print("\n| data | task | precision .95 reached on dev | of these on test | test coverage | test precision |")
+    print("\n| data | task | precision .95 reached on dev | also on test | test coverage | test precision |")
     print("| --- " * 6 + "|")
     for name, runs in results.items():
         for task in ("intent", "slots"):

@@ -1,12 +1,12 @@
-"""When a label is added, does a run that starts from a trained run (--init_from) beat a run from scratch?
+"""Does a run initialised from a trained run (--init_from) beat a run from scratch, after a label was added?
 
     python benchmarks/continued.py [--label watch_movie] [--seeds 1 2 3 4 5] [--epochs 2 10] [--rates 1]
 
-For each seed, a first run is trained on the sample without the rows of one label. Then the label is added. On all rows,
-a run from scratch and a run with --init_from are trained for the same number of epochs; another run with --init_from
-sees only the rows of the new label and a few rows of each old label. Prints for each run, on the test part: the
-accuracy on rows with old labels, the recall of the new label, slot F1 and sentence accuracy, and the paired differences
-over seeds. --rates: learning rates of the continued runs, as multiples of the first run's rate.
+For each seed, a first run is trained on the sample without the rows of one label. Then the label is added. A run from
+scratch and a run with --init_from are trained on all rows for the same number of epochs. Another run with --init_from
+is trained only on the rows of the new label and a few rows of each old label. Prints for each run, on the test split:
+the accuracy on rows with old labels, the recall of the new label, slot F1 and sentence accuracy, and the paired
+differences over seeds. --rates: learning rates of the continued runs, as multiples of the first run's learning rate.
 """
 
 import argparse
@@ -29,20 +29,20 @@ from data_process import make_sample
 from engine.train.initial import inherit_run_options
 from main import build_trainer, load_data
 
-FEW = 5  # rows of each old label in the run that sees almost only the new label
+FEW = 5  # rows per old label in the run on the rows of the new label
 SIZE = dict(hidden_size=128, num_layers=2, device="cpu", do_train=True, early_stop_patience=0)
 
 
 def write_folder(folder, source, keep):
-    """Writes a processed folder with the rows of `source` that keep(row, part) selects, and with their labels."""
+    """Writes a processed folder with the rows of `source` that keep(row, split) selects, and with their labels."""
     folder.mkdir(parents=True)
     tasks = json.loads((source / "labels.json").read_text(encoding="utf-8"))
-    for part in ("train", "dev", "test"):
-        rows = [json.loads(line) for line in (source / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()]
-        rows = [row for row in rows if keep(row, part)]
+    for split in ("train", "dev", "test"):
+        rows = [json.loads(line) for line in (source / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows = [row for row in rows if keep(row, split)]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (folder / f"{part}.jsonl").write_text(text, encoding="utf-8")
-        if part == "train":
+        (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
+        if split == "train":
             intents, tags = Counter(row["intent"] for row in rows), Counter(tag for row in rows for tag in row["slots"])
     for name, counts in (("intent", intents), ("slots", tags)):
         labels = [label for label in tasks[name]["labels"] if counts[label]]
@@ -51,18 +51,18 @@ def write_folder(folder, source, keep):
 
 
 def few_old_rows(label):
-    """Returns keep(row, part) for `write_folder`: in train, all rows of a label and a few of each other label."""
+    """Returns keep(row, split) for `write_folder`, which selects only a few rows of other labels in train."""
     seen = Counter()
 
-    def keep(row, part):
-        seen[row["intent"]] += part == "train"
-        return part != "train" or row["intent"] == label or seen[row["intent"]] <= FEW
+    def keep(row, split):
+        seen[row["intent"]] += split == "train"
+        return split != "train" or row["intent"] == label or seen[row["intent"]] <= FEW
 
     return keep
 
 
 def trained_on(data, name, seed, work, **options):
-    """Trains a run as main.py does. Returns (trainer with the best weights, featurizer)."""
+    """Trains a run like main.py. Returns (trainer with the best weights, featurizer)."""
     options = SIZE | dict(data_path=str(data), output_dir=str(work / "output"), random_seed=seed) | options
     config = inherit_run_options(Config(model_version=f"{name}-{seed}", **options))
     config.run_dir.mkdir(parents=True)
@@ -75,13 +75,13 @@ def trained_on(data, name, seed, work, **options):
 
 
 def scores_of(trained, path, label):
-    """Returns the SCORES of a trained run on a file of rows."""
+    """Scores a trained run on a file of rows. Returns the SCORES in %."""
     trainer, featurizer = trained
     found = trainer.eval(MyDataLoader(MyDataset(path, featurizer), 64))
     pairs = list(zip(found.gold["intent"], found.predicted["intent"]))
-    old = [gold == answer for gold, answer in pairs if gold != label]
-    new = [gold == answer for gold, answer in pairs if gold == label]
-    shares = [100 * sum(right) / len(right) for right in (old, new)]
+    old = [gold == predicted for gold, predicted in pairs if gold != label]
+    new = [gold == predicted for gold, predicted in pairs if gold == label]
+    shares = [100 * sum(correct) / len(correct) for correct in (old, new)]
     return [*shares, 100 * found.scores["slots_f1"], 100 * found.scores["sentence_accuracy"]]
 
 
@@ -108,7 +108,7 @@ def compare(options, work):
                 at = "" if len(options.rates) == 1 else f", {rate:g} of the rate"
                 start = {"init_from": str(run)} | ({} if rate == 1 else {"lr": rate * lr})
                 runs[f"--init_from, {epochs} epochs{at}"] = (sample, start)
-                runs[f"--init_from, {epochs} epochs, {FEW} old rows a label{at}"] = (work / "few", start)
+                runs[f"--init_from, {epochs} epochs, {FEW} rows per old label{at}"] = (work / "few", start)
             for name, (data, flags) in runs.items():
                 trained = trained_on(data, name.replace(" ", ""), seed, work, epochs=epochs, **flags)
                 scores = scores_of(trained, sample / "test.jsonl", options.label)

@@ -6,10 +6,9 @@
 
 Creates files of short random rows and processes each in a separate process, alternating between versions. Prints for
 the fastest of --rounds: rows per second; the peak memory of all processes, with shared pages counted once (proportional
-set sizes; pages shared with other programs count in part) and counted in each process (resident set sizes, an upper
-bound); the peak of the largest process; and the peak temporary disk use (unlinked files), as a share of the input.
-Linux only. CPU seconds are summed over all processes; on a busy machine, they are more reliable than wall-clock
-seconds.
+set size) and counted in each process (resident set size, an upper bound); the peak of the largest process; and the peak
+temporary disk use (unlinked files), as a share of the input. Linux only. CPU seconds are summed over all processes; on
+a busy machine, they are more reliable than wall-clock seconds.
 """
 
 import argparse
@@ -32,7 +31,7 @@ WORDS = (
 
 
 def write_csv(path, rows):
-    """Writes texts of five to nine words and a number, with one of eight classes."""
+    """Writes random texts of five to nine words and a number, each with one of eight classes."""
     rng = random.Random(1)
     with open(path, "w", encoding="utf-8") as file:
         file.write("text,label\n")
@@ -42,7 +41,7 @@ def write_csv(path, rows):
 
 
 def write_jsonl(path, rows):
-    """Writes five to nine tokens with an entity of two words, and one of four intents."""
+    """Writes random rows of five to nine tokens, with an entity of two words and one of four intents."""
     rng = random.Random(2)
     with open(path, "w", encoding="utf-8") as file:
         for _ in range(rows):
@@ -56,7 +55,7 @@ WRITERS = {"csv": write_csv, "jsonl": write_jsonl}
 
 
 class Watch(threading.Thread):
-    """Samples a process and its children ten times a second: their memory and their unlinked files."""
+    """Samples the memory and unlinked files of a process and its children ten times a second."""
 
     def __init__(self, pid):
         super().__init__(daemon=True)
@@ -96,7 +95,7 @@ def nameless_files(pid):
 
 
 def measure(checkout, source, output):
-    """Returns {figure: value} of one run."""
+    """Processes a file once. Returns {measurement: value}."""
     shutil.rmtree(output, ignore_errors=True)
     command = [sys.executable, checkout / "data_process.py", "--input", source, "--output_dir", output]
     environment = {**os.environ, "TQDM_DISABLE": "1"}
@@ -121,7 +120,7 @@ def measure(checkout, source, output):
 
 
 def same(first, second):
-    """Returns True if two processed folders contain the same bytes."""
+    """Returns whether the files in two processed folders are identical."""
     names = [sorted(path.name for path in folder.iterdir() if path.is_file()) for folder in (first, second)]
     return names[0] == names[1] and all((first / n).read_bytes() == (second / n).read_bytes() for n in names[0])
 
@@ -154,7 +153,7 @@ def main():
                     share = f"{best['disk'] / source.stat().st_size:.2f}"
                     print(f"| {name} | {rows:,} | {version} | {speed} | {cpu} | {memory} | {share} |", flush=True)
                 if len(versions) == 2:
-                    print(f"the same bytes: {same(*(folder / version for version in versions))}", flush=True)
+                    print(f"identical output: {same(*(folder / version for version in versions))}", flush=True)
 
 
 if __name__ == "__main__":

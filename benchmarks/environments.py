@@ -1,11 +1,11 @@
 """Runs a small part of the tests in environments with other versions of Python, transformers and datasets.
 
-    python benchmarks/environments.py                     all of ENVIRONMENTS, on every Python 3.10 to 3.13 on the PATH
-    python benchmarks/environments.py --only oldest       one of them on this Python, as .ci/run does
-    python benchmarks/environments.py --output table.md   also writes the table of outcomes to a file
+    python benchmarks/environments.py                     all ENVIRONMENTS, for every Python 3.10 to 3.13 on the PATH
+    python benchmarks/environments.py --only oldest       one of them for this Python, like .ci/run
+    python benchmarks/environments.py --output table.md   also writes the table of results to a file
 
 Environments for this Python share its torch and all other packages that they do not replace. Environments for another
-Python are complete, with the versions of constraints.txt. Each takes one to a few minutes.
+Python are complete, with the versions in constraints.txt. Each environment takes a few minutes.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ ENVIRONMENTS = {
     "newest": [],
 }
 SMOKE = (
-    # train, evaluate, predict, resume
+    # training, evaluation, prediction, resuming
     "test_gpu.py::test_a_run_on_the_device_gives_the_same_answers_on_the_cpu[cpu]",
     "test_trainer.py::test_evaluation_in_training_equals_evaluation_of_the_saved_best_in_a_new_process",
     "test_trainer.py::test_a_run_that_stops_after_any_step_ends_with_the_same_bytes[options2]",
-    # a pretrained folder, the code path of a GPU, LoRA, gradient checkpointing, decoders
+    # pretrained models, the GPU code path, LoRA, gradient checkpointing, decoders
     "test_model_utils.py::test_a_pretrained_folder_loads_its_weights_and_grows_for_special_tokens",
     "test_model_utils.py::test_the_mask_of_a_gpu_gives_what_the_plain_one_gives",
     "engine/test_lora.py::test_a_resumed_run_ends_with_equal_bytes[BERT-gradient checkpointing]",
@@ -60,20 +60,21 @@ SMOKE = (
 )
 
 
-def make(folder: Path, python: str, wanted: list[str]) -> str:
+def make(folder: Path, python: str, packages: list[str]) -> str:
     """Creates an environment with these packages. Returns its Python."""
     made, own = folder / "bin/python", python == sys.executable
     subprocess.run([python, "-m", "venv", *(["--without-pip"] if own else []), folder], check=True)
     if own:
         shared = "\n".join(path for path in sys.path if path.endswith("-packages"))
         (next(folder.glob("lib/python*/site-packages")) / "shared.pth").write_text(shared)
-        pip, wanted = [sys.executable, "-m", "pip", "--python", made], [*wanted, f"torch=={version_of('torch')}"]
+        pip, packages = [sys.executable, "-m", "pip", "--python", made], [*packages, f"torch=={version_of('torch')}"]
     else:
-        names, kept = {word.partition("=")[0] for word in wanted}, folder / "constraints.txt"
+        names, kept = {package.partition("=")[0] for package in packages}, folder / "constraints.txt"
         tested = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines(keepends=True)
         kept.write_text("".join(line for line in tested if line.partition("=")[0] not in names))
-        pip, wanted = [made, "-m", "pip"], [*wanted, "-c", kept, *(word for path in FILES for word in ("-r", path))]
-    subprocess.run([*pip, "install", "--quiet", "--disable-pip-version-check", *wanted], check=True)
+        packages = [*packages, "-c", kept, *(word for path in FILES for word in ("-r", path))]
+        pip = [made, "-m", "pip"]
+    subprocess.run([*pip, "install", "--quiet", "--disable-pip-version-check", *packages], check=True)
     return str(made)
 
 
@@ -93,8 +94,14 @@ def smoke(python: str) -> tuple[list[str], str, bool]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(ENVIRONMENTS), metavar="NAME", help="on this Python only")
-    parser.add_argument("--output", help="file for the table")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(ENVIRONMENTS),
+        metavar="NAME",
+        help="environments to test, on this Python only",
+    )
+    parser.add_argument("--output", help="file to write the table to")
     options = parser.parse_args()
     pythons = {HERE: sys.executable}
     for minor in range(10, 14) if not options.only else ():
@@ -108,7 +115,7 @@ def main() -> int:
                 try:
                     versions, outcome, passed = smoke(make(Path(folder), python, ENVIRONMENTS[name]))
                 except subprocess.CalledProcessError as error:
-                    versions, outcome, passed = [name, *ENVIRONMENTS[name]], f"not made: {error}", False
+                    versions, outcome, passed = [name, *ENVIRONMENTS[name]], f"not installed: {error}", False
             fine &= passed
             lines.append(f"| {number} | {' | '.join((versions + [''] * len(SHOWN))[: len(SHOWN)])} | {outcome} |")
             print(lines[-1], flush=True)

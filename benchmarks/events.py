@@ -1,20 +1,20 @@
-"""Generates texts with events whose mentions are known, and compares ways to store events as pairs of spans.
+"""Generates texts with annotated events, and compares ways to store events as relations between spans.
 
     python benchmarks/events.py --language en --number 1500 --output_file events.jsonl
     python data_process.py --input events.jsonl --output_dir dataset/events
     python main.py --do_train --do_eval --data_path dataset/events --hidden_size 64 --num_layers 2 --lr 2e-3
 
 A text has one to three of the sentences below: events with the same argument, an argument with two roles, nested
-arguments, several events of one trigger, and events without a trigger. Prints the share of events that are recovered
-after storing them: of all events, of events in texts with several events of one type, and of random events that share
-most of their mentions:
+arguments, several events of one trigger, and events without a trigger. For each way of storing events, prints the share
+of events that are recovered: of all events, of events in texts with several events of one type, and of random events
+that share most of their mentions:
 
-    trigger   as relations from the trigger to the arguments (events without a trigger: from the first argument)
-    anchor    as in data_process.py: from the mention that separates the events (preprocess/labels/events.py)
-    clique    as relations between all mentions of an event, read as the maximal cliques of each type (GPLinker for
+    trigger   relations from the trigger to the arguments (events without a trigger: from the first argument)
+    anchor    relations from the mention that separates the events, as in preprocess/labels/events.py
+    clique    relations between all mentions of an event, decoded as the maximal cliques of each type (GPLinker for
               events, Su, 2022, kexue.fm/archives/8926)
 
---train FOLDER trains on the generated events, stored in each way, and prints the F1 on test:
+--train FOLDER trains a model on the generated events stored in each way, and prints the F1 on test:
 
     python benchmarks/events.py --train /tmp/events --epochs 20 --lr 2e-3 --hidden_size 64 --num_layers 2 \\
         --batch_size 16 --max_length 96
@@ -69,7 +69,7 @@ POOLS = {
     },
 }
 HIRE, LOAN = ("employer", "person", "time"), ("borrower", "amount", "month")
-# (template, [(type, trigger or None, {role: slots})]); a slot is the name of a pool and a number; [slot …] is a span
+# (template, [(type, trigger or None, {role: slots})]). A slot is the name of a pool and a number; [slot …] is a span
 # that contains other slots
 SENTENCES = {
     "en": [
@@ -146,7 +146,7 @@ SENTENCES = {
 
 
 def filled(template, events, pools, draw):
-    """Fills a template with different values for the slots of a pool. Returns (text, events)."""
+    """Fills the slots of a template with distinct values from their pools. Returns (text, events)."""
     names = re.findall(r"{(\w+)}", template)
     by_pool = defaultdict(list)
     for name in names:
@@ -213,7 +213,7 @@ def row_of(text, events):
 
 
 def shared_mentions(number, seed=0):
-    """Yields ("", events), like `texts_of`: two to four events of one type, with arguments drawn from a few places."""
+    """Yields ("", events) like `texts_of`: two to four events of one type, with arguments drawn from a few places."""
     draw = random.Random(seed)
     for _ in range(number):
         triggers = draw.choice([[(0, 1)] * 4, [(i, i + 1) for i in range(4)], [None] * 4])
@@ -224,7 +224,7 @@ def shared_mentions(number, seed=0):
         yield "", [event for event in events if event[1] or event[2]]
 
 
-# ---- ways to store events as items (first and last place of a mention and of another one, name), and to read them ----
+# ---- ways to store events as items (first and last token of two mentions, name), and to read them --------------------
 
 
 def mentions_of(events, place_of=lambda place: place):
@@ -236,7 +236,7 @@ def mentions_of(events, place_of=lambda place: place):
 
 
 def by_trigger(events, order):
-    """Stores events as items from the trigger (or else the first argument) to all mentions."""
+    """Stores events as items from the trigger, or from the first argument if there is none, to all mentions."""
     items = set()
     for _, mentions in events:
         in_order = sorted(mentions, key=lambda mention: (ROLE in mention[0], *mention[1]))
@@ -245,13 +245,13 @@ def by_trigger(events, order):
 
 
 def of_anchors(items):
-    """Reads events from items that start at anchors. Returns them in the form of `mentions_of`."""
+    """Reads events from items that start at anchors. Returns them in the format of `mentions_of`."""
     found = [(event.type, (*event.triggers, *event.arguments)) for event in events_in(items)]
     return {(kind, frozenset((items[i][4], tuple(items[i][2:4])) for i in numbers)) for kind, numbers in found}
 
 
 def by_clique(events, order):
-    """Stores each mention with itself and its label, and with every other mention of its event and the event type."""
+    """Stores items from each mention to itself (named by its label) and to all others of its event (by the type)."""
     items = set()
     for kind, mentions in events:
         items |= {(*place, *place, label if ROLE in label else label + ROLE) for label, place in mentions}
@@ -261,7 +261,7 @@ def by_clique(events, order):
 
 
 def of_cliques(items):
-    """Reads events as the maximal cliques of each type, where mentions are linked in both directions."""
+    """Reads events as the maximal cliques of each type. Mentions are adjacent if linked in both directions."""
     nodes, links, found = defaultdict(set), set(), set()
     for *places, label in items:
         one, other = tuple(places[:2]), tuple(places[2:])
@@ -287,7 +287,7 @@ WAYS = {  # name: (events -> items, items -> events, kind of the task)
 
 
 def shares(texts):
-    """Returns {way: (share of all events that are recovered, share in texts with several events of their type)}."""
+    """Returns {way: (recovered share of all events, recovered share in texts with several events of one type)}."""
     texts = [mentions_of(events) for _, events in texts]
     order, result = ranking(texts), {}
     for name, (store, read, _) in WAYS.items():
@@ -316,30 +316,30 @@ def token_place(text, place, language):
 
 
 def trained(language, way, seed, folder, flags):
-    """Trains on events stored in one way. Returns (F1 of arguments, F1 of whole events) on test against true events."""
+    """Trains on events stored in one way. Returns (F1 of arguments, F1 of whole events) on test."""
     store, read, kind = WAYS[way]
     texts = {
-        part: [
+        split: [
             (tokens_of(text, language), mentions_of(events, partial(token_place, text, language=language)))
             for text, events in texts_of(language, number, seed + more)
         ]
-        for part, number, more in (("train", 1500, 0), ("dev", 300, 1000), ("test", 400, 2000))
+        for split, number, more in (("train", 1500, 0), ("dev", 300, 1000), ("test", 400, 2000))
     }
     order, names = ranking(events for _, events in texts["train"]), Counter()
     folder.mkdir(parents=True)
-    for part, rows in texts.items():
+    for split, rows in texts.items():
         labels = [store(events, order) for _, events in rows]
-        names.update(item[4] for label in labels for item in label if part == "train")
+        names.update(item[4] for label in labels for item in label if split == "train")
         rows = [{"id": str(n), "tokens": t, "events": x} for n, ((t, _), x) in enumerate(zip(rows, labels))]
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (folder / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8")
+        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
     task = {"type": kind, "labels": sorted(names), "counts": [names[name] for name in sorted(names)]}
     task["unit"] = {"en": "word", "zh": "character"}[language]
     (folder / "labels.json").write_text(json.dumps({"events": task}, ensure_ascii=False), encoding="utf-8")
     own = ["--data_path", folder, "--output_dir", folder / "output", "--model_version", "run", "--random_seed", seed]
     main(parse_args(Config, [*map(str, own), "--do_train", "--do_eval", *flags]))
-    answers = (folder / "output/run/answers/test.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [read([tuple(x) for x in json.loads(line)["answers"]["events"]["predicted"]]) for line in answers]
+    lines = (folder / "output/run/answers/test.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [read([tuple(x) for x in json.loads(line)["answers"]["events"]["predicted"]]) for line in lines]
     gold = [set(events) for _, events in texts["test"]]
     arguments = [[{m for _, mentions in x for m in mentions if ROLE in m[0]} for x in side] for side in (gold, found)]
     return set_scores(*arguments)["f1"], set_scores(gold, found)["f1"]
@@ -351,7 +351,9 @@ if __name__ == "__main__":
     parser.add_argument("--number", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_file", type=Path)
-    parser.add_argument("--train", type=Path, help="folder for data and runs: trains on each way, with other options")
+    parser.add_argument(
+        "--train", type=Path, help="train a model per way in this folder; further options go to main.py"
+    )
     options, flags = parser.parse_known_args()
     if options.train:
         for way in WAYS:
@@ -367,4 +369,4 @@ if __name__ == "__main__":
         options.output_file.write_text("".join(rows), encoding="utf-8")
     for kind, stored in (("generated", texts), ("shared mentions", shared_mentions(options.number, options.seed))):
         for name, (of_all, several) in shares(stored).items():
-            print(f"{kind}, {name}: {of_all:.4f} of all events, {several:.4f} where a text has several of a type")
+            print(f"{kind}, {name}: {of_all:.4f} of all events, {several:.4f} in texts with several events of a type")

@@ -1,14 +1,14 @@
-"""Classification with a few labels per class: options of this repository, logistic regression and setfit.
+"""Compares few-shot classification methods: options of this repository, logistic regression and setfit.
 
     python benchmarks/few_labels.py --data dataset/atis --pretrain_model_path DIR --work few_labels/atis
     python benchmarks/few_labels.py --data dataset/cais --methods former few_shot --work few_labels/cais
 
-For each number of rows per class and each seed, `data_process.py --shots` draws a sample. All methods get the same
-sample and --dev_rows random rows of dev for choosing the best epoch, and are scored on all of dev and on test. The same
-seed is used for the sample and the training. Runs that are already in --work are not repeated. Prints the mean
-accuracies, the paired differences from the first method with 95 % intervals (Student's t over seeds), and the CPU
-seconds of training, including the start of Python. `logistic` is scikit-learn's logistic regression on the normalised
-mean of the frozen encoder's outputs. `setfit` runs in another environment: --setfit_python (benchmarks/setfit_peer.py).
+For each number of rows per class and each seed, `data_process.py --shots` draws a sample. All methods use the same
+sample, and --dev_rows random rows of dev to choose the best epoch; they are scored on all of dev and on test. The same
+seed is used for the sample and the training. Finished runs in --work are not repeated. Prints the mean accuracies, the
+paired differences from the first method with 95 % intervals (Student's t over seeds), and the CPU seconds of training,
+including the start of Python. `logistic` is scikit-learn's logistic regression on the normalised mean of the frozen
+encoder's outputs. `setfit` runs in another environment: --setfit_python (benchmarks/setfit_peer.py).
 """
 
 import argparse
@@ -45,7 +45,7 @@ def write_rows(path, rows):
 
 
 def run(*command):
-    """Runs a command. Returns its CPU seconds, including its children."""
+    """Runs a command. Returns its CPU seconds, including those of its child processes."""
     environment = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     with open(os.devnull, "w") as quiet:
         process = subprocess.Popen([*map(str, command)], cwd=ROOT, env=environment, stdout=quiet)
@@ -60,34 +60,34 @@ def write_full(options):
     """Writes the rows of the processed folder with only the text and the label of one task."""
     from engine.task.text import text_of
 
-    for part in PARTS:
-        rows = read_rows(options.data / f"{part}.jsonl")
+    for split in PARTS:
+        rows = read_rows(options.data / f"{split}.jsonl")
         kept = [{"id": row["id"], "text": text_of(row), "label": row[options.task]} for row in rows]
-        write_rows(options.work / f"full/{part}.jsonl", [row for row in kept if row["label"] is not None])
+        write_rows(options.work / f"full/{split}.jsonl", [row for row in kept if row["label"] is not None])
 
 
 def sample_of(options, shots, seed):
-    """Returns the processed folder of a sample: K rows per class, --dev_rows rows of dev, all of test."""
+    """Creates the processed folder of a sample: K rows per class, --dev_rows rows of dev, all of test. Returns it."""
     folder = options.work / f"data/{shots}-{seed}"
     if not (folder / "labels.json").exists():
         raw = options.work / f"raw/{shots}-{seed}"
-        for part in PARTS:
-            rows = read_rows(options.work / f"full/{part}.jsonl")
-            if part == "dev" and 0 < options.dev_rows < len(rows):
+        for split in PARTS:
+            rows = read_rows(options.work / f"full/{split}.jsonl")
+            if split == "dev" and 0 < options.dev_rows < len(rows):
                 rows = random.Random(seed).sample(rows, options.dev_rows)
-            write_rows(raw / f"{part}.jsonl", rows)
+            write_rows(raw / f"{split}.jsonl", rows)
         flags = ["--input", raw, "--output_dir", folder, "--shots", shots, "--random_seed", seed]
         run(sys.executable, "data_process.py", *flags, "--label_type", "label=classification")
     return folder
 
 
-def accuracies(answer, options):
-    """Returns {part: accuracy} on all of dev and test. answer: function from texts to labels."""
+def accuracies(predict, options):
+    """Returns {split: accuracy} on all of dev and test. predict: function from texts to labels."""
     scores = {}
-    for part in ("dev", "test"):
-        rows = read_rows(options.work / f"full/{part}.jsonl")
-        found = answer([row["text"] for row in rows])
-        scores[part] = statistics.mean(label == row["label"] for label, row in zip(found, rows))
+    for split in ("dev", "test"):
+        rows = read_rows(options.work / f"full/{split}.jsonl")
+        found = predict([row["text"] for row in rows])
+        scores[split] = statistics.mean(label == row["label"] for label, row in zip(found, rows))
     return scores
 
 
@@ -103,7 +103,7 @@ def run_ours(options, method, data, seed, name):
 
 
 def run_logistic(options, data, name):
-    """Runs logistic regression in a separate process, so that its CPU time can be measured."""
+    """Runs logistic regression in a separate process to measure its CPU time."""
     output = options.work / f"runs/{name}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     seconds = run(sys.executable, __file__, *options.given, "--logistic_on", data, "--output", output)
@@ -111,7 +111,7 @@ def run_logistic(options, data, name):
 
 
 def logistic(options):
-    """Fits and scores logistic regression on the vectors of a frozen encoder, with scikit-learn's defaults."""
+    """Fits and scores scikit-learn's logistic regression, with default options, on a frozen encoder's vectors."""
     import numpy as np
     import torch
     from sklearn.linear_model import LogisticRegression
@@ -142,14 +142,14 @@ def logistic(options):
 
 
 def run_setfit(options, shots, data, seed, name):
-    """Runs setfit, and records its options and steps. Its seconds exclude the scoring."""
+    """Runs setfit, and records its options and steps. The seconds exclude scoring."""
     output = options.work / f"runs/{name}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     full = options.work / f"raw_setfit/{shots}-{seed}"
     sources = {"train": data / "train.jsonl", "tuning": data / "dev.jsonl"}
-    for part in ("train", "tuning", "dev", "test"):
-        rows = read_rows(sources.get(part, options.work / f"full/{part}.jsonl"))
-        write_rows(full / f"{part}.jsonl", [{"text": row["text"], "label": row["label"]} for row in rows])
+    for split in ("train", "tuning", "dev", "test"):
+        rows = read_rows(sources.get(split, options.work / f"full/{split}.jsonl"))
+        write_rows(full / f"{split}.jsonl", [{"text": row["text"], "label": row["label"]} for row in rows])
     extra = options.setfit_options or SETFIT.get(shots, [])
     model = ["--pretrain_model_path", options.pretrain_model_path]
     flags = ["--data", full, *model, "--seed", seed, "--output", output, *extra]
@@ -158,7 +158,7 @@ def run_setfit(options, shots, data, seed, name):
 
 
 def results_of(options):
-    """Returns {(method, shots, seed): scores}. Trains the runs that are missing in results.jsonl."""
+    """Returns {(method, shots, seed): scores}. Trains the runs that are not in results.jsonl."""
     path = options.work / "results.jsonl"
     known = {(row["method"], row["shots"], row["seed"]): row for row in (read_rows(path) if path.exists() else [])}
     for shots in options.shots:
@@ -199,8 +199,8 @@ def print_tables(options, known):
         for method in options.methods:
             rows = {seed: known[method, shots, seed] for seed in options.seeds if (method, shots, seed) in known}
             means = []
-            for part in ("dev", "test"):
-                values = [100 * row[part] for row in rows.values()]
+            for split in ("dev", "test"):
+                values = [100 * row[split] for row in rows.values()]
                 spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
                 means.append(f"{statistics.mean(values):.1f}{spread}")
             base = {seed: known[options.methods[0], shots, seed]["test"] for seed in rows}

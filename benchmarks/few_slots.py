@@ -1,14 +1,14 @@
-"""Slots from few labels: compares methods for tagging ATIS with 5, 20 or 50 sentences per type.
+"""Compares few-shot tagging methods, for example on ATIS with 5, 20 or 50 sentences per entity type.
 
     python benchmarks/few_slots.py --data DIR --pretrain_model_path MODEL_FOLDER [--shots 5 20] [--seeds 1 2 3 4 5]
 
 --data: a folder that data_process.py reads and that has a tagging task, such as ATIS as released with JointBERT. For
-each seed, `data_process.py --shots K` draws the training sentences. The rest of train, without its labels, is used as
+each seed, `data_process.py --shots K` draws the training sentences. The rest of train, without labels, is used as
 unlabelled texts. The best epoch is chosen on --dev_rows rows of dev, because users with few labels cannot spare many
-for dev. Test is complete and scored once per run. Only the tagging task is read.
+for dev. Each run is scored once on all of test. Only the tagging task is read.
 
 METHODS has the flags of each method. A method may have several stages, each a run of main.py; the last one is scored.
-{before} is the run of the previous stage, {unlabelled} the file of texts without labels. Finished runs are not trained
+{before} is the run of the previous stage, {unlabelled} the file of unlabelled texts. Finished runs are not trained
 again. Prints, for each K and method, entity F1 on dev and test, the differences from the first method over the same
 seeds with 95 % intervals, and the CPU time of all stages. Choose a method on dev.
 """
@@ -46,20 +46,20 @@ def write_rows(path, rows):
 
 
 def prepare(options, work):
-    """Writes the data with only its tagging task to work/raw. Returns the name of the task."""
+    """Writes the data, with only its tagging task, to work/raw. Returns the name of the task."""
     if not (work / "full").exists():
         process(DataConfig(input=options.data, output_dir=str(work / "full")))
     tasks = json.loads((work / "full/labels.json").read_text(encoding="utf-8"))
     (task,) = (name for name, about in tasks.items() if about["type"] == "tagging")
     (work / "raw").mkdir(exist_ok=True)
-    for part in ("train", "dev", "test"):
-        rows = rows_of(work / f"full/{part}.jsonl")
-        write_rows(work / f"raw/{part}.jsonl", [{key: row[key] for key in ("id", "tokens", task)} for row in rows])
+    for split in ("train", "dev", "test"):
+        rows = rows_of(work / f"full/{split}.jsonl")
+        write_rows(work / f"raw/{split}.jsonl", [{key: row[key] for key in ("id", "tokens", task)} for row in rows])
     return task
 
 
 def draw(work, task, shots, seed, dev_rows):
-    """Returns a processed folder with `shots` sentences per type, drawn with `seed`, and with unlabelled.jsonl."""
+    """Creates a processed folder with `shots` random sentences per type, and unlabelled.jsonl. Returns its path."""
     folder = work / f"shots_{shots}-{seed}"
     if (folder / "unlabelled.jsonl").exists():
         return folder
@@ -74,7 +74,7 @@ def draw(work, task, shots, seed, dev_rows):
 
 
 def train(folder, flags, run, seed, options):
-    """Trains and evaluates one run of main.py, unless it is done. Returns ({part: scores}, CPU seconds)."""
+    """Trains and evaluates one run of main.py, unless it is finished. Returns ({split: scores}, CPU seconds)."""
     done = run / "cpu_seconds.json"
     if not done.exists():
         shutil.rmtree(run, ignore_errors=True)
@@ -93,8 +93,8 @@ def train(folder, flags, run, seed, options):
 
 
 def run_method(name, folder, seed, task, options):
-    """Returns (F1 on dev, F1 on test, CPU seconds) of a method: F1 of its last stage in %, and the time of all stages.
-    Methods that begin with the same stage share its run."""
+    """Returns (F1 on dev, F1 on test, CPU seconds) of a method: the F1 of its last stage in %, and the time of all
+    stages. Methods that begin with the same stages share their runs."""
     before, seconds = None, 0.0
     for number in range(len(METHODS[name])):
         stages = METHODS[name][: number + 1]
@@ -107,8 +107,8 @@ def run_method(name, folder, seed, task, options):
 
 
 def table(results, first):
-    """Returns the lines of a Markdown table. results: {(shots, method): [result of each seed]}. first: the method to
-    compare with."""
+    """Returns the lines of a Markdown table. results: {(shots, method): [result of each seed]}. first: the method with
+    which the others are compared."""
     lines = ["| sentences per type | method | dev | difference | test | difference | CPU s |", "| --- " * 7 + "|"]
     for (shots, name), rows in results.items():
         *scores, seconds = zip(*rows)
@@ -131,7 +131,7 @@ def main(argv=None):
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])
     parser.add_argument("--dev_rows", type=int, default=150)
-    parser.add_argument("--work", default="output/few_slots", help="folder of data and finished runs")
+    parser.add_argument("--work", default="output/few_slots", help="folder for data and runs")
     options = parser.parse_args(argv)
     work, results = Path(options.work), {}
     work.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,13 @@
-"""Measures on your GPU the figures that this template claims for GPUs, in at most eight minutes.
+"""Reproduces on your GPU, in at most eight minutes, the measurements that this template reports for GPUs.
 
     python benchmarks/gpu.py [--pretrain_model_path FOLDER] [--minutes 8]
 
 It needs no data and downloads nothing: texts are random words, and the large encoder has BERT-base's shape and random
 weights. The small encoder has MiniLM's shape, or is loaded from FOLDER. Baselines: Hugging Face's Trainer with its best
 settings (bf16, fused AdamW, grouped by length, with and without torch.compile) and pytorch-crf. Rounds are interleaved,
-the first is a warm-up, and figures are medians. Measurements that do not fit into the time limit are skipped, and the
-table says so. Without a GPU, everything runs on the CPU at sizes that say nothing about speed, only to test the script.
-Sizes, memory, compilation and host synchronisation are for CUDA; other accelerators are measured at the CPU's sizes.
+the first is a warm-up, and values are medians. Measurements that do not fit into the time limit are skipped, and marked
+in the table. Without a GPU, everything runs on the CPU at tiny sizes, only to test the script. Memory, compilation and
+host synchronisation are measured only on CUDA; other accelerators use the CPU's sizes.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def sizes_for(device):
 
 
 class Clock:
-    """Measures seconds on this device, and the seconds left in total."""
+    """Measures the seconds of an operation on this device, and the seconds left in total."""
 
     def __init__(self, device, minutes):
         self.device, self.end = device, time.monotonic() + 60 * minutes
@@ -77,9 +77,9 @@ class Clock:
 
 
 def interleaved(calls, rounds, clock, reserve, first=0.0):
-    """Returns {name: median of a call's results} for the calls that reached a second round.
+    """Runs the calls in turn. Returns {name: median of the results} for calls that reached a second round.
 
-    reserve: seconds to leave for later measurements. first: maximum seconds of a call's first round.
+    reserve: seconds to reserve for later measurements. first: maximum seconds of a call's first round.
     """
     values, took = {name: [] for name in calls}, dict.fromkeys(calls, first)
     for number in range(rounds + 1):
@@ -97,7 +97,7 @@ def interleaved(calls, rounds, clock, reserve, first=0.0):
 
 
 def make_data(folder, rows, kinds, longest):
-    """Writes a processed folder of texts of random words, with intents and 2 * kinds + 1 tags."""
+    """Writes a processed folder with texts of random words, intents and 2 * kinds + 1 tags."""
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(2, 7))) for _ in range(4000)]
     tags = ["O"] * kinds + [f"B-{kind}" for kind in range(kinds)]
@@ -117,7 +117,7 @@ def make_data(folder, rows, kinds, longest):
 
 
 def make_encoder(folder, shape, data):
-    """Writes a folder with an encoder of this shape and random weights, and a tokenizer trained on these texts."""
+    """Writes a folder with a randomly initialised encoder of this shape, and a tokenizer trained on these texts."""
     layers, width, heads, between = shape
 
     def texts():
@@ -143,7 +143,7 @@ def make_encoder(folder, shape, data):
 
 
 class Ours:
-    """This template, as main.py builds it. `run` trains one epoch."""
+    """This template, built like in main.py. `run` trains one epoch."""
 
     def __init__(self, data, encoder, device, sizes, **changes):
         options = dict(data_path=str(data), output_dir=str(data.parent), model_version="gpu", log_steps=10)
@@ -165,8 +165,7 @@ class Ours:
         return int(self.trainer.train_loader.dataset.lengths.sum())
 
     def flops(self):
-        """Returns the FLOPs of the encoder per epoch, forward and backward: 6 per token and layer weight, plus
-        attention."""
+        """Returns the encoder's FLOPs per epoch, forward and backward: 6 per token and layer weight, plus attention."""
         encoder, lengths = self.trainer.model.encoder, self.trainer.train_loader.dataset.lengths.astype(float)
         weights = sum(p.numel() for name, p in encoder.named_parameters() if "embeddings" not in name)
         shape = encoder.config
@@ -175,8 +174,8 @@ class Ours:
 
 
 class HuggingFace:
-    """Hugging Face's Trainer with the same model, rows and batch size. `run` trains one epoch, after a first epoch that
-    may compile."""
+    """Hugging Face's Trainer with the same model, rows and batch size. `run` trains one epoch; the first call may
+    compile."""
 
     def __init__(self, data, encoder, device, sizes, compiled):
         options = dict(data_path=data, pretrain_model_path=str(encoder), device=str(device), seed=0)
@@ -202,7 +201,7 @@ class HuggingFace:
 
 
 class Lane:
-    """One system, built when it first runs, because building all systems beforehand would hide its memory use."""
+    """One system to measure. It is built when it first runs, so that its memory use can be measured."""
 
     def __init__(self, build, clock):
         self.build, self.clock, self.system, self.memory = build, clock, None, None
@@ -221,7 +220,7 @@ class Lane:
 
 
 def training_rows(name, data, encoder, device, sizes, clock, peak, reserve):
-    """Returns the table rows of one encoder: tokens per second, share of the matmul peak, memory."""
+    """Measures training with one encoder. Returns table rows: tokens per second, share of the matmul peak, memory."""
     with_compile = device.type == "cuda"
     lanes = {"this template": lambda: Ours(data, encoder, device, sizes)}
     if with_compile:
@@ -244,7 +243,7 @@ def training_rows(name, data, encoder, device, sizes, clock, peak, reserve):
 
 
 def sync_row(data, encoder, device, sizes):
-    """Returns a table row: whether the host waits for the GPU in a training step (torch then raises an error here)."""
+    """Returns a table row: whether the host waits for the GPU in a training step (torch then raises an error)."""
     if device.type != "cuda":
         return "| host waits in training steps with a CRF | not measured: no GPU | | |"
     ours = Ours(data, encoder, device, sizes, use_crf=True, log_steps=10**9)
@@ -265,7 +264,7 @@ def sync_row(data, encoder, device, sizes):
 
 
 def steps_done(trainer, steps):
-    """Allows no synchronisation after the first step, in which the CRF reads its largest transition."""
+    """Forbids synchronisation after the first step, in which the CRF reads its largest transition."""
     torch.cuda.set_sync_debug_mode("error")
     if trainer.progress.batch >= steps:
         raise StopIteration
@@ -275,7 +274,8 @@ def steps_done(trainer, steps):
 
 
 def crf_rows(device, sizes, clock, reserve, batch=32):
-    """Returns table rows: loss with backward, and decoding, by the scan, word by word and by pytorch-crf."""
+    """Measures the CRF's loss with backward, and decoding: by scan, word by word and with pytorch-crf. Returns table
+    rows."""
     rows = []
     for num_tags, length in sizes.crf:
         torch.manual_seed(0)
@@ -321,11 +321,11 @@ def decode_by_loop(crf, peer, emissions, tags, mask):
 
 CRF_CALLS = {
     "loss, by scan": loss_by(scan=True),
-    "loss, a word at a time": loss_by(scan=False),
+    "loss, word by word": loss_by(scan=False),
     "loss, pytorch-crf": lambda crf, peer, emissions, tags, mask: (-peer(emissions, tags, mask)).backward(),
     "decoding, by scan": decode_by(viterbi.by_scan),
-    "decoding, three launches a word": decode_by(viterbi.by_words),
-    "decoding, a word at a time": decode_by_loop,
+    "decoding, three launches per word": decode_by(viterbi.by_words),
+    "decoding, word by word": decode_by_loop,
     "decoding, pytorch-crf": lambda crf, peer, emissions, tags, mask: peer.decode(emissions, mask),
 }
 
@@ -334,7 +334,7 @@ CRF_CALLS = {
 
 
 def resume_row(data, folder, device, clock, reserve):
-    """Returns a table row: whether a killed and resumed run ends with the same bytes as an uninterrupted run."""
+    """Returns a table row: whether resuming a killed run is bit-exact."""
     flags = ["--do_train", "--resume", "--deterministic", "--use_crf", "--data_path", data, "--output_dir", folder]
     flags += ["--hidden_size", 64, "--num_layers", 2, "--epochs", 4, "--batch_size", 16, "--save_steps", 3]
     flags += ["--log_steps", 2, "--device", device, "--precision", "bf16" if device.type == "cuda" else "fp32"]
@@ -359,12 +359,12 @@ def resume_row(data, folder, device, clock, reserve):
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-            return "| resumed to equal bytes with `--deterministic` | not measured: out of time | | |"
+            return "| bit-exact resume with `--deterministic` | not measured: out of time | | |"
         if process.returncode:
-            return f"| resumed to equal bytes with `--deterministic` | no: {errors.splitlines()[-1]} | | |"
+            return f"| bit-exact resume with `--deterministic` | no: {errors.splitlines()[-1]} | | |"
     same = "yes" if sums("stopped") == sums("whole") else "NO"
     was = "killed" if killed.returncode == -signal.SIGKILL else "not killed in time"
-    return f"| resumed to equal bytes with `--deterministic` (weights, log; the run was {was}) | {same} | | |"
+    return f"| bit-exact resume with `--deterministic` (weights, log; the run was {was}) | {same} | | |"
 
 
 # ---- main ------------------------------------------------------------------------------------------------------------
@@ -388,7 +388,7 @@ def main():
     device = to_device(options.device)
     sizes, clock = sizes_for(device), Clock(device, options.minutes)
     cuda = device.type == "cuda"
-    what = name_of(device) if device.type != "cpu" else "NO GPU HERE: run on the CPU, at sizes that say nothing"
+    what = name_of(device) if device.type != "cpu" else "NO GPU: run on the CPU at tiny sizes, speeds are meaningless"
     print(f"{what}; torch {torch.__version__}, {sizes.precision}, batches of {sizes.batch}\n", flush=True)
     budget = 60 * options.minutes
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
-"""Compares the heads for label hierarchies with flat heads on generated texts: python benchmarks/hierarchy.py
+"""Compares heads for label hierarchies with flat heads on generated texts: python benchmarks/hierarchy.py
 
-Texts are bags of words that belong to a first-level node, to one of its children, or to noise; path frequencies follow
-Zipf's law. Prints the mean F1 over seeds, in %, on 2,000 test texts. Takes about ten minutes on one core.
+Texts are bags of words. Each word belongs to a first-level node, to one of its children, or to noise; path frequencies
+follow Zipf's law. Prints the mean F1 over seeds, in %, on 2,000 test texts. Takes about ten minutes on one core.
 """
 
 import argparse
@@ -24,7 +24,7 @@ WORDS, HIDDEN, EPOCHS, TESTED = 400, 64, 30, 2000
 
 
 def texts(seed: int, size: int, most: int) -> list[tuple[list[int], list[str]]]:
-    """Returns [(word ids, paths)] with 1 to `most` paths each."""
+    """Generates [(word ids, paths)] with 1 to `most` paths each."""
     rng = random.Random(seed)
     weights = [1 / rank for rank in range(1, len(PATHS) + 1)]
     rng.shuffle(weights)
@@ -53,28 +53,28 @@ def scores(kind: str, prefix: str, seed: int, size: int) -> dict[str, float]:
     steps = EPOCHS * -(-size // 32)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, steps)
 
-    def logits(part: list) -> torch.Tensor:
-        starts = torch.tensor([0, *(len(ids) for ids, _ in part)]).cumsum(0)[:-1]
-        return head(model[1:](bag(torch.tensor([i for ids, _ in part for i in ids]), starts)), {})
+    def logits(chunk: list) -> torch.Tensor:
+        starts = torch.tensor([0, *(len(ids) for ids, _ in chunk)]).cumsum(0)[:-1]
+        return head(model[1:](bag(torch.tensor([i for ids, _ in chunk for i in ids]), starts)), {})
 
-    def labels(part: list) -> torch.Tensor:
+    def labels(chunk: list) -> torch.Tensor:
         if kind == "classification":
-            return torch.tensor([PATHS.index(paths[0]) for _, paths in part])
-        return torch.tensor([[node in with_ancestors(paths, "##") for node in NODES] for _, paths in part]).long()
+            return torch.tensor([PATHS.index(paths[0]) for _, paths in chunk])
+        return torch.tensor([[node in with_ancestors(paths, "##") for node in NODES] for _, paths in chunk]).long()
 
     for epoch in range(EPOCHS):
         order = random.Random(epoch).sample(rows[:size], size)
         for first in range(0, size, 32):
-            part = order[first : first + 32]
-            gold = labels(part)
-            (head.loss(logits(part), gold, {}) / gold.numel()).backward()
+            chunk = order[first : first + 32]
+            gold = labels(chunk)
+            (head.loss(logits(chunk), gold, {}) / gold.numel()).backward()
             optimizer.step(), schedule.step(), optimizer.zero_grad()
     model.eval()
     dev, test = rows[size:-TESTED], rows[-TESTED:]
     with torch.no_grad():
         head.calibrate(logits(dev), labels(dev))
-        answers, probabilities = head.decode(logits(test), {})
-    predicted = [head.to_labels(*pair)[0] for pair in zip(answers.tolist(), probabilities.tolist())]
+        decoded, probabilities = head.decode(logits(test), {})
+    predicted = [head.to_labels(*pair)[0] for pair in zip(decoded.tolist(), probabilities.tolist())]
     if kind == "classification":
         return metrics.hierarchy_scores(task, [paths[0] for _, paths in test], predicted)
     kept = [[node for node in nodes if with_ancestors([node], "##") <= set(nodes)] for nodes in predicted]

@@ -1,10 +1,10 @@
-"""Runs hostile commands: damaged files, odd values and odd paths for all commands, each in its own working folder.
+"""Runs all commands on damaged files, invalid values and unusual paths, each in its own working folder.
 
     python benchmarks/hostile.py [--only WORD] [--list]
 
-A case is a line in one of the tables below: a change to the folder, then a command. It fails if the command shows a
-traceback, hangs, is killed by a signal, prints more than one error line, has an exit code that no command should have,
-or changes an existing file that the case does not list. --only WORD: only cases whose name contains this word.
+A case is an entry of one of the tables below: a change to the folder, then a command. It fails if the command prints a
+traceback, hangs, is killed by a signal, prints more than one error line, returns an unexpected exit code, or changes an
+existing file that the case does not list. --only WORD: only cases whose name contains this word.
 """
 
 import argparse
@@ -60,12 +60,12 @@ CODES = {0, 2}
 
 
 def cases():
-    """Returns {name: (change, command, patterns, wanted)}."""
+    """Returns {name: (change, command, patterns, expected)}."""
     found = {}
 
-    def add(name, change, command, may=ALWAYS, wanted=""):
+    def add(name, change, command, may=ALWAYS, expected=""):
         assert name not in found, name
-        found[name] = (change, command, may, wanted)
+        found[name] = (change, command, may, expected)
 
     for part, text in ROWS.items():
         add(f"train row: {part}", put("data/train.jsonl", text, append=True), TRAIN)
@@ -85,7 +85,7 @@ def cases():
         add(f"metrics.jsonl: {part}", put("output/run/metrics.jsonl", content), REPORT, RUN)
         add(f"metrics.jsonl resumed: {part}", put("output/run/metrics.jsonl", content), RESUME, RUN)
         add(f"args.json of a run: {part}", put("output/run/args.json", content), REPORT, RUN)
-        add(f"answers: {part}", put_answers(content), COMPARE, RUN)
+        add(f"predictions: {part}", put_predictions(content), COMPARE, RUN)
         add(f"report.json: {part}", put("output/run/report.json", content), COMPARE, RUN)
         add(f"raw csv: {part}", put("raw.in/a.csv", content), PROCESS)
         add(f"raw jsonl: {part}", put("raw.in/a.jsonl", content), PROCESS)
@@ -248,7 +248,7 @@ def put(name, content, append=False, zipped=False):
     return change
 
 
-def put_answers(content):
+def put_predictions(content):
     def change(world):
         for path in (world / "output/twin/answers").glob("*"):
             put(str(path.relative_to(world)), content)(world)
@@ -262,7 +262,7 @@ def gone(path):
 
 
 def placed(make):
-    """Returns a function from a name to a change that removes the existing path and calls make(path)."""
+    """Returns a function from a name to a change that removes the path with this name and calls make(path)."""
 
     def at(name):
         def change(world):
@@ -301,7 +301,7 @@ PLACES = {
 
 
 def device(path, name):
-    """Creates a device like /dev/name if permitted (a bug could move it away), otherwise a link to /dev/name."""
+    """Creates a copy of the device /dev/name if permitted, because a bug could move it; otherwise a link to it."""
     try:
         os.mknod(path, stat.S_IFCHR | 0o666, os.stat(f"/dev/{name}").st_rdev)
     except PermissionError:
@@ -725,7 +725,7 @@ WANTED = ("epochs 1000000", "output_dir", "log_output_path", "resume", "random_s
 
 
 def odd_options(place):
-    """Returns '--name value' for each option of a dataclass and each odd value of its type."""
+    """Returns '--name value' for each option of a dataclass and each unusual value of its type."""
     import importlib
     import types
     from typing import get_args
@@ -881,9 +881,9 @@ def ask_all(world, server, command, path, chosen):
         except subprocess.TimeoutExpired:
             process.kill()
             code = "none: it had to be killed"
-        told = (world / "server.txt").read_text()
-        if code or "Traceback" in told or re.search("[\x00-\x08\x0b-\x1f]", told):
-            wrong.append(f"request: {server}: exit {code}, {told[-2000:]}")
+        log = (world / "server.txt").read_text()
+        if code or "Traceback" in log or re.search("[\x00-\x08\x0b-\x1f]", log):
+            wrong.append(f"request: {server}: exit {code}, {log[-2000:]}")
     return wrong
 
 
@@ -893,24 +893,24 @@ def memory_of(pid):
 
 
 def talk(port, data):
-    """Returns the answer of a server within two seconds."""
+    """Sends bytes to a server. Returns its response within two seconds."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
-        answer = b""
+        response = b""
         with contextlib.suppress(OSError):
             client.sendall(data)
             client.settimeout(2 if b"close" not in data else 20)
             while part := client.recv(65536):
-                answer += part
+                response += part
                 client.settimeout(0.3 if b"close" not in data else 20)
-        return answer
+        return response
 
 
 # ---- the folder ------------------------------------------------------------------------------------------------------
 
 
 def build_world(folder, forks):
-    """Fills the folder of which each case gets a copy: raw and processed data, two runs (one with other labels), an
-    export, and files to label."""
+    """Fills the folder that is copied for each case: raw and processed data, runs (one with other labels), an export,
+    and files to label."""
     rows = (ROOT / "dataset/sample_raw/en.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(row) for row in rows]
     parts = {part: [row for row in rows if row["split"] == part][:size] for part, size in SIZES.items()}
@@ -946,7 +946,7 @@ SIZES = {"train": 48, "dev": 16, "test": 16}
 
 
 def seen(folder):
-    """Returns {name: bytes, or the target of a link} for everything below a folder."""
+    """Returns {path: content, or target of a link} for everything in a folder."""
     found = {}
     for base, folders, files in os.walk(folder):
         for name in [*folders, *files]:
@@ -968,7 +968,7 @@ def split(command):
 
 def run_case(case, world, place, forks):
     """Runs a case. Returns ([problems], exit code, output)."""
-    change, command, may, wanted = case
+    change, command, may, expected = case
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(world, place, symlinks=True)
     change(place)
@@ -994,15 +994,15 @@ def run_case(case, world, place, forks):
         wrong.append(f"changed: {lost[:3]}")
     if left := [name for name in after if "template-" in name or name.endswith((".tmp", ".partial"))]:
         wrong.append(f"left: {left[:3]}")
-    if wanted not in done.stdout + done.stderr:
-        wrong.append(f"lacks {wanted!r}")
+    if expected not in done.stdout + done.stderr:
+        wrong.append(f"lacks {expected!r}")
     return wrong, done.returncode, done.stdout[-1500:] + done.stderr[-3000:]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="run the cases whose name contains this word")
-    parser.add_argument("--list", action="store_true", help="print names and commands, and run nothing")
+    parser.add_argument("--list", action="store_true", help="print names and commands without running them")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="parallel cases [all cores]")
     parser.add_argument("--log", default="", help="file to which the output of each case is appended")
     options = parser.parse_args()

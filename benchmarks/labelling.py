@@ -1,11 +1,11 @@
-"""Labels many short texts, prints peak memory and speed, and compares the output after random kills.
+"""Labels many short texts, prints peak memory and speed, and checks the output after random kills.
 
     python benchmarks/labelling.py                         100,000 and 1,000,000 texts, then ten kills
     python benchmarks/labelling.py --sizes 1000 10000 --kills 2
 
-The texts are taken from the sample, each with a number appended. The model is a small encoder that is first trained for
-one epoch. Each run is a separate process, started as `main.py --do_predict`; the kernel reports its peak memory. A
-killed run is restarted by the same command with --resume, and must end with the same bytes as an uninterrupted run.
+The texts are taken from the sample, each with a number appended. The model is a small encoder trained for one epoch.
+Each run is a process of `main.py --do_predict`; the kernel reports its peak memory. A killed run is repeated with
+--resume, and its output must be byte-identical to that of an uninterrupted run.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SMALL = "--hidden_size 32 --num_layers 1 --epochs 1 --device cpu --model_version
 
 
 def write_texts(path, size):
-    """Writes `size` rows: a random text of the sample and the row number."""
+    """Writes `size` rows, each with a random text of the sample and the row number."""
     texts = []
     for name, blank in (("zh", ""), ("en", " ")):
         lines = (ROOT / f"dataset/sample_raw/{name}.jsonl").read_text(encoding="utf-8").splitlines()
@@ -35,7 +35,7 @@ def write_texts(path, size):
 
 
 def start(folder, *words):
-    """Starts a process that runs main.py. Its messages go to log.txt."""
+    """Starts main.py in a process, with its output in log.txt."""
     with open(folder / "log.txt", "a") as log:
         command = [sys.executable, ROOT / "main.py", "--output_dir", folder, *SMALL, *words]
         return subprocess.Popen(list(map(str, command)), cwd=folder, stderr=log, env=os.environ | {"TQDM_DISABLE": "1"})
@@ -62,8 +62,8 @@ def rows_done(output):
 
 
 def kill_and_resume(folder, texts, output, size, kills):
-    """Kills the run at several random rows, resumes it each time, and lets the last run finish. Returns the number of
-    kills that happened before the end."""
+    """Kills the run at several random rows, resumes it each time, and lets the last one finish. Returns how many kills
+    came before the end of the run."""
     rng, hit = random.Random(1), 0
     for target in sorted(rng.randrange(size) for _ in range(kills)):
         process, delay = label(folder, texts, output, "--resume"), rng.random()
@@ -74,7 +74,7 @@ def kill_and_resume(folder, texts, output, size, kills):
             process.kill()
             process.wait()
             hit += 1
-            print(f"    killed with {rows_done(output):,} rows on the disk", flush=True)
+            print(f"    killed with {rows_done(output):,} rows on disk", flush=True)
     finish(label(folder, texts, output, "--resume"))
     return hit
 
@@ -86,7 +86,7 @@ def digest(path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000], help="texts to label")
-    parser.add_argument("--kills", type=int, default=10, help="kills during the run with the most texts")
+    parser.add_argument("--kills", type=int, default=10, help="number of kills during the run with the most texts")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="labelling-") as name:
         folder = Path(name)
@@ -101,7 +101,7 @@ def main():
         if options.kills:
             again = folder / "killed.csv"
             hit = kill_and_resume(folder, texts, again, size, options.kills)
-            same = "equal bytes" if digest(again) == digest(output) else "OTHER BYTES"
+            same = "identical" if digest(again) == digest(output) else "DIFFERENT"
             print(f"{size:>10,} texts, {hit} kills: {same}")
 
 

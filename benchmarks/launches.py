@@ -1,8 +1,8 @@
-"""Counts, on any machine, how many kernels would be launched on a GPU.
+"""Counts, on any machine, the kernels that would be launched on a GPU.
 
-Counts the operations that reach PyTorch's dispatcher, forward and backward, except those that launch nothing because
-they only create a view or allocate memory. One operation may launch several kernels (a padded copy is a fill and a
-copy), so the counts are lower bounds.
+Counts the operations that reach PyTorch's dispatcher, forward and backward, except those that only create a view or
+allocate memory. An operation may launch several kernels (a padded copy is a fill and a copy), so the counts are lower
+bounds.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ LENGTHS = (32, 128, 512)
 
 
 class LaunchCounter(TorchDispatchMode):
-    """`counts`: {operation: number of calls} of the operations that launch a kernel while it is active."""
+    """Counts the operations that launch a kernel while it is active. counts: {operation: number of calls}"""
 
     def __init__(self):
         super().__init__()
@@ -45,7 +45,7 @@ class HiddenStates(nn.Module):
 
 
 def model_of(use_crf, num_tags, hidden_size=64):
-    """Returns the heads of a joint model (intents and slots) on given hidden states."""
+    """Returns a joint model (intents and slots) whose input is hidden states."""
     tasks = {
         "intent": Task("classification", tuple("abcdefgh")),
         "slots": Task("tagging", tuple(f"B-{i}" for i in range(num_tags))),
@@ -54,7 +54,7 @@ def model_of(use_crf, num_tags, hidden_size=64):
 
 
 def case(batch, length, num_tags, hidden_size=64):
-    """Returns (inputs, labels) of texts with up to `length` words, one token each."""
+    """Returns random (inputs, labels) for texts of up to `length` words, one token each."""
     lengths = torch.randint(1, length + 1, (batch, 1))
     lengths[0] = length
     mask = torch.arange(length) < lengths
@@ -70,8 +70,8 @@ def case(batch, length, num_tags, hidden_size=64):
 
 
 def count(use_crf, length, num_tags, batch=4, on_gpu=True, largest=0.1):
-    """Returns (launches of a training step of the heads, launches of decoding). on_gpu: whether to use the GPU's code
-    paths, instead of word by word as on a CPU. largest: value of the transitions."""
+    """Returns (launches of the heads in a training step, launches of decoding). on_gpu: use the GPU code paths, not the
+    CPU's word-by-word ones. largest: value of the transitions."""
     torch.manual_seed(0)
     model, (inputs, labels) = model_of(use_crf, num_tags), case(batch, length, num_tags)
     if use_crf:
@@ -87,7 +87,7 @@ def count(use_crf, length, num_tags, batch=4, on_gpu=True, largest=0.1):
 
 
 def rows(many=120, few=9):
-    """Returns the lines of a table: launches of a training step of the heads, and of decoding tags, also word by
+    """Returns the lines of a table: launches of the heads in a training step, and of decoding tags, by scan and word by
     word."""
     table = [
         "| words | heads without a CRF | with a CRF | the CRF adds | a word-by-word CRF adds "

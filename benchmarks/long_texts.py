@@ -1,13 +1,13 @@
-"""Classification of long texts: one decisive sentence somewhere in thousands of words.
+"""Compares methods for long texts: classification by one decisive sentence among thousands of words.
 
     python benchmarks/long_texts.py --data ATIS_FOLDER [--seeds 1 2 3 4 5] [--words 3000]
 
---data: a folder with train, dev and test, each with seq.in and label, as ATIS is released. A text consists of flight
-questions with up to --words words in total. At a random position among them is one question about either fares or
-ground transport, which determines the label. Each part uses the sentences of the same part of ATIS. All runs start from
-a small encoder that was first trained on the sentences of train with their intents and slots; it replaces a pretrained
-encoder and trains in seconds. --variants: names from VARIANTS below. Each run trains as main.py does; test is labelled
-once, with the best checkpoint on dev. Prints accuracy with the paired interval of the difference from the first
+--data: a folder with train, dev and test, each with seq.in and label, as in JointBERT's release of ATIS. A text
+consists of flight questions with --words words in total, and one question about either fares or ground transport at a
+random position, which determines the label. Each split uses sentences from the same split of ATIS. All runs start from
+a small encoder that was trained on the sentences of train with their intents and slots; it takes the place of a
+pretrained encoder and trains in seconds. --variants: names in VARIANTS below. Each run is a process of main.py; test is
+scored once, with the best checkpoint on dev. Prints accuracy, the paired interval of the difference from the first
 variant, and CPU time; with --lengths, the CPU time of training by number of words. Finished runs are not trained again.
 --options: further flags of main.py.
 """
@@ -43,7 +43,7 @@ SMALL = "--batch_size 4 --lr 1e-3 --epochs 8 --early_stop_patience 3 --dropout 0
 
 
 def sentences_of(folder):
-    """Returns {label: sentences} of a part of ATIS."""
+    """Returns {label: sentences} of a split of ATIS."""
     found = {}
     lines = zip((folder / "seq.in").read_text().splitlines(), (folder / "label").read_text().splitlines())
     for sentence, label in lines:
@@ -53,11 +53,11 @@ def sentences_of(folder):
 
 def long_text(rng, sentences, label, words):
     """Returns a text of at least `words` words with one sentence of this label at a random position."""
-    parts, length = [rng.choice(sentences[label])], 0
+    chosen, length = [rng.choice(sentences[label])], 0
     while length < words:
-        parts.append(rng.choice(sentences["atis_flight"]))
-        length += len(parts[-1].split())
-    decisive, *filler = parts
+        chosen.append(rng.choice(sentences["atis_flight"]))
+        length += len(chosen[-1].split())
+    decisive, *filler = chosen
     filler.insert(rng.randint(0, len(filler)), decisive)
     return " . ".join(filler)
 
@@ -65,9 +65,9 @@ def long_text(rng, sentences, label, words):
 def make(source, folder, words, sizes=SIZES):
     """Writes a processed folder of long texts."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (part, size) in enumerate(sizes.items()):
-        rng, sentences = random.Random(number), sentences_of(source / part)
-        with open(folder / f"{part}.jsonl", "w", encoding="utf-8") as file:
+    for number, (split, size) in enumerate(sizes.items()):
+        rng, sentences = random.Random(number), sentences_of(source / split)
+        with open(folder / f"{split}.jsonl", "w", encoding="utf-8") as file:
             for row in range(size):
                 label = rng.choice(list(LABELS))
                 text = long_text(rng, sentences, label, words)
@@ -87,7 +87,7 @@ def train(options, data, name, flags):
 
 
 def sentence_model(options):
-    """Trains the model that all other runs start from, unless it exists. Returns its run folder."""
+    """Trains the model from which all other runs start, unless it exists. Returns its run folder."""
     data, name = Path(options.output_dir) / "data-sentences", "sentences"
     if not (Path(options.output_dir) / name / "checkpoints/best").is_dir():
         process(DataConfig(input=options.data, output_dir=str(data), label_column="intent"))
@@ -104,7 +104,7 @@ def run(options, data, variant, seed, more=""):
         flags = f"--do_eval {start} --random_seed {seed} {options.options} {VARIANTS[variant]} {more}"
         seconds = train(options, data, name, flags)
         scores = json.loads((found.parent / "eval.json").read_text(encoding="utf-8"))
-        result = {part: 100 * scores[part]["topic_accuracy"] for part in ("dev", "test")} | {"seconds": seconds}
+        result = {split: 100 * scores[split]["topic_accuracy"] for split in ("dev", "test")} | {"seconds": seconds}
         found.write_text(json.dumps(result), encoding="utf-8")
     return json.loads(found.read_text(encoding="utf-8"))
 
@@ -128,7 +128,7 @@ def compare(options):
 
 
 def by_length(options):
-    """Prints the CPU time of training by number of words: an epoch of 48 texts, after an epoch of 8 texts."""
+    """Prints the CPU time of training by number of words: the difference between epochs of 48 and of 8 texts."""
     device = torch.device("cpu")
     for words in options.lengths:
         seconds = 0.0
@@ -153,7 +153,7 @@ if __name__ == "__main__":
     parser.add_argument("--words", type=int, default=3000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--lengths", type=int, nargs="*", help="measure the time by length instead")
+    parser.add_argument("--lengths", type=int, nargs="*", help="measure the training time by length instead")
     parser.add_argument("--output_dir", default="output/long_texts")
     parser.add_argument("--options", default=SMALL, help="options of all variants")
     given = parser.parse_args()

@@ -1,8 +1,8 @@
-"""Runs the broken and the correct models of tests/tools through the checks of `main.py --debug` on one core.
+"""Runs the checks of `main.py --debug` on the broken and the correct models of tests/tools, on one core.
 
     python benchmarks/model_checks.py [--only NAME]
 
-Prints one line per model that is misjudged or undecided, and a table. There is no trial run, so the last check is
+Prints one line per model with a wrong or undecided result, and a table. The last check needs a trial run and is
 skipped.
 """
 
@@ -46,7 +46,7 @@ def main() -> None:
                 if not is_right or open_:
                     print(f"{'undecided' if is_right else 'WRONG':9s} {model.name}: {failed | open_}", flush=True)
             mean = sum(seconds) / max(1, len(seconds))
-            what = "found by the right check" if kind == "broken" else "not refused"
+            what = "detected by the right check" if kind == "broken" else "not refused"
             print(f"{kind:7s} {right} of {len(chosen)} {what}, {undecided} undecided; {mean:.1f} s each", flush=True)
 
 

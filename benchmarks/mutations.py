@@ -1,9 +1,9 @@
-"""Applies mutations to the code, and reports whether the tests detect each of them.
+"""Tests the tests: applies mutations to the code, and reports whether the tests detect each of them.
 
     python benchmarks/mutations.py [--only WORD …] [--tests FOLDER] [--all]
 
-A mutation replaces one piece of code in a copy of the repository. Then the test files that should detect it run, slow
-tests included, until one fails. --tests: the tests of another version of the repository. --all: all test files.
+A mutation replaces one piece of code in a copy of the repository. Then the test files that should detect it are run,
+including slow tests, until one fails. --tests: the tests of another version of the repository. --all: all test files.
 """
 
 import argparse
@@ -20,33 +20,33 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 # name: (file, code to replace, replacement, test files)
 MUTATIONS = {
-    "the schedule stands still": (
+    "the schedule never advances": (
         "trainer.py",
         "            self.scheduler.step()\n        self.optimizer.zero_grad()",
         "            pass\n        self.optimizer.zero_grad()",
         "trainer",
     ),
     "gradients are never zeroed": ("trainer.py", "        self.optimizer.zero_grad()\n", "", "trainer tricks"),
-    "the loss of one micro-batch's labels": (
+    "the loss is divided by one micro-batch's labels": (
         "trainer.py",
         "sum(count[name] for count in counts)",
         "counts[0][name]",
         "trainer tricks",
     ),
-    "a tie replaces the best": ("metrics.py", "new > old", "new >= old", "trainer metrics"),
+    "a tied score replaces the best checkpoint": ("metrics.py", "new > old", "new >= old", "trainer metrics"),
     "the gradient is not clipped": (
         "trainer.py",
         "(norm / limit).clamp(min=1)",
         "(norm / limit).clamp(min=1, max=1)",
         "trainer",
     ),
-    "resume forgets the place in the epoch": (
+    "resuming restarts the epoch": (
         "trainer.py",
         "self.train_loader.set_position(epoch, progress.batch)",
         "self.train_loader.set_position(epoch, 0)",
         "trainer checkpoint",
     ),
-    "focal loss the other way round": (
+    "focal loss weights easy examples": (
         "model_utils.py",
         "((1 - probability) ** self.focal_gamma",
         "(probability**self.focal_gamma",
@@ -64,31 +64,31 @@ MUTATIONS = {
         "probabilities >= 0.5",
         "export ensemble",
     ),
-    "missing labels of several count": (
+    "missing multilabel labels count": (
         "model_utils.py",
         "torch.where(labels != IGNORE, losses, 0.0).sum()",
         "losses.sum()",
         "model_utils any_data",
     ),
-    "numbers come back standardized": (
+    "regression predictions stay standardized": (
         "model_utils.py",
         "to_double(logits) * self.task.std",
         "to_double(logits)",
         "model_utils any_data",
     ),
-    "the forward algorithm without ends": (
+    "the forward algorithm ignores end transitions": (
         "engine/model/crf.py",
         "return (alpha + end).logsumexp(1)",
         "return alpha.logsumexp(1)",
         "crf",
     ),
-    "Viterbi may break the scheme": (
+    "Viterbi allows invalid tag sequences": (
         "engine/model/crf.py",
         "self.transitions.masked_fill(self.forbidden, IMPOSSIBLE)",
         "self.transitions",
         "crf decoders",
     ),
-    "paths are scored without their start": (
+    "paths are scored without start transitions": (
         "engine/model/crf.py",
         "F.pad(self.start_transitions, (0, 1))",
         "F.pad(0 * self.start_transitions, (0, 1))",
@@ -100,13 +100,13 @@ MUTATIONS = {
         "starts = [len(before) + 1 + begins[w] - begins[word]",
         "data_loader checks spans export",
     ),
-    "windows share one word too few": (
+    "windows overlap by one word too few": (
         "engine/data/windows.py",
         "<= self.stride:",
         "< self.stride:",
         "data_loader any_data",
     ),
-    "windows are merged off the middle": (
+    "windows are not merged at the middle": (
         "engine/data/windows.py",
         "(len(merged) - first + 1) // 2",
         "(len(merged) - first + 1) // 2 + 1",
@@ -118,7 +118,7 @@ MUTATIONS = {
         "[examples",
         "data_loader any_data trainer",
     ),
-    "a damaged checkpoint is taken": (
+    "a damaged checkpoint is accepted": (
         "engine/run/files.py",
         "if sha256(folder / name) != expected:",
         "if False:",
@@ -130,63 +130,63 @@ MUTATIONS = {
         "",
         "checkpoint trainer",
     ),
-    "the newest checkpoints go": (
+    "rotation deletes the newest checkpoints": (
         "engine/train/checkpoint.py",
         "step_folders(root)[KEEP:]",
         "step_folders(root)[:-KEEP]",
         "checkpoint trainer",
     ),
-    "FGM looks downhill": (
+    "FGM perturbs against the gradient": (
         "tricks.py",
         "self.weight.index_add_(0, rows, self.r",
         "self.weight.index_add_(0, rows, -self.r",
         "tricks",
     ),
     "R-Drop counts twice": ("tricks.py", "self.alpha / 2 * self.model", "self.alpha * self.model", "tricks"),
-    "AWP's weights stay": ("tricks.py", "p.copy_(before)", "pass", "tricks"),
-    "an average takes the whole weight": (
+    "AWP does not restore the weights": ("tricks.py", "p.copy_(before)", "pass", "tricks"),
+    "EMA copies the weights": (
         "engine/tricks/averages.py",
         "self.average[name].lerp_(p, share.to(p.dtype))",
         "self.average[name].copy_(p)",
         "tricks",
     ),
-    "a quote is a letter like any other": (
+    "quotes in CSV are ignored": (
         "preprocess/readers/tables.py",
         "strict=True",
         "quoting=csv.QUOTE_NONE",
         "shapes any_data",
     ),
-    "comments of CoNLL-U are words": (
+    "comments in CoNLL-U are read as words": (
         "preprocess/readers/conll.py",
         'elif not row.startswith("#"):',
         "else:",
         "shapes",
     ),
-    "labels lack those of dev": (
+    "labels that occur only in dev are lost": (
         "preprocess/splits.py",
         "max(1, round(ratio * size))",
         "max(1, int(ratio * size) + 1)",
         "data_process",
     ),
-    "processes do not add up their labels": (
+    "label counts are not summed over processes": (
         "engine/run/distributed.py",
         "    dist.all_reduce(numbers)\n",
         "",
         "distributed",
     ),
-    "every process has all rows": (
+    "every process gets all rows": (
         "engine/data/length_sampler.py",
         "return map(distributed.share, batches[self.start :])",
         "return iter(batches[self.start :])",
         "distributed",
     ),
-    "answers go to other requests": (
+    "responses are sent to other requests": (
         "tools/serve/batcher.py",
         "zip(batch, answers)",
         "zip(batch, answers[::-1])",
         "serve",
     ),
-    "nobody is refused": ("tools/serve/batcher.py", "raise Busy(expected)", "pass", "serve"),
+    "the server never returns 503": ("tools/serve/batcher.py", "raise Busy(expected)", "pass", "serve"),
     "any Host is answered": (
         "tools/serve/connections.py",
         'return ["*"]\n    return [f"[',
@@ -197,7 +197,7 @@ MUTATIONS = {
 
 
 def broken_copy(name, folder, tests):
-    """Creates a copy of the repository with one mutation, and with the tests in `tests`."""
+    """Creates a copy of the repository with one mutation, and the tests in `tests`."""
     file, old, new, _ = MUTATIONS[name]
     left_out = shutil.ignore_patterns(".*", "output", "__pycache__", "tests")
     shutil.copytree(ROOT, folder, ignore=left_out)
@@ -225,7 +225,7 @@ def first_failure(folder, files, workers):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=[""], help="run the mutations whose name contains one of these")
-    parser.add_argument("--tests", type=Path, default=ROOT / "tests", help="folder of the tests [this repository's]")
+    parser.add_argument("--tests", type=Path, default=ROOT / "tests", help="folder of tests [this repository's]")
     parser.add_argument("--all", action="store_true", help="run all test files, which takes very long")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="pytest-xdist workers [all cores]")
     options = parser.parse_args()
@@ -238,7 +238,7 @@ def main():
             noticed = first_failure(folder, "" if options.all else MUTATIONS[name][3], options.workers)
         missed += [] if noticed else [name]
         print(f"| {name} | {noticed or 'MISSED'} |", flush=True)
-    print(f"{len(chosen) - len(missed)} of {len(chosen)} noticed")
+    print(f"{len(chosen) - len(missed)} of {len(chosen)} detected")
     return int(bool(missed))
 
 

@@ -4,9 +4,9 @@
     python data_process.py --input nested.jsonl --output_dir dataset/nested
     python main.py --do_train --do_eval --data_path dataset/nested --pretrain_model_path MODEL_FOLDER
 
-Two entities of a text with at most one token between them become parts of a longer entity that is named after both. The
-pairs of types are chosen by frequency, such that the requested share of all entities lies within another entity. Prints
-this share, and the F1 of a perfect tagger that must omit one of any two overlapping spans.
+Two entities with at most one token between them are joined into a longer entity that is named after both. The pairs of
+types are chosen by frequency, so that the requested share of all entities is inside another entity. Prints this share,
+and the F1 of a perfect flat tagger, which must omit one of two overlapping spans.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def pairs_of(entities):
 
 
 def with_longer(entities, chosen):
-    """Returns the entities, plus one for each pair whose types are chosen. No entity is part of two longer ones."""
+    """Returns the entities, plus a longer one per pair of the chosen types. No entity is inside two longer ones."""
     longer, end = [], -1
     for first, second in pairs_of(entities):
         if (first[0], second[0]) in chosen and first[1] > end:
@@ -48,7 +48,7 @@ def with_longer(entities, chosen):
 
 
 def share_nested(texts):
-    """Returns the share of all entities that lie within another entity."""
+    """Returns the share of entities that are inside another entity."""
     inside = total = 0
     for entities in texts:
         total += len(entities)
@@ -57,8 +57,8 @@ def share_nested(texts):
 
 
 def choose_pairs(texts, share):
-    """Returns the pairs of types to join, most frequent first, as long as at most `share` of the entities lie within
-    another entity."""
+    """Returns the pairs of types to join, most frequent first, such that at most `share` of the entities are inside
+    another one."""
     counts = Counter((a[0], b[0]) for entities in texts for a, b in pairs_of(entities))
     chosen = set()
     for pair, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
@@ -68,7 +68,7 @@ def choose_pairs(texts, share):
 
 
 def most_apart(entities):
-    """Returns the maximum number of entities without overlaps, choosing those that end first (interval scheduling)."""
+    """Returns a largest set of entities without overlaps, by choosing those that end first (interval scheduling)."""
     number, end = 0, -1
     for _, first, last in sorted(entities, key=lambda entity: entity[2]):
         if first > end:
@@ -77,7 +77,7 @@ def most_apart(entities):
 
 
 def ceilings(texts):
-    """Returns the F1 of a perfect flat tagger that keeps as many spans as possible, or the longer of any two."""
+    """Returns the F1 of a perfect flat tagger that predicts as many spans as possible, or the longer of two."""
     total = sum(map(len, texts))
     most = sum(map(most_apart, texts))
     longer = sum(len(without_overlaps([(first, last + 1, kind) for kind, first, last in text])[0]) for text in texts)
@@ -85,19 +85,18 @@ def ceilings(texts):
 
 
 def read(source):
-    """Returns {part: [(id, text, token offsets, entities)]} of raw data. Uses the first tagging task if there are
-    several."""
+    """Reads raw data as {split: [(id, text, token offsets, entities)]}. Of several tagging tasks, uses the first."""
     with tempfile.TemporaryDirectory() as folder:
         process(DataConfig(input=source, output_dir=f"{folder}/data"))
-        tasks, parts = load_labels(f"{folder}/data"), {}
+        tasks, splits = load_labels(f"{folder}/data"), {}
         name = next(n for n, task in tasks.items() if task.is_tagging and find_scheme([task.labels]))
-        for part in PARTS:
-            if (path := Path(folder) / "data" / f"{part}.jsonl").exists():
-                parts[part] = []
+        for split in PARTS:
+            if (path := Path(folder) / "data" / f"{split}.jsonl").exists():
+                splits[split] = []
                 for _, e in read_processed(path, tasks):
                     text, places = join_tokens(e["tokens"], tasks[name].unit)
-                    parts[part].append((e["id"], text, places, get_entities(e[name] or [])))
-    return parts
+                    splits[split].append((e["id"], text, places, get_entities(e[name] or [])))
+    return splits
 
 
 def main():
@@ -105,22 +104,20 @@ def main():
     parser.add_argument(
         "--input", required=True, help="raw data with tags: a file or folder that data_process.py reads"
     )
-    parser.add_argument("--output_file", required=True, help=".jsonl to write: texts, spans and their part")
-    parser.add_argument("--share", type=float, default=0.3, help="share of all entities that should lie within another")
+    parser.add_argument("--output_file", required=True, help=".jsonl to write: texts, spans and their split")
+    parser.add_argument("--share", type=float, default=0.3, help="requested share of entities inside another entity")
     options = parser.parse_args()
-    parts = read(options.input)
-    chosen = choose_pairs([entities for *_, entities in parts["train"]], options.share)
+    splits = read(options.input)
+    chosen = choose_pairs([entities for *_, entities in splits["train"]], options.share)
     with open(options.output_file, "w", encoding="utf-8") as file:
-        for part, rows in parts.items():
+        for split, rows in splits.items():
             found = [with_longer(entities, chosen) for *_, entities in rows]
             most, longer = ceilings(found)
-            told = (
-                f"{part}: {sum(map(len, found))} entities, {share_nested(found):.1%} within another; a flat tagger's F1"
-            )
-            print(f"{told} is at most {most:.4f}, or {longer:.4f} if the longer of two overlapping spans is kept")
+            print(f"{split}: {sum(map(len, found))} entities, {share_nested(found):.1%} inside another one")
+            print(f"  F1 of a flat tagger: at most {most:.4f}, or {longer:.4f} if the longer of two spans is predicted")
             for (number, text, places, _), entities in zip(rows, found):
                 spans = [[places[first][0], places[last][1], kind] for kind, first, last in entities]
-                row = {"id": number, "text": text, "entities": spans, "split": part}
+                row = {"id": number, "text": text, "entities": spans, "split": split}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

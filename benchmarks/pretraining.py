@@ -1,11 +1,11 @@
-"""Does pretraining on the task's own texts help? Compares an encoder from scratch with and without it, on all labels
-and on a few.
+"""Does pretraining on the task's own texts help? Compares encoders from scratch with and without it, on all labels and
+on a few.
 
     python benchmarks/pretraining.py --data_path dataset/cais --seeds 1 2 3 --shares 1 0.1
 
-Each run is a separate process and is kept in --work; finished runs are not repeated when the script is restarted.
-Prints test scores as mean ± standard deviation over the seeds. Pretraining holds out the dev texts and never reads the
-test texts.
+Each run is a separate process, whose results are stored in --work; finished runs are not repeated when the script is
+restarted. Prints test scores as mean ± standard deviation over the seeds. Pretraining uses dev as its held-out texts,
+and never reads the test texts.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SIZE = {"mini": ["--num_layers", 4, "--hidden_size", 256], "tiny": ["--num_layer
 
 
 def run(done, log, *command):
-    """Runs a command of this repository, unless the file that it writes last (`done`) exists."""
+    """Runs a command of this repository, unless `done`, the file that it writes last, exists."""
     if not done.exists():
         log.parent.mkdir(parents=True, exist_ok=True)
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.jobs)), "TQDM_DISABLE": "1"}
@@ -38,7 +38,7 @@ def run(done, log, *command):
 
 
 def part_of_data(share, seed):
-    """Returns a data folder with a random share of the training rows, and all of dev, test and labels."""
+    """Creates a data folder with a random share of the training rows, all of dev and test, and labels.json."""
     folder = work / f"data-{share:g}-{seed}"
     folder.mkdir(exist_ok=True)
     for name in ("dev.jsonl", "test.jsonl", "labels.json"):
@@ -106,10 +106,10 @@ def table():
             )
             print(f"| {share:.0%} | {arm} | {' | '.join(shown)} |")
     for seed in options.seeds:
-        figures = json.loads((work / f"encoder-{seed}/pretraining.json").read_text())
+        result = json.loads((work / f"encoder-{seed}/pretraining.json").read_text())
         print(
-            f"seed {seed}: held-out perplexity {figures['before']['perplexity']:.0f} -> "
-            f"{figures['after']['perplexity']:.1f}"
+            f"seed {seed}: held-out perplexity {result['before']['perplexity']:.0f} -> "
+            f"{result['after']['perplexity']:.1f}"
         )
 
 
@@ -118,13 +118,13 @@ if __name__ == "__main__":
     parser.add_argument("--data_path", required=True, help="processed folder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument(
-        "--shares", type=float, nargs="+", default=[1, 0.1], help="shares of the training rows that keep their labels"
+        "--shares", type=float, nargs="+", default=[1, 0.1], help="shares of the training rows to fine-tune on"
     )
     parser.add_argument("--config", default="mini", choices=list(SIZE))
     parser.add_argument("--pretrain_epochs", type=int, default=20)
     parser.add_argument("--pretrain_batch_size", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--epochs_of_shares", type=int, default=40, help="epochs if not all labels are used")
+    parser.add_argument("--epochs_of_shares", type=int, default=40, help="epochs for shares below 1")
     parser.add_argument("--jobs", type=int, default=1, help="parallel runs; they share the cores")
     parser.add_argument("--work", default="output/pretraining")
     options = parser.parse_args()

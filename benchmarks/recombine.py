@@ -2,8 +2,8 @@
 
     python benchmarks/recombine.py --data_path dataset/atis --task slots --texts 13000 --output more.jsonl
 
-Uses only the train part. With `--unlabelled more.jsonl` and `--teacher`, a student learns the teachers' answers to
-these texts. On the training texts, which the teachers have memorised, their answers add little to the labels.
+Reads only the train split. With `--unlabelled more.jsonl` and `--teacher`, a student learns the teachers' predictions
+for these texts. On the training texts, which the teachers have memorised, their predictions add little to the labels.
 """
 
 import argparse
@@ -19,9 +19,9 @@ from seqeval.metrics.sequence_labeling import get_entities
 
 
 def recombine(rows, count, seed, share=0.5):
-    """Returns `count` lists of tokens that are not in `rows`. Replaces each entity with probability `share`.
+    """Returns `count` new lists of tokens, by replacing each entity in `rows` with probability `share`.
 
-    rows: [(tokens, tags)]. Stops early after 10,000 texts in a row that are not new.
+    rows: [(tokens, tags)]. Stops after 10,000 consecutive texts that are not new.
     """
     rng, values = random.Random(seed), defaultdict(list)
     for tokens, tags in rows:
@@ -48,7 +48,7 @@ def recombine(rows, count, seed, share=0.5):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_path", required=True, help="processed folder")
-    parser.add_argument("--task", default="slots", help="tagging task whose entities are exchanged")
+    parser.add_argument("--task", default="slots", help="tagging task whose entities are replaced")
     parser.add_argument("--texts", type=int, default=10_000, help="number of texts to create")
     parser.add_argument("--output", required=True, help=".jsonl to write")
     parser.add_argument("--seed", type=int, default=1)

@@ -1,4 +1,4 @@
-"""Relations: scores on a data set and on generated texts over several seeds, and their cost.
+"""Measures relation extraction: scores on a data set and on generated texts over several seeds, time and memory.
 
     python benchmarks/relation_extraction.py --data CONLL04_FOLDER --pretrain_model_path MODEL_FOLDER
     python benchmarks/relation_extraction.py --generated english chinese
@@ -7,8 +7,8 @@
 --data: a folder that data_process.py reads and that has a task `relations`, such as CoNLL04 in SpERT's format. main.py
 trains each variant in --variants once per seed, chooses the epoch on dev and scores test once; finished runs are not
 trained again. Prints means and standard deviations of the scores on test, and the CPU time.
---generated: the same with the texts of relation_texts.py, from scratch.
---cost: time and memory of the loss on a batch of 16 texts of 300 words with 50 predicates, forward and backward,
+--generated: the same for encoders from scratch on the texts of relation_texts.py.
+--cost: time and memory of the loss, forward and backward, on a batch of 16 texts of 300 words with 50 predicates,
 compared with the same loss on dense scores and with the spans head; and the time to decode the batch.
 """
 
@@ -107,7 +107,7 @@ def generated(options):
 
 
 def cost(options):
-    """Runs each measurement in a separate process, because the peak memory of a process never falls."""
+    """Runs each measurement in a separate process, because the reported peak memory of a process never falls."""
     for what in ("nothing", "spans", "relations", "dense", "decode"):
         command = [sys.executable, __file__, "--cost_of", what]
         print(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
@@ -132,7 +132,7 @@ def cost_of(what, texts=16, words=300, predicates=50, entities=10):
     inputs = {"word_mask": mask}
 
     def dense_loss(logits):
-        """The loss of Su (2020) on dense scores, with every cell in memory."""
+        """Computes the loss of Su (2020) on dense scores, with every cell in memory."""
         scores = relations.dense(logits, predicates)
         gold = torch.zeros_like(scores, dtype=torch.bool)
         for text, row in enumerate(labels[:, 1:].unflatten(1, (entities, 5)).tolist()):
@@ -187,7 +187,7 @@ def main():
     elif options.data and options.pretrain_model_path:
         real(options)
     else:
-        parser.error("give --data with --pretrain_model_path, or --generated, or --cost")
+        parser.error("pass --data and --pretrain_model_path, or --generated, or --cost")
 
 
 if __name__ == "__main__":

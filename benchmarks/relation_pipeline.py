@@ -1,4 +1,4 @@
-"""Relations as a pipeline: one model finds the entities, another classifies each pair of them, shown by markers.
+"""Relation extraction as a pipeline: one model finds the entities, another classifies each pair, shown by markers.
 
     python benchmarks/relation_pipeline.py --data CONLL04_FOLDER --pretrain_model_path MODEL_FOLDER [--seeds 1 2 3 4 5]
 
@@ -7,7 +7,8 @@ the tasks `relations` and `entities`. The first model is trained only on the ent
 of docs/cookbook/relation.md, is trained on the gold entities of train: all pairs whose types are connected by some
 predicate in train, in both orders, with the label none if there is no relation. On dev and test, it classifies the
 pairs of entities that the first model has found. Both choose their epoch on dev; test is scored once. Prints the scores
-of relation_extraction.py, with the CPU time of both models. Finished runs are not trained again.
+of relation_extraction.py, with the CPU time of training both models, if no run was interrupted. Finished runs are not
+trained again.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def write(path, rows):
 
 
 def schema_of(rows):
-    """Returns the pairs of types that predicates connect in these rows."""
+    """Returns the pairs of entity types that are connected by a relation in these rows."""
     found = set()
     for row in rows:
         types = {(first, last): name for first, last, name in row["entities"]}
@@ -56,7 +57,7 @@ def schema_of(rows):
 
 
 def marked(tokens, one, other):
-    """Returns the text with markers around two entities; the markers depend on their types."""
+    """Returns the text with markers around two entities, which include the entities' types."""
     before = {one[0]: f"<e1> {one[2]} :", other[0]: f"<e2> {other[2]} :"}
     behind = {one[1]: "</e1>", other[1]: "</e2>"}
     words = []
@@ -77,14 +78,14 @@ def pairs_of(rows, entities, schema):
     ]
 
 
-def write_pairs(folder, parts, schema):
+def write_pairs(folder, splits, schema):
     """Returns a folder with the gold pairs of train and dev as texts to classify."""
-    for part in ("train", "dev"):
-        rows, lines = parts[part], []
+    for split in ("train", "dev"):
+        rows, lines = splits[split], []
         for number, one, other in pairs_of(rows, [row["entities"] for row in rows], schema):
             labels = [label for *places, label in rows[number]["relations"] if places == [*one[:2], *other[:2]]]
             lines.append({"text": marked(rows[number]["tokens"], one, other), "label": [*labels, NONE][0]})
-        write(folder / f"raw/{part}.jsonl", lines)
+        write(folder / f"raw/{split}.jsonl", lines)
     raw = dict(input=str(folder / "raw"), output_dir=str(folder / "data"))
     process(DataConfig(**raw, label_type="label=classification"))
 
@@ -96,34 +97,38 @@ def judge(run, rows, entities, schema, name):
     write(texts, [{"text": marked(rows[number]["tokens"], one, other)} for number, one, other in pairs])
     flags = ["--do_predict", "--checkpoint", str(run / "checkpoints/best"), "--predict_file", str(texts)]
     run_main(parse_args(Config, [*flags, "--predict_output", str(output)]))
-    for (number, one, other), answer in zip(pairs, rows_of(output)):
-        if answer["label"] != NONE:
-            found[number].append([*one[:2], *other[:2], answer["label"]])
+    for (number, one, other), prediction in zip(pairs, rows_of(output)):
+        if prediction["label"] != NONE:
+            found[number].append([*one[:2], *other[:2], prediction["label"]])
     return [sorted(label) for label in found]
 
 
-def scores_of(options, parts, folder, schema, seed):
-    """Returns {"dev", "test": scores, "seconds": CPU time of both models}."""
+def scores_of(options, splits, folder, schema, seed):
+    """Returns {"dev", "test": scores, "seconds": CPU time of both models, or None if a run was interrupted}."""
     done = options.work / f"scores-{seed}.json"
     if done.exists():
         return json.loads(done.read_text(encoding="utf-8"))
     entity_run = options.work / f"runs/entities-{seed}"
     model = ["--pretrain_model_path", options.pretrain_model_path]
     *_, seconds = train(folder, [*shlex.split(options.entity_options), *model], entity_run, seed)
-    run, start = options.work / f"runs/pairs-{seed}", time.process_time()
+    run = options.work / f"runs/pairs-{seed}"
+    measured, is_new, start = run / "cpu_seconds.json", not run.exists(), time.process_time()
     paths = ["--data_path", str(options.work / "pairs/data"), "--output_dir", str(run.parent)]
     fixed = ["--do_train", "--resume", "--special_tokens", MARKERS, "--report_to", "none", "--save_epoch", "0"]
     flags = [*fixed, *paths, *model, "--model_version", run.name, "--random_seed", str(seed)]
     run_main(parse_args(Config, [*flags, *shlex.split(options.pair_options)]))
-    result = {"seconds": seconds + time.process_time() - start}
+    if is_new:  # this process has not measured the first part of a resumed run
+        measured.write_text(json.dumps(time.process_time() - start), encoding="utf-8")
+    pairs = json.loads(measured.read_text(encoding="utf-8")) if measured.exists() else None
+    result = {"seconds": None if pairs is None else seconds + pairs}
     tasks = read_tasks(options.work / "data/all/labels.json")
-    for part in ("dev", "test"):
-        rows, answers = parts[part], rows_of(entity_run / f"answers/{part}.jsonl")
-        predicted = [row["answers"]["entities"]["predicted"] for row in answers]  # tags, unless entities nest
+    for split in ("dev", "test"):
+        rows, labelled = splits[split], rows_of(entity_run / f"answers/{split}.jsonl")
+        predicted = [row["answers"]["entities"]["predicted"] for row in labelled]  # tags, unless entities nest
         tagged = read_tasks(folder / "labels.json")["entities"].kind == "tagging"
         entities = [[[a, b, name] for name, a, b in entities_in(t)] for t in predicted] if tagged else predicted
-        found = {"entities": entities, "relations": judge(run, rows, entities, schema, part)}
-        result[part] = score(tasks, {name: [row[name] for row in rows] for name in tasks}, found)
+        found = {"entities": entities, "relations": judge(run, rows, entities, schema, split)}
+        result[split] = score(tasks, {name: [row[name] for row in rows] for name in tasks}, found)
     done.write_text(json.dumps(result), encoding="utf-8")
     return result
 
@@ -140,14 +145,14 @@ def main():
     options.work = options.work.resolve()
     both = processed(options.work, options.data)
     folder = processed(options.work, options.data, "entities")
-    parts = {part: rows_of(both / f"{part}.jsonl") for part in ("train", "dev", "test")}
-    schema = schema_of(parts["train"])
+    splits = {split: rows_of(both / f"{split}.jsonl") for split in ("train", "dev", "test")}
+    schema = schema_of(splits["train"])
     if not (options.work / "pairs/data/labels.json").exists():
-        write_pairs(options.work / "pairs", parts, schema)
+        write_pairs(options.work / "pairs", splits, schema)
     use_head_of_page()
     results = []
     for seed in options.seeds:
-        results.append(scores_of(options, parts, folder, schema, seed))
+        results.append(scores_of(options, splits, folder, schema, seed))
         print(f"seed {seed}: {results[-1]['test']}", flush=True)
     print(f"| seeds | {' | '.join(SHOWN)} | CPU s |\n{'| --- ' * (len(SHOWN) + 2)}|")
     cells = [len(results)]
@@ -155,7 +160,8 @@ def main():
         values = [100 * result["test"][name] for result in results]
         spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
         cells.append(f"{statistics.mean(values):.2f}{spread}")
-    print(f"| {' | '.join(map(str, [*cells, round(statistics.median(r['seconds'] for r in results))]))} |")
+    times = [result["seconds"] for result in results if result["seconds"] is not None]
+    print(f"| {' | '.join(map(str, [*cells, round(statistics.median(times)) if times else '']))} |")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python benchmarks/relation_texts.py --language english --output_dir dataset_raw/relations [--train 3000]
 
-A text has one to three clauses. In a clause, a subject has several objects, a pair has two predicates, an entity lies
-within another, two entities have relations in both directions, or there is no relation. The names in a text are
-distinct. The parts share names, but no person (given name and surname) of dev or test occurs in train.
+A text has one to three clauses. In a clause, a subject has several objects, a pair has two predicates, an entity is
+inside another, two entities have relations in both directions, or there is no relation. The names in a text are
+distinct. The splits share names, but no person (given name and surname) of dev or test occurs in train.
 """
 
 import argparse
@@ -51,7 +51,7 @@ PARTS = {"train": 0.8, "dev": 0.1, "test": 0.1}
 
 
 def clause(language, template, relations, persons, generator):
-    """Returns (text, [(subject, predicate, object)] with character offsets) of a clause."""
+    """Generates a clause. Returns (text, [(subject, predicate, object)] with character offsets)."""
     person, university, _ = language["join"]
     names = dict(zip("ab", (person.format(*pair) for pair in generator.sample(persons, 2))))
     names |= zip("xyz", generator.sample(language["company"], 3))
@@ -64,7 +64,7 @@ def clause(language, template, relations, persons, generator):
             places.setdefault(name, (len(text), len(text) + len(names[name])))
             piece = names[name]
         text += piece
-    if "u" in places:  # the city lies in the university's name
+    if "u" in places:  # the city is inside the university's name
         start = places["u"][0] + names["u"].index(names["d"])
         places["d"] = (start, start + len(names["d"]))
     triples = [triple.split() for triple in relations.split(";") if triple.strip()]
@@ -72,7 +72,7 @@ def clause(language, template, relations, persons, generator):
 
 
 def text_of(language, persons, generator):
-    """Returns a row: a text and its relations, in the format that data_process.py reads."""
+    """Generates a row with a text and its relations, in a format that data_process.py reads."""
     text, found = "", []
     for template, relations in generator.sample(sorted(language["clauses"].items()), generator.randint(1, 3)):
         text += language["join"][2] if text else ""
@@ -90,18 +90,18 @@ def text_of(language, persons, generator):
 
 
 def write(folder, name, number, seed=0):
-    """Writes train, dev and test, with `number` rows in train and a fifth of that each in dev and test."""
+    """Writes train with `number` rows, and dev and test with a fifth as many."""
     language, generator = LANGUAGES[name], random.Random(f"{name} {seed}")
     persons = [(given, surname) for given in language["given"] for surname in language["surname"]]
     generator.shuffle(persons)
     folder.mkdir(parents=True, exist_ok=True)
     begin = 0
-    for part, share in PARTS.items():
+    for split, share in PARTS.items():
         own = persons[begin : begin + round(share * len(persons))]
         begin += len(own)
-        rows = [text_of(language, own, generator) for _ in range(number if part == "train" else number // 5)]
+        rows = [text_of(language, own, generator) for _ in range(number if split == "train" else number // 5)]
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        (folder / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8")
+        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def main():

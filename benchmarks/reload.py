@@ -1,11 +1,11 @@
-"""Does a server lose requests, or answer with a half-loaded model, while its model is replaced again and again?
+"""Does a server lose requests, or respond with a half-loaded model, while its model is replaced again and again?
 
     python benchmarks/reload.py --folders shipped other_export --texts dataset/atis/test.jsonl --requests 10000
 
-Serves a copy of the first folder with tools.serve. Threads request one text at a time. After every --every requests,
-the copy is replaced with the other export, as tools.export replaces a folder, and the server gets SIGHUP. An answer
-must equal the answer of one of the two exports, and after a reload the answer of the new one. Prints how many requests
-were answered, refused or lost, and how many answers came from neither model.
+Serves a copy of the first folder with tools.serve. Threads send requests with one text each. After every --every
+requests, the copy is replaced with the other export, like tools.export replaces a folder, and the server gets SIGHUP. A
+response must equal the prediction of one of the two exports, and after a reload that of the new one. Prints how many
+requests were answered, rejected or lost, and how many responses came from neither model.
 """
 
 import argparse
@@ -33,14 +33,14 @@ from tools.export.predictor import Predictor  # noqa: E402
 
 
 def without_probabilities(value):
-    """Removes the probabilities from an answer, because their last digits depend on the batch."""
+    """Removes the probabilities from a prediction, because their last digits depend on the batch."""
     if isinstance(value, dict):
         return {name: without_probabilities(one) for name, one in value.items() if "probability" not in name}
     return [without_probabilities(one) for one in value] if isinstance(value, list) else value
 
 
 def replace(folder, source):
-    """Replaces a folder as tools.export does."""
+    """Replaces a folder like tools.export."""
     new, old = folder.with_name("new"), folder.with_name("old")
     shutil.copytree(source, new)
     folder.rename(old)
@@ -49,7 +49,7 @@ def replace(folder, source):
 
 
 class Load:
-    """Threads that send requests until `number` requests are done."""
+    """Threads that send `number` requests in total."""
 
     def __init__(self, port, texts, expected, number):
         self.port, self.texts, self.expected = port, texts, expected
@@ -64,10 +64,10 @@ class Load:
                 body = json.dumps({"texts": self.texts[text]})
                 connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
                 response = connection.getresponse()
-                answer = json.loads(response.read())
+                content = json.loads(response.read())
                 self.found[response.status] += 1
                 if response.status == 200:
-                    said = without_probabilities(answer["answers"][0])
+                    said = without_probabilities(content["answers"][0])
                     self.neither += said not in [models[text] for models in self.expected]
             except (OSError, http.client.HTTPException) as error:
                 self.lost[type(error).__name__] += 1
@@ -112,7 +112,7 @@ def main():
     loaded = said.count("is loaded again")
     answered = sum(load.found.values())
     print(f"{answered} of {options.requests} requests answered: {dict(load.found)}; lost: {dict(load.lost)}")
-    print(f"{loaded} of {reloads} reloads done; {load.neither} answers of neither model")
+    print(f"{loaded} of {reloads} reloads done; {load.neither} responses from neither model")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Do two commits compute the same results? Each trains, evaluates and predicts on the same code paths, and their
-SHA-256 sums are compared.
+"""Do two commits compute identical results? Runs training, evaluation and prediction with each of them over several
+code paths, and compares SHA-256 sums.
 
     python benchmarks/same_bytes.py BEFORE AFTER --atis RAW_ATIS_FOLDER --pretrain_model_path MODEL_FOLDER
 
-Use it for changes that should not change results, such as a rename. Each commit is checked out as a git worktree in a
+Use it for changes that should not affect results, such as a rename. Each commit is checked out as a git worktree in a
 temporary folder and run with this Python. Compares the weights of `best`, metrics.jsonl, eval.json and predictions.csv.
 Without --atis, only the code paths on the sample are run. The sums of a commit are cached in --cache.
 """
@@ -54,7 +54,7 @@ def run(command, cwd):
 
 
 def sums_of(commit, options):
-    """Returns {code path: {file: SHA-256}} of one commit."""
+    """Runs a commit. Returns {code path: {file: SHA-256}}."""
     cache = Path(options.cache) / f"{commit}.json"
     known = json.loads(cache.read_text()) if cache.exists() else {}
     roads = [road for road in ROADS if road not in known and (options.atis or not road.startswith("ATIS"))]
@@ -83,7 +83,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commits", nargs="+")
     parser.add_argument("--atis", help="raw data with intents and slots, such as ATIS")
-    parser.add_argument("--pretrain_model_path", help="an encoder for --atis")
+    parser.add_argument("--pretrain_model_path", help="encoder for --atis")
     parser.add_argument("--cache", default="output/same_bytes")
     options = parser.parse_args()
     options.atis = options.atis and Path(options.atis).resolve()

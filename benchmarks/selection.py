@@ -1,14 +1,14 @@
-"""How many labels does `tools.select` save? A simulation on labelled data over several seeds.
+"""How many labels does `tools.select` save? Simulates active learning on labelled data over several seeds.
 
     python data_process.py --input atis --output_dir dataset/atis
     python benchmarks/selection.py --data dataset/atis --task intent --pretrain_model_path MODEL_FOLDER
     python benchmarks/selection.py --data dataset/cais --task slots --options hidden_size=64 use_crf=false
 
-A pool is drawn from train, and a random part of it is labelled. In each round, a model is trained from scratch on the
+A pool is drawn from train, and a random subset of it is labelled. In each round, a model is trained from scratch on the
 labelled rows, and each strategy chooses the rows to label next. Prints the mean test score after each round, the
-differences from random selection (paired over seeds, 95% bootstrap intervals), and the number of labels that each
-strategy needs for the score that random selection reaches with the last size. Finished rounds are kept in --work, and
-a repeated command continues after them. The best epoch is chosen on --dev rows of dev.
+differences from random selection (paired over seeds, 95% bootstrap intervals), and the number of labels with which each
+strategy reaches the score of random selection at the last size. Finished rounds are stored in --work, and a repeated
+command continues after them. The best epoch is chosen on --dev rows of dev.
 """
 
 import argparse
@@ -41,12 +41,12 @@ BOOTSTRAP = 2000
 
 
 class Simulation:
-    """The rounds of one seed. options: the options of the command. folder: the folder of its data and results."""
+    """Simulates the rounds of one seed. options: the command's options. folder: where data and results are stored."""
 
     def __init__(self, options, seed, folder):
         self.options, self.seed, self.folder = options, seed, folder
         rng = np.random.default_rng(seed)
-        rows = {part: self.rows_of(part) for part in ("train", "dev", "test")}
+        rows = {split: self.rows_of(split) for split in ("train", "dev", "test")}
         drawn = rng.permutation(len(rows["train"]))[: options.pool]
         self.pool = [rows["train"][i] for i in drawn]
         self.dev, self.test = rows["dev"][:32], rows["test"]
@@ -54,21 +54,21 @@ class Simulation:
         self.labels = json.loads((Path(options.data) / "labels.json").read_text(encoding="utf-8"))
         self.labels = {options.task: self.labels[options.task]}
         self.write(folder / "pool", self.pool)
-        self.start = [row["id"] for row in self.pool[: options.sizes[0]]]  # the pool is in random order
+        self.start = [row["id"] for row in self.pool[: options.sizes[0]]]  # the pool is shuffled
 
-    def rows_of(self, part):
-        lines = (Path(self.options.data) / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
+    def rows_of(self, split):
+        lines = (Path(self.options.data) / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
     def write(self, folder, train):
         folder.mkdir(parents=True, exist_ok=True)
-        for part, rows in (("train", train), ("dev", self.dev), ("test", self.test)):
+        for split, rows in (("train", train), ("dev", self.dev), ("test", self.test)):
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            (folder / f"{part}.jsonl").write_text(text, encoding="utf-8")
+            (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
         write_json(folder / "labels.json", self.labels)
 
     def train(self, ids):
-        """Returns (Model trained on these rows, its main test score in %)."""
+        """Trains on these rows. Returns (Model, its main test score in %)."""
         data, options = self.folder / "data", self.options
         self.write(data, [self.by_id[one] for one in ids])
         shutil.rmtree(self.folder / "run", ignore_errors=True)
@@ -88,7 +88,7 @@ class Simulation:
         seed_torch(self.seed)
         loaded = load_data(config, torch.device("cpu"))
         trainer = build_trainer(config, torch.device("cpu"), loaded)
-        for trainer.progress.epoch in range(config.epochs):  # without evaluations on dev and checkpoints
+        for trainer.progress.epoch in range(config.epochs):  # no evaluation on dev, no checkpoints
             trainer.progress.batch = 0
             trainer.train_one_epoch(trainer.progress.epoch)
         featurizer = loaded.dev_loader.dataset.featurizer
@@ -96,23 +96,23 @@ class Simulation:
         model = Model(config.run_dir / "checkpoints/best", {}, trainer, featurizer)
         return model, 100 * found.scores[default_monitor(load_labels(data))]
 
-    def next(self, model, strategy, ids, wanted):
-        """Returns the labelled ids, including those that a strategy adds."""
+    def next(self, model, strategy, ids, count):
+        """Returns the labelled ids, extended by `count` ids that a strategy chooses."""
         rows = rows_of_part(self.folder / "pool", "train", load_labels(self.folder / "pool"))
         labelled = {hash(plain(self.by_id[one])) for one in ids}
         pool = survey(rows, model, strategy in ("both", "uncertainty"), labelled)
-        _, examples = choose(pool, model, strategy, wanted, self.seed)
+        _, examples = choose(pool, model, strategy, count, self.seed)
         return [*ids, *(example["id"] for example in examples)]
 
     def run(self):
-        """Returns {strategy: [score after each size]}. Saves each finished round."""
+        """Runs all rounds, and saves each one when it is finished. Returns {strategy: [score at each size]}."""
         path, sizes = self.folder / "rounds.json", self.options.sizes
         state = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        wanted = [after - before for before, after in pairwise(sizes)]
+        counts = [after - before for before, after in pairwise(sizes)]
         if missing := [name for name in self.options.strategies if name not in state]:
             model, score = self.train(self.start)
             for name in missing:
-                state[name] = {"scores": [score], "labelled": self.next(model, name, self.start, wanted[0])}
+                state[name] = {"scores": [score], "labelled": self.next(model, name, self.start, counts[0])}
             write_json(path, state)
         for name in self.options.strategies:
             own = state[name]
@@ -120,7 +120,7 @@ class Simulation:
                 model, score = self.train(own["labelled"])
                 own["scores"].append(score)
                 if len(own["scores"]) < len(sizes):
-                    own["labelled"] = self.next(model, name, own["labelled"], wanted[len(own["scores"]) - 1])
+                    own["labelled"] = self.next(model, name, own["labelled"], counts[len(own["scores"]) - 1])
                 write_json(path, state)
                 print(f"seed {self.seed}, {name}, {sizes[len(own['scores']) - 1]}: {score:.2f}", flush=True)
         return {name: state[name]["scores"] for name in self.options.strategies}
@@ -137,7 +137,7 @@ def labels_needed(sizes, scores, target):
 
 
 def interval(values):
-    """Returns the bounds of the middle 95% of bootstrap values, which can be inf."""
+    """Returns the 2.5 and 97.5 percentiles of bootstrap values, which can be inf."""
     low, high = np.quantile(np.asarray(values), [0.025, 0.975], method="nearest")
     return low, high
 
@@ -175,7 +175,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="a processed folder")
     parser.add_argument("--task", required=True, help="the task to train and score")
-    parser.add_argument("--pretrain_model_path", default="", help="default: an encoder from scratch")
+    parser.add_argument("--pretrain_model_path", default="", help="pretrained encoder [an encoder from scratch]")
     parser.add_argument("--options", type=option_of, nargs="+", default=[], help="options of main.py: NAME=VALUE …")
     parser.add_argument("--work", default="output/selection")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])

@@ -3,8 +3,8 @@
     python benchmarks/semeval.py --data DIR --pretrain_model_path MODEL_FOLDER [--seeds 1 2 3 4 5]
 
 --data: a folder with train.txt (8,000 sentences) and test.txt (2,717) in the format of the task's release: number, tab,
-sentence in quotes; then the relation; then a comment. 800 rows of train are held out as dev, stratified, the same for
-all seeds. Each run trains as main.py does; test is labelled once, with the best checkpoint on dev. Prints the official
+sentence in quotes; then the relation; then a comment. 800 rows of train, stratified and the same for all seeds, are
+held out as dev. Each run trains like main.py; test is scored once, with the best checkpoint on dev. Prints the official
 score on dev and test, and the CPU time of training and evaluation, for each seed and as a mean. Finished runs are not
 trained again. --options: further flags of main.py.
 """
@@ -33,9 +33,9 @@ MARKERS = "<e1>,</e1>,<e2>,</e2>"
 
 
 def official_f1(gold, predicted):
-    """Returns the macro F1 over the relations without Other, as semeval2010_task8_scorer-v1.2.pl reports it ("(9+1)-way
-    evaluation taking directionality into account"): precision and recall of a relation are over both directions, and an
-    answer in the wrong direction is wrong for both."""
+    """Returns the macro F1 over all relations except Other, like semeval2010_task8_scorer-v1.2.pl ("(9+1)-way
+    evaluation taking directionality into account"): a relation's precision and recall are over both directions, and a
+    prediction with the wrong direction is an error in both."""
     directions = {}
     for label in sorted({*gold, *predicted} - {"Other"}):
         directions.setdefault(label.partition("(")[0], []).append(label)
@@ -50,9 +50,9 @@ def convert(source, folder):
     """Writes train.csv and test.csv from the release's train.txt and test.txt. Returns the number of rows."""
     folder.mkdir(parents=True, exist_ok=True)
     total = 0
-    for part in ("train", "test"):
-        blocks = re.split(r"\n\s*\n", (source / f"{part}.txt").read_text(encoding="utf-8-sig").strip())
-        with open(folder / f"{part}.csv", "w", newline="", encoding="utf-8") as file:
+    for split in ("train", "test"):
+        blocks = re.split(r"\n\s*\n", (source / f"{split}.txt").read_text(encoding="utf-8-sig").strip())
+        with open(folder / f"{split}.csv", "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["id", "text", "relation"])
             for block in blocks:
@@ -64,30 +64,32 @@ def convert(source, folder):
 
 
 def use_head_of_page():
-    """Runs the code block of the page as if it were at the end of model_utils.py."""
+    """Runs the page's code block as if it were at the end of model_utils.py."""
     page = (ROOT / "docs/cookbook/relation.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"^```python\n# model_utils.py: at the end\n(.*?)^```", page, re.M | re.S)
     exec(compile(code, "relation.md", "exec"), vars(model_utils))
 
 
-def labels_of(run, part):
-    """Returns (gold, predicted) of a part of a finished run, from the rows that main.py stores for its report."""
-    rows = [json.loads(line) for line in (run / f"answers/{part}.jsonl").read_text(encoding="utf-8").splitlines()]
+def labels_of(run, split):
+    """Returns (gold, predicted) labels of a split, from the predictions that a finished run stores for its report."""
+    rows = [json.loads(line) for line in (run / f"answers/{split}.jsonl").read_text(encoding="utf-8").splitlines()]
     return tuple([row["answers"]["relation"][kind] for row in rows] for kind in ("gold", "predicted"))
 
 
 def scores_of(options, data, seed):
-    """Returns {"dev", "test": official F1 in %, "minutes": CPU time}. Trains the run, unless its scores exist."""
+    """Returns {"dev", "test": official F1 in %, "minutes": CPU time}, without "minutes" if the run was interrupted.
+    Trains the run, unless its scores exist."""
     run = Path(options.output_dir) / f"seed-{seed}"
     found = run / "semeval.json"
     if not found.exists():
         fixed = ["--do_train", "--do_eval", "--resume", "--special_tokens", MARKERS, "--early_stop_patience", "0"]
         paths = ["--data_path", str(data), "--output_dir", options.output_dir, "--model_version", run.name]
         paths += ["--pretrain_model_path", options.pretrain_model_path, "--random_seed", str(seed)]
-        start = time.process_time()
+        is_new, start = not run.exists(), time.process_time()
         main(parse_args(Config, [*fixed, *paths, *shlex.split(options.options)]))
-        scores = {part: round(100 * official_f1(*labels_of(run, part)), 2) for part in ("dev", "test")}
-        scores["minutes"] = round((time.process_time() - start) / 60, 1)
+        scores = {split: round(100 * official_f1(*labels_of(run, split)), 2) for split in ("dev", "test")}
+        if is_new:  # this process has not measured the first part of a resumed run
+            scores["minutes"] = round((time.process_time() - start) / 60, 1)
         found.write_text(json.dumps(scores), encoding="utf-8")
     return json.loads(found.read_text(encoding="utf-8"))
 
@@ -105,9 +107,9 @@ def compare(options):
         results[seed] = scores_of(options, data, seed)
         print(f"seed {seed}: " + "  ".join(f"{name} {value:g}" for name, value in results[seed].items()), flush=True)
     for name in ("dev", "test", "minutes"):
-        values = [scores[name] for scores in results.values()]
-        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        print(f"{name}: mean {statistics.mean(values):.2f}{spread}")
+        if values := [scores[name] for scores in results.values() if name in scores]:
+            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            print(f"{name}: mean {statistics.mean(values):.2f}{spread}")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     apt install hey
     python benchmarks/serving.py --folder shipped --texts dataset/atis/test.jsonl
 
-hey (https://github.com/rakyll/hey) runs on the same machine, so it uses some of the cores. Each request contains one
-text, the text of median length. Prints latencies, refusals and the server's memory for single requests, the maximum
-load, 70 % of it and twice as much; then the answers to malformed requests, and to SIGTERM under load.
+hey (https://github.com/rakyll/hey) runs on the same machine, so it uses some of the cores. Each request contains the
+same text, one of median length. Prints latencies, status codes and the server's memory for sequential requests, for the
+maximum throughput, and for 70 % and 200 % of it; then the responses to malformed requests, and to SIGTERM under load.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from test_serve import Served, malformed  # noqa: E402
 
 
 def load(port, body, seconds, workers, rate=None):
-    """Returns [(seconds, status)] of hey's requests. rate: requests per second of all workers (default: unlimited)."""
+    """Runs hey. Returns [(seconds, status)] of its requests. rate: total requests per second (default: unlimited)."""
     words = ["hey", "-z", f"{seconds}s", "-c", str(workers), "-o", "csv", "-m", "POST", "-T", "application/json"]
     words += ["-q", str(rate / workers)] if rate else []
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
@@ -64,7 +64,7 @@ def main():
     text, seconds = texts[len(texts) // 2], options.seconds
     body = json.dumps({"texts": text})
     print(f"tools.serve {options.folder} {options.flags}; {seconds} s each; a text of {len(text)} characters")
-    print("| load | answers/s | p50, ms | p99, ms | statuses | MB |\n| --- | --- | --- | --- | --- | --- |")
+    print("| load | responses/s | p50, ms | p99, ms | statuses | MB |\n| --- | --- | --- | --- | --- | --- |")
     with Served(options.folder, *options.flags.split()) as server:
         load(server.port, body, 2, 8)
         row("one at a time", load(server.port, body, seconds, 1), seconds, server.memory())

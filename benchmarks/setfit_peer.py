@@ -5,9 +5,9 @@
 
 FOLDER has train.jsonl, tuning.jsonl, dev.jsonl and test.jsonl with rows of `text` and `label`. All options are
 setfit's defaults (batch size 16, one epoch over all pairs of texts, with the rarer kind of pairs oversampled, logistic
-regression as head), unless --num_iterations sets the pairs per text and kind (R in the paper). --max_steps limits the
-steps. Also scores the answers after multiplying the probabilities by p_dev(c) / p_train(c), with the label frequencies
-of tuning.jsonl, as --few_shot does (engine/tricks/few_labels.py); setfit itself does not use dev.
+regression as head), unless --num_iterations sets the number of pairs per text and kind (R in the paper). --max_steps
+limits the steps. Also scores the predictions after multiplying the probabilities by p_dev(c) / p_train(c), with the
+label frequencies of tuning.jsonl, like --few_shot (engine/tricks/few_labels.py); setfit itself does not use dev.
 """
 
 import argparse
@@ -32,9 +32,9 @@ def main():
     from setfit import SetFitModel, Trainer, TrainingArguments
 
     torch.set_num_threads(1)
-    parts = {
-        part: [json.loads(line) for line in (options.data / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()]
-        for part in ("train", "tuning", "dev", "test")
+    splits = {
+        split: [json.loads(line) for line in (options.data / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
+        for split in ("train", "tuning", "dev", "test")
     }
     work = options.output.parent / f"{options.output.stem}.setfit"
     arguments = TrainingArguments(
@@ -49,20 +49,20 @@ def main():
     )
     torch.manual_seed(options.seed)
     model = SetFitModel.from_pretrained(options.pretrain_model_path, trust_remote_code=False)
-    train = Dataset.from_list([{"text": row["text"], "label": row["label"]} for row in parts["train"]])
+    train = Dataset.from_list([{"text": row["text"], "label": row["label"]} for row in splits["train"]])
     trainer = Trainer(model=model, args=arguments, train_dataset=train)
     trainer.train()
     used = resource.getrusage(resource.RUSAGE_SELF)
     result = {"seconds": used.ru_utime + used.ru_stime, "steps": trainer.st_trainer.state.global_step}
     classes = [str(label) for label in model.model_head.classes_]
-    tuning, sample = (Counter(row["label"] for row in parts[part]) for part in ("tuning", "train"))
+    tuning, sample = (Counter(row["label"] for row in splits[split]) for split in ("tuning", "train"))
     factors = torch.tensor([(tuning[label] + 1) / (sample[label] + 1) for label in classes])
-    for part in ("dev", "test"):
-        rows = parts[part]
+    for split in ("dev", "test"):
+        rows = splits[split]
         chances = torch.as_tensor(model.predict_proba([row["text"] for row in rows], show_progress_bar=False))
-        for name, scores in ((part, chances), (f"{part}_with_frequencies", chances * factors)):
-            answers = [classes[i] for i in scores.argmax(1).tolist()]
-            result[name] = sum(answer == row["label"] for answer, row in zip(answers, rows)) / len(rows)
+        for name, scores in ((split, chances), (f"{split}_with_frequencies", chances * factors)):
+            predicted = [classes[i] for i in scores.argmax(1).tolist()]
+            result[name] = sum(label == row["label"] for label, row in zip(predicted, rows)) / len(rows)
     options.output.write_text(json.dumps(result))
 
 

@@ -1,12 +1,12 @@
-"""Compares an exported folder with main.py's model in torch, as ratios within one run, on the test part of the data.
+"""Compares an exported folder with the same model in torch, as ratios within one run, on the test split.
 
     python benchmarks/shipped.py --checkpoint output/atis/checkpoints/best --data_path dataset/atis
 
-Exports the checkpoint in fp32 and int8, creates an environment with only the shipped requirements, and measures, in
-separate processes that take turns: the latency of a single text, texts per second on the whole part, scores, the time
-of a process that labels one text, and the size of the environment. Torch labels single texts with the template's
-shortest code path (features, model, decoding, a row), not with main.py, which would take longer. All sides use the same
-texts and the same number of threads.
+Exports the checkpoint in fp32 and int8, and creates an environment with only the requirements of an export. Then it
+measures, in separate processes that take turns: the latency of a single text, texts per second on the whole split,
+scores, the time of a process that labels one text, and the size of the environment. In torch, single texts are labelled
+by the template's shortest code path (features, model, decoding, a row), not by main.py, which would take longer. All
+sides use the same texts and the same number of threads.
 """
 
 import argparse
@@ -23,22 +23,22 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 
-def latencies(answer, rows, number):
+def latencies(predict, rows, number):
     """Returns the (p50, p99) latency of single texts in milliseconds."""
     for row in rows[:20]:
-        answer([row])
+        predict([row])
     times = []
     for row in (rows * (1 + number // len(rows)))[:number]:
         start = time.perf_counter()
-        answer([row])
+        predict([row])
         times.append(1000 * (time.perf_counter() - start))
     times.sort()
     return times[len(times) // 2], times[int(0.99 * len(times))]
 
 
 def in_torch(checkpoint, rows, threads):
-    """Returns (function that labels a few rows in one batch, function that labels all rows) for the model as main.py
-    loads it. Rows of the first must fit into one window."""
+    """Returns (function that labels a few rows in one batch, function that labels all rows), with the model in torch.
+    Texts passed to the first function must fit into one window."""
     import numpy as np
     import torch
 
@@ -52,20 +52,20 @@ def in_torch(checkpoint, rows, threads):
     model, tasks, pad_id = trainer.model.eval(), trainer.tasks, featurizer.tokenizer.pad_token_id
     rows = list(prepare_inputs(rows, tasks))
 
-    def answer(rows):
+    def predict(rows):
         rows = list(prepare_inputs(rows, tasks))
         with torch.inference_mode():
             columns = featurizer(rows)
             inputs = make_batch(columns, np.arange(len(columns["example_index"])), tasks, pad_id).inputs
             found = model.decode(model(inputs).logits, inputs)
-        answers = [{} for _ in rows]
+        labels = [{} for _ in rows]
         for name, head in model.output_layer.heads.items():
             for i, row in enumerate(rows):
-                own = [part[i] if head.finds_spans else part[i].tolist() for part in found[name]]
-                if head.by_words and not head.finds_spans:  # not the padding
-                    own = [part[: len(row["tokens"])] for part in own]
-                answers[i][name] = head.to_labels(*own)
-        return [prediction_row(row, answer, tasks) for row, answer in zip(rows, answers)]
+                own = [values[i] if head.finds_spans else values[i].tolist() for values in found[name]]
+                if head.by_words and not head.finds_spans:  # without padding
+                    own = [values[: len(row["tokens"])] for values in own]
+                labels[i][name] = head.to_labels(*own)
+        return [prediction_row(row, label, tasks) for row, label in zip(rows, labels)]
 
     def label_all():
         data = MyDataset(rows, featurizer)
@@ -75,11 +75,11 @@ def in_torch(checkpoint, rows, threads):
                 found.add(batch, model(batch.inputs).logits)
         return found.finish().labels
 
-    return answer, label_all
+    return predict, label_all
 
 
 def in_onnxruntime(folder, rows, threads, provider="cpu"):
-    """Returns the same functions for an exported folder."""
+    """Returns the same functions as `in_torch`, with an exported folder."""
     sys.path.insert(0, str(folder))
     from predictor import Predictor
 
@@ -87,10 +87,10 @@ def in_onnxruntime(folder, rows, threads, provider="cpu"):
 
     def label_all():
         encoded = predictor.encode(rows)
-        answers = predictor.answers(encoded)
-        for one, answer in zip(encoded, answers):
-            predictor.row(one.example, answer)
-        return {name: [answer[name][0] for answer in answers] for name in predictor.tasks}
+        predictions = predictor.answers(encoded)
+        for one, prediction in zip(encoded, predictions):
+            predictor.row(one.example, prediction)
+        return {name: [prediction[name][0] for prediction in predictions] for name in predictor.tasks}
 
     return predictor, label_all
 
@@ -99,8 +99,8 @@ def measure(options):
     """Prints as JSON: p50 and p99 latency of single texts, texts per second (best of three), and the labels."""
     rows = json.loads(Path(options.rows).read_text(encoding="utf-8"))
     side = in_torch if options.side == "torch" else in_onnxruntime
-    answer, label_all = side(options.checkpoint, rows, options.threads)
-    p50, p99 = latencies(answer, rows, options.texts)
+    predict, label_all = side(options.checkpoint, rows, options.threads)
+    p50, p99 = latencies(predict, rows, options.texts)
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
@@ -127,7 +127,7 @@ def run(python, *words, threads=None):
 
 
 def make_environment(folder):
-    """Creates an environment with only the shipped requirements. Returns (its Python, size in MB including pip)."""
+    """Creates an environment with only the requirements of an export. Returns (its Python, size in MB with pip)."""
     run(sys.executable, "-m", "venv", folder)
     run(folder / "bin/python", "-m", "pip", "install", "--quiet", "-r", ROOT / "tools/export/requirements.txt")
     size = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
@@ -135,7 +135,7 @@ def make_environment(folder):
 
 
 def test_rows(data_path):
-    """Returns (rows to label, {task: gold}, tasks) of the test part."""
+    """Returns (rows to label, {task: gold labels}, tasks) of the test split."""
     from preprocess.schema import load_labels, part_of, read_processed
 
     tasks = load_labels(data_path)
@@ -146,7 +146,7 @@ def test_rows(data_path):
 
 
 def start_ups(sides, folder, options):
-    """Returns {side: median seconds from the start of a process to the answer for one text}."""
+    """Returns {side: median seconds from process start to the prediction for one text}."""
     text = folder / "one.txt"
     text.write_text("one text to label\n")
     found = {side: [] for side in sides}
@@ -180,16 +180,15 @@ def compare(options):
             results = measured(sides, folder / "rows.json", threads, options)
             for side, found in results.items():
                 scored = metrics.score(tasks, gold, found["labels"])[name]
-                figures = f"{found['p50']:>9.2f}{found['p99']:>9.2f}{found['throughput']:>10.0f}"
-                print(
-                    f"{side:<10}{threads:>8}{figures}  {scored:.4f}" + ratios(results["torch"], found, side), flush=True
-                )
+                speed = f"{found['p50']:>9.2f}{found['p99']:>9.2f}{found['throughput']:>10.0f}"
+                compared = ratios(results["torch"], found, side)
+                print(f"{side:<10}{threads:>8}{speed}  {scored:.4f}{compared}", flush=True)
         starts = start_ups(sides, folder, options)
         for side, seconds in starts.items():
-            print(f"{side:<10}start to first answer {seconds:.2f} s" + f" ({starts['torch'] / seconds:.1f} x)")
+            print(f"{side:<10}start to first prediction {seconds:.2f} s ({starts['torch'] / seconds:.1f} x)")
         models = ", ".join(f"{kind} {size_of(folder / kind):.1f} MB" for kind in ("fp32", "int8"))
         print(f"environment {size:.0f} MB, with pip; models: {models}")
-    print("targets: p50 at least 2 x, start 5 x, throughput of int8 2 x, 0.003 of the score lost, 250 MB")
+    print("targets: p50 2 x, start 5 x, int8 throughput 2 x, score loss at most 0.003, environment at most 250 MB")
 
 
 def measured(sides, rows, threads, options):
@@ -218,16 +217,19 @@ def size_of(folder):
     return sum(path.stat().st_size for path in folder.iterdir()) / 2**20
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def start(doc, own_flags, measure, compare):
+    """Parses the command line and runs `compare`, or `measure` in a process that `compare` started.
+
+    own_flags: {flag: (default, help)} of one benchmark, in addition to the shared ones.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="checkpoint folder, such as output/atis/checkpoints/best")
-    parser.add_argument("--data_path", default="", help="processed folder with a test part to label")
-    parser.add_argument("--texts", type=int, default=500, help="number of single texts to time")
+    parser.add_argument("--data_path", default="", help="processed folder with a dev and a test split")
     parser.add_argument("--rounds", type=int, default=3, help="number of times each side is measured")
-    parser.add_argument("--thread_counts", default="1,2", help="numbers of threads to measure with")
-    for name in ("--side", "--rows"):  # for the processes that this one starts
+    for name, (default, text) in own_flags.items():
+        parser.add_argument(name, type=type(default), default=default, help=text)
+    for name in ("--side", "--rows"):  # for `measure`
         parser.add_argument(name, help=argparse.SUPPRESS)
-    parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         return measure(options)
@@ -236,5 +238,11 @@ def main():
     compare(options)
 
 
+OWN_FLAGS = {
+    "--texts": (500, "number of single texts to time"),
+    "--thread_counts": ("1,2", "numbers of threads to measure with"),
+    "--threads": (1, argparse.SUPPRESS),
+}
+
 if __name__ == "__main__":
-    main()
+    start(__doc__, OWN_FLAGS, measure, compare)

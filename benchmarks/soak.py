@@ -1,11 +1,11 @@
-"""Kills, damages and misuses the template in many ways, and prints what it survived.
+"""Stress test: kills runs, damages checkpoints and passes invalid inputs, and prints how many trials pass.
 
-    python benchmarks/soak.py                    all tests, about ten minutes on two cores
-    python benchmarks/soak.py --only kill flip   only the rows whose names contain one of these words
+    python benchmarks/soak.py                      all tests, about ten minutes on two cores
+    python benchmarks/soak.py --only kill damage   only tests whose function names contain one of these words
 
-Each trial is a real process, forked from this one after the imports, that runs `main.main` on a tiny model. A run that
-was interrupted must end with the same bytes as an uninterrupted one: SHA-256 of final and best weights, optimizer
-state, metrics.jsonl, eval.json and predictions.csv.
+Each trial is a real process, forked from this one after the imports, that runs `main.main` on a tiny model. A resumed
+run must be bit-exact: final and best weights, optimizer state, metrics.jsonl, eval.json and predictions.csv have the
+SHA-256 sums of an uninterrupted run.
 """
 
 import argparse
@@ -79,8 +79,8 @@ def make_data():
     ]
     kept = [
         row
-        for part, size in (("train", 44), ("dev", 10), ("test", 10))
-        for row in [row for row in rows if row["split"] == part][:size]
+        for split, size in (("train", 44), ("dev", 10), ("test", 10))
+        for row in [row for row in rows if row["split"] == split][:size]
     ]
     (WORK / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     with contextlib.redirect_stdout(io.StringIO()):
@@ -98,15 +98,12 @@ def flags(name, options):
 
 
 def start(name, options, prepare=None):
-    """Forks a process in a new process group that calls prepare() and then runs the command line. Its messages go to
-    NAME.err."""
+    """Forks a process, in a new process group, that calls prepare() and then runs main.py. Output goes to NAME.err."""
     child = os.fork()
     if child:
         return child
     os.setsid()
-    tqdm.set_lock(
-        threading.RLock()
-    )  # tqdm's own lock is shared by all forks: one that is killed while it writes would block the next for ever
+    tqdm.set_lock(threading.RLock())  # the default lock is shared by all forks: a killed one could hold it forever
     torch.set_num_threads(1)
     descriptor = os.open(WORK / f"{name}.err", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 2)
@@ -140,8 +137,8 @@ def run(name, options, prepare=None):
 
 
 def digest(name):
-    """Returns {file: SHA-256} of the files that must be equal. Times are stored in other files, and args.json may
-    differ in options that do not change the result."""
+    """Returns {file: SHA-256} of the files that must be identical. Times are stored in other files, and args.json may
+    differ in options that do not affect the result."""
     folder = WORK / "runs" / name
     last = checkpoint.step_folders(folder / "checkpoints")[0]
     files = [
@@ -163,7 +160,7 @@ REFERENCES = {}
 
 
 def reference(options, prepare=None, key=None):
-    """Returns (digest, seconds) of an uninterrupted run. Each kind is run once."""
+    """Returns (digest, seconds) of an uninterrupted run, which is run once per set of options."""
     key = key or json.dumps(options, sort_keys=True)
     if key not in REFERENCES:
         name, began = f"reference{len(REFERENCES)}", time.monotonic()
@@ -174,29 +171,27 @@ def reference(options, prepare=None, key=None):
 
 
 def same(name, options):
-    """Runs to the end. Returns True if the bytes equal those of the reference."""
+    """Runs to the end. Returns whether the digest equals the reference."""
     code = run(name, options)
-    wanted = reference(options)[0]
+    expected = reference(options)[0]
     if code != 0:
         print((WORK / f"{name}.err").read_text()[-2000:])
         return False
     found = digest(name)
-    if found != wanted:
-        print(f"{name}: {[file for file in wanted if found.get(file) != wanted[file]]} differ; {options}")
+    if found != expected:
+        print(f"{name}: {[file for file in expected if found.get(file) != expected[file]]} differ; {options}")
     clean(name)
-    return found == wanted
+    return found == expected
 
 
-# ---- the rows --------------------------------------------------------------------------------------------------------
+# ---- the tests -------------------------------------------------------------------------------------------------------
 
 
 def kill_at_random_times(trials=200):
-    """SIGKILL at random times: {in memory, streaming} x {plain, FGM + accumulation} x {0, 2 workers}"""
     return kill_each([{**a, **b, **c} for a in ({}, STREAM) for b in ({}, FGM) for c in ({}, WORKERS)], trials)
 
 
 def kill_relations(trials=40):
-    """SIGKILL at random times, spans and relations: {in memory, streaming} x {plain, FGM + accumulation}"""
     return kill_each([{**RELATIONS, **a, **b} for a in ({}, STREAM) for b in ({}, FGM)], trials)
 
 
@@ -214,8 +209,7 @@ def kill_each(kinds, trials):
 
 
 def die_after(step, written=False):
-    """In the child: sends SIGKILL right after this optimizer step. written: wait until earlier checkpoints are on
-    disk."""
+    """Makes the child kill itself right after this optimizer step. written: wait until checkpoints are on disk."""
     update = trainer_module.Trainer.optimizer_step
 
     def deadly(self, group):
@@ -229,7 +223,6 @@ def die_after(step, written=False):
 
 
 def kill_after_each_step(trials=80):
-    """kill after each single step, both loaders"""
     good = 0
     for trial in range(trials):
         options, name, step = ({}, STREAM)[trial % 2], f"step{trial}", trial // 2 % 33 + 1
@@ -239,7 +232,6 @@ def kill_after_each_step(trials=80):
 
 
 def chains_of_kills(trials=10):
-    """chains of five kills in one run"""
     good = 0
     for trial in range(trials):
         options, name = {**({}, STREAM)[trial % 2], **({}, FGM)[trial // 2 % 2]}, f"chain{trial}"
@@ -251,7 +243,6 @@ def chains_of_kills(trials=10):
 
 
 def kill_the_command_line(trials=12):
-    """whole command line killed from outside, --resume repeated"""
     good, environment = 0, {**os.environ, "OMP_NUM_THREADS": "1"}
     reference({})
     for trial in range(trials):
@@ -276,11 +267,10 @@ def kill_the_command_line(trials=12):
 
 
 def left_out(trials=None):
-    """each saved item left out on purpose: the harness must notice each one"""
     restore, noisy_forward = checkpoint.restore_training, model_utils.MyModel.forward
 
     def noisy():
-        """Builds a user's model that also draws from Python's and NumPy's generators."""
+        """Makes the model also draw from Python's and NumPy's generators, as a user's model may."""
 
         def forward(self, inputs, labels=None, label_counts=None):
             output = noisy_forward(self, inputs, labels, label_counts)
@@ -291,7 +281,7 @@ def left_out(trials=None):
         model_utils.MyModel.forward = forward
 
     def tie():
-        """Makes every evaluation return the same score, so that patience counts."""
+        """Makes every evaluation return the same score, so that early stopping takes effect."""
         evaluate = trainer_module.Trainer.eval
 
         def tied(self, *given, **more):
@@ -338,9 +328,9 @@ def left_out(trials=None):
             if "early_stop_patience" in options:
                 tie()
 
-        wanted = reference(options, prepare, f"noisy{options}")[0]
+        expected = reference(options, prepare, f"noisy{options}")[0]
         outcomes = []
-        for leave_out in (False, True):  # with all items the digests must be equal, otherwise the test shows nothing
+        for leave_out in (False, True):  # with all items, the digests must be equal
             name = f"left{number}{leave_out}"
             run(
                 name,
@@ -358,18 +348,17 @@ def left_out(trials=None):
                     without(change) if leave_out else None,
                 ),
             )
-            outcomes.append(code == 0 and digest(name) == wanted)
+            outcomes.append(code == 0 and digest(name) == expected)
             clean(name)
         if outcomes == [True, False]:
             noticed += 1
         else:
-            print(f"left out: {item}: equal with it {outcomes[0]}, equal without it {outcomes[1]}")
+            print(f"{item}: bit-exact with it: {outcomes[0]}, without it: {outcomes[1]}")
     return noticed, len(items)
 
 
 def other_frequencies(trials=6):
-    """other save and log frequencies: the same weights"""
-    wanted = reference({})[0]
+    expected = reference({})[0]
     good = 0
     for number, options in enumerate(
         [
@@ -385,15 +374,14 @@ def other_frequencies(trials=6):
         run(name, options)
         found = digest(name)
         good += all(
-            found[file] == wanted[file]
-            for file in wanted
-            if "model" in file or file in (f"checkpoints/{wanted['step']}/training.safetensors", "step")
+            found[file] == expected[file]
+            for file in expected
+            if "model" in file or file in (f"checkpoints/{expected['step']}/training.safetensors", "step")
         )
     return good, trials
 
 
 def damage(trials=200):
-    """bytes flipped, files truncated or deleted in a checkpoint: detected, and the one before is used"""
     name, good = "damage", 0
     run(name, {}, lambda: die_after(20))
     root = WORK / "runs" / name / "checkpoints"
@@ -420,13 +408,12 @@ def damage(trials=200):
 
 
 def full_disk(trials=12):
-    """disk full: one line, old checkpoints intact, resumes afterwards"""
     good = 0
     for trial in range(trials):
         name = f"full{trial}"
         run(name, {}, lambda: die_after(12, written=True))
         folder = WORK / "runs" / name
-        for path in checkpoint.step_folders(folder / "checkpoints")[2:]:  # so that the next one needs room
+        for path in checkpoint.step_folders(folder / "checkpoints")[2:]:  # so that the next one needs disk space
             shutil.rmtree(path)
         (WORK / f"{name}.err").write_text("")
         mounted = trial % 2 == 0 and small_disk(folder)
@@ -440,14 +427,15 @@ def full_disk(trials=12):
             shutil.rmtree(folder)
             os.rename(f"{folder}.copy", folder)
         if not (code == 2 and intact and one_line):
-            print(f"{name}: mounted {mounted}, exit {code}, intact {intact}, one line {one_line}\n{messages[-1500:]}")
+            print(f"{name}: mounted {mounted}, exit {code}, intact {intact}, one-line error {one_line}")
+            print(messages[-1500:])
             continue
         good += same(name, {})
     return good, trials
 
 
 def small_disk(folder):
-    """Puts the run folder on a tmpfs with little free space, if mounting is allowed. Returns whether it is."""
+    """Moves the run folder to a tmpfs with little free space. Returns whether this process may mount one."""
     used = sum(path.stat().st_size // 4096 * 4 + 4 for path in folder.rglob("*"))
     shutil.copytree(folder, f"{folder}.copy")
     command = ["mount", "-t", "tmpfs", "-o", f"size={used + RNG.randrange(20, 300)}k", "tmpfs", folder]
@@ -459,7 +447,7 @@ def small_disk(folder):
 
 
 def limit_files():
-    """In the child: makes writes beyond some size fail, as on a full disk."""
+    """Makes the child's writes beyond a random size fail, as on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(
         resource.RLIMIT_FSIZE, (RNG.randrange(2_000, 90_000), resource.getrlimit(resource.RLIMIT_FSIZE)[1])
@@ -467,7 +455,6 @@ def limit_files():
 
 
 def signals(trials=30):
-    """SIGTERM and SIGINT in training, first batch, evaluation, save: nothing lost, correct exit code, then identical"""
     good = 0
     reference({})
     for trial in range(trials):
@@ -506,13 +493,13 @@ def signals(trials=30):
         saved = int(checkpoint.step_folders(WORK / "runs" / name / "checkpoints")[0].name[5:])
         right = code == 128 + number and saved >= int(done.read_text()) - 1
         if not right:
-            print(f"{name}: exit {code}, wanted {128 + number}; saved step {saved} of {done.read_text()}")
+            print(f"{name}: exit {code}, expected {128 + number}; saved step {saved} of {done.read_text()}")
         good += right and same(name, {})
     return good, trials
 
 
 def launch(name, options, processes=2):
-    """Starts torchrun in the background, with the command line of `start`."""
+    """Starts main.py under torchrun in the background."""
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), str(ROOT / "main.py")]
     with open(WORK / f"{name}.err", "a") as log:
         return subprocess.Popen(
@@ -524,7 +511,7 @@ def launch(name, options, processes=2):
 
 
 def ranks_of(agent):
-    """Returns the ids of the processes that torchrun has started."""
+    """Returns the process ids of torchrun's workers."""
     listed = subprocess.run(["ps", "--ppid", str(agent.pid), "-o", "pid="], capture_output=True, text=True)
     return [int(number) for number in listed.stdout.split()]
 
@@ -535,7 +522,7 @@ def newest_step(name):
 
 
 def stop_several(name, options, whom, number):
-    """Starts or resumes a run, and after some steps sends a signal to one process, all processes or torchrun. Returns
+    """Starts or resumes a run and, after some steps, sends a signal to one worker, all workers or torchrun. Returns
     whether they were still running."""
     before, steps, agent = newest_step(name), RNG.randrange(1, 8), launch(name, options)
     while agent.poll() is None and newest_step(name) < before + steps:
@@ -551,8 +538,10 @@ def stop_several(name, options, whom, number):
 
 
 def chain_of_stops(name, options, stops):
-    """Runs two processes that are stopped at each of `stops` (whom, signal) and restarted. Returns (number of good
-    stops: all if the run ends with the bytes of an uninterrupted run, otherwise 0; number of stops before its end)."""
+    """Runs two processes, stops them once per (whom, signal) in `stops`, and resumes them.
+
+    Returns (number of successful stops: all if the result is bit-exact, otherwise 0; number of stops in the run).
+    """
     key = "several" + json.dumps(options, sort_keys=True)
     if key not in REFERENCES:
         assert launch("whole", options).wait() == 0, (WORK / "whole.err").read_text()[-3000:]
@@ -562,7 +551,7 @@ def chain_of_stops(name, options, stops):
     code = launch(name, options).wait()
     right = code == 0 and digest(name) == REFERENCES[key]
     if not right:
-        print(f"{name}: {done} stops, exit {code}, equal bytes: {right}; {options}")
+        print(f"{name}: {done} stops, exit {code}, bit-exact: {right}; {options}")
         print((WORK / f"{name}.err").read_text()[-2000:])
     clean(name)
     return (done if right else 0), max(done, not right)
@@ -582,17 +571,15 @@ def several_processes(kind, kinds_of_stops, chains):
 
 
 def kill_several(trials=48):
-    """two processes of torchrun: SIGKILL of one, all, torchrun; {in memory, streaming} x {plain, FGM + accumulation}"""
     return several_processes("kill", [(whom, signal.SIGKILL) for whom in ("one", "all", "torchrun")], trials // 24)
 
 
 def ask_several(trials=12):
-    """two processes of torchrun: SIGTERM to one or torchrun, the same four kinds"""
     return several_processes("ask", [(whom, signal.SIGTERM) for whom in ("one", "torchrun")], trials // 12)
 
 
 def pytest_row(selection, **environment):
-    """Runs tests and counts them as trials."""
+    """Runs tests with pytest. Returns (number passed, number run)."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *selection],
         cwd=ROOT,
@@ -603,11 +590,10 @@ def pytest_row(selection, **environment):
     passed, failed = (int((re.findall(rf"(\d+) {word}", done.stdout) or [0])[-1]) for word in ("passed", "failed"))
     if done.returncode:
         print(done.stdout[-3000:])
-    return passed, passed + failed + (done.returncode != 0 and not failed)  # a broken collection is a failure too
+    return passed, passed + failed + (done.returncode != 0 and not failed)  # a collection error counts as a failure
 
 
 def system_calls(trials=None):
-    """SIGKILL at every open, write, fsync, rename, unlink of save and rotation: a verified checkpoint always exists"""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-s", "tests/engine/test_checkpoint.py", "-k", "system_call"],
         cwd=ROOT,
@@ -619,61 +605,59 @@ def system_calls(trials=None):
 
 
 def malformed(trials=None):
-    """malformed inputs and options: one line naming file and row or flag, exit 2, output tree unchanged"""
     modules = ("data_process", "main", "config", "model_utils")
     return pytest_row([*(f"tests/test_{module}.py" for module in modules), "-k", "bad_input or mistake"])
 
 
 def hostile_texts(trials=None):
-    """hostile texts (none, blanks, one word, emoji, 5,000 words): the same relations from main.py and from an export"""
     return pytest_row(["tests/tools/test_export.py", "-m", "slow or not slow", "-k", "relations_and_tags"])
 
 
 def properties(trials=None):
-    """property-based inputs to the readers and the aligner (hypothesis), 2,000 of each"""
     passed, total = pytest_row(["tests/test_safety.py", "-k", "shift or offsets or bytes"], SOAK_EXAMPLES="2000")
     return passed * 2000, total * 2000
 
 
 def canaries(trials=None):
-    """canary in every loadable file: nothing executed"""
     return pytest_row(["tests/test_safety.py", "-k", "execute or pickle"])
 
 
-ROWS = [
-    kill_at_random_times,
-    kill_relations,
-    kill_after_each_step,
-    chains_of_kills,
-    kill_the_command_line,
-    system_calls,
-    left_out,
-    other_frequencies,
-    damage,
-    full_disk,
-    signals,
-    kill_several,
-    ask_several,
-    malformed,
-    hostile_texts,
-    properties,
-    canaries,
-]
+TESTS = {  # {title in the table: function}
+    "SIGKILL at random times: {memory, streaming} x {plain, FGM + accumulation} x {0, 2 workers}": kill_at_random_times,
+    "SIGKILL at random times, relations: {memory, streaming} x {plain, FGM + accumulation}": kill_relations,
+    "SIGKILL after each single step: {memory, streaming}": kill_after_each_step,
+    "five kills in one run": chains_of_kills,
+    "the whole command killed from outside, then repeated with --resume": kill_the_command_line,
+    "SIGKILL at every system call of save and rotation: a valid checkpoint always exists": system_calls,
+    "each saved item left out on purpose: the comparison detects it": left_out,
+    "other save and log frequencies: identical weights": other_frequencies,
+    "bits flipped, files truncated or deleted in a checkpoint: detected, and the previous one is used": damage,
+    "full disk: a one-line error, old checkpoints intact, resumes afterwards": full_disk,
+    "SIGTERM and SIGINT in training, first batch, evaluation, save: correct exit code, bit-exact": signals,
+    "torchrun: SIGKILL of one, all, torchrun; {memory, streaming} x {plain, FGM + accumulation}": kill_several,
+    "torchrun: SIGTERM to one process or to torchrun, the same four configurations": ask_several,
+    "malformed inputs and options: a one-line error that names the place, exit 2, nothing written": malformed,
+    "unusual texts (empty, blank, one word, emoji, 5,000 words): main.py and an export agree": hostile_texts,
+    "property-based inputs to the readers and the tokenizer alignment (hypothesis), 2,000 each": properties,
+    "a canary in every loadable file: nothing is executed": canaries,
+}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=[""], help="run the rows whose name contains one of these words")
+    parser.add_argument(
+        "--only", nargs="*", default=[""], help="run the tests whose function names contain one of these words"
+    )
     options = parser.parse_args()
     make_data()
     table, began = ["| test | passed | trials | seconds |", "| --- | --- | --- | --- |"], time.monotonic()
     failed = False
-    for row in ROWS:
-        if any(word in row.__name__ for word in options.only):
+    for title, test in TESTS.items():
+        if any(word in test.__name__ for word in options.only):
             started = time.monotonic()
-            good, trials = row()
+            good, trials = test()
             failed |= good != trials
-            table.append(f"| {row.__doc__} | {good} | {trials} | {time.monotonic() - started:.0f} |")
+            table.append(f"| {title} | {good} | {trials} | {time.monotonic() - started:.0f} |")
             print(table[-1], flush=True)
     print("\n" + "\n".join(table) + f"\n\n{time.monotonic() - began:.0f} s; torch {torch.__version__}")
     shutil.rmtree(WORK, ignore_errors=True)

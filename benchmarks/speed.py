@@ -1,17 +1,20 @@
-"""Compares the speed of training and evaluation with the alternatives that a user has: same machine, model, data and
-batch size, interleaved, medians.
+"""Compares the speed of training and evaluation with other implementations: same machine, model, data and batch size,
+interleaved, medians.
 
     python benchmarks/speed.py --data_path dataset/atis --pretrain_model_path FOLDER [--examples 893] [--rounds 3]
     [--only train eval]
 
-Needs a processed folder with `intent` and `slots`, and an idle machine. Prints a table of examples per second and of
-this template's speed relative to each baseline; above 1 means faster. `--only overhead`: cost of logs and checkpoints
-per epoch; `--only tricks`: cost of each trick; `--only growth`: memory and speed of reading 100,000 and 2,000,000 rows
-(a few minutes and 3 GB of temporary disk); `--only start`: time from launch to the first step; `--only scaling`:
-main.py in one single-threaded process, and in two under torchrun; `--only layers`: all layers of the encoder against
-two thirds and half of them (`--keep_layers`); `--only precision`: bf16 against fp32, for encoders from scratch with
-several hidden sizes; `--only launches`: number of kernels that the heads would launch on a GPU, counted on any machine
-and without data.
+Needs a processed folder with `intent` and `slots`, and an idle machine. Prints a table with examples per second and
+this template's speed relative to each baseline; above 1 means faster. Further measurements:
+
+    --only overhead    cost of logs and checkpoints per epoch
+    --only tricks      cost of each trick
+    --only growth      memory and speed of reading 100,000 and 2,000,000 rows (a few minutes, 3 GB of temporary disk)
+    --only start       time from launch to the first step
+    --only scaling     main.py in one single-threaded process, and in two under torchrun
+    --only layers      all layers of the encoder, two thirds and half of them (`--keep_layers`)
+    --only precision   bf16 and fp32, for encoders from scratch with several hidden sizes
+    --only launches    number of kernels that the heads would launch on a GPU, counted on any machine without data
 """
 
 import argparse
@@ -59,7 +62,7 @@ from tricks import build_tricks
 
 
 class Bench:
-    """Shared by all systems: provides the rows, and a new model for each run."""
+    """Provides all systems with the same rows, and with a new model for each run."""
 
     def __init__(self, options):
         self.options, self.data_path = options, Path(options.data_path)
@@ -67,8 +70,8 @@ class Bench:
         self.tasks = load_labels(self.data_path)
         self.tokenizer = load_tokenizer(self.config(), None)
         self.featurizer = Featurizer(self.tokenizer, self.tasks, 256)
-        self.train_set, self.test_set = (self.dataset(part) for part in ("train", "test"))
-        self.rows = sum(self.tasks["intent"].counts)  # in the whole training part
+        self.train_set, self.test_set = (self.dataset(split) for split in ("train", "test"))
+        self.rows = sum(self.tasks["intent"].counts)  # in the whole train split
 
     def config(self, **changes):
         run = dict(
@@ -82,8 +85,8 @@ class Bench:
         )
         return Config(data_path=str(self.data_path), **(run | changes))
 
-    def dataset(self, part):
-        whole = MyDataset(self.data_path / f"{part}.jsonl", self.featurizer)
+    def dataset(self, split):
+        whole = MyDataset(self.data_path / f"{split}.jsonl", self.featurizer)
         rows = np.random.default_rng(0).permutation(len(whole))[: self.options.examples]
         return MyDataset([whole[int(row)] for row in rows], self.featurizer)
 
@@ -127,14 +130,13 @@ class Bench:
         return str(trainer.config.run_dir)
 
     def bare_loop(self):
-        """Trains with pre-tokenised tensors in memory, sorted by length, clipping and fused AdamW, and nothing else."""
+        """Trains on pre-tokenised tensors in memory, sorted by length, with only gradient clipping and fused AdamW."""
         model = self.model()
         model.train()
         return self.bare_epoch(model, lambda inputs, labels: model(inputs, labels).total_loss)
 
     def bare_loop_plain_heads(self):
-        """Does the same with the simplest heads: a linear layer each on the first token and on all tokens, and
-        cross-entropy."""
+        """Trains like `bare_loop`, with a linear layer on the first token, another on all tokens, and cross-entropy."""
         encoder = self.model().encoder
         width, sizes = encoder.config.hidden_size, [len(self.tasks[name].labels) for name in ("intent", "slots")]
         model = nn.ModuleList([encoder, *(nn.Linear(width, size) for size in sizes)]).to(self.device)
@@ -218,7 +220,7 @@ class Bench:
         return {**row, "length": len(row["input_ids"])}
 
     def collate(self, rows):
-        """Collates like DataCollatorForTokenClassification: lists, padded to the longest text of the batch."""
+        """Collates lists like DataCollatorForTokenClassification, padded to the longest text of the batch."""
         fill = {"slots": IGNORE, "input_ids": self.tokenizer.pad_token_id}
         batch = {}
         for name in rows[0]:
@@ -241,8 +243,8 @@ class Bench:
     # ---- bookkeeping: logs, TensorBoard, the progress bar and checkpoints -------------------------------------------
 
     def pass_with(self, bookkeeping):
-        """Returns the seconds of one pass over the rows, with all logs and with a best and a resumable checkpoint
-        written in the background, or without any of these."""
+        """Returns the seconds of one pass over the rows, with or without logs, and a best and a resumable checkpoint
+        written in the background."""
         import trainer as room
 
         trainer = self.trainer(log_steps=Config.log_steps if bookkeeping else 10**9)
@@ -257,9 +259,7 @@ class Bench:
                 trainer.writer.wait()
                 trainer.losses, trainer.progress.batch = RunningLosses(trainer.progress, self.device), 0
 
-            for step in range(
-                3
-            ):  # Adam's moments exist, memory is touched, old checkpoints are rotated out, as in all later epochs
+            for step in range(3):  # warm-up: creates Adam's moments, allocates memory, deletes old checkpoints
                 run(step)
             before, room.tqdm = room.tqdm, functools.partial(room.tqdm, disable=not bookkeeping)
             try:
@@ -284,7 +284,7 @@ class Bench:
 
 
 def labels_of_tokens(batch):
-    """Returns the tag of each word at its first token and IGNORE elsewhere, (B, L)."""
+    """Returns each word's tag at its first token, and IGNORE elsewhere, as (B, L)."""
     mask, (rows, length) = batch.inputs["word_mask"], batch.inputs["input_ids"].shape
     tokens = torch.full((rows, length + 1), IGNORE, device=mask.device)  # one extra position, for padded words
     places = torch.where(mask, batch.inputs["word_starts"], length)
@@ -293,7 +293,7 @@ def labels_of_tokens(batch):
 
 @contextmanager
 def as_main_does():
-    """Keeps freed memory as main.py does on glibc. The baselines run without it."""
+    """Makes glibc keep freed memory, like main.py. The baselines run without it."""
     keep_freed_memory()
     try:
         yield
@@ -306,7 +306,7 @@ def as_main_does():
 
 
 class ForHuggingFace(nn.Module):
-    """The same model, with the outputs that Hugging Face's Trainer expects."""
+    """The same model, with outputs in the format that Hugging Face's Trainer expects."""
 
     def __init__(self, model):
         super().__init__()
@@ -328,7 +328,7 @@ def compare(bench, systems, count, rounds):
 
 
 def layers(bench, rounds):
-    """Returns table rows: training and evaluation with fewer encoder layers."""
+    """Measures training and evaluation with fewer encoder layers. Returns table rows."""
     count, rows = bench.model().encoder.config.num_hidden_layers, []
     runs = ("training", bench.ours, bench.train_set), ("evaluation", bench.our_eval, bench.test_set)
     for what, run, dataset in runs:
@@ -343,7 +343,7 @@ def layers(bench, rounds):
 
 
 def precisions(bench, rounds):
-    """Returns table rows: training and evaluation in bf16 against fp32, by hidden size of an encoder from scratch."""
+    """Measures training and evaluation in bf16 and fp32, from scratch, by hidden size. Returns table rows."""
     rows = []
     for size in SIZES:
         options = dict(use_crf=True, pretrain_model_path="", hidden_size=size, num_layers=3)
@@ -359,8 +359,8 @@ def precisions(bench, rounds):
 
 
 def crf_rows(rounds, num_tags, length):
-    """Returns loss + backward and decoding at B=32, ragged, against pytorch-crf, as medians of interleaved calls in
-    ms."""
+    """Measures loss + backward, and decoding, of 32 texts of different lengths, here and with pytorch-crf. Returns
+    medians of interleaved calls in ms."""
     torch.manual_seed(0)
     crf = CRF([f"B-{i}" for i in range(num_tags)])
     peer = torchcrf.CRF(num_tags, batch_first=True)
@@ -426,7 +426,7 @@ print(json.dumps({"base": base, "peak": peak, "ready": ready - began, "rows": ro
 
 
 def growth(options, sizes=(100_000, 2_000_000)):
-    """Returns table rows: peak memory and speed of one pass over files of short rows, each in a separate process."""
+    """Measures peak memory and speed of a pass over files of short rows, in separate processes. Returns table rows."""
     lines = (Path(options.data_path) / "train.jsonl").read_text(encoding="utf-8").splitlines()
     words = [json.loads(line)["tokens"] for line in lines]
     rng, results = random.Random(0), []
@@ -464,7 +464,7 @@ def growth(options, sizes=(100_000, 2_000_000)):
 
 
 def scaling(options):
-    """Returns a table row: examples/s of main.py in one single-threaded process and in two (medians of the rounds)."""
+    """Measures main.py in one single-threaded process and in two. Returns a table row with median examples/s."""
     root = Path(__file__).resolve().parent.parent
     launchers = {1: [], 2: ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]}
     speed = {processes: [] for processes in launchers}
@@ -492,7 +492,8 @@ def scaling(options):
 
 
 def start(rounds):
-    """Returns table rows: seconds from launch to --help, to an error line, and to the first step on the sample."""
+    """Measures the seconds from launch to --help, to an error message, and to the first step on the sample. Returns
+    table rows."""
     root = Path(__file__).resolve().parent.parent
     rows = []
 
@@ -505,7 +506,7 @@ def start(rounds):
         return statistics.median(times)
 
     rows.append(f"| python main.py --help | | {median(['main.py', '--help']):.2f} s | |")
-    rows.append(f"| a wrong flag | | {median(['main.py', '--no_such_flag']):.2f} s | |")
+    rows.append(f"| an invalid flag | | {median(['main.py', '--no_such_flag']):.2f} s | |")
     imports = median(["-c", "import torch; from transformers import AutoModel, AutoTokenizer, BertModel"])
     times = []
     for _ in range(rounds):
@@ -552,7 +553,7 @@ def main():
     parser.add_argument("--data_path")
     parser.add_argument("--pretrain_model_path")
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--examples", type=int, help="rows of train and of test to use (default: all)")
+    parser.add_argument("--examples", type=int, help="number of rows of train and of test to use (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")

@@ -1,11 +1,12 @@
-"""How soon does this template reach the test score that Hugging Face's Trainer has after ten epochs with its defaults?
+"""How soon does this template reach the test score of Hugging Face's Trainer after ten epochs with default options?
 
     python benchmarks/time_to_accuracy.py --data_path dataset/atis --pretrain_model_path FOLDER [--epochs 2] [--seeds 0]
 
-Both use the same encoder, heads, batch size and machine, one after the other. The Trainer: ten epochs at --peer_lr,
-linear decay, batches of random rows, no CRF. This template: a run of --epochs with `--use_crf` and its defaults, scored
-on test every few steps: when does it first exceed the Trainer's sentence accuracy, and is it still higher at the end?
-Only training time counts; building the model and scoring are excluded for both.
+Both run one after the other on the same machine, with the same encoder, heads and batch size. The Trainer trains for
+ten epochs at --peer_lr, with linear decay, random batches and no CRF. This template trains for --epochs with
+`--use_crf` and its defaults, and is scored on test every few steps. Reports when it first exceeds the Trainer's
+sentence accuracy, and whether it is still higher at the end. Only training time counts, without building the model and
+scoring.
 """
 
 import argparse
@@ -23,14 +24,15 @@ SCORE = "sentence_accuracy"
 
 
 def peer(bench, epochs, lr):
-    """Returns (seconds of training, score on test) of Hugging Face's Trainer."""
+    """Trains with Hugging Face's Trainer. Returns (seconds of training, score on test)."""
     trainer, _ = bench.hugging_face_trainer(num_train_epochs=epochs, learning_rate=lr)
     seconds = bench.seconds(trainer.train)
     return seconds, trainer.evaluate()[f"eval_{SCORE}"]
 
 
 def ours(bench, epochs, every):
-    """Returns [(seconds of training, steps, score on test)] every `every` steps and at the end."""
+    """Trains with this template. Returns [(seconds of training, steps, score on test)], every `every` steps and at the
+    end."""
     trainer = bench.trainer(use_crf=True, epochs=epochs)
     scorer = Trainer(trainer.model, bench.tokenizer, bench.tasks, trainer.config, bench.device)
     loader, last, found, scoring = (

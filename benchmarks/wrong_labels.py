@@ -1,10 +1,10 @@
-"""Does the list of suspicious rows find wrong labels? Plants wrong labels, cross-validates, and counts hits.
+"""Does suspicious.csv find wrong labels? Corrupts some labels, cross-validates, and counts how many are found.
 
     python benchmarks/wrong_labels.py --input dataset/sample_raw --task intent
 
-A share of the train and dev rows gets a random other label of the same task (set by --seed). Then every row is judged
-by the model of the fold that was not trained on it (tools.cross_validate). Prints how many of the planted rows are in
-the first rows of suspicious.csv, up to 5 % of the data.
+A share of the train and dev rows gets a random other label of the same task (see --seed). Then every row is scored by
+the model of the fold that was not trained on it (tools.cross_validate). Prints how many corrupted rows are in the first
+rows of suspicious.csv, up to 5 % of the data.
 """
 
 import argparse
@@ -25,10 +25,10 @@ from data_process import DataConfig, prepare  # noqa: E402
 
 
 def planted(options, folder):
-    """Writes the data with wrong labels as raw JSONL. Returns (ids of the changed rows, total number of rows)."""
+    """Writes the data with corrupted labels as raw JSONL. Returns (ids of corrupted rows, total number of rows)."""
     with redirect_stdout(io.StringIO()):
-        parts, tasks, _ = prepare(DataConfig(input=options.input, output_dir=str(folder / "unused")))
-    rows = [row for part in ("train", "dev") for row in parts.get(part, ())]
+        splits, tasks, _ = prepare(DataConfig(input=options.input, output_dir=str(folder / "unused")))
+    rows = [row for split in ("train", "dev") for row in splits.get(split, ())]
     labels, rng = tasks[options.task]["labels"], random.Random(options.seed)
     chosen = rng.sample(range(len(rows)), round(options.share * len(rows)))
     for i in chosen:
@@ -75,8 +75,10 @@ def main():
         scores = json.loads((folder / "cv-folds/folds.json").read_text(encoding="utf-8"))["out_of_fold"]
     first = listed[: round(0.05 * size)]
     found = len(wrong & {*first})
-    print(f"{size} rows, {len(wrong)} labels planted, out-of-fold accuracy {scores[f'{options.task}_accuracy']:.4f}")
-    print(f"{len(listed)} rows listed; the first {len(first)} hold {found} of the planted ({found / len(wrong):.0%})")
+    print(f"{size} rows, {len(wrong)} labels corrupted, out-of-fold accuracy {scores[f'{options.task}_accuracy']:.4f}")
+    print(
+        f"{len(listed)} rows listed; the first {len(first)} contain {found} corrupted ones ({found / len(wrong):.0%})"
+    )
 
 
 if __name__ == "__main__":

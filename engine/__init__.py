@@ -1,7 +1,7 @@
-"""The machinery behind training; fine-tuning requires no edits here. Imports nothing from the top level, preprocess/
-or tools/.
+"""The training library; fine-tuning requires no edits here. It imports nothing from the top level, preprocess/ or
+tools/.
 
-Packages, each importing only those before it: task, run, model, data, predict, train, tricks.
+Packages, each of which imports only earlier ones: task, run, model, data, predict, train, tricks.
 """
 
 import sys
@@ -16,8 +16,8 @@ excepthook = sys.excepthook
 
 
 def end_without_package(kind: Any, error: BaseException, trace: Any) -> Any:
-    """A sys.excepthook: a package that is not installed ends a command of this repository in one line, exit code 2.
-    Most packages are imported before run_command starts."""
+    """Replaces sys.excepthook: reports a missing package with a one-line error and exit code 2 instead of a traceback.
+    Most packages are imported before `run_command` starts, so it cannot handle these errors."""
     from engine.run.environment import line_of_import_error
 
     line = line_of_import_error(error)

@@ -147,13 +147,13 @@ def test_a_mistake_is_one_line_that_names_the_flag(flags, named, capsys):
     "options, said",
     [
         ({"encoder": "foo"}, "--encoder=foo must be one of transformer, bilstm"),
-        ({"dropout": 1.5}, "--dropout=1.5 must lie between 0 and 1"),
-        ({"lr": 1.0}, "--lr=1.0 must lie between 0 and 1"),
-        ({"batch_size": 0}, "--batch_size=0 must be a number of at least 1"),
-        ({"batch_size": 10**10}, "--batch_size=10000000000 must lie between 1 and 1000000000"),
-        ({"fgm_eps": float("inf")}, "--fgm_eps=inf must be a number of at least 0"),
-        ({"fgm_eps": float("nan")}, "--fgm_eps=nan must be a number of at least 0"),
-        ({"random_seed": 2**32}, "--random_seed=4294967296 must lie between 0 and 4294967295"),
+        ({"dropout": 1.5}, "--dropout=1.5 must be between 0 and 1"),
+        ({"lr": 1.0}, "--lr=1.0 must be between 0 and 1"),
+        ({"batch_size": 0}, "--batch_size=0 must be at least 1"),
+        ({"batch_size": 10**10}, "--batch_size=10000000000 must be between 1 and 1000000000"),
+        ({"fgm_eps": float("inf")}, "--fgm_eps=inf must be at least 0"),
+        ({"fgm_eps": float("nan")}, "--fgm_eps=nan must be at least 0"),
+        ({"random_seed": 2**32}, "--random_seed=4294967296 must be between 0 and 4294967295"),
     ],
 )
 def test_values_are_checked_from_python_too(options, said):
@@ -200,7 +200,7 @@ def test_an_option_that_no_longer_exists_is_left_out_when_predicting_and_refused
     (tmp_path / "args.json").write_text(json.dumps(before))
     logging.getLogger("template").propagate = True
     assert Config.load(tmp_path / "args.json") == Config(lr=3e-4)
-    assert "no longer exist and are left out: use_magic=3" in caplog.text
+    assert "no longer exist and are ignored: use_magic=3" in caplog.text
     assert Config(lr=3e-4).changes_since(before) == ["use_magic was 3, which no longer exists"]
     assert Config(lr=3e-4, use_fgm=True).changes_since(before)[1:] == ["use_fgm was False, is True"]
 

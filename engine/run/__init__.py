@@ -1,1 +1,1 @@
-"""The run as a process: command line, option checks, files, run folder, signals, device, several processes."""
+"""Everything around training: command line, option checks, files, run folder, signals, device, distributed runs."""

@@ -1,4 +1,4 @@
-"""Builds the command line from a dataclass, with a flag for each field. User errors exit with one line and code 2."""
+"""Builds the command line from a dataclass, with one flag per field. Exits with a one-line message on user errors."""
 
 import argparse
 import dataclasses
@@ -18,28 +18,17 @@ from engine.errors import UserError
 from engine.run import flags
 from engine.run.environment import require_versions
 from engine.run.field_flags import ALIASES, SWITCHES, similar, stray_word, unknown_flag
+from engine.run.flags import one_line, printable
 from engine.run.launch import claims_error_report, end_process, is_launched, select_gpus
 from engine.run.options_file import file_words
 from engine.run.signals import Interrupted
 
 VERSION = (Path(__file__).resolve().parents[2] / "VERSION").read_text(encoding="utf-8").strip()
 MAX_COUNTED = 10**9  # limit for epochs, steps, examples, …: libraries accept at most 2**31 or 2**63
-# Escape sequences, control characters except \t and \n, bidirectional controls, and Unicode line separators
-UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
-
-
-def printable(text: str) -> str:
-    """Escapes characters that would control a terminal or start a new line, such as \\x1b."""
-    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
-
-
-def one_line(text: str) -> str:
-    """`printable`, on a single line: a file name may contain line breaks."""
-    return printable(text).replace("\n", "\\n")
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's error, for a one-line message."""
+    """Returns the first line of an error's message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -60,7 +49,7 @@ OS_ADVICE: dict[int | None, str] = {
 
 
 def os_error_line(error: OSError) -> str:
-    """An operating-system error as one line: the file, the problem, and what to do."""
+    """Formats an operating-system error on one line: the file, the problem, and what to do."""
     if error.filename is None or error.strerror is None:
         return first_line(error)
     advice = OS_ADVICE.get(error.errno)
@@ -83,13 +72,14 @@ def option(
     choices: Sequence[str] = (),
     positional: str = "",
 ) -> Any:
-    """A dataclass field that becomes a flag. Its annotation gives the type; a `Literal` lists its choices.
+    """Declares a dataclass field that becomes a flag. Its annotation gives the type; a `Literal` lists the choices.
 
-    low, high: bounds of a number, inclusive unless `exclusive`. resume_safe: a run can be resumed with another value,
-    since it does not change the result. auto: the value that engine/train/automatic.py replaces. group: starts a
-    section of `--help`. aliases: other names of the flag. needs: switches, at least one of which must be on for the
-    option to have an effect. parse: text -> value, if the type alone is not enough. choices: choices known only at run
-    time. positional: name in `--help` of an argument that is one or more words without a flag.
+    low, high: bounds of a number, inclusive unless `exclusive`. resume_safe: a run can be resumed with a different
+    value because the option does not change the result. auto: the value that engine/train/automatic.py replaces.
+    group: title of the `--help` section that starts here. aliases: other names of the flag. needs: names of options;
+    this one has no effect unless at least one of them is on. parse: converts text to the value, if the type alone is
+    not enough. choices: choices known only at run time. positional: makes this a positional argument of one or more
+    words, shown under this name in `--help`.
     """
     metadata: dict[str, Any] = dict(
         help=help, low=low, high=high, exclusive=exclusive, resume_safe=resume_safe, group=group
@@ -101,12 +91,12 @@ def option(
 
 
 def choices_of(option_field: dataclasses.Field) -> tuple[str, ...]:
-    """The values that an option can take; () if any value is allowed."""
+    """Returns the allowed values of an option, or () if any value is allowed."""
     return get_args(option_field.type) if get_origin(option_field.type) is Literal else option_field.metadata["choices"]
 
 
 def type_of(option_field: Any) -> type:
-    """The type of an option's value, or of its items: int for `int | None`, str for `Literal["a"]`."""
+    """Returns the type of an option's value, or of its items: int for `int | None`, str for `Literal["a"]`."""
     if get_origin(option_field.type) is Literal:
         return str
     kinds = [kind for kind in get_args(option_field.type) if kind not in (type(None), Ellipsis)]
@@ -114,7 +104,7 @@ def type_of(option_field: Any) -> type:
 
 
 def parse_bool(text: str) -> bool:
-    """'True', 'yes', '1', … -> True and 'False', 'no', '0', … -> False (plain `type=bool` reads 'False' as true)."""
+    """Parses 'True', 'yes' or '1' as True, and 'False', 'no' or '0' as False (`bool('False')` would be True)."""
     value = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(str(text).lower())
     if value is None:
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
@@ -122,30 +112,30 @@ def parse_bool(text: str) -> bool:
 
 
 def parse_auto_bool(text: str) -> bool | None:
-    """Like `parse_bool`, but 'auto' -> None (resolved by engine/train/automatic.py)."""
+    """Parses a value like `parse_bool`, except that 'auto' becomes None (resolved by engine/train/automatic.py)."""
     return None if text.lower() == "auto" else parse_bool(text)
 
 
 def parse_off(text: str) -> bool:
-    """The value of --no_NAME=TEXT: an options file may contain `no_use_crf: true`."""
+    """Parses the value of --no_NAME: an options file may contain `no_use_crf: true`."""
     return not parse_bool(text)
 
 
 def number_of(kind: type) -> Callable[[str], Any]:
-    """A type for argparse: int or float, with an error message that names the type."""
+    """Returns a parser for int or float, to be used as an argparse type, with a readable error message."""
 
     def parse(text: str) -> Any:
         try:
             return kind(text)
         except ValueError:
-            wanted = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text[:30]!r} is not {wanted}") from None
+            expected = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text[:30]!r} is not {expected}") from None
 
     return parse
 
 
 def parse_layers(text: str) -> int:
-    """'True', 'all' or '-1' -> -1 (the whole encoder), 'False' -> 0 (nothing), otherwise a number of layers."""
+    """Parses a number of layers; 'True', 'all' and '-1' become -1 (the whole encoder), 'False' becomes 0."""
     named = {"true": -1, "all": -1, "-1": -1, "false": 0}.get(str(text).lower())
     if named is None and not str(text).isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of layers nor 'all' nor False")
@@ -153,7 +143,7 @@ def parse_layers(text: str) -> int:
 
 
 def parse_epochs(text: str) -> int:
-    """'auto' -> -1 (resolved by engine/train/automatic.py), otherwise a number of epochs, which may end in '.0'."""
+    """Parses a number of epochs, which may end in '.0'; 'auto' becomes -1 (resolved by engine/train/automatic.py)."""
     number = re.fullmatch(r"([0-9]+)(\.0+)?", text)
     if text != "auto" and not number:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number of epochs nor 'auto'")
@@ -161,8 +151,8 @@ def parse_epochs(text: str) -> int:
 
 
 def check_values(config: Any) -> None:
-    """Raises UserError unless each option is one of its choices or within its bounds. Whole numbers without an upper
-    bound are limited to MAX_COUNTED."""
+    """Raises UserError if an option is not among its choices, or outside its bounds. Integers without an upper bound
+    are limited to MAX_COUNTED."""
     for option_field in dataclasses.fields(config):
         value, bounds = getattr(config, option_field.name), option_field.metadata
         low, high, literal = bounds["low"], bounds["high"], get_origin(option_field.type) is Literal
@@ -176,13 +166,14 @@ def check_values(config: Any) -> None:
         inside = low < value < high if bounds["exclusive"] else low <= value <= high
         if not inside or value == float("inf"):
             bounded = bounds["high"] < float("inf") or value > high
-            must = f"lie between {low} and {high}" if bounded else f"be a number of at least {low}"
-            must += ", and be neither" if bounds["exclusive"] else ""
-            raise UserError(f"--{option_field.name}={str(value)[:30]} must {must}")
+            must = f"between {low} and {high}" if bounded else f"at least {low}"
+            must += " (exclusive)" if bounds["exclusive"] else ""
+            raise UserError(f"--{option_field.name}={str(value)[:30]} must be {must}")
 
 
 def options_without_switch(config: Any) -> list[str]:
-    """One line per option that has no effect because its switches are off, or that leaves its switch without effect."""
+    """Returns one line per option that has no effect because the options it needs are off, and one per option whose
+    value 0 disables an option that is on."""
     unused = []
     for option_field in dataclasses.fields(config):
         name, value, switches = option_field.name, getattr(config, option_field.name), option_field.metadata["needs"]
@@ -201,9 +192,9 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class OneLineParser(flags.OneLineParser):
-    """Prints an error as one line; under torchrun, only the first process does."""
+    """Prints a one-line error; under torchrun, only one process prints it."""
 
-    source = ""  # 'FILE: ' while options of a file are read
+    source = ""  # 'FILE: ' while the options of a file are parsed
 
     def error(self, message: str) -> NoReturn:
         shown = f"error: {self.source}{message} (--help lists all flags)"
@@ -211,19 +202,19 @@ class OneLineParser(flags.OneLineParser):
 
 
 def own_first(config_class: type) -> list[dataclasses.Field]:
-    """The fields of a dataclass, its own before inherited ones."""
+    """Returns the fields of a dataclass, its own before inherited ones."""
     depths = {n: depth for depth, c in enumerate(config_class.__mro__) for n in vars(c).get("__annotations__", ())}
     return sorted(dataclasses.fields(config_class), key=lambda f: depths[f.name])
 
 
 def aliases_of(config_class: type) -> dict[str, str]:
-    """{other name of a flag: its option}"""
+    """Returns {alias of a flag: its option}."""
     names = {f.name: (*f.metadata["aliases"], *ALIASES.get(f.name, ())) for f in dataclasses.fields(config_class)}
     return {alias: name for name, aliases in names.items() for alias in aliases if alias not in names}
 
 
 def flag_names(config_class: type) -> dict[str, str]:
-    """{name of a flag: the option that it sets}, with other names, --no_* and switches such as --fp16."""
+    """Returns {name of a flag: the option that it sets}, including aliases, --no_* and switches such as --fp16."""
     options = [f for f in dataclasses.fields(config_class) if not f.metadata["positional"]]
     switches = {switch: f.name for f in options for switch in SWITCHES.get(f.name, ({}, ""))[0]}
     negated = {f"no_{f.name}": f.name for f in options if type_of(f) is bool}
@@ -232,7 +223,7 @@ def flag_names(config_class: type) -> dict[str, str]:
 
 
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:
-    """A type for argparse: one of these words."""
+    """Returns a parser that accepts only these words, to be used as an argparse type."""
 
     def parse(text: str) -> str:
         if text not in choices:
@@ -244,8 +235,8 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
 
 
 def parser_of(config_class: type, source: str = "") -> OneLineParser:
-    """The parser of a command's flags. It returns only the options that were given. source: 'FILE: ' to parse an
-    options file, which has no positional arguments."""
+    """Builds the parser of a command's flags, which returns only the options that were given. source: 'FILE: ' if the
+    parser reads an options file, which has no positional arguments."""
     words = [f.metadata["positional"] for f in dataclasses.fields(config_class) if f.metadata["positional"]]
     aliases = aliases_of(config_class)
     others: dict[str, list[str]] = {}
@@ -276,7 +267,7 @@ def parser_of(config_class: type, source: str = "") -> OneLineParser:
 
 
 def add_flags(section: Any, f: dataclasses.Field, aliases: Sequence[str]) -> None:
-    """Adds the flag of an option to a section of --help, and its other names, which only the end of --help lists."""
+    """Adds an option's flag to a section of --help, and its aliases, which are listed at the end of --help."""
     meta, choices = f.metadata, choices_of(f)
     if meta["positional"]:
         section.add_argument(f.name, nargs="+", metavar=meta["positional"], help=meta["help"])
@@ -301,7 +292,7 @@ def add_flags(section: Any, f: dataclasses.Field, aliases: Sequence[str]) -> Non
 
 
 def read_flags(parser: OneLineParser, config_class: type, argv: Sequence[str]) -> dict[str, Any]:
-    """{option: value} of the flags. Raises UserError for a flag that does not exist, or a contradictory switch."""
+    """Parses flags into {option: value}. Raises UserError for unknown flags and contradictory switches."""
     known, words = flag_names(config_class), []
     for word in argv:
         flag = re.match(r"--(\w[\w-]*)(?==|$)", word) if "--" not in words else None
@@ -317,20 +308,20 @@ def read_flags(parser: OneLineParser, config_class: type, argv: Sequence[str]) -
         if name not in known:
             continue  # in tools.export, --fp16 is a separate option
         switches = {switch: given.pop(switch) for switch in values if switch in given}
-        wanted = {values[switch] for switch, on in switches.items() if on}
-        wanted |= {given[name]} if name in given else set()
-        if len(wanted) > 1 or any(values[switch] in wanted for switch, on in switches.items() if not on):
+        chosen = {values[switch] for switch, on in switches.items() if on}
+        chosen |= {given[name]} if name in given else set()
+        if len(chosen) > 1 or any(values[switch] in chosen for switch, on in switches.items() if not on):
             shown = [f"--{switch}={on}" for switch, on in switches.items()]
             shown += [f"--{name}={given[name]}"] if name in given else []
             raise UserError(f"{' and '.join(shown)} contradict each other; choose one")
         if switches:
-            given[name] = wanted.pop() if wanted else otherwise
+            given[name] = chosen.pop() if chosen else otherwise
     return given
 
 
 def not_of_a_run(config_class: type) -> set[str]:
-    """The options that --config does not take from a run's args.json: the run's actions, folders, name and machine. The
-    other options determine the result, or how often it was saved and logged."""
+    """Returns the options that --config ignores in a run's args.json: actions, folders, the run's name and machine
+    settings. All others determine the result, or how often the run is saved and logged."""
     names, section = set(), ""
     for f in own_first(config_class):
         section = f.metadata["group"] or section
@@ -340,7 +331,7 @@ def not_of_a_run(config_class: type) -> set[str]:
 
 
 def given_options(config_class: type, argv: Sequence[str] | None = None) -> tuple[dict[str, Any], dict[str, str]]:
-    """({option: value} set by flags and the file of --config, {option: that file} for those set only by the file).
+    """Returns ({option: value} from the flags and the --config file, {option: file} for options set only in that file).
 
     Exits with code 2 if a flag is invalid.
     """
@@ -365,7 +356,7 @@ def parse_args(config_class: type, argv: Sequence[str] | None = None) -> Any:
     given, files = given_options(config_class, argv)
     try:
         config = config_class(**given)
-        object.__setattr__(config, "given", frozenset(given))  # not a field; a changed copy has none
+        object.__setattr__(config, "given", frozenset(given))  # not a field: dataclasses.replace() does not copy it
         return config
     except UserError as error:
         named = re.search(r"--(\w+)", str(error))
@@ -377,13 +368,11 @@ OUT_OF_MEMORY = (
     "out of GPU memory: lower --batch_size and raise --gradient_accumulation_steps, lower --max_length, "
     "or use --precision bf16; the last checkpoint is intact"
 )
-
-
 OUT_OF_HOST_MEMORY = (
     "this machine is out of memory: lower --batch_size, --eval_batch_size or --max_length, use --streaming, or a "
     "smaller model; the last checkpoint is intact"
 )
-# {pattern in an error of an accelerator that lacks a feature: what to do}
+# {pattern in the error of an accelerator that lacks a feature: what to do}
 LACKING = {
     "not currently implemented for the MPS device": "set PYTORCH_ENABLE_MPS_FALLBACK=1, or add --device cpu",
     r"Could not run 'aten::.* from the '(?!\w*CPU)": "add --device cpu",
@@ -392,14 +381,14 @@ LACKING = {
     "Torch not compiled with": "install the torch of that device, or use --device auto",
 }
 PIPE = 128 + 13  # exit code that a shell shows for a process ended by SIGPIPE
-LOST = "another process of this run has ended or does not respond; checkpoints are intact, --resume continues"
+LOST = "another process of this run has ended or does not respond; checkpoints are intact, continue with --resume"
 
 
 def run_command(main: Callable[[Any], int | None], config_class: type, argv: Sequence[str] | None = None) -> int:
-    """Runs main(config) with the flags of the command line. Returns its exit code, or 0.
+    """Parses the command line, runs main(config) and returns its exit code, or 0 if it returns None.
 
-    A user error, a full disk or too little memory prints one line and returns 2; a signal returns 128 plus its number.
-    A closed output pipe counts as SIGPIPE.
+    User errors, full disks and out-of-memory errors print one line and return 2. Signals return 128 plus their number;
+    a closed output pipe counts as SIGPIPE.
     """
     make_output_printable()
     try:
@@ -418,8 +407,8 @@ def run_command(main: Callable[[Any], int | None], config_class: type, argv: Seq
 
 
 class PrintableOutput(io.TextIOWrapper):
-    """A standard output that escapes control characters in texts, labels and file names. styled: the text has
-    our own escape sequences and is already escaped."""
+    """A text stream that escapes control characters in texts, labels and file names. styled: the text contains our own
+    escape sequences and is already escaped."""
 
     styled = False
 
@@ -429,7 +418,7 @@ class PrintableOutput(io.TextIOWrapper):
 
 
 def make_output_printable() -> None:
-    """Escapes control characters, and characters that the terminal's encoding lacks: labels can contain both."""
+    """Makes stdout and stderr escape control characters and characters that the terminal's encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -447,29 +436,30 @@ def exit_code(main: Callable[[Any], int | None], config: Any) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except UserError as error:
-        # without the traceback that a worker of the data loader adds
-        mistake = str(error).rpartition("engine.errors.UserError: ")[2].strip()
+        # without the traceback that a data loader worker adds
+        message = str(error).rpartition("engine.errors.UserError: ")[2].strip()
     except BrokenPipeError:
         raise
     except OSError as error:
-        mistake = os_error_line(error)
+        message = os_error_line(error)
     except MemoryError:  # from Python, NumPy and Arrow
-        mistake = OUT_OF_HOST_MEMORY
+        message = OUT_OF_HOST_MEMORY
     except (RuntimeError, TypeError, AssertionError) as error:
         found = torch_mistake(error)
         if found is None:
             raise
-        mistake = found
+        message = found
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # from the tokenizers' Rust code; not a subclass of Exception
             raise
-        mistake = f"the tokenizer cannot be used ({first_line(error)}): its tokenizer.json is damaged"
-    print_error(mistake)
+        message = f"the tokenizer cannot be used ({first_line(error)}): its tokenizer.json is damaged"
+    if claims_error_report(patience=2 if message == LOST else 0):
+        print(one_line(f"error: {message}"), file=sys.stderr)
     return 2
 
 
 def torch_mistake(error: Exception) -> str | None:
-    """The error line for a torch error that is not a bug in this program, or None."""
+    """Returns the error line for a torch error that is not a bug in this program, or None."""
     text = str(error)
     advice = [advice for pattern, advice in LACKING.items() if re.search(pattern, text)]
     if advice:
@@ -490,13 +480,7 @@ def torch_mistake(error: Exception) -> str | None:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error means that another process of the run has ended or does not respond."""
+    """Returns whether an error means that another process of the run has ended or does not respond."""
     names = {kind.__name__ for kind in type(error).__mro__}  # by name, because torch.distributed may not be imported
     is_gloo = any(words in str(error).lower() for words in ("gloo", "caused pair closure"))
     return is_launched() and ("DistError" in names or is_gloo)
-
-
-def print_error(mistake: str | UserError) -> None:
-    """Prints why the program ends; under torchrun, only the first process that calls this prints."""
-    if claims_error_report(patience=2 if mistake == LOST else 0):
-        print(one_line(f"error: {mistake}"), file=sys.stderr)

@@ -7,7 +7,7 @@ import torch
 
 
 def get_total_norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    """torch.nn.utils.get_total_norm, added in torch 2.6: the norm of all values of all tensors."""
+    """Computes the norm over all values of all tensors: torch.nn.utils.get_total_norm, added in torch 2.6."""
     tensors = list(tensors)
     if hasattr(torch.nn.utils, "get_total_norm"):
         return torch.nn.utils.get_total_norm(tensors)
@@ -18,7 +18,7 @@ def get_total_norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
 
 @torch.no_grad()
 def clip_grads_with_norm_(parameters: Iterable[torch.nn.Parameter], limit: float, norm: torch.Tensor) -> None:
-    """torch.nn.utils.clip_grads_with_norm_, added in torch 2.6: scales gradients of this norm down to the limit."""
+    """Scales gradients with this total norm down to the limit: torch.nn.utils.clip_grads_with_norm_, torch >= 2.6."""
     if hasattr(torch.nn.utils, "clip_grads_with_norm_"):
         return torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     scale = (limit / (norm + 1e-6)).clamp(max=1)
@@ -28,15 +28,15 @@ def clip_grads_with_norm_(parameters: Iterable[torch.nn.Parameter], limit: float
 
 
 def dtype_option(dtype: Any) -> dict[str, Any]:
-    """The option of from_pretrained and from_config for the dtype of the weights: `torch_dtype` before transformers
-    4.56."""
+    """Returns the dtype argument of from_pretrained and from_config, named `torch_dtype` before transformers 4.56."""
     from transformers import PretrainedConfig  # imported here because it takes seconds
 
     return {"dtype" if hasattr(PretrainedConfig(), "dtype") else "torch_dtype": dtype}
 
 
 def warmup_option(share: float) -> dict[str, float]:
-    """The option of TrainingArguments for warmup over a share of the steps: `warmup_ratio` before transformers 5."""
+    """Returns the TrainingArguments argument for warmup over a share of the steps: `warmup_ratio` before
+    transformers 5."""
     from transformers import TrainingArguments
 
     has_ratio = getattr(TrainingArguments, "warmup_ratio", None) is not None  # 5.0 has it with the default None
@@ -44,8 +44,8 @@ def warmup_option(share: float) -> dict[str, float]:
 
 
 def let_words_in(tokenizer: Any) -> Any:
-    """Makes a GPT-2 or RoBERTa tokenizer accept lists of words, and returns it. Before transformers 5, it refuses them
-    without add_prefix_space, which would add a second space to words that begin with one."""
+    """Makes a GPT-2 or RoBERTa tokenizer accept lists of words, and returns it. Before transformers 5, it requires
+    add_prefix_space for them, which would add a second space to words that begin with one."""
     if getattr(tokenizer, "add_prefix_space", None) is False:
         try:
             tokenizer(["a"], is_split_into_words=True)
@@ -56,7 +56,7 @@ def let_words_in(tokenizer: Any) -> Any:
 
 
 def takes_4d_mask() -> bool:
-    """Whether BERT-like models take an attention mask of (B, 1, L, L), as in transformers 5, instead of (B, L, L)."""
+    """Returns whether BERT-like models take a (B, 1, L, L) attention mask, as in transformers 5, or a (B, L, L) one."""
     from transformers.models.bert import modeling_bert
 
     return hasattr(modeling_bert, "create_bidirectional_mask")

@@ -1,6 +1,6 @@
-"""Chooses the device, and settings that depend on it.
+"""Chooses the device and the settings that depend on it.
 
-An accelerator is the device that torch.accelerator reports. Only accelerators that need special treatment are named.
+The accelerator is the device that torch.accelerator reports; only those that need special handling are named here.
 """
 
 import ctypes
@@ -17,14 +17,14 @@ from engine.run.environment import gpu_problem
 
 
 def accelerator() -> torch.device | None:
-    """This machine's accelerator: cuda (also ROCm's), mps, xpu, or one that a package adds, such as npu."""
+    """Returns this machine's accelerator: cuda (also for ROCm), mps, xpu, or one added by a package, such as npu."""
     if hasattr(torch, "accelerator"):  # since torch 2.6
         return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return torch.device("cuda") if torch.cuda.is_available() else None
 
 
 def to_device(name: str) -> torch.device:
-    """'auto', 'cpu', 'cuda:0', 'mps', … -> torch.device. Raises UserError if this machine does not have it."""
+    """Converts 'auto', 'cpu', 'cuda:0', 'mps', … to a device. Raises UserError if this machine does not have it."""
     try:
         device = (accelerator() or torch.device("cpu")) if name == "auto" else torch.device(name)
     except (RuntimeError, ValueError):
@@ -41,7 +41,7 @@ def to_device(name: str) -> torch.device:
 
 
 def count_of(kind: str) -> int:
-    """The number of devices of a type on this machine; `meta`, which holds no values, does not count."""
+    """Returns the number of devices of a type on this machine; 0 for `meta`, which has no data."""
     own = accelerator()
     if own is None or kind != own.type:
         return int(kind == "cpu")
@@ -49,24 +49,24 @@ def count_of(kind: str) -> int:
 
 
 def devices_here() -> str:
-    """The values of --device that work on this machine."""
+    """Returns the values of --device that work on this machine, comma-separated."""
     own = accelerator()
     return ", ".join(["auto", "cpu", *([f"{own.type}:{i}" for i in range(count_of(own.type))] if own else [])])
 
 
 def module_of(device: torch.device) -> Any:
-    """torch.cuda, torch.mps, … of a device."""
+    """Returns the torch module of a device, such as torch.cuda or torch.mps."""
     return getattr(torch, device.type)
 
 
 def name_of(device: torch.device) -> str:
-    """'NVIDIA H200', …, or the device type if its torch module has no names."""
+    """Returns a device's name, such as 'NVIDIA H200', or its type if its torch module reports no names."""
     name = None if device.type == "cpu" else getattr(module_of(device), "get_device_name", None)
     return name(device) if name else device.type
 
 
 def describe(device: torch.device) -> str:
-    """The description of a device in logs: an accelerator with its name and memory."""
+    """Describes a device for logs; for an accelerator, with its name and memory."""
     properties = None if device.type == "cpu" else getattr(module_of(device), "get_device_properties", None)
     memory = getattr(properties(device), "total_memory", 0) if properties else 0
     return f"{device} ({name_of(device)}, {memory / 2**30:.0f} GiB)" if memory else str(device)
@@ -78,16 +78,16 @@ def synchronize(device: torch.device) -> None:
         module_of(device).synchronize()
 
 
-# ---- what a device can do --------------------------------------------------------------------------------------------
+# ---- capabilities ----------------------------------------------------------------------------------------------------
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether a device is known to be faster in bf16 than in fp32.
+    """Returns whether a device is known to be faster in bf16 than in fp32.
 
-    These are CPUs with AMX or AVX512-BF16, NVIDIA GPUs from compute capability 8 (Ampere), AMD GPUs, and other
-    accelerators whose torch module reports support. Other devices emulate bf16, or were not measured (Arm CPUs).
+    This holds for CPUs with AMX or AVX512-BF16, NVIDIA GPUs from compute capability 8 (Ampere), AMD GPUs, and other
+    accelerators whose torch module reports bf16 support. Other devices emulate bf16 or were not measured (Arm CPUs).
     """
-    if device.type == "cuda":  # torch.cuda.is_bf16_supported() is also true where bf16 is emulated
+    if device.type == "cuda":  # torch.cuda.is_bf16_supported() is also True if bf16 is emulated
         return bool(torch.version.hip) or torch.cuda.get_device_capability(device)[0] >= 8
     if device.type == "cpu":  # old versions of torch have no get_capabilities
         capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -113,7 +113,7 @@ def require_precision(precision: str, device: torch.device) -> None:
 
 @cache
 def has_double(kind: str) -> bool:
-    """Whether devices of this type support float64: mps and small xpu devices do not."""
+    """Returns whether devices of this type support float64: mps and small xpu devices do not."""
     if kind in ("cpu", "cuda"):
         return True
     try:
@@ -124,14 +124,14 @@ def has_double(kind: str) -> bool:
 
 
 def to_double(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in float64; on the CPU if its device does not support it."""
+    """Converts a tensor to float64; moves it to the CPU if its device does not support float64."""
     return (tensor if has_double(tensor.device.type) else tensor.cpu()).double()
 
 
 @cache
 def can_pin(kind: str) -> bool:
-    """Whether copies from pinned host memory to devices of this type can be asynchronous. Not on mps, where such a copy
-    may read memory that has been freed in the meantime (pytorch#189690)."""
+    """Returns whether copies from pinned host memory to devices of this type can be asynchronous. On mps they cannot:
+    such a copy may read memory that has already been freed (pytorch#189690)."""
     if kind in ("cpu", "cuda", "mps"):
         return kind == "cuda"
     try:
@@ -142,8 +142,8 @@ def can_pin(kind: str) -> bool:
 
 
 def keep_freed_memory(device: torch.device | None = None) -> None:
-    """Makes glibc keep memory freed by a batch for the next one, instead of returning it to the system. This is faster
-    on a CPU, and skipped for other devices."""
+    """Makes glibc reuse memory freed by a batch for the next one, instead of returning it to the system. This makes
+    training on a CPU faster; it is skipped for other devices."""
     if device is not None and device.type != "cpu":
         return
     with suppress(OSError, AttributeError):  # other systems have no glibc
@@ -153,7 +153,7 @@ def keep_freed_memory(device: torch.device | None = None) -> None:
 
 
 def random_state(device: torch.device) -> torch.Tensor:
-    """The state of the random number generator of a device."""
+    """Returns the state of a device's random number generator."""
     return torch.get_rng_state() if device.type == "cpu" else module_of(device).get_rng_state(*index_of(device))
 
 
@@ -165,5 +165,5 @@ def set_random_state(state: torch.Tensor, device: torch.device) -> None:
 
 
 def index_of(device: torch.device) -> list[torch.device]:
-    """The device as an argument; functions of torch.mps take none, as there is only one."""
+    """Returns the device as an argument list, empty for torch.mps, whose functions take no device."""
     return [] if device.type == "mps" else [device]

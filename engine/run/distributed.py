@@ -1,14 +1,14 @@
-"""Several processes, started by torchrun, train one model: one process per GPU, or per part of a CPU.
+"""Data-parallel training in several processes started by torchrun: one per GPU, or several on one CPU.
 
     torchrun --nproc_per_node 4 main.py --do_train ...
 
-All processes run the same program. A training batch has --batch_size rows times the number of processes; it is built as
-in one process, then split across the processes by length. Gradients are summed, and losses are divided by the number of
-labels in the whole step. So N processes are equivalent to one process with an N times larger --batch_size; tricks that
-act on each micro-batch treat the N shares like N accumulated micro-batches. In evaluation, whole batches are
-distributed over the processes and their predictions gathered. Only process 0 logs and writes.
+All processes run the same program. A training batch has --batch_size rows per process. It is built as in a single
+process, then split across the processes by length. Gradients are summed, and losses are divided by the number of labels
+in the whole step, so N processes are equivalent to one process with an N times larger --batch_size. Tricks that act on
+each micro-batch treat the N shares like N accumulated micro-batches. In evaluation, whole batches are distributed over
+the processes and their predictions gathered. Only process 0 logs and writes.
 
-In a single process all functions here do nothing, or return their input.
+In a single process, all functions here do nothing or return their input.
 """
 
 import ctypes
@@ -41,25 +41,25 @@ from engine.run.launch import is_launched, local_rank, restarts
 
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = ContextVar("alone", default=False)
-# Keeps replicas alive until exit: destroying them joins threads of gloo, which may never return
+# Keeps replicas alive until exit: their destructor joins threads of gloo, which can block forever
 KEPT: list[DistributedDataParallel] = []
-BUCKET = 2**24  # values summed at a time
-FEW_ROWS_FROM = 2**20  # only non-zero rows are reduced of matrices at least this large
+BUCKET = 2**24  # number of values in one all-reduce
+FEW_ROWS_FROM = 2**20  # number of values from which only the non-zero rows of a matrix are all-reduced
 
 
 def rank() -> int:
-    """The rank of this process, from 0."""
+    """Returns the rank of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() and not ALONE.get() else 0
 
 
 def size() -> int:
-    """The number of processes."""
+    """Returns the number of processes."""
     return dist.get_world_size() if dist.is_initialized() and not ALONE.get() else 1
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """A context in which this thread works alone, even if the surrounding program has joined other processes."""
+    """Makes this thread work like a single process, even if the calling program has joined a process group."""
     token = ALONE.set(True)
     try:
         yield
@@ -68,15 +68,15 @@ def alone() -> Iterator[None]:
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that logs and writes."""
+    """Returns whether this is the process that logs and writes."""
     return rank() == 0
 
 
-# ---- beginning and end ---------------------------------------------------------------------------------------------
+# ---- start and end -------------------------------------------------------------------------------------------------
 
 
 def join(device_name: str, timeout: float) -> torch.device:
-    """Joins the other processes, if there are any, and returns this process's device.
+    """Joins the process group, if torchrun started several processes, and returns this process's device.
 
     timeout: seconds after which a process that does not respond ends the run.
     """
@@ -107,27 +107,27 @@ def join(device_name: str, timeout: float) -> torch.device:
 
 
 def seed_each(seed: int) -> None:
-    """At the start of training, seeds Python's generator and, in processes 1, 2, …, torch's with seed and rank."""
+    """Seeds Python's generator at the start of training and, in processes 1, 2, …, torch's with seed and rank."""
     random.seed(seed)
     if rank():
         torch.manual_seed(seed + rank() * 1_000_003)
 
 
 def local_device(name: str, local: int) -> torch.device:
-    """The device of the process with this rank on its machine: one GPU each, or the CPU for all."""
+    """Returns the device of the process with this local rank: one GPU per process, or the CPU for all."""
     device = to_device(name)
     if device.type == "cpu":
         return device
     if device.index is not None:
         raise UserError(f"--device {name}: each process needs its own GPU; use --device {device.type} or auto")
-    processes, there = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)), count_of(device.type)
-    if processes > there:  # all processes raise this; only the first one on each machine prints it
-        raise UserError(f"{processes} processes here, but {there} GPUs; start one per GPU, or add --device cpu")
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)), count_of(device.type)
+    if processes > gpus:  # all processes raise this; only the first one on each machine prints it
+        raise UserError(f"{processes} processes here, but {gpus} GPUs; start one per GPU, or add --device cpu")
     return torch.device(device.type, local)
 
 
 def backend_of(device: torch.device) -> str:
-    """The backends that connect the processes: gloo for CPU tensors, and the device's own, such as nccl."""
+    """Returns the torch.distributed backends: gloo for CPU tensors and, on a GPU, its own backend, such as nccl."""
     if device.type == "cpu":
         return "gloo"
     choose: Any = getattr(dist, "get_default_backend_for_device", {"cuda": "nccl"}.__getitem__)  # torch < 2.7 has none
@@ -135,27 +135,27 @@ def backend_of(device: torch.device) -> str:
         own = choose(device.type)
     except (ValueError, KeyError):
         own = "gloo"
-    if own == "gloo" or not dist.is_backend_available(own):  # gloo copies only from a CPU's memory and CUDA's
+    if own == "gloo" or not dist.is_backend_available(own):  # gloo supports only CPU and CUDA tensors
         raise UserError(f"this torch cannot connect processes on {device.type}; start only one, or add --device cpu")
     return f"cpu:gloo,{device.type}:{own}"
 
 
 def end_with_parent() -> None:
-    """Makes the system send SIGTERM to this process when torchrun dies, so it saves and exits instead of continuing."""
-    with suppress(OSError, AttributeError):  # not on other systems
+    """Makes Linux send SIGTERM to this process when torchrun dies, so it saves and exits instead of continuing."""
+    with suppress(OSError, AttributeError):  # other systems have no prctl
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
         if os.getppid() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
 def leave(device: torch.device) -> None:
-    """Waits for the other processes, and undoes `join`, which returned the device.
+    """Waits for the other processes, then leaves the process group. device: the return value of `join`.
 
     Gloo stays active until the process ends (see KEPT).
     """
     if dist.is_initialized():
         barrier()
-        if device.type != "cpu":  # NCCL warns if this is left to the end of the process
+        if device.type != "cpu":  # NCCL warns if its process group still exists at exit
             dist.destroy_process_group()
 
 
@@ -163,7 +163,7 @@ def leave(device: torch.device) -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """[value of process 0, of process 1, …], for values that can be pickled."""
+    """Returns [value of process 0, value of process 1, …]. The values must be picklable."""
     if size() == 1:
         return [value]
     values = [None] * size()
@@ -172,7 +172,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def gather_in_turn(items: list[Any]) -> list[Any]:
-    """Merges the lists of all processes round robin, one item from each in turn: the inverse of `share`."""
+    """Merges the lists of all processes, taking one item from each in turn: the inverse of `share`."""
     lists = gather(items)
     if len(lists) == 1:
         return items
@@ -193,7 +193,7 @@ def barrier() -> None:
 
 
 def all_reduce_max(number: int) -> int:
-    """The maximum of an integer over all processes."""
+    """Returns the maximum of an integer over all processes."""
     if size() == 1:
         return number
     numbers = torch.tensor(number)
@@ -202,7 +202,7 @@ def all_reduce_max(number: int) -> int:
 
 
 def all_reduce_sum(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """{name: () on the CPU} -> the sums over all processes."""
+    """Returns the sum of each value over all processes. values: {name: scalar tensor on the CPU}"""
     if size() == 1:
         return values
     numbers = torch.stack([value.double() for value in values.values()])
@@ -211,24 +211,24 @@ def all_reduce_sum(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def from_first(function: Callable[[], Any]) -> Any:
-    """Returns process 0's function() in all processes; a UserError there is raised in all."""
+    """Calls a function in process 0 and returns its result in all processes. A UserError is also raised in all."""
     if size() == 1:
         return function()
-    answer: list[Any] = [None, None]
+    result: list[Any] = [None, None]  # return value, error message
     if is_main_process():
         try:
-            answer = [function(), None]
+            result = [function(), None]
         except UserError as error:
-            answer = [None, str(error)]
-    dist.broadcast_object_list(answer)
-    if answer[1] is not None:
-        raise UserError(answer[1])
-    return answer[0]
+            result = [None, str(error)]
+    dist.broadcast_object_list(result)
+    if result[1] is not None:
+        raise UserError(result[1])
+    return result[0]
 
 
 @contextmanager
 def first_of_node() -> Iterator[None]:
-    """`with first_of_node():` — one process per machine runs the block first, then the others."""
+    """Makes one process per machine run the `with` block first, then the others."""
     local = local_rank() if size() > 1 else 0
     if local:
         barrier()
@@ -240,23 +240,23 @@ def first_of_node() -> Iterator[None]:
 
 
 def require_same(facts: dict[str, Any]) -> None:
-    """Raises UserError if facts, {name: text or number}, differ between processes; names the fact and the process."""
-    everyone = gather(facts)
-    for other, theirs in enumerate(everyone):
-        for what, ours in everyone[0].items():
-            if theirs[what] != ours:
-                raise UserError(f"{what} differs between process 0 and process {other}: {ours} and {theirs[what]}")
+    """Raises UserError, with the name and the process, if values differ between processes. facts: {name: value}"""
+    first, *others = gather(facts)
+    for number, other in enumerate(others, 1):
+        for name, value in first.items():
+            if other[name] != value:
+                raise UserError(f"{name} differs between process 0 and process {number}: {value} and {other[name]}")
 
 
 @contextmanager
 def entered_by_first(context: AbstractContextManager[Any]) -> Iterator[Any]:
-    """`with entered_by_first(context) as value:` — process 0 enters the context on behalf of all processes."""
+    """Enters a context in process 0 only, and yields its value in all processes."""
     with ExitStack() as stack:
         yield from_first(lambda: stack.enter_context(context))
 
 
 def require_same_run(config: Any, data: str) -> None:
-    """Raises UserError if code, options or data of a process differ from process 0. data: a fingerprint."""
+    """Raises UserError if a process's code, options or data differ from process 0's. data: fingerprint of the data"""
     if size() > 1:
         own = [*ROOT.glob("*.py"), *(ROOT / "preprocess").rglob("*.py"), *(ROOT / "engine").rglob("*.py")]
         code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(own))).hexdigest()
@@ -268,13 +268,14 @@ def require_same_run(config: Any, data: str) -> None:
 
 
 def share(rows: Any) -> Any:
-    """This process's share, every N-th item: all processes get similar lengths from rows sorted by length."""
+    """Returns every N-th item, starting at this process's rank. If rows are sorted by length, all processes get similar
+    lengths."""
     return rows[rank() :: size()]
 
 
 def worker_context(num_workers: int) -> multiprocessing.context.BaseContext | None:
-    """The start method of a loader's workers. With several processes, workers are forked from a small server process,
-    because gloo threads of this process may hold locks."""
+    """Returns the start method of DataLoader workers. With several processes, workers are forked from a small server
+    process, because gloo threads of this process may hold locks."""
     if size() == 1 or not num_workers:
         return None
     context = multiprocessing.get_context("forkserver")
@@ -283,9 +284,11 @@ def worker_context(num_workers: int) -> multiprocessing.context.BaseContext | No
 
 
 def replicate(model: torch.nn.Module, overlap: bool) -> DistributedDataParallel | None:
-    """Broadcasts the weights of process 0. Returns the model in PyTorch's DistributedDataParallel, which sums (not
-    averages) the gradients during the backward pass, except for `left_out`. Returns None in a single process, or if not
-    `overlap`: `all_reduce_gradients` then sums the gradients afterwards."""
+    """Broadcasts the weights of process 0, and wraps the model in DistributedDataParallel.
+
+    The wrapper sums (does not average) gradients during the backward pass, except for its `left_out` parameters.
+    Returns None in a single process, or if `overlap` is False: `all_reduce_gradients` then sums them afterwards.
+    """
     if size() == 1:
         return None
     for tensor in model.state_dict().values():
@@ -306,14 +309,14 @@ def replicate(model: torch.nn.Module, overlap: bool) -> DistributedDataParallel 
 
 
 def has_few_rows(parameter: torch.Tensor) -> bool:
-    """Whether to sum only the non-zero rows of a matrix: if it is large and much longer than wide, like embeddings. On
-    a GPU all rows are sent, because selecting them would force a sync."""
+    """Returns whether to all-reduce only the non-zero rows of a parameter: it is a large matrix with many more rows
+    than columns, such as embeddings. On a GPU this is always False, because selecting rows would force a sync."""
     long = parameter.ndim == 2 and parameter.shape[0] > 8 * parameter.shape[1]
     return long and parameter.numel() > FEW_ROWS_FROM and parameter.device.type == "cpu"
 
 
 def sync_gradients(replica: DistributedDataParallel | None, is_last: bool) -> AbstractContextManager[None]:
-    """A context for a micro-batch: gradients are summed over the processes at the last micro-batch of a step."""
+    """Returns a context for a micro-batch. Gradients are summed over the processes in the last one of a step only."""
     return nullcontext() if replica is None or is_last else replica.no_sync()
 
 
@@ -323,30 +326,30 @@ def sum_bucket(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Te
 
 
 def all_reduce_gradients(parameters: list[torch.nn.Parameter]) -> None:
-    """Sums the gradients over all processes; a missing gradient counts as zero, unless it is missing in all."""
+    """Sums the gradients over all processes. A missing gradient counts as zero, unless it is missing in all."""
     if size() == 1 or not parameters:
         return
-    there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
-    dist.all_reduce(there, dist.ReduceOp.MAX)
+    has_gradients = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
+    dist.all_reduce(has_gradients, dist.ReduceOp.MAX)
     bucket, numbers = [], 0
-    for p, has_gradient in zip(parameters, there.tolist()):
+    for p, has_gradient in zip(parameters, has_gradients.tolist()):
         if not has_gradient:
             continue
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad
         if has_few_rows(p):
-            add_up_rows(p.grad)
+            all_reduce_rows(p.grad)
             continue
         bucket.append(p.grad)
         numbers += p.numel()
         if numbers >= BUCKET:
-            add_up_tensors(bucket)
+            all_reduce_tensors(bucket)
             bucket, numbers = [], 0
     if bucket:
-        add_up_tensors(bucket)
+        all_reduce_tensors(bucket)
 
 
-def add_up_rows(gradient: torch.Tensor) -> None:
-    """Sums the rows (V, H) in which any process has a non-zero value."""
+def all_reduce_rows(gradient: torch.Tensor) -> None:
+    """Sums, over all processes, the rows of a (V, H) gradient that are non-zero in any process."""
     used = ((gradient.amax(1) != 0) | (gradient.amin(1) != 0)).to(torch.uint8)
     dist.all_reduce(used, dist.ReduceOp.MAX)
     rows = used.nonzero().squeeze(1)
@@ -355,7 +358,7 @@ def add_up_rows(gradient: torch.Tensor) -> None:
     gradient.index_copy_(0, rows, sums)
 
 
-def add_up_tensors(tensors: list[torch.Tensor]) -> None:
+def all_reduce_tensors(tensors: list[torch.Tensor]) -> None:
     flat = torch._utils._flatten_dense_tensors(tensors)
     dist.all_reduce(flat)
     torch._foreach_copy_(tensors, torch._utils._unflatten_dense_tensors(flat, tensors))

@@ -1,13 +1,14 @@
-"""Checks the environment of a run: versions of packages, and whether torch sees the GPU.
+"""Checks the environment: package versions, and whether torch can use the GPU.
 
-    python -m engine.run.environment check requirements.txt …    what is missing or out of range; exit code 1 if any is
-    python -m engine.run.environment pins constraints.txt requirements.txt …    "name==version" for pip --constraint
-    python -m engine.run.environment needed requirements.txt …    the lines that pip has to install
-    python -m engine.run.environment folders requirements.txt    folders of packages, if torch is in range
-    python -m engine.run.environment gpu     what prevents torch from using the GPU; exit code 1 if anything does
+    python -m engine.run.environment check requirements.txt …     prints missing or incompatible packages
+    python -m engine.run.environment pins constraints.txt requirements.txt …     prints constraints for pip
+    python -m engine.run.environment needed requirements.txt …    prints the requirements that pip must install
+    python -m engine.run.environment folders requirements.txt     prints site-packages folders with a compatible torch
+    python -m engine.run.environment gpu           prints why torch does not use the GPU
     python -m engine.run.environment gpu wheel     the same for the torch build on PyPI
 
-Used by setup_env.sh before packages are installed, so it needs only the standard library.
+`check` and `gpu` exit with code 1 if they find a problem. setup_env.sh calls this before packages are installed, so it
+needs only the standard library.
 """
 
 from __future__ import annotations
@@ -27,11 +28,10 @@ from engine.errors import UserError
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 DECISIVE = ("torch", "transformers", "datasets")  # their versions are checked at the start of each command
-MODULES = {"scikit-learn": "sklearn", "pytorch-crf": "torchcrf"}  # where a package's module has another name
-# main.py needs these only for some options, if at all
-OPTIONAL = ("tensorboard", "sentencepiece", "rjieba", "accelerate")
-DRIVERS = {"12": 525, "13": 580}  # the oldest driver of each major version of CUDA
-CUDA_OF_PYPI = "13"  # of the torch in constraints.txt
+MODULES = {"scikit-learn": "sklearn", "pytorch-crf": "torchcrf"}  # {package: its module, if the name differs}
+OPTIONAL = ("tensorboard", "sentencepiece", "rjieba", "accelerate")  # not needed by every run of main.py
+DRIVERS = {"12": 525, "13": 580}  # {major version of CUDA: oldest driver that supports it}
+CUDA_OF_PYPI = "13"  # CUDA version of the PyPI torch in constraints.txt
 COMPARE: dict[str, Callable[[list[int], list[int]], bool]] = {
     ">=": lambda have, bound: have >= bound,
     "<": lambda have, bound: have < bound,
@@ -41,7 +41,7 @@ COMPARE: dict[str, Callable[[list[int], list[int]], bool]] = {
 
 
 def version_of(name: str) -> str | None:
-    """The version of an installed package, or None."""
+    """Returns the version of an installed package, or None."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -55,7 +55,7 @@ class Requirement(NamedTuple):
     bounds: str  # such as ">=2.4,<3"
 
     def problem(self) -> str | None:
-        """What is wrong with the installed version, or None."""
+        """Describes why the installed version does not satisfy the requirement; None if it does."""
         if (have := version_of(self.name)) is None:
             return f"{self.name} is missing"
         for sign, bound in re.findall("([=<>!]=?)([^,]+)", self.bounds):
@@ -65,15 +65,15 @@ class Requirement(NamedTuple):
 
 
 def same_length(*versions: str) -> list[list[int]]:
-    """The numbers of each version, padded with zeros, so 2.4 equals 2.4.0. A suffix such as +cu121, or a0+145a3a7 in a
-    vendor's build, is ignored."""
+    """Parses versions into lists of numbers, padded with zeros so that 2.4 equals 2.4.0. Ignores suffixes such as
+    +cu121, or a0+145a3a7 in a vendor's build."""
     numbers = [[int(part) for part in re.findall(r"\d+", re.split(r"[^\d.\s]", text)[0])] for text in versions]
     return [row + [0] * (max(map(len, numbers)) - len(row)) for row in numbers]
 
 
 def read_requirements(*paths: str | Path) -> list[Requirement]:
-    """The requirements for this Python in requirements or constraints files; a later line for a package replaces an
-    earlier one. Of the environment markers, only python_version is supported."""
+    """Reads requirements or constraints files. A later line for a package replaces an earlier one. python_version is
+    the only supported environment marker; lines for other Python versions are skipped."""
     found: dict[str, Requirement] = {}
     for path in paths:
         for line in Path(path).read_text(encoding="utf-8").splitlines():
@@ -85,14 +85,14 @@ def read_requirements(*paths: str | Path) -> list[Requirement]:
 
 
 def problems_of(requirements: list[Requirement]) -> str:
-    """What is missing or out of range, on one line; empty if nothing is."""
+    """Lists the packages that are missing or incompatible, on one line; returns "" if there are none."""
     missing = [needed.name for needed in requirements if version_of(needed.name) is None]
     lines = [problem for needed in requirements if needed.name not in missing and (problem := needed.problem())]
     return "; ".join([*lines, f"missing: {', '.join(missing)}"] if missing else lines)
 
 
 def require_versions() -> None:
-    """Raises UserError if the installed torch, transformers or datasets are out of range."""
+    """Raises UserError if the installed version of torch, transformers or datasets is incompatible."""
     lines = read_requirements(REQUIREMENTS) if REQUIREMENTS.exists() else []
     decisive = [needed for needed in lines if needed.name in DECISIVE]
     problems = [problem for needed in decisive if (problem := needed.problem()) and "missing" not in problem]
@@ -104,20 +104,20 @@ def require_versions() -> None:
 
 
 def missing_packages() -> list[str]:
-    """The packages of requirements.txt that are not installed, except optional ones."""
+    """Returns the packages of requirements.txt that are not installed, except optional ones."""
     names = [needed.name for needed in (read_requirements(REQUIREMENTS) if REQUIREMENTS.exists() else [])]
     absent = [name for name in names if name not in OPTIONAL and version_of(name) is None]
     return [name for name in absent if find_spec(MODULES.get(name, name)) is None]
 
 
 def missing_line(names: list[str]) -> str:
-    """The error line for packages that are not installed."""
+    """Returns the error line for packages that are not installed."""
     remedy = "pip install -r requirements.txt, or sh run.sh, which sets up .venv"
     return f"missing: {', '.join(names)} ({sys.executable}): {remedy}"
 
 
 def line_of_import_error(error: BaseException) -> str | None:
-    """The error line if an import failed because a package of requirements.txt is not installed, else None."""
+    """Returns the error line if an import failed because a package of requirements.txt is missing, else None."""
     module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if not module or not REQUIREMENTS.exists() or find_spec(module) is not None:
         return None
@@ -126,7 +126,7 @@ def line_of_import_error(error: BaseException) -> str | None:
 
 
 def require_packages() -> None:
-    """Raises UserError if a package that main.py needs is missing, before anything is written."""
+    """Raises UserError if a package that main.py needs is not installed."""
     if names := missing_packages():
         raise UserError(missing_line(names))
 
@@ -135,7 +135,7 @@ def require_packages() -> None:
 
 
 def nvidia_gpu() -> tuple[str, str] | None:
-    """(name, driver) of the first GPU that nvidia-smi lists; None if there is no such program, or it lists none."""
+    """Returns (name, driver version) of the first GPU listed by nvidia-smi, or None."""
     program, columns = shutil.which("nvidia-smi"), ["--query-gpu=name,driver_version", "--format=csv,noheader"]
     if program is None or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):  # the user has hidden the GPUs
         return None
@@ -148,8 +148,8 @@ def nvidia_gpu() -> tuple[str, str] | None:
 
 
 def gpu_problem(of_pypi: bool = False) -> str | None:
-    """Why torch does not use the GPU that nvidia-smi lists, and what to do; None if it does, or if there is no GPU.
-    of_pypi: check the torch build on PyPI instead, before it is downloaded."""
+    """Explains why torch cannot use the GPU listed by nvidia-smi, and what to do. Returns None if it can, or if there
+    is no GPU. of_pypi: check the torch build on PyPI instead, before it is downloaded."""
     name, usable = "the torch on PyPI", False
     cuda: str | None = CUDA_OF_PYPI
     if not of_pypi:
@@ -172,7 +172,8 @@ def gpu_problem(of_pypi: bool = False) -> str | None:
 
 
 def folders_to_share(paths: list[str]) -> list[str]:
-    """The package folders of this Python if its torch is in range, so a new environment can reuse it; else []."""
+    """Returns the site-packages folders of this Python if its torch is compatible, so that a new environment can reuse
+    them, else []."""
     torch = next((needed for needed in read_requirements(*paths) if needed.name == "torch"), None)
     if torch is None or torch.problem():
         return []
@@ -182,19 +183,21 @@ def folders_to_share(paths: list[str]) -> list[str]:
 
 
 def pins(constraints: str, paths: list[str]) -> list[str]:
-    """The versions for pip: installed versions that are in range, otherwise those in `constraints`."""
-    here = {needed.name.lower() for needed in read_requirements(*paths) if needed.problem() is None}
-    tested = [f"{pin.name}{pin.bounds}" for pin in read_requirements(constraints) if pin.name.lower() not in here]
-    return [*tested, *(f"{name}=={version(name)}" for name in sorted(here))]
+    """Returns "name==version" lines for pip --constraint: compatible installed versions, otherwise those in
+    `constraints`."""
+    kept = {needed.name.lower() for needed in read_requirements(*paths) if needed.problem() is None}
+    tested = [f"{pin.name}{pin.bounds}" for pin in read_requirements(constraints) if pin.name.lower() not in kept]
+    return [*tested, *(f"{name}=={version(name)}" for name in sorted(kept))]
 
 
 def needed_lines(paths: list[str]) -> list[str]:
-    """The packages that pip must install, not those already installed: it would replace a vendor's 2.4.0a0 by 2.4."""
+    """Returns the requirements that pip must install. Compatible packages are left out, because pip would replace a
+    vendor's 2.4.0a0 with 2.4."""
     return [f"{line.name}{line.bounds}" for line in read_requirements(*paths) if line.problem()]
 
 
 def main(command: str, *paths: str) -> int:
-    """Prints the output of one of the commands in the module docstring."""
+    """Runs one of the commands in the module docstring, and returns its exit code."""
     if command == "check":
         print(problems := problems_of(read_requirements(*paths)))
         return int(bool(problems))

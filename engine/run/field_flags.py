@@ -1,4 +1,4 @@
-"""Flags of other training scripts: the ones that we accept as other names, and advice on the ones that we do not."""
+"""Flags of other training scripts: aliases for those that exist here, and advice for those that do not."""
 
 import difflib
 import re
@@ -26,46 +26,46 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "deterministic": ("full_determinism",),
     "gpus": ("gpu_ids",),
 }
-# {option: ({switch: the value that it stands for}, the value if all switches given are off)}
+# {option: ({switch: value that it sets}, value if all given switches are off)}
 SWITCHES: dict[str, tuple[dict[str, str], str]] = {"precision": ({"fp16": "fp16", "bf16": "bf16"}, "fp32")}
-# (flags of other scripts, what to do here); a row applies to commands that have the flags in its advice
+# (flags of other scripts, advice); an entry applies only to commands that have all flags named in the advice
 INSTEAD: list[tuple[str, str]] = [
     ("warmup_steps", "use --warmup_ratio (a share of all steps) or --warmup_epochs"),
     ("max_steps", "use --epochs"),
     ("resume_from_checkpoint", "use --resume, which continues from the newest intact checkpoint of the run"),
-    ("overwrite_output_dir", "choose another --model_version, or remove the folder of the run"),
+    ("overwrite_output_dir", "choose another --model_version, or remove the run folder"),
     ("run_name", "use --model_version"),
     ("do_lower_case tokenizer_name", "leave it out; the tokenizer of --pretrain_model_path is used unchanged"),
     ("cache_dir", "set the environment variable HF_HOME; --pretrain_model_path is downloaded there"),
     ("metric_for_best_model greater_is_better", "use --monitor, such as --monitor slots_f1"),
-    ("save_total_limit", "leave it out; the best and the last two checkpoints are kept (--save_epoch, --save_steps)"),
+    ("save_total_limit", "leave it out; the best checkpoint and the last two are kept (--save_epoch, --save_steps)"),
     ("eval_steps evaluation_strategy eval_strategy", "leave it out; dev is scored after each of the --epochs"),
-    ("logging_dir", "use --output_dir; the curves are in the run's folder there"),
+    ("logging_dir", "use --output_dir; TensorBoard logs are in the run folder"),
     ("no_cuda use_cpu", "use --device cpu"),
-    ("use_cuda cuda use_mps_device", "use --device, which by default is the accelerator, if there is one"),
+    ("use_cuda cuda use_mps_device", "use --device; by default it selects the accelerator, if there is one"),
     ("save_strategy", "use --save_epoch N or --save_steps N"),
     ("logging_strategy logging_first_step", "use --log_steps N"),
-    ("load_best_model_at_end", "leave it out; the checkpoint with the best --monitor is always kept and evaluated"),
-    ("optim optimizer adam_beta1 adam_beta2 adam_epsilon", "leave it out; it is AdamW, with --lr and --weight_decay"),
+    ("load_best_model_at_end", "leave it out; the checkpoint with the best --monitor is always saved and evaluated"),
+    ("optim optimizer adam_beta1 adam_beta2 adam_epsilon", "use --lr and --weight_decay; the optimizer is AdamW"),
     ("amp use_amp use_fp16 use_bf16 half mixed_precision fp16_opt_level", "use --precision, or --fp16 or --bf16"),
-    ("fp16_full_eval bf16_full_eval tf32 torch_dtype pure_bf16", "use --precision, also for evaluation"),
-    ("trust_remote_code", "leave it out; code that comes with the model of --pretrain_model_path is never run"),
+    ("fp16_full_eval bf16_full_eval tf32 torch_dtype pure_bf16", "use --precision, which also applies to evaluation"),
+    ("trust_remote_code", "leave it out; code in the repository of --pretrain_model_path is never run"),
     ("token use_auth_token hub_token", "set the environment variable HF_TOKEN, for --pretrain_model_path"),
-    ("push_to_hub hub_model_id", "leave it out; after training, `hf upload` takes checkpoints/best from --output_dir"),
-    ("model_revision revision", "use `hf download` for it, then --pretrain_model_path FOLDER"),
+    ("push_to_hub hub_model_id", "leave it out; after training, `hf upload` checkpoints/best from --output_dir"),
+    ("model_revision revision", "download it with `hf download`, then use --pretrain_model_path FOLDER"),
     ("use_hf use_ms use_modelscope", "use --model_hub hf or --model_hub modelscope"),
     ("use_wandb use_swanlab use_mlflow use_tensorboard", "use --report_to wandb, swanlab, mlflow or tensorboard"),
-    ("wandb_project project swanlab_project", "set WANDB_PROJECT or SWANLAB_PROJECT, next to --report_to"),
+    ("wandb_project project swanlab_project", "set WANDB_PROJECT or SWANLAB_PROJECT, and use --report_to"),
     ("finetuning_type train_type tuner_type use_lora lora use_peft", "use --lora_rank N, or --freeze_layers"),
     ("max_train_samples max_eval_samples max_predict_samples", "use --debug, or smaller files"),
     ("num_labels labels", "leave it out; the labels come from the data in --data_path"),
-    ("do_test do_infer", "use --do_eval for scores, --do_predict for labels"),
+    ("do_test do_infer", "use --do_eval for scores, --do_predict for predictions"),
     ("pad_to_max_length", "leave it out; a batch is padded to its longest text, at most --max_length"),
     ("overwrite_cache disable_tqdm group_by_length remove_unused_columns dataloader_drop_last", "leave it out"),
     ("dataloader_pin_memory preprocessing_num_workers ddp_find_unused_parameters", "leave it out"),
-    ("deepspeed fsdp ddp_backend", "leave it out; several GPUs work under run.sh or torchrun, see --ddp_timeout"),
-    ("local_rank", "leave it out; torchrun sets it, and --device stays at auto"),
-    ("num_gpus n_gpu", "sh run.sh --num_gpus N, or torchrun, starts several processes; --gpus names one GPU"),
+    ("deepspeed fsdp ddp_backend", "leave it out; run.sh and torchrun train on several GPUs, see --ddp_timeout"),
+    ("local_rank", "leave it out; torchrun sets it; leave --device at auto"),
+    ("num_gpus n_gpu", "use `sh run.sh --num_gpus N` or torchrun for several GPUs; --gpus selects one GPU"),
     ("train_file validation_file test_file eval_file", "run data_process.py, then use --data_path"),
     ("dataset dataset_name dataset_dir data_dir task_name", "run data_process.py, then use --data_path"),
     ("train_file validation_file test_file dataset_name dataset_dir", "use --input; put several files into one folder"),
@@ -73,7 +73,7 @@ INSTEAD: list[tuple[str, str]] = [
 
 
 def similar(name: str, names: Collection[str], before: str = "--") -> str:
-    """'; did you mean --batch_size?' for a mistyped name that resembles one of these, otherwise ''."""
+    """Returns '; did you mean --batch_size?' if one of `names` resembles a mistyped name, otherwise ''."""
     close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.7)
     words = {*name.lower().split("_")}
     close += sorted((each for each in names if words <= {*each.split("_")}), key=len)
@@ -81,7 +81,7 @@ def similar(name: str, names: Collection[str], before: str = "--") -> str:
 
 
 def unknown_flag(name: str, known: Collection[str], before: str = "--") -> str:
-    """The error line for an unknown flag, or key of an options file (before: ''), with the option to use instead."""
+    """Returns the error line for an unknown flag, or an unknown key of an options file (before: '')."""
     for flags, advice in INSTEAD:
         if name in flags.split() and {*re.findall(r"--(\w+)", advice)} - {"num_gpus"} <= {*known}:
             return f"{before}{name} is not an option here: {advice}"
@@ -90,7 +90,7 @@ def unknown_flag(name: str, known: Collection[str], before: str = "--") -> str:
 
 
 def stray_word(words: Sequence[str], known: Collection[str]) -> str:
-    """The error line for the first word that belongs to no flag: -epochs, —fp16, epochs=3, the second of two values."""
+    """Returns the error line for the first unexpected argument, such as -epochs, —fp16, epochs=3 or a second value."""
     word = next((each for each in words if each != "--"), words[0])
     bare = word.lstrip("-\N{EN DASH}\N{EM DASH}\N{MINUS SIGN}")
     name = re.split("[=:]", bare)[0].replace("-", "_")
@@ -98,4 +98,4 @@ def stray_word(words: Sequence[str], known: Collection[str]) -> str:
         return f"{word} is not an option; did you mean --{name}?"
     if name and bare != word:
         return unknown_flag(name, known)
-    return f"{word} belongs to no flag; put quotes around a value with spaces, and commas between several values"
+    return f"unexpected argument {word}; quote values that contain spaces, and separate several values with commas"

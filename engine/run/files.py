@@ -1,4 +1,4 @@
-"""Files and folders that are complete or absent, and identified by their SHA-256."""
+"""Atomic writes of files and folders, and their verification by SHA-256."""
 
 import csv
 import hashlib
@@ -16,13 +16,13 @@ from safetensors import SafetensorError
 from engine.errors import UserError
 from engine.schema import SchemaError, read_json
 
-# Suffixes that nothing else uses, so that such folders can be removed without asking
+# Suffixes used only here, so that such folders can be removed without asking
 TEMPORARY, OLD = ".template-new", ".template-old"
-LAST = ("labels.json", "manifest.json")  # a folder without them is refused
+LAST = ("labels.json", "manifest.json")  # a folder without them is rejected
 
 
 def sha256(path: str | Path) -> str:
-    """The SHA-256 of a file, or of the checksums of all files in a folder, in hexadecimal."""
+    """Returns the hexadecimal SHA-256 of a file or, for a folder, of the checksums of all its files."""
     if os.path.isdir(path):
         sums = [sha256(file) for file in sorted(Path(path).rglob("*")) if file.is_file()]
         return hashlib.sha256("".join(sums).encode()).hexdigest()
@@ -34,7 +34,7 @@ def sha256(path: str | Path) -> str:
 
 
 def digest(folder: Path, names: Iterable[str]) -> str:
-    """A short hash of the contents of the files that exist."""
+    """Returns a short hash of the contents of these files, ignoring missing ones."""
     sums = [sha256(path) for path in (folder / name for name in names) if path.is_file()]
     return hashlib.sha256("".join(sums).encode()).hexdigest()[:12]
 
@@ -49,9 +49,9 @@ def sync(path: str | Path) -> None:
 
 
 def open_own(path: Path, append: bool = False) -> TextIO:
-    """Opens one of our own files, whose name is predictable, for writing; never follows a symbolic link.
+    """Opens a file with a predictable name for writing, without following symbolic links.
 
-    append: keeps the existing content; otherwise the file must not exist.
+    append: keep the existing content; otherwise the file must not exist.
     """
     flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | (os.O_APPEND if append else os.O_EXCL)
     return open(os.open(path, flags, 0o666), "a" if append else "w", encoding="utf-8", newline="")
@@ -59,9 +59,9 @@ def open_own(path: Path, append: bool = False) -> TextIO:
 
 @contextmanager
 def appearing_whole(path: str | Path, durable: bool = False) -> Iterator[TextIO]:
-    """A text file to write, which appears under its name only when it is complete.
+    """Yields a text file to write, and moves it to `path` when it is complete.
 
-    durable: flush it to disk before it appears, so it is complete even after a power failure.
+    durable: flush it to disk first, so that it is complete even after a power failure.
     """
     path = Path(path)
     require_file(path)
@@ -80,7 +80,7 @@ def appearing_whole(path: str | Path, durable: bool = False) -> Iterator[TextIO]
 
 
 def require_file(path: str | Path) -> None:
-    """Raises UserError if the path exists and is not a regular file (for example a folder, a pipe or a device)."""
+    """Raises UserError if the path exists and is not a regular file, but for example a folder, a pipe or a device."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{path}: is {'a folder' if os.path.isdir(path) else 'not a file'}; choose another one")
 
@@ -93,13 +93,13 @@ def refuse_same_file(output: str | Path, option: str, *inputs: str | Path) -> No
 
 
 def write_json(path: str | Path, value: Any, durable: bool = False) -> None:
-    """Writes a JSON file that appears complete or not at all. durable: see `appearing_whole`."""
+    """Writes a JSON file atomically. durable: see `appearing_whole`."""
     with appearing_whole(path, durable) as file:
         file.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes a table that appears complete or not at all. rows: [{column: cell}]; missing cells stay empty."""
+    """Writes a CSV file atomically. rows: [{column: cell}]; missing cells are empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     path.parent.mkdir(parents=True, exist_ok=True)
     with appearing_whole(path) as file:
@@ -114,15 +114,15 @@ def replace_folder(
     owns: Callable[[Path], None] | None = None,
     unharmed: str = "earlier checkpoints are unchanged",
 ) -> None:
-    """Calls fill(temporary folder), seals it, and replaces `folder`, which stays until then.
+    """Calls fill(temporary folder), adds a manifest, and replaces `folder` with it.
 
-    owns: see `appearing_folder`. unharmed: end of the UserError that reports a full or read-only disk.
+    owns: see `appearing_folder`. unharmed: end of the error message for a full or read-only disk.
     """
     try:
         with appearing_folder(folder, owns=owns, sealed=True) as temporary:
             fill(temporary)
     except Exception as error:
-        # A full disk raises OSError in Python, RuntimeError in torch, SafetensorError, a bare Exception in tokenizers
+        # On a full disk, Python raises OSError, torch RuntimeError, safetensors SafetensorError, tokenizers Exception
         if not isinstance(error, OSError | RuntimeError | SafetensorError) and type(error) is not Exception:
             raise
         raise UserError(f"{folder}: cannot be written ({error}); {unharmed}") from None
@@ -132,16 +132,17 @@ def replace_folder(
 def appearing_folder(
     folder: str | Path, keeps: Sequence[str] = (), owns: Callable[[Path], None] | None = None, sealed: bool = False
 ) -> Iterator[Path]:
-    """A folder to fill, which replaces `folder` only when it is completely written.
+    """Yields a temporary folder to fill, and replaces `folder` with it when it is complete.
 
-    keeps: names in the old folder that stay. owns: raises UserError if the old folder holds files that the command did
-    not write; called again right before anything is removed. sealed: add a manifest of all files.
-    A symbolic link stays, and its target is replaced. A process killed between the two renames at the end leaves no
-    folder; the next call restores the old one. If a folder cannot be renamed (it is the working directory or a mount,
-    or its parent is read-only), its files are replaced one by one, LAST at the end: without these it is refused.
+    keeps: names in the old folder to preserve. owns: function that raises UserError if the old folder contains files
+    that the command did not write; called again right before anything is removed. sealed: add a manifest of all files.
+    If `folder` is a symbolic link, its target is replaced. If the process is killed between the two final renames,
+    the next call restores the old folder. A folder that cannot be renamed (the working directory, a mount, or a
+    folder with a read-only parent) has its files replaced one by one; LAST come last, because without them the folder
+    is rejected.
     """
     folder = Path(folder).resolve()
-    if folder.exists() and not folder.is_dir():  # a device would be renamed
+    if folder.exists() and not folder.is_dir():  # otherwise a device would be renamed
         raise UserError(f"{folder}: is not a folder; choose another one")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (folder.with_name(f".{folder.name}{end}") for end in (TEMPORARY, OLD))
@@ -167,7 +168,7 @@ def appearing_folder(
 
 
 def remove_folder(path: Path) -> None:
-    """Removes a temporary folder; if it is a symbolic link, only the link, not its target."""
+    """Removes a temporary folder. Of a symbolic link, only the link is removed."""
     if path.is_symlink():
         path.unlink()
     shutil.rmtree(path, ignore_errors=True)
@@ -194,8 +195,8 @@ def put_in_place(temporary: Path, folder: Path, old: Path, keeps: Sequence[str])
 
 
 def fill_in_place(temporary: Path, folder: Path, keeps: Sequence[str]) -> None:
-    """Replaces the files of a folder that cannot be renamed; it is incomplete meanwhile."""
-    if temporary.parent != folder:  # copied to the other file system before any old file is removed
+    """Replaces the files of a folder that cannot be renamed. In the meantime, the folder is incomplete."""
+    if temporary.parent != folder:  # copy to the other file system before any old file is removed
         remove_folder(folder / TEMPORARY)
         temporary = Path(shutil.move(temporary, folder / TEMPORARY))
     for path in sorted(folder.iterdir(), key=lambda path: path.name not in LAST):
@@ -207,7 +208,7 @@ def fill_in_place(temporary: Path, folder: Path, keeps: Sequence[str]) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Writes the manifest of a folder's files, and syncs everything to disk."""
+    """Writes a manifest with the SHA-256 of each file in a folder, and flushes everything to disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / "manifest.json")
     with ThreadPoolExecutor(4) as pool:  # overlaps hashing and disk writes
         syncs = [pool.submit(sync, path) for path in files]
@@ -224,7 +225,7 @@ def seal(folder: Path) -> None:
 
 
 def verify(folder: Path) -> str | None:
-    """Why a checkpoint cannot be trusted, or None if every file matches its manifest."""
+    """Returns None if every file of a checkpoint matches its manifest, otherwise a description of the problem."""
     try:
         manifest = read_json(folder / "manifest.json", {str: str})
     except SchemaError as error:
@@ -240,13 +241,13 @@ def verify(folder: Path) -> str | None:
 
 
 def is_inside(name: str) -> bool:
-    """Whether a name in a manifest lies inside the manifest's folder."""
+    """Returns whether a name in a manifest refers to a path inside the manifest's folder."""
     return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def clean_temporaries(root: Path) -> None:
-    """Removes temporary files left by a killed run; restores an old folder whose replacement is missing."""
-    for end in (OLD, ".old"):  # earlier versions used the second one
+    """Removes temporary files left by a killed run, and restores an old folder whose replacement is missing."""
+    for end in (OLD, ".old"):  # earlier versions used ".old"
         for old in root.glob(f".*{end}"):
             place = old.with_name(old.name[1 : -len(end)])
             if place.exists():

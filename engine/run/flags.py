@@ -1,15 +1,24 @@
-"""Parses flags with the standard library alone; every exported folder has a copy of this file."""
+"""Parses flags using only the standard library; every exported folder contains a copy of this file."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
+# Escape sequences, control characters except \t and \n, bidirectional controls, and Unicode line separators
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
+
+
+def printable(text: str) -> str:
+    """Escapes characters that would control a terminal or start a new line, such as \\x1b."""
+    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
 
 def one_line(text: str) -> str:
-    """The text with line breaks, escape sequences and other non-printable characters escaped."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    """Escapes like `printable`, and line breaks too, which a file name may contain."""
+    return printable(text).replace("\n", "\\n")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -27,7 +36,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
-    """A type for argparse: whole numbers from `low` to `high`, in plain digits."""
+    """Returns a parser for whole numbers from `low` to `high`, to be used as an argparse type."""
 
     def parse(text: str) -> int:
         if not (text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high):

@@ -8,17 +8,17 @@ from engine.errors import UserError
 from engine.run.field_flags import SWITCHES, unknown_flag
 
 LARGEST = 2**20  # bytes; an options file has a few kilobytes
-Pair = tuple[str, str | None]  # key, value as one would type it after the flag; None: the default
+Pair = tuple[str, str | None]  # key, value as typed on the command line, or None for the default
 
 
 def file_words(path: str, known: dict[str, str], left_out: Collection[str]) -> list[str]:
-    """Converts the options in a file to command-line arguments, so they are parsed and checked like flags.
+    """Converts the options in a file to command-line arguments, which are then parsed and checked like flags.
 
-    known: {name of a flag: its option}. left_out: options that are not taken from a run's args.json.
-    Raises UserError for a file that is not such a mapping, unknown keys, and options that are set twice.
+    known: {name of a flag: its option}. left_out: options to ignore in a run's args.json.
+    Raises UserError if the file is not a flat mapping, has unknown keys, or sets an option twice.
     """
     pairs, is_run = read_pairs(path)
-    keys: dict[str, str] = {}  # {option, or switch: its key}
+    keys: dict[str, str] = {}  # {option or switch: key in the file}
     words = []
     for key, value in pairs:
         name = key.removeprefix("--").replace("-", "_")
@@ -36,12 +36,12 @@ def file_words(path: str, known: dict[str, str], left_out: Collection[str]) -> l
 
 
 def read_pairs(path: str) -> tuple[list[Pair], bool]:
-    """(the pairs of key and value in a file, whether it is the args.json of a run)."""
+    """Returns (key-value pairs of a file, whether it is the args.json of a run)."""
     try:
         with open(path, "rb") as file:
             data = file.read(LARGEST + 1)
         if len(data) > LARGEST:
-            raise UserError("larger than 1 MB, too large for an options file")
+            raise UserError("larger than 1 MB, so it cannot be an options file")
         text = data.decode("utf-8-sig")
         is_json = text.lstrip().startswith("{")
         pairs = json_pairs(text) if is_json else yaml_pairs(text)
@@ -50,14 +50,14 @@ def read_pairs(path: str) -> tuple[list[Pair], bool]:
     except UnicodeDecodeError:
         raise UserError("not a text file in UTF-8") from None
     except RecursionError:
-        raise UserError("nested too deeply; a key is an option, with one value") from None
+        raise UserError("nested too deeply; write one value per option") from None
     if not pairs:
         raise UserError("contains no options; write rows such as `batch_size: 32`")
     return pairs, is_json and "version" in dict(pairs)
 
 
 def json_pairs(text: str) -> list[Pair]:
-    """The pairs of a JSON object; numbers keep their digits."""
+    """Reads the pairs of a JSON object. Numbers are not converted, so they keep all their digits."""
     as_typed: Any = str
     numbers = dict(parse_int=as_typed, parse_float=as_typed, parse_constant=as_typed)
     try:
@@ -71,8 +71,8 @@ def json_pairs(text: str) -> list[Pair]:
 
 
 def yaml_pairs(text: str) -> list[Pair]:
-    """The pairs of a YAML mapping. Values are taken literally: 0666 is not octal, 2024-01-01 is not a date."""
-    import yaml  # a dependency of transformers; imported here, because it is needed only with --config
+    """Reads the pairs of a YAML mapping. Values are taken literally: 0666 is not octal, 2024-01-01 is not a date."""
+    import yaml  # a dependency of transformers; imported here because it is needed only with --config
 
     try:
         root = yaml.compose(text, yaml.BaseLoader)

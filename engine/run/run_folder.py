@@ -1,4 +1,4 @@
-"""The run folder: one run per folder, one process at a time, never overwritten by accident."""
+"""The run folder: one run per folder, used by one process at a time, never overwritten by accident."""
 
 import dataclasses
 import logging
@@ -20,9 +20,9 @@ from engine.schema import AnyOf, Number, Optional, SchemaError, read_json, read_
 logger = logging.getLogger("template")
 EVALUATE = "evaluate the run again: python main.py --do_eval --model_version NAME"
 GONE = {"interactive", "demo", "demo_address", "do_report", "compare"}  # former options that do not affect a run
-SCORES = {str: Number}  # scores of one part of the data, in eval.json
-# Names that other libraries do not recognise. Given a config.json and a model.safetensors, AutoModel.from_pretrained
-# would load neither the encoder (its weights have a prefix here) nor the heads, but initialise a model randomly
+SCORES = {str: Number}  # scores of one split, in eval.json
+# Not model.safetensors: AutoModel.from_pretrained would find no encoder weights in it (they have a prefix here), and
+# return a randomly initialised model
 WEIGHTS_FILE = "weights.safetensors"
 
 
@@ -35,14 +35,15 @@ def close_log() -> None:
 
 @contextmanager
 def hold(lock_path: Path, what: str | Path, otherwise: str, elsewhere: str) -> Iterator[None]:
-    """A context that creates the folder of a lock file if needed, and holds the lock.
+    """Holds a file lock, whose folder is created if needed.
 
-    what: the protected path; otherwise, elsewhere: advice if another process holds the lock, or if it is not writable.
+    what: the protected path, for error messages. otherwise: advice if another process holds the lock. elsewhere:
+    advice if the path is not writable.
     """
     lock = FileLock(lock_path)
     try:
         lock_path.parent.mkdir(parents=True, exist_ok=True)
-        # The workers of a killed run release the lock a moment later; so do processes that torchrun had started
+        # Workers of a killed run release the lock a moment later, and so do processes started by torchrun
         lock.acquire(timeout=60 if "TORCHELASTIC_RUN_ID" in os.environ else 3)
     except Timeout:
         raise UserError(f"{what} is in use by another process; wait for it, or {otherwise}") from None
@@ -56,16 +57,16 @@ def hold(lock_path: Path, what: str | Path, otherwise: str, elsewhere: str) -> I
 
 @contextmanager
 def lock_folder(folder: Path, advice: str) -> Iterator[Path]:
-    """A context that holds the lock of a folder. advice: what to do if another process holds it."""
+    """Holds the lock of a folder, and yields the folder. advice: what to do if another process holds the lock."""
     with hold(folder / ".lock", folder, advice, "choose another --output_dir"):
         yield folder
 
 
 @contextmanager
 def claim_run_dir(config: Any) -> Iterator[Path]:
-    """`with claim_run_dir(config) as run_dir:` — the folder is locked, can be written, and holds no other run.
+    """Locks the run folder and yields it. Raises UserError if it is in use, not writable, or contains another run.
 
-    Processes that each label a --shard share it: each writes only its own files, which it locks, and the log.
+    Processes that label different --shards share the folder: each locks its own files, and all append to the log.
     """
     run_dir = config.run_dir
     if config.shard:
@@ -76,7 +77,7 @@ def claim_run_dir(config: Any) -> Iterator[Path]:
     with lock_folder(run_dir, "name another run with --model_version"):
         try:
             if config.do_train:
-                refuse_other_run(config, run_dir)
+                require_own_run(config, run_dir)
             yield run_dir
         except (UserError, OSError):
             if made and not (run_dir / "args.json").exists() and not any(run_dir.glob("*.partial")):
@@ -88,29 +89,29 @@ def claim_run_dir(config: Any) -> Iterator[Path]:
             raise
 
 
-def refuse_other_run(config: Any, run_dir: Path) -> None:
-    """Raises UserError if the folder holds a run, unless this command resumes it with the same options."""
+def require_own_run(config: Any, run_dir: Path) -> None:
+    """Raises UserError if the folder contains a run, unless this command resumes it with the same options."""
     args = run_dir / "args.json"
     if config.debug:
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     elif args.exists():
         if not config.resume and not restarts():
             raise UserError(
-                f"{run_dir} already holds a run: add --resume to continue it, choose another --model_version, "
+                f"{run_dir} already contains a run: add --resume to continue it, choose another --model_version, "
                 "or remove the folder"
             )
         changes = config.changes_since(read_options(args, type(config)))
         if changes and not config.force_resume:
             raise UserError(
-                f"{run_dir} cannot be resumed with other options: {'; '.join(changes)} (--force_resume "
-                "resumes it anyway)"
+                f"{run_dir} cannot be resumed with other options: {'; '.join(changes)} (use --force_resume "
+                "to resume it anyway)"
             )
 
 
 class SavedOptions:
-    """Base class of a dataclass of options: saves a run's options to a file and loads them."""
+    """Base class of an options dataclass that saves a run's options to a file and loads them."""
 
-    given: ClassVar[frozenset[str]] = frozenset()  # options that the command line sets, also to their defaults
+    given: ClassVar[frozenset[str]] = frozenset()  # options set on the command line, even if to their defaults
 
     def save(self, path: str | Path) -> None:
         """Writes the options as JSON."""
@@ -118,30 +119,30 @@ class SavedOptions:
 
     @classmethod
     def auto_values(cls: Any) -> dict[str, Any]:
-        """{option: the value that stands for auto} for options that engine/train/automatic.py resolves."""
+        """Returns {option: value that means auto} for the options that engine/train/automatic.py resolves."""
         return {
             f.name: f.metadata["auto"] for f in dataclasses.fields(cls) if f.metadata["auto"] is not dataclasses.MISSING
         }
 
     def is_auto(self: Any, name: str) -> bool:
-        """Whether an option still has the value that stands for auto."""
+        """Returns whether an option still has the value that means auto."""
         return bool(getattr(self, name) == self.auto_values()[name])
 
     def kept(self: Any) -> dict:
-        """{name: value} of the options, with the current version."""
+        """Returns {option: value} to save, with the current version."""
         return {"version": VERSION} | dataclasses.asdict(self)
 
     @classmethod
     def load(cls: Any, path: str | Path) -> Any:
-        """Loads options written by `save`. Options that no longer exist are logged and left out.
+        """Loads options written by `save`. Options that no longer exist are logged and ignored.
 
-        Raises UserError for a value that the command line would also refuse.
+        Raises UserError for a value that the command line would also reject.
         """
         values = {name: value for name, value in read_options(path, cls).items() if name not in GONE}
         unknown = sorted(set(values) - {option_field.name for option_field in dataclasses.fields(cls)})
         if unknown:
             gone = ", ".join(f"{name}={values[name]!r}" for name in unknown)
-            logger.warning(f"{path}: these options no longer exist and are left out: {gone}")
+            logger.warning(f"{path}: these options no longer exist and are ignored: {gone}")
         try:
             return cls(**{name: value for name, value in values.items() if name not in unknown})
         except UserError as error:
@@ -149,21 +150,23 @@ class SavedOptions:
 
 
 def read_options(path: str | Path, options: type) -> dict:
-    """{option: value} of an options file, written by any version. Raises UserError if a value has the wrong type."""
+    """Reads {option: value} from a saved args.json of any version. Raises UserError if a value has the wrong type."""
     shapes = {f.name: shape_of(f) for f in dataclasses.fields(options)}
-    now = {alias: f.name for f in dataclasses.fields(options) for alias in f.metadata["aliases"]}  # renamed since then
+    now = {alias: f.name for f in dataclasses.fields(options) for alias in f.metadata["aliases"]}  # {old name: new}
     shapes |= {alias: shapes[name] for alias, name in now.items()}
     try:
         values = read_json(path, {Optional(name): shape for name, shape in shapes.items()} | {Optional("version"): str})
         values.pop("version", None)
         return {now.get(name, name): value for name, value in values.items()}
     except SchemaError as error:
-        raise UserError(f"{error}; the file was edited or is damaged, or other code wrote it") from None
+        raise UserError(f"{error}; the file was edited, is damaged, or was written by other code") from None
 
 
 def checkpoint_of(path: str | Path, advice: str = "train it, or name another folder") -> Path:
-    """The checkpoint that a folder is or contains. Raises UserError, with this advice, if there is none or it is
-    damaged."""
+    """Returns the checkpoint folder of a run, or the folder itself if it is a checkpoint.
+
+    Raises UserError if there is no checkpoint, ending with `advice`, or if it is damaged.
+    """
     path = Path(path)
     folder = path / "checkpoints/best" if (path / "checkpoints/best").is_dir() else path
     if not all((folder / f"{name}.json").is_file() for name in ("labels", "args")):
@@ -174,19 +177,19 @@ def checkpoint_of(path: str | Path, advice: str = "train it, or name another fol
 
 
 def weights_file(folder: Path) -> Path:
-    """The weights file of a checkpoint; in earlier checkpoints it has the name that transformers uses."""
+    """Returns the weights file of a checkpoint; earlier versions named it like transformers does."""
     path = folder / WEIGHTS_FILE
     return path if path.exists() else path.with_name("model.safetensors")
 
 
 def refuse_own(name: str | Path, sign: str) -> None:
     """Raises UserError if --pretrain_model_path names a run or a checkpoint. sign: "checkpoints" or "labels.json"."""
-    if all((Path(name) / part).exists() for part in ("args.json", sign)):
+    if all((Path(name) / file).exists() for file in ("args.json", sign)):
         raise UserError(f"--pretrain_model_path {name}: a run or checkpoint of this template; use --init_from {name}")
 
 
 def read_result(path: str | Path, shape: Any, advice: str = EVALUATE) -> Any:
-    """The content of a JSON file in a run folder. Raises UserError with this advice if it does not have this shape."""
+    """Reads a JSON file in a run folder. Raises UserError, ending with `advice`, if it does not have this shape."""
     try:
         return read_json(path, shape)
     except SchemaError as error:
@@ -194,7 +197,7 @@ def read_result(path: str | Path, shape: Any, advice: str = EVALUATE) -> Any:
 
 
 def read_result_lines(path: str | Path, shape: Any) -> list:
-    """The rows of a .jsonl file in a run folder. Raises UserError if one does not have this shape."""
+    """Reads the rows of a .jsonl file in a run folder. Raises UserError if one does not have this shape."""
     try:
         return list(read_json_lines(path, shape))
     except SchemaError as error:
@@ -202,7 +205,7 @@ def read_result_lines(path: str | Path, shape: Any) -> list:
 
 
 def shape_of(option_field: dataclasses.Field) -> Any:
-    """The shape of an option's value in JSON, from its annotation and its choices."""
+    """Returns the schema of an option's value in JSON, derived from its annotation and choices."""
     if choices := choices_of(option_field):
         return AnyOf(*choices)
     kinds = get_args(option_field.type) or (option_field.type,)
@@ -212,7 +215,7 @@ def shape_of(option_field: dataclasses.Field) -> Any:
 
 
 def changed_options(before: dict[str, Any], now: dict[str, Any], resume_safe: Collection[str]) -> list[str]:
-    """['lr was 0.001, is 0.01', …] for options that must not change but did. before, now: {name: value}"""
+    """Lists options that changed but must not, as in 'lr was 0.001, is 0.01'. before, now: {name: value}"""
     gone = [f"{name} was {before[name]!r}, which no longer exists" for name in sorted(before.keys() - now.keys())]
     return gone + [
         f"{name} was {before.get(name)!r}, is {now[name]!r}"
@@ -222,5 +225,5 @@ def changed_options(before: dict[str, Any], now: dict[str, Any], resume_safe: Co
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """Names of runs, with a number added to repeated ones."""
+    """Adds numbers to names of runs that occur more than once."""
     return [f"{name} ({names[:i].count(name) + 1})" if name in names[:i] else name for i, name in enumerate(names)]

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT stop a run between two steps, once everything needed to resume is saved."""
+"""Stops a run on SIGTERM or SIGINT at a step boundary, after everything needed to resume is saved."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-GRACE = 1.0  # seconds in which further signals are ignored: when torchrun is killed, each of its threads sends one
+GRACE = 1.0  # seconds during which further signals are ignored: if torchrun is killed, each of its threads sends one
 
 
 class Interrupted(Exception):
@@ -19,11 +19,11 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """`with StopSignals(say) as stop:` — in this block, the first signal only sets `stop.number`; a further one that
-    arrives more than GRACE later ends the process.
+    """Context manager that defers signals: the first one only sets `number`. Another one ends the process, if it
+    arrives more than GRACE seconds later.
 
-    say: a function that prints the message about the signal. agree: combines the signal numbers (0: none) of several
-    processes. then: the next action, for the message.
+    say: function that prints the message about the signal. agree: combines the signal numbers of several processes
+    (0: no signal). then: what happens next, for the message.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class StopSignals:
                 os.kill(os.getpid(), number)
             return
         self.number, self.since = number, time.monotonic()
-        self.say(f"{signal.Signals(number).name}: {self.then}; a second one ends at once")
+        self.say(f"{signal.Signals(number).name}: {self.then}; a second signal ends the process immediately")
 
     def check(self) -> None:
         """Raises Interrupted if any process has received a signal; all processes must call this at the same point."""

@@ -450,7 +450,7 @@ def test_mistakes_are_one_line(with_more, two_teachers, every_kind, tiny, tmp_pa
     train(tiny(model_version="other", epochs=0))
     assert "different labels for 'intent'" in refused(with_more(teacher=str(tmp_path / "output/other")))
     assert "has none of the tasks" in refused(tiny(model_version="s", teacher=str(only_score(two_teachers, tmp_path))))
-    with pytest.raises(UserError, match=r"must lie between 0\.01 and 1000"):
+    with pytest.raises(UserError, match=r"must be between 0\.01 and 1000"):
         with_more(temperature=0.0)
     with pytest.raises(UserError, match="needs a --teacher"):
         with_more(teacher="")
