@@ -10,11 +10,11 @@ To add an input of the model, add an entry to FIELDS. To add a kind of label, ed
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -156,6 +156,7 @@ class MyDataset(Dataset):
     origin: Any
     augment: Any = None  # for training only, with the seed and the epoch of its random numbers
     seed = epoch = 0
+    pad_to_multiple = 1
     encoded: Any = None  # in training with a frozen encoder: rows -> its cached outputs
 
     def __init__(
@@ -169,7 +170,7 @@ class MyDataset(Dataset):
     ):
         self.featurizer, self.tasks, self.fingerprint = featurizer, featurizer.tasks, ""
         self.origin, self.limit, self.unlabelled, self.cache, self.strict = source, limit, unlabelled, None, strict
-        self.pad_id, self.pad_to_multiple = featurizer.pad_id, featurizer.pad_to_multiple
+        self.pad_id = featurizer.pad_id
         if isinstance(source, list):
             self.table = pa.Table.from_batches(list(self.encode(source, "encoding")))
         else:
@@ -324,6 +325,8 @@ class MyIterableDataset(IterableDataset):
     that does not depend on their number. With several processes, each reads and batches its share of a pool.
     """
 
+    pad_to_multiple = 1
+
     def __init__(
         self,
         path: str | Path,
@@ -438,18 +441,17 @@ class MyIterableDataLoader(DataLoader):
         return -(-self.dataset.num_rows // self.dataset.batch_size)
 
     def __iter__(self) -> Any:
-        skip, num_cut, featurizer = self.skip, 0, self.dataset.featurizer
-        pad_id, multiple = featurizer.pad_id, featurizer.pad_to_multiple
+        skip, num_cut, data = self.skip, 0, self.dataset
+        tasks, pad_id, multiple = data.tasks, data.featurizer.pad_id, data.pad_to_multiple
         for columns, numbers, batches in super().__iter__():
             for rows in batches[skip:]:
-                batch = make_batch(columns, rows, featurizer.tasks, pad_id, numbers, multiple)
+                batch = make_batch(columns, rows, tasks, pad_id, numbers, multiple)
                 yield pin(batch) if self.pinned else batch
             skip = 0
             num_cut += int((columns["num_cut"] > 0).sum())
         if num_cut and not self.warned:
             self.warned = True
-            path = self.dataset.path
-            logger.warning(f"{path}: {num_cut} examples of this epoch are longer than --max_length and are cut")
+            logger.warning(f"{data.path}: {num_cut} examples of this epoch are longer than --max_length and are cut")
 
 
 def pin(batch: Batch) -> Batch:
@@ -476,12 +478,10 @@ def build_loaders(
 ) -> tuple[MyDataLoader | MyIterableDataLoader, MyDataLoader]:
     """(train loader, dev loader) as configured. limit: the maximum number of examples in each."""
     pinned = can_pin(device.type)
-    featurizer.pad_to_multiple = 1 if device.type == "cpu" else 8
     path = Path(data_path) / "train.jsonl"
     if config.streaming:
-        one_row = copy.copy(featurizer)
-        if featurizer.long_text != "windows":  # those windows are in one row already
-            one_row.stride = -1  # one row per example
+        # one row per example; the windows of --long_text windows are in one row already
+        one_row = featurizer if featurizer.long_text == "windows" else replace(featurizer, stride=-1)
         size = config.batch_size or BATCH_SIZES[0]
         dataset: Any = MyIterableDataset(path, one_row, size, config.shuffle_buffer, config.random_seed, limit)
         train_loader: Any = MyIterableDataLoader(dataset, config.num_workers, pinned)
@@ -493,4 +493,5 @@ def build_loaders(
         train_loader = MyDataLoader(dataset, size, *options)
     dataset.augment, dataset.seed = augment, config.random_seed
     dev_set = MyDataset(Path(data_path) / "dev.jsonl", featurizer, limit)
+    dataset.pad_to_multiple = dev_set.pad_to_multiple = 1 if device.type == "cpu" else 8  # 8: for a GPU's tensor cores
     return train_loader, MyDataLoader(dev_set, config.eval_batch_size)

@@ -90,7 +90,7 @@ def main(config: Config) -> Any:  # an exit code, or None
         if config.do_train and config.debug:
             return rehearse_and_check(config, device, run_dir, texts)
         if config.do_train:
-            trainer = build_trainer(config, device, load_data(config, device))
+            trainer = build_trainer(load_data(config, device), device)
             trainer.resume()
             trainer.train()
         if config.do_eval or config.do_predict:
@@ -134,8 +134,9 @@ def evaluate_and_predict(config: Config, device: torch.device, run_dir: Path, te
 
 
 class Data(NamedTuple):
-    """The tasks, the tokenizer and the data of a run."""
+    """What a run is trained on, and its options as resolved for this data."""
 
+    config: Config
     tokenizer: PreTrainedTokenizerBase | None  # None: no text is read
     tasks: dict[str, Task]
     train_loader: MyDataLoader | MyIterableDataLoader
@@ -144,7 +145,8 @@ class Data(NamedTuple):
 
 
 def load_data(config: Config, device: torch.device, limit: int | None = None) -> Data:
-    """Reads the processed folder. limit: the maximum number of examples per part."""
+    """Reads the processed folder and resolves the options that depend on it. limit: the maximum number of examples per
+    split."""
     from data_loader import build_loaders
     from engine.data.features import Featurizer
     from engine.data.own_inputs import require_same_fields, require_text
@@ -152,7 +154,7 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
     from engine.model.encoders import pooling_of, pretrained_shape
     from engine.model.hub import locate
     from engine.run import distributed
-    from engine.train.automatic import resolve_long_text, resolve_word_shapes
+    from engine.train.automatic import DataFacts, resolve_data_options
     from engine.train.initial import own_checkpoint
     from model_utils import heads_of
     from preprocess.schema import load_labels, read_processed, training_texts
@@ -170,30 +172,26 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
         lambda: load_tokenizer(config, lambda: training_texts(data_path / "train.jsonl"), own)
     )
     word_ends = pooling_of(config, pretrained_shape(config, own))[1] != "first"
-    options = config.max_length, config.window_stride, config.long_text
-    featurizer = Featurizer(tokenizer, tasks, *options, word_ends, bool(config.word_shapes))
-    heads = heads_of(tasks, config.use_crf).values()
-    read = partial(read_processed, data_path / "train.jsonl", tasks)
-    resolve_long_text(config, featurizer.fit(heads), heads, read)
-    resolve_word_shapes(config, featurizer, read)
-    return Data(tokenizer, tasks, *build_loaders(config, data_path, featurizer, device, limit), own)
+    heads = [*heads_of(tasks, config.use_crf).values()]
+    rows = partial(read_processed, data_path / "train.jsonl", tasks)
+    config = resolve_data_options(config, DataFacts(tokenizer, tasks, heads, rows))
+    featurizer = Featurizer.from_config(config, tokenizer, tasks, heads, word_ends)
+    return Data(config, tokenizer, tasks, *build_loaders(config, data_path, featurizer, device, limit), own)
 
 
-def build_trainer(config: Config, device: torch.device, data: Data) -> Trainer:
+def build_trainer(data: Data, device: torch.device) -> Trainer:
     """Builds the model, optimizer, schedule and tricks, and a Trainer with them."""
-    from engine.train.automatic import resolve, resolve_batch_size, resolve_pooling
+    from engine.train.automatic import TrainingFacts, resolve_training_options
     from engine.train.optimization import merge_groups, parameter_groups, steps_per_epoch
     from model_utils import build_model
     from trainer import Trainer, TrainingSetup, build_optimizer, build_scheduler
     from tricks import build_tricks
 
-    tokenizer, tasks, train_loader, dev_loader, own = data
-    featurizer: Any = train_loader.dataset.featurizer
-    config = replace(config, long_text=featurizer.long_text, word_shapes=featurizer.word_shapes)
-    config = resolve_pooling(config, [task.kind for task in tasks.values()])
+    config, tokenizer, tasks, train_loader, dev_loader, own = data
     model = build_model(config, tokenizer, tasks, own).to(device)
-    config = resolve_batch_size(config, train_loader.dataset)
-    config = resolve(config, model.encoder, device, len(train_loader), tasks)
+    num_rows = train_loader.dataset.num_labelled_rows
+    facts = TrainingFacts(model.encoder, device, tasks, num_rows, num_batches=len(train_loader))
+    config = resolve_training_options(config, facts)
     tricks = build_tricks(model, config)
     groups = tricks.param_groups(parameter_groups(model, config))
     optimizer = merge_groups(build_optimizer(groups, config, device))
@@ -265,13 +263,14 @@ def rehearse_and_check(config: Config, device: torch.device, run_dir: Path, text
     data = load_data(config, device, 64)
 
     def build(**changes: Any) -> Trainer:
-        changed = replace(config, **changes)
+        changed = replace(data.config, **changes)
         seed_torch(changed.random_seed)
-        return build_trainer(changed, device, data)
+        return build_trainer(data._replace(config=changed), device)
 
     with rehearsal() as failures:
         trainer = build()
         config = trainer.config  # its auto options are resolved
+        data = data._replace(config=config)
         trainer.resume()
         trainer.train()
         if config.do_eval or config.do_predict:

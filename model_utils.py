@@ -770,6 +770,5 @@ def load_with_featurizer(
 ) -> tuple[MyModel, Featurizer, Config]:
     """(model, Featurizer, config) of a checkpoint; the Featurizer reads texts as in training."""
     model, tokenizer, tasks, trained = load_checkpoint(folder, base_path, base_hub)
-    layer, options = model.output_layer, (trained.max_length, trained.window_stride, trained.long_text)
-    featurizer = Featurizer(tokenizer, tasks, *options, layer.word_pooling != "first", layer.word_shapes is not None)
-    return model, featurizer.fit(map(type, model.output_layer.heads.values())), trained
+    heads, word_ends = map(type, model.output_layer.heads.values()), model.output_layer.word_pooling != "first"
+    return model, Featurizer.from_config(trained, tokenizer, tasks, heads, word_ends), trained

@@ -68,7 +68,7 @@ def trained_on(data, name, seed, work, **options):
     config.run_dir.mkdir(parents=True)
     seed_torch(seed)
     loaded = load_data(config, torch.device("cpu"))
-    trainer = build_trainer(config, torch.device("cpu"), loaded)
+    trainer = build_trainer(loaded, torch.device("cpu"))
     trainer.resume()
     trainer.train()
     return trainer, loaded.dev_loader.dataset.featurizer

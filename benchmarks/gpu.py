@@ -152,7 +152,7 @@ class Ours:
         self.config = Config(**(options | changes))
         self.config.run_dir.mkdir(exist_ok=True)
         set_seed(0)
-        self.trainer = build_trainer(self.config, device, load_data(self.config, device))
+        self.trainer = build_trainer(load_data(self.config, device), device)
         self.epoch = 0
 
     def run(self, clock):

@@ -140,7 +140,7 @@ def by_length(options):
             flags = shlex.split(f"{options.options} {VARIANTS['windows']}")
             config = inherit_run_options(parse_args(Config, [*paths, *start, *flags]))
             config.run_dir.mkdir(parents=True, exist_ok=True)
-            trainer = build_trainer(config, device, load_data(config, device))
+            trainer = build_trainer(load_data(config, device), device)
             before = time.process_time()
             trainer.train_one_epoch(0)
             seconds = time.process_time() - before

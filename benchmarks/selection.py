@@ -87,7 +87,7 @@ class Simulation:
         config.run_dir.mkdir(parents=True)
         seed_torch(self.seed)
         loaded = load_data(config, torch.device("cpu"))
-        trainer = build_trainer(config, torch.device("cpu"), loaded)
+        trainer = build_trainer(loaded, torch.device("cpu"))
         for trainer.progress.epoch in range(config.epochs):  # no evaluation on dev, no checkpoints
             trainer.progress.batch = 0
             trainer.train_one_epoch(trainer.progress.epoch)

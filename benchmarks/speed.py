@@ -51,7 +51,7 @@ from engine.data.tokenizer import load_tokenizer
 from engine.model.crf import CRF
 from engine.run.device import keep_freed_memory, synchronize
 from engine.task.task import IGNORE
-from engine.train.automatic import resolve
+from engine.train.automatic import TrainingFacts, resolve_training_options
 from engine.train.optimization import merge_groups, parameter_groups
 from engine.train.progress import RunningLosses
 from logging_config import TensorBoard
@@ -97,7 +97,8 @@ class Bench:
     def trainer(self, **changes):
         config, model = self.config(**changes), self.model(**changes)
         loader = MyDataLoader(self.train_set, config.batch_size, self.options.seed)
-        config = resolve(config, model.encoder, self.device, len(loader))
+        facts = TrainingFacts(model.encoder, self.device, self.tasks, loader.dataset.num_labelled_rows, len(loader))
+        config = resolve_training_options(config, facts)
         tricks = build_tricks(model, config)
         groups = tricks.param_groups(parameter_groups(model, config))
         optimizer = merge_groups(build_optimizer(groups, config, self.device))

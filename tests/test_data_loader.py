@@ -429,9 +429,10 @@ def test_labels_of_every_kind(tokenizer):
 
 def test_batches_of_a_gpu_are_padded_to_a_multiple(tokenizer, many):
     featurizer = Featurizer(tokenizer, TASKS, 32)
-    plain = MyDataset(many, featurizer).batch([3, 4, 5])
-    featurizer.pad_to_multiple = 8
-    wide = MyDataset(many, featurizer).batch([3, 4, 5])
+    data = MyDataset(many, featurizer)
+    plain = data.batch([3, 4, 5])
+    data.pad_to_multiple = 8
+    wide = data.batch([3, 4, 5])
     length = plain.inputs["input_ids"].shape[1]
     assert wide.inputs["input_ids"].shape[1] == -(-length // 8) * 8 > length
     assert torch.equal(wide.inputs["input_ids"][:, :length], plain.inputs["input_ids"])

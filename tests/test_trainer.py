@@ -20,7 +20,7 @@ from engine.data.windows import merge_windows
 from engine.errors import UserError
 from engine.run.signals import Interrupted
 from engine.train import checkpoint
-from engine.train.automatic import resolve
+from engine.train.automatic import TrainingFacts, resolve_training_options
 from engine.train.optimization import merge_groups, parameter_groups, with_warmup
 from model_utils import MyModelOutput, build_model, mean_output
 from preprocess.schema import load_labels, training_texts
@@ -45,7 +45,9 @@ def make_trainer(config, rows=None, own_optimizer=None):
     else:
         train_loader, dev_loader = build_loaders(config, data, encoder, torch.device("cpu"))
     model = build_model(config, tokenizer, tasks)
-    config = resolve(config, model.encoder, torch.device("cpu"), len(train_loader))
+    num_rows = train_loader.dataset.num_labelled_rows
+    facts = TrainingFacts(model.encoder, torch.device("cpu"), tasks, num_rows, len(train_loader))
+    config = resolve_training_options(config, facts)
     tricks = build_tricks(model, config)
     make = own_optimizer or (lambda groups: build_optimizer(groups, config, "cpu"))
     optimizer = merge_groups(make(tricks.param_groups(parameter_groups(model, config))))

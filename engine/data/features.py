@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,66 +28,101 @@ from engine.task.words import shape_of, texts_to_encode
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
+    from config import Config
     from engine.data.fields import Field
 
 
+@dataclass(frozen=True, eq=False)
 class Featurizer:
     """Converts examples to numeric columns with a fast tokenizer.
 
-    Every word gets at least one token (`encode_texts`), and a `Cutter` truncates or splits inputs longer than
-    max_length. tokenizer: None with --encoder none. stride: overlap of windows in sub-tokens, -1 for truncation; None:
-    max_length / 4. long_text: as in `Cutter`.
-    word_ends: also return the last sub-token of each word, for models that use it for pooling.
-    word_shapes: also return the shape of each word (`shape_of`), for models that read it.
+    Every word gets at least one token (`encode_texts`). A `Cutter` truncates or splits inputs longer than max_length.
     """
 
-    def __init__(
-        self,
+    tokenizer: Any  # None with --encoder none
+    tasks: dict[str, Task]
+    max_length: int  # in sub-tokens
+    stride: int = -1  # overlap of windows in sub-tokens; -1: long inputs are truncated
+    long_text: str = "head"  # see `Cutter`
+    word_ends: bool = False  # also return the last sub-token of each word, which some models use for pooling
+    word_shapes: bool = False  # also return the shape of each word (`shape_of`)
+    apart: bool = False  # encode the texts of a pair separately
+    markers: Mapping[str, int] = dataclasses.field(
+        default_factory=dict
+    )  # {token that each text needs once: its id}
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Config,
         tokenizer: Any,
         tasks: dict[str, Task],
-        max_length: int,
-        stride: int | None = -1,
-        long_text: str = "head",
+        heads: Iterable[type[Head]],
         word_ends: bool = False,
-        word_shapes: bool = False,
-    ):
-        self.tokenizer, self.tasks, self.max_length = tokenizer, tasks, max_length
-        self.long_text = "head" if long_text == "auto" else long_text  # until `resolve_long_text` chooses
-        self.stride = max_length // 4 if stride is None else stride
-        self.pad_to_multiple = 1  # 8 suits a GPU's tensor cores
-        self.tagging = any(task.needs_words for task in tasks.values())  # also spans and relations
-        self.word_ends, self.word_shapes = word_ends and self.tagging, word_shapes and self.tagging
-        self.pad_id = tokenizer.pad_token_id if tokenizer else 0
-        # Replaces words and texts without tokens. Byte-level tokenizers have no unknown token
-        self.filler = tokenizer and (tokenizer.unk_token or tokenizer.pad_token)
-        decoder = bool(tokenizer) and tokenizer.cls_token is None
-        self.separator = separator_of(tokenizer) if decoder else None
-        self.blanks = decoder and needs_blanks(tokenizer)
-        self.unit = token_unit(tasks) or "word"
-        self.fields = fields_of(tasks)
+    ) -> Featurizer:
+        """Builds the Featurizer of a run from its resolved options and its heads. If a head encodes the texts of a pair
+        separately, each text gets half of --max_length."""
+        heads, tagging = [*heads] if tokenizer else [], any(task.needs_words for task in tasks.values())
+        apart, length, stride = any(head.level == "pair" for head in heads), config.max_length, config.window_stride
+        return cls(
+            tokenizer,
+            tasks,
+            length // 2 if apart else length,
+            length // 4 if stride is None else stride,
+            "head" if config.long_text == "auto" else config.long_text,  # auto: a checkpoint from before this option
+            word_ends=word_ends and tagging,
+            word_shapes=bool(config.word_shapes) and tagging,
+            apart=apart,
+            markers={name: i for head in heads for name, i in zip(head.markers, token_ids(tokenizer, head.markers))},
+        )
+
+    def __post_init__(self) -> None:
         for name, field in self.fields.items():
             if field.level == "words" and not self.tagging:
                 raise UserError(f"FIELDS[{name!r}]: level='words' is for tasks with labels per word; use level='list'")
-            if field.level == "spans" and tokenizer is None:
+            if field.level == "spans" and self.tokenizer is None:
                 raise UserError(f"FIELDS[{name!r}]: level='spans' needs tokens, which --encoder none lacks")
-        self.apart = False  # whether the texts of a pair are encoded separately
-        self.markers: dict[str, int] = {}  # tokens that each text must have
-        self.label_ids = {name: {label: i for i, label in enumerate(task.labels)} for name, task in tasks.items()}
 
-    def fit(self, heads: Iterable[type[Head]]) -> Featurizer:
-        """Adapts to what these heads read. If texts of a pair are encoded separately, each gets half of max_length."""
-        for head in heads if self.tokenizer else ():
-            self.markers |= zip(head.markers, token_ids(self.tokenizer, head.markers))
-            if head.level == "pair" and not self.apart:
-                self.apart, self.max_length = True, self.max_length // 2
-        return self
+    @cached_property
+    def fields(self) -> dict[str, Field]:
+        """The custom inputs of these tasks."""
+        return fields_of(self.tasks)
+
+    @cached_property
+    def tagging(self) -> bool:
+        """Whether any task has labels, spans or relations of words."""
+        return any(task.needs_words for task in self.tasks.values())
+
+    @cached_property
+    def label_ids(self) -> dict[str, dict[str, int]]:
+        return {name: {label: i for i, label in enumerate(task.labels)} for name, task in self.tasks.items()}
+
+    @cached_property
+    def unit(self) -> str:
+        return token_unit(self.tasks) or "word"
+
+    @cached_property
+    def pad_id(self) -> int:
+        return self.tokenizer.pad_token_id if self.tokenizer else 0
+
+    @cached_property
+    def filler(self) -> Any:
+        """The token for words and texts without tokens. Byte-level tokenizers have no unknown token."""
+        return self.tokenizer and (self.tokenizer.unk_token or self.tokenizer.pad_token)
+
+    @cached_property
+    def separator(self) -> str | None:
+        """The separator to insert between two texts; None if the tokenizer inserts one."""
+        return separator_of(self.tokenizer) if is_decoder(self.tokenizer) else None
+
+    @cached_property
+    def blanks(self) -> bool:
+        """Whether words need a leading space (`needs_blanks`)."""
+        return is_decoder(self.tokenizer) and needs_blanks(self.tokenizer)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out custom inputs, since a lambda cannot be pickled; a worker process reads FIELDS itself."""
-        return self.__dict__ | {"fields": {}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, fields=fields_of(state["tasks"]))
+        return {name: value for name, value in self.__dict__.items() if name != "fields"}
 
     def fingerprint(self) -> str:
         """Returns a hash of everything that affects the encoding. It is part of the cache's file name."""
@@ -222,6 +260,11 @@ def word_shapes(feature: Feature, example: dict[str, Any]) -> list[int]:
     return [shape_of(word) for word in example["tokens"][first : first + len(feature.word_starts)]]
 
 
+def is_decoder(tokenizer: Any) -> bool:
+    """Returns whether a tokenizer is a decoder's, which has no token for the start of a text to classify."""
+    return bool(tokenizer) and tokenizer.cls_token is None
+
+
 def separator_of(tokenizer: Any) -> str | None:
     """Returns the separator to insert between two texts; None if the tokenizer inserts one."""
     if tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False):
@@ -230,14 +273,14 @@ def separator_of(tokenizer: Any) -> str | None:
 
 
 def needs_blanks(tokenizer: Any) -> bool:
-    """Whether the tokenizer joins pre-split words without spaces (GPT-2, Gemma): words then need a leading space to
-    become the tokens that the model was trained on."""
+    """Returns whether the tokenizer joins pre-split words without spaces (GPT-2, Gemma). Such words need a leading
+    space to become the tokens that the model was trained on."""
     options = dict(add_special_tokens=False, verbose=False)
     text = tokenizer(["a a"], **options).encodings[0].ids
-    glued, apart = (
+    joined, spaced = (
         tokenizer([words], is_split_into_words=True, **options).encodings[0].ids for words in (["a", "a"], ["a", " a"])
     )
-    return text != glued and text == apart
+    return text != joined and text == spaced
 
 
 def label_column(task: str) -> str:

@@ -105,7 +105,7 @@ def built(page_head, tmp_path, sample):
         paths = dict(data_path=str(folder_of(tmp_path)), output_dir=str(tmp_path / "output"), model_version="run")
         config = Config(**TINY | paths | dict(do_train=True, pooling="mean", max_length=32) | options)
         data = load_data(config, CPU)
-        return build_trainer(config, CPU, data).model.eval(), data.train_loader.dataset
+        return build_trainer(data, CPU).model.eval(), data.train_loader.dataset
 
     return build
 
@@ -148,7 +148,7 @@ def test_an_export_answers_alike(page_head, tmp_path):
     paths = dict(data_path=str(folder_of(tmp_path)), output_dir=str(tmp_path / "output"), model_version="run")
     config = Config(**TINY | paths | dict(do_train=True, pooling="mean", max_length=32))
     config.run_dir.mkdir(parents=True)
-    build_trainer(config, CPU, load_data(config, CPU)).train()
+    build_trainer(load_data(config, CPU), CPU).train()
     best = config.run_dir / "checkpoints/best"
     export(ExportConfig(checkpoint=str(best), output_dir=str(tmp_path / "shipped")))
     rows = [{"text": one, "text_pair": two} for one in TEXTS for two in TEXTS[::2]]
@@ -163,7 +163,7 @@ def test_embed_gives_the_vectors_that_the_head_compares(page_head, tmp_path):
     paths = dict(data_path=str(folder_of(tmp_path)), output_dir=str(tmp_path / "output"), model_version="run")
     config = Config(**TINY | paths | dict(do_train=True, pooling="mean", max_length=32))
     config.run_dir.mkdir(parents=True)
-    build_trainer(config, CPU, load_data(config, CPU)).train()
+    build_trainer(load_data(config, CPU), CPU).train()
     model, texts = load(config.run_dir / "checkpoints/best", device="cpu"), [text for text in TEXTS if text]
     vectors, head = model.embed(texts), model.trainer.model.output_layer.heads["score"]
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -191,7 +191,7 @@ def test_tricks_train_it(page_head, tmp_path, trick):
     paths = dict(data_path=str(folder_of(tmp_path)), output_dir=str(tmp_path / "output"), model_version="trick")
     config = Config(**TINY | paths | {"do_train": True, "epochs": 1, trick: True})
     config.run_dir.mkdir(parents=True)
-    trainer = build_trainer(config, CPU, load_data(config, CPU))
+    trainer = build_trainer(load_data(config, CPU), CPU)
     before = copy.deepcopy(trainer.model.state_dict())
     trainer.train()
     assert any(not torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
@@ -212,4 +212,4 @@ def test_data_of_single_texts_is_refused(page_head, tmp_path):
     paths = dict(data_path=str(folder_of(tmp_path, pairs=False)), output_dir=str(tmp_path / "output"))
     config = Config(**TINY | paths | dict(do_train=True))
     with pytest.raises(UserError, match="need pairs of texts"):
-        build_trainer(config, CPU, load_data(config, CPU))
+        build_trainer(load_data(config, CPU), CPU)

@@ -101,7 +101,7 @@ def test_a_name_that_is_unknown_or_several_tokens_is_refused(relations):
 def test_decoders_and_other_tokenizers_find_the_markers(relations, tmp_path, sample, name):
     folder = save_family(name, tmp_path / "pretrained", sample)
     data = load_data(replace(relations, pretrain_model_path=folder), CPU)
-    model = build_trainer(replace(relations, pretrain_model_path=folder), CPU, data).model.eval()
+    model = build_trainer(data, CPU).model.eval()
     head, tokenizer = model.output_layer.heads["relation"], data.tokenizer
     assert tokenizer.convert_ids_to_tokens(head.marker_ids) == MARKERS.split(",")
     rows = data.train_loader.dataset
@@ -126,10 +126,10 @@ def test_decoders_and_other_tokenizers_find_the_markers(relations, tmp_path, sam
 def test_a_text_without_a_marker_within_reach_is_refused_by_name(relations, text, reason):
     data = load_data(relations, CPU)
     config = relations
-    trainer = build_trainer(config, CPU, data)
+    trainer = build_trainer(data, CPU)
     trainer.train()
     _, featurizer = load_trained(config.run_dir / "checkpoints/best", config, CPU)
-    featurizer.max_length = 32
+    featurizer = replace(featurizer, max_length=32)
     good = {"id": "6", "text": "<e1>a</e1> <e2>b</e2>"}
     assert len(MyDataset([good], featurizer)) == 1
     with pytest.raises(UserError, match=f"example 7: .*{reason}"):
@@ -143,7 +143,7 @@ def test_an_export_reads_the_markers_too(relations, tmp_path):
     from tools.export.__main__ import ExportConfig, export
     from tools.export.predictor import InputError, Predictor
 
-    build_trainer(relations, CPU, load_data(relations, CPU)).train()
+    build_trainer(load_data(relations, CPU), CPU).train()
     best = relations.run_dir / "checkpoints/best"
     export(ExportConfig(checkpoint=str(best), output_dir=str(tmp_path / "shipped")))  # compares the answers on dev
     predictor = Predictor(tmp_path / "shipped")
@@ -154,9 +154,7 @@ def test_an_export_reads_the_markers_too(relations, tmp_path):
 
 def test_markers_are_part_of_the_token_cache(relations):
     featurizer = load_data(relations, CPU).dev_loader.dataset.featurizer
-    before = featurizer.fingerprint()
-    featurizer.markers = {}
-    assert featurizer.fingerprint() != before
+    assert replace(featurizer, markers={}).fingerprint() != featurizer.fingerprint()
 
 
 def test_vector_at_never_reads_another_position():

@@ -58,7 +58,7 @@ def run(path, processes, argv):
     device = distributed.join(config.device, config.ddp_timeout)
     seed_torch(config.random_seed)
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    trainer = build_trainer(config, device, load_data(config, device))
+    trainer = build_trainer(load_data(config, device), device)
     distributed.seed_each(config.random_seed)
     gradients, rows = {}, []
     names = {p: name for name, p in trainer.model.named_parameters()}

@@ -25,7 +25,7 @@ from engine.run.device import has_bf16
 from engine.run.signals import Interrupted
 from engine.task.task import Task
 from engine.train import automatic, optimization
-from engine.train.automatic import resolve, resolve_precision
+from engine.train.automatic import TrainingFacts, resolve_precision, resolve_training_options
 from engine.train.optimization import batch_size_of, epochs_of
 from model_utils import BiLSTM, load_checkpoint
 from preprocess.schema import training_texts
@@ -125,7 +125,7 @@ def test_other_options_are_checked_against_the_number(options, named, tiny, two_
 
 def test_a_trial_run_takes_as_many_epochs_as_by_default():
     config = Config(epochs=-1, debug=True, use_swa=True)
-    assert resolve(config, nn.Linear(2, 2), CPU, 2).epochs == 10
+    assert resolve_training_options(config, TrainingFacts(nn.Linear(2, 2), CPU, {}, 8, 2)).epochs == 10
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_trial_run_takes_as_many_epochs_as_by_default():
 )
 def test_patience_grows_with_the_epochs_unless_it_is_given(epochs, given, wanted):
     config = Config(epochs=epochs, early_stop_patience=given)
-    assert resolve(config, nn.Linear(2, 2), CPU, 2).early_stop_patience == wanted
+    assert resolve_training_options(config, TrainingFacts(nn.Linear(2, 2), CPU, {}, 8, 2)).early_stop_patience == wanted
 
 
 def test_a_run_goes_on_with_the_patience_that_it_began_with(tiny, monkeypatch):

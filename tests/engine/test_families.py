@@ -139,7 +139,7 @@ def build(config):
     seed_torch(config.random_seed)
     data = main_module.load_data(config, CPU, 24)
     seed_torch(config.random_seed)
-    return main_module.build_trainer(config, CPU, data)
+    return main_module.build_trainer(data, CPU)
 
 
 @pytest.fixture(scope="module")

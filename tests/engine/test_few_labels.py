@@ -23,7 +23,7 @@ from engine.predict import load
 from engine.run.command_line import parse_args
 from engine.task.hierarchy import nodes_on
 from engine.task.task import IGNORE, Task
-from engine.train.automatic import FEW_TEXTS, resolve
+from engine.train.automatic import FEW_TEXTS, TrainingFacts, resolve_training_options
 from engine.tricks.few_labels import (
     Contrast,
     LabelShift,
@@ -98,7 +98,7 @@ def test_each_micro_batch_adds_its_share_of_the_loss_and_its_gradient_reaches_th
     options = dict(few_shot=True, dropout=0.0, class_weights="balanced", task_weights="intent=2", pooling="mean")
     config = tiny(**options, **length)
     seed_torch(1)
-    trainer = main_module.build_trainer(config, CPU, main_module.load_data(config, CPU))
+    trainer = main_module.build_trainer(main_module.load_data(config, CPU), CPU)
     model, data = trainer.model, trainer.train_loader.dataset
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)  # otherwise the vectors hardly differ
@@ -239,16 +239,19 @@ def test_the_flag_can_be_auto(words, wanted, more, value):
 )
 def test_auto_is_on_for_few_texts_and_a_pretrained_encoder(task, wanted):
     model = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=1, vocab_size=9))
+    facts = TrainingFacts(model, CPU, {"x": task}, 16, 2)
     for path in ("some", ""):
-        assert resolve(Config(pretrain_model_path=path), model, CPU, 2, {"x": task}).few_shot == (wanted and path != "")
+        config = resolve_training_options(Config(pretrain_model_path=path), facts)
+        assert config.few_shot == (wanted and path != "")
     for given in (True, False):
-        assert resolve(Config(few_shot=given), model, CPU, 2, {"x": task}).few_shot == given
+        assert resolve_training_options(Config(few_shot=given), facts).few_shot == given
 
 
 def test_auto_is_off_together_with_tasks_of_other_kinds():
     model = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=1, vocab_size=9))
     tasks = {"x": Task("classification", ["a", "b"], counts=[8, 8]), "y": Task("tagging", ["O", "B-x"], unit="word")}
-    assert resolve(Config(pretrain_model_path="some"), model, CPU, 2, tasks).few_shot is False
+    config = resolve_training_options(Config(pretrain_model_path="some"), TrainingFacts(model, CPU, tasks, 16, 2))
+    assert config.few_shot is False
 
 
 @pytest.fixture

@@ -57,7 +57,8 @@ def rows_of(values, key="x"):
 
 
 def featurizer(data, length=64):
-    return Featurizer(train_tokenizer(lambda: iter(["row text word a b"] * 2), 60), load_labels(data), length, None)
+    tokenizer = train_tokenizer(lambda: iter(["row text word a b"] * 2), 60)
+    return Featurizer(tokenizer, load_labels(data), length, length // 4)
 
 
 def lines_of(path):
@@ -220,8 +221,8 @@ def test_values_per_word_follow_windows_and_cuts(streaming, fields, tmp_path):
     names, train = load_labels(data)["tags"].fields["pos"]["names"], lines_of(data / "train.jsonl")
     reader = featurizer(data, 16)
     if streaming:
-        reader.stride = -1
-        loader = MyIterableDataLoader(MyIterableDataset(data / "train.jsonl", reader, 8, 64, 1))
+        one_row = replace(reader, stride=-1)
+        loader = MyIterableDataLoader(MyIterableDataset(data / "train.jsonl", one_row, 8, 64, 1))
         batches = [(batch, batch.rows.tolist(), [0] * len(batch.rows)) for batch in loader]
     else:
         loaded = MyDataset(data / "train.jsonl", reader)

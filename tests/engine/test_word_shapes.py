@@ -19,7 +19,7 @@ from engine.data.tokenizer import train_tokenizer
 from engine.errors import UserError
 from engine.task.task import Task
 from engine.task.words import has_capitals, shape_of
-from engine.train.automatic import ignores_case, resolve_word_shapes
+from engine.train.automatic import DataFacts, choose_word_shapes, ignores_case
 
 WORDS = "the old grey house stands near a small quiet lake and nobody lives there now".split()
 SHAPES = {
@@ -116,9 +116,8 @@ def test_auto_is_on_for_a_pretrained_encoder_whose_tokenizer_ignores_case(uncase
     assert ignores_case(lower)
 
     def resolved(words, **options):
-        featurizer = Featurizer(lower, tasks, 32)
-        resolve_word_shapes(Config(**options), featurizer, lambda: iter([("", {"tokens": words})]))
-        return featurizer.word_shapes
+        facts = DataFacts(lower, tasks, [], lambda: iter([("", {"tokens": words})]))
+        return choose_word_shapes(Config(**options), facts)
 
     pretrained = dict(pretrain_model_path="some")
     assert resolved(["The", "house"], **pretrained)

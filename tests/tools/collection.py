@@ -151,13 +151,13 @@ def case_of(config: Config, after: Callable[[Any], None] = lambda trainer: None)
     data = main_module.load_data(config, device, 64)
 
     def build(**changes: Any) -> Any:
-        changed = dataclasses.replace(config, **changes)
+        changed = dataclasses.replace(data.config, **changes)
         seed_torch(changed.random_seed)
-        trainer = main_module.build_trainer(changed, device, data)
+        trainer = main_module.build_trainer(data._replace(config=changed), device)
         after(trainer)
         return trainer
 
-    rows = MyDataset(config.data_dir / "train.jsonl", data[3].dataset.featurizer, 64)
+    rows = MyDataset(config.data_dir / "train.jsonl", data.dev_loader.dataset.featurizer, 64)
     return Case(build, rows, None, [])
 
 

@@ -72,7 +72,7 @@ def train(folder, data, name, **options):
     )
     config.run_dir.mkdir(parents=True)
     seed_torch(config.random_seed)
-    trainer = build_trainer(config, CPU, load_data(config, CPU))
+    trainer = build_trainer(load_data(config, CPU), CPU)
     trainer.train()
     return config.run_dir
 

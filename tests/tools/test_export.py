@@ -83,7 +83,7 @@ class Shipped:
     def __init__(self, config, folder, **options):
         config.run_dir.mkdir(parents=True)
         seed_torch(config.random_seed)
-        trainer = build_trainer(config, CPU, load_data(config, CPU))
+        trainer = build_trainer(load_data(config, CPU), CPU)
         trainer.train()
         self.best, self.folder = config.run_dir / "checkpoints/best", folder
         export(ExportConfig(checkpoint=str(self.best), output_dir=str(folder), **options))
