@@ -47,9 +47,7 @@ class Featurizer:
     word_ends: bool = False  # also return the last sub-token of each word, which some models use for pooling
     word_shapes: bool = False  # also return the shape of each word (`shape_of`)
     apart: bool = False  # encode the texts of a pair separately
-    markers: Mapping[str, int] = dataclasses.field(
-        default_factory=dict
-    )  # {token that each text needs once: its id}
+    markers: Mapping[str, int] = dataclasses.field(default_factory=dict)  # {token that each text needs once: its id}
 
     @classmethod
     def from_config(

@@ -22,6 +22,8 @@ from engine.run.run_folder import checkpoint_of, refuse_own
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from config import Config
+
 logger = logging.getLogger("template")
 SPECIAL = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
 
@@ -31,7 +33,7 @@ IDEOGRAPH = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ceaf\U0002f
 APART = regex.compile(rf"[{IDEOGRAPH}\p{{P}}$+<=>^`|~]")
 
 
-def load_tokenizer(config: Any, texts: Callable[[], Iterator[str]], own: Path | None = None) -> Any:
+def load_tokenizer(config: Config, texts: Callable[[], Iterator[str]], own: Path | None = None) -> Any:
     """Loads the tokenizer of --pretrain_model_path or --init_from, or trains one on the texts (see `train_tokenizer`).
 
     own: if a run that started from --init_from is resumed, its own checkpoint, whose tokenizer is then used. Returns
@@ -67,7 +69,7 @@ def load_tokenizer(config: Any, texts: Callable[[], Iterator[str]], own: Path | 
     return tokenizer
 
 
-def named_tokens(config: Any) -> list[str]:
+def named_tokens(config: Config) -> list[str]:
     """The tokens listed in --special_tokens."""
     return [token.strip() for token in config.special_tokens.split(",")] if config.special_tokens else []
 
@@ -89,7 +91,7 @@ def saved_tokenizer(folder: Path) -> Any:
         raise UserError(f"{folder}: its tokenizer cannot be loaded ({first_line(error)})") from None
 
 
-def reads_causally(config: Any) -> bool:
+def reads_causally(config: Config) -> bool:
     from engine.model.encoders import is_causal, pretrained_shape  # here, because other commands do not need it
 
     return is_causal(pretrained_shape(config))

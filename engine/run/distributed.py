@@ -27,7 +27,7 @@ from datetime import timedelta
 from functools import partialmethod
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -38,6 +38,9 @@ from engine.errors import UserError
 from engine.run.command_line import first_line
 from engine.run.device import count_of, module_of, to_device
 from engine.run.launch import is_launched, local_rank, restarts
+
+if TYPE_CHECKING:
+    from config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = ContextVar("alone", default=False)
@@ -255,7 +258,7 @@ def entered_by_first(context: AbstractContextManager[Any]) -> Iterator[Any]:
         yield from_first(lambda: stack.enter_context(context))
 
 
-def require_same_run(config: Any, data: str) -> None:
+def require_same_run(config: "Config", data: str) -> None:
     """Raises UserError if a process's code, options or data differ from process 0's. data: fingerprint of the data"""
     if size() > 1:
         own = [*ROOT.glob("*.py"), *(ROOT / "preprocess").rglob("*.py"), *(ROOT / "engine").rglob("*.py")]

@@ -1,18 +1,23 @@
 """Checks the options of main.py and their combinations. Imports nothing slow, because every command imports it."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.errors import UserError
 from engine.run.command_line import check_values, options_without_switch
 from engine.run.launch import is_launched
 from engine.task.task import PLACES, needs_words
 from engine.task.words import shares_by_task
+
+if TYPE_CHECKING:
+    from config import Config
 
 
 class CheckedOptions:
@@ -52,7 +57,7 @@ class CheckedOptions:
         return unused
 
 
-def check_options(config: Any) -> None:
+def check_options(config: Config) -> None:
     """Raises UserError for invalid or mutually exclusive options of main.py."""
     check_values(config)
     check_combinations(config)
@@ -64,7 +69,7 @@ def check_options(config: Any) -> None:
     check_thresholds(config)
 
 
-def check_thresholds(config: Any) -> None:
+def check_thresholds(config: Config) -> None:
     """Raises UserError for invalid confidence thresholds."""
     for name in ("abstain_below", "target_precision"):
         try:
@@ -76,7 +81,7 @@ def check_thresholds(config: Any) -> None:
         raise UserError(f"--target_precision chooses thresholds on dev; {advice}")
 
 
-def check_teachers(config: Any) -> None:
+def check_teachers(config: Config) -> None:
     """Raises UserError for invalid teacher options."""
     if config.unlabelled and not config.teacher.strip(", "):
         raise UserError("--unlabelled needs a --teacher to label the texts")
@@ -93,7 +98,7 @@ FOR_TEXTS += "use_fgm use_pgd use_freelb use_smart"
 OF_TEXTS = "max_length long_text window_stride vocab_size hidden_size num_layers pooling word_pooling word_shapes"
 
 
-def check_text_options(config: Any) -> None:
+def check_text_options(config: Config) -> None:
     """Raises UserError for options that need texts, if --encoder none is set."""
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
     for name in FOR_TEXTS.split() if config.encoder == "none" else ():
@@ -101,12 +106,12 @@ def check_text_options(config: Any) -> None:
             raise UserError(f"--{name}: --encoder none reads no text and has no layers; leave out one of them")
 
 
-def is_given(config: Any) -> bool:
+def is_given(config: Config) -> bool:
     """Returns whether the encoder is loaded from --pretrain_model_path or --init_from, not built from scratch."""
     return bool(config.pretrain_model_path or config.init_from)
 
 
-def check_encoder(config: Any) -> None:
+def check_encoder(config: Config) -> None:
     """Raises UserError for mutually exclusive options of the encoder and its LoRA adapter."""
     pretrained = config.encoder == "transformer" and (is_given(config) or not config.do_train)
     if config.lora_rank and not pretrained:
@@ -131,7 +136,7 @@ def check_encoder(config: Any) -> None:
         raise UserError(f"--gradient_checkpointing: {kind} does not support it; leave it out")
 
 
-def check_tricks(config: Any) -> None:
+def check_tricks(config: Config) -> None:
     """Raises UserError for options of training tricks that exclude each other or would have no effect."""
     adversaries: Sequence[str] = ("use_fgm", "use_pgd", "use_freelb", "use_awp", "use_smart")
     adversaries = [f"--{name}" for name in adversaries if getattr(config, name)]
@@ -164,7 +169,7 @@ def check_tricks(config: Any) -> None:
         raise UserError(f"--use_fgm and --use_pgd need the gradient of the word embeddings, {frozen}")
 
 
-def check_warmup(config: Any) -> None:
+def check_warmup(config: Config) -> None:
     """Raises UserError if the warmup is longer than training, or if its two options contradict each other. A saved run
     has both of them."""
     warmup, ratio, epochs = config.warmup_epochs, config.warmup_ratio, config.epochs
@@ -175,7 +180,7 @@ def check_warmup(config: Any) -> None:
         raise UserError(f"{longer}: the learning rate would never reach its peak")
 
 
-def check_gpus(config: Any) -> None:
+def check_gpus(config: Config) -> None:
     """Raises UserError if --gpus is not a list of GPU numbers, or this command cannot use them."""
     given, ids = f"--gpus={config.gpus}", config.gpus.split(",")
     if not all(re.fullmatch("[0-9]{1,4}", number) for number in ids) or len({*map(int, ids)}) < len(ids):
@@ -187,7 +192,7 @@ def check_gpus(config: Any) -> None:
         raise UserError(f"{given} and --device={config.device} exclude each other; leave one of them out")
 
 
-def check_combinations(config: Any) -> None:
+def check_combinations(config: Config) -> None:
     """Raises UserError for options that exclude each other."""
     check_warmup(config)
     if config.gpus:
@@ -221,7 +226,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(number), int(shards)
 
 
-def check_shards(config: Any) -> None:
+def check_shards(config: Config) -> None:
     """Raises UserError for labelling options that are invalid or have no effect."""
     parse_shard(config.shard)
     if config.shard and (config.do_train or config.do_eval or not config.do_predict):
@@ -231,7 +236,7 @@ def check_shards(config: Any) -> None:
         raise UserError("--spreadsheet_safe is for .csv files; leave it out for a .jsonl file")
 
 
-def check_embed(config: Any) -> None:
+def check_embed(config: Config) -> None:
     """Raises UserError if --embed does not name a .npy file, or contradicts another option."""
     given = f"--embed={config.embed}"
     if config.embed and not config.embed.endswith(".npy"):

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ClassVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_origin
 
 from filelock import FileLock, Timeout
 
@@ -16,6 +16,9 @@ from engine.run.command_line import VERSION, choices_of
 from engine.run.files import verify, write_json
 from engine.run.launch import restarts
 from engine.schema import AnyOf, Number, Optional, SchemaError, read_json, read_json_lines
+
+if TYPE_CHECKING:
+    from config import Config
 
 logger = logging.getLogger("template")
 EVALUATE = "evaluate the run again: python main.py --do_eval --model_version NAME"
@@ -63,7 +66,7 @@ def lock_folder(folder: Path, advice: str) -> Iterator[Path]:
 
 
 @contextmanager
-def claim_run_dir(config: Any) -> Iterator[Path]:
+def claim_run_dir(config: "Config") -> Iterator[Path]:
     """Locks the run folder and yields it. Raises UserError if it is in use, not writable, or contains another run.
 
     Processes that label different --shards share the folder: each locks its own files, and all append to the log.
@@ -89,7 +92,7 @@ def claim_run_dir(config: Any) -> Iterator[Path]:
             raise
 
 
-def require_own_run(config: Any, run_dir: Path) -> None:
+def require_own_run(config: "Config", run_dir: Path) -> None:
     """Raises UserError if the folder contains a run, unless this command resumes it with the same options."""
     args = run_dir / "args.json"
     if config.debug:

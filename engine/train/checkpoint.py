@@ -6,6 +6,8 @@ also has all state that the next training step depends on.
 Edit here to keep more or other checkpoints.
 """
 
+from __future__ import annotations
+
 import copy
 import json
 import logging
@@ -16,7 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -34,6 +36,9 @@ from engine.run.files import clean_temporaries, replace_folder, sync, verify, wr
 from engine.run.run_folder import WEIGHTS_FILE, weights_file
 from engine.schema import AnyOf, Number, Optional, Range, SchemaError, like, mismatch, read_json
 from engine.task.task import Task, read_tasks, tasks_to_json
+
+if TYPE_CHECKING:
+    from config import Config
 
 logger = logging.getLogger("template")
 KEEP = 2  # checkpoints to resume from, in addition to the best; one more during training
@@ -60,7 +65,7 @@ class Writer:
     the end of the block.
     """
 
-    def __init__(self, root: Path, tokenizer: Any, tasks: dict[str, Task], config: Any):
+    def __init__(self, root: Path, tokenizer: Any, tasks: dict[str, Task], config: Config):
         self.root, self.tokenizer, self.tasks, self.config = root, copy.deepcopy(tokenizer), tasks, config
         self.thread, self.pending = ThreadPoolExecutor(1), list[Any]()
 
@@ -109,7 +114,7 @@ class Writer:
         while len(self.pending) > leave:
             self.pending.pop(0).result()
 
-    def __enter__(self) -> "Writer":
+    def __enter__(self) -> Writer:
         return self
 
     def __exit__(self, kind: Any, *_: object) -> None:

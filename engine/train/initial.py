@@ -10,7 +10,7 @@ import logging
 from collections.abc import Collection, Iterable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,6 +25,9 @@ from engine.run.run_folder import checkpoint_of, read_options
 from engine.task.task import Task, read_tasks
 from engine.train import checkpoint
 
+if TYPE_CHECKING:
+    from config import Config
+
 logger = logging.getLogger("template")
 ADAPTER = ("lora_rank", "lora_alpha", "lora_targets")
 # Options that describe the weights; they are taken from the run of --init_from
@@ -35,25 +38,25 @@ OF_THE_RUN = (
 HEADS = "output_layer.heads."
 
 
-def resumes(config: Any) -> bool:
+def resumes(config: Config) -> bool:
     """Whether this command resumes a run that started from --init_from."""
     started = (config.run_dir / "args.json").exists() and not config.debug
     return bool(config.init_from and config.do_train and started and (config.resume or restarts()))
 
 
-def own_checkpoint(config: Any) -> Path | None:
+def own_checkpoint(config: Config) -> Path | None:
     """The checkpoint from which a run that started from --init_from resumes, if there is one."""
     return checkpoint.newest_intact(config.run_dir / "checkpoints")[0] if resumes(config) else None
 
 
-def inherit_run_options(config: Any, typed: Collection[str] = ()) -> Any:
+def inherit_run_options(config: Config, typed: Collection[str] = ()) -> Any:
     """The options, with those that describe the weights, and learning rates that are not given, taken from --init_from.
     With several processes, the first one reads them. typed: options that the command line sets, also to their
     defaults. Raises UserError for options that contradict the weights."""
     return replace(config, **distributed.from_first(lambda: options_to_inherit(config, typed)))
 
 
-def options_to_inherit(config: Any, typed: Collection[str]) -> dict[str, Any]:
+def options_to_inherit(config: Config, typed: Collection[str]) -> dict[str, Any]:
     """The options that --init_from sets; a resumed run has them in its own args.json."""
     if not (config.init_from and config.do_train):
         return {}
@@ -74,7 +77,7 @@ def options_to_inherit(config: Any, typed: Collection[str]) -> dict[str, Any]:
     return taken
 
 
-def options_of_run(config: Any) -> dict[str, Any]:
+def options_of_run(config: Config) -> dict[str, Any]:
     """The options of the run of --init_from, as they apply to its checkpoint. Raises UserError if there is no such run,
     or it is this run."""
     pretrained = "name another folder, or give a pretrained model to --pretrain_model_path"
@@ -94,7 +97,7 @@ def options_of_run(config: Any) -> dict[str, Any]:
     return before
 
 
-def start_from(model: Any, folder: Path, hidden_size: int, tokenizer: Any, config: Any) -> None:
+def start_from(model: Any, folder: Path, hidden_size: int, tokenizer: Any, config: Config) -> None:
     """Copies the weights of a checkpoint into a new model with the same encoder, and logs what was taken."""
     tensors, before = checkpoint.read_weights(folder, model), read_tasks(folder / "labels.json")
     taken = encoder_weights(model, folder, tensors)

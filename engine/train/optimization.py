@@ -1,8 +1,10 @@
 """Learning rates, parameter groups, and numbers of epochs and steps."""
 
+from __future__ import annotations
+
 import inspect
 import posixpath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,6 +14,9 @@ from engine.run import distributed
 from engine.task.task import Task
 from engine.train.checkpoint import as_json
 
+if TYPE_CHECKING:
+    from config import Config
+
 # --epochs auto: (target number of optimizer steps, fewest epochs, most epochs)
 PRETRAINED, FROM_SCRATCH = (1400, 3, 30), (1500, 10, 60)
 BATCH_SIZES = 32, 16, 8  # --batch_size auto: the first, or for few texts to tag a smaller one
@@ -19,17 +24,17 @@ ENOUGH_STEPS = 500  # with 570 steps, batches of 32 are as good as smaller ones;
 EMA_SHARE = 0.05  # share of all steps that --use_ema averages over
 
 
-def steps_per_epoch(num_batches: int, config: Any) -> int:
+def steps_per_epoch(num_batches: int, config: Config) -> int:
     """Optimizer steps in an epoch of `num_batches` micro-batches; the last step may have fewer micro-batches."""
     return -(-num_batches // config.gradient_accumulation_steps)
 
 
-def warmup_steps(config: Any, steps_per_epoch: int) -> int:
+def warmup_steps(config: Config, steps_per_epoch: int) -> int:
     """The number of optimizer steps in --warmup_epochs."""
     return round(warmup_epochs(config) * steps_per_epoch)
 
 
-def warmup_epochs(config: Any) -> float:
+def warmup_epochs(config: Config) -> float:
     """--warmup_epochs, or --warmup_ratio of all epochs, by default a tenth."""
     if config.warmup_epochs is not None:
         return config.warmup_epochs
@@ -47,21 +52,21 @@ def epochs_of(steps: int, pretrained: bool) -> int:
     return min(max(-(-aim // max(1, steps)), fewest), most)
 
 
-def batch_size_of(config: Any, tasks: dict[str, Task], rows: int) -> int:
+def batch_size_of(config: Config, tasks: dict[str, Task], rows: int) -> int:
     """--batch_size, or its value at auto: 32; if all tasks are tagging, with a pretrained encoder, the largest of
     BATCH_SIZES with which the maximum of --epochs auto makes ENOUGH_STEPS, or 8 if none does.
 
     rows: labelled rows of train. With few texts, batches of 32 make few steps, and more epochs would cost more; batches
     of 8 make four times as many steps at about the same cost (benchmarks/RESULTS.md).
     """
-    if not config.is_auto("batch_size"):
+    if config.batch_size is not None:
         return config.batch_size
     largest, *smaller = BATCH_SIZES
     few = is_pretrained(config) and not (config.streaming or config.debug)
     if not few or not all(task.is_tagging for task in tasks.values()):
         return largest
-    rows *= 1 + config.unlabelled_ratio * bool(config.unlabelled)
-    share = PRETRAINED[-1] * rows / (ENOUGH_STEPS * config.gradient_accumulation_steps * distributed.size())
+    num_rows = rows * (1 + config.unlabelled_ratio * bool(config.unlabelled))
+    share = PRETRAINED[-1] * num_rows / (ENOUGH_STEPS * config.gradient_accumulation_steps * distributed.size())
     return next((size for size in (largest, *smaller) if size <= share), smaller[-1])
 
 
@@ -102,13 +107,13 @@ def lr_of_probe(hidden_size: int) -> float:
     return min(1e-2, 1e-2 * 384 / hidden_size)
 
 
-def is_pretrained(config: Any) -> bool:
+def is_pretrained(config: Config) -> bool:
     """Whether a transformer's weights come from --pretrain_model_path or --init_from; other encoders only use the
     tokenizer of --pretrain_model_path."""
     return bool(config.pretrain_model_path or config.init_from) and config.encoder == "transformer"
 
 
-def learning_rates(encoder: Any, config: Any) -> tuple[float, float]:
+def learning_rates(encoder: Any, config: Config) -> tuple[float, float]:
     """The peak rates of encoder and heads: --lr and --head_lr, or values that depend on the encoder.
 
     Small encoders need far more than BERT-base's 5e-5. Pretrained: 3e-4 at hidden size 384, falling with its square
@@ -126,7 +131,7 @@ def learning_rates(encoder: Any, config: Any) -> tuple[float, float]:
     return lr, config.head_lr or min(10 * lr, 1e-2)
 
 
-def parameter_groups(model: torch.nn.Module, config: Any) -> list[dict[str, Any]]:
+def parameter_groups(model: torch.nn.Module, config: Config) -> list[dict[str, Any]]:
     """One group per trained parameter, for `build_optimizer`. Biases, norms and the CRF do not decay.
 
     Keys: params, name, layer (0: the embeddings, 1 to n: the encoder's layers, n + 1: everything outside the encoder),
@@ -203,7 +208,7 @@ class Chain(torch.optim.lr_scheduler.ChainedScheduler):
             scheduler.last_epoch = step
 
 
-def with_warmup(scheduler: Any, config: Any, loader: Any, monitor: str, lower_is_better: bool) -> Any:
+def with_warmup(scheduler: Any, config: Config, loader: Any, monitor: str, lower_is_better: bool) -> Any:
     """The scheduler in the form that the trainer steps. Raises UserError if it ends before the run, or if a scheduler
     that needs a score minimises it although higher is better, or the reverse.
 

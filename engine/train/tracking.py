@@ -1,19 +1,24 @@
 """Protects training from trackers, which send a run's curves to a service: their errors do not end the run, they do not
 change its random numbers, and a resumed run does not send a point twice."""
 
+from __future__ import annotations
+
 import logging
 import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from engine.errors import UserError
 from engine.run.command_line import first_line
 from engine.run.files import write_json
 from engine.schema import read_json, read_json_lines
+
+if TYPE_CHECKING:
+    from config import Config
 
 logger = logging.getLogger("template")
 PAUSE = 300  # seconds after an error until the service is tried again
@@ -57,7 +62,7 @@ class Tracking:
     """A tracker of a run. Points that could not be sent because of an error are sent later, at the latest when the run
     is resumed, because metrics.jsonl has all points."""
 
-    def __init__(self, kind: Any, config: Any, step: int):
+    def __init__(self, kind: Any, config: Config, step: int):
         """step: optimizer steps done. Raises UserError if the tracker of a new run cannot start."""
         self.name, self.run_dir = getattr(kind, "name", kind.__name__), config.run_dir
         self.overwrites, self.delay = getattr(kind, "overwrites", False), getattr(kind, "delay", 0)
