@@ -1,8 +1,8 @@
-"""The options of `main.py`: a typed dataclass from which the command line is generated, and its checks.
+"""The options of `main.py`: a typed dataclass from which the command line is generated.
 
-Edit here to add an option: one field (name, type, default, line of help, and its bounds); read it as
-`config.<name>` where it is used. `--flag`, `--flag=True`, `--flag=False` and `--no_flag` all work. A run can be resumed
-with another value of an option only if the option is `resume_safe`: it does not change the result.
+To add an option, add a field with its type, default, help text and bounds, and read `config.<name>` where you need it.
+`--flag`, `--flag=True`, `--flag=False` and `--no_flag` all work. A resumed run may change only options that are marked
+`resume_safe`, because they do not affect its result.
 """
 
 import dataclasses
@@ -30,29 +30,29 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     do_train: bool = option(
         False, "train, and save the best and the last checkpoints", group="what to do", resume_safe=True
     )
-    do_eval: bool = option(False, "score the best checkpoint on dev and test; writes eval.json", resume_safe=True)
+    do_eval: bool = option(False, "evaluate the best checkpoint on dev and test; writes eval.json", resume_safe=True)
     do_predict: bool = option(
-        False, "label --predict_file, or by default the test part, with the best checkpoint", resume_safe=True
+        False, "label --predict_file (default: the test split) with the best checkpoint", resume_safe=True
     )
     report_language: Literal["auto", "en", "zh"] = option(
         "auto", "language of report.html; auto: the language of the texts", resume_safe=True
     )
     resume: bool = option(
-        False, "continue training or labelling where it stopped, or start if there is nothing yet", resume_safe=True
+        False, "continue training or labelling where it stopped; starts a new run if there is none", resume_safe=True
     )
     force_resume: bool = option(
         False, "resume even if options, data or tokenizer have changed since the run started", resume_safe=True
     )
     debug: bool = option(
-        False, "trial run on 64 examples per part, then checks of the model; exit code 3 if one fails", resume_safe=True
+        False, "trial run on 64 examples per split, then model checks; exit code 3 if one fails", resume_safe=True
     )
 
     # Files
-    data_path: str = option("dataset/sample", "processed folder, made by data_process.py", group="files")
-    fold: int | None = option(None, "train on this fold of --data_path; tools.cross_validate trains all of them")
-    output_dir: str = option("output", "folder of all runs", aliases=["model_output_path"], resume_safe=True)
+    data_path: str = option("dataset/sample", "processed folder, written by data_process.py", group="files")
+    fold: int | None = option(None, "train on this fold of --data_path; tools.cross_validate trains on all folds")
+    output_dir: str = option("output", "parent folder of all runs", aliases=["model_output_path"], resume_safe=True)
     model_version: str = option(
-        "", "name of the run's folder in --output_dir (default: from --checkpoint or the data)", resume_safe=True
+        "", "name of the run folder in --output_dir (default: the name of the checkpoint or data)", resume_safe=True
     )
     log_output_path: str = option("", "folder of the log file (default: the run folder)", resume_safe=True)
     log_output_file: str = option("train.log", "name of the log file", resume_safe=True)
@@ -61,56 +61,56 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     )
     predict_file: str = option(
         "",
-        "file to label, in any format that data_process.py reads, with or without labels (default: the test part)",
+        "file to label, in any format that data_process.py reads, with or without labels (default: the test split)",
         resume_safe=True,
     )
     predict_output: str = option(
-        "", ".csv or .jsonl to write (default: predictions.csv in the run folder)", resume_safe=True
+        "", "output file, .csv or .jsonl (default: predictions.csv in the run folder)", resume_safe=True
     )
-    embed: str = option("", ".npy to write the vectors of the texts to, instead of labelling them", resume_safe=True)
-    shard: str = option("", "label only this part of the rows, such as 3/16, into a separate file", resume_safe=True)
+    embed: str = option("", "write text embeddings to this .npy file instead of labelling", resume_safe=True)
+    shard: str = option("", "label only this share of the rows, such as 3/16, into a separate file", resume_safe=True)
     abstain_below: str = option(
-        "", "leave out answers below this probability, such as 0.8, or per task: intent=0.8,slots=0.9", resume_safe=True
+        "", "omit predictions below this probability, such as 0.8, or per task: intent=0.8,slots=0.9", resume_safe=True
     )
     target_precision: str = option(
-        "", "with --do_eval: choose --abstain_below on dev for this precision, such as 0.98", resume_safe=True
+        "", "with --do_eval: choose --abstain_below on dev to reach this precision, such as 0.98", resume_safe=True
     )
     spreadsheet_safe: bool = option(
-        False, "put an apostrophe before cells that a spreadsheet would run as formulas", resume_safe=True
+        False, "put an apostrophe before cells that a spreadsheet would evaluate as formulas", resume_safe=True
     )
 
     # Model
     pretrain_model_path: str = option("", "save_pretrained folder or hub name; empty: from scratch", group="model")
     model_hub: Literal["hf", "modelscope"] = option(
-        "hf", "where a hub name is looked up; hf: the Hugging Face hub, or a mirror in HF_ENDPOINT (docs/download.md)"
+        "hf", "hub to download models from; hf: Hugging Face, or the mirror set in HF_ENDPOINT (docs/download.md)"
     )
     init_from: str = option(
-        "", "run or checkpoint to start from: its encoder, tokenizer, and head weights of labels that the data also has"
+        "", "run or checkpoint to start from: its encoder, tokenizer, and head weights of shared labels"
     )
     encoder: Literal["transformer", "bilstm", "none"] = option(
-        "transformer", "bilstm: an encoder without transformers; none: the heads read FIELDS of data_loader.py alone"
+        "transformer", "bilstm: a BiLSTM instead of a transformer; none: the heads read only FIELDS of data_loader.py"
     )
     hidden_size: int = option(256, "hidden size of an encoder built from scratch", low=1, high=2**17)
     num_layers: int = option(3, "layers of an encoder built from scratch", low=1, high=1000)
     vocab_size: int = option(
-        8000, "vocabulary size of the tokenizer trained if there is no --pretrain_model_path", low=1, high=2**24
+        8000, "vocabulary size of the tokenizer that is trained without --pretrain_model_path", low=1, high=2**24
     )
-    keep_layers: int = option(0, "use N layers of a pretrained encoder, evenly spaced; 0: all", low=0)
+    keep_layers: int = option(0, "keep N evenly spaced layers of a pretrained encoder; 0: all", low=0)
     special_tokens: str = option("", "tokens to add to the tokenizer, comma-separated, such as '<e1>,</e1>'")
-    load_dtype: Literal["fp32", "bf16"] = option("fp32", "dtype of a frozen encoder's weights; bf16: half the memory")
+    load_dtype: Literal["fp32", "bf16"] = option("fp32", "dtype of a frozen encoder's weights; bf16 halves the memory")
     pooling: Literal["auto", "first", "mean", "last"] = option(
         "auto",
-        "vector of a text: its first token, its last, or the mean; auto: as the model's folder says "
-        "(sentence-transformers), otherwise first, for decoders last",
+        "vector of a text: its first token, its last token, or the mean; auto: as specified in the model's folder "
+        "(sentence-transformers), otherwise first, or last for decoders",
         auto="auto",
     )
     word_pooling: Literal["auto", "first", "mean", "last"] = option(
-        "auto", "vector of a word, from its sub-tokens; auto: first, for decoders last"
+        "auto", "vector of a word, from its sub-tokens; auto: first, or last for decoders"
     )
     word_shapes: bool | None = option(
         None,
-        "the heads for words also read the shape of each word: its case and digits (default: auto, on if a "
-        "pretrained encoder's tokenizer ignores case and train has words with and without capitals)",
+        "word-level heads also read the shape of each word: its case and digits (default: auto, on if a pretrained "
+        "encoder's tokenizer ignores case and the training texts have words with and without capitals)",
         parse=parse_auto_bool,
         auto=None,
     )
@@ -118,18 +118,16 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     dropout: float = option(0.1, "dropout before the heads and in an encoder built from scratch", low=0, high=1)
     use_crf: bool = option(True, "conditional random field over the words in tagging tasks (--no_use_crf disables it)")
     task_weights: str = option("", "weights of the tasks' losses, such as 'intent=1,slots=2' (default: 1 each)")
-    class_weights: Literal["none", "balanced"] = option("none", "balanced: rare labels weigh more in the loss")
-    label_smoothing: float = option(0.0, "share of the target spread over labels; ignored with a CRF", low=0, high=1)
-    focal_gamma: float = option(0.0, "focal loss: easy examples weigh less; commonly 2; ignored with a CRF", low=0)
+    class_weights: Literal["none", "balanced"] = option("none", "balanced: rare labels get a larger weight in the loss")
+    label_smoothing: float = option(0.0, "target probability spread over all labels; ignored with a CRF", low=0, high=1)
+    focal_gamma: float = option(0.0, "gamma of the focal loss, commonly 2; 0: cross-entropy; ignored with a CRF", low=0)
     calibrate: bool = option(
-        True, "fit a temperature per task on dev, so that probabilities match how often answers are right"
+        True, "fit a temperature per task on dev, so that probabilities match the accuracy of predictions"
     )
     freeze_layers: int = option(
         0, "freeze the embeddings and the first N layers; 'all': the encoder", parse=parse_layers, low=-1
     )
-    lora_rank: int = option(
-        0, "train LoRA matrices of this rank and freeze the encoder; 0: train the encoder itself", low=0
-    )
+    lora_rank: int = option(0, "train LoRA matrices of this rank and freeze the encoder; 0: no LoRA", low=0)
     lora_alpha: float = option(16.0, "LoRA's update is scaled by alpha / rank", needs="lora_rank", low=0)
     lora_dropout: float = option(0.0, "dropout before LoRA's matrices", needs="lora_rank", low=0, high=1)
     lora_targets: str = option(
@@ -142,34 +140,34 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
 
     # Data
     max_length: int = option(
-        256, "longest input in sub-tokens; cut tokens are counted and logged", group="data", low=8, high=2**20
+        256, "maximum length in sub-tokens; truncated tokens are counted and logged", group="data", low=8, high=2**20
     )
     long_text: Literal["auto", "windows", "head", "tail", "head_tail"] = option(
         "auto",
-        "how longer texts are classified: from all of the text, in windows; or from a part (head_tail: a quarter from "
-        "the head, the rest from the tail); auto: windows if many texts are longer, else head",
+        "how longer texts are classified: windows: in full, in overlapping windows; head, tail, head_tail (a quarter "
+        "from the head, the rest from the tail): truncated; auto: windows if many texts are longer, else head",
         aliases=["truncation"],
         auto="auto",
     )
     window_stride: int | None = option(
         None,
-        "overlap, in sub-tokens, of the windows of longer texts (default: max_length / 4; -1: texts to tag are cut)",
+        "overlap of the windows of longer texts in sub-tokens (default: max_length / 4; -1: truncate texts to tag)",
     )
     streaming: bool = option(
-        False, "read the training file in constant memory; longer texts to tag are cut, not split into windows"
+        False, "read the training file in constant memory; longer texts to tag are truncated, not split into windows"
     )
     shuffle_buffer: int = option(8192, "rows shuffled together when streaming", low=1)
     clear_cache: bool = option(
         False, "first remove the token caches of --data_path; otherwise the last 24 are kept", resume_safe=True
     )
     num_workers: int = option(
-        0, "worker processes that prepare batches; the batches do not depend on it", low=0, high=1000, resume_safe=True
+        0, "worker processes that prepare batches; does not change the batches", low=0, high=1000, resume_safe=True
     )
 
     # Training
     epochs: int = option(
         -1,
-        "passes over the training data; 0: none (default: auto, depends on its size)",
+        "passes over the training data; 0: none (default: auto, from the number of steps per epoch)",
         group="training",
         parse=parse_epochs,
         auto=-1,
@@ -183,7 +181,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     )
     gradient_accumulation_steps: int = option(1, "micro-batches per optimizer step", low=1)
     eval_batch_size: int = option(
-        64, "examples per batch in evaluation and prediction; scores do not depend on it", low=1
+        64, "examples per batch in evaluation and prediction; does not change the scores", low=1
     )
     lr: float | None = option(
         None,
@@ -195,7 +193,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     )
     head_lr: float | None = option(
         None,
-        "peak rate of heads and CRF (default: 10 times --lr; more on a frozen encoder; from scratch --lr)",
+        "peak learning rate of heads and CRF (default: 10 times --lr, more with a frozen encoder; from scratch: --lr)",
         low=0,
         high=1,
         exclusive=True,
@@ -205,13 +203,13 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         "cosine", "learning rate schedule after warmup; plateau: halved after two epochs without a better dev score"
     )
     warmup_epochs: float | None = option(
-        None, "epochs of linear warmup (default: a tenth of all)", aliases=["warm_up_epochs"], low=0, auto=None
+        None, "epochs of linear warmup (default: a tenth of --epochs)", aliases=["warm_up_epochs"], low=0, auto=None
     )
     warmup_ratio: float | None = option(None, "share of all epochs, instead of --warmup_epochs", low=0, high=1)
-    lrf: float = option(0.01, "final rate as a fraction of the peak", low=0, high=1)
-    weight_decay: float = option(0.01, "AdamW's decoupled decay; not on biases, norms and the CRF", low=0)
-    max_grad_norm: float = option(1.0, "clip the gradient of each step to this norm; 0: never", low=0)
-    monitor: str = option("", "dev score that picks the best checkpoint, such as slots_f1 or loss (default: by task)")
+    lrf: float = option(0.01, "final learning rate as a fraction of the peak", low=0, high=1)
+    weight_decay: float = option(0.01, "AdamW's weight decay; not applied to biases, norms and the CRF", low=0)
+    max_grad_norm: float = option(1.0, "clip the gradient of each step to this norm; 0: no clipping", low=0)
+    monitor: str = option("", "dev score that selects the best checkpoint, such as slots_f1 or loss (default: by task)")
     early_stop_patience: int | None = option(
         None,
         "stop after N epochs without a better score; 0: never (default: a quarter of --epochs, at least 5)",
@@ -226,7 +224,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     log_steps: int = option(20, "log every N optimizer steps", low=1, resume_safe=True)
     report_to: str = option(
         "tensorboard",
-        "trackers for curves, comma-separated: tensorboard, wandb, swanlab, mlflow; all: every installed one; none",
+        "experiment trackers, comma-separated: tensorboard, wandb, swanlab, mlflow; all: all that are installed; none",
         resume_safe=True,
     )
 
@@ -236,7 +234,9 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     use_pgd: bool = option(False, "like --use_fgm, but in several steps (PGD)")
     pgd_alpha: float = option(0.4, "step size of PGD", needs="use_pgd", low=0)
     pgd_steps: int = option(3, "steps of PGD", needs="use_pgd", low=1, high=1000)
-    use_freelb: bool = option(False, "adversarial training on word vectors, averaged over the steps (FreeLB)")
+    use_freelb: bool = option(
+        False, "adversarial training on word vectors, with gradients averaged over the steps (FreeLB)"
+    )
     freelb_alpha: float = option(0.1, "step size of FreeLB", needs="use_freelb", low=0)
     freelb_steps: int = option(3, "steps of FreeLB", needs="use_freelb", low=1, high=1000)
     use_awp: bool = option(False, "adversarial training on the weights (AWP)")
@@ -244,13 +244,11 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         0.0002, "size of AWP's perturbation, as a share of each matrix's norm", needs="use_awp", low=0
     )
     awp_start: float = option(0.2, "share of the epochs before AWP begins", needs="use_awp", low=0, high=1)
-    use_smart: bool = option(False, "penalise answers that change under small adversarial noise (SMART, VAT)")
+    use_smart: bool = option(False, "penalise predictions that change under small adversarial noise (SMART, VAT)")
     smart_weight: float = option(1.0, "weight of SMART's divergence in the loss", needs="use_smart", low=0)
-    use_rdrop: bool = option(False, "penalise answers that change under dropout (R-Drop)")
+    use_rdrop: bool = option(False, "penalise predictions that change under dropout (R-Drop)")
     rdrop_alpha: float = option(1.0, "weight of R-Drop's divergence in the loss", needs="use_rdrop", low=0)
-    dropout_samples: int = option(
-        1, "dropout masks under which the heads read each text (multi-sample dropout)", low=1, high=1000
-    )
+    dropout_samples: int = option(1, "dropout masks per text in the heads (multi-sample dropout)", low=1, high=1000)
     few_shot: bool | None = option(
         None,
         "for few labels per class: a contrastive loss, and class priors from dev (default: auto, on with a "
@@ -265,9 +263,9 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     temperature: float = option(
         1.0, "temperature that divides the logits of teacher and student", needs="teacher", low=0.01, high=1000
     )
-    unlabelled: str = option("", "file of more texts for the teachers to label, as --predict_file", needs="teacher")
+    unlabelled: str = option("", "file of additional texts for the teachers to label", needs="teacher")
     unlabelled_ratio: float = option(1.0, "unlabelled texts per labelled text in an epoch", needs="unlabelled", low=0)
-    use_ema: bool = option(False, "score and keep an exponential moving average of the weights (EMA)")
+    use_ema: bool = option(False, "use an exponential moving average of the weights (EMA)")
     ema_decay: float | None = option(
         None,
         "decay of EMA per step: 0.99 averages over about 100 steps (default: over a twentieth of all steps)",
@@ -276,9 +274,9 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         high=1,
         auto=None,
     )
-    use_swa: bool = option(False, "score and keep the mean weights of the last epochs, at a constant rate (SWA)")
+    use_swa: bool = option(False, "use the mean weights of the last epochs, at a constant learning rate (SWA)")
     swa_start: float = option(0.7, "share of training before SWA begins", needs="use_swa", low=0, high=1)
-    use_soup: bool = option(False, "score and keep the mean weights of epochs that do not lower the dev score (soup)")
+    use_soup: bool = option(False, "use the mean weights of epochs that do not lower the dev score (model soup)")
     layer_decay: float = option(
         1.0, "learning rate of each encoder layer as a fraction of the rate of the layer above", low=0, high=1
     )
@@ -288,13 +286,13 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
 
     # Machine
     device: str = option("auto", "auto, cpu, cuda, cuda:0, mps, xpu, npu", group="machine", resume_safe=True)
-    gpus: str = option("", "number of the GPU to use, as in nvidia-smi; run.sh takes several: 0,1", resume_safe=True)
+    gpus: str = option("", "index of the GPU, as in nvidia-smi; run.sh accepts several: 0,1", resume_safe=True)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto",
-        "autocast to half precision; weights, losses and CRF stay fp32; auto: bf16 where it is much faster, else fp32",
+        "autocast to half precision; weights, losses and CRF stay fp32; auto: bf16 if it is much faster, else fp32",
         auto="auto",
     )
-    compile: bool = option(False, "torch.compile the encoder; pays off on a GPU after some minutes")
+    compile: bool = option(False, "compile the encoder with torch.compile; pays off on a GPU after a few minutes")
     random_seed: int = option(666, "seed of all random numbers", low=0, high=2**32 - 1)
     deterministic: bool = option(False, "on a GPU: deterministic algorithms only, somewhat slower")
     ddp_timeout: int = option(
@@ -307,24 +305,25 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
 
     @property
     def run_dir(self) -> Path:
-        """The folder of this run; a trial run (--debug) never touches the real run's folder."""
+        """The folder of this run. A trial run (--debug) has a separate folder."""
         name = self.model_version or Path(self.checkpoint or self.data_path).resolve().name
         name += "" if self.fold is None else f"-fold_{self.fold}"
         return Path(self.output_dir) / (name + ("-debug" if self.debug else ""))
 
     @property
     def data_dir(self) -> Path:
-        """The processed folder to read: --data_path, or a fold in it. The sample is always the repository's."""
+        """The processed folder to read: --data_path, or one of its folds. The sample is always in the repository."""
         path = Path(self.data_path)
         if self.data_path == Config.data_path and not path.exists():
             path = ROOT / path
         return path if self.fold is None else path / f"fold_{self.fold}"
 
     def changes_since(self, before: dict[str, Any]) -> list[str]:
-        """['lr was 0.001, is 0.01', …] for changed options that affect the result. before: options of the saved run.
+        """Returns ['lr was 0.001, is 0.01', …] for the changed options that affect the result.
 
-        With a constant learning rate, more --epochs do not count as a change. An option that did not exist
-        yet counts as having its default value. An option set to auto matches any value of the run.
+        With a constant learning rate, a larger --epochs does not count as a change. An option that the saved run does
+        not have is compared with its default value, and an option set to auto matches any value. before: the options of
+        the saved run.
         """
         constant = self.scheduler in ("constant", "plateau") and self.warmup_epochs is not None
         longer = constant and not (self.use_awp or self.use_swa) and self.epochs >= before.get("epochs", self.epochs)
@@ -337,9 +336,9 @@ RESUME_SAFE = frozenset(f.name for f in dataclasses.fields(Config) if f.metadata
 
 
 def seed_torch(seed: int, deterministic: bool = False) -> None:
-    """Seeds Python, NumPy and torch (CPU and every accelerator). cuDNN stays on.
+    """Seeds Python, NumPy and torch on all devices. cuDNN stays enabled.
 
-    `deterministic` also asks CUDA for reproducible kernels; it must come before CUDA starts.
+    deterministic: also select reproducible CUDA kernels. This must be called before CUDA is initialised.
     """
     import numpy as np
     import torch

@@ -1,11 +1,14 @@
-"""Examples -> token ids -> batches of similar length, from memory (MyDataset) or from a stream (MyIterableDataset).
+"""Tokenises examples and collates them into batches of similar length, in memory (MyDataset) or as a stream
+(MyIterableDataset).
 
-A batch is `Batch(inputs, labels, rows)`. inputs: `input_ids`, `attention_mask`, `token_type_ids` (B, L); for tagging
-also `word_starts`, the position of each word's first sub-token (for decoders also `word_ends`, its last sub-token),
-and `word_mask` (B, W); and your own inputs, see FIELDS below. labels: {task: (B,) or (B, W)}, IGNORE if unlabelled;
-for spans (B, 1 + 3N), see `encode` in engine/model/span_pointer.py. rows: each example's row number in its file.
-The order of batches depends on (seed, epoch) alone, not on the number of workers, so a run can be resumed at any batch.
-To add an input of the model, add an entry to FIELDS. To add a kind of label, edit engine/data/features.py.
+The parts of a `Batch`:
+- inputs: `input_ids`, `attention_mask`, `token_type_ids` (B, L); for tagging also `word_starts` (B, W), the position of
+  each word's first sub-token (for decoders also `word_ends`, its last), and `word_mask` (B, W); and custom inputs
+- labels: {task: (B,) or (B, W)}, IGNORE if unlabelled; for spans (B, 1 + 3N), see engine/model/span_pointer.py
+- rows: the row number of each example in its file (B,)
+
+The order of batches depends only on (seed, epoch), not on the number of workers, so a run can resume at any batch.
+To add an input of the model, add an entry to FIELDS. To add a type of label, edit engine/data/features.py.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from tqdm import tqdm
 from config import Config
 from engine.data.cuts import warn_of_cuts
 from engine.data.features import Featurizer, encoded_fingerprint, input_column, label_column
-from engine.data.fields import FIELDS, Field  # noqa: F401 (for your own inputs)
+from engine.data.fields import FIELDS, Field  # noqa: F401 (for custom inputs)
 from engine.data.length_sampler import LengthSampler, length_batches
 from engine.data.own_inputs import fields_of
 from engine.data.ragged import Ragged, to_arrow, to_numpy
@@ -48,12 +51,12 @@ from preprocess.schema import check_row, read_processed, require_known_labels
 
 logger = logging.getLogger("template")
 
-# Your own inputs, {name: Field}: each becomes `inputs[name]` (docs/cookbook/own_inputs.md). For example:
+# Custom inputs, {name: Field}: each becomes `inputs[name]` (docs/cookbook/own_inputs.md). For example:
 #     FIELDS["pixels"] = Field("image", shape=(28, 28))
-# The columns of --extra_columns are a Field too, `extras` (B, N). Create the data again after you change FIELDS.
+# The columns of --extra_columns are also a Field, `extras` (B, N). Run data_process.py again after changing FIELDS.
 
-# A function (example, rng) -> example that changes training rows, differently in each epoch; see
-# docs/cookbook/augmentation.md
+# A function (example, rng) -> example that augments training examples, differently in each epoch
+# (docs/cookbook/augmentation.md)
 augment: Callable[[dict[str, Any], np.random.Generator], dict[str, Any]] | None = None
 
 
@@ -79,9 +82,9 @@ def make_batch(
     numbers: np.ndarray | None = None,
     multiple: int = 1,
 ) -> Batch:
-    """Builds the Batch of these rows by index arithmetic; tokens are padded to the longest row.
+    """Collates rows of the columns into a Batch, padded to the longest row.
 
-    If there are no rows, the batch has one unlabelled row, since every process must take part in every step.
+    Without rows, the batch has one unlabelled row, because every process must take part in every step.
     """
     if not len(rows):
         return without_labels(make_batch(columns, np.zeros(1, int), tasks, pad_id, multiple=multiple))
@@ -104,14 +107,14 @@ def make_batch(
         elif column is not None:
             column = column[rows]
             labels[name] = column if column.dtype == np.float32 else column.astype(np.int64)
-    tensors = [{name: torch.from_numpy(array) for name, array in part.items()} for part in (inputs, labels)]
+    tensors = [{name: torch.from_numpy(array) for name, array in arrays.items()} for arrays in (inputs, labels)]
     return Batch(
         *cast("tuple[dict, dict]", tensors), torch.from_numpy(np.asarray(rows if numbers is None else numbers[rows]))
     )
 
 
 def without_labels(batch: Batch) -> Batch:
-    """The batch with all labels missing, so that it adds nothing to the loss."""
+    """Removes all labels from a batch, so that it does not contribute to the loss."""
     labels = {
         name: torch.full_like(label, float("nan") if label.is_floating_point() else IGNORE)
         for name, label in batch.labels.items()
@@ -122,7 +125,7 @@ def without_labels(batch: Batch) -> Batch:
 def augmented(dataset: Any, examples: list[dict[str, Any]], numbers: Iterable[int]) -> list[dict[str, Any]]:
     """Applies the dataset's `augment` to examples. numbers: their row numbers in the file.
 
-    The random numbers depend on (seed, epoch, row) alone. Raises UserError if a result is not a valid training row.
+    The random numbers depend only on (seed, epoch, row). Raises UserError if a result is not a valid training example.
     """
     known = {name: set(task.labels) for name, task in dataset.tasks.items() if task.kind != "regression"}
     changed = []
@@ -145,19 +148,20 @@ def augmented(dataset: Any, examples: list[dict[str, Any]], numbers: Iterable[in
 
 
 class MyDataset(Dataset):
-    """A processed file, or a list of examples, tokenised once and kept as Arrow.
+    """A processed file, or a list of examples, tokenised once and stored as an Arrow table.
 
-    The encoded columns are in memory, a few bytes per token; the examples themselves stay memory-mapped, in `.cache`
-    next to the data. An example that is too long may have several rows. `dataset[i]` is the example as it was read;
-    `dataset.batch(rows)` is a Batch. unlabelled: unlabelled texts to append. strict: labels.json must list
-    all labels of the file, as training requires.
+    The encoded columns are in memory, at a few bytes per token; the examples are memory-mapped from `.cache`, next to
+    the data. A long example may have several rows. `dataset[i]` returns an example, `dataset.batch(rows)` a Batch.
+
+    limit: the maximum number of examples; quiet: do not warn about truncated texts; unlabelled: texts to append without
+    labels; strict: reject labels that labels.json does not list, as in training.
     """
 
     origin: Any
-    augment: Any = None  # for training only, with the seed and the epoch of its random numbers
+    augment: Any = None  # only in training; its random numbers depend on seed and epoch
     seed = epoch = 0
     pad_to_multiple = 1
-    encoded: Any = None  # in training with a frozen encoder: rows -> its cached outputs
+    encoded: Any = None  # with a frozen encoder: a function rows -> its cached outputs
 
     def __init__(
         self,
@@ -186,15 +190,15 @@ class MyDataset(Dataset):
         self.lengths = self.columns["input_ids"].lengths
         self.example_index = self.columns["example_index"]  # the example of each row
         self.first_rows = np.flatnonzero(np.diff(self.example_index, prepend=-1))  # the first row of each example
-        if not quiet:  # otherwise the caller warns, once for all parts
+        if not quiet:
             warn_of_cuts(self, "texts" if isinstance(source, list) else source)
 
     def source_fingerprint(self) -> str:
-        """A string that identifies the examples, regardless of the tokenizer."""
+        """Returns a string that identifies the examples, regardless of the tokenizer."""
         return f"{sha256(self.origin)} {self.limit} {self.unlabelled.fingerprint if self.unlabelled else ''}"
 
     def examples(self) -> Iterator[dict[str, Any]]:
-        """Iterates over all examples."""
+        """Returns an iterator over all examples."""
         if isinstance(self.origin, list):
             return iter(self.origin)
         rows = read_processed(self.origin, self.tasks, strict=self.strict)
@@ -203,21 +207,21 @@ class MyDataset(Dataset):
 
     @property
     def num_labelled(self) -> int:
-        """The number of examples from the file; those of --unlabelled follow them."""
+        """The number of examples from the file. The texts of --unlabelled come after them."""
         return len(self) - (min(self.unlabelled.size, self.limit or self.unlabelled.size) if self.unlabelled else 0)
 
     @property
     def num_labelled_rows(self) -> int:
-        """The number of rows of the labelled examples, which come first."""
+        """The number of rows of the labelled examples, which come before the unlabelled ones."""
         labelled = self.num_labelled
         return int(self.first_rows[labelled]) if labelled < len(self) else len(self.lengths)
 
     def schema(self) -> pa.Schema | None:
-        """The expected Arrow schema of the table, taken from the first encoded example."""
+        """Returns the expected Arrow schema of the table, from the first example; None if the file is empty."""
         return next(self.encode(islice(self.examples(), 1), "")).schema if os.path.getsize(self.origin) else None
 
     def encode_file(self, path: Path) -> Iterator[pa.RecordBatch]:
-        """The record batches of a processed file. Raises UserError if it has no examples."""
+        """Returns the record batches of a processed file. Raises UserError if it has no examples."""
         batches = self.encode(self.examples(), f"tokenising {path.name}")
         first = next(batches, None)
         if first is None:
@@ -225,7 +229,7 @@ class MyDataset(Dataset):
         return chain([first], batches)
 
     def encode(self, examples: Iterable[dict[str, Any]], what: str, size: int = 1000) -> Iterator[pa.RecordBatch]:
-        """Yields record batches of the encoded columns, with each example as JSON in the first of its rows."""
+        """Yields record batches of the encoded columns. The first row of each example also has the example, as JSON."""
         examples, done = iter(examples), 0
         with tqdm(desc=what, unit=" examples", leave=False, delay=2) as bar:
             while chunk := list(islice(examples, size)):
@@ -240,7 +244,7 @@ class MyDataset(Dataset):
                 bar.update(len(chunk))
 
     def __len__(self) -> int:
-        """The number of examples; the number of rows, which can be larger, is len(dataset.lengths)."""
+        """Returns the number of examples. The number of rows, which may be larger, is len(dataset.lengths)."""
         return len(self.first_rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -257,8 +261,8 @@ class MyDataset(Dataset):
         return batch
 
     def augmented_batch(self, rows: np.ndarray) -> Batch:
-        """The batch of these rows after `augment`. A window becomes the same window of the changed example, or its last
-        one if it has fewer."""
+        """Returns the Batch of these rows after `augment`. For a window, it has the window with the same index of the
+        augmented example, or the last one if there are fewer."""
         numbers = self.example_index[rows]
         columns = self.featurizer(augmented(self, [self[i] for i in numbers], numbers))
         first, end = (np.searchsorted(columns["example_index"], np.arange(len(rows)) + i) for i in (0, 1))
@@ -267,12 +271,12 @@ class MyDataset(Dataset):
         return batch._replace(rows=torch.from_numpy(rows))
 
     def __getitems__(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        """The Batch of these rows; torch's DataLoader calls it with a whole batch."""
+        """Returns the Batch of these rows. PyTorch's DataLoader calls it with all rows of a batch."""
         return self.augmented_batch(np.asarray(rows)) if self.augment and len(rows) else self.batch(rows)
 
 
 class MyDataLoader(DataLoader):
-    """Batches of a MyDataset. seed: seed of the shuffling; None: a fixed order for evaluation, longest first.
+    """Loads batches of a MyDataset. seed: seed for shuffling; None: a fixed order for evaluation, longest first.
     ratio: unlabelled rows per labelled row in an epoch."""
 
     dataset: MyDataset
@@ -290,25 +294,25 @@ class MyDataLoader(DataLoader):
         super().__init__(
             dataset,
             batch_sampler=LengthSampler(dataset.lengths, batch_size, seed, dataset.num_labelled_rows, ratio),
-            collate_fn=as_it_is,
-            num_workers=num_workers if distributed.size() == 1 else 0,  # building a batch is too fast to need workers
+            collate_fn=identity,
+            num_workers=num_workers if distributed.size() == 1 else 0,  # collating is too fast to need workers
             pin_memory=pin_memory,
             generator=torch.Generator(),
             worker_init_fn=detach_worker,
         )
 
     def set_position(self, epoch: int, batch: int = 0) -> None:
-        """Makes the next iteration start at this batch of this epoch, without reading earlier batches."""
+        """Sets the epoch and the batch at which the next iteration starts. Earlier batches are not read."""
         self.batch_sampler.epoch, self.batch_sampler.start = epoch, batch
         self.dataset.epoch = epoch
 
 
-def as_it_is(batch: Any) -> Any:
+def identity(batch: Any) -> Any:
     return batch
 
 
 def detach_worker(worker: int) -> None:
-    """Takes a worker out of the process group, so that it survives Ctrl-C until the run is saved."""
+    """Moves a worker to another session, so that Ctrl-C does not end it before the run is saved."""
     if hasattr(os, "setsid"):
         os.setsid()
 
@@ -317,12 +321,12 @@ def detach_worker(worker: int) -> None:
 
 
 class MyIterableDataset(IterableDataset):
-    """A processed file read as a stream, in constant memory.
+    """A processed file, read as a stream in constant memory.
 
-    The byte offsets of blocks of rows are indexed once. An epoch takes the blocks in random order;
-    `shuffle_buffer` rows at a time form a pool that is tokenised, shuffled and batched by length. Yields one pool after
-    another: (encoded columns, row numbers, batches). Workers take turns by pool, so each row is read once, in an order
-    that does not depend on their number. With several processes, each reads and batches its share of a pool.
+    The byte offsets of blocks of rows are indexed once. Each epoch reads the blocks in random order. About
+    `shuffle_buffer` rows form a pool, which is tokenised, shuffled and batched by length. Yields (encoded columns, row
+    numbers, batches) of each pool. Workers take turns by pool, so each row is read once, in an order that does not
+    depend on the number of workers. With several processes, each reads and batches its share of every pool.
     """
 
     pad_to_multiple = 1
@@ -339,7 +343,7 @@ class MyIterableDataset(IterableDataset):
         self.path, self.featurizer, self.seed, self.limit = path, featurizer, seed, limit
         self.tasks, self.augment = featurizer.tasks, None
         self.cache = Path(path).parent / ".cache"
-        self.rank, self.processes = distributed.rank(), distributed.size()  # not known in a worker
+        self.rank, self.processes = distributed.rank(), distributed.size()  # unknown in worker processes
         self.batch_size = batch_size = batch_size * self.processes
         self.block = batch_size * max(1, min(8, shuffle_buffer // (4 * batch_size)))  # rows read together
         self.blocks_in_pool = max(1, shuffle_buffer // self.block)
@@ -360,7 +364,7 @@ class MyIterableDataset(IterableDataset):
         self.fingerprint = encoded_fingerprint(path, featurizer, limit)
 
     def pools(self) -> list[np.ndarray]:
-        """The blocks of each pool of this epoch, in order."""
+        """Returns the blocks of each pool of this epoch, in order."""
         order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.starts) - 1)
         return [order[i : i + self.blocks_in_pool] for i in range(0, len(order), self.blocks_in_pool)]
 
@@ -370,7 +374,7 @@ class MyIterableDataset(IterableDataset):
         for number in range(self.first_pool + offset, len(pools), step):
             total = self.rows_in(pools[number])
             first, end = (total * rank // self.processes for rank in (self.rank, self.rank + 1))
-            # A process with an empty share also reads a row, and yields as many batches as the others, all empty
+            # A process with an empty share reads one row, and yields as many batches as the others, all of them empty
             rows, examples = self.read(pools[number], first, max(end, first + 1))
             columns = self.featurizer(augmented(self, examples, rows) if self.augment else examples)
             rng = np.random.default_rng([self.seed, self.epoch, number])
@@ -383,14 +387,14 @@ class MyIterableDataset(IterableDataset):
         return f"{sha256(self.path)} {self.limit} "
 
     def examples(self) -> Iterator[dict[str, Any]]:
-        """All examples, in the order of the file."""
+        """Returns an iterator over all examples, in the order of the file."""
         return (example for _, example in islice(read_processed(self.path, self.featurizer.tasks), self.limit))
 
     def rows_in(self, blocks: Iterable[int]) -> int:
         return sum(min(self.block, self.num_rows - block * self.block) for block in blocks)
 
     def read(self, blocks: Iterable[int], first: int, end: int) -> tuple[list[int], list[dict[str, Any]]]:
-        """(row numbers, examples) of rows first to end, exclusive, counted over these blocks."""
+        """Returns (row numbers, examples) of the rows from `first` to `end`, exclusive, counted over these blocks."""
         before, rows, examples = 0, [], []
         for block in blocks:
             size = self.rows_in([block])
@@ -410,7 +414,7 @@ class MyIterableDataset(IterableDataset):
 
 
 class MyIterableDataLoader(DataLoader):
-    """Batches of a MyIterableDataset, with its batch size."""
+    """Loads batches of a MyIterableDataset, with its batch size."""
 
     dataset: MyIterableDataset
 
@@ -418,7 +422,7 @@ class MyIterableDataLoader(DataLoader):
         super().__init__(
             dataset,
             batch_size=None,
-            collate_fn=as_it_is,
+            collate_fn=identity,
             num_workers=num_workers,
             multiprocessing_context=distributed.worker_context(num_workers),
             generator=torch.Generator(),
@@ -427,7 +431,7 @@ class MyIterableDataLoader(DataLoader):
         self.skip, self.pinned, self.warned = 0, pin_memory, False
 
     def set_position(self, epoch: int, batch: int = 0) -> None:
-        """Like MyDataLoader.set_position: skips earlier pools without reading them."""
+        """Sets the epoch and the batch at which the next iteration starts. Earlier pools are not read."""
         data, self.skip = self.dataset, batch
         data.epoch, data.first_pool = epoch, 0
         for blocks in data.pools():
@@ -457,14 +461,15 @@ class MyIterableDataLoader(DataLoader):
 def pin(batch: Batch) -> Batch:
     return Batch(
         *cast(
-            "tuple[dict, dict]", ({name: tensor.pin_memory() for name, tensor in part.items()} for part in batch[:2])
+            "tuple[dict, dict]",
+            ({name: tensor.pin_memory() for name, tensor in tensors.items()} for tensors in batch[:2]),
         ),
         batch.rows,
     )
 
 
 def unlabelled_texts(config: Config, tasks: dict[str, Task], train_path: Path) -> TextRows | None:
-    """The texts of --unlabelled, as training examples without labels."""
+    """Returns the texts of --unlabelled as training examples without labels; None without that option."""
     if not config.unlabelled:
         return None
     _, like = next(read_processed(train_path, tasks))
@@ -476,11 +481,11 @@ def unlabelled_texts(config: Config, tasks: dict[str, Task], train_path: Path) -
 def build_loaders(
     config: Config, data_path: str | Path, featurizer: Featurizer, device: torch.device, limit: int | None = None
 ) -> tuple[MyDataLoader | MyIterableDataLoader, MyDataLoader]:
-    """(train loader, dev loader) as configured. limit: the maximum number of examples in each."""
+    """Builds the loaders of train and dev. limit: the maximum number of examples in each."""
     pinned = can_pin(device.type)
     path = Path(data_path) / "train.jsonl"
     if config.streaming:
-        # one row per example; the windows of --long_text windows are in one row already
+        # one row per example, which --long_text windows has in any case
         one_row = featurizer if featurizer.long_text == "windows" else replace(featurizer, stride=-1)
         size = config.batch_size or BATCH_SIZES[0]
         dataset: Any = MyIterableDataset(path, one_row, size, config.shuffle_buffer, config.random_seed, limit)

@@ -2,10 +2,10 @@
 
     python data_process.py --input FILE_OR_FOLDER --output_dir dataset/NAME
 
-The folder contains train.jsonl, dev.jsonl, labels.json and optionally test.jsonl. Each line is one example: `id`;
-`text` or `tokens`; optionally `text_pair`; and one key per task: a string, one tag per token, spans of tokens, ...
-To change the sequence of stages, edit this file. The stages are in preprocess/: formats in readers/, labels in labels/,
-splits in splits.py, data checks in checks/.
+The folder contains train.jsonl, dev.jsonl, labels.json and optionally test.jsonl. Each line is one example with `id`,
+`text` or `tokens`, optionally `text_pair`, and the label of each task: a string, one tag per token, spans of tokens, …
+This file runs the stages, which are in preprocess/: file formats in readers/, labels in labels/, splits in splits.py,
+and data checks in checks/.
 """
 
 import ast
@@ -46,34 +46,34 @@ class DataConfig(RawOptions):
     output_dir: str = option("", "processed folder to write, for example dataset/NAME")
     label_type: str = option(
         "",
-        "types of tasks, if not detected correctly: 'score=regression,topics=multilabel,entities=spans'; "
-        "also classification, tagging, relations, or a custom kind",
+        "types of tasks, if detected incorrectly: 'score=regression,topics=multilabel,entities=spans'; "
+        "also classification, tagging, relations, or a custom type",
     )
-    label_separator: str = option(",", "separator between the labels in a multilabel cell")
+    label_separator: str = option(",", "separator between labels in a multilabel cell")
     label_hierarchy: str = option(
-        "", "separator of nodes in hierarchical labels: '##' for 体育##足球 (docs/data.md#label-hierarchies)"
+        "", "separator of levels in hierarchical labels: '##' for 体育##足球 (docs/data.md#label-hierarchies)"
     )
     tag_scheme: Literal["auto", "bio", "bioes", "keep"] = option(
-        "auto", "output scheme of entity tags; auto: BIO, or BIOES if the data has end tags"
+        "auto", "tag scheme of the output; auto: BIO, or BIOES if the input has end tags"
     )
     unit: Literal["auto", "word", "character"] = option(
-        "auto", "token unit of texts with spans (auto: character if most of the text is Chinese)"
+        "auto", "token unit of texts with spans; auto: character if most of the text is Chinese"
     )
-    n_splits: int = option(0, "number of cross-validation folds of train and dev; 0: none")
+    n_splits: int = option(0, "number of cross-validation folds of train and dev; 0: no folds")
     shots: str = option(
-        "", "few labels: keep this many train rows per class or entity type, such as 8, or 'intent=8,slots=5'"
+        "", "few-shot: keep this many training examples per class or entity type, such as 8, or 'intent=8,slots=5'"
     )
     label_names: str = option(
-        "", "label names in order, comma-separated, if labels are lists of 0 and 1 (or in labels.txt)"
+        "", "names of labels that are lists of 0 and 1, in order, comma-separated (or in labels.txt)"
     )
-    preview: bool = option(False, "print how the input is read and ten examples, without writing anything")
-    check: bool = option(False, "check the input (raw or processed), without writing anything")
-    max_length: int = option(256, "maximum length in training, for --check")
-    pretrain_model_path: str = option("", "model used in training, whose tokenizer --check applies")
-    model_hub: Literal["hf", "modelscope"] = option("hf", "where its name is looked up (docs/download.md)")
-    dev_ratio: float = option(0.1, "share of examples (or of the train part) for dev, if the data has no dev part")
-    test_ratio: float = option(0.1, "share of examples for test, if the data is a single part")
-    random_seed: int = option(666, "seed of the split and of --shots", low=0, high=2**32 - 1)
+    preview: bool = option(False, "print how the input is read, with ten examples; writes nothing")
+    check: bool = option(False, "check the input, raw or processed; writes nothing")
+    max_length: int = option(256, "with --check: maximum length in training")
+    pretrain_model_path: str = option("", "with --check: model whose tokenizer is used")
+    model_hub: Literal["hf", "modelscope"] = option("hf", "hub to download the model from (docs/download.md)")
+    dev_ratio: float = option(0.1, "share of the training examples for dev, if the data has no dev split")
+    test_ratio: float = option(0.1, "share of the examples for test, if the data has no splits")
+    random_seed: int = option(666, "seed of random splits and of --shots", low=0, high=2**32 - 1)
 
     def __post_init__(self) -> None:
         if not self.input or not (self.output_dir or self.check or self.preview):
@@ -85,7 +85,7 @@ class DataConfig(RawOptions):
         if self.n_splits < 0 or self.n_splits == 1:
             raise UserError(f"--n_splits={self.n_splits} must be at least 2")
         if parse_shots(self.shots) and self.n_splits:
-            raise UserError("--shots samples train and leaves dev as it is, but --n_splits makes folds of both")
+            raise UserError("--shots samples train and leaves dev unchanged, but --n_splits makes folds of both")
         if not self.label_separator:
             raise UserError("--label_separator must not be empty")
         if self.label_hierarchy and not self.label_hierarchy.strip():
@@ -102,8 +102,8 @@ class DataConfig(RawOptions):
 
     def label_types_by_name(self) -> dict[str, str]:
         """Returns {task: type} from --label_type."""
-        parts = [part.strip() for part in self.label_type.split(",") if part.strip()]
-        types = dict(part.rpartition("=")[::2] for part in parts)
+        pairs = [pair.strip() for pair in self.label_type.split(",") if pair.strip()]
+        types = dict(pair.rpartition("=")[::2] for pair in pairs)
         if "" in types or not set(types.values()) <= set(KINDS):
             raise UserError(
                 f"--label_type={self.label_type!r} must look like 'score=regression,topics=multilabel,"
@@ -113,16 +113,16 @@ class DataConfig(RawOptions):
 
 
 def prepare(config: DataConfig) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Task], list[Note]]:
-    """Returns (parts, tasks, notes) of raw input or a processed folder, as lists. "_where" is the source of an
-    example."""
+    """Reads raw input or a processed folder. Returns ({split: examples}, {name: Task}, notes). The key "_where"
+    of an example is its source."""
     with Prepared(config) as data:
         tasks = data.tasks or collect_labels(data.parts, data.kinds, data.types, data.hierarchy)
-        return {part: list(rows) for part, rows in data.parts.items()}, tasks, data.notes
+        return {split: list(rows) for split, rows in data.parts.items()}, tasks, data.notes
 
 
 def process(config: DataConfig) -> None:
-    """Converts raw input to a processed folder. With --check, only prints the report; with --preview, only examples.
-    Nothing is written unless all rows are valid. The folder is replaced as a whole or left unchanged."""
+    """Converts raw input to a processed folder, which is replaced as a whole, or left unchanged if a row is invalid.
+    With --check, only prints the notes; with --preview, only examples."""
     declare_fields()
     folder = Path(config.output_dir)
     source = Path(config.input)
@@ -142,11 +142,11 @@ def process(config: DataConfig) -> None:
         if config.n_splits:
             folds = f"{config.n_splits} folds in {folder}/fold_0 …"
             print(f"{folds}; to train them all: python -m tools.cross_validate --data_path {folder}")
-        print(f"wrote {folder}: " + ", ".join(f"{len(rows)} {part}" for part, rows in data.parts.items()))
+        print(f"wrote {folder}: " + ", ".join(f"{len(rows)} {split}" for split, rows in data.parts.items()))
 
 
 def declare_fields() -> None:
-    """Imports data_loader.py, but only if it has entries in FIELDS, because torch takes seconds to import."""
+    """Imports data_loader.py, but only if it adds entries to FIELDS, because it imports torch, which takes seconds."""
     tree = ast.parse((ROOT / "data_loader.py").read_text(encoding="utf-8"))
     if any(isinstance(node, ast.Name) and node.id == "FIELDS" for node in ast.walk(tree)):
         import data_loader  # noqa: F401
@@ -155,8 +155,8 @@ def declare_fields() -> None:
 def check_and_write(config: DataConfig, data: Prepared, folder: Path | None = None) -> list[Note]:
     """Checks all rows in one pass, writes them to `folder` if given, and prints a summary. Returns the notes."""
     with ExitStack() as stack:
-        paths = {part: folder / f"{part}.jsonl" for part in data.parts} if folder else {}
-        files = {part: stack.enter_context(open(path, "wb")) for part, path in paths.items()}
+        paths = {split: folder / f"{split}.jsonl" for split in data.parts} if folder else {}
+        files = {split: stack.enter_context(open(path, "wb")) for split, path in paths.items()}
         results = look_through(data.parts, data.kinds, files)
     tasks = data.tasks or label_info(results.labels, data.parts, data.kinds, data.types, data.hierarchy)
     if folder:
@@ -165,7 +165,7 @@ def check_and_write(config: DataConfig, data: Prepared, folder: Path | None = No
     for line in [line for check in results.checks.values() for line in check.lines()]:
         print(line)
     notes = run_checks(data.parts, tasks, data.notes, results)
-    # Last, because the tokenizer's threads are not fork-safe
+    # The last step, because the tokenizer's threads are not fork-safe
     if not has_no_text(tasks) and (featurizer := featurizer_for_checks(config, data.parts, tasks)):
         notes += with_rows(check_encoding(data.parts, tasks, featurizer))
     show(notes)
@@ -173,7 +173,7 @@ def check_and_write(config: DataConfig, data: Prepared, folder: Path | None = No
 
 
 def make_sample(folder: Path) -> None:
-    """Creates the processed folder of the sample if it does not exist. Safe to call from several processes at once."""
+    """Creates the processed folder of the sample if it does not exist. Several processes may call it concurrently."""
     from filelock import FileLock
 
     if (folder / "labels.json").exists():
@@ -186,8 +186,8 @@ def make_sample(folder: Path) -> None:
 
 
 def write_folds(folder: Path, data: Prepared) -> None:
-    """Writes a processed folder fold_<k> for each fold, and uses fold 0 as train and dev of the main folder. All folds
-    have the same list of labels, so that their models can be averaged."""
+    """Writes a processed folder fold_<k> for each fold; fold 0 also becomes train and dev of the main folder. All folds
+    have the same labels, so that their models can be averaged."""
     pool, folds = data.folds()
     data.tasks = collect_labels({"train": pool}, data.kinds, data.types, data.hierarchy)
     rest = {"test": data.parts["test"]} if "test" in data.parts else {}
@@ -198,7 +198,7 @@ def write_folds(folder: Path, data: Prepared) -> None:
 
 
 def featurizer_for_checks(config: DataConfig, parts: dict[str, Any], tasks: dict[str, Task]) -> "Featurizer | None":
-    """Returns the Featurizer that training would use, or None for more than 50,000 examples without --check."""
+    """Builds a Featurizer as in training. Returns None for more than 50,000 examples, unless --check is given."""
     if not config.check and sum(map(len, parts.values())) > 50_000:
         print("skipping the tokenizer checks for data of this size; --check runs them")
         return None

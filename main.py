@@ -1,9 +1,9 @@
-"""Fine-tunes a BERT-like encoder, or a small one from scratch, on classification, tagging, or several tasks jointly.
+"""Trains a pretrained encoder, or a small one from scratch, on one or more text classification and tagging tasks.
 
     python main.py --do_train --do_eval --do_predict
     python main.py --do_train --do_eval --data_path dataset/NAME --pretrain_model_path bert-base-uncased
 
-This file is the table of contents: each step is one call. Edit this file to change the order of steps.
+`main` calls each step in order: options, data, training, evaluation, prediction, report. Edit it to change the steps.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ logger = logging.getLogger("template")
 
 
 def checked(config: Config) -> Config:
-    """Returns the options after the checks that do not need torch, which takes seconds to import."""
+    """Validates the options as far as possible without torch, which takes seconds to import, and returns them."""
     from engine.model.hub import locate
 
     require_packages()
@@ -55,7 +55,7 @@ def checked(config: Config) -> Config:
 
 def main(config: Config) -> Any:  # an exit code, or None
     typed, config = config.given, checked(config)
-    # Imported here, so that --help and errors in flags appear at once
+    # Imported here, because slow imports would delay --help and error messages about flags
     import data_loader  # noqa: F401 (it declares FIELDS)
     from data_process import make_sample
     from engine.data.token_cache import clear
@@ -76,7 +76,7 @@ def main(config: Config) -> Any:  # an exit code, or None
             make_sample(data_path)
 
     if config.clear_cache and distributed.is_main_process():
-        load_labels(data_path)  # raises an error, before anything is removed, if this is not a processed folder
+        load_labels(data_path)  # raises UserError, before anything is removed, if this is not a processed folder
         clear(data_path / ".cache")
     with distributed.entered_by_first(claim_run_dir(config)) as run_dir:
         if distributed.is_main_process():
@@ -96,13 +96,13 @@ def main(config: Config) -> Any:  # an exit code, or None
         if config.do_eval or config.do_predict:
             evaluate_and_predict(config, device, run_dir, texts)
         if config.do_eval and distributed.is_main_process():
-            leave_report(run_dir, config)
+            write_report(run_dir, config)
         distributed.leave(device)
 
 
 def evaluate_and_predict(config: Config, device: torch.device, run_dir: Path, texts: TextRows | None = None) -> None:
-    """Evaluates and predicts with the best checkpoint, loaded from disk as in a new process. texts: rows to
-    label instead of the test part."""
+    """Evaluates and predicts with the best checkpoint, which is loaded from disk, as in a new process. texts: rows to
+    label instead of the test split."""
     import metrics
     from data_loader import MyDataLoader, MyDataset
     from engine.predict.answers import write_about
@@ -116,10 +116,10 @@ def evaluate_and_predict(config: Config, device: torch.device, run_dir: Path, te
     data_path, limit = config.data_dir, 64 if config.debug else None
     if config.do_eval:
         check_same_labels(data_path, trainer.tasks)
-        parts = [path for path in (data_path / "dev.jsonl", data_path / "test.jsonl") if path.exists()]
-        evaluate(trainer, {path.stem: MyDataset(path, featurizer, limit) for path in parts}, run_dir)
+        paths = [path for path in (data_path / "dev.jsonl", data_path / "test.jsonl") if path.exists()]
+        evaluate(trainer, {path.stem: MyDataset(path, featurizer, limit) for path in paths}, run_dir)
         if distributed.is_main_process():
-            write_about(run_dir, trainer, Config.load(best / "args.json"), [path.stem for path in parts], metrics)
+            write_about(run_dir, trainer, Config.load(best / "args.json"), [path.stem for path in paths], metrics)
     if config.do_predict:
         rows = texts or rows_of_part(data_path, "test", trainer.tasks, limit)
         output, size = config.predict_output or run_dir / "predictions.csv", config.eval_batch_size
@@ -134,14 +134,14 @@ def evaluate_and_predict(config: Config, device: torch.device, run_dir: Path, te
 
 
 class Data(NamedTuple):
-    """What a run is trained on, and its options as resolved for this data."""
+    """The output of `load_data`: everything that `build_trainer` needs."""
 
-    config: Config
-    tokenizer: PreTrainedTokenizerBase | None  # None: no text is read
+    config: Config  # with the options that depend on the data resolved
+    tokenizer: PreTrainedTokenizerBase | None  # None with --encoder none
     tasks: dict[str, Task]
     train_loader: MyDataLoader | MyIterableDataLoader
     dev_loader: MyDataLoader
-    own: Path | None  # with --init_from: the checkpoint of this run from which it resumes
+    own: Path | None  # the checkpoint from which a run with --init_from resumes
 
 
 def load_data(config: Config, device: torch.device, limit: int | None = None) -> Data:
@@ -165,7 +165,7 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
     require_text(tasks, config.encoder, data_path)
     for line in config.unused_options([task.kind for task in tasks.values()]):
         logger.warning(line)
-    if config.pretrain_model_path:  # here, because a download may take longer than processes wait for each other
+    if config.pretrain_model_path:  # not in `from_first`: a download may exceed its timeout
         locate(config.pretrain_model_path, config.model_hub)
     own = distributed.from_first(lambda: own_checkpoint(config))
     tokenizer = distributed.from_first(
@@ -202,7 +202,7 @@ def build_trainer(data: Data, device: torch.device) -> Trainer:
 
 
 def load_trained(folder: str | Path, config: Config, device: torch.device) -> tuple[Trainer, Featurizer]:
-    """(Trainer with a checkpoint's model, its Featurizer), as a new process on another machine would load them."""
+    """Loads a checkpoint, without the data folder. Returns (Trainer with its model, its Featurizer)."""
     from engine.train.automatic import resolve_precision
     from model_utils import load_with_featurizer
     from trainer import Trainer
@@ -213,7 +213,7 @@ def load_trained(folder: str | Path, config: Config, device: torch.device) -> tu
 
 
 def evaluate(trainer: Trainer, data_sets: dict[str, MyDataset], run_dir: Path) -> None:
-    """Scores each part; writes the log, eval.json, report.json and answers/. data_sets: {part: data set}"""
+    """Scores each split; writes the log, eval.json, report.json and answers/. data_sets: {split: data set}"""
     import metrics
     from data_loader import MyDataLoader
     from engine.predict import uncertainty
@@ -221,21 +221,21 @@ def evaluate(trainer: Trainer, data_sets: dict[str, MyDataset], run_dir: Path) -
     from engine.run import distributed
 
     scores, per_label, kinds = {}, {}, report_kinds(trainer.tasks, metrics)
-    for part, data_set in data_sets.items():
+    for split, data_set in data_sets.items():
         loader = MyDataLoader(data_set, trainer.config.eval_batch_size)
-        scores[part], gold, predicted, answers = trainer.eval(loader, keep_averages="texts")
-        answered, lines = uncertainty.abstention_scores(
-            part, kinds, gold, answers, trainer.abstention, trainer.target_precisions
+        scores[split], gold, predicted, predictions = trainer.eval(loader, keep_averages="texts")
+        scores_above, lines = uncertainty.abstention_scores(
+            split, kinds, gold, predictions, trainer.abstention, trainer.target_precisions
         )
-        scores[part] |= answered
+        scores[split] |= scores_above
         if not distributed.is_main_process():
             continue
-        write_rows(run_dir, part, rows_of(data_set, answers, trainer.tasks, metrics))
-        per_label[part] = metrics.report(trainer.tasks, gold, predicted)
-        for name, scores_of_labels in per_label[part].items():
+        write_rows(run_dir, split, rows_of(data_set, predictions, trainer.tasks, metrics))
+        per_label[split] = metrics.report(trainer.tasks, gold, predicted)
+        for name, scores_of_labels in per_label[split].items():
             if not trainer.config.debug:  # with so few examples, scores per label are noise
-                logger.info(f"{part}, {name}:\n{metrics.table(scores_of_labels)}")
-        logger.info(f"{part}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores[part].items()))
+                logger.info(f"{split}, {name}:\n{metrics.table(scores_of_labels)}")
+        logger.info(f"{split}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores[split].items()))
         for line in lines:
             logger.info(line)
     if distributed.is_main_process():
@@ -243,8 +243,8 @@ def evaluate(trainer: Trainer, data_sets: dict[str, MyDataset], run_dir: Path) -
         write_json(run_dir / "eval.json", scores)
 
 
-def leave_report(run_dir: Path, config: Config) -> None:
-    """Writes report.html of the run, unless tools/ was deleted."""
+def write_report(run_dir: Path, config: Config) -> None:
+    """Writes the run's report.html, unless tools/report has been deleted."""
     if not (ROOT / "tools/report").is_dir():
         return logger.info("no report: tools/report is missing")
     from tools.report.page import show_report
@@ -253,8 +253,8 @@ def leave_report(run_dir: Path, config: Config) -> None:
 
 
 def rehearse_and_check(config: Config, device: torch.device, run_dir: Path, texts: TextRows | None) -> int:
-    """Runs all steps on a few examples, then checks the model (tools/check). Returns 3 if a check fails, 4 if one is
-    undecided, else 0."""
+    """Runs all steps on a few examples, then the model checks in tools/check. Returns the exit code: 3 if a check
+    failed, 4 if one was undecided, otherwise 0."""
     if not (ROOT / "tools/check").is_dir():
         raise UserError("--debug needs tools/check, which is missing; copy it from the template")
     from data_loader import MyDataset
@@ -269,7 +269,7 @@ def rehearse_and_check(config: Config, device: torch.device, run_dir: Path, text
 
     with rehearsal() as failures:
         trainer = build()
-        config = trainer.config  # its auto options are resolved
+        config = trainer.config  # with all options resolved
         data = data._replace(config=config)
         trainer.resume()
         trainer.train()
