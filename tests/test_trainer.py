@@ -384,7 +384,7 @@ def test_any_schedule_is_resumed(kind, tiny, monkeypatch):
 def test_what_a_checkpoint_cannot_hold_is_one_line(tiny):
     trainer = make_trainer(tiny())
     trainer.optimizer.param_groups[0]["hook"] = print
-    with pytest.raises(UserError, match="AdamW or LambdaLR has values that a checkpoint cannot hold"):
+    with pytest.raises(UserError, match="AdamW or LambdaLR has values that a checkpoint cannot store"):
         trainer.save_model("step_00000000", resumable=True)
 
 

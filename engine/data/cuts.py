@@ -21,7 +21,7 @@ def warn_of_cuts(data: Any, where: str | Path) -> None:
 
 
 class Cuts:
-    """Counts the truncated parts of MyDatasets. counts: {name: initial count}."""
+    """Counts the truncated examples, words and tokens of one or more MyDatasets. counts: {name: initial count}."""
 
     def __init__(self, counts: Mapping[str, int] | Iterable[tuple[str, int]] = ()):
         self.counts = Counter(dict(counts))

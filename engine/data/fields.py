@@ -1,6 +1,6 @@
 """Custom inputs of the model, and how they are read from the rows of the data.
 
-A Field in FIELDS (data_loader.py) carries columns of the raw rows to `inputs[NAME]`. Uses only numpy, because every
+A Field in FIELDS (data_loader.py) converts columns of the raw rows to `inputs[NAME]`. Uses only numpy, because every
 exported folder has a copy of this file.
 """
 
@@ -21,22 +21,22 @@ SHOWN = 160  # characters of the description of a row without a text
 
 
 class FieldError(ValueError):
-    """Raised for a value or a declaration that cannot be used; the message is a one-line reason."""
+    """Raised for an invalid value or declaration; the message is a one-line reason."""
 
 
 @dataclass(frozen=True)
 class Field:
     """The declaration of a custom input.
 
-    columns: the column or JSON key of the value; or several, with one number each. shape: the shape of a value, () for
-    one number (default: one number per column). dtype: name is for strings, which become ids from 1, as listed in
-    labels.json; 0 is a name that does not occur in train. level: "text" is one value per row, (B, *shape); "list" any
-    number of values, (B, N, *shape) and `NAME_mask` (B, N); "words" one value per word, (B, W, *shape), which follows
-    the windows of long texts; "spans" any number of spans [begin, end] in characters or words of the text (unit; end is
-    exclusive), as the first and last token of each (B, N, 2), or words in tasks with labels per word; `NAME_mask` is
-    False for spans that are cut. standardize: subtract the mean of each column in train and divide by its standard
-    deviation; an empty cell becomes 0. missing: the value of an empty cell (default: it is an error). read: a function
-    from the cells of a row to the value, for example from a path to an image.
+    columns: the column or JSON key of the value, or several columns with one number each. shape: the shape of a value,
+    () for one number (default: one number per column). dtype: "name" converts strings to ids from 1, in the order of
+    labels.json; 0 is for names that do not occur in train. level: "text": one value per row, (B, *shape); "list": any
+    number of values, (B, N, *shape), and `NAME_mask` (B, N); "words": one value per word, (B, W, *shape), split into
+    windows like the text; "spans": any number of spans [begin, end) in characters or words of the text (unit), as the
+    first and last token of each, (B, N, 2), or the first and last word in tasks with labels per word; `NAME_mask` is
+    False for truncated spans. standardize: subtract the mean of each column in train and divide by its standard
+    deviation; an empty cell becomes 0. missing: the value of an empty cell (default: raise an error). read: a function
+    that returns the value, given the cells of a row; for example, it reads an image, given its path.
     """
 
     columns: str | Sequence[str]
@@ -69,7 +69,7 @@ class Field:
 
     @property
     def size(self) -> int:
-        """The number of numbers in a value."""
+        """The number of elements in a value."""
         return math.prod(self.shape or ())
 
     @property
@@ -83,7 +83,7 @@ class Field:
         return self.level == "text" and not self.read and (len(self.columns) > 1 or self.size == 1)
 
     def check(self) -> None:
-        """Raises FieldError if the declaration cannot be used."""
+        """Raises FieldError if the declaration is invalid."""
         strings = all(isinstance(column, str) and column for column in self.columns)
         if not self.columns or not strings or len({*self.columns}) < len(self.columns):
             raise FieldError("columns must be the name of a column, or several different names")
@@ -179,7 +179,7 @@ class Field:
         return array[None] if self.level == "text" else array
 
     def require_whole(self, array: np.ndarray, column: str) -> None:
-        """Raises FieldError for numbers that an integer or a bool cannot hold."""
+        """Raises FieldError for numbers that are not integers or, with dtype "bool", not 0 or 1."""
         wrong = array[(array != np.round(array)) | (abs(array) > MAX_INT)]
         if self.dtype == "bool":
             wrong = array[(array != 0) & (array != 1)]
@@ -262,7 +262,7 @@ def shown(value: Any) -> str:
 
 
 def parsed(cell: Any) -> Any:
-    """Converts a cell of a table to a list. The cell holds JSON, or values separated by whitespace."""
+    """Converts a cell of a table to a list. The cell contains JSON, or values separated by whitespace."""
     if not isinstance(cell, str):
         return cell
     if not cell.lstrip().startswith("["):

@@ -1,7 +1,7 @@
 """The Fields of a run: the entries of FIELDS in data_loader.py, and `extras`, the numeric columns of --extra_columns.
 
-Examples hold the cells of these columns as "extras": {column: cell}. In labels.json, every task has the declarations
-with names, means and standard deviations from train as "fields", and the statistics of `extras` as "extras".
+Examples store the cells of these columns as "extras": {column: cell}. In labels.json, each task has the declarations,
+with names, means and standard deviations from train, as "fields", and the statistics of `extras` as "extras".
 """
 
 import logging

@@ -24,7 +24,7 @@ def cached_table(
     """Returns the table of the record batches of make_batches() (at least one), memory-mapped from a cache in `folder`.
 
     The file name contains `name`, which identifies the table's inputs, and the SHA-256 of the file. A file that is
-    damaged or has another schema is rebuilt. If the folder is not writable, the table is kept in memory.
+    damaged or has another schema is rebuilt. If the folder is not writable, the table stays in memory.
     """
     from datasets import Dataset as ArrowDataset
 
@@ -62,7 +62,7 @@ def find_cache(folder: Path, name: str, schema: pa.Schema | None = None) -> Path
 
 
 def has_schema(path: Path, schema: pa.Schema | None) -> bool:
-    """Whether an Arrow file has this schema."""
+    """Returns whether an Arrow file has this schema."""
     if schema is None:
         return True
     try:

@@ -36,8 +36,8 @@ APART = regex.compile(rf"[{IDEOGRAPH}\p{{P}}$+<=>^`|~]")
 def load_tokenizer(config: Config, texts: Callable[[], Iterator[str]], own: Path | None = None) -> Any:
     """Loads the tokenizer of --pretrain_model_path or --init_from, or trains one on the texts (see `train_tokenizer`).
 
-    own: if a run that started from --init_from is resumed, its own checkpoint, whose tokenizer is then used. Returns
-    None with --encoder none.
+    own: the checkpoint of a resumed run that started from --init_from; its tokenizer is loaded. Returns None with
+    --encoder none.
     """
     if config.encoder == "none":
         return None
@@ -62,7 +62,7 @@ def load_tokenizer(config: Config, texts: Callable[[], Iterator[str]], own: Path
             # As in RoBERTa, words start with a space, so the first word and pre-split words need one too
             tokenizer = pretrained_tokenizer(place, needed, add_prefix_space=True)
             tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        if "is_local" in tokenizer.init_kwargs:  # it is saved, and must not depend on whether the hub answered
+        if "is_local" in tokenizer.init_kwargs:  # it is saved, and must not depend on whether the hub responded
             tokenizer.init_kwargs["is_local"] = Path(name).is_dir()
     if config.special_tokens:
         tokenizer.add_special_tokens({"additional_special_tokens": named_tokens(config)})
@@ -70,12 +70,12 @@ def load_tokenizer(config: Config, texts: Callable[[], Iterator[str]], own: Path
 
 
 def named_tokens(config: Config) -> list[str]:
-    """The tokens listed in --special_tokens."""
+    """Returns the tokens listed in --special_tokens."""
     return [token.strip() for token in config.special_tokens.split(",")] if config.special_tokens else []
 
 
 def saved_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a checkpoint. Raises UserError if it cannot be loaded."""
+    """Loads the tokenizer of a checkpoint. Raises UserError if that fails."""
     from transformers import AutoTokenizer
 
     from engine.model.encoders import require_plausible, shape_file  # imported here, because it imports torch

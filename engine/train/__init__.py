@@ -1,1 +1,1 @@
-"""Training internals: checkpoints, parameter groups, automatic settings, progress."""
+"""Training internals: checkpoints, parameter groups, automatic options, progress."""

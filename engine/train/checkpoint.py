@@ -1,9 +1,8 @@
-"""Checkpoints: folders that are complete or absent, never partial, and hold nothing that loading could execute.
+"""Saves and loads checkpoints: folders that are never partially written, and contain nothing that can be executed.
 
-Tensors are stored as safetensors, everything else as JSON. A thread writes a copy under a temporary name while training
-continues, syncs it, seals it with a manifest of SHA-256 sums, and renames it. `best` is enough for prediction; `step_N`
-also has all state that the next training step depends on.
-Edit here to keep more or other checkpoints.
+Tensors are stored as safetensors, everything else as JSON. While training continues, a thread writes a copy under a
+temporary name, syncs it to disk, adds a manifest of SHA-256 sums, and renames it. `best` is sufficient for prediction;
+`step_N` also has all state that the next training step depends on. To save more or other checkpoints, edit this file.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ if TYPE_CHECKING:
     from config import Config
 
 logger = logging.getLogger("template")
-KEEP = 2  # checkpoints to resume from, in addition to the best; one more during training
+KEEP = 2  # number of resumable checkpoints to retain; one more during training
 
 
 def step_folders(root: Path) -> list[Path]:
-    """The checkpoints to resume from, newest first."""
+    """Returns the resumable checkpoints, newest first."""
     found = [path for path in root.glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
     return sorted(found, key=lambda path: -int(path.name[5:]))
 
@@ -59,10 +58,10 @@ def rotate(root: Path) -> None:
 
 
 class Writer:
-    """Writes checkpoints below `root`, one after another, in a thread: `save` returns once it has copied the tensors.
+    """Writes checkpoints to `root` in a background thread. `save` returns as soon as it has copied the tensors.
 
-    At most two are pending. If writing fails, a later `save` or `wait` raises its UserError. `with writer:` waits at
-    the end of the block.
+    At most two checkpoints are pending. If writing fails, a later `save` or `wait` raises the UserError. As a context
+    manager, it waits for pending checkpoints on exit.
     """
 
     def __init__(self, root: Path, tokenizer: Any, tasks: dict[str, Task], config: Config):
@@ -76,8 +75,8 @@ class Writer:
         training: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None,
         log: Path | None = None,
     ) -> None:
-        """Queues checkpoint `name`. training: (tensors, values) from `training_state`, to make it resumable. log: a
-        file to sync to disk before the checkpoint appears."""
+        """Queues a checkpoint. training: (tensors, values) from `training_state`, to make it resumable; log: a file to
+        sync to disk before the checkpoint appears."""
         self.wait(leave=1)
         encoder, base = model.encoder, lora.base_of(model)
         merge = base and self.config.merge_lora and not training
@@ -93,7 +92,7 @@ class Writer:
             if base and not merge:
                 write_json(temporary / lora.BASE_FILE, base)
             write_json(temporary / "labels.json", tasks_to_json(self.tasks))
-            # without flags for resuming, because a killed and resumed run must write the same bytes to `best`
+            # without the flags for resuming, so that `best` of a resumed run is byte-identical
             write_json(temporary / "args.json", self.config.kept() | {"resume": False, "force_resume": False})
             if training:
                 save_file(cast(dict, tensors), temporary / "training.safetensors")
@@ -101,7 +100,7 @@ class Writer:
 
         def write() -> None:
             if training:
-                # before writing, so the page cache can reuse the freed pages; new ones can cost more than all the rest
+                # before writing, so that the page cache can reuse pages; allocating new ones can dominate the time
                 rotate(self.root)
             if log and log.exists():
                 sync(log)
@@ -129,12 +128,12 @@ class Writer:
 
 
 def snapshot(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies of the tensors on the host, which further training does not change."""
+    """Copies tensors to the host, so that further training does not change them."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
 def newest_intact(root: Path) -> tuple[Path | None, list[Path]]:
-    """(the newest intact checkpoint to resume from, or None; the damaged ones that are newer)."""
+    """Returns (the newest intact resumable checkpoint or None, the damaged ones that are newer)."""
     clean_temporaries(root)
     damaged: list[Path] = []
     for folder in step_folders(root):
@@ -177,14 +176,14 @@ def require_whole(folder: Path) -> None:
 
 
 def weights_sum(folder: Path) -> Any:
-    """SHA-256 of a checkpoint's weights, from its manifest; None if the manifest cannot be read."""
+    """Returns the SHA-256 of a checkpoint's weights, from its manifest; None if the manifest cannot be read."""
     with suppress(OSError, ValueError, AttributeError):
         sums = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         return sums.get(weights_file(folder).name)
 
 
 def read_weights(folder: Path, model: Any) -> dict[str, torch.Tensor]:
-    """{name: tensor} of a checkpoint. Raises UserError for weights that are not finite; buffers may be infinite."""
+    """Reads {name: tensor} from a checkpoint. Raises UserError if weights are not finite; buffers may be infinite."""
     try:
         tensors = load_file(weights_file(folder))
     except (SafetensorError, OSError) as error:
@@ -197,7 +196,7 @@ def read_weights(folder: Path, model: Any) -> dict[str, torch.Tensor]:
 
 
 def load_weights(model: Any, folder: Path) -> None:
-    """Loads a checkpoint's weights. Raises UserError unless every name and shape matches; it names a difference."""
+    """Loads the weights of a checkpoint into a model. Raises UserError if a name or a shape differs."""
     tensors, own = read_weights(folder, model), lora.kept_tensors(model)
     new = {name: name.rpartition(".")[2] for name in own.keys() - tensors.keys()}
     tensors |= {name: torch.tensor(SINCE[buffer]) for name, buffer in new.items() if buffer in SINCE}
@@ -209,15 +208,15 @@ def load_weights(model: Any, folder: Path) -> None:
     wrong = sorted(set(tensors) ^ set(own)) or [name for name in own if own[name].shape != tensors[name].shape]
     if wrong:
         raise UserError(
-            f"{folder}: holds another model: {len(wrong)} tensors differ, such as {wrong[0]} "
+            f"{folder}: contains another model: {len(wrong)} tensors differ, such as {wrong[0]} "
             f"({shape_of(tensors, wrong[0])} in the checkpoint, {shape_of(own, wrong[0])} here); "
             "start a new run with another --model_version"
         )
-    model.load_state_dict(tensors, strict=own_base is None)  # the checkpoint does not hold the base's weights
+    model.load_state_dict(tensors, strict=own_base is None)  # the base model's weights are not in the checkpoint
 
 
 def require_labels(folder: Path, tasks: dict[str, Task]) -> None:
-    """Raises UserError if a checkpoint was trained with other tasks or labels than these."""
+    """Raises UserError if a checkpoint was trained with other tasks or labels."""
     theirs = read_tasks(folder / "labels.json")
     for name in sorted(theirs.keys() | tasks.keys()):
         old, new = (side[name].labels if name in side else () for side in (theirs, tasks))
@@ -242,9 +241,10 @@ def training_state(
     progress: dict[str, Any],
     device: torch.device,
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """(tensors, JSON values): everything except the weights that the next step depends on. progress: of the trainer.
+    """Returns (tensors, JSON values): everything that the next step depends on, except the weights.
 
-    Works with any torch optimizer and scheduler whose state consists of tensors, numbers and strings.
+    Supports all torch optimizers and schedulers whose state consists of tensors, numbers and strings. progress: the
+    fields of Progress.
     """
     # the optimizer's state: tensors, and other values of each parameter
     tensors, numbers = dict[str, torch.Tensor](), dict[str, dict[str, Any]]()
@@ -277,14 +277,14 @@ def training_state(
     except TypeError as error:
         raise UserError(
             f"the state of {type(optimizer).__name__} or {type(scheduler).__name__} has values that a checkpoint "
-            f"cannot hold ({error}); "
+            f"cannot store ({error}); "
             "only tensors, numbers, strings, and lists and dicts of them can be saved"
         ) from None
     return tensors, values
 
 
 def random_states(device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """(tensors, JSON values) of all random number generators of this process."""
+    """Returns (tensors, JSON values): the states of all random number generators of this process."""
     tensors = {"random.torch": torch.get_rng_state()}
     if device.type != "cpu":
         tensors[f"random.{device.type}"] = random_state(device)
@@ -303,14 +303,14 @@ def set_random_states(tensors: dict[str, torch.Tensor], values: dict[str, Any], 
 
 
 def as_json(value: Any) -> Any:
-    """Converts tensors, also in lists, to numbers or lists that JSON can hold; leaves all else unchanged."""
+    """Converts tensors, also in lists, to numbers or lists for JSON. Returns other values unchanged."""
     if isinstance(value, list | tuple):
         return [as_json(item) for item in value]
     return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
 def as_before(value: Any, now: Any) -> Any:
-    """Converts a value read from JSON to the type of the current value, because JSON has no tuples or tensors."""
+    """Converts a value from JSON, which has no tuples or tensors, to the type of the current value."""
     if isinstance(now, torch.Tensor):
         return torch.tensor(value, dtype=now.dtype, device=now.device)
     if isinstance(now, list | tuple) and len(now) == len(value):
@@ -319,7 +319,7 @@ def as_before(value: Any, now: Any) -> Any:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """The parts of the environment that byte-identical results depend on; a resumed run warns if one has changed."""
+    """Returns the properties of the environment that byte-identical results depend on."""
     here = {"device": name_of(device), "threads": torch.get_num_threads(), "processes": distributed.size()}
     return {"torch": torch.__version__, **here}
 
@@ -347,14 +347,14 @@ def restore_training(
     tricks: Any,
     device: torch.device,
 ) -> tuple[dict[str, Any], int]:
-    """Restores the output of `training_state`. -> (progress, number of processes before)
+    """Restores the output of `training_state`. Returns (progress, former number of processes).
 
-    Raises UserError if they are damaged or from another version.
+    Raises UserError if the files are damaged or from another version.
     """
     try:
         averages, progress, processes = restore_values(folder, optimizer, scheduler, scaler, device)
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, UserError) or torch_mistake(error):  # such as too little memory
+        if isinstance(error, UserError) or torch_mistake(error):  # such as out of memory
             raise
         if isinstance(error, SchemaError):
             raise UserError(f"{error}; the checkpoint is damaged, remove it") from None
@@ -363,13 +363,13 @@ def restore_training(
             f"{folder}: training.json or training.safetensors is damaged ({wrong}); remove that checkpoint"
         ) from None
     with other_options(folder):
-        tricks.load_state_dict(averages)  # an edited trick's own error keeps its traceback
+        tricks.load_state_dict(averages)  # errors in the code of a custom trick keep their traceback
     return progress, processes
 
 
 @contextmanager
 def other_options(folder: Path) -> Iterator[None]:
-    """A context that treats ValueError and KeyError as the state of a run with other options."""
+    """Converts ValueError and KeyError, which the state of a run with other options causes, to UserError."""
     try:
         yield
     except (ValueError, KeyError) as error:
@@ -381,12 +381,12 @@ def other_options(folder: Path) -> Iterator[None]:
 def restore_values(
     folder: Path, optimizer: torch.optim.Optimizer, scheduler: Any, scaler: torch.amp.GradScaler, device: torch.device
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any], int]:
-    """Restores all but the tricks. -> (state of the tricks, progress, number of processes before)"""
+    """Restores everything except the tricks. Returns their state and the output of `restore_process`."""
     tensors = load_file(folder / "training.safetensors")
     values = read_json(folder / "training.json", STATE)
     for name, now in environment(device).items():
         if (before := values["environment"].get(name, now)) != now:
-            differ = "its bytes may differ from those of an uninterrupted run"
+            differ = "its result may not be byte-identical to an uninterrupted run"
             logger.warning(f"{name} was {before}, is {now}: the run continues, but {differ}")
     state = {int(number): dict(slots) for number, slots in values.get("optimizer_state", {}).items()}
     averages: dict[str, torch.Tensor] = {}
@@ -407,7 +407,7 @@ def restore_values(
 
 
 def updated(now: dict, before: dict, switches: tuple = ()) -> dict:
-    """An object's current state, updated from a checkpoint. Raises ValueError for values that do not fit the state.
+    """Returns an object's current state, updated from a checkpoint. Raises ValueError if its structure differs.
 
     switches: types of values that are not updated, because an optimizer's switches depend on the device.
     """
@@ -420,9 +420,9 @@ def updated(now: dict, before: dict, switches: tuple = ()) -> dict:
 def restore_process(
     tensors: dict[str, torch.Tensor], values: dict[str, Any], device: torch.device
 ) -> tuple[dict[str, Any], int]:
-    """Restores a process's own random states and share of the losses. -> (progress, number of processes before)
+    """Restores this process's random states and share of the losses. Returns (progress, former number of processes).
 
-    If that number has changed, new processes start with other random numbers, and process 0 gets all losses.
+    If the number has changed, additional processes start with new random numbers, and process 0 gets all losses.
     """
     progress, others, rank = values["progress"], values.get("other_processes", []), distributed.rank()
     if rank <= len(others):

@@ -1,8 +1,8 @@
-"""A frozen encoder's outputs are computed once and kept in memory; the epochs then train only the heads.
+"""Computes the outputs of a frozen encoder once and caches them in memory, so that training runs only the heads.
 
-A frozen encoder runs without dropout, so its output for a row is always the same. The vectors that heads of level
-"text" and "words" read are kept. They are computed in batches that depend only on the data, so they are equal in a
-resumed run and in all processes.
+A frozen encoder runs without dropout, so its outputs are the same in every epoch. The cache has the inputs of heads of
+level "text" and "words". They are computed in batches that depend only on the data, so they are bit-exact in a resumed
+run and in all processes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from engine.model.pooling import text_vectors, word_vectors
 
 logger = logging.getLogger("template")
 MAX_BYTES = 2 << 30  # for all cached vectors of a process
-READ_THE_ENCODER = ("streaming", "teacher", "use_freelb", "use_smart")  # options that need it in each step
+READ_THE_ENCODER = ("streaming", "teacher", "use_freelb", "use_smart")  # options that run the encoder in each step
 POOLED = {"text": text_vectors, "words": word_vectors}
 
 
@@ -38,19 +38,21 @@ class Outputs:
         }
 
     def add(self, rows: np.ndarray, level: str, vectors: torch.Tensor) -> None:
-        """vectors: (B, H), or (B, W, H) with padding."""
+        """Stores the vectors of rows: (B, H), or (B, W, H) with padding."""
         kept, found = self.levels[level], vectors.float().cpu().numpy()
         for row, vector in zip(rows, found):
             start, end = kept.offsets[row : row + 2]
             kept.values[start:end] = vector if level == "text" else vector[: end - start]
 
     def __call__(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        """{"encoded_text": (B, H), "encoded_words": (B, W, H)} of these rows."""
+        """Returns {"encoded_text": (B, H), "encoded_words": (B, W, H)} for these rows."""
         found = {}
         for level, kept in self.levels.items():
             starts = kept.offsets[rows]
             places = np.arange((kept.offsets[rows + 1] - starts).max(initial=0))
-            index = np.minimum(starts[:, None] + places, len(kept.values) - 1)  # padding: any vector, it is masked
+            index = np.minimum(
+                starts[:, None] + places, len(kept.values) - 1
+            )  # padding is masked, so any vector will do
             found[f"encoded_{level}"] = torch.from_numpy(kept.values[starts if level == "text" else index])
         return found
 
@@ -62,7 +64,7 @@ def bytes_of(data: Any, levels: Sequence[str], hidden_size: int) -> int:
 
 @contextmanager
 def kept_outputs(trainer: Any) -> Iterator[None]:
-    """A context in which batches of train and dev contain the outputs of the encoder, if it is frozen and they fit into
+    """Adds the outputs of a frozen encoder to the batches of train and dev within the context, if they fit into
     memory."""
     model, config = trainer.model, trainer.config
     data_sets = [loader.dataset for loader in (trainer.train_loader, trainer.dev_loader)]
@@ -78,9 +80,9 @@ def kept_outputs(trainer: Any) -> Iterator[None]:
     if reasons:
         logger.info(f"the frozen encoder runs in every step, because of {', '.join(reasons)}")
     elif (size := sum(bytes_of(data, levels, model.hidden_size) for data in data_sets)) > MAX_BYTES:
-        logger.info(f"the frozen encoder runs in every step: its outputs are {size / 1e9:.1f} GB, too many to keep")
+        logger.info(f"the frozen encoder runs in every step: its outputs, {size / 1e9:.1f} GB, are too large to cache")
     else:
-        logger.info(f"the frozen encoder runs once: {size / 1e6:.1f} MB of its outputs are kept in memory")
+        logger.info(f"the frozen encoder runs once: {size / 1e6:.1f} MB of its outputs are cached in memory")
         for data in data_sets:
             data.encoded = outputs_of(trainer, data, levels)
     try:
@@ -92,7 +94,7 @@ def kept_outputs(trainer: Any) -> Iterator[None]:
 
 @torch.inference_mode()
 def outputs_of(trainer: Any, data: Any, levels: Sequence[str]) -> Outputs:
-    """Computes the outputs for all rows of a data set. Every process computes all of them."""
+    """Computes the outputs for all rows of a data set, in every process."""
     model, layer, size = trainer.model, trainer.model.output_layer, trainer.config.eval_batch_size
     poolings = {"text": layer.pooling, "words": layer.word_pooling}
     model.eval()

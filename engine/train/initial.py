@@ -1,7 +1,8 @@
-"""--init_from: a new run that starts from the weights of a trained one, even if labels or tasks have changed since.
+"""--init_from: starts a new run from the weights of a trained run, even if its labels or tasks differ.
 
-It takes the whole encoder and tokenizer and, from each head, the rows of labels with the same name (`Head.start_from`).
-Optimizer, schedule and random numbers start fresh. Once the new run has a checkpoint, it no longer reads the old run.
+The new run loads the encoder, the tokenizer and, for each head, the rows of labels with the same name
+(`Head.start_from`). Optimizer, schedule and random numbers are new. Once the new run has a checkpoint, it no longer
+reads the old run.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("template")
 ADAPTER = ("lora_rank", "lora_alpha", "lora_targets")
-# Options that describe the weights; they are taken from the run of --init_from
+# Options that describe the weights. They are inherited from the run of --init_from
 OF_THE_RUN = (
     *"encoder hidden_size num_layers vocab_size shared_layers pooling word_pooling word_shapes".split(),
     *ADAPTER,
@@ -39,25 +40,27 @@ HEADS = "output_layer.heads."
 
 
 def resumes(config: Config) -> bool:
-    """Whether this command resumes a run that started from --init_from."""
+    """Returns whether this command resumes a run that started from --init_from."""
     started = (config.run_dir / "args.json").exists() and not config.debug
     return bool(config.init_from and config.do_train and started and (config.resume or restarts()))
 
 
 def own_checkpoint(config: Config) -> Path | None:
-    """The checkpoint from which a run that started from --init_from resumes, if there is one."""
+    """Returns the checkpoint from which a run that started from --init_from resumes, or None."""
     return checkpoint.newest_intact(config.run_dir / "checkpoints")[0] if resumes(config) else None
 
 
 def inherit_run_options(config: Config, typed: Collection[str] = ()) -> Any:
-    """The options, with those that describe the weights, and learning rates that are not given, taken from --init_from.
-    With several processes, the first one reads them. typed: options that the command line sets, also to their
-    defaults. Raises UserError for options that contradict the weights."""
+    """Returns the options, with those that describe the weights and unset learning rates inherited from --init_from.
+
+    typed: options that the command line sets, including those set to their default. With several processes, the first
+    one reads the files. Raises UserError for options that contradict the weights.
+    """
     return replace(config, **distributed.from_first(lambda: options_to_inherit(config, typed)))
 
 
 def options_to_inherit(config: Config, typed: Collection[str]) -> dict[str, Any]:
-    """The options that --init_from sets; a resumed run has them in its own args.json."""
+    """Returns {option: value} to inherit from --init_from, or from the args.json of a resumed run."""
     if not (config.init_from and config.do_train):
         return {}
     defaults, resumed = {f.name: f.default for f in fields(config)}, resumes(config)
@@ -78,27 +81,29 @@ def options_to_inherit(config: Config, typed: Collection[str]) -> dict[str, Any]
 
 
 def options_of_run(config: Config) -> dict[str, Any]:
-    """The options of the run of --init_from, as they apply to its checkpoint. Raises UserError if there is no such run,
-    or it is this run."""
+    """Returns the options of the run of --init_from, as they apply to its checkpoint. Raises UserError if there is no
+    such run, or if it is this run."""
     pretrained = "name another folder, or give a pretrained model to --pretrain_model_path"
     folder = checkpoint_of(config.init_from, pretrained)
     if config.run_dir.resolve() in folder.resolve().parents:
         raise UserError(f"--init_from {config.init_from}: is this run itself; name the new one with --model_version")
     before = read_options(folder / "args.json", type(config))
-    if not lora.read_base(folder):  # fully trained, or merged: then its learning rates were for an adapter
+    if not lora.read_base(folder):  # trained in full or merged; learning rates of a merged run are for an adapter
         merged = before.get("lora_rank", 0) > 0
         before = {name: value for name, value in before.items() if name not in ADAPTER}
         before |= {"lr": None, "head_lr": None} if merged else {}
         if config.pretrain_model_path:
             raise UserError("--init_from and --pretrain_model_path each name the encoder; leave one of them out")
         if config.lora_rank:
-            whole = f"--lora_rank: {config.init_from} holds a whole encoder, but an adapter needs a separate base"
+            whole = (
+                f"--lora_rank: {config.init_from} contains a full encoder, but an adapter needs a separate base model"
+            )
             raise UserError(f"{whole}; leave it out, or start from a run with an unmerged adapter")
     return before
 
 
 def start_from(model: Any, folder: Path, hidden_size: int, tokenizer: Any, config: Config) -> None:
-    """Copies the weights of a checkpoint into a new model with the same encoder, and logs what was taken."""
+    """Copies the weights of a checkpoint to a new model with the same encoder, and logs what was copied."""
     tensors, before = checkpoint.read_weights(folder, model), read_tasks(folder / "labels.json")
     taken = encoder_weights(model, folder, tensors)
     rest = {name: t for name, t in model.state_dict().items() if not name.startswith(("encoder.", HEADS))}
@@ -114,8 +119,8 @@ def start_from(model: Any, folder: Path, hidden_size: int, tokenizer: Any, confi
 
 
 def encoder_weights(model: Any, folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """{name: tensor} of the encoder, or of its adapter. The word embedding may have more rows than in the checkpoint,
-    for --special_tokens; these rows keep their initial values. Raises UserError for a different encoder."""
+    """Returns {name: tensor} of the encoder, or of its adapter. Rows of the word embedding that the checkpoint lacks,
+    for --special_tokens, have their initial values. Raises UserError if the encoders differ."""
     own = {name: tensor for name, tensor in lora.kept_tensors(model).items() if name.startswith("encoder.")}
     taken = {name: tensor for name, tensor in tensors.items() if name.startswith("encoder.")}
     words = model.encoder.get_input_embeddings() if hasattr(model.encoder, "get_input_embeddings") else None
@@ -127,14 +132,14 @@ def encoder_weights(model: Any, folder: Path, tensors: dict[str, torch.Tensor]) 
     if wrong := sorted(name for name in own | taken if shape_of(own, name) != shape_of(taken, name)):
         shapes = f"{shape_of(tensors, wrong[0])} there, {shape_of(own, wrong[0])} here"
         differ = f"{len(wrong)} tensors differ, such as {wrong[0]} ({shapes})"
-        raise UserError(f"--init_from {folder}: holds another encoder than this code and options build: {differ}")
+        raise UserError(f"--init_from {folder}: contains an encoder that this code and options do not build: {differ}")
     return taken
 
 
 def start_head(
     name: str, head: Head, before: dict[str, Task], tensors: dict[str, torch.Tensor], hidden_size: int
 ) -> str:
-    """Copies the weights that a head can use from a checkpoint. -> its part of the log line"""
+    """Copies the weights that a head can use from a checkpoint. Returns a description for the log."""
     task, theirs = head.task, before.get(name)
     if theirs is None or (theirs.kind, theirs.hierarchy) != (task.kind, task.hierarchy):
         was = theirs and f"{theirs.kind} with the hierarchy {theirs.hierarchy!r}".removesuffix(" with the hierarchy ''")
@@ -158,6 +163,6 @@ def start_head(
 
 
 def named(what: str, names: Iterable[str]) -> list[str]:
-    """["new: a, b"], or [] without names."""
+    """Returns ["new: a, b"], or [] if there are no names."""
     names = list(names)
     return [f"{what}: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}"] if names else []

@@ -1,4 +1,4 @@
-"""Learning rates, parameter groups, and numbers of epochs and steps."""
+"""Computes learning rates, parameter groups, and numbers of epochs and steps."""
 
 from __future__ import annotations
 
@@ -17,47 +17,47 @@ from engine.train.checkpoint import as_json
 if TYPE_CHECKING:
     from config import Config
 
-# --epochs auto: (target number of optimizer steps, fewest epochs, most epochs)
+# --epochs auto: (target number of optimizer steps, minimum of epochs, maximum of epochs)
 PRETRAINED, FROM_SCRATCH = (1400, 3, 30), (1500, 10, 60)
-BATCH_SIZES = 32, 16, 8  # --batch_size auto: the first, or for few texts to tag a smaller one
+BATCH_SIZES = 32, 16, 8  # --batch_size auto: the first, or a smaller one for few texts to tag
 ENOUGH_STEPS = 500  # with 570 steps, batches of 32 are as good as smaller ones; with 180 they are not
 EMA_SHARE = 0.05  # share of all steps that --use_ema averages over
 
 
 def steps_per_epoch(num_batches: int, config: Config) -> int:
-    """Optimizer steps in an epoch of `num_batches` micro-batches; the last step may have fewer micro-batches."""
+    """Returns the optimizer steps in an epoch of `num_batches` micro-batches. The last step may have fewer of them."""
     return -(-num_batches // config.gradient_accumulation_steps)
 
 
 def warmup_steps(config: Config, steps_per_epoch: int) -> int:
-    """The number of optimizer steps in --warmup_epochs."""
+    """Returns the number of optimizer steps in --warmup_epochs."""
     return round(warmup_epochs(config) * steps_per_epoch)
 
 
 def warmup_epochs(config: Config) -> float:
-    """--warmup_epochs, or --warmup_ratio of all epochs, by default a tenth."""
+    """Returns --warmup_epochs, or --warmup_ratio (default: a tenth) of all epochs."""
     if config.warmup_epochs is not None:
         return config.warmup_epochs
     return config.epochs / 10 if config.warmup_ratio is None else config.epochs * config.warmup_ratio
 
 
 def epochs_of(steps: int, pretrained: bool) -> int:
-    """The value of --epochs auto: the epochs needed for a target number of steps, within bounds. steps: per epoch.
+    """Returns the value of --epochs auto: the epochs needed for a target number of steps, within bounds.
 
-    Learning depends more on optimizer steps than on passes over the data: 3 epochs of a million texts are plenty, 3 of
-    a thousand do not even cover the warmup. The bounds: a schedule needs several epochs, each scored on dev, and too
-    many passes over few texts overfit. Training from scratch takes longer.
+    Learning depends more on optimizer steps than on passes over the data: 3 epochs of a million texts are plenty, but 3
+    of a thousand do not even cover the warmup. The minimum gives the schedule several epochs that are evaluated on dev;
+    the maximum prevents overfitting on few texts. Training from scratch needs more steps. steps: per epoch.
     """
     aim, fewest, most = PRETRAINED if pretrained else FROM_SCRATCH
     return min(max(-(-aim // max(1, steps)), fewest), most)
 
 
 def batch_size_of(config: Config, tasks: dict[str, Task], rows: int) -> int:
-    """--batch_size, or its value at auto: 32; if all tasks are tagging, with a pretrained encoder, the largest of
-    BATCH_SIZES with which the maximum of --epochs auto makes ENOUGH_STEPS, or 8 if none does.
+    """Returns --batch_size or, if it is auto, 32; for a pretrained encoder and only tagging tasks, the largest of
+    BATCH_SIZES that yields ENOUGH_STEPS in the maximum of --epochs auto, or 8 if none does.
 
-    rows: labelled rows of train. With few texts, batches of 32 make few steps, and more epochs would cost more; batches
-    of 8 make four times as many steps at about the same cost (benchmarks/RESULTS.md).
+    With few texts, batches of 32 yield few steps, and more epochs would cost more; batches of 8 yield four times as
+    many steps at about the same cost (benchmarks/RESULTS.md). rows: number of labelled training rows.
     """
     if config.batch_size is not None:
         return config.batch_size
@@ -71,60 +71,60 @@ def batch_size_of(config: Config, tasks: dict[str, Task], rows: int) -> int:
 
 
 def patience_of(epochs: int) -> int:
-    """Epochs without a better score after which a run of `epochs` stops early: a quarter of them, at least 5.
+    """Returns the default of --early_stop_patience: a quarter of all epochs, at least 5.
 
-    Under a cosine schedule scores rise to the end, but not steadily: of three runs of 60 epochs on 799 texts, a
-    patience of 5 stops two after 22 and 24, five and seven points below their best; 15 stops none
+    Under a cosine schedule, scores rise until the end, but not monotonically. Of three runs of 60 epochs on 799 texts,
+    a patience of 5 stops two after 22 and 24 epochs, five and seven points below their best score; 15 stops none
     (benchmarks/RESULTS.md).
     """
     return max(5, epochs // 4)
 
 
 def ema_decay_of(steps: int) -> float:
-    """EMA's decay per step for a run of `steps`: it averages over about 1 / (1 - decay) of them, EMA_SHARE of all.
+    """Returns the default of --ema_decay: EMA averages over about 1 / (1 - decay) steps, here EMA_SHARE of all steps.
 
-    A fixed horizon covers all of a short run, including its first, untrained weights, but only a tiny part of a long
-    one: 0.99, the former default, made three epochs of ATIS worse (benchmarks/RESULTS.md).
+    A fixed decay would average over all of a short run, including its first, untrained weights, but over a tiny share
+    of a long run: 0.99, the former default, lowered the scores of three epochs on ATIS (benchmarks/RESULTS.md).
     """
     return min(max(1 - 1 / max(1, EMA_SHARE * steps), 0.9), 0.9999)
 
 
 def lr_of_width(hidden_size: int) -> float:
-    """The peak rate of a pretrained encoder: 3e-4 at hidden size 384, falling with the square of the hidden size."""
+    """Returns the peak learning rate of a pretrained encoder: 3e-4 at hidden size 384, falling with its square."""
     return min(1e-3, 3e-4 * (384 / hidden_size) ** 2)
 
 
 def lr_of_lora(hidden_size: int) -> float:
-    """The peak rate of LoRA: 1.8e-3 at hidden size 384, 2.9e-4 at 4096. With the hidden size, it falls far more slowly
-    than the rate of full fine-tuning (Schulman and Thinking Machines Lab, LoRA Without Regret, 2025)."""
+    """Returns the peak learning rate of LoRA: 1.8e-3 at hidden size 384, 2.9e-4 at 4096. It falls much more slowly than
+    in full fine-tuning (Schulman and Thinking Machines Lab, LoRA Without Regret, 2025)."""
     return min(2e-3, 5e-4 * (2000 / hidden_size) ** 0.775)
 
 
 def lr_of_probe(hidden_size: int) -> float:
-    """The peak rate of heads on a frozen encoder: 1e-2 at hidden size 384, inversely proportional to it, because a step
-    changes the logits in proportion to the hidden size. Measured at 384 only: better than 3e-3, the rate of heads on a
-    trained encoder (benchmarks/RESULTS.md)."""
+    """Returns the peak learning rate of heads on a frozen encoder: 1e-2 at hidden size 384, inversely proportional to
+    it, because a step changes the logits in proportion to the hidden size. Measured only at 384, where it is better
+    than 3e-3, the rate of heads on a trained encoder (benchmarks/RESULTS.md)."""
     return min(1e-2, 1e-2 * 384 / hidden_size)
 
 
 def is_pretrained(config: Config) -> bool:
-    """Whether a transformer's weights come from --pretrain_model_path or --init_from; other encoders only use the
-    tokenizer of --pretrain_model_path."""
+    """Returns whether a transformer's weights come from --pretrain_model_path or --init_from. Other encoders use only
+    the tokenizer of --pretrain_model_path."""
     return bool(config.pretrain_model_path or config.init_from) and config.encoder == "transformer"
 
 
 def learning_rates(encoder: Any, config: Config) -> tuple[float, float]:
-    """The peak rates of encoder and heads: --lr and --head_lr, or values that depend on the encoder.
+    """Returns the peak learning rates of encoder and heads: --lr and --head_lr, or defaults that depend on the encoder.
 
-    Small encoders need far more than BERT-base's 5e-5. Pretrained: 3e-4 at hidden size 384, falling with its square
-    (7.5e-5 at 768, 4.2e-5 at 1024), and ten times that for heads; from scratch: 1e-3 for both.
+    Small encoders need much higher rates than the 5e-5 of BERT-base. Pretrained: 3e-4 at hidden size 384, falling with
+    its square (7.5e-5 at 768, 4.2e-5 at 1024), and ten times as much for heads; from scratch: 1e-3 for both.
     """
     if not is_pretrained(config):
         lr = config.lr or 1e-3
         return lr, config.head_lr or lr
     full = lr_of_width(encoder.config.hidden_size)
     lr = config.lr or (lr_of_lora(encoder.config.hidden_size) if config.lora_rank else full)
-    if config.lora_rank and not config.lr:  # the heads' rate in full fine-tuning, but not below LoRA's
+    if config.lora_rank and not config.lr:  # as in full fine-tuning, but at least LoRA's rate
         return lr, config.head_lr or max(lr, min(10 * full, 1e-2))
     if config.freeze_layers == -1 and not config.lr:
         return lr, config.head_lr or lr_of_probe(encoder.config.hidden_size)
@@ -132,7 +132,7 @@ def learning_rates(encoder: Any, config: Config) -> tuple[float, float]:
 
 
 def parameter_groups(model: torch.nn.Module, config: Config) -> list[dict[str, Any]]:
-    """One group per trained parameter, for `build_optimizer`. Biases, norms and the CRF do not decay.
+    """Returns one group per trainable parameter, for `build_optimizer`. Biases, norms and the CRF have no weight decay.
 
     Keys: params, name, layer (0: the embeddings, 1 to n: the encoder's layers, n + 1: everything outside the encoder),
     part ("encoder", "encoder, no decay", "heads" or "heads, no decay"), lr and weight_decay.
@@ -151,7 +151,7 @@ def parameter_groups(model: torch.nn.Module, config: Config) -> list[dict[str, A
 
 
 def merge_groups(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Merges the optimizer's groups with equal options, since few groups are faster; their names are in "names"."""
+    """Merges groups with equal options, since fewer groups are faster. "names" has the names of the parameters."""
     merged: dict[str, dict[str, Any]] = {}
     for group in optimizer.param_groups:
         options = {key: as_json(value) for key, value in group.items() if key not in ("params", "name", "layer")}
@@ -166,9 +166,9 @@ def merge_groups(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 class ScoreScheduler(torch.optim.lr_scheduler.LambdaLR):
-    """A scheduler whose `step` needs a score, such as ReduceLROnPlateau, with a linear warmup to its rates.
+    """Wraps a scheduler whose `step` needs a score, such as ReduceLROnPlateau, and adds a linear warmup.
 
-    `step` follows each optimizer step, `step_on_score` the evaluation on dev after each epoch.
+    Call `step` after each optimizer step, and `step_on_score` after each evaluation on dev.
     """
 
     def __init__(self, on_score: Any, warmup: int):
@@ -196,7 +196,7 @@ class ScoreScheduler(torch.optim.lr_scheduler.LambdaLR):
 
 
 class Chain(torch.optim.lr_scheduler.ChainedScheduler):
-    """A ChainedScheduler that knows its number of steps, like other schedulers."""
+    """A ChainedScheduler with `last_epoch`, which other schedulers have."""
 
     @property
     def last_epoch(self) -> int:
@@ -209,10 +209,10 @@ class Chain(torch.optim.lr_scheduler.ChainedScheduler):
 
 
 def with_warmup(scheduler: Any, config: Config, loader: Any, monitor: str, lower_is_better: bool) -> Any:
-    """The scheduler in the form that the trainer steps. Raises UserError if it ends before the run, or if a scheduler
-    that needs a score minimises it although higher is better, or the reverse.
+    """Wraps a scheduler, if needed, so that the trainer can call its `step` without arguments.
 
-    loader: yields the micro-batches of an epoch; monitor: the score.
+    Raises UserError if it ends before the run, or if a scheduler that needs a score minimises one that should be
+    maximised, or the reverse. loader: yields the micro-batches of an epoch; monitor: the name of the score.
     """
     if isinstance(scheduler, type) or not hasattr(scheduler, "step"):
         raise UserError(f"build_scheduler in trainer.py must return a scheduler of torch, not {scheduler!r}")
@@ -233,16 +233,16 @@ def with_warmup(scheduler: Any, config: Config, loader: Any, monitor: str, lower
 
 
 def describe(model: torch.nn.Module, device: torch.device) -> str:
-    """Such as "22.7 M parameters on cpu", with the number of trainable ones if some are frozen."""
+    """Describes a model: "22.7 M parameters on cpu", and the number of trainable parameters if some are frozen."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     trained = sum(size for size, trains in sizes if trains)
-    some = "" if all(trains for _, trains in sizes) else f", of which {trained / 1e6:.2f} M train"
+    some = "" if all(trains for _, trains in sizes) else f", {trained / 1e6:.2f} M of them trainable"
     return f"{sum(size for size, _ in sizes) / 1e6:.1f} M parameters on {device}{some}"
 
 
 def describe_rates(optimizer: torch.optim.Optimizer) -> str:
-    """Such as "peak rates 3.0e-04 (37 tensors: encoder), 3.0e-03 (4 tensors: output_layer.heads)": for each rate, the
-    number of tensors and the common prefix of their names."""
+    """Describes the learning rates, with the number of tensors and their common prefix: "peak rates 3.0e-04 (37
+    tensors: encoder), 3.0e-03 (4 tensors: output_layer.heads)"."""
     by_rate: dict[str, list[str]] = {}
     for group in sorted(optimizer.param_groups, key=peak_rate):
         names = [name.replace(".", "/") for name in group.get("names", ())]

@@ -1,4 +1,4 @@
-"""Progress of a run, the losses since its last log line, and the bar that shows both."""
+"""The progress of a run, its losses since the last log line, and the progress bar."""
 
 import json
 import logging
@@ -21,14 +21,14 @@ logger = logging.getLogger("template")
 
 @dataclass
 class Progress:
-    """Progress of a run. Every checkpoint stores all of it, so a resumed run ends with the same bytes."""
+    """The progress of a run. Every checkpoint stores it, so that the result of a resumed run is byte-identical."""
 
-    step: int = 0  # optimizer steps done
-    epoch: int = 0  # epochs done and evaluated
-    batch: int = 0  # micro-batches of the current epoch done
+    step: int = 0  # completed optimizer steps
+    epoch: int = 0  # completed and evaluated epochs
+    batch: int = 0  # completed micro-batches of the current epoch
     best_score: float | None = None  # of the monitored metric
     best_epoch: int = 0
-    bad_epochs: int = 0  # evaluations since the best
+    bad_epochs: int = 0  # evaluations since the best one
     sums: dict = field(default_factory=dict)  # losses since the last log line
     sum_steps: int = 0
     skipped_steps: int = 0  # steps since the last log line whose gradient was not finite
@@ -37,7 +37,7 @@ class Progress:
 
     @classmethod
     def load(cls, values: dict[str, Any], folder: Path) -> "Progress":
-        """Builds it from a checkpoint's values. Raises UserError if they are damaged or from another version."""
+        """Creates Progress from a checkpoint's values. Raises UserError if they are damaged or from another version."""
         if values.keys() != {part.name for part in fields(cls)}:
             advice = "start a new run with another --model_version"
             raise UserError(f"{folder}: was written by another version of this template; {advice}")
@@ -47,14 +47,15 @@ class Progress:
         return cls(**values)
 
     def share_among(self, processes: int, before: int, schedule: tuple[Any, float], batches: int, in_step: int) -> None:
-        """Moves to the same position in data and schedule, up to the nearest whole step, if the number of processes has
-        changed.
+        """Adapts the position in data and schedule, rounded down to a whole step, to a new number of processes.
 
-        processes, before: their number now and before. schedule: (scheduler, its last step, see `rate_held_from`).
-        batches: micro-batches per epoch now; in_step: micro-batches per step.
+        processes, before: the current number of processes and the number in the saved run. schedule: (scheduler, its
+        last step, see `rate_held_from`). batches: current micro-batches per epoch; in_step: micro-batches per step.
         """
         scheduler, last = schedule
-        if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):  # others derive each rate from the last one
+        if not isinstance(
+            scheduler, torch.optim.lr_scheduler.LambdaLR
+        ):  # others derive each rate from the previous one
             advice = f"resume with {before} processes, or use a LambdaLR"
             raise UserError(f"{type(scheduler).__name__} cannot continue with another number of processes; {advice}")
         self.batch = self.batch * before // processes // in_step * in_step
@@ -65,18 +66,22 @@ class Progress:
 
 
 class RunningLosses:
-    """Losses and gradient norms since the last log line. They stay on the device until the next line is written, so the
-    host does not wait for them."""
+    """Accumulates losses and gradient norms since the last log line. They stay on the device until the next line is
+    logged, so that the host does not wait for them."""
 
     def __init__(self, progress: Progress, device: torch.device | str):
         self.progress = progress
         self.sums = {name: torch.tensor(value, device=device) for name, value in progress.sums.items()}
         self.group_sums: dict[str, Any] = {}
         self.unseen_steps: list[tuple[torch.Tensor, list[int]]] = []
-        self.examples, self.seconds, self.shown = 0, 0.0, ""  # not saved: they depend on the clock, see `EpochBar`
+        self.examples, self.seconds, self.shown = (
+            0,
+            0.0,
+            "",
+        )  # not saved, because they depend on the clock (see `EpochBar`)
 
     def add(self, outputs: list[Any]) -> None:
-        """Adds the losses of a micro-batch, each as its share of the group's loss; for several passes, their mean."""
+        """Adds the losses of a micro-batch, as shares of the group's loss. outputs: one per pass, to be averaged."""
         sums: dict[str, Any] = {}
         for output in outputs:
             losses = {"loss": output.total_loss} | {f"{task}_loss": loss for task, loss in output.losses.items()}
@@ -86,8 +91,8 @@ class RunningLosses:
             self.group_sums[name] = self.group_sums.get(name, 0.0) + (loss / len(outputs) if len(outputs) > 1 else loss)
 
     def end_step(self, norm: torch.Tensor, finite: torch.Tensor, rows: list[int]) -> None:
-        """Ends a group. norm: (), norm of its gradient before clipping; finite: (), whether it is finite; rows: the row
-        numbers of its examples."""
+        """Ends a group of micro-batches. norm: gradient norm before clipping, (); finite: whether it is finite, ();
+        rows: row numbers of the examples."""
         for name, value in (*self.group_sums.items(), ("gradient_norm", norm / distributed.size())):
             self.sums[name] = self.sums.get(name, 0.0) + torch.where(finite, value, 0.0)
         self.group_sums = {}
@@ -95,9 +100,9 @@ class RunningLosses:
         self.unseen_steps.append((~finite, rows))
 
     def sync_losses(self) -> None:
-        """Copies the sums to the host, into `progress`, and logs the batches that were skipped.
+        """Copies the sums to `progress` on the host, and logs the skipped steps.
 
-        Apart from the gradient scaler of fp16, only this makes the host wait.
+        This is the only synchronisation with the device, apart from the gradient scaler of fp16.
         """
         progress = self.progress
         progress.sums = {name: value.item() for name, value in self.sums.items()}
@@ -112,7 +117,8 @@ class RunningLosses:
         self.unseen_steps = []
 
     def mean(self) -> dict[str, float]:
-        """{name: mean} over the steps since the last call; resets the sums. Raises UserError if all were skipped."""
+        """Returns {name: mean} over the steps since the last call, and resets the sums. Raises UserError if all of them
+        were skipped."""
         self.sync_losses()
         progress = self.progress
         steps = progress.sum_steps - progress.skipped_steps
@@ -128,11 +134,11 @@ class RunningLosses:
 
 
 class EpochBar:
-    """The progress bar of an epoch: loss, rate, examples/s and time left.
+    """The progress bar of an epoch, with loss, learning rate, examples/s and remaining time.
 
-    Speed depends on the clock, so it is written to a separate file, throughput.jsonl (one line for each line of
-    metrics.jsonl: step, epoch, examples_per_second, seconds), never to files that a resumed run must reproduce byte for
-    byte. Seconds count only training, without evaluation and steps that a resumed run repeats.
+    The speed is logged to a separate file, throughput.jsonl, because a resumed run must reproduce the other files byte
+    for byte. It has one line for each line of metrics.jsonl: step, epoch, examples_per_second, seconds. The seconds
+    exclude evaluation and the steps that a resumed run repeats.
     """
 
     FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
@@ -145,17 +151,19 @@ class EpochBar:
         self.bar, self.clock = tqdm(**options), time.perf_counter()
 
     def update(self, group: list) -> None:
-        """Counts a finished step. group: its batches."""
+        """Advances the bar by a completed step. group: its batches."""
         now, losses = time.perf_counter(), self.losses
-        losses.examples += sum(len(batch.rows) for batch in group) * distributed.size()  # about as many in each
+        losses.examples += (
+            sum(len(batch.rows) for batch in group) * distributed.size()
+        )  # other processes have about as many
         losses.seconds, self.clock = losses.seconds + now - self.clock, now
         pace = f"{losses.examples / max(losses.seconds, 1e-9):.0f} examples/s"
         self.bar.set_postfix_str(f"{losses.shown}{pace}", refresh=False)
         self.bar.update(len(group))
 
     def log(self, loss: float, rate: float) -> None:
-        """Writes the speed for a log line, after the host has synced with the device. loss: the mean since the last
-        line."""
+        """Logs the speed since the last call. Call it after the host has synchronised with the device. loss: the mean
+        loss since the last call."""
         losses, progress = self.losses, self.progress
         now = time.perf_counter()
         losses.seconds, self.clock = losses.seconds + now - self.clock, now
@@ -171,10 +179,10 @@ class EpochBar:
 
 
 def line_of_scores(scores: dict[str, float], names: Iterable[str], width: int = 67) -> str:
-    """As many of the named scores as fit on a line: "intent_accuracy 0.8250  slots_f1 0.6851  loss 1.5932".
+    """Formats as many of the named scores as fit on a line: "intent_accuracy 0.8250  slots_f1 0.6851  loss 1.5932".
 
-    width: columns left in a terminal of 100 columns after "12:34:56 epoch 100  dev: " and "  (best)"; metrics.jsonl
-    has all scores.
+    width: available columns in a terminal of 100 columns, after "12:34:56 epoch 100  dev: " and before "  (best)".
+    All scores are in metrics.jsonl.
     """
     line = ""
     for name in dict.fromkeys(name for name in names if name in scores):

@@ -1,5 +1,5 @@
-"""Protects training from trackers, which send a run's curves to a service: their errors do not end the run, they do not
-change its random numbers, and a resumed run does not send a point twice."""
+"""Isolates training from experiment trackers: they cannot end a run with an error or change its random numbers, and a
+resumed run does not send a point twice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAUSE = 300  # seconds after an error until the service is tried again
 
 
 def load_state(run_dir: Path, name: str) -> dict[str, Any]:
-    """The entry of a tracker in trackers.json: {"id" of its run, "step" and "names" of the last point sent}."""
+    """Returns a tracker's entry in trackers.json: {"id" of its run, "step" and "names" of the last point sent}."""
     path = run_dir / "trackers.json"
     return read_json(path, {str: dict}).get(name, {}) if path.exists() else {}
 
@@ -37,7 +37,8 @@ def update_state(run_dir: Path, name: str, **values: Any) -> None:
 
 
 def saved_id(run_dir: Path, name: str, create: Callable[[], str] = lambda: uuid4().hex) -> str:
-    """The id of this run at a tracker's service; it is created only once, so a resumed run continues its curves."""
+    """Returns the id of this run at a tracker's service. It is created only once, so that a resumed run continues its
+    curves."""
     if "id" not in load_state(run_dir, name):
         update_state(run_dir, name, id=create())
     return str(load_state(run_dir, name)["id"])
@@ -45,7 +46,7 @@ def saved_id(run_dir: Path, name: str, create: Callable[[], str] = lambda: uuid4
 
 @contextmanager
 def same_random_numbers() -> Iterator[None]:
-    """A context that restores the random states of Python, NumPy and torch: some services draw names and ids."""
+    """Restores the random states of Python, NumPy and torch on exit, because some services draw random names."""
     import numpy as np
     import torch
 
@@ -59,11 +60,11 @@ def same_random_numbers() -> Iterator[None]:
 
 
 class Tracking:
-    """A tracker of a run. Points that could not be sent because of an error are sent later, at the latest when the run
-    is resumed, because metrics.jsonl has all points."""
+    """The tracker of a run. After an error, points are sent later, at the latest when the run is resumed, because
+    metrics.jsonl has all points."""
 
     def __init__(self, kind: Any, config: Config, step: int):
-        """step: optimizer steps done. Raises UserError if the tracker of a new run cannot start."""
+        """Starts the tracker after `step` steps. Raises UserError if the tracker of a new run cannot start."""
         self.name, self.run_dir = getattr(kind, "name", kind.__name__), config.run_dir
         self.overwrites, self.delay = getattr(kind, "overwrites", False), getattr(kind, "delay", 0)
         self.underway: list[tuple[float, dict[str, Any]]] = []  # (time of sending, `sent` after it)
@@ -82,19 +83,19 @@ class Tracking:
             self.log(record)
 
     def log(self, record: dict[str, Any]) -> None:
-        """record: {"step", "epoch", name: number}, a line of metrics.jsonl"""
+        """Sends a line of metrics.jsonl: {"step", "epoch", name: number}."""
         if self.overwrites or self.is_new(record):
             self.pending.append(record)
             if time.monotonic() >= self.retry_at:
                 self.send()
 
     def is_new(self, record: dict[str, Any]) -> bool:
-        """Whether a point was not sent yet. A step may have two points: its losses, then its dev scores."""
+        """Returns whether a point has not been sent. A step may have two points: its losses, then its dev scores."""
         same_step = record["step"] == self.sent["step"]
         return not {*record} <= {*self.sent["names"]} if same_step else bool(record["step"] > self.sent["step"])
 
     def send(self) -> None:
-        """Sends the pending points; after an error, the failed point and those after it stay pending."""
+        """Sends the pending points. After an error, the failed point and all later ones stay pending."""
         if self.tracker is None:
             return
         try:
@@ -111,8 +112,8 @@ class Tracking:
         self.save(self.delay)
 
     def save(self, delay: float) -> None:
-        """Saves the last point that has arrived at the service: one sent at least `delay` seconds ago. A kill may lose
-        later points, so a resumed run sends those again."""
+        """Saves the last point that was sent at least `delay` seconds ago, so that it has arrived at the service. Later
+        points may be lost if the run is killed, so a resumed run sends them again."""
         arrived = [sent for when, sent in self.underway if time.monotonic() >= when + delay]
         if arrived and not self.overwrites:
             update_state(self.run_dir, self.name, **arrived[-1])
