@@ -18,7 +18,7 @@ from engine.data.own_spans import spans_inside
 from engine.data.ragged import Ragged
 from engine.data.windows import Cutter, Feature, Unusable, encode_texts
 from engine.errors import UserError
-from engine.model.head import Head, token_ids
+from engine.model.head import token_ids
 from engine.model.span_pointer import encode
 from engine.run.files import sha256
 from engine.task.task import IGNORE, PLACES, Task, tasks_to_json
@@ -51,12 +51,7 @@ class Featurizer:
 
     @classmethod
     def from_config(
-        cls,
-        config: Config,
-        tokenizer: Any,
-        tasks: dict[str, Task],
-        heads: Iterable[type[Head]],
-        word_ends: bool = False,
+        cls, config: Config, tokenizer: Any, tasks: dict[str, Task], heads: Iterable[Any], word_ends: bool = False
     ) -> Featurizer:
         """Builds the Featurizer of a run from its resolved options and its heads. If a head encodes the texts of a pair
         separately, each text gets half of --max_length."""
@@ -92,10 +87,6 @@ class Featurizer:
         return any(task.needs_words for task in self.tasks.values())
 
     @cached_property
-    def label_ids(self) -> dict[str, dict[str, int]]:
-        return {name: {label: i for i, label in enumerate(task.labels)} for name, task in self.tasks.items()}
-
-    @cached_property
     def unit(self) -> str:
         return token_unit(self.tasks) or "word"
 
@@ -109,14 +100,29 @@ class Featurizer:
         return self.tokenizer and (self.tokenizer.unk_token or self.tokenizer.pad_token)
 
     @cached_property
+    def is_decoder(self) -> bool:
+        return bool(self.tokenizer) and self.tokenizer.cls_token is None
+
+    @cached_property
     def separator(self) -> str | None:
         """The separator to insert between two texts; None if the tokenizer inserts one."""
-        return separator_of(self.tokenizer) if is_decoder(self.tokenizer) else None
+        if not self.is_decoder or len({self.tokenizer.num_special_tokens_to_add(pair) for pair in (False, True)}) > 1:
+            return None
+        return self.tokenizer.eos_token or "\n"
 
     @cached_property
     def blanks(self) -> bool:
-        """Whether words need a leading space (`needs_blanks`)."""
-        return is_decoder(self.tokenizer) and needs_blanks(self.tokenizer)
+        """Whether pre-split words need a leading space to become the tokens that the model was trained on, because the
+        tokenizer joins words without spaces (GPT-2, Gemma)."""
+        if not self.is_decoder:
+            return False
+        options = dict(add_special_tokens=False, verbose=False)
+        text = self.tokenizer(["a a"], **options).encodings[0].ids
+        joined, spaced = (
+            self.tokenizer([words], is_split_into_words=True, **options).encodings[0].ids
+            for words in (["a", "a"], ["a", " a"])
+        )
+        return text != joined and text == spaced
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out custom inputs, since a lambda cannot be pickled; a worker process reads FIELDS itself."""
@@ -185,7 +191,7 @@ class Featurizer:
     ) -> Ragged | np.ndarray:
         """Returns the label column of a task. A window has the tags of its words and the spans inside it; a text-level
         label is only in the first window."""
-        label_ids = self.label_ids[name]
+        label_ids = {label: i for i, label in enumerate(self.tasks[name].labels)}
         if kind == "tagging":
             tag_ids = []
             for feature in features:
@@ -256,29 +262,6 @@ def word_shapes(feature: Feature, example: dict[str, Any]) -> list[int]:
     """Returns the shapes of the words of a window."""
     first = feature.first_word
     return [shape_of(word) for word in example["tokens"][first : first + len(feature.word_starts)]]
-
-
-def is_decoder(tokenizer: Any) -> bool:
-    """Returns whether a tokenizer is a decoder's, which has no token for the start of a text to classify."""
-    return bool(tokenizer) and tokenizer.cls_token is None
-
-
-def separator_of(tokenizer: Any) -> str | None:
-    """Returns the separator to insert between two texts; None if the tokenizer inserts one."""
-    if tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False):
-        return None
-    return tokenizer.eos_token or "\n"
-
-
-def needs_blanks(tokenizer: Any) -> bool:
-    """Returns whether the tokenizer joins pre-split words without spaces (GPT-2, Gemma). Such words need a leading
-    space to become the tokens that the model was trained on."""
-    options = dict(add_special_tokens=False, verbose=False)
-    text = tokenizer(["a a"], **options).encodings[0].ids
-    joined, spaced = (
-        tokenizer([words], is_split_into_words=True, **options).encodings[0].ids for words in (["a", "a"], ["a", " a"])
-    )
-    return text != joined and text == spaced
 
 
 def label_column(task: str) -> str:

@@ -81,11 +81,8 @@ class TrainingFacts:
 
 
 def inherit_auto_options(config: Config, run_dir: Path, device: torch.device) -> Config:
-    """Returns the options; in a resumed run, those set to `auto` get their resolved values from args.json.
-
-    The values stay the same on another machine or with another number of processes, and also in runs that are older
-    than the `auto` of an option.
-    """
+    """Returns the options. In a resumed run, those set to `auto` have the resolved values of the run, even on another
+    machine, with another number of processes, or if the run is older than an option's `auto`."""
     path = run_dir / "args.json"
     if not config.do_train or config.debug:
         return config
@@ -100,9 +97,6 @@ def inherit_auto_options(config: Config, run_dir: Path, device: torch.device) ->
     return replace(config, **kept)
 
 
-# ---- before texts are encoded ----------------------------------------------------------------------------------------
-
-
 def resolve_data_options(config: Config, facts: DataFacts) -> Config:
     """Returns the options with values for --long_text and --word_shapes, and for --pooling if the folder of the
     pretrained model specifies it. Raises UserError if a head does not support windows that --long_text requests."""
@@ -113,7 +107,7 @@ def resolve_data_options(config: Config, facts: DataFacts) -> Config:
 def resolve_pooling(config: Config, kinds: Iterable[str]) -> Config:
     """Returns the options with a value for --pooling auto, if the folder of the pretrained model specifies its pooling.
 
-    Otherwise, and in runs from before the folder was read, it stays auto, and `pooling_of` resolves it by model family.
+    Otherwise, and in runs that are older than this rule, it stays auto, and `pooling_of` resolves it by model family.
     kinds: the kind of each task.
     """
     started = (config.run_dir / "args.json").exists() and not config.debug
@@ -124,18 +118,13 @@ def resolve_pooling(config: Config, kinds: Iterable[str]) -> Config:
     pooling, mode = distributed.from_first(lambda: (not started and stored_pooling(place)) or ("", ""))
     if mode:
         found = f"the model was trained with {mode} pooling"
-        logger.info(
-            f"--pooling auto: {pooling}; {found}" if pooling else f"--pooling: {found}, which is not supported here"
-        )
+        logger.info(f"--pooling auto: {pooling}; {found}" if pooling else f"--pooling: {found}, which is not supported")
     return replace(config, pooling=pooling or "auto")
 
 
 def choose_long_text(config: Config, facts: DataFacts) -> Any:
-    """Returns how long texts are read. With --long_text auto: in windows, if at least LONG_SHARE of the first training
-    texts are longer than --max_length, otherwise only the head.
-
-    Raises UserError if windows are requested but not supported.
-    """
+    """Returns how long texts are read: with --long_text auto in windows, if at least LONG_SHARE of the first training
+    texts are longer than --max_length, otherwise only the head. Raises UserError for windows that are not supported."""
     if not facts.tokenizer or all(task.needs_words for task in facts.tasks.values()):
         return "head" if config.long_text in ("auto", "windows") else config.long_text  # tagging has its own windows
     featurizer = Featurizer.from_config(config, facts.tokenizer, facts.tasks, facts.heads)
@@ -200,14 +189,9 @@ def ignores_case(tokenizer: Any) -> bool:
     return bool(upper == lower and tokenizer.unk_token_id not in lower)
 
 
-# ---- when the model and the data loaders exist -----------------------------------------------------------------------
-
-
 def resolve_training_options(config: Config, facts: TrainingFacts) -> Config:
-    """Returns the options for training, with values for all that are still set to `auto`.
-
-    Raises UserError if other options contradict these values, or if the encoder cannot be trained in this precision.
-    """
+    """Returns the options with values for all that are still set to `auto`. Raises UserError if other options
+    contradict these values, or if the encoder cannot be trained in this precision."""
     batch_size = batch_size_of(config, facts.tasks, facts.num_rows)
     if config.is_auto("batch_size") and batch_size < BATCH_SIZES[0]:
         logger.info(f"--batch_size auto: {batch_size}, as there are few texts to tag")

@@ -5,8 +5,6 @@ temporary name, syncs it to disk, adds a manifest of SHA-256 sums, and renames i
 `step_N` also has all state that the next training step depends on. To save more or other checkpoints, edit this file.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import logging
@@ -64,7 +62,7 @@ class Writer:
     manager, it waits for pending checkpoints on exit.
     """
 
-    def __init__(self, root: Path, tokenizer: Any, tasks: dict[str, Task], config: Config):
+    def __init__(self, root: Path, tokenizer: Any, tasks: dict[str, Task], config: "Config"):
         self.root, self.tokenizer, self.tasks, self.config = root, copy.deepcopy(tokenizer), tasks, config
         self.thread, self.pending = ThreadPoolExecutor(1), list[Any]()
 
@@ -113,7 +111,7 @@ class Writer:
         while len(self.pending) > leave:
             self.pending.pop(0).result()
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, kind: Any, *_: object) -> None:

@@ -1,8 +1,6 @@
 """Isolates training from experiment trackers: they cannot end a run with an error or change its random numbers, and a
 resumed run does not send a point twice."""
 
-from __future__ import annotations
-
 import logging
 import random
 import time
@@ -63,7 +61,7 @@ class Tracking:
     """The tracker of a run. After an error, points are sent later, at the latest when the run is resumed, because
     metrics.jsonl has all points."""
 
-    def __init__(self, kind: Any, config: Config, step: int):
+    def __init__(self, kind: Any, config: "Config", step: int):
         """Starts the tracker after `step` steps. Raises UserError if the tracker of a new run cannot start."""
         self.name, self.run_dir = getattr(kind, "name", kind.__name__), config.run_dir
         self.overwrites, self.delay = getattr(kind, "overwrites", False), getattr(kind, "delay", 0)

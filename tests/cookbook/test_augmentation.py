@@ -84,7 +84,7 @@ def test_each_epoch_has_the_texts_of_the_seed(options, loader, sample):
         for number, row in enumerate(rows):
             tokens, tags = expected(row, 5, epoch, number)
             ids = featurizer.encode([tokens], None)[0].ids
-            assert found[epoch][number] == (ids, [featurizer.label_ids["slots"][tag] for tag in tags])
+            assert found[epoch][number] == (ids, [featurizer.tasks["slots"].labels.index(tag) for tag in tags])
             changed += tokens != row["tokens"]
     assert changed > 40 and found[0] != found[1]
     half = seen(train_loader, 1, start=4)  # as after a resume in the middle of that epoch

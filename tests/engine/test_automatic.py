@@ -429,7 +429,7 @@ def test_a_run_pools_as_the_model_was_trained(encoder_type, options, wanted, tin
     used = wanted if wanted != "auto" else "last" if encoder_type is GPT2Model else "first"
     assert load_checkpoint(best)[0].output_layer.pooling == used
     assert ("--pooling auto: mean; the model was trained with mean pooling" in log) == (wanted == "mean")
-    assert ("trained with max pooling, which is not supported here" in log) == (options == {"pooling_mode": "max"})
+    assert ("trained with max pooling, which is not supported" in log) == (options == {"pooling_mode": "max"})
     later = tiny(init_from=str(config.run_dir), do_train=True, epochs=1, model_version="later")
     main_module.main(later)
     assert load_checkpoint(later.run_dir / "checkpoints/best")[0].output_layer.pooling == used
