@@ -1,7 +1,6 @@
-"""Tokenises examples and collates them into batches of similar length, in memory (MyDataset) or as a stream
-(MyIterableDataset).
+"""Tokenises examples and collates them into batches, in memory (MyDataset) or as a stream (MyIterableDataset).
 
-The parts of a `Batch`:
+A `Batch` of texts of similar length has
 - inputs: `input_ids`, `attention_mask`, `token_type_ids` (B, L); for tagging also `word_starts` (B, W), the position of
   each word's first sub-token (for decoders also `word_ends`, its last), and `word_mask` (B, W); and custom inputs
 - labels: {task: (B,) or (B, W)}, IGNORE if unlabelled; for spans (B, 1 + 3N), see engine/model/span_pointer.py
@@ -82,10 +81,8 @@ def make_batch(
     numbers: np.ndarray | None = None,
     multiple: int = 1,
 ) -> Batch:
-    """Collates rows of the columns into a Batch, padded to the longest row.
-
-    Without rows, the batch has one unlabelled row, because every process must take part in every step.
-    """
+    """Collates rows into a Batch, padded to the longest row. Without rows, the batch has one unlabelled row, because
+    every process must take part in every step."""
     if not len(rows):
         return without_labels(make_batch(columns, np.zeros(1, int), tasks, pad_id, multiple=multiple))
     input_ids, mask = columns["input_ids"].pad(rows, pad_id, multiple)

@@ -18,7 +18,7 @@ from engine.data.own_spans import spans_inside
 from engine.data.ragged import Ragged
 from engine.data.windows import Cutter, Feature, Unusable, encode_texts
 from engine.errors import UserError
-from engine.model.head import token_ids
+from engine.model.head import Head, token_ids
 from engine.model.span_pointer import encode
 from engine.run.files import sha256
 from engine.task.task import IGNORE, PLACES, Task, tasks_to_json
@@ -51,7 +51,7 @@ class Featurizer:
 
     @classmethod
     def from_config(
-        cls, config: Config, tokenizer: Any, tasks: dict[str, Task], heads: Iterable[Any], word_ends: bool = False
+        cls, config: Config, tokenizer: Any, tasks: dict[str, Task], heads: Iterable[type[Head]], word_ends: bool
     ) -> Featurizer:
         """Builds the Featurizer of a run from its resolved options and its heads. If a head encodes the texts of a pair
         separately, each text gets half of --max_length."""
@@ -112,8 +112,7 @@ class Featurizer:
 
     @cached_property
     def blanks(self) -> bool:
-        """Whether pre-split words need a leading space to become the tokens that the model was trained on, because the
-        tokenizer joins words without spaces (GPT-2, Gemma)."""
+        """Whether pre-split words need a leading space, because the tokenizer joins them without one (GPT-2, Gemma)."""
         if not self.is_decoder:
             return False
         options = dict(add_special_tokens=False, verbose=False)

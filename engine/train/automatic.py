@@ -1,7 +1,6 @@
-"""Resolves options set to `auto`, in two steps: `resolve_data_options` before texts are encoded, and
-`resolve_training_options` once the model and the data loaders exist.
-
-The resolved values are written to args.json, so code that reads a run never sees `auto`. A resumed run keeps them.
+"""Resolves options set to `auto` in two steps: `resolve_data_options`, before texts are encoded, and
+`resolve_training_options`, once model and data loaders exist. args.json has the resolved values, which a resumed run
+keeps, so that code that reads a run need not handle `auto`.
 """
 
 from __future__ import annotations
@@ -106,10 +105,8 @@ def resolve_data_options(config: Config, facts: DataFacts) -> Config:
 
 def resolve_pooling(config: Config, kinds: Iterable[str]) -> Config:
     """Returns the options with a value for --pooling auto, if the folder of the pretrained model specifies its pooling.
-
     Otherwise, and in runs that are older than this rule, it stays auto, and `pooling_of` resolves it by model family.
-    kinds: the kind of each task.
-    """
+    kinds: the kind of each task."""
     started = (config.run_dir / "args.json").exists() and not config.debug
     words_only = all(map(needs_words, kinds))
     if not config.is_auto("pooling") or not is_pretrained(config) or config.init_from or words_only:
@@ -127,7 +124,7 @@ def choose_long_text(config: Config, facts: DataFacts) -> Any:
     texts are longer than --max_length, otherwise only the head. Raises UserError for windows that are not supported."""
     if not facts.tokenizer or all(task.needs_words for task in facts.tasks.values()):
         return "head" if config.long_text in ("auto", "windows") else config.long_text  # tagging has its own windows
-    featurizer = Featurizer.from_config(config, facts.tokenizer, facts.tasks, facts.heads)
+    featurizer = Featurizer.from_config(config, facts.tokenizer, facts.tasks, facts.heads, False)
     reason = why_no_windows(config, featurizer, facts.heads)
     if config.long_text == "windows" and reason:
         raise UserError(f"--long_text windows: {reason}; choose head, tail or head_tail")
@@ -174,7 +171,7 @@ def choose_word_shapes(config: Config, facts: DataFacts) -> bool:
         return False
     if config.word_shapes is not None:
         return config.word_shapes
-    # not with --init_from, whose heads keep their inputs; from scratch it has not been measured
+    # with --init_from, heads keep their inputs; from scratch, word shapes have not been measured
     ignored = bool(config.pretrain_model_path) and is_pretrained(config) and ignores_case(facts.tokenizer)
     words = chain.from_iterable(example["tokens"] for example in (facts.first_examples() if ignored else ()))
     chosen = bool(distributed.from_first(lambda: has_capitals(words)))

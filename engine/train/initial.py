@@ -1,8 +1,7 @@
 """--init_from: starts a new run from the weights of a trained run, even if its labels or tasks differ.
 
 The new run loads the encoder, the tokenizer and, for each head, the rows of labels with the same name
-(`Head.start_from`). Optimizer, schedule and random numbers are new. Once the new run has a checkpoint, it no longer
-reads the old run.
+(`Head.start_from`), but no optimizer state. Once it has a checkpoint, it no longer reads the old run.
 """
 
 from __future__ import annotations
@@ -50,12 +49,10 @@ def own_checkpoint(config: Config) -> Path | None:
     return checkpoint.newest_intact(config.run_dir / "checkpoints")[0] if resumes(config) else None
 
 
-def inherit_run_options(config: Config, typed: Collection[str] = ()) -> Any:
+def inherit_run_options(config: Config, typed: Collection[str] = ()) -> Config:
     """Returns the options, with those that describe the weights and unset learning rates inherited from --init_from.
-
-    typed: options that the command line sets, including those set to their default. With several processes, the first
-    one reads the files. Raises UserError for options that contradict the weights.
-    """
+    Raises UserError for options that contradict the weights. typed: options that the command line sets, including those
+    set to their default."""
     return replace(config, **distributed.from_first(lambda: options_to_inherit(config, typed)))
 
 

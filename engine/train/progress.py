@@ -117,8 +117,7 @@ class RunningLosses:
         self.unseen_steps = []
 
     def mean(self) -> dict[str, float]:
-        """Returns {name: mean} over the steps since the last call, and resets the sums. Raises UserError if all of them
-        were skipped."""
+        """Returns {name: mean} since the last call and resets the sums. Raises UserError if all steps were skipped."""
         self.sync_losses()
         progress = self.progress
         steps = progress.sum_steps - progress.skipped_steps
@@ -136,9 +135,8 @@ class RunningLosses:
 class EpochBar:
     """The progress bar of an epoch, with loss, learning rate, examples/s and remaining time.
 
-    The speed is logged to a separate file, throughput.jsonl, because a resumed run must reproduce the other files byte
-    for byte. It has one line for each line of metrics.jsonl: step, epoch, examples_per_second, seconds. The seconds
-    exclude evaluation and the steps that a resumed run repeats.
+    The speed is logged to throughput.jsonl, because a resumed run must reproduce other files byte for byte. It has a
+    line for each line of metrics.jsonl: step, epoch, examples_per_second, and seconds, which exclude evaluation.
     """
 
     FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
@@ -162,8 +160,7 @@ class EpochBar:
         self.bar.update(len(group))
 
     def log(self, loss: float, rate: float) -> None:
-        """Logs the speed since the last call. Call it after the host has synchronised with the device. loss: the mean
-        loss since the last call."""
+        """Logs the speed since the last call. The host must be in sync with the device. loss: the mean loss."""
         losses, progress = self.losses, self.progress
         now = time.perf_counter()
         losses.seconds, self.clock = losses.seconds + now - self.clock, now

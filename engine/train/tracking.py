@@ -35,8 +35,7 @@ def update_state(run_dir: Path, name: str, **values: Any) -> None:
 
 
 def saved_id(run_dir: Path, name: str, create: Callable[[], str] = lambda: uuid4().hex) -> str:
-    """Returns the id of this run at a tracker's service. It is created only once, so that a resumed run continues its
-    curves."""
+    """Returns the id of this run at a tracker's service. It is created once, so a resumed run continues its curves."""
     if "id" not in load_state(run_dir, name):
         update_state(run_dir, name, id=create())
     return str(load_state(run_dir, name)["id"])

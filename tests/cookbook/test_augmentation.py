@@ -54,7 +54,7 @@ def loader(tiny, monkeypatch):
         folder = data_path or config.data_path
         monkeypatch.setattr(data_loader, "augment", function)
         tokenizer = load_tokenizer(config, lambda: training_texts(f"{folder}/train.jsonl"))
-        featurizer = Featurizer.from_config(config, tokenizer, load_labels(folder), [])
+        featurizer = Featurizer.from_config(config, tokenizer, load_labels(folder), [], False)
         return build_loaders(config, folder, featurizer, torch.device("cpu"))[0], featurizer
 
     return make
