@@ -333,7 +333,7 @@ def test_processes_together_start_from_it_and_one_logs(run, sample, tmp_path, fo
         (["--init_from", "RUN", "--keep_layers", "1"], "--keep_layers"),
         (["--init_from", "RUN", "--max_length", "600"], "more than the 512 positions"),
         (["--init_from", "RUN", "--output_dir", "PARENT", "--model_version", "run"], "is this run itself"),
-        (["--init_from", "CUSTOM"], "or other code wrote it"),
+        (["--init_from", "CUSTOM"], "was written by other code"),
         (["--pretrain_model_path", "RUN"], "use --init_from"),
         (["--pretrain_model_path", "BEST"], "use --init_from"),
     ],
