@@ -131,7 +131,7 @@ def test_the_report_has_the_scores_of_the_run(runs):
         assert None not in intervals[name], name
     seen = found["tasks"]["facts"]["by_seen"]
     assert sum(cell["gold"] for cell in seen.values()) == sum(
-        sum(cell[v] for v in cell if v != "invented") for cell in found["tasks"]["facts"]["errors"].values()
+        sum(cell[v] for v in cell if v != "false_positive") for cell in found["tasks"]["facts"]["errors"].values()
     )
     assert found["tasks"]["facts"]["of_entities"] == "things" and seen["seen"]["gold"] > 0
 
