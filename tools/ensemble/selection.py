@@ -234,7 +234,7 @@ def selection_summary(result: dict[str, Any], is_better: Callable[[str, float, f
         return lines
     lines.append(
         f"the selection has a {monitor} of {chosen['dev'][monitor]:.4f} on dev, which is optimistic because the runs "
-        f"were selected there; the cross-fitted values are {selected:.4f} for the selection and {every:.4f} for all {number}"
+        f"were selected there; cross-fitted, it has {selected:.4f}, and all {number} have {every:.4f}"
     )
     verdict = ("better", "use --select") if is_better(monitor, selected, every) else ("not better", "use all")
-    return [*lines, f"by the cross-fitted values, the selection is {verdict[0]} than all {number}: {verdict[1]}"]
+    return [*lines, f"cross-fitted, the selection is {verdict[0]} than all {number}: {verdict[1]}"]
