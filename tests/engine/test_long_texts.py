@@ -244,12 +244,12 @@ def test_a_word_anywhere_in_a_long_text_decides(on_long):
 
 def test_what_is_not_read_is_the_first_finding(on_long):
     log = run(on_long(long_text="tail", epochs=1))
-    assert "1. 60 texts (100%) are longer than --max_length:" in log and "--long_text windows reads them" in log
+    assert "1. Texts longer than --max_length: 60 (100%)." in log and "use --long_text windows" in log
     rows = [json.loads(line) for line in (on_long().run_dir / "answers/test.jsonl").read_text().splitlines()]
     share = sum(row["cut"] for row in rows) / sum(row["tokens"] for row in rows)
-    assert f"{share:.0%} of all tokens are never read" in log
+    assert f"{share:.0%} of all tokens are truncated" in log
     log = run(on_long(model_version="all", epochs=1))
-    assert "never read" not in log and "40 examples longer than --max_length 32 are read in" in log
+    assert "are truncated" not in log and "40 examples longer than --max_length 32 are read in" in log
 
 
 STOPPED = [{}, dict(use_rdrop=True, dropout_samples=2), dict(streaming=True, encoder="bilstm"), dict(freeze_layers=-1)]

@@ -137,12 +137,12 @@ class Markers(ClassificationHead):
         return self.linear(torch.cat([hidden[range(len(hidden)), place] for place in places], 1))
 
 
-@broken("markers", "not one token.*special_tokens", data="marked", vocab_size=150)
+@broken("markers", "not a single token.*special_tokens", data="marked", vocab_size=150)
 class MarkersNotInTheTokenizer(Markers):
     names = ("[E1]", "[E2]")
 
 
-@broken("markers", "none of", data="marked", special_tokens="<e1>,<e2>,[E1],[E2]")
+@broken("markers", "does not occur", data="marked", special_tokens="<e1>,<e2>,[E1],[E2]")
 class MarkersThatNoTextHas(Markers):
     names = ("[E1]", "[E2]")
 
@@ -989,7 +989,7 @@ def random_order_of_the_process(replace):
     replace(data_loader, "make_batch", make_batch)
 
 
-@broken("padding", "length.*own row")
+@broken("padding", "length.*independently")
 def input_scaled_by_the_longest_of_the_batch(replace):
     import data_loader
 

@@ -31,7 +31,7 @@ from engine.task.task import Task, read_tasks, tasks_to_json
 from main import load_trained, main
 from tools.demo.__main__ import DemoConfig
 from tools.demo.__main__ import main as demo
-from tools.demo.prompt import answer_lines, painter
+from tools.demo.prompt import format_result, painter
 from tools.demo.typed import MAX_CHARACTERS, Examples, Labeller, as_example
 
 TEXTS = ["play some jazz in Paris", "明天北京天气怎么样", '<b onclick="x()">Rome</b> & "Oslo"']
@@ -176,8 +176,8 @@ def test_lines_of_a_pipe_are_answered_and_bad_ones_reported(trained, python):
 
 def test_what_would_steer_the_terminal_is_shown_as_a_sign():
     answer = {"tasks": [{"task": "t\x1b[2J", "marked": ["a\x1b]0;x\x07\u202e"]}], "cut": 3}
-    assert not re.search("[\x1b\x07\u202e]", answer_lines(answer, painter(False)))
-    assert "3 sub-tokens" in answer_lines(answer, painter(True))
+    assert not re.search("[\x1b\x07\u202e]", format_result(answer, painter(False)))
+    assert "truncated sub-tokens: 3" in format_result(answer, painter(True))
 
 
 # ---- all kinds of tasks ----------------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def test_every_kind_of_task_is_answered_as_in_predictions(kind, tmp_path):
     for answer, row, one in zip(answers, wanted, first, strict=True):
         assert_same(answer["prediction"], {name: row[name] for name in answer["prediction"]})
         (task,), (gold,) = answer["tasks"], one["gold"]
-        line = answer_lines(answer, painter(False))
+        line = format_result(answer, painter(False))
         if kind == "spans":
             assert line.count(" colour]") == sum(e["label"] == "colour" for e in answer["prediction"][column])
             assert sum(isinstance(piece, dict) for piece in gold["marked"]) >= 1

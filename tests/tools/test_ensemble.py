@@ -520,7 +520,7 @@ def test_labelling_takes_the_threshold_of_dev_or_the_mean_where_there_is_none(te
     for row, example in zip(rows_of(tmp_path / "out.jsonl"), test, strict=True):
         p = np.mean([torch.sigmoid(hand(example)["topics"]).numpy() for hand in hands], 0)
         assert row["topics"] == [label for label, value in zip(head.task.labels, p) if value >= threshold]
-    assert "no dev part to fit" in (folder / "train.log").read_text()
+    assert "no dev split to fit" in (folder / "train.log").read_text()
 
 
 def test_one_model_is_in_memory_at_a_time(joint, sample):

@@ -86,7 +86,7 @@ def test_a_model_without_a_text_is_exported_and_refused_by_the_demo(fields, tmp_
     for found, row in zip(lines_of(tmp_path / "out.jsonl"), expected):
         assert found["text"] == row["text"]
         assert found["label_probability"] == pytest.approx(row["label_probability"], abs=2e-6)
-    with pytest.raises(UserError, match="best: the model reads no text"):
+    with pytest.raises(UserError, match="best: the model has no text input"):
         run_demo(DemoConfig(checkpoint=str(tmp_path / "out/run/checkpoints/best"), terminal=True, device="cpu"))
 
 

@@ -76,11 +76,11 @@ def test_the_errors_of_relations_told_apart():
     assert found == {
         (("in", 0, 0, 2, 3), ("in", 0, 0, 2, 3)): "right",
         (("knows", 0, 0, 5, 5), ("knows", 5, 5, 0, 0)): "wrong_direction",
-        (("sees", 7, 8, 10, 11), ("sees", 7, 7, 11, 11)): "wrong_border",
+        (("sees", 7, 8, 10, 11), ("sees", 7, 7, 11, 11)): "boundary_error",
         (("sees", 12, 12, 14, 14), ("in", 12, 12, 14, 14)): "wrong_predicate",
         (("in", 0, 0, 20, 20), None): "missed",  # both entities are in other predicted relations
         (("in", 30, 30, 2, 3), None): "missed_entity",
-        (None, ("knows", 20, 20, 2, 3)): "invented",
+        (None, ("knows", 20, 20, 2, 3)): "false_positive",
     }
     known = relations.match(gold, predicted, {(30, 30)})
     assert next(m.verdict for m in known if m.gold == ("in", 30, 30, 2, 3)) == "missed"
@@ -105,7 +105,7 @@ def enumerated(gold, predicted):
         found.append(("right", item, item))
     gold, predicted = gold - set(predicted), predicted - {x for _, x, _ in found}
     known = {span for _, _, p in found for span in (p[1:3], p[3:5])} | {s for p in predicted for s in (p[1:3], p[3:5])}
-    for verdict in ("wrong_direction", "wrong_predicate", "wrong_border"):
+    for verdict in ("wrong_direction", "wrong_predicate", "boundary_error"):
         while True:
             pairs = [(-closeness(verdict, g, p), g[1:], g[0], p[1:], p[0], g, p) for g, p in product(gold, predicted)]
             if not pairs or not min(pairs)[0]:
@@ -115,7 +115,7 @@ def enumerated(gold, predicted):
             gold.remove(g)
             predicted.remove(p)
     found += [("missed" if {g[1:3], g[3:5]} <= known else "missed_entity", g, None) for g in gold]
-    return found + [("invented", None, p) for p in predicted]
+    return found + [("false_positive", None, p) for p in predicted]
 
 
 def test_matching_equals_enumeration_and_counts_what_metrics_counts():
@@ -249,6 +249,34 @@ def test_many_relations_are_cut_and_nothing_becomes_markup(tmp_path):
         and html.count("<script") == html.count("</script>") == 4
     )
     assert "and 24 more" in html
+
+
+def test_error_lists_separate_correct_relations_from_those_that_differ(tmp_path):
+    """An item of a list shows relations that are right on both sides apart from the errors, in Chinese as well."""
+    row = rows_of(1)[0]
+    words = row["text"].split()
+    right, extra = [0, 0, 1, 1, "in"], [2, 2, 3, 3, "sees"]
+    row["answers"]["facts"] |= {
+        "gold": [right],
+        "predicted": [right, extra],
+        "probability": [0.9, 0.95],
+        "right": False,
+    }
+    for language, label, gold in (("en", "Correct", "Given"), ("zh", "预测正确", "标注")):
+        path, findings = make_report(run_of(tmp_path / language, [row]), language)
+        html = path.read_text(encoding="utf-8")
+        assert f'<span>{gold} <b class="gold">–</b></span>' in html
+        assert f"<span>{label} <b>in: {words[0]} → {words[1]}</b></span>" in html
+        assert f'<b class="pred">sees: {words[2]} → {words[3]}</b>' in html
+    assert not any("1 labels" in line for line in findings)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_gold_and_right_have_different_names(language):
+    words = Words(language)
+    assert len({words(key) for key in ("gold", "predicted", "right", "wrong")}) == 4
+    values = {"n": 1, "part": "test", "id": "7", "given": "–", "likely": "in: Ana → Oslo"}
+    assert "labels are" not in words("look_suspects", **values)
 
 
 def test_a_comparison_has_paired_differences_of_all_scores(tmp_path):

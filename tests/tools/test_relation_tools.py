@@ -26,7 +26,7 @@ from engine.task.task import Task
 from main import main
 from metrics import score
 from tools.check.model_check import check_model
-from tools.demo.prompt import answer_lines, painter
+from tools.demo.prompt import format_result, painter
 from tools.demo.typed import Examples
 from tools.select import annotate, choose
 from tools.select.__main__ import SelectConfig
@@ -131,7 +131,7 @@ def test_the_report_has_the_scores_of_the_run(runs):
         assert None not in intervals[name], name
     seen = found["tasks"]["facts"]["by_seen"]
     assert sum(cell["gold"] for cell in seen.values()) == sum(
-        sum(cell[v] for v in cell if v != "invented") for cell in found["tasks"]["facts"]["errors"].values()
+        sum(cell[v] for v in cell if v != "false_positive") for cell in found["tasks"]["facts"]["errors"].values()
     )
     assert found["tasks"]["facts"]["of_entities"] == "things" and seen["seen"]["gold"] > 0
 
@@ -149,7 +149,7 @@ def test_typed_texts_show_their_relations(runs):
         numbers = {n: end for one in task["relations"] for end, n in (one[:2], one[3:5])}
         marks = [piece for piece in task["marked"] if isinstance(piece, dict)]
         assert {int(mark["label"]): mark["inside"][0] for mark in marks} == numbers
-        lines = answer_lines(answer, painter(False))
+        lines = format_result(answer, painter(False))
         for subject, one, predicate, other, two, p in task["relations"]:
             assert f"    {subject} {one} — {predicate} → {other} {two} {p:.4f}" in lines
     gold = [task for one in Examples([data], label.tasks).first() for task in one["gold"] if task["task"] == "facts"]
@@ -158,7 +158,7 @@ def test_typed_texts_show_their_relations(runs):
 
 def test_relations_of_a_text_do_not_steer_the_terminal():
     one = ["a\x1b[2J", 1, "p\x07", "b\n", 2, 0.5]
-    lines = answer_lines({"tasks": [{"task": "t", "marked": ["a"], "relations": [one]}], "cut": 0}, painter(False))
+    lines = format_result({"tasks": [{"task": "t", "marked": ["a"], "relations": [one]}], "cut": 0}, painter(False))
     assert "\x1b" not in lines and "\x07" not in lines and lines.count("\n") == 1
 
 

@@ -213,11 +213,11 @@ def test_intervals_cover_as_they_say():
         one = bootstrap.Statistic(bootstrap.csr_matrix(columns.astype(float)), bootstrap.share_of)
         low, high = bootstrap.interval(bootstrap.resample([one], 200, times=300, seed=trial)["accuracy"])
         covered["accuracy"] += low <= 0.8 <= high
-        # 2 gold entities a text, each found with 0.7; 0.6 invented a text: F1 = 2 * 1.4 / (2 + 1.4 + 0.6)
-        found, invented = rng.binomial(2, 0.7, 200), rng.binomial(2, 0.3, 200)
+        # 2 gold entities a text, each found with 0.7; 0.6 false positives: F1 = 2 * 1.4 / (2 + 1.4 + 0.6)
+        found, extra = rng.binomial(2, 0.7, 200), rng.binomial(2, 0.3, 200)
         pairs = [
             ({("x", i, i) for i in range(2)}, {("x", i, i) for i in range(f)} | {("x", 9 + i, 9) for i in range(n)})
-            for f, n in zip(found.tolist(), invented.tolist())
+            for f, n in zip(found.tolist(), extra.tolist())
         ]
         statistics = bootstrap.entity_statistics(pairs)
         low, high = bootstrap.interval(bootstrap.resample(statistics, 200, times=300, seed=trial)["f1"])
@@ -246,17 +246,17 @@ def test_the_errors_of_entities_told_apart():
     found = entities.match(gold, predicted)
     assert [(one.verdict, one.gold, one.predicted) for one in found] == [
         ("right", ("city", 0, 1), ("city", 0, 1)),
-        ("wrong_border", ("date", 3, 5), ("date", 4, 6)),
+        ("boundary_error", ("date", 3, 5), ("date", 4, 6)),
         ("wrong_type", ("song", 7, 7), ("movie", 7, 7)),
         ("missed", ("name", 9, 9), None),
-        ("invented", None, ("date", 11, 11)),  # overlaps ("time", 11, 12), but differs in type and border
+        ("false_positive", None, ("date", 11, 11)),  # overlaps ("time", 11, 12), but differs in type and border
         ("missed", ("time", 11, 12), None),
-        ("invented", None, ("room", 20, 20)),
+        ("false_positive", None, ("room", 20, 20)),
     ]
     closest = entities.match({("x", 0, 3)}, {("x", 0, 0), ("x", 1, 3)})
     assert [(one.verdict, one.predicted) for one in closest] == [
-        ("invented", ("x", 0, 0)),
-        ("wrong_border", ("x", 1, 3)),
+        ("false_positive", ("x", 0, 0)),
+        ("boundary_error", ("x", 1, 3)),
     ]
 
 
@@ -549,7 +549,7 @@ def test_a_run_leaves_a_page_whose_figures_are_those_of_its_files(trained):
     counted = sum(cell["right"] for cell in found["tasks"]["slots"]["errors"].values())
     assert counted == sum(len(gold & predicted) for gold, predicted in sets)
     all_gold = sum(
-        sum(cell[v] for v in ("right", "wrong_type", "wrong_border", "missed"))
+        sum(cell[v] for v in ("right", "wrong_type", "boundary_error", "missed"))
         for cell in found["tasks"]["slots"]["errors"].values()
     )
     assert all_gold == sum(len(gold) for gold, _ in sets)

@@ -453,4 +453,4 @@ def test_time_ends_the_search_and_dev_alone_flatters(sample, tmp_path, command):
     assert [trial["state"] for trial in found["trials"]] == ["finished"] * 2
     assert not list((tmp_path / "results").rglob("eval.json"))
     if found["winner"]:
-        assert found["gain_over_default"]["loss"]["part"] == "dev" and "which are optimistic" in done.stdout
+        assert found["gain_over_default"]["loss"]["part"] == "dev" and "so they are optimistic" in done.stdout

@@ -191,9 +191,9 @@ def test_labelled_texts_are_left_out(run, sample, tmp_path, capsys):
     rows = selected(tmp_path / "to_label.jsonl", run, tmp_path / "pool.jsonl", strategy="uncertainty")
     assert [row["text"] for row in rows] == ["play polka"]
     log = capsys.readouterr().err
-    assert "3 already labelled" in log and "only 1 texts are left" in log
+    assert "3 already labelled" in log and "selecting all of the remaining texts (1)" in log
     (tmp_path / "pool.txt").write_text(" ".join(json.loads(lines[0])["tokens"]) + "\n")
-    with pytest.raises(UserError, match="no texts left to select; nothing was written"):
+    with pytest.raises(UserError, match="no texts are left to select; no file was written"):
         selected(tmp_path / "none.jsonl", run, tmp_path / "pool.txt")
     assert not (tmp_path / "none.jsonl").exists()
 

@@ -343,7 +343,7 @@ def test_sigterm_loses_no_request_that_was_accepted(shipped):
         server.process.wait(60)
         for thread in threads:
             thread.join()
-    assert server.process.returncode == 0 and "all accepted requests were answered" in server.said
+    assert server.process.returncode == 0 and "all accepted requests were finished" in server.said
     assert set(found) == {200} and not lost
 
 
@@ -372,7 +372,7 @@ def test_several_models_in_one_server(shipped, other):
         first, named, second = (server.ask("/predict", request)[1]["answers"] for request in requests)
         assert first == named and [row["text"] for row in second] == [row["text"] for row in first]
         status, answer = server.ask("/predict", {"texts": "x", "model": "b"})
-        assert status == 404 and answer["detail"] == "no model of this name; there are a, other"
+        assert status == 404 and answer["detail"] == "no model has this name; the models are a, other"
 
 
 @slow
@@ -434,7 +434,7 @@ def test_a_reload_under_load_loses_no_request(way, shipped, other, tmp_path):
             shutil.copy(other / "predictor.json", folder)
             wait_for(lambda: server.ask("/models")[1]["served"]["loaded"] != loaded)
     assert not lost and set(found) == {(200, 4)}, (lost[:1], found)
-    assert server.said.count("is loaded again") == 3 + (way == "watching") and "the old model goes on" in server.said
+    assert server.said.count(": reloaded ") == 3 + (way == "watching") and "the old model remains" in server.said
 
 
 def wait_for(condition):

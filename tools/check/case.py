@@ -1,4 +1,4 @@
-"""Shared code of the --debug checks: the model and data under test, and comparisons of logits."""
+"""Code shared by the checks: the model and data under test, and comparisons of logits."""
 
 import copy
 import subprocess
@@ -35,15 +35,15 @@ class Skipped(Exception):
 
 
 class Undecided(Exception):
-    """Raised by a check that can neither pass nor fail. The message is the reason."""
+    """Raised by a check without a clear result. The message is the reason."""
 
 
 @dataclass
 class Case:
     """The model and data under test.
 
-    build(**changes): returns a new Trainer with the data, tokenizer and seed of the run, and the user's options with
-    these changes. data: some rows of train. best: the checkpoint of the trial run, or None. command: the command that
+    build(**changes): returns a new Trainer with the run's data, tokenizer and seed, and with the user's options after
+    these changes. data: some training rows. best: the checkpoint of the trial run, or None. command: the command that
     starts main.py.
     """
 
@@ -53,7 +53,7 @@ class Case:
     command: list
     notes: list[str] = field(default_factory=list)  # unusual but intended behaviour
     undecided: dict[str, str] = field(default_factory=dict)  # {check: reason}
-    overfitted: MyModel | None = None  # the model that overfitted some texts
+    overfitted: MyModel | None = None  # the model after overfitting a few texts
     other: tuple[subprocess.Popen, Path] | None = None  # see other_process in checkpoints.py
 
     @cached_property
@@ -63,10 +63,10 @@ class Case:
 
     @cached_property
     def trained(self) -> MyModel:
-        """The model with the weights of the trial run, if there are any. Copy it before changing it."""
+        """The model with the weights of the trial run, if it saved any. Copy the model before changing it."""
         model = copy.deepcopy(self.trainer.model)
         if self.best is not None:
-            with suppress(UserError):  # another check reports checkpoints that cannot be loaded
+            with suppress(UserError):  # reported by another check
                 checkpoint.load_weights(model, self.best)
         model.encoder.float()  # so that bf16 rounding is not reported as an error
         return model
@@ -80,7 +80,7 @@ class Case:
 
     @cached_property
     def rows(self) -> list[int]:
-        """Up to 16 rows that are short enough to be padded. Rows with labels for the most tasks come first."""
+        """Up to 16 rows that are short enough to be padded, rows with labels for the most tasks first."""
         longest = min(self.data.featurizer.max_length, num_positions(self.trained.encoder) or 10**6) - 8
         all_rows = range(len(self.data.lengths))
         short = [row for row in all_rows if self.data.lengths[row] <= longest]
@@ -100,13 +100,13 @@ def has_label(labels: torch.Tensor) -> torch.Tensor:
 
 
 def logits_of(model: MyModel, inputs: Tensors, labels: Tensors | None = None) -> Tensors:
-    """Returns {task: logits} without padding positions."""
+    """Returns {task: logits}, without the logits of padding positions."""
     heads = model.output_layer.heads
     return {name: heads[name].real_logits(logits, inputs) for name, logits in model(inputs, labels).logits.items()}
 
 
 def difference(first: Tensors, second: Tensors, tolerance: float = 1e-3) -> str | None:
-    """Describes the difference for the first task whose logits differ, or returns None if there is no such task."""
+    """Returns a description of the difference for the first task whose logits differ, or None if no logits differ."""
     for name, logits in first.items():
         change = torch.where(logits == second[name], 0.0, logits - second[name])  # 0 where both are -inf
         size = logits[logits.isfinite()].abs()
@@ -117,40 +117,40 @@ def difference(first: Tensors, second: Tensors, tolerance: float = 1e-3) -> str 
 
 
 def require_same(change: str, first: Tensors, second: Tensors, tolerance: float = 1e-3) -> None:
-    """Raises Failed if logits differ. change: the difference between the two runs, as the start of the message."""
+    """Raises Failed if logits differ. change: what differs between the two forward passes, to start the message."""
     if message := difference(first, second, tolerance):
         raise Failed(f"{change} {message}")
 
 
-def own_inputs(batch: Batch) -> dict[str, torch.Tensor]:
-    """Returns the inputs that are not derived from the text, such as numbers or images, which can have any shape."""
+def custom_inputs(batch: Batch) -> dict[str, torch.Tensor]:
+    """Returns the inputs that are not derived from the text, such as numbers or images, and can have any shape."""
     return {name: tensor for name, tensor in batch.inputs.items() if name not in FROM_TEXT}
 
 
-def with_other_rows(batch: Batch, kept: int = 1) -> Tensors:
-    """Returns inputs of the same shapes, with other words and custom inputs in all rows but the first `kept`.
+def with_other_rows(batch: Batch, num_unchanged: int = 1) -> Tensors:
+    """Returns the inputs of a batch with all rows changed but the first `num_unchanged`. Shapes stay the same.
 
-    Words are drawn from the batch. Own inputs are copied from the row that differs most from the first one, so that all
+    Tokens are drawn from the batch. Custom inputs are copied from the row that differs most from the first one, so all
     values are valid and statistics over the rows change.
     """
-    changed, own = {name: tensor.clone() for name, tensor in batch.inputs.items()}, own_inputs(batch)
+    changed, custom = {name: tensor.clone() for name, tensor in batch.inputs.items()}, custom_inputs(batch)
     if "input_ids" in changed:
         mask = batch.inputs["attention_mask"].bool()
         ids, others = batch.inputs["input_ids"][mask], mask.clone()
-        others[:kept] = False
+        others[:num_unchanged] = False
         drawn = torch.randint(len(ids), (int(others.sum()),), generator=torch.Generator().manual_seed(0))
         changed["input_ids"][others] = ids[drawn.to(ids.device)]
-    if own:
+    if custom:
         far = torch.stack(
-            [(one.double() - one[:1].double()).abs().reshape(len(one), -1).sum(1) for one in own.values()]
+            [(one.double() - one[:1].double()).abs().reshape(len(one), -1).sum(1) for one in custom.values()]
         ).sum(0)
-        for name, tensor in own.items():
-            changed[name][kept:] = tensor[int(far.argmax())]
+        for name, tensor in custom.items():
+            changed[name][num_unchanged:] = tensor[int(far.argmax())]
     return changed
 
 
 def padding_mixer(encoder: nn.Module) -> str | None:
-    """Returns the encoder's family if its outputs depend on padding by design, otherwise None."""
+    """Returns the model family of an encoder whose outputs depend on padding by design, or None for other encoders."""
     family = getattr(getattr(encoder, "config", None), "model_type", None)
     return family if family in MIXES_PADDING else None
 

@@ -1,4 +1,4 @@
-"""Checks that checkpoints are the same after resuming, and that predictions are the same in a new process."""
+"""Checks that resumed runs end with the same checkpoints, and that a new process makes the same predictions."""
 
 import json
 import math
@@ -28,7 +28,7 @@ NO_SIGNAL = 1000  # a signal number that does not exist
 
 
 class Killed(Exception):
-    """Ends a run as SIGKILL would: everything that is not yet saved is lost."""
+    """Simulates SIGKILL: everything that has not been saved is lost."""
 
 
 class FewBatches:
@@ -52,7 +52,7 @@ class FewBatches:
 
 
 class FixedBatches(FewBatches):
-    """A training loader whose epochs consist of these batches."""
+    """A training loader whose epochs consist of the given batches."""
 
     def __init__(self, loader: Any, batches: list[Batch]):
         super().__init__(loader, len(batches))
@@ -64,10 +64,10 @@ class FixedBatches(FewBatches):
 
 @torch.enable_grad()
 def check_resume(case: Case) -> None:
-    """Stops a run in its first epoch and kills it in the second. It must end like an uninterrupted run."""
+    """Stops a run in the first epoch, kills it in the second, and compares the result with an uninterrupted run."""
     config, loader = case.trainer.config, case.trainer.train_loader
     if case.trainer.device.type != "cpu" and not config.deterministic:
-        raise Skipped("on a GPU, equal bytes need --deterministic")
+        raise Skipped("on a GPU, bit-exact results need --deterministic")
     batches = min(len(loader), 2 * max(2, config.gradient_accumulation_steps))
     accumulated = max(config.gradient_accumulation_steps, min(2, batches // 2))  # micro-batches, if there are enough
     of_epoch = -(-batches // accumulated)  # steps
@@ -94,7 +94,7 @@ def check_resume(case: Case) -> None:
 
 
 def sums(trainer: Trainer, step: int) -> dict[str, str]:
-    """Returns {file: SHA-256} of the weights and training states of the best checkpoint and a step's checkpoint."""
+    """Returns {file: SHA-256} for the weights and training states of the best checkpoint and of the one at a step."""
     found: dict[str, str] = {}
     for name in ("best", f"step_{step:08d}"):
         manifest = json.loads((trainer.checkpoints / name / "manifest.json").read_text(encoding="utf-8"))
@@ -103,7 +103,7 @@ def sums(trainer: Trainer, step: int) -> dict[str, str]:
 
 
 def zeroed(trainer: Trainer) -> Trainer:
-    """Sets all parameters that are stored in a checkpoint to 0. Resuming must restore them."""
+    """Sets all parameters that are stored in a checkpoint to 0, because resuming must restore them."""
     with torch.no_grad():
         for name in dict(trainer.model.named_parameters()).keys() & lora.kept_tensors(trainer.model).keys():
             trainer.model.get_parameter(name).zero_()
@@ -111,7 +111,7 @@ def zeroed(trainer: Trainer) -> Trainer:
 
 
 def run_until(trainer: Trainer, step: int, killed: bool = False) -> None:
-    """Trains up to a step, and saves or is killed there. Resumes from the latest checkpoint, if there is one."""
+    """Trains up to a step, where the run saves or is killed. Resumes from the latest checkpoint if there is one."""
     trainer.config.run_dir.mkdir(parents=True, exist_ok=True)
     agree = trainer.stop.agree
 
@@ -142,10 +142,10 @@ def check_prediction(case: Case) -> None:
     for name, labels in predicted.items():
         differ = sum(not is_same(*pair) for pair in zip(labels, evaluation.predicted[name]))
         if differ and (family := padding_mixer(trainer.model.encoder)):
-            case.notes.append(f"{family} mixes padding into its answers by design: {differ} depend on the batch size")
+            case.notes.append(f"{family} outputs depend on padding by design; differing predictions: {differ}")
             return
         if differ:
-            raise Failed(f"{differ} of {len(labels)} answers for {name!r} differ between batches of 64 and of 5")
+            raise Failed(f"{differ} of {len(labels)} predictions for {name!r} differ between batch sizes 64 and 5")
     require_fitted_threshold(case)
     for name, value in trainer.metric_function(evaluation.gold, predicted).items():
         if not math.isclose(value, evaluation.scores[name], abs_tol=1e-4):
@@ -153,7 +153,7 @@ def check_prediction(case: Case) -> None:
 
 
 def check_best(case: Case) -> None:
-    """Calls keep_best with the scores of three epochs: the second is worse in every score, and the third is better."""
+    """Calls `keep_best` with the scores of three epochs. All scores get worse in the second and better in the third."""
     case.trainer.config.run_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=case.trainer.config.run_dir) as folder:
         trainer, kept = case.build(output_dir=folder, compile=False), list[int]()
@@ -169,11 +169,11 @@ def check_best(case: Case) -> None:
     if 2 in kept:
         raise Failed("keep_best replaces the best checkpoint with one that is worse in every score")
     if 1 in kept and 3 not in kept:
-        raise Failed("keep_best does not keep a checkpoint that is better in every score than the best one")
+        raise Failed("keep_best does not save a checkpoint that is better in every score")
 
 
 def require_fitted_threshold(case: Case) -> None:
-    """Raises Failed if `decode` does not separate the labels after `calibrate` on logits that separate them."""
+    """Raises Failed if `decode` does not separate the labels after `calibrate` is called with separable logits."""
     model, batch = case.model_and_batch(len(case.rows))
     for name, head in model.output_layer.heads.items():
         labels = batch.labels[name]
@@ -187,14 +187,12 @@ def require_fitted_threshold(case: Case) -> None:
             if (reached := f1_of(head.decode(logits, batch.inputs)[0], labels)) < 0.95:
                 given = f"logits of {right:g} for right labels and {wrong:g} for others"
                 advice = "do both compare the threshold with the same values (logits or probabilities)?"
-                raise Failed(
-                    f"{name!r}: after calibrate on {given}, decode has an F1 of {reached:.2f} on them; {advice}"
-                )
+                raise Failed(f"{name!r}: after calibrate on {given}, decode has an F1 of {reached:.2f}; {advice}")
 
 
-def f1_of(answers: torch.Tensor, labels: torch.Tensor) -> float:
-    right = int((answers & (labels == 1)).sum())
-    return 2 * right / max(1, int(answers[labels != IGNORE].sum() + (labels == 1).sum()))
+def f1_of(predicted: torch.Tensor, labels: torch.Tensor) -> float:
+    right = int((predicted & (labels == 1)).sum())
+    return 2 * right / max(1, int(predicted[labels != IGNORE].sum() + (labels == 1).sum()))
 
 
 def is_same(first: Any, second: Any) -> bool:
@@ -203,14 +201,15 @@ def is_same(first: Any, second: Any) -> bool:
 
 @contextmanager
 def other_process(case: Case) -> Iterator[tuple[subprocess.Popen, Path]]:
-    """Context manager that yields (process that evaluates and labels the rows with the checkpoint, its folder)."""
+    """Context manager that starts a process that evaluates the checkpoint and predicts the rows. Yields (process, its
+    folder)."""
     config = case.trainer.config
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         data.mkdir()
         rows = [json.dumps(case.data[i], ensure_ascii=False) + "\n" for i in range(len(case.data))]
-        for part in ("dev", "test"):
-            (data / f"{part}.jsonl").write_text("".join(rows), encoding="utf-8")
+        for split in ("dev", "test"):
+            (data / f"{split}.jsonl").write_text("".join(rows), encoding="utf-8")
         write_json(data / "labels.json", tasks_to_json(case.trainer.tasks))
         flags = {"data_path": data, "checkpoint": case.best, "output_dir": folder, "model_version": "other"}
         flags |= {"device": config.device, "precision": config.precision, "predict_output": data / "predictions.jsonl"}
@@ -243,8 +242,8 @@ def check_other_process(case: Case) -> None:
         column = f"{name}_tags" if trainer.tasks[name].is_tagging else name
         written = [row[column] for row in rows]
         if trainer.model.output_layer.heads[name].finds_spans:
-            answers = [{name: (spans, [1.0] * len(spans))} for spans in labels]
-            labels = [prediction_row(case.data[i], answer, trainer.tasks)[name] for i, answer in enumerate(answers)]
+            decoded = [{name: (spans, [1.0] * len(spans))} for spans in labels]
+            labels = [prediction_row(case.data[i], one, trainer.tasks)[name] for i, one in enumerate(decoded)]
             labels, written = without_probabilities(labels), without_probabilities(written)
         if not all(map(is_same, labels, written)):
-            raise Failed(f"answers for {name!r} differ in a new process")
+            raise Failed(f"predictions for {name!r} differ in a new process")

@@ -1,4 +1,4 @@
-"""Checks that outputs depend only on the inputs that they should depend on, and checks of devices and precision."""
+"""Checks that outputs depend on the right inputs, and checks of devices and precision."""
 
 import copy
 import random
@@ -21,11 +21,11 @@ from tools.check.case import (
     Failed,
     Skipped,
     Tensors,
+    custom_inputs,
     difference,
     is_own,
     is_usable,
     logits_of,
-    own_inputs,
     padding_mixer,
     require_same,
     with_other_rows,
@@ -39,37 +39,37 @@ def check_padding(case: Case) -> None:
     extra = min(8, (num_positions(model.encoder) or 10**6) - width)
     by_token = {name: tensor for name, tensor in batch.inputs.items() if name in BY_TOKEN}
     padded = {name: pad(tensor, (0, extra), value=fill.get(name, 0)) for name, tensor in by_token.items()}
-    wrong, when = difference(together, logits_of(model, batch.inputs | padded)), f"with {extra} more padding tokens"
-    if wrong is None:
-        when = "alone instead of in a batch (so without padding),"
+    error, when = difference(together, logits_of(model, batch.inputs | padded)), f"with {extra} more padding tokens"
+    if error is None:
+        when = "alone instead of in a batch, that is, without padding,"
         single = [case.batch([row]) for row in case.rows[:8]]
         alone = [logits_of(model, one.inputs) for one in single]
-        wrong = difference({name: torch.cat([logits[name] for logits in alone]) for name in together}, together)
-        wrong = wrong or difference_in_loss(model, batch, single)
-    if wrong and (name := batch_dependent(batch, case)):
-        raise Failed(f"inputs[{name!r}] of a text depends on the other rows of its batch; compute it from its own row")
-    if wrong and (family := padding_mixer(model.encoder)):
-        by_design = f"{family} mixes padding into its answers by design"
-        case.notes.append(f"{by_design}, so single and batched inputs give different outputs: {wrong}")
-    elif wrong:
-        raise Failed(f"{when} {wrong}")
+        error = difference({name: torch.cat([logits[name] for logits in alone]) for name in together}, together)
+        error = error or difference_in_loss(model, batch, single)
+    if error and (name := batch_dependent(batch, case)):
+        raise Failed(f"inputs[{name!r}] depends on other rows of the batch; compute each row independently")
+    if error and (family := padding_mixer(model.encoder)):
+        by_design = f"{family} outputs depend on padding by design"
+        case.notes.append(f"{by_design}, so they differ between single and batched inputs: {error}")
+    elif error:
+        raise Failed(f"{when} {error}")
 
 
 def batch_dependent(batch: Batch, case: Case) -> str | None:
-    """Returns the name of an own input whose values depend on the other rows of the batch, or None."""
+    """Returns the name of a custom input whose values depend on other rows of the batch, or None."""
     for row, number in enumerate(batch.rows.tolist()):
-        for name, alone in own_inputs(case.batch([number])).items():
+        for name, alone in custom_inputs(case.batch([number])).items():
             if alone.shape[1:] == batch.inputs[name].shape[1:] and not torch.equal(alone[0], batch.inputs[name][row]):
                 return name
     return None
 
 
 def difference_in_loss(model: MyModel, batch: Batch, single: list[Batch]) -> str | None:
-    """Describes the difference between the loss of a batch and the sum of the losses of its rows, or returns None."""
+    """Returns a description of the difference between a batch's loss and the sum of its rows' losses, or None."""
     if any(head.compares_rows for head in model.output_layer.heads.values()):
         return None
     counts = model.count_labels(batch.inputs, batch.labels)
-    whole, alone = [[model(one.inputs, one.labels, counts).losses for one in part] for part in ([batch], single)]
+    whole, alone = [[model(one.inputs, one.labels, counts).losses for one in group] for group in ([batch], single)]
     for name, loss in whole[0].items():
         rows = float(sum(losses[name] for losses in alone))
         if not abs(rows - float(loss)) <= 1e-3 * max(abs(float(loss)), 1e-3):
@@ -95,7 +95,7 @@ def check_other_rows(case: Case) -> None:
         rows: list[Tensors] = []
         for inputs in (batch.inputs, changed):
             set_random_state(state, device)
-            one = copy.deepcopy(model).train(training)  # a copy, because training mode can change buffers
+            one = copy.deepcopy(model).train(training)  # copied because training mode can change buffers
             logits = one(inputs).logits
             rows.append({name: logits[name][:1] for name in checked})
         mode = "training" if training else "evaluation"
@@ -134,46 +134,44 @@ def check_determinism(case: Case) -> None:
 
 def check_own_inputs(case: Case) -> None:
     model, batch = case.model_and_batch()
-    own = own_inputs(batch)
-    if not own:
+    custom = custom_inputs(batch)
+    if not custom:
         raise Skipped("the model has no inputs in addition to the text")
     require_empty_values(case, model, batch)
     logits, ignored = model(batch.inputs).logits, []
-    for name, tensor in own.items():
-        if name.removesuffix("_mask") in own.keys() - {name}:
+    for name, tensor in custom.items():
+        if name.removesuffix("_mask") in custom.keys() - {name}:
             continue  # mask of another input
         columns = list(case.data.featurizer.fields[name].columns) if name == "extras" else []
         for number, column in enumerate(columns or [None]):
-            part = (slice(None), number) if column else ()
+            index = (slice(None), number) if column else ()
             changed = tensor.clone()
-            changed[part] = tensor[part].flip(0) if not tensor.is_floating_point() else tensor[part].flip(0) + 1.0
+            changed[index] = tensor[index].flip(0) if not tensor.is_floating_point() else tensor[index].flip(0) + 1.0
             if torch.equal(changed, tensor):
-                case.notes.append(f"{name!r} is the same in all rows tried")
+                case.notes.append(f"{name!r} is the same in all tested rows")
             elif difference(logits, model(batch.inputs | {name: changed}).logits, tolerance=1e-7) is None:
                 ignored.append(repr(f"{name}: {column}" if column else name))
     if ignored:
-        raise Failed(
-            f"no answer changes with {', '.join(ignored)}; no head reads {'it' if len(ignored) == 1 else 'them'}"
-        )
+        raise Failed(f"custom inputs without effect on any prediction: {', '.join(ignored)}; does a head read them?")
 
 
 def require_empty_values(case: Case, model: MyModel, batch: Batch) -> None:
-    """Raises Failed if the model cannot process id 0 (a name that does not occur in train) or rows without values."""
+    """Raises Failed if the model cannot process id 0 (for names that do not occur in train) or empty lists."""
     for name, field in fields_of(case.trainer.tasks).items():
         if field.dtype == "name":
-            changed, what = {name: torch.zeros_like(batch.inputs[name])}, "0 (a name that does not occur in train)"
+            changed, value = {name: torch.zeros_like(batch.inputs[name])}, "0 (a name that does not occur in train)"
         elif field.level in ("list", "spans"):
             changed = {one: batch.inputs[one][:, :0] for one in (name, f"{name}_mask")}
-            what = "a batch without any value"
+            value = "empty in all rows of a batch"
         else:
             continue
         try:
             logits = model(batch.inputs | changed).logits
         except Exception as error:
             raised = f"{type(error).__name__}: {first_line(error)}"
-            raise Failed(f"inputs[{name!r}] can be {what}, which raises {raised}") from None
+            raise Failed(f"inputs[{name!r}] can be {value}, which raises {raised}") from None
         if not all(map(is_usable, logits.values())):
-            raise Failed(f"inputs[{name!r}] can be {what}, for which the logits are not finite")
+            raise Failed(f"inputs[{name!r}] can be {value}, for which the logits are not finite")
 
 
 def check_inputs_unchanged(case: Case) -> None:
@@ -183,22 +181,22 @@ def check_inputs_unchanged(case: Case) -> None:
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         output = model(batch.inputs, batch.labels)
         model.decode(output.logits, batch.inputs)
-        for part, earlier in ((batch.inputs, before.inputs), (batch.labels, before.labels)):
-            for name in part.keys() | earlier.keys():
-                is_new_or_missing = name not in part or name not in earlier
-                if is_new_or_missing or not torch.equal(part[name].nan_to_num(), earlier[name].nan_to_num()):
+        for after, earlier in ((batch.inputs, before.inputs), (batch.labels, before.labels)):
+            for name in after.keys() | earlier.keys():
+                is_new_or_missing = name not in after or name not in earlier
+                if is_new_or_missing or not torch.equal(after[name].nan_to_num(), earlier[name].nan_to_num()):
                     raise Failed(f"forward or decode changes {name!r} of the batch")
         if modes != [module.training for module in model.modules()]:
-            raise Failed("forward or decode calls train() or eval() and does not restore the mode")
+            raise Failed("forward or decode calls train() or eval() without restoring the mode")
         wrong = [name for name, old in buffers.items() if not torch.equal(model.get_buffer(name), old)]
         if wrong and not training:
             raise Failed(f"evaluation changes the buffer {wrong[0]}; change it only if self.training")
 
 
 def check_device(case: Case) -> None:
-    """Changes the default device, so that tensors created without a device cause an error."""
+    """Runs the model with another default device, which makes tensors created without a device cause an error."""
     model, batch = case.model_and_batch(4)
-    model(batch.inputs, batch.labels)  # fills lazy caches on the correct device
+    model(batch.inputs, batch.labels)  # fills caches on the correct device
     try:
         with torch.device("meta"):
             output = model(batch.inputs, batch.labels)
@@ -210,7 +208,7 @@ def check_device(case: Case) -> None:
         if not is_own(last.filename):  # raised by another library
             raise Skipped(f"this encoder cannot be checked ({first_line(error)})") from None
         line = f"{Path(last.filename).name}:{last.lineno} ({last.line})"
-        raise Failed(f"{line} uses a tensor that was created without a device ({first_line(error)})") from None
+        raise Failed(f"{line} uses a tensor created without device= ({first_line(error)})") from None
     device = next(iter(batch.inputs.values())).device  # including the device index
     if wrong := [name for name, logits in output.logits.items() if logits.device != device]:
         raise Failed(f"the logits of {wrong[0]!r} are not on the device of the inputs")

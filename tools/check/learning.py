@@ -1,4 +1,4 @@
-"""Checks that the model can learn: it can overfit a few texts, and its answers become right and get the right names."""
+"""Checks that the model can overfit a few texts, and that its predictions are converted to the right labels."""
 
 import copy
 import math
@@ -14,16 +14,17 @@ from model_utils import MyModel
 from tools.check.case import Case, Failed, Undecided, has_label
 from trainer import Trainer
 
-# The budget is counted in steps, not seconds, so that the verdict is the same on every machine. It is about
+# The budget is a number of steps, not seconds, so the result is the same on every machine. It is about
 # WORK / (trained parameters x tokens) steps. A step of BERT-base on 8 texts of 10 tokens takes 1.3 s on one core.
 WORK, FEWEST, MOST = 5e11, 60, 1000
-MANY, FEW, LARGE = 16, 8, 5e6  # number of texts; for large models; number of trained parameters of a large model
-# (factor for the encoder's rates, factor for other rates, share of the steps) per attempt. The last trains only heads
+MANY, FEW, LARGE = 16, 8, 5e6  # number of texts; the same for large models; trained parameters of a large model
+# (factor for the encoder's learning rates, factor for the others, share of the steps) per attempt. The last attempt
+# trains only the heads
 ATTEMPTS = ((1.0, 1.0, 0.3), (5.0, 20.0, 0.4), (0.2, 0.2, 0.1), (0.0, 5.0, 0.2))
-RIGHT, SURE = 0.89, 0.8  # share of right answers; their mean probability
-LOW, LOWEST = 0.35, 0.02  # shares of the first loss
-MOST_RIGHT, SMALL = 0.8, 0.15  # weaker limits if wrong answers have high losses, that is, loss and decode agree
-NOISE = 0.05  # losses below it are too small to compare
+RIGHT, SURE = 0.89, 0.8  # accuracy; mean probability of the predictions
+LOW, LOWEST = 0.35, 0.02  # fractions of the first loss
+MOST_RIGHT, SMALL = 0.8, 0.15  # weaker limits if wrong predictions have high losses, that is, loss and decode agree
+NOISE = 0.05  # losses below this are too small to compare
 
 
 @dataclass
@@ -32,11 +33,11 @@ class Progress:
 
     first: float  # the first loss
     losses: list[float] = field(default_factory=list)  # the loss of each step
-    hits: list[float] = field(default_factory=list)  # share of right answers, every ten steps
-    sure: float = 0.0  # mean probability of the answers
-    enough: float = SURE  # the mean probability that is sufficient
+    hits: list[float] = field(default_factory=list)  # accuracy, every ten steps
+    sure: float = 0.0  # mean probability of the predictions
+    enough: float = SURE  # the required mean probability
     falls: bool = False  # whether the loss was still falling at the end of an attempt
-    of_numbers: bool = False  # regression: its loss has no fixed scale or minimum, so a low value means little
+    of_numbers: bool = False  # regression, whose loss has no fixed scale or minimum
 
     @property
     def right(self) -> float:
@@ -44,15 +45,15 @@ class Progress:
 
     @property
     def ratio(self) -> float:
-        """The last loss as a share of the first. It decreases with the loss, even if the loss is negative."""
+        """The last loss relative to the first. It decreases with the loss, even if the loss is negative."""
         return 1 - (self.first - self.losses[-1]) / max(abs(self.first), 1e-9) if self.losses else 1.0
 
     @property
     def is_lowest(self) -> bool:
         return self.ratio < LOWEST and not self.of_numbers
 
-    def is_learnt(self) -> bool:
-        """Returns True if the answers are right, and the loss is low or (if it cannot be low) they are confident."""
+    def is_learned(self) -> bool:
+        """Returns whether the predictions are right, and either the loss is low or the predictions are confident."""
         return self.right > RIGHT and (self.ratio < LOW or self.sure > self.enough)
 
 
@@ -78,29 +79,28 @@ def check_overfitting(case: Case) -> None:
 
 
 def train(case: Case, model: MyModel, batch: Batch, config: Any, progress: dict[str, Progress], steps: int) -> int:
-    """Trains in several attempts until all tasks are learnt or the attempts are used up. Returns the number of
-    steps."""
+    """Trains in up to len(ATTEMPTS) attempts, until all tasks are learned. Returns the number of steps."""
     start, done = copy.deepcopy(model.state_dict()), 0
     for factor, of_heads, share in ATTEMPTS:
         before, earlier = copy.deepcopy(model.state_dict()), copy.deepcopy(progress)
         if not factor:
-            model.load_state_dict(start)  # the encoder may have collapsed at these rates
+            model.load_state_dict(start)  # the encoder may have collapsed at these learning rates
         if chosen := groups(model, config, factor, of_heads):
             done += attempt(model, batch, chosen, progress, int(share * steps))
-        if all(task.is_learnt() or task.is_lowest for task in progress.values()):
+        if all(task.is_learned() or task.is_lowest for task in progress.values()):
             if not factor:
-                case.notes.append("learnt with the encoder's weights fixed")
+                case.notes.append("learned only with a frozen encoder")
             break
         if not sum(task.ratio for task in progress.values()) <= sum(task.ratio for task in earlier.values()):
             model.load_state_dict(before)
             progress.update({name: task for name, task in earlier.items() if task.losses})
         for name, task in progress.items():
-            task.falls |= factor < 1 and earlier[name].falls  # at low rates, the loss hardly falls
+            task.falls |= factor < 1 and earlier[name].falls  # at low learning rates, the loss hardly falls
     return done
 
 
 def groups(model: MyModel, config: Any, factor: float, of_heads: float) -> list[dict[str, Any]]:
-    """Returns the parameter groups, with rates multiplied by these factors for the encoder and the other layers."""
+    """Returns parameter groups with learning rates multiplied by these factors for the encoder and the other layers."""
     encoder, found = {id(p) for p in model.encoder.parameters()}, []
     for group in parameter_groups(model, config):
         for inside, times in ((True, factor), (False, of_heads)):
@@ -121,8 +121,8 @@ def first_losses(model: MyModel, batch: Batch, trained: bool, enough: float) -> 
 
 
 def attempt(model: MyModel, batch: Batch, groups: list[Any], progress: dict[str, Progress], steps: int) -> int:
-    """Trains for up to `steps` steps, or until all tasks are learnt or the losses stop falling. Returns the number of
-    steps."""
+    """Trains for up to `steps` steps, or until all tasks are learned or the losses stop falling. Returns the number
+    of steps."""
     optimizer = torch.optim.AdamW(groups)
     window = max(10, steps // 4)
     begin = {name: len(task.losses) for name, task in progress.items()}
@@ -138,16 +138,16 @@ def attempt(model: MyModel, batch: Batch, groups: list[Any], progress: dict[str,
         examine(model, batch, progress)
         for name, task in progress.items():
             task.falls = not task.is_lowest and is_falling(task.losses[begin[name] :], window)
-        learnt = all(task.is_learnt() for task in progress.values())
+        learned = all(task.is_learned() for task in progress.values())
         decided = all(task.is_lowest for task in progress.values()) or step >= 2 * window
         stuck = decided and not any(task.falls for task in progress.values())
-        if learnt or stuck:
+        if learned or stuck:
             return step
     return steps
 
 
 def is_falling(losses: list[float], window: int) -> bool:
-    """Returns True if the lowest loss of the last `window` steps is over 2% below the lowest loss before them."""
+    """Returns whether the lowest loss of the last `window` steps is over 2% below the lowest loss before them."""
     if len(losses) < 2 * window:
         return True
     before, last = min(losses[:-window]), min(losses[-window:])
@@ -156,50 +156,50 @@ def is_falling(losses: list[float], window: int) -> bool:
 
 @torch.no_grad()
 def examine(model: MyModel, batch: Batch, progress: dict[str, Progress]) -> None:
-    """Updates the share of right answers (counted by the head, in eval mode) and their mean probability."""
+    """Updates the accuracy (counted by the head, in eval mode) and the mean probability of the predictions."""
     model.eval()
-    for name, answer in model.decode(model(batch.inputs).logits, batch.inputs).items():
+    for name, decoded in model.decode(model(batch.inputs).logits, batch.inputs).items():
         head, labels = model.output_layer.heads[name], batch.labels[name]
-        hits, number = head.hits(*answer, labels)
+        hits, number = head.hits(*decoded, labels)
         if name in progress and number:
             progress[name].hits.append(hits / number)
-            progress[name].sure = mean_probability(*answer, labels)
+            progress[name].sure = mean_probability(*decoded, labels)
 
 
-def mean_probability(answers: Any, probabilities: Any, labels: torch.Tensor) -> float:
-    """Returns the mean probability of the answers, or 0 if they have no probabilities."""
-    if not isinstance(answers, torch.Tensor) or answers.is_floating_point() or answers.shape != labels.shape:
+def mean_probability(predicted: Any, probabilities: Any, labels: torch.Tensor) -> float:
+    """Returns the mean probability of the predictions, or 0 if they have no probabilities."""
+    if not isinstance(predicted, torch.Tensor) or predicted.is_floating_point() or predicted.shape != labels.shape:
         return 0.0
-    if answers.dtype == torch.bool:
-        probabilities = torch.where(answers, probabilities, 1 - probabilities)
+    if predicted.dtype == torch.bool:
+        probabilities = torch.where(predicted, probabilities, 1 - probabilities)
     return float(probabilities[has_label(labels)].float().mean())
 
 
 def judge(case: Case, model: MyModel, batch: Batch, name: str, task: Progress, when: str) -> None:
-    """Raises Failed or Undecided if the task has not been learnt."""
+    """Raises Failed or Undecided if the task has not been learned."""
     if task.of_numbers:
         require_lowest_at_labels(model, batch, name)
     require_same_in_evaluation(model, batch, name, task)
-    if task.is_learnt():
+    if task.is_learned():
         return
     change = f"{task.losses[-1]:.3g} (initially {task.first:.3g}) {when}"
-    message = f"{name!r}: the loss is {change}, and {task.right:.0%} of the answers are right"
+    message = f"{name!r}: the loss is {change}, and {task.right:.0%} of the predictions are right"
     improves = max(task.hits[-len(task.hits) // 3 :]) > max(task.hits[: -len(task.hits) // 3], default=0.0)
-    # If decode matches the loss, a wrong answer has a higher loss: 0.69, or half of the largest loss
+    # If decode matches the loss, a wrong prediction has a high loss: 0.69, or half of the largest loss
     limit = (0.05 if improves else 0.1) * task.first
     if task.right <= RIGHT and not task.of_numbers and losses_of_wrong(model, batch, name) < limit:
         advice = "loss and decode disagree: shifted or reversed labels, argmin, a threshold on the wrong side"
         raise Failed(f"{message}; {advice}")
-    if task.right > MOST_RIGHT and task.ratio < SMALL:  # the wrong answers are for texts that differ only in word order
+    if task.right > MOST_RIGHT and task.ratio < SMALL:  # the wrong ones may be texts that differ only in word order
         return
     if has_reversed_gradient(case, batch, name):
-        case.notes.append(f"{name!r} passes a reversed gradient to the encoder, which prevents learning; not judged")
+        case.notes.append(f"{name!r} reverses the encoder's gradient, which prevents learning; not checked")
     elif not any(p.requires_grad for p in model.encoder.parameters()) and any(True for _ in model.encoder.parameters()):
-        case.notes.append(f"{name!r}: with the frozen encoder, {task.right:.0%} of the answers are right")
+        case.notes.append(f"{name!r}: with the frozen encoder, {task.right:.0%} of the predictions are right")
     elif task.right > RIGHT and probabilities_cost(model, batch, name) > LOW * task.first:
         raise Failed(f"{message}; the logits are probabilities: softmax or sigmoid before the loss, or softmax twice")
     elif task.falls or task.is_lowest:
-        raise Undecided(f"{message}; it is still falling, or too low to judge")
+        raise Undecided(f"{message}; it is still falling, or is too low to decide")
     elif task.right > RIGHT:
         advice = "the logits are bounded: softmax or sigmoid before the loss, softmax twice, cosines without a scale"
         raise Failed(f"{message}, but with a probability of only {task.sure:.2f}; {advice}")
@@ -210,16 +210,15 @@ def judge(case: Case, model: MyModel, batch: Batch, name: str, task: Progress, w
 
 @torch.no_grad()
 def require_same_in_evaluation(model: MyModel, batch: Batch, name: str, task: Progress) -> None:
-    """Raises Failed if the loss is low in training mode but not in evaluation mode, for the same texts and without
-    dropout."""
+    """Raises Failed if the loss of the same texts, without dropout, is low in training mode but not in eval mode."""
     loss = float(model.eval()(batch.inputs, batch.labels).losses[name])
     if task.ratio < LOW / 2 and loss > max(LOW * task.first, NOISE):
         losses = f"the loss of the same texts is {task.losses[-1]:.3g} in training and {loss:.3g} in evaluation"
-        raise Failed(f"{name!r}: {losses}; does it depend on self.training, or on the labels that joint gets?")
+        raise Failed(f"{name!r}: {losses}; does it depend on self.training, or on the labels passed to joint?")
 
 
 def require_lowest_at_labels(model: MyModel, batch: Batch, name: str) -> None:
-    """Raises Failed if the logits that minimize a regression loss are not decoded to the labels."""
+    """Raises Failed if logits that minimize a regression loss are not decoded to the labels."""
     head, labels = model.output_layer.heads[name], batch.labels[name]
     with torch.no_grad():
         logits = model.eval()(batch.inputs).logits[name].clone()
@@ -237,21 +236,19 @@ def require_lowest_at_labels(model: MyModel, batch: Batch, name: str) -> None:
     optimizer.step(loss)  # type: ignore[arg-type]
     loss()
     if not sizes[-1] <= 1e-3 * max(sizes):
-        return  # no minimum, or the loss is not differentiable there, as for absolute errors
+        return  # no minimum, or not differentiable there, like the absolute error
     there = has_label(labels)
-    answers = head.decode(logits.detach(), batch.inputs)[0][there]
-    gaps = (answers - labels[there]).abs() / head.task.std
+    decoded = head.decode(logits.detach(), batch.inputs)[0][there]
+    gaps = (decoded - labels[there]).abs() / head.task.std
     if gaps.median() > 0.01:
         row = int(gaps.argmax())
-        answer = f"where the loss of the label {float(labels[there][row]):.6g} is lowest, decode returns"
-        raise Failed(
-            f"{name!r}: {answer} {float(answers[row]):.6g}; loss and decode disagree; do they use the same scale?"
-        )
+        values = f"the loss is lowest for {float(labels[there][row]):.6g}, but decode returns {float(decoded[row]):.6g}"
+        raise Failed(f"{name!r}: {values}; loss and decode disagree; do they use the same scale?")
 
 
 @torch.no_grad()
 def probabilities_cost(model: MyModel, batch: Batch, name: str) -> float:
-    """Returns the loss of right answers with probability 1, if the logits of a head are probabilities, otherwise 0."""
+    """Returns the loss of right predictions with probability 1 if a head's logits are probabilities, otherwise 0."""
     logits, labels = model.eval()(batch.inputs).logits[name], batch.labels[name]
     if labels.ndim != 1 or labels.is_floating_point() or logits.ndim != 2 or logits.min() < 0 or logits.max() > 1:
         return 0.0
@@ -261,7 +258,7 @@ def probabilities_cost(model: MyModel, batch: Batch, name: str) -> float:
 
 
 def has_reversed_gradient(case: Case, batch: Batch, name: str) -> bool:
-    """Returns True if a step of the encoder along its gradient lowers a task's loss, as in adversarial training."""
+    """Returns whether moving the encoder along its gradient lowers a task's loss, as with gradient reversal."""
     model = copy.deepcopy(case.trainer.model).eval()
     trained, losses = [p for p in model.encoder.parameters() if p.requires_grad], list[float]()
     if not trained:
@@ -280,10 +277,10 @@ def has_reversed_gradient(case: Case, batch: Batch, name: str) -> bool:
 
 @torch.no_grad()
 def losses_of_wrong(model: MyModel, batch: Batch, name: str) -> float:
-    """Returns the median loss per label of the rows with a wrong answer, or infinity if no answer is wrong."""
+    """Returns the median loss per label of wrongly predicted rows, or infinity if there are none."""
     head, found = model.output_layer.heads[name], []
     for row in range(len(batch.rows)):
-        inputs, labels = [{k: v[row : row + 1] for k, v in part.items()} for part in (batch.inputs, batch.labels)]
+        inputs, labels = [{k: v[row : row + 1] for k, v in side.items()} for side in (batch.inputs, batch.labels)]
         output = model.eval()(inputs, labels)
         hits, number = head.hits(*head.decode(output.logits[name], inputs), labels[name])
         if hits < number:
@@ -292,7 +289,7 @@ def losses_of_wrong(model: MyModel, batch: Batch, name: str) -> float:
 
 
 def require_names(case: Case, trainer: Trainer, rows: list[int], names: list[str]) -> None:
-    """Raises Failed if `to_labels` converts right answers to labels that differ from the data."""
+    """Raises Failed if `to_labels` converts right predictions to labels that differ from the data."""
     whole = [i for i in map(int, case.data.example_index[rows]) if (case.data.example_index == i).sum() == 1]
     if not whole or not names:
         return
@@ -304,13 +301,13 @@ def require_names(case: Case, trainer: Trainer, rows: list[int], names: list[str
             pairs = [pair for gold, predicted in pairs if gold for pair in zip(gold, predicted)]
         wrong = [(gold, predicted) for gold, predicted in pairs if gold is not None and gold != predicted]
         if trainer.tasks[name].kind in ("classification", "tagging") and len(wrong) > len(pairs) / 2:
-            answer = f"{wrong[0][1]!r} where the label is {wrong[0][0]!r}"
-            raise Failed(f"{name!r}: decode returns right answers, but to_labels returns {answer}")
+            predicted = f"{wrong[0][1]!r} where the label is {wrong[0][0]!r}"
+            raise Failed(f"{name!r}: decode returns right predictions, but to_labels returns {predicted}")
 
 
 def distinct_rows(case: Case, number: int = MANY) -> list[int]:
-    """Returns up to `number` short rows with distinct inputs, because equal inputs may have different labels. Rows with
-    labels that no earlier row has come first, and otherwise rows with labels for the most tasks."""
+    """Returns up to `number` rows with distinct inputs, because equal inputs may have different labels. Rows with new
+    labels come first, then rows with labels for the most tasks, then short rows."""
     by_input: dict[bytes, int] = {}
     for row in sorted(range(len(case.data.lengths)), key=lambda row: (-case.num_labels(row), case.data.lengths[row])):
         inputs = case.data.batch([row]).inputs.values()

@@ -19,37 +19,37 @@ def check_shapes(case: Case) -> None:
         logits, labels = output.logits[name], batch.labels[name]
         if not is_usable(logits):
             raise Failed(f"the logits of {name!r} are not finite")
-        if wrong := (wrong_spans if head.finds_spans else wrong_answers)(head, logits, batch):
+        if wrong := (wrong_spans if head.finds_spans else wrong_labels)(head, logits, batch):
             raise Failed(f"{name!r}: decode {wrong}")
         weights = head.label_weights(labels, batch.inputs)
         if weights.dtype == torch.bool and (weights & ~has_label(labels).view_as(weights)).any():
             raise Failed(f"{name!r}: label_mask includes missing labels")
 
 
-def wrong_answers(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
-    """Describes an error of `decode` on the given, random or extreme logits, or returns None if there is no error."""
+def wrong_labels(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
+    """Returns a description of an error of `decode` on the given, random or extreme logits, or None."""
     labels = head.task.labels
     seen: set[int] = set()
     shape = batch.inputs["word_mask"].shape if head.by_words else batch.rows.shape
     for chosen in (logits, 10 * torch.randn_like(logits), *extreme_logits(logits)):
-        answers, probabilities = head.decode(chosen, batch.inputs)
-        if answers.shape[: len(shape)] != shape:
-            return f"returns answers of shape {tuple(answers.shape)}, not {tuple(shape)}"
+        decoded, probabilities = head.decode(chosen, batch.inputs)
+        if decoded.shape[: len(shape)] != shape:
+            return f"returns predictions of shape {tuple(decoded.shape)}, not {tuple(shape)}"
         if not ((probabilities >= 0) & (probabilities <= 1 + 1e-5)).all():
             return "returns probabilities that are not between 0 and 1"
-        if labels and not answers.is_floating_point() and answers.dtype != torch.bool:
-            if answers.min() < 0 or answers.max() >= len(labels):
-                return f"returns label {int(answers.max())} of {len(labels)}; the head must have one logit per label"
-            seen |= set(answers.flatten().tolist())
-        for answer, probability in zip(answers.tolist(), probabilities.tolist()):
-            head.to_labels(answer, probability)
+        if labels and not decoded.is_floating_point() and decoded.dtype != torch.bool:
+            if decoded.min() < 0 or decoded.max() >= len(labels):
+                return f"returns label {int(decoded.max())} of {len(labels)}; the head must have one logit per label"
+            seen |= set(decoded.flatten().tolist())
+        for label, probability in zip(decoded.tolist(), probabilities.tolist()):
+            head.to_labels(label, probability)
     if seen and logits.ndim == 2 and len(seen) < len(labels):
-        return f"never returns {labels[min(set(range(len(labels))) - seen)]!r} for any of the logits tried"
+        return f"never returns {labels[min(set(range(len(labels))) - seen)]!r} for any of the tested logits"
     return None
 
 
 def extreme_logits(logits: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yields logits (B, C) where one class, or the first classes, dominate, so that decode must return every label."""
+    """Yields logits (B, C) in which one class, or the first classes, dominate. Together, they cover all labels."""
     if logits.ndim == 2:
         size = logits.shape[1]
         signs = torch.cat([2 * torch.eye(size) - 1, 1 - 2 * torch.ones(size + 1, size).triu()]).to(logits.device)
@@ -58,22 +58,22 @@ def extreme_logits(logits: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def wrong_spans(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
-    """Describes an error of `decode` on these or random logits of spans or relations, or returns None."""
+    """Returns a description of an error of `decode` on the given or random logits of spans or relations, or None."""
     sizes = batch.inputs["word_mask"].sum(1).tolist()
     for chosen in (logits, 10 * torch.randn_like(logits)):
-        answers, probabilities = head.decode(chosen, batch.inputs)
-        if len(answers) != len(sizes):
-            return f"returns answers for {len(answers)} texts, not for {len(sizes)}"
-        for size, answer, probability in zip(sizes, answers, probabilities):
+        decoded, probabilities = head.decode(chosen, batch.inputs)
+        if len(decoded) != len(sizes):
+            return f"returns predictions for {len(decoded)} texts, not for {len(sizes)}"
+        for size, items, probability in zip(sizes, decoded, probabilities):
             if not all(0 <= p <= 1 for p in probability):
                 return "returns probabilities that are not between 0 and 1"
-            for *places, label in answer:
+            for *places, label in items:
                 for first, last in zip(places[::2], places[1::2]):
                     if not 0 <= first <= last < size:
                         return f"returns the span {first} to {last} in a text of {size} words"
                 if not 0 <= label < len(head.task.labels):
                     return f"returns label {label} of {len(head.task.labels)}"
-            head.to_labels(answer, probability)
+            head.to_labels(items, probability)
     return None
 
 
@@ -86,7 +86,7 @@ def check_first_loss(case: Case) -> None:
         if not torch.isfinite(loss):
             raise Failed(f"the loss of {name!r} is {loss.item():g}")
         if case.trainer.config.init_from:
-            continue  # already trained
+            continue  # the weights are already trained
         if not has_label(labels).any() or kind not in ("classification", "tagging", "multilabel", "regression"):
             continue
         if kind == "multilabel" and case.trainer.config.class_weights == "balanced":
@@ -104,8 +104,8 @@ def check_first_loss(case: Case) -> None:
 
 
 def factor_of_cross_entropy(head: Any, logits: torch.Tensor, batch: Batch, name: str) -> float | None:
-    """Returns the mean ratio of each row's loss to its cross-entropy, or None if the ratio depends on the logits, that
-    is, the loss is not a multiple of the cross-entropy."""
+    """Returns the mean ratio of loss to cross-entropy over the rows, or None if the loss is not a multiple of the
+    cross-entropy, that is, if the ratio depends on the logits."""
     labels = batch.labels[name]
     if labels.ndim > 1 or labels.is_floating_point() or logits.ndim != 2 or head.compares_rows:
         return None
@@ -119,8 +119,8 @@ def factor_of_cross_entropy(head: Any, logits: torch.Tensor, batch: Batch, name:
 
 
 def is_another_loss(model: MyModel, head: Any, batch: Batch, name: str, first: float) -> bool:
-    """Returns True if the first loss is plausible for a loss other than cross-entropy: it is close to the loss of zero
-    logits, or the logits are bounded (angles with a margin) or at most 0 (distances)."""
+    """Returns whether the first loss is plausible for a loss other than cross-entropy: it is close to the loss of zero
+    logits, or the logits are bounded (angles with a margin) or not positive (distances)."""
     hidden = model.encode(batch.inputs)
     count = model.count_labels(batch.inputs, batch.labels)[name].clamp(min=1)
     logits = model.output_layer(hidden, batch.inputs)[name]
@@ -132,7 +132,7 @@ def is_another_loss(model: MyModel, head: Any, batch: Batch, name: str, first: f
 
 
 def expected_first_loss(head: Any, labels: torch.Tensor) -> tuple[float, str]:
-    """Returns (expected loss of random guessing, its description)."""
+    """Returns (loss of random guessing, description of it)."""
     task = head.task
     if head.first_loss is not None:
         return head.first_loss, f"near {head.first_loss:g}"
@@ -148,21 +148,21 @@ def check_mean_loss(case: Case) -> None:
     skip_if_rows_are_compared(case)
     model, batch = case.model_and_batch()
     doubled = select(batch, 2 * list(range(len(batch.rows))))
-    once, twice = [model(part.inputs, part.labels).total_loss for part in (batch, doubled)]
+    once, twice = [model(one.inputs, one.labels).total_loss for one in (batch, doubled)]
     if not abs(twice - once) <= 1e-3 * abs(once):
         change = f"from {once.item():.4g} to {twice.item():.4g}"
         raise Failed(f"the loss changes {change} when the batch contains each text twice")
 
 
 def skip_if_rows_are_compared(case: Case) -> None:
-    """Skips the check if losses depend on other rows of the batch by design (contrastive learning, …)."""
+    """Raises Skipped if losses depend on other rows of the batch by design, as in contrastive learning."""
     if names := [name for name, head in case.trained.output_layer.heads.items() if head.compares_rows]:
         raise Skipped(f"the loss of {shorten(names)} compares the rows of a batch, so it depends on --batch_size")
 
 
 def select(batch: Batch, rows: list[int]) -> Batch:
-    """Selects rows of a batch in the given order, keeping the padding."""
-    inputs, labels = [{name: tensor[rows] for name, tensor in part.items()} for part in (batch.inputs, batch.labels)]
+    """Returns rows of a batch in the given order, with unchanged padding."""
+    inputs, labels = [{name: tensor[rows] for name, tensor in side.items()} for side in (batch.inputs, batch.labels)]
     return Batch(inputs, labels, batch.rows[rows])
 
 
@@ -175,10 +175,10 @@ def check_accumulation(case: Case) -> None:
         raise Skipped("the data has only one row")
     counts = model.count_labels(batch.inputs, batch.labels)
     losses, gradients = [], []
-    for parts in ([rows], [rows[: len(rows) // 2], rows[len(rows) // 2 :]]):
+    for row_groups in ([rows], [rows[: len(rows) // 2], rows[len(rows) // 2 :]]):
         model.zero_grad()
-        group = [select(batch, part) for part in parts]
-        outputs = [model(part.inputs, part.labels, counts).total_loss for part in group]
+        group = [select(batch, chosen) for chosen in row_groups]
+        outputs = [model(one.inputs, one.labels, counts).total_loss for one in group]
         with torch.backends.cudnn.flags(enabled=False):  # cuDNN's LSTM has no backward pass in eval mode
             for loss in outputs:
                 loss.backward()
@@ -186,7 +186,7 @@ def check_accumulation(case: Case) -> None:
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     gap = float((gradients[0] - gradients[1]).norm() / gradients[0].norm().clamp(min=1e-12))
     if not (abs(losses[0] - losses[1]) <= 1e-3 * abs(losses[0]) and gap <= 1e-2):
-        values = f"{losses[0]:.4g} in one batch and {losses[1]:.4g} in two parts"
+        values = f"{losses[0]:.4g} in one batch and {losses[1]:.4g} in two micro-batches"
         raise Failed(f"the loss is {values}, and the gradients differ by {gap:.1%}")
 
 
@@ -199,4 +199,4 @@ def check_no_labels(case: Case) -> None:
     if loss.requires_grad:
         loss.backward()
     if wrong := [name for name, p in model.named_parameters() if p.grad is not None and not (p.grad == 0).all()]:
-        raise Failed(f"texts without labels give {shorten(wrong)} a gradient; look for NaN behind torch.where")
+        raise Failed(f"texts without labels cause gradients of {shorten(wrong)}; look for NaN in torch.where")

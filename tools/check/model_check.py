@@ -1,8 +1,8 @@
-"""Runs the checks of `main.py --debug`, which test whether an edited model still has the invariants of all models.
+"""Runs the checks of `main.py --debug`, which test invariants that every model must have, also after your edits.
 
-A check is a function that takes a Case and raises Failed with a description of the error, or Skipped; any other
-exception also counts as a failure. Checks run without gradients unless they enable them. Add checks of your own model
-to CHECKS.
+A check is a function that takes a Case and raises Failed with a description of the error, or Skipped. Any other
+exception also counts as a failure. Checks run under torch.no_grad unless they enable gradients. Add checks of your own
+model to CHECKS.
 """
 
 import logging
@@ -30,7 +30,7 @@ def check_build(case: Case) -> None:
 CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
     ("the model and its training can be built", check_build, "the line that raised it"),
     (
-        "scores are finite, and right answers score best",
+        "scores are finite, and right predictions score best",
         scores.check_scores,
         "SCORES and LOWER_IS_BETTER in metrics.py",
     ),
@@ -40,7 +40,7 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
     (
         "accumulation equals one batch",
         losses.check_accumulation,
-        "losses that depend on other rows; terms that are added once per batch, regardless of its labels",
+        "losses that depend on other rows; terms that are added once per batch regardless of labels",
     ),
     ("texts without labels have no loss", losses.check_no_labels, "the head's loss where labels are IGNORE or NaN"),
     (
@@ -54,11 +54,11 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
         learning.check_overfitting,
         "differences between loss and decode: shifted labels, softmax twice",
     ),
-    ("answers do not depend on the labels", training.check_labels_unseen, "how forward uses the labels"),
-    ("custom inputs change the answers", inputs.check_own_inputs, "inputs[NAME] in the forward of a head or encoder"),
+    ("predictions do not depend on the labels", training.check_labels_unseen, "how forward uses the labels"),
+    ("custom inputs change the predictions", inputs.check_own_inputs, "inputs[NAME] in a head or the encoder"),
     ("markers are tokens that occur in texts", texts.check_markers, "--special_tokens, set_tokenizer, --max_length"),
-    ("no token is read twice", texts.check_read_twice, "pooling over [CLS], positions of markers"),
-    ("the answer for a word depends on its tokens", texts.check_words, "word_starts, word_ends, shifted positions"),
+    ("no token is pooled twice", texts.check_read_twice, "pooling over [CLS], positions of markers"),
+    ("the prediction for a word depends on its tokens", texts.check_words, "word_starts, word_ends, shifted positions"),
     ("texts of a pair are encoded the same way", texts.check_pairs, "special tokens and pooling of the second text"),
     (
         "padding changes nothing",
@@ -69,9 +69,9 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
     (
         "other rows of a batch change nothing",
         inputs.check_other_rows,
-        "BatchNorm; means over dimension 0 (intended: compares_rows)",
+        "BatchNorm; means over dimension 0 (if intended, set compares_rows)",
     ),
-    ("later words change nothing for a causal encoder", inputs.check_later_words, "the encoder's attention mask"),
+    ("a causal encoder ignores later words", inputs.check_later_words, "the encoder's attention mask"),
     ("evaluation is deterministic", inputs.check_determinism, "F.dropout without training=self.training; randomness"),
     (
         "forward does not change its inputs or the mode",
@@ -79,26 +79,26 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
         "methods ending in _, assignments to inputs or buffers, train() and eval()",
     ),
     ("the model follows .to(device)", inputs.check_device, "torch.zeros, arange, tensor without device="),
-    ("half precision is close to full", inputs.check_half_precision, "large constants, sums of many terms, exp"),
+    ("half precision is close to full precision", inputs.check_half_precision, "large constants, long sums, exp"),
     (
         "a step updates the weights once",
         training.check_step,
         "optimizer_step and train_one_epoch in trainer.py; forward and backward passes of tricks",
     ),
-    ("predictions equal evaluation", checkpoints.check_prediction, "decode, if it depends on the batch; calibrate"),
-    ("the best checkpoint is kept", checkpoints.check_best, "keep_best in trainer.py; LOWER_IS_BETTER"),
+    ("predictions equal evaluation", checkpoints.check_prediction, "decode (does it depend on the batch?); calibrate"),
+    ("the best checkpoint is saved", checkpoints.check_best, "keep_best in trainer.py; LOWER_IS_BETTER"),
     (
         "resuming equals an uninterrupted run",
         checkpoints.check_resume,
         "plain attributes, globals and closures, other sources of randomness, state that is updated after save_model",
     ),
-    ("a new process gives the same answers", checkpoints.check_other_process, "load_checkpoint and build_model"),
+    ("a new process makes the same predictions", checkpoints.check_other_process, "load_checkpoint and build_model"),
 ]
 
 
 def check_model(case: Case) -> dict[str, str]:
-    """Runs all checks and logs one line per check and a summary. Returns {failed check: error}. Checks without a
-    verdict are in case.undecided.
+    """Runs all checks, and logs one line per check and a summary. Returns {failed check: error}. Adds undecided checks
+    to case.undecided.
 
     After SIGTERM or SIGINT, finishes the current check and raises Interrupted.
     """
@@ -120,7 +120,7 @@ def check_model(case: Case) -> dict[str, str]:
             if state == "FAILED" and (check is check_build or not_finite):
                 logger.error("skipping the remaining checks, which would fail for the same reason")
                 break
-    others = f"{len(found['ok'])} passed, {len(found['skipped'])} skipped as they do not apply"
+    others = f"{len(found['ok'])} passed, {len(found['skipped'])} skipped as not applicable"
     if found["undecided"]:
         others += f", {len(found['undecided'])} UNDECIDED"
     if found["FAILED"]:
@@ -128,18 +128,18 @@ def check_model(case: Case) -> dict[str, str]:
     elif found["undecided"]:
         logger.warning(f"{', '.join(found['undecided'])}: UNDECIDED (exit code 4); {others}")
     else:
-        logger.info(f"{len(found['ok'])} checks passed, {len(found['skipped'])} skipped as they do not apply")
+        logger.info(f"{len(found['ok'])} checks passed, {len(found['skipped'])} skipped as not applicable")
     return found["FAILED"]
 
 
 def run_check(check: Callable[[Case], None], case: Case) -> tuple[str, str]:
-    """Runs a check. Returns ("ok", "skipped", "undecided" or "FAILED", reason if not ok)."""
+    """Runs a check. Returns (state, message), where the state is "ok", "skipped", "undecided" or "FAILED"."""
     case.notes.clear()
     try:
         with ExitStack() as stack, torch.no_grad():
-            for noisy in (logger, logging.getLogger("transformers")):  # log only errors during the check
-                stack.callback(noisy.setLevel, noisy.level)
-                noisy.setLevel(logging.ERROR)
+            for other in (logger, logging.getLogger("transformers")):  # log only errors during the check
+                stack.callback(other.setLevel, other.level)
+                other.setLevel(logging.ERROR)
             check(case)
     except Skipped as reason:
         return "skipped", str(reason)
@@ -156,8 +156,9 @@ def run_check(check: Callable[[Case], None], case: Case) -> tuple[str, str]:
 
 @contextmanager
 def rehearsal() -> Iterator[list[Exception]]:
-    """Context manager for the trial run. Logs an exception as one line, with the traceback in the log file, and adds it
-    to the yielded list, so that the checks can find the cause. UserError, Interrupted and OSError propagate."""
+    """Context manager for the trial run. Logs an exception in one line, writes the traceback to the log file, and
+    appends the exception to the yielded list. The checks that follow can then find the cause. UserError, Interrupted
+    and OSError propagate."""
     failures: list[Exception] = []
     try:
         yield failures
@@ -173,7 +174,7 @@ def rehearsal() -> Iterator[list[Exception]]:
 
 
 def describe(error: Exception) -> str:
-    """Returns "type: first line (file:line: code)" with the innermost frame in this repository, outside tools/check."""
+    """Returns "type: first line (file:line: code)" for the innermost frame in this repository outside tools/check."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_own(frame.filename)]
     own = [frame for frame in frames if Path(frame.filename).parent != Path(__file__).parent]
     position = f" ({Path(own[-1].filename).name}:{own[-1].lineno}: {own[-1].line})" if own else ""

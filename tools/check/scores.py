@@ -1,4 +1,4 @@
-"""Check of the metrics: they are finite for all answers, and the monitored metric prefers right answers."""
+"""Checks that metrics are finite for all predictions, and that the monitored metric prefers right predictions."""
 
 import math
 from typing import Any
@@ -11,33 +11,34 @@ from tools.check.case import Case, Failed
 def check_scores(case: Case) -> None:
     trainer, examples = case.trainer, [case.data[i] for i in range(len(case.data))]
     gold = {name: [example.get(name) for example in examples] for name in trainer.tasks}
-    answers: dict[str, dict[str, list[Any]]] = {"right": {}, "wrong": {}, "equal": {}}
+    predictions: dict[str, dict[str, list[Any]]] = {"right": {}, "wrong": {}, "equal": {}}
     for name, task in trainer.tasks.items():
         labelled = [label for label in gold[name] if label is not None]
         if not labelled:
             continue
-        answers["right"][name] = [labelled[0] if label is None else label for label in gold[name]]
-        answers["wrong"][name] = [wrong_label(task, label) for label in answers["right"][name]]
-        answers["equal"][name] = [equal_label(task, label) for label in answers["right"][name]]
-    if len(answers["right"]) < len(trainer.tasks):
-        return  # a task without labels
-    scores = {kind: trainer.metric_function(gold, predicted) for kind, predicted in answers.items()}
+        predictions["right"][name] = [labelled[0] if label is None else label for label in gold[name]]
+        predictions["wrong"][name] = [wrong_label(task, label) for label in predictions["right"][name]]
+        predictions["equal"][name] = [equal_label(task, label) for label in predictions["right"][name]]
+    if len(predictions["right"]) < len(trainer.tasks):
+        return  # some task has no labels
+    scores = {kind: trainer.metric_function(gold, predicted) for kind, predicted in predictions.items()}
     for i in range(min(2, len(examples))):  # a single text
-        for kind in ("right", "wrong"):  # a wrong answer can be a label that does not occur in gold
-            trainer.metric_function(*({name: side[name][i : i + 1] for name in side} for side in (gold, answers[kind])))
+        for kind in ("right", "wrong"):  # a wrong prediction can be a label that is not in gold
+            one_text = ({name: side[name][i : i + 1] for name in side} for side in (gold, predictions[kind]))
+            trainer.metric_function(*one_text)
     for name, value in scores["right"].items():
         if not math.isfinite(value):
-            raise Failed(f"{name} is {value:g} if all answers are right")
+            raise Failed(f"{name} is {value:g} if all predictions are right")
         if not math.isfinite(scores["equal"].get(name, 0.0)):
-            case.notes.append(f"{name} is not finite if all answers are the same")
+            case.notes.append(f"{name} is not finite if all predictions are the same")
     monitor = trainer.monitor
     if monitor in scores["right"] and metrics.is_better(monitor, scores["wrong"][monitor], scores["right"][monitor]):
-        values = f"{scores['right'][monitor]:.4g} for right answers and {scores['wrong'][monitor]:.4g} for wrong ones"
-        raise Failed(f"{monitor}, which selects the best checkpoint, is {values}; is lower better?")
+        right, wrong = (f"{scores[kind][monitor]:.4g} for {kind} predictions" for kind in ("right", "wrong"))
+        raise Failed(f"{monitor}, which selects the best checkpoint, is {right} and {wrong}; is lower better?")
 
 
 def wrong_label(task: Task, label: Any) -> Any:
-    """Returns an answer that is wrong wherever possible."""
+    """Returns a prediction that is wrong, if possible in all positions."""
     if task.kind == "regression":
         return 2 * task.mean - label + task.std
     if task.kind == "multilabel":
@@ -49,7 +50,7 @@ def wrong_label(task: Task, label: Any) -> Any:
 
 
 def equal_label(task: Task, label: Any) -> Any:
-    """Returns the same answer for all texts."""
+    """Returns a prediction that is the same for all texts."""
     if task.kind == "multilabel" or task.num_places:
         return []
     if task.kind == "tagging":

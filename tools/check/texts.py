@@ -1,4 +1,4 @@
-"""Checks of how a model reads its texts: markers, [CLS], words, and the two texts of a pair."""
+"""Checks of how a model processes its texts: markers, [CLS], words, and pairs of texts."""
 
 import copy
 import re
@@ -16,8 +16,8 @@ from tools.check.case import Case, Failed, Skipped, Tensors, difference, logits_
 MARKER = re.compile(r"[^\w\s]\S*[^\w\s]|[^\w\s]")  # such as <e1>, [E1] or $
 
 
-class Listening:
-    """A tokenizer that records the strings that a head looks up, and their ids."""
+class RecordingTokenizer:
+    """Wraps a tokenizer and records the strings that a head looks up, with their ids."""
 
     def __init__(self, tokenizer: Any):
         self.tokenizer, self.found = tokenizer, dict[str, list[int]]()
@@ -34,16 +34,16 @@ class Listening:
         return self.tokenizer.convert_tokens_to_ids(tokens)
 
     def encode(self, text: Any, *args: Any, **options: Any) -> Any:
-        self.note(text)
+        self.record(text)
         return self.tokenizer.encode(text, *args, **options)
 
     def __call__(self, text: Any, *args: Any, **options: Any) -> Any:
-        self.note(text)
+        self.record(text)
         return self.tokenizer(text, *args, **options)
 
-    def note(self, text: Any) -> None:
+    def record(self, text: Any) -> None:
         for one in [text] if isinstance(text, str) else text:
-            if MARKER.fullmatch(one):  # other texts may consist of several tokens
+            if MARKER.fullmatch(one):  # other strings may consist of several tokens
                 self.found[one] = self.tokenizer.encode(one, add_special_tokens=False)
 
 
@@ -51,43 +51,42 @@ def check_markers(case: Case) -> None:
     tokenizer = case.data.featurizer.tokenizer
     if tokenizer is None:
         raise Skipped("the model has no tokenizer")
-    listening = Listening(tokenizer)
+    recorder = RecordingTokenizer(tokenizer)
     for head in copy.deepcopy(case.trainer.model.output_layer.heads).values():
         if hasattr(head, "set_tokenizer"):
-            head.set_tokenizer(listening)
-    looked_up = dict(listening.found)
-    listening.convert_tokens_to_ids(named_tokens(case.trainer.config))
+            head.set_tokenizer(recorder)
+    looked_up = dict(recorder.found)
+    recorder.convert_tokens_to_ids(named_tokens(case.trainer.config))
     ordinary = {tokenizer.cls_token, tokenizer.sep_token, tokenizer.pad_token, tokenizer.mask_token}
-    found = {token: ids for token, ids in listening.found.items() if token not in {*ordinary, tokenizer.unk_token}}
+    found = {token: ids for token, ids in recorder.found.items() if token not in {*ordinary, tokenizer.unk_token}}
     if not found:
         raise Skipped("no head looks up tokens, and --special_tokens is empty")
     for token, ids in found.items():
         pieces = tokenizer.encode(token, add_special_tokens=False)
         if ids[0] in (None, tokenizer.unk_token_id) or (MARKER.fullmatch(token) and len(pieces) != 1):
             is_now = f"{len(pieces)} tokens ({' '.join(tokenizer.convert_ids_to_tokens(pieces))})"
-            raise Failed(f"{token!r} is not one token of the tokenizer but {is_now}; add it to --special_tokens")
+            raise Failed(f"{token!r} is not a single token but {is_now}; add it to --special_tokens")
         require_in_texts(case, token, ids[0], token in looked_up)
 
 
 def require_in_texts(case: Case, token: str, number: int, looked_up: bool) -> None:
-    """Raises Failed if texts contain this token but the model does not receive it, or if no text contains a marker."""
-    data, lost, have = case.data, 0, 0
+    """Raises Failed if texts lose this token through truncation, or if it is a marker that no text contains."""
+    data, num_lost, num_texts = case.data, 0, 0
     for row in map(int, data.first_rows):
         example = data[int(data.example_index[row])]
-        texts = [example.get(part) or "" for part in ("text", "tokens", "text_pair")]
+        texts = [example.get(key) or "" for key in ("text", "tokens", "text_pair")]
         if token in " ".join(text if isinstance(text, str) else " ".join(text) for text in texts):
-            have += 1
-            lost += number not in data.batch([row]).inputs["input_ids"]
-    if lost:
-        raise Failed(
-            f"{lost} of the {have} texts with {token!r} lose it through --max_length {data.featurizer.max_length}"
-        )
-    if not have and looked_up and MARKER.fullmatch(token):
-        raise Failed(f"a head looks up {token!r}, but none of {len(data)} texts contains it")
+            num_texts += 1
+            num_lost += number not in data.batch([row]).inputs["input_ids"]
+    if num_lost:
+        length = data.featurizer.max_length
+        raise Failed(f"{token!r} is truncated by --max_length {length} in {num_lost} of {num_texts} texts")
+    if not num_texts and looked_up and MARKER.fullmatch(token):
+        raise Failed(f"a head looks up {token!r}, which does not occur in any of the {len(data)} texts")
 
 
 def check_read_twice(case: Case) -> None:
-    """Finds heads that add the first hidden state twice, or concatenate the same vector twice."""
+    """Checks that no head adds the first hidden state twice, or concatenates the same vector twice."""
     model, batch = case.model_and_batch()
     hidden = inputs_of(model.output_layer, model, batch)[0].detach()
     mask = batch.inputs["attention_mask"].bool()
@@ -106,7 +105,7 @@ def check_read_twice(case: Case) -> None:
             weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits.device)
             (gradients,) = torch.autograd.grad((logits * weights).sum() + 0 * states.sum(), states)
         if all(counts_twice(gradient[real]) for gradient, real in zip(gradients, mask)):
-            raise Failed(f"{name!r}: the first token, [CLS], counts twice as much as every other token")
+            raise Failed(f"{name!r}: the first token, [CLS], is pooled twice")
 
 
 def inputs_of(layer: nn.Module, model: nn.Module, batch: Batch) -> list[torch.Tensor]:
@@ -118,8 +117,8 @@ def inputs_of(layer: nn.Module, model: nn.Module, batch: Batch) -> list[torch.Te
 
 
 def require_distinct_blocks(name: str, vectors: torch.Tensor, first: torch.Tensor) -> None:
-    """Raises Failed if the input of a layer contains a vector twice for all texts, or the [CLS] vector twice for any
-    text."""
+    """Raises Failed if the input of a layer contains the same vector twice for all texts, or the [CLS] vector twice for
+    any text."""
     size = first.shape[1]
     if (
         vectors.ndim != 2
@@ -135,14 +134,14 @@ def require_distinct_blocks(name: str, vectors: torch.Tensor, first: torch.Tenso
             same = (blocks[:, i] == blocks[:, j]).all(1) & blocks[:, i].any(1)
             is_first = same & (blocks[:, i] == first).all(1)
             if is_first.any() or same.all():
-                what = "the vector of [CLS]" if is_first.any() else "the same vector"
+                vector = "the vector of [CLS]" if is_first.any() else "the same vector"
                 share = f"{int(same.sum())} of {len(same)} texts"
-                raise Failed(f"{name!r} reads {what} twice in {share}; are the positions of its markers found?")
+                raise Failed(f"{name!r} reads {vector} twice in {share}; are the positions of its markers found?")
 
 
 def counts_twice(gradients: torch.Tensor) -> bool:
-    """Returns True if the gradient at position 0 is twice the gradient at all others, or the sum of the two gradients
-    that occur at the others. gradients: (L, H)."""
+    """Returns whether the gradient at position 0 is twice the gradient at all other positions, or the sum of the two
+    gradients that occur there. gradients: (L, H)."""
     first, others = gradients[0], gradients[1:]
     kinds = [others[0], others[-1]] if len(others) > 1 else []
     if not kinds or not all(kind.any() for kind in kinds):
@@ -157,12 +156,12 @@ def counts_twice(gradients: torch.Tensor) -> bool:
 
 
 def check_words(case: Case) -> None:
-    """Changes the hidden states of one word at a time. The logits of that word must change."""
+    """Changes the hidden states of one word at a time, and checks that the logits of that word change."""
     model, batch = case.model_and_batch(4)
     heads = {name: head for name, head in model.output_layer.heads.items() if head.by_words and scores_words(head)}
     hidden = inputs_of(model.output_layer, model, batch)[0]
     if not heads or not hidden.numel():
-        raise Skipped("no task has labels per word of a text")
+        raise Skipped("no task labels words")
     starts, mask = batch.inputs["word_starts"], batch.inputs["word_mask"]
     ends = batch.inputs.get("word_ends", starts)
     plain, places = model.output_layer(hidden, batch.inputs), torch.arange(hidden.shape[1], device=hidden.device)
@@ -175,8 +174,8 @@ def check_words(case: Case) -> None:
             before, *after = [scores_of(head, logits[name], word) for logits in (plain, changed, other)]
             gaps = [(new - before).abs().amax(-1) for new in after]
             if (mask[:, word] & (gaps[0] == 0) & (gaps[1] > 0)).any():
-                advice = "word_starts are positions in input_ids and count [CLS]"
-                raise Failed(f"{name!r}: the answer for word {word + 1} does not change with its own tokens; {advice}")
+                advice = "word_starts are positions in input_ids, which include [CLS]"
+                raise Failed(f"{name!r}: the prediction for word {word + 1} does not depend on its tokens; {advice}")
 
 
 def scores_words(head: Any) -> bool:
@@ -184,13 +183,12 @@ def scores_words(head: Any) -> bool:
 
 
 def scores_of(head: Any, logits: torch.Tensor, word: int) -> torch.Tensor:
-    """Returns the logits of a word (B, …). A head that scores pairs of words scores the pair of the word with
-    itself."""
+    """Returns the logits of a word (B, …), or those of the pair (word, word) if the head scores pairs of words."""
     return head.distribution.dense(logits)[:, :, word, word] if head.finds_spans else logits[:, word]
 
 
 def check_pairs(case: Case) -> None:
-    """Checks that equal texts have equal vectors in a model that encodes the two texts of a pair separately."""
+    """Checks that a model that encodes the texts of a pair separately gives equal texts equal vectors."""
     model, _ = case.model_and_batch(1)
     examples = [case.data[i] for i in range(len(case.data)) if (case.data.example_index == i).sum() == 1]
     if not examples or "text_pair" not in examples[0] or case.data.featurizer.tagging:
@@ -210,38 +208,38 @@ def check_pairs(case: Case) -> None:
     gaps = [float((a[f] - a[s]).abs().max()) if f.sum() == s.sum() else 1.0 for a, f, s in zip(states, first, second)]
     if max(gaps) > 1e-4:
         gap = f"hidden states that differ by {max(gaps):.1%}"
-        raise Failed(f"the same text as first and second text has {gap}; do both get the same special tokens?")
+        raise Failed(f"a text paired with itself has {gap}; do both texts get the same special tokens?")
     require_same_pooling(case, same)
 
 
 def require_read(case: Case, example: dict[str, Any], texts: list[str]) -> None:
-    """Raises Failed if no answer changes with the first text of a pair, or with the second one."""
+    """Raises Failed if no prediction depends on the first text of a pair, or on the second one."""
     model, fixed = case.model_and_batch(1)[0], [texts[0]] * len(texts)
     for which, pairs in (("first", list(zip(texts, fixed))), ("second", list(zip(fixed, texts)))):
         logits = logits_of(model, batch_of(case, example, pairs).inputs)
         same = {name: values[:1].expand_as(values) for name, values in logits.items()}
         if len(texts) > 1 and difference(same, logits, tolerance=1e-6) is None:
-            raise Failed(f"no answer changes with the {which} text; does a head read vectors[:, 0] and vectors[:, 1]?")
+            raise Failed(f"no prediction depends on the {which} text; does a head read vectors[:, 0] and [:, 1]?")
 
 
 def require_equal_vectors(model: MyModel, same: Batch) -> None:
-    """Raises Failed if a head gets different vectors (B, 2, H) for the same text as first and second text of a pair."""
+    """Raises Failed if a head gets different vectors (B, 2, H) for the two texts of a pair of a text with itself."""
     for name, head in model.output_layer.heads.items():
         vectors = inputs_of(head, model, same)[0]
         if not torch.allclose(vectors[:, 0], vectors[:, 1], atol=1e-4):
-            raise Failed(f"{name!r} gets different vectors for the same text as first and second text of a pair")
+            raise Failed(f"{name!r} gets two different vectors for a text paired with itself")
 
 
 def require_same_pooling(case: Case, same: Batch) -> None:
-    """Raises Failed if a head that compares texts by cosine gives different scores to pairs of a text with itself."""
+    """Raises Failed if a head that computes cosine similarities scores texts paired with themselves differently."""
     model = case.model_and_batch(1)[0]
     hidden, factor = model.encode(same.inputs), 2.0 + same.inputs["token_type_ids"].unsqueeze(-1)
     logits: list[Tensors] = [model.output_layer(states, same.inputs) for states in (hidden, factor * hidden)]
-    for name, answers in logits[0].items():
-        if not torch.allclose(answers, logits[1][name], rtol=1e-4, atol=1e-4):
+    for name, scores in logits[0].items():
+        if not torch.allclose(scores, logits[1][name], rtol=1e-4, atol=1e-4):
             continue  # not a cosine of the two vectors
-        expected = {name: answers[:1].expand_as(answers)}
-        require_same("for pairs of a text with itself, whose cosine is 1,", expected, {name: answers})
+        expected = {name: scores[:1].expand_as(scores)}
+        require_same("for texts paired with themselves, whose cosine is 1,", expected, {name: scores})
 
 
 def batch_of(case: Case, example: dict[str, Any], pairs: list[tuple[str, str]]) -> Batch:
@@ -256,5 +254,5 @@ def words_of(inputs: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
     places = torch.arange(mask.shape[1], device=mask.device)
     last = mask.sum(1, keepdim=True) - 1
     of_second = second & mask & (places < last)
-    border = last - of_second.sum(1, keepdim=True) - 1  # the first [SEP]
-    return (places > 0) & (places < border), of_second
+    boundary = last - of_second.sum(1, keepdim=True) - 1  # the first [SEP]
+    return (places > 0) & (places < boundary), of_second

@@ -1,12 +1,12 @@
-"""Trains every fold of a processed folder and combines the results.
+"""Trains a model for every fold of a processed folder, and combines the results.
 
     python data_process.py --input DATA --output_dir dataset/NAME --n_splits 5
     python -m tools.cross_validate --data_path dataset/NAME --pretrain_model_path bert-base-uncased
 
-Accepts the flags of main.py. Each fold is a run in OUTPUT_DIR/<version>-fold_<k>; repeat the command to resume. It
-writes to OUTPUT_DIR/<version>-folds: out_of_fold.csv (every row, labelled by the model that was not trained on it),
-predictions.csv (the test part, labelled with the mean probabilities of the folds), folds.json (scores per fold, mean
-and standard deviation) and report.html (docs/report.md).
+Accepts the flags of main.py. Each fold is a run in OUTPUT_DIR/<version>-fold_<k>. Repeat the command to resume. The
+command writes these files to OUTPUT_DIR/<version>-folds: out_of_fold.csv (each row labelled by the model that was not
+trained on it), predictions.csv (the test split labelled with the mean probabilities of the folds), folds.json (scores
+per fold, mean and standard deviation) and report.html (docs/report.md).
 """
 
 import dataclasses
@@ -76,11 +76,11 @@ def main(config: Config) -> int:
 
 
 def folds_of(config: Config) -> list[Config]:
-    """Returns the options of each fold's run, in order. Raises UserError if there are no folds, or for options of
-    main.py that cannot be used with folds."""
+    """Returns the options of each fold's run, in order. Raises UserError if there are no folds, or if an option cannot
+    be used with folds."""
     for name in ("predict_file", "predict_output", "checkpoint", "shard", "fold"):
         if getattr(config, name) != getattr(Config, name):
-            advice = "once the folds are trained, use main.py with --fold, or tools.ensemble"
+            advice = "after training the folds, use main.py with --fold, or tools.ensemble"
             raise UserError(f"--{name} cannot be used with tools.cross_validate, which trains every fold; {advice}")
     if is_launched():
         raise UserError("tools.cross_validate trains the folds sequentially in one process; start it without torchrun")
@@ -92,7 +92,7 @@ def folds_of(config: Config) -> list[Config]:
 
 
 def load_fold(fold: Config) -> tuple[Any, ...]:
-    """Returns (Trainer with the fold's best model, loader of its dev part, loader of the test part or None)."""
+    """Returns (Trainer with the fold's best model, loader of its dev split, loader of the test split or None)."""
     from data_loader import MyDataLoader, MyDataset
     from engine.run.device import to_device
     from main import load_trained
@@ -107,23 +107,23 @@ def load_fold(fold: Config) -> tuple[Any, ...]:
 
 
 def log_result(result: dict[str, Any], num_folds: int, logger: logging.Logger) -> None:
-    for part, means in result["mean"].items():
+    for split, means in result["mean"].items():
         for name, mean in means.items():
             if not name.endswith("loss"):
-                logger.info(f"{part} {name}: {mean:.4f} ± {result['std'][part][name]:.4f} over {num_folds} folds")
+                logger.info(f"{split} {name}: {mean:.4f} ± {result['std'][split][name]:.4f} over {num_folds} folds")
     for name in ("out_of_fold", "test_of_all_folds"):
         if name in result:
             logger.info(f"{name}: " + "  ".join(f"{score} {value:.4f}" for score, value in result[name].items()))
 
 
-def write_report(folder: Path, trainer: Any, folds: list[Config], parts: list[str]) -> None:
-    """Writes report.html for all folds from the answers in the folder. trainer: the Trainer of one of the folds."""
+def write_report(folder: Path, trainer: Any, folds: list[Config], splits: list[str]) -> None:
+    """Writes report.html for all folds from answers/ in the folder. trainer: the Trainer of any fold."""
     import metrics
     from engine.predict.answers import write_about
     from tools.report.page import show_report
 
     names, data_path = [fold.run_dir.name for fold in folds], str(folds[0].data_dir.parent)
-    write_about(folder, trainer, folds[0], parts, metrics, folds=names, data_path=data_path)
+    write_about(folder, trainer, folds[0], splits, metrics, folds=names, data_path=data_path)
     show_report(folder, folds[0].report_language, folds[0].spreadsheet_safe)
 
 

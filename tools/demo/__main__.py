@@ -1,4 +1,4 @@
-"""Labels typed text with the best checkpoint of a run, on a local web page or in the terminal.
+"""Labels text that you type with the best checkpoint of a run, on a local web page or in the terminal.
 
 pip install -r tools/demo/requirements.txt
 python -m tools.demo --model_version sample               # a page at http://127.0.0.1:8000
@@ -28,14 +28,14 @@ class DemoConfig:
     checkpoint: str = option("", "checkpoint folder (default: best of the run)", group="model")
     model_version: str = option("", "name of the run's folder in --output_dir (default: derived from the data)")
     output_dir: str = option("output", "folder of the runs")
-    data_path: str = option(Config.data_path, "processed folder; the page shows examples from its test part")
+    data_path: str = option(Config.data_path, "processed folder; the page shows examples from its test split")
     pretrain_model_path: str = option("", "path of the base model of a LoRA adapter, if it has moved")
     device: str = option("auto", "auto, cpu, cuda:0, mps, xpu, npu", group="machine")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto", "autocast to half precision; auto: as in training"
     )
     eval_batch_size: int = option(64, "texts per batch")
-    report_language: Literal["auto", "en", "zh"] = option("auto", "language of the page; auto: as in the texts")
+    report_language: Literal["auto", "en", "zh"] = option("auto", "language of the page; auto: that of the texts")
 
     def __post_init__(self) -> None:
         if is_launched():
@@ -67,7 +67,7 @@ def main(config: DemoConfig) -> int:
     best = Path(config.checkpoint or options.run_dir / "checkpoints/best")
     trainer, featurizer = load_trained(best, options, to_device(config.device))
     if has_no_text(trainer.tasks):
-        raise UserError(f"{best}: the model reads no text; label rows with main.py --predict_file")
+        raise UserError(f"{best}: the model has no text input; label rows with main.py --predict_file")
     label = Labeller(trainer, lambda e: MyDataLoader(MyDataset(e, featurizer, quiet=True), size))
     if config.terminal:
         return run_prompt(label)

@@ -1,13 +1,13 @@
 """The web page of `python -m tools.demo`, which labels typed text.
 
     GET  /         the page, which does not load anything from other hosts
-    GET  /example  a random row of the test part, in the format of `Examples.shown`
+    GET  /example  a random row of the test split, in the format of `Examples.shown`
     POST /label    {"texts": [a string, or {"text" or "tokens", "text_pair"?, "extras"?, "id"?}]}
-                   -> {"answers": [answers of a Labeller]}; {"error": message} with status 400 for an invalid request
-                   and 413 for a request that is too long
+                   -> {"answers": [results of a Labeller]}, or {"error": message} with status 400 if the request is
+                   invalid and 413 if it is too long
 
-The server listens on the loopback address unless --address is set. On loopback, it only answers requests for its own
-host names, which prevents DNS rebinding attacks by other sites in the browser.
+The server listens on the loopback address unless --address is set. On a loopback address, it only accepts requests for
+its own host names, which prevents DNS rebinding attacks by other sites in the browser.
 """
 
 import json
@@ -39,7 +39,8 @@ FIELDS = ("text", "send", "another", "examples", "gold", "cut", "none", "unreach
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Parses '127.0.0.1:8000', '[::1]:8000' or 'localhost:0' as (host, port). Raises UserError if it is invalid."""
+    """Parses an address such as '127.0.0.1:8000', '[::1]:8000' or 'localhost:0' as (host, port). Raises UserError if it
+    is invalid."""
     host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
@@ -48,7 +49,7 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def listen(address: str) -> socket.socket:
-    """Opens a listening socket at --address. Raises UserError if that fails."""
+    """Opens a listening socket at --address. Raises UserError if this fails."""
     host, port = parse_address(address)
     try:
         return connections.listen(host, port)
@@ -64,7 +65,7 @@ def run_demo(label: Labeller, examples: Examples, listening: socket.socket, addr
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=3)
     server = uvicorn.Server(config)
     for number in (signal.SIGINT, signal.SIGTERM):
-        # uvicorn shuts down on a signal and then re-raises it for the previous handler, which is this one
+        # uvicorn shuts down on a signal and then re-raises it for the previous handler, so this handler must not exit
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     logger.info(f"http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C stops the server)")
     server.run(sockets=[listening])
@@ -105,7 +106,7 @@ def build_app(label: Labeller, examples: Examples, hosts: list[str], language: s
         row = examples.random_row()
         return JSONResponse(row) if row else JSONResponse({"error": "there are no examples"}, 404)
 
-    async def answer(request: Request) -> JSONResponse:
+    async def predict(request: Request) -> JSONResponse:
         try:
             texts = texts_of(await reader.read(request.receive))
             if len(texts) > MAX_TEXTS or any(map(is_too_long, texts)):
@@ -117,10 +118,10 @@ def build_app(label: Labeller, examples: Examples, hosts: list[str], language: s
         except UserError as error:  # the message may contain lone surrogates
             return JSONResponse({"error": str(error).encode("utf-8", "replace").decode()}, 400)
         except ValueError:  # raised for NaN, which JSON does not support
-            return JSONResponse({"error": "the model outputs NaN because its training diverged; train it again"}, 500)
+            return JSONResponse({"error": "the model returns NaN because training diverged; train it again"}, 500)
 
     return Starlette(
-        routes=[Route("/", show), Route("/example", example), Route("/label", answer, methods=["POST"])],
+        routes=[Route("/", show), Route("/example", example), Route("/label", predict, methods=["POST"])],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)],
     )
 

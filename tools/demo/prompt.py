@@ -1,6 +1,6 @@
 """The prompt of `python -m tools.demo --terminal`, which labels typed text.
 
-If stdin is not a terminal, every line is a text, and no prompt is shown. Colours are used only in terminals, and not if
+If stdin is not a terminal, each line is a text and no prompt is shown. Colours are used only in terminals, unless
 NO_COLOR is set (https://no-color.org).
 """
 
@@ -39,7 +39,7 @@ def run_prompt(label: Labeller) -> int:
         try:
             given = ask(label.tasks, is_terminal)
             if given is not None:
-                print(answer_lines(label([given])[0], paint), flush=True)
+                print(format_result(label([given])[0], paint), flush=True)
         except EOFError:
             if is_terminal:
                 print()
@@ -52,7 +52,7 @@ def run_prompt(label: Labeller) -> int:
 
 
 def ask(tasks: Tasks, is_terminal: bool) -> dict[str, Any] | None:
-    """Reads the text, the second text and the numeric columns, one line each. Returns None if the text is empty."""
+    """Reads the text, the second text and the numeric columns from one line each. Returns None if the text is empty."""
 
     def read(name: str) -> str:
         return input(f"{name}> " if is_terminal else "").removesuffix("\r")
@@ -77,29 +77,29 @@ def painter(colours: bool) -> Paint:
     return paint
 
 
-def answer_lines(answer: dict[str, Any], paint: Paint) -> str:
-    """Formats an answer of a Labeller for a terminal."""
-    width = max(len(task["task"]) for task in answer["tasks"])
-    lines = [f"  {paint(task['task'].ljust(width), DIM)}  {answer_line(task, paint)}" for task in answer["tasks"]]
-    if answer["cut"]:
-        lines.append(f"  {answer['cut']} sub-tokens at the end were truncated; the text is longer than --max_length")
+def format_result(result: dict[str, Any], paint: Paint) -> str:
+    """Formats a result of a Labeller for a terminal."""
+    width = max(len(task["task"]) for task in result["tasks"])
+    lines = [f"  {paint(task['task'].ljust(width), DIM)}  {format_task(task, paint)}" for task in result["tasks"]]
+    if result["cut"]:
+        lines.append(f"  the text is longer than --max_length; truncated sub-tokens: {result['cut']}")
     return "\n".join(lines)
 
 
-def answer_line(task: dict[str, Any], paint: Paint) -> str:
+def format_task(task: dict[str, Any], paint: Paint) -> str:
     if "marked" in task:
         return "\n".join([marked_line(task["marked"], paint), *relation_lines(task.get("relations", ()), paint)])
     if "value" in task:
         return paint(f"{task['value']:.6g}", BOLD)
-    parts = [
+    labels = [
         paint(name if p is None else f"{name} {p:.4f}", BOLD if chosen else DIM) for name, p, chosen in task["labels"]
     ]
     none = "" if any(chosen for _, _, chosen in task["labels"]) else paint("none", BOLD) + "  "
-    return none + "  ".join(parts)
+    return none + "  ".join(labels)
 
 
 def relation_lines(relations: Sequence[list], paint: Paint) -> Iterator[str]:
-    """Yields one line per relation, shown below the text: subject, predicate, object, probability."""
+    """Yields one line per relation to show below the text: subject, predicate, object, probability."""
     for subject, one, predicate, object_, other, probability in relations:
         sure = "" if probability is None else f" {probability:.4f}"
         arrow = paint(f"— {predicate} →", BOLD)
@@ -107,7 +107,7 @@ def relation_lines(relations: Sequence[list], paint: Paint) -> Iterator[str]:
 
 
 def marked_line(pieces: list, paint: Paint, colours: Sequence[object] = ()) -> str:
-    """Formats a line with possibly nested entities as [text type], coloured by type."""
+    """Formats a text with entities as [text type], coloured by type. Entities can be nested."""
     line = ""
     for piece in pieces:
         if isinstance(piece, str):

@@ -21,7 +21,7 @@ MAX_CHARACTERS = 10_000  # per text
 MAX_TEXTS = 64  # per request
 MAX_ROW = 1_000_000  # bytes of an example row
 MAX_LABELS = 5  # number of labels to show
-Given = Any  # a text, or {"text" or "tokens", "text_pair"?, "extras"?: {column: number}, "id"?}; not yet checked
+Given = Any  # unvalidated input: a text, or {"text" or "tokens", "text_pair"?, "extras"?: {column: number}, "id"?}
 KEYS = ("text", "tokens", "text_pair", "extras", "id")
 Tasks = dict[str, Any]  # as in labels.json
 
@@ -36,7 +36,7 @@ def as_example(given: Given, tasks: Tasks) -> dict[str, Any]:
     if unknown := sorted(given.keys() - {*KEYS}):
         raise UserError(f"unknown key {unknown[0]!r}; the keys are {', '.join(KEYS)}")
     if pairs_of(tasks) and not isinstance(given.get("text_pair"), str):
-        raise UserError("this model reads pairs of texts; text_pair must be a string")
+        raise UserError("this model needs pairs of texts; text_pair must be a string")
     if not isinstance(given.get("extras") or {}, dict):
         raise UserError("extras must be an object with one value per column")
     read = [key for key in ("text", "tokens", *(["text_pair"] if pairs_of(tasks) else [])) if key in given]
@@ -52,16 +52,16 @@ def as_example(given: Given, tasks: Tasks) -> dict[str, Any]:
 
 
 class Labeller:
-    """A callable, label(texts), that labels typed texts with the model of a Trainer.
+    """Labels typed texts with the model of a Trainer: label(texts). Concurrent calls run one at a time.
 
-    load: function that creates a MyDataLoader from examples. Concurrent calls run one at a time.
+    load: function that creates a MyDataLoader from examples.
     """
 
     def __init__(self, trainer: Any, load: Callable[[list[dict[str, Any]]], Any]) -> None:
         self.trainer, self.tasks, self.load, self.lock = trainer, trainer.tasks, load, Lock()
 
     def __call__(self, texts: Sequence[Given]) -> list[dict[str, Any]]:
-        """Returns [{"prediction": row of predictions.jsonl, "tasks": [results of `view`], "cut": truncated
+        """Returns [{"prediction": row of predictions.jsonl, "tasks": [results of `view`], "cut": number of truncated
         sub-tokens}]. Raises UserError if a text is invalid."""
         examples = [as_example(text, self.tasks) for text in texts]
         with self.lock:
@@ -69,11 +69,11 @@ class Labeller:
             (labels, probabilities, averages, _), _ = self.trainer.infer(loader, "labelling", keep_averages="texts")
         results, cut = [], cuts_and_windows(loader.dataset)[0]
         for i, example in enumerate(examples):
-            answers = {name: (labels[name][i], probabilities[name][i]) for name in self.tasks}
-            row = prediction_row(example, answers, self.tasks)
+            predicted = {name: (labels[name][i], probabilities[name][i]) for name in self.tasks}
+            row = prediction_row(example, predicted, self.tasks)
             if not isinstance(texts[i], dict) or "id" not in texts[i]:
                 row.pop("id")
-            tasks = [view(example, name, self.tasks, *answers[name], averages[name][i]) for name in self.tasks]
+            tasks = [view(example, name, self.tasks, *predicted[name], averages[name][i]) for name in self.tasks]
             results.append({"prediction": row, "tasks": tasks, "cut": int(cut[i])})
         return results
 
@@ -81,11 +81,11 @@ class Labeller:
 def view(
     example: dict[str, Any], name: str, tasks: Tasks, label: Any, probability: Any = None, average: Any = None
 ) -> dict[str, Any]:
-    """Formats a task's answer or gold label for display. Returns {"task", "kind"} and these keys:
+    """Formats a predicted or gold label of a task for display. Returns {"task", "kind"} and these keys:
 
-    tags and spans: "marked", the text in pieces: strings and {"label", "colour", "first", "inside": pieces}
-    relations: also "relations", [[subject, its number, predicate, object, its number, probability or None]], where the
-    numbers are the labels in "marked"
+    tags and spans: "marked", a list of strings and {"label", "colour", "first", "inside": such a list}
+    relations and events: also "relations", [[subject, number, predicate, object, number, probability or None]], where
+    the numbers are the labels of the subject and object in "marked"
     regression: "value"
     other kinds: "labels", [[label, probability or None, is_chosen]], most probable first
     """
@@ -109,7 +109,7 @@ def view(
 
 
 def marked(example: dict[str, Any], task: Any, tasks: Tasks, label: Any) -> list:
-    """Splits a text into pieces marked with its entities or, for other tags, with one tag per word."""
+    """Splits a text into pieces marked with entities or, for other tags, with one tag per word."""
     text, spans = text_and_offsets(example, tasks)
     assert spans is not None  # the example has tokens
     kinds = sorted({tag.partition("-")[2] or tag for tag in task.labels if tag != "O"})
@@ -127,7 +127,7 @@ def marked(example: dict[str, Any], task: Any, tasks: Tasks, label: Any) -> list
 
 
 def related(example: dict[str, Any], tasks: Tasks, label: list, probability: Any) -> dict[str, Any]:
-    """Formats the relations of a text, see `view`. Subjects and objects are numbered in text order."""
+    """Formats the relations of a text for `view`. Subjects and objects are numbered in text order."""
     text, places = text_and_offsets(example, tasks)
     assert places is not None  # the example has tokens
     spans = sorted({tuple(item[i : i + 2]) for item in label for i in (0, 2)})
@@ -153,7 +153,7 @@ def pieces(nested: list, colours: dict[str, int]) -> list:
 
 
 class Examples:
-    """Reads example rows from the test part of the first folder that has the model's tasks and labels."""
+    """Reads example rows from the test split of the first folder that has the model's tasks and labels."""
 
     def __init__(self, folders: Iterable[str | Path], tasks: Tasks) -> None:
         self.tasks, self.path = tasks, next((p for p in map(Path, folders) if fits(p, tasks)), None)
@@ -165,7 +165,7 @@ class Examples:
             return list(filter(None, (self.shown(line) for line, _ in zip(file, range(most)))))
 
     def random_row(self, rng: Any = random) -> dict[str, Any] | None:
-        """Returns a random row, biased towards long rows, or None if no valid row is found."""
+        """Returns a random row, or None if no valid row is found. Long rows are more likely."""
         if self.path is None:
             return None
         with open(self.path / "test.jsonl", "rb") as file:
@@ -180,7 +180,7 @@ class Examples:
         return None
 
     def shown(self, line: bytes) -> dict[str, Any] | None:
-        """Converts a row to {"given": input of `as_example`, "gold": [results of `view`]}, or None if it is invalid."""
+        """Converts a row to {"given": input of `as_example`, "gold": [results of `view`]}. Returns None if invalid."""
         try:
             row = json.loads(line)
             given = {"text": text_and_offsets(row, self.tasks)[0]}
@@ -194,7 +194,7 @@ class Examples:
 
 
 def fits(folder: Path, tasks: Tasks) -> bool:
-    """Returns True if a data folder has a test part and the same labels for these tasks."""
+    """Returns whether a data folder has a test split and the same labels for these tasks."""
     try:
         folder_tasks = read_tasks(folder / "labels.json")
         labels = [{name: task.labels for name, task in side.items()} for side in (folder_tasks, tasks)]

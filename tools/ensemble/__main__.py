@@ -1,4 +1,4 @@
-"""Combines several trained runs into one model: scores runs on dev and test, selects runs on dev, and labels texts.
+"""Combines several trained runs into an ensemble: scores and selects runs, and labels texts.
 
     python -m tools.ensemble output/a output/b output/c
     python -m tools.ensemble output/a output/b output/c --predict_file texts.txt --predict_output labelled.csv
@@ -7,9 +7,10 @@ RUN is a run folder (its checkpoints/best is used) or a checkpoint folder. Encod
 labels and heads (CRF or not) must be the same. The ensemble averages probabilities or, for a CRF, path scores
 (docs/ensemble.md).
 
-Without --predict_file, the command scores each run, all runs together, and the runs selected by a greedy search on dev,
-and compares them with the best single run. It writes to OUTPUT_DIR/ensemble: ensemble.json with all scores, and
-eval.json, predictions.csv of the test part and report.html for all runs or, with --select, for the selected runs.
+Without --predict_file, the command scores each run, all runs together, and the runs selected by greedy search on dev,
+and compares them with the best single run. It writes ensemble.json (all scores), eval.json, predictions.csv (of the
+test split) and report.html to OUTPUT_DIR/ensemble. The last three files are for all runs or, with --select, for the
+selected runs.
 """
 
 import dataclasses
@@ -44,22 +45,22 @@ class EnsembleConfig(ReadingOptions):
     """Options of `tools.ensemble`. Options with the same name as in main.py have the same meaning."""
 
     runs: tuple[str, ...] = option((), "two or more run folders or checkpoint folders", positional="RUN")
-    data_path: str = option("", "processed folder with the dev and test parts (default: the data of the first run)")
-    select: bool = option(False, "use the runs selected on dev instead of all runs for labelling and the report")
+    data_path: str = option("", "processed folder with the dev and test splits (default: the data of the first run)")
+    select: bool = option(False, "label and report with the runs selected on dev instead of all runs")
     monitor: str = option("", "dev score to optimise, such as slots_f1 (default: the monitor of the first run)")
     output_dir: str = option("output", "parent folder of the ensemble's folder")
     model_version: str = option("ensemble", "name of the ensemble's folder")
     predict_file: str = option("", "file to label, in any format that data_process.py reads", group="labelling")
     predict_output: str = option("", ".csv or .jsonl to write (default: predictions.csv in the ensemble's folder)")
-    abstain_below: str = option("", "omit answers of --predict_file below this probability; can be set per task")
-    resume: bool = option(False, "resume interrupted labelling, if there is any")
+    abstain_below: str = option("", "omit predictions below this probability; can be set per task")
+    resume: bool = option(False, "resume interrupted labelling, if any")
     force_resume: bool = option(False, "resume even if checkpoints or options have changed")
-    spreadsheet_safe: bool = option(False, "put an apostrophe before cells that a spreadsheet would run as formulas")
+    spreadsheet_safe: bool = option(False, "prefix cells that a spreadsheet would run as formulas with an apostrophe")
     device: str = option("auto", "auto, cpu, cuda:0, mps, xpu, npu", group="machine")
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "autocast to half precision")
     eval_batch_size: int = option(64, "texts per batch; scores do not depend on it")
     pretrain_model_path: str = option("", "path of the base model of LoRA adapters, if it has moved")
-    report_language: Literal["auto", "en", "zh"] = option("auto", "language of report.html; auto: as in the texts")
+    report_language: Literal["auto", "en", "zh"] = option("auto", "language of report.html; auto: that of the texts")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "runs", tuple(self.runs))
@@ -93,7 +94,7 @@ def main(config: EnsembleConfig) -> None:
     runs, device = find_runs(config.runs), to_device(config.device)
     trained = [Config.load(run.folder / "args.json") for run in runs]
     monitor = monitor_of(config.monitor, trained[0].monitor, runs[0].tasks, metrics)
-    data_path, parts = parts_of(config, runs, trained)
+    data_path, splits = splits_of(config, runs, trained)
     options = dataclasses.replace(config.for_runs(), data_path=str(data_path))
     texts = texts_of(options) if config.predict_file else None
     if (config.folder / "args.json").exists() or (config.folder / "checkpoints").exists():
@@ -101,23 +102,23 @@ def main(config: EnsembleConfig) -> None:
     keep_freed_memory(device)
     with lock_folder(config.folder, "choose another folder with --model_version"):
         get_logger(config.folder / "train.log")
-        strangers = [(run, c) for run, c in zip(runs, trained) if parts and c.data_dir.resolve() != data_path.resolve()]
-        for run, run_config in strangers:
-            leak = f"if that data contains dev or test texts of {data_path}, the scores are inflated"
+        others = [(run, c) for run, c in zip(runs, trained) if splits and c.data_dir.resolve() != data_path.resolve()]
+        for run, run_config in others:
+            leak = f"if it contains dev or test texts of {data_path}, the scores are inflated"
             logger.warning(f"{run.name} was trained on {run_config.data_dir}; {leak}")
         load = partial(load_trained, config=options, device=device)
         committee = Committee(runs, load, loader_of, options, device, metrics)
-        committee.temper = not strangers  # runs are overconfident on texts that they were trained on
+        committee.temper = not others  # runs are overconfident on texts that they were trained on
         committee.abstention.thresholds |= thresholds_of(config.abstain_below, "abstain_below", committee.tasks)
         if texts:
-            label(committee, config, monitor, parts.get("dev"), texts)
+            label(committee, config, monitor, splits.get("dev"), texts)
         else:
-            score(committee, config, monitor, parts)
-            report(committee, config, trained, list(parts))
+            score(committee, config, monitor, splits)
+            report(committee, config, trained, list(splits))
 
 
-def parts_of(config: EnsembleConfig, runs: list["Run"], trained: list[Config]) -> tuple[Path, dict[str, Path]]:
-    """Returns (processed folder, {"dev", "test": file} for existing parts, or {} if labelling does not need dev)."""
+def splits_of(config: EnsembleConfig, runs: list["Run"], trained: list[Config]) -> tuple[Path, dict[str, Path]]:
+    """Returns (processed folder, {"dev", "test": file} for existing splits, or {} if labelling does not need dev)."""
     from preprocess.schema import check_same_labels
 
     data_path = Path(config.data_path) if config.data_path else trained[0].data_dir
@@ -128,15 +129,15 @@ def parts_of(config: EnsembleConfig, runs: list["Run"], trained: list[Config]) -
         missing = f"{data_path}, on which {runs[0].name} was trained, does not exist"
         raise UserError(f"{missing}; pass a processed folder with --data_path")
     check_same_labels(data_path, runs[0].tasks)
-    parts = {part: data_path / f"{part}.jsonl" for part in ("dev", "test")}
-    parts = {part: path for part, path in parts.items() if path.exists()}
-    if not parts or (config.select and "dev" not in parts):
+    splits = {split: data_path / f"{split}.jsonl" for split in ("dev", "test")}
+    splits = {split: path for split, path in splits.items() if path.exists()}
+    if not splits or (config.select and "dev" not in splits):
         raise UserError(f"{data_path}: no dev.jsonl to score and select on; pass another folder with --data_path")
-    return data_path, parts
+    return data_path, splits
 
 
 def calibrates(tasks: dict[str, Task]) -> bool:
-    """Returns True if any head is calibrated on dev (thresholds)."""
+    """Returns whether the threshold of any head is calibrated on dev."""
     from model_utils import HEADS
 
     return any(getattr(HEADS.get(task.type), "needs_calibration", False) for task in tasks.values())
@@ -145,7 +146,7 @@ def calibrates(tasks: dict[str, Task]) -> bool:
 def loader_of(
     source: str | Path | list[dict[str, Any]], featurizer: "Featurizer", batch_size: int, name: str
 ) -> "MyDataLoader":
-    """Creates a MyDataLoader for a processed file or a list of texts to label. name: the run's name, for warnings."""
+    """Creates a MyDataLoader for a processed file or for texts to label. name: name of the run in warnings."""
     from data_loader import MyDataLoader, MyDataset
     from engine.data.cuts import warn_of_cuts
 
@@ -156,7 +157,7 @@ def loader_of(
 
 
 def label(committee: "Committee", config: EnsembleConfig, monitor: str, dev_path: Path | None, texts: Any) -> None:
-    """Labels --predict_file with the mean of all runs or, with --select, of the runs selected on dev."""
+    """Labels --predict_file with all runs or, with --select, with the runs selected on dev."""
     from engine.predict.labelling import label_rows
     from tools.ensemble.selection import Selection
 
@@ -169,36 +170,36 @@ def label(committee: "Committee", config: EnsembleConfig, monitor: str, dev_path
         committee.decide(members, dev)
         depends["SHA-256 of dev"] = sha256(dev_path)[:16]
     elif calibrates(committee.tasks):
-        logger.warning("no dev part to fit thresholds on (--data_path); using the mean of the thresholds of the runs")
+        logger.warning("no dev split to fit thresholds on (--data_path); using the mean thresholds of the runs")
     checkpoints = [committee.runs[member].folder for member in committee.members]
     output = config.predict_output or config.folder / "predictions.csv"
     label_rows(committee, texts, committee.collect_rows, output, *checkpoints, **depends)
 
 
 def score(committee: "Committee", config: EnsembleConfig, monitor: str, paths: dict[str, Path]) -> None:
-    """Scores each run, all runs together and the selected runs. Logs the scores and writes ensemble.json, and
+    """Scores each run, all runs together and the selected runs. Logs the scores and writes ensemble.json. Writes
     eval.json, predictions.csv and answers/ for all runs or, with --select, for the selected runs."""
     from engine.predict.answers import rows_of, write_rows
     from engine.predict.predictions import prediction_rows, write_predictions
     from tools.ensemble.selection import assess, summary
 
     tasks, metrics, folder = committee.tasks, committee.metrics, config.folder
-    parts = committee.collect(paths)
-    result, answers = assess(committee, parts, monitor)
-    for text in summary(result, parts, tasks, metrics):
+    splits = committee.collect(paths)
+    result, predictions = assess(committee, splits, monitor)
+    for text in summary(result, splits, tasks, metrics):
         logger.info(text)
     group = "selected" if config.select else "all"
     write_json(folder / "ensemble.json", result)
-    write_json(folder / "eval.json", {title: result[group][title] for title in parts})
-    for title, part in parts.items():
-        write_rows(folder, title, rows_of(part.dataset, answers[group][title], tasks, metrics))
-    if "test" in parts:
-        rows = prediction_rows(answers[group]["test"], parts["test"].dataset, tasks, metrics.is_right)
+    write_json(folder / "eval.json", {title: result[group][title] for title in splits})
+    for title, split in splits.items():
+        write_rows(folder, title, rows_of(split.dataset, predictions[group][title], tasks, metrics))
+    if "test" in splits:
+        rows = prediction_rows(predictions[group]["test"], splits["test"].dataset, tasks, metrics.is_right)
         write_predictions(rows, folder / "predictions.csv", config.spreadsheet_safe)
 
 
-def report(committee: "Committee", config: EnsembleConfig, trained: list[Config], parts: list[str]) -> None:
-    """Writes report.html from the answers in the folder, with the learning curves and shared options of all runs."""
+def report(committee: "Committee", config: EnsembleConfig, trained: list[Config], splits: list[str]) -> None:
+    """Writes report.html from answers/, with the learning curves of all runs and the options that they share."""
     from engine.predict.answers import options_of, write_about
     from tools.report.page import show_report
 
@@ -208,7 +209,7 @@ def report(committee: "Committee", config: EnsembleConfig, trained: list[Config]
     shared = {name: value for name, value in first.items() if all(other.get(name) == value for other in rest)}
     seeds = ", ".join(str(run_config.random_seed) for run_config in trained)
     extra = dict(folds=folds, options=shared, seed=seeds)
-    write_about(config.folder, committee, trained[0], parts, committee.metrics, **extra)
+    write_about(config.folder, committee, trained[0], splits, committee.metrics, **extra)
     show_report(config.folder, config.report_language, config.spreadsheet_safe)
 
 

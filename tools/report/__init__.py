@@ -1,3 +1,2 @@
-"""Creates report.html, which shows the results of a run on one page, from the answers that engine/predict/answers.py
-stored at evaluation. figures computes the numbers, svg draws the plots, texts has the strings, and page combines
-them."""
+"""Creates report.html, a page with the results of a run, from the predictions that engine/predict/answers.py stored at
+evaluation. figures computes the numbers, svg draws the plots, texts contains the strings, and page combines them."""

@@ -4,7 +4,7 @@
     python -m tools.report baseline with_crf other_seed
 
 RUN is a run folder or the name of a run in --output_dir. With several runs, the first one is the baseline.
-`main.py --do_eval` also writes the report of its run.
+`main.py --do_eval` also writes the report.
 """
 
 import sys
@@ -24,8 +24,8 @@ class ReportConfig:
 
     runs: tuple[str, ...] = option((), "run folders, or their names in --output_dir", positional="RUN")
     output_dir: str = option("output", "folder of the runs; comparisons are written here")
-    report_language: Literal["auto", "en", "zh"] = option("auto", "language of the page; auto: as in the texts")
-    spreadsheet_safe: bool = option(False, "put an apostrophe before cells that a spreadsheet would run as formulas")
+    report_language: Literal["auto", "en", "zh"] = option("auto", "language of the page; auto: that of the texts")
+    spreadsheet_safe: bool = option(False, "prefix cells that a spreadsheet would run as formulas with an apostrophe")
 
     def __post_init__(self) -> None:
         check_values(self)

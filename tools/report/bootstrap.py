@@ -1,9 +1,9 @@
 """Confidence intervals of scores by the percentile bootstrap over rows.
 
 Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13. A resample draws N of N rows with replacement
-and is represented by weights: the number of times each row was drawn. All scores except Spearman's are functions of
-sums over rows, so they are computed from the product of the weights and per-row statistics, which takes seconds for
-100,000 rows. All scores and all runs of a comparison use the same resamples, so differences are paired.
+and is represented by weights: the number of times each row was drawn. All scores except Spearman's correlation are
+functions of sums over rows, so they are computed from the product of the weights and per-row statistics. This takes
+seconds for 100,000 rows. All scores and all runs of a comparison use the same resamples, so differences are paired.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -12,25 +12,25 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from engine.task.task import PLACES
+from engine.task.task import needs_words
 from metrics import ends_of, event_views, items_in, relaxed_of, typed_sides
 
 TIMES, SEED, SHARE = 1000, 20240101, 0.95
 F1 = {name: name for name in ("precision", "recall", "f1")}
 VIEWS: dict[str, Callable] = {"relaxed_": relaxed_of, "entities_": ends_of}  # see metrics.relation_scores
-Answer = dict[str, Any]  # a row's answer to a task, from answers.py
-Scores = dict[str, np.ndarray]  # {score: value in each of R resamples}
+Answer = dict[str, Any]  # the gold and predicted label of a row for a task, from answers.py
+Scores = dict[str, np.ndarray]  # {score: values (R,) in R resamples}
 
 
 class Statistic(NamedTuple):
     """Scores that are functions of sums over rows."""
 
-    columns: csr_matrix  # (N, S), statistics of each row
+    columns: csr_matrix  # (N, S), S statistics per row
     scores: Callable[[np.ndarray], Scores]  # from sums (R, S)
 
 
 class OfWeights(NamedTuple):
-    """Scores that are not functions of sums."""
+    """Scores that are not functions of sums over rows."""
 
     scores: Callable[[np.ndarray], Scores]  # from weights (R, N)
 
@@ -74,7 +74,7 @@ def interval(values: np.ndarray, share: float = SHARE) -> list[float]:
 
 
 def add_mean_score(scores: dict[str, Any], mains: Sequence[str]) -> None:
-    """Adds mean_score, the mean of the main scores `mains` of the tasks, to {score: value or values} if all exist."""
+    """Adds mean_score, the mean of the main scores `mains`, to {score: value or values} if all main scores exist."""
     if len(mains) > 1 and all(name in scores for name in mains):
         scores["mean_score"] = sum(scores[name] for name in mains) / len(mains)
 
@@ -88,8 +88,8 @@ def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
 
 
 def per_label(tables: Sequence[Sequence[Collection[str]]], labels: Sequence[str]) -> csr_matrix:
-    """Returns counts per row (N, 3K): right, predicted and gold for each label. tables: three lists of labels per row,
-    which may contain duplicates."""
+    """Returns counts per row (N, 3K): right, predicted and gold for each of K labels. tables: three lists of labels per
+    row, which may contain duplicates."""
     number = {label: i for i, label in enumerate(labels)}
     rows: list[int] = []
     columns: list[int] = []
@@ -114,7 +114,7 @@ def averages(sums: np.ndarray) -> Scores:
 
 
 def label_statistics(kind: str, pairs: Sequence[tuple[Any, Any]]) -> list[Statistic]:
-    """Returns statistics for classification, words and multilabel. pairs: [(gold or None, predicted)] per row."""
+    """Returns statistics for classification, words and multilabel. pairs: (gold or None, predicted) per row."""
     tables: list[tuple[Collection[str], Collection[str], Collection[str]]] = []
     is_exact = []
     for gold, predicted in pairs:
@@ -139,12 +139,12 @@ def label_statistics(kind: str, pairs: Sequence[tuple[Any, Any]]) -> list[Statis
 
 
 def accuracy(sums: np.ndarray) -> np.ndarray:
-    right, _, gold = (part.sum(1) for part in np.split(np.asarray(sums, float), 3, 1))
+    right, _, gold = (counts.sum(1) for counts in np.split(np.asarray(sums, float), 3, 1))
     return ratio(right, gold)
 
 
 def micro_f1(sums: np.ndarray) -> np.ndarray:
-    right, predicted, gold = (part.sum(1) for part in np.split(np.asarray(sums, float), 3, 1))
+    right, predicted, gold = (counts.sum(1) for counts in np.split(np.asarray(sums, float), 3, 1))
     return ratio(2 * right, predicted + gold)
 
 
@@ -167,8 +167,8 @@ def entity_statistics(pairs: Sequence[tuple[set, set] | None], names: Mapping[st
 
 
 def relation_statistics(pairs: Sequence[tuple[Any, Any]], spans: Sequence[tuple[Any, Any]] | None) -> list[Statistic]:
-    """Returns statistics for relations. pairs: [(gold or None, predicted)] per row. spans: the same for the task with
-    the types of subjects and objects, or None if there is no such task."""
+    """Returns statistics for relations. pairs: (gold or None, predicted) per row. spans: the same for the task with the
+    types of subjects and objects, or None if there is no such task."""
     sides = [[[] if pair[0] is None else pair[i] for pair in pairs] for i in (0, 1)]
     views = {"": sides} | {name: [list(map(view, side)) for side in sides] for name, view in VIEWS.items()}
     if spans is not None:
@@ -182,7 +182,7 @@ def relation_statistics(pairs: Sequence[tuple[Any, Any]], spans: Sequence[tuple[
 
 
 def event_statistics(pairs: Sequence[tuple[Any, Any]]) -> list[Statistic]:
-    """Returns statistics for events. pairs: [(gold or None, predicted)] per row."""
+    """Returns statistics for events. pairs: (gold or None, predicted) per row."""
     sides = [[[] if pair[0] is None else pair[i] for pair in pairs] for i in (0, 1)]
     statistics = []
     for prefix, (gold, predicted) in event_views(*sides).items():
@@ -192,7 +192,7 @@ def event_statistics(pairs: Sequence[tuple[Any, Any]]) -> list[Statistic]:
 
 
 def regression_statistics(pairs: Sequence[tuple[float | None, float]]) -> list[Statistic | OfWeights]:
-    """Returns statistics for regression. pairs: [(gold or None, predicted)] per row."""
+    """Returns statistics for regression. pairs: (gold or None, predicted) per row."""
     has_gold = np.array([gold is not None for gold, _ in pairs])
     gold, predicted = (np.array([0.0 if p[0] is None else p[side] for p in pairs], float) for side in (0, 1))
     x, y = (np.where(has_gold, v - v[has_gold].mean(), 0.0) for v in (gold, predicted))  # centred to avoid cancellation
@@ -214,14 +214,13 @@ def regression_statistics(pairs: Sequence[tuple[float | None, float]]) -> list[S
 
 
 def correlation(products: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Computes a correlation from centred sums, or 0 if one side is constant."""
+    """Computes a correlation from centred sums; 0 if one side is constant."""
     scale = np.sqrt(np.maximum(first, 0) * np.maximum(second, 0))
     return np.divide(products, scale, out=np.zeros_like(products), where=scale > 1e-12)
 
 
 def mid_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Returns the ranks (R, N) of values (N,) with multiplicities `weights` (R, N). Equal values get their mean
-    rank."""
+    """Returns the ranks (R, N) of values (N,) that occur `weights` (R, N) times. Ties get their mean rank."""
     group = np.unique(values, return_inverse=True)[1]
     order = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))
@@ -230,21 +229,21 @@ def mid_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def statistics_for(kind: str, answers: Sequence[Answer], typed: Sequence[Answer] | None = None) -> Sequence[Any]:
-    """Returns the statistics of a task's scores. answers: the task's answer in each row, from answers.py. typed: the
-    answers of the task with the types of the subjects and objects of relations."""
+    """Returns the statistics of a task's scores. answers: labels per row, from answers.py. typed: the same for the task
+    with the types of the subjects and objects of relations."""
     pairs = [(answer["gold"], answer["predicted"]) for answer in answers]
     if kind == "relations":
         spans = None if typed is None else [(answer["gold"], answer["predicted"]) for answer in typed]
         return relation_statistics(pairs, spans)
     if kind == "events":
         return event_statistics(pairs)
-    if kind == "tagging" or kind in PLACES:
+    if needs_words(kind):
         return entity_statistics([None if g is None else (items_in(kind, g), items_in(kind, p)) for g, p in pairs])
     return regression_statistics(pairs) if kind == "regression" else label_statistics(kind, pairs)
 
 
 def named(task: str, scores: Callable[[np.ndarray], Scores]) -> Callable[[np.ndarray], Scores]:
-    """Renames scores as in eval.json."""
+    """Wraps a function to return scores with the names that they have in eval.json."""
     return lambda sums: {f"{task}_{name}": values for name, values in scores(sums).items()}
 
 
@@ -272,6 +271,6 @@ def statistics_of(
 
 
 def row_verdict(row: dict[str, Any]) -> tuple[int, int]:
-    """Returns two flags (1 or 0): whether all answers of the row are correct, and whether the row has labels."""
+    """Returns two flags (1 or 0): whether all predictions for a row are right, and whether the row has labels."""
     known = [answer["right"] for answer in row["answers"].values() if answer["right"] is not None]
     return int(bool(known) and all(known)), int(bool(known))

@@ -1,4 +1,4 @@
-"""Collects the figures for a run's report from its folder."""
+"""Collects the data for the report of a run from its folder."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from engine.predict.uncertainty import answers_of, calibration
 from engine.run.run_folder import EVALUATE, SCORES, read_result
 from engine.schema import Optional
 from engine.task.hierarchy import depth_of
-from engine.task.task import PLACES, Task, tasks_of
+from engine.task.task import Task, needs_words, tasks_of
 from metrics import counts_of, items_in, label_scores, level_scores
 from tools.report import bootstrap, entities, figures, history, relations, suspects
 from tools.report.figures import Answer, Row
@@ -20,18 +20,18 @@ About = dict[str, Any]  # answers/about.json
 PROCESS_AGAIN = "recreate the folder with data_process.py"
 NOTES = [{"what": str, "count": int, "rows": [str], "advice": str}]
 FOLDS = {Optional("out_of_fold"): SCORES, Optional("test_of_all_folds"): SCORES}
-LISTED = 200  # maximum number of suspicious rows, confident errors and confused pairs on the page; files contain all
+LISTED = 200  # maximum number of suspicious rows, confident errors and confusions on the page; files contain all
 
 
 def collect(folder: str | Path) -> tuple[dict[str, Any], dict[str, list[Row]]]:
-    """Returns (JSON-serialisable figures, {part: rows}) of a run folder or a cross-validation folder."""
+    """Returns (JSON-serialisable figures, {split: rows}) for a run folder or a cross-validation folder."""
     folder = Path(folder)
     about = read_about(folder)
     kinds, described = about["kinds"], tasks_of(about["tasks"])
-    rows = {part: read_rows(folder, part, kinds) for part in PARTS if part in about["parts"]}
-    main = next((part for part in PARTS if rows.get(part)), None)
+    rows = {split: read_rows(folder, split, kinds) for split in PARTS if split in about["parts"]}
+    main = next((split for split in PARTS if rows.get(split)), None)
     if main is None:
-        raise UserError(f"{folder}: the stored answers have no rows; {EVALUATE}")
+        raise UserError(f"{folder}: no rows are stored in answers/; {EVALUATE}")
     training, whole = suspects.training_rows(about["data_path"], kinds)
     checks = Path(about["data_path"]) / "checks.json"
     result: dict[str, Any] = {
@@ -60,55 +60,56 @@ def collect(folder: str | Path) -> tuple[dict[str, Any], dict[str, list[Row]]]:
 
 
 def sizes_of(about: About, rows: dict[str, list[Row]]) -> dict[str, int | None]:
-    """Returns {part: number of rows}, with None for train if its file no longer exists."""
+    """Returns {split: number of rows}, with None for train if its file no longer exists."""
     path = Path(about["data_path"]) / "train.jsonl"
     train = None
     if path.is_file():
         with open(path, "rb") as file:
             train = sum(1 for _ in file)
-    return {"train": train} | {part: len(part_rows) for part, part_rows in rows.items()}
+    return {"train": train} | {split: len(split_rows) for split, split_rows in rows.items()}
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
 
 
 def scores_of(folder: Path, about: About, rows: dict[str, list[Row]]) -> dict[str, list[dict[str, Any]]]:
-    """Returns {part: [{"name", "value", "low", "high"}]} with the values of eval.json or folds.json.
+    """Returns {split: [{"name", "value", "low", "high"}]} with the values of eval.json or folds.json.
 
-    A score has an interval only if its value computed from the rows matches the file, which is not the case for custom
-    metrics and for scores from another evaluation.
+    A score has an interval only if the value computed from the rows matches the file. Custom metrics and scores from
+    another evaluation have none.
     """
     mains = [f"{name}_{about['main_scores'][name]}" for name in about["kinds"]]
     result: dict[str, list[dict[str, Any]]] = {}
-    for part, scores in written_scores(folder).items():
-        if part not in PARTS:
+    for split, scores in written_scores(folder).items():
+        if split not in PARTS:
             continue
         own: dict[str, float] = {}
         draws: dict[str, Any] = {}
-        part_rows = rows.get(part, [])
-        if statistics := bootstrap.statistics_of(part_rows, about["kinds"], bootstrap.links_of(about["tasks"])):
-            own = bootstrap.point(statistics, len(part_rows))
-            draws = bootstrap.resample(statistics, len(part_rows))
+        split_rows = rows.get(split, [])
+        if statistics := bootstrap.statistics_of(split_rows, about["kinds"], bootstrap.links_of(about["tasks"])):
+            own = bootstrap.point(statistics, len(split_rows))
+            draws = bootstrap.resample(statistics, len(split_rows))
         if "mean_score" in scores:
             bootstrap.add_mean_score(own, mains)
             bootstrap.add_mean_score(draws, mains)
-        result[part] = []
+        result[split] = []
         for name, value in scores.items():
             matches = name in own and math.isclose(own[name], value, rel_tol=1e-6, abs_tol=1e-6)
             low, high = bootstrap.interval(draws[name]) if matches else (None, None)
-            result[part].append({"name": name, "value": value, "low": low, "high": high})
+            result[split].append({"name": name, "value": value, "low": low, "high": high})
     return result
 
 
 def written_scores(folder: Path) -> dict[str, dict[str, float]]:
-    """Reads {part: scores} from eval.json or, for folds, from folds.json (out-of-fold rows, and all folds on test)."""
+    """Reads {split: scores} from eval.json or, for a cross-validation, from folds.json (out-of-fold rows, and all folds
+    on test)."""
     if (folder / "eval.json").is_file():
         return read_result(folder / "eval.json", {str: SCORES})
     if not (folder / "folds.json").is_file():
         return {}
     folds = read_result(folder / "folds.json", FOLDS)
-    parts = {"out_of_fold": folds.get("out_of_fold"), "test": folds.get("test_of_all_folds")}
-    return {part: scores for part, scores in parts.items() if scores}
+    splits = {"out_of_fold": folds.get("out_of_fold"), "test": folds.get("test_of_all_folds")}
+    return {split: scores for split, scores in splits.items() if scores}
 
 
 def learning_of(folder: Path, about: About) -> list[dict[str, Any]]:
@@ -133,7 +134,7 @@ def learning_of(folder: Path, about: About) -> list[dict[str, Any]]:
 def task_figures(
     name: str, kind: str, rows: Sequence[Row], task: Task, training: Sequence[Row]
 ) -> dict[str, Any] | None:
-    """Computes the figures of a task on its labelled rows, or returns None if there are no such rows."""
+    """Computes the figures of a task on its labelled rows. Returns None if there are no labelled rows."""
     labelled = [row for row in rows if row["answers"][name]["gold"] is not None]
     answers = [row["answers"][name] for row in labelled]
     if not answers:
@@ -149,7 +150,7 @@ def task_figures(
         result["levels"] = level_scores(task, gold, predicted)
         result["depths"] = {node: depth_of(node, task.hierarchy) for node in result["per_label"]}
     earlier = [answer.get("untempered") for answer in answers]
-    if kind == "tagging" or kind in PLACES:
+    if needs_words(kind):
         pairs, before = (
             [pair for g, p, values in zip(gold, predicted, side) for pair in answers_of(kind, g, p, values)]
             for side in (sure, earlier)
@@ -168,8 +169,8 @@ def task_figures(
 
 
 def confidence_figures(sure: Sequence[float], right: Sequence[bool], earlier: Sequence[Any] = ()) -> dict[str, Any]:
-    """Computes calibration, histogram and coverage, or returns {} if a probability is missing or invalid. earlier: the
-    probabilities at temperature 1, if they are known."""
+    """Computes calibration, histogram and coverage. Returns {} if a probability is missing or invalid. earlier: the
+    probabilities at temperature 1, if known."""
     if not is_valid(sure):
         return {}
     curve = dict(zip(("thresholds", "coverage", "accuracy"), figures.thinned(*figures.coverage(sure, right))))
@@ -203,7 +204,7 @@ def multilabel_figures(answers: Sequence[Answer], labels: Sequence[str]) -> dict
 def entity_figures(
     name: str, kind: str, rows: Sequence[Row], training: Sequence[Row], of_entities: str
 ) -> dict[str, Any]:
-    """Computes the figures on errors of entities or relations. of_entities: see `relations.matches_of`."""
+    """Computes figures about errors of entities or relations. of_entities: see `relations.matches_of`."""
     all_matches = [relations.matches_of(kind, row, name, of_entities) for row in rows]
     labelled = [example for example in training if example.get(name)]
     seen = {entities.key_of(row["tokens"], item) for row in labelled for item in items_in(kind, row[name])}
@@ -226,8 +227,8 @@ def entity_figures(
 def slice_figures(
     rows: Sequence[Row], kinds: dict[str, str], links: dict[str, str], scores: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Scores slices on the scores that have an interval over all rows. Returns [{"by", "groups": [{"name", "rows",
-    "scores": {score: {"value", "low", "high"}}}]}]."""
+    """Computes the scores of each slice, if they have an interval over all rows. Returns [{"by", "groups": [{"name",
+    "rows", "scores": {score: {"value", "low", "high"}}}]}]."""
     with_interval = [score["name"] for score in scores if score["low"] is not None]
     result = []
     for by, groups in figures.slices(rows):
@@ -252,7 +253,7 @@ def error_figures(
 ) -> dict[str, list[dict[str, Any]]]:
     """Returns {"suspects", "mistakes"}: probably mislabelled rows and the most confident errors, with their near
     duplicates in training that have a different label."""
-    pool = [(part, row) for part, part_rows in rows.items() for row in part_rows]
+    pool = [(split, row) for split, split_rows in rows.items() for row in split_rows]
     flat = [row for _, row in pool]
     suspicious = suspects.suspicious(flat, kinds)
     errors: list[dict[str, Any]] = []

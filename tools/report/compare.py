@@ -2,8 +2,8 @@
 
     python -m tools.report baseline with_crf other_seed
 
-The first run is the baseline. Scores have confidence intervals. Intervals of differences are paired: both runs are
-scored on the same resamples of the same rows (bootstrap.py).
+The first run is the baseline. Scores have confidence intervals. Differences are paired: both runs are scored on the
+same resamples of the same rows (bootstrap.py).
 """
 
 import logging
@@ -16,19 +16,19 @@ from engine.errors import UserError
 from engine.predict.answers import PARTS, read_about, read_rows
 from engine.run.run_folder import distinct
 from tools.report import bootstrap, svg
-from tools.report.collect import learning_of, scores_of
+from tools.report.collect import learning_of
 from tools.report.figures import Row
-from tools.report.page import TABLE_BYTES, labels_of, short, shown_answer, size_of, write_page
+from tools.report.page import TABLE_BYTES, labels_of, short, shown_label, size_of, write_page
 from tools.report.texts import Words, language_of
 
 logger = logging.getLogger("template")
 
 
 def compare_runs(output_dir: str | Path, names: Sequence[str], language: str = "auto") -> Path:
-    """Writes a comparison of runs, given as names in output_dir or paths, to output_dir. Returns its path."""
+    """Writes a comparison of runs to output_dir. Returns its path. names: paths, or names of runs in output_dir."""
     folders = [folder_of(output_dir, name) for name in names]
     if len(set(folders)) < 2:
-        raise UserError(f"{' '.join(names)}: the same run; pass at least two different runs")
+        raise UserError(f"{' '.join(names)}: these are the same run; pass at least two different runs")
     results, rows = figures_of(folders)
     words = Words(language_of(language, [row["text"] for row in rows[0]]))
     view = {"found": results, "pictures": pictures(results, words), "table": table_of(results, rows)}
@@ -53,16 +53,16 @@ def folder_of(output_dir: str | Path, name: str) -> Path:
 
 
 def figures_of(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Row]]]:
-    """Returns (JSON-serialisable figures, [rows of each run]), restricted to the rows that all runs share."""
+    """Returns (JSON-serialisable figures, rows of each run), restricted to the rows that all runs share."""
     abouts = [read_about(folder) for folder in folders]
     kinds = {n: kind for n, kind in abouts[0]["kinds"].items() if all(a["kinds"].get(n) == kind for a in abouts)}
-    part = next((part for part in PARTS if all(part in about["parts"] for about in abouts)), None)
-    if not kinds or part is None:
-        raise UserError(f"{folders[0]} and the other runs share no task and part; compare runs on the same data")
-    rows = [read_rows(folder, part, kinds) for folder in folders]
+    split = next((split for split in PARTS if all(split in about["parts"] for about in abouts)), None)
+    if not kinds or split is None:
+        raise UserError(f"{folders[0]} and the other runs share no task and split; compare runs on the same data")
+    rows = [read_rows(folder, split, kinds) for folder in folders]
     most, rows = max(map(len, rows)), common(rows, kinds)
     if not rows[0]:
-        raise UserError(f"{folders[0]} and the other runs share no rows of {part}; compare runs on the same data")
+        raise UserError(f"{folders[0]} and the other runs share no {split} rows; compare runs on the same data")
     names = distinct([folder.resolve().name for folder in folders])
     options = [about["options"] | {"random_seed": about["seed"]} for about in abouts]
     differ = {n: [o.get(n) for o in options] for n in sorted({n for o in options for n in o})}
@@ -71,12 +71,11 @@ def figures_of(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Row]]
     return {
         "names": names,
         "kinds": kinds,
-        "part": part,
+        "part": split,
         "rows": len(rows[0]),
         "left_out": most - len(rows[0]),
         "abouts": [{k: a[k] for k in ("device", "commit", "evaluated", "data_path", "monitor")} for a in abouts],
         "options": {name: values for name, values in differ.items() if any(v != values[0] for v in values)},
-        "told": [scores_of(folder, about, {}).get(part, []) for folder, about in zip(folders, abouts)],
         "scores": paired(statistics, len(rows[0])),
         "learning": [learning_of(folder, about) for folder, about in zip(folders, abouts)],
     }, rows
@@ -99,8 +98,8 @@ def paired(
     statistics: Sequence[Sequence[bootstrap.Statistic | bootstrap.OfWeights]], size: int, mains: Sequence[str] = ()
 ) -> dict[str, list[dict[str, float]]]:
     """Returns {score: [{"value", "low", "high"} per run]}. All runs but the first also have "difference",
-    "difference_low", "difference_high" and "better": 1 or -1 if the interval excludes 0, else 0. mains: the scores that
-    mean_score averages."""
+    "difference_low", "difference_high" and "better": 0 if the interval contains 0, 1 if the run is better, -1 if it is
+    worse. mains: the main scores, which mean_score averages."""
     draws = [bootstrap.resample(own, size) for own in statistics]
     points = [bootstrap.point(own, size) for own in statistics]
     for draw, scores in zip(draws, points):
@@ -142,7 +141,7 @@ def pictures(figures: dict[str, Any], words: Words) -> list[tuple[str, svg.Plot,
 
 
 def table_of(figures: dict[str, Any], rows: Sequence[Sequence[Row]]) -> dict[str, Any]:
-    """Like page.table_of, but with the answers of every run, for rows that only some runs labelled correctly."""
+    """Like page.table_of, but with the predictions of all runs, for rows that only some runs label correctly."""
     numbers: dict[tuple[str, str], int] = {}
     kinds, kept, size, count = figures["kinds"], [], 0, 0
     for run_rows in zip(*rows):
@@ -155,8 +154,8 @@ def table_of(figures: dict[str, Any], rows: Sequence[Sequence[Row]]) -> dict[str
         for name, kind in kinds.items():
             gold = first["answers"][name]["gold"]
             answers = [row["answers"][name] for row in run_rows]
-            shown = [[shown_answer(kind, first, a["predicted"]), a["right"], None] for a in answers]
-            cells.append([shown_answer(kind, first, gold), shown])
+            shown = [[shown_label(kind, first, a["predicted"]), a["right"], None] for a in answers]
+            cells.append([shown_label(kind, first, gold), shown])
             labels |= {(name, label) for label in labels_of(kind, gold)}
         label_numbers = [numbers.setdefault((n, short(x, 60)), len(numbers)) for n, x in sorted(labels)[:20]]
         right = int(all(values[0] is not False for values in verdicts.values()))

@@ -1,15 +1,15 @@
-"""Classifies entity errors and counts them by type, length and occurrence in training.
+"""Classifies entity errors, and counts entities by type, length and occurrence in training.
 
 Let G be the gold and P the predicted entities of a text, each (type, first token, last token).
 
 1. Entities in both sets are *right*.
-2. A remaining gold and predicted entity with the same borders form a pair with the *wrong type*.
-3. A remaining gold and predicted entity of the same type that overlap form a pair with a *wrong border*. Pairs with the
-   largest intersection over union are formed first; ties are resolved in text order.
-4. The remaining entities of G are *missed* and those of P are *invented*, even if they overlap.
+2. A remaining gold and predicted entity with the same boundaries form a pair with the *wrong type*.
+3. A remaining gold and predicted entity of the same type that overlap form a pair with a *boundary error*. Pairs with
+   the largest intersection over union are formed first; ties are resolved in text order.
+4. The remaining entities of G are *missed* and those of P are *false positives*, even if they overlap.
 
-Each entity is in at most one pair, so |G| = right + wrong type + wrong border + missed and |P| = right + wrong type +
-wrong border + invented.
+Each entity is in at most one pair, so |G| = right + wrong type + boundary error + missed, and |P| = right + wrong type
++ boundary error + false positive.
 """
 
 from bisect import bisect_right
@@ -38,30 +38,28 @@ class Match(NamedTuple):
 
 
 def match(gold: set[Entity], predicted: set[Entity], measures: Measures | None = None) -> list[Match]:
-    """Matches gold and predicted entities. Returns the matches in text order. measures: {verdict of a pair: function
-    that returns the closeness of a gold and a predicted entity, or 0 if they are not such a pair}, in the order in
-    which pairs are formed (default: MEASURES)."""
+    """Matches gold and predicted entities. Returns the matches in text order. measures: {verdict: function}, in the
+    order in which pairs are formed (default: MEASURES). A function returns the closeness of a gold and a predicted
+    entity, or 0 if they do not form a pair with this verdict."""
     matches = [Match("right", entity, entity) for entity in gold & predicted]
-    missed, invented = sorted(gold - predicted, key=position), sorted(predicted - gold, key=position)
+    missed, extra = sorted(gold - predicted, key=position), sorted(predicted - gold, key=position)
     for verdict, closeness in (MEASURES if measures is None else measures).items():
-        pairs = [
-            (-value, position(g), position(p), g, p) for g in missed for p in invented if (value := closeness(g, p))
-        ]
+        pairs = [(-value, position(g), position(p), g, p) for g in missed for p in extra if (value := closeness(g, p))]
         for *_, g, p in sorted(pairs):
-            if g in missed and p in invented:
+            if g in missed and p in extra:
                 missed.remove(g)
-                invented.remove(p)
+                extra.remove(p)
                 matches.append(Match(verdict, g, p))
-    matches += [Match("missed", g, None) for g in missed] + [Match("invented", None, p) for p in invented]
+    matches += [Match("missed", g, None) for g in missed] + [Match("false_positive", None, p) for p in extra]
     return sorted(matches, key=lambda item: position(item.either))
 
 
 def position(entity: tuple) -> tuple:
-    """Returns a key for sorting entities or relations in text order."""
+    """Returns a key to sort entities or relations in text order."""
     return *entity[1:], entity[0]
 
 
-def same_borders(gold: Entity, predicted: Entity) -> float:
+def same_boundaries(gold: Entity, predicted: Entity) -> float:
     return float(gold[1:] == predicted[1:])
 
 
@@ -78,19 +76,20 @@ def length(entity: Entity) -> int:
     return entity[2] - entity[1] + 1
 
 
-MEASURES: Measures = {"wrong_type": same_borders, "wrong_border": overlap}
-VERDICTS = ("right", *MEASURES, "missed", "invented")
+MEASURES: Measures = {"wrong_type": same_boundaries, "boundary_error": overlap}
+VERDICTS = ("right", *MEASURES, "missed", "false_positive")
 LENGTHS = (1, 2, 3, 4, 5)
 
 
 def key_of(words: Sequence[str], entity: Entity) -> tuple:
-    """Returns (type, tokens of each span) of an entity or a relation in a text."""
+    """Returns (type, tokens of each span) for an entity or a relation in a text."""
     label, *places = entity
     return label, *(tuple(words[first : last + 1]) for first, last in zip(places[::2], places[1::2]))
 
 
 def error_counts(matches: Sequence[list[Match]], verdicts: Sequence[str] = VERDICTS) -> dict[str, dict[str, int]]:
-    """Returns {type: {verdict: count}}, by the gold type if there is one. matches: one list per row."""
+    """Returns {type: {verdict: count}}, by gold type or, for false positives, by predicted type. matches: one list per
+    row."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for match in chain.from_iterable(matches):
         counts[match.either[0]][match.verdict] += 1
@@ -110,7 +109,7 @@ def confused_types(matches: Sequence[list[Match]], wrong: str = "wrong_type") ->
 def by_size(
     matches: Sequence[list[Match]], size: Callable[[Entity], int] = length, lows: Sequence[int] = LENGTHS
 ) -> list[dict[str, Any]]:
-    """Counts entities by size, in ranges that begin with `lows`. Returns [{"size": name of the range, "gold", "found",
+    """Counts entities by size, in ranges that start at `lows`. Returns [{"size": name of the range, "gold", "found",
     "predicted", "right"}]."""
     last = [high - 1 for high in lows[1:]]
     names = [str(low) if low == high else f"{low}–{high}" for low, high in zip(lows, last)] + [f"{lows[-1]}+"]
@@ -125,8 +124,8 @@ def by_size(
 
 
 def by_seen(rows: Sequence[Row], all_matches: Sequence[list[Match]], seen: set[tuple]) -> dict[str, dict[str, int]]:
-    """Counts gold and found entities, separately for those that occur in training with the same type and those that do
-    not. Returns {"seen": {"gold", "found"}, "unseen": …}. seen: keys of the training entities, from `key_of`."""
+    """Counts gold and found entities, separately by whether they occur in training with the same type. Returns {"seen":
+    {"gold", "found"}, "unseen": …}. seen: keys of the training entities, from `key_of`."""
     cells = {name: {"gold": 0, "found": 0} for name in ("seen", "unseen")}
     for row, matches in zip(rows, all_matches):
         words = [row["text"][start:end] for start, end in row["places"]]

@@ -1,6 +1,6 @@
 """Computes the figures of the report from the rows stored by answers.py. Shares are between 0 and 1.
 
-Each docstring is a complete definition, so that tests can compute the figure independently.
+Each docstring is a complete definition, from which tests compute the values independently.
 """
 
 from collections import Counter
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from engine.predict.uncertainty import bin_numbers
-from engine.task.task import PLACES
+from engine.task.task import PLACES, needs_words
 from engine.task.words import entities_in
 
 Row = dict[str, Any]  # as stored by answers.py
-Answer = dict[str, Any]  # a row's answer to a task
+Answer = dict[str, Any]  # the gold and predicted label of a row for a task
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
@@ -42,7 +42,7 @@ def matrix(gold: Sequence[str], predicted: Sequence[str], most: int = 16) -> dic
 
 
 def histogram(confidence: Sequence[float], right: Sequence[bool], bins: int = 20) -> list[list[int]]:
-    """Counts right and wrong answers in equal bins from 0 to 1. Returns [[right, wrong] per bin]."""
+    """Counts right and wrong predictions in bins of equal width from 0 to 1. Returns [[right, wrong] per bin]."""
     number, is_right = bin_numbers(confidence, bins), np.asarray(right, bool)
     return np.stack([np.bincount(number[side], minlength=bins) for side in (is_right, ~is_right)], 1).tolist()
 
@@ -50,18 +50,18 @@ def histogram(confidence: Sequence[float], right: Sequence[bool], bins: int = 20
 def coverage(confidence: Sequence[float], right: Sequence[bool]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns (thresholds, coverages, accuracies) for abstaining below each confidence that occurs, highest first.
 
-    Coverage is the share of rows with at least this confidence; accuracy is the share of correct rows among them.
+    Coverage is the share of rows with at least this confidence; accuracy is the share of right rows among these.
     """
     thresholds, counts, num_right = descending(confidence, right)
     return thresholds, counts / len(confidence), num_right / counts
 
 
 def descending(values: Sequence[float], right: Sequence[bool]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns (distinct values, highest first; number of values >= each; number of correct answers among these)."""
+    """Returns (distinct values, highest first; number of values >= each; number of right predictions among these)."""
     unsorted = np.asarray(values, float)
     order = np.argsort(-unsorted, kind="stable")
     ordered = unsorted[order]
-    last = np.flatnonzero(np.diff(ordered, append=-1) != 0)  # last of each run of equal values
+    last = np.flatnonzero(np.diff(ordered, append=-1) != 0)  # last index of each run of equal values
     return ordered[last], last + 1, np.asarray(right, float)[order].cumsum()[last]
 
 
@@ -85,7 +85,7 @@ def thinned(*columns: np.ndarray, most: int = 160) -> list[list[float]]:
 
 
 def threshold_curve(probabilities: Sequence[dict[str, float]], gold: Sequence[set[str]]) -> dict[str, Any]:
-    """Returns {"thresholds", "precision", "recall", "f1", "best": {"threshold", "f1"}} of a multilabel task. The scores
+    """Returns {"thresholds", "precision", "recall", "f1", "best": {"threshold", "f1"}} for a multilabel task. Scores
     are micro-averaged; a label is predicted if p >= threshold. probabilities: {label: p} per text."""
     pairs = [(p, label in g) for row, g in zip(probabilities, gold) for label, p in row.items()]
     support = sum(map(len, gold))
@@ -99,25 +99,25 @@ def threshold_curve(probabilities: Sequence[dict[str, float]], gold: Sequence[se
 
 
 def error_pairs(gold: Sequence[set[str]], predicted: Sequence[set[str]]) -> tuple[list[list], list[list]]:
-    """Counts the errors of a multilabel task. Returns ([[missed label, invented label, texts with both]], [[label,
-    times missed, times invented]]), most frequent first."""
+    """Counts the errors of a multilabel task. Returns ([[missed label, falsely predicted label, texts with both]],
+    [[label, times missed, times falsely predicted]]), most frequent first."""
     together: Counter[tuple[str, str]] = Counter()
     missed: Counter[str] = Counter()
-    invented: Counter[str] = Counter()
+    extra: Counter[str] = Counter()
     for g, p in zip(gold, predicted):
         missed.update(g - p)
-        invented.update(p - g)
+        extra.update(p - g)
         together.update((m, i) for m in g - p for i in p - g)
     pairs = [[*pair, count] for pair, count in most_frequent(together)]
-    return pairs, [[label, missed[label], invented[label]] for label, _ in most_frequent(missed + invented)]
+    return pairs, [[label, missed[label], extra[label]] for label, _ in most_frequent(missed + extra)]
 
 
 def residuals(
     gold: Sequence[float], predicted: Sequence[float], bins: int = 20, most: int = 1500
 ) -> dict[str, Any] | None:
-    """Analyses the errors of finite predictions. Returns {"points": [[gold, predicted]] (at most `most`, evenly by
-    gold), "edges" and "counts" (histogram of predicted - gold), "mean", "std", "rmse", "r2"}, or None if there are no
-    such predictions."""
+    """Computes statistics of the errors of finite predictions. Returns {"points": [[gold, predicted]] (up to `most`,
+    evenly spaced by gold rank), "edges" and "counts" (histogram of predicted - gold), "mean", "std", "rmse", "r2"}, or
+    None if no prediction is finite."""
     finite = np.isfinite(np.asarray(predicted, float))
     x, y = np.asarray(gold, float)[finite], np.asarray(predicted, float)[finite]
     if not len(x):
@@ -173,9 +173,10 @@ def slices(rows: Sequence[Row], max_values: int = 20) -> list[tuple[str, list[tu
 
 
 def unread(rows: Sequence[Row], tagging: bool, joined: bool = False) -> dict[str, Any] | None:
-    """Returns the number of truncated texts, their share, the share of all tokens that is not read, and the option that
-    reads them, or None if no text is truncated. tagging: whether words are labelled, so that --window_stride controls
-    the windows of long texts. joined: whether --long_text is windows, but these texts were too long for it."""
+    """Returns the number of truncated texts ("n"), their share, the share of all tokens that is truncated ("tokens")
+    and an option that avoids it, or None if no text is truncated. tagging: whether words are labelled, in which case
+    --window_stride controls the windows of long texts. joined: whether --long_text is windows, but these texts were
+    too long for it."""
     n = sum(row["cut"] > 0 for row in rows)
     cut, tokens = (sum(row.get(name, 0) for row in rows) for name in ("cut", "tokens"))
     option = "--window_stride 0" if tagging else "--long_text windows"
@@ -188,8 +189,9 @@ def unread(rows: Sequence[Row], tagging: bool, joined: bool = False) -> dict[str
 
 
 def row_confidence(kind: str, answer: Answer) -> float | None:
-    """Returns the confidence of an answer: the probability of its label or, for multilabel, tags and spans, the
-    probability of the least confident decision. Not predicting a label is also a decision. None for regression."""
+    """Returns the confidence of a prediction: the probability of its label or, for multilabel, tags and spans, the
+    probability of the least confident decision. Not predicting a label is also a decision. Returns None for
+    regression."""
     p, by_label = answer["probability"], answer.get("probabilities")
     if kind == "tagging":
         return min((value for _, value in with_probability(items_of(kind, answer["predicted"]), p)), default=None)
@@ -203,32 +205,33 @@ def row_confidence(kind: str, answer: Answer) -> float | None:
 
 
 def known(probability: float | list | None) -> list[float]:
-    """Returns one or more probabilities as a list, without None, which custom heads may return."""
+    """Returns one or more probabilities as a list. Omits None, which custom heads may return."""
     values = probability if isinstance(probability, list) else [probability]
     return [value for value in values if value is not None]
 
 
 def items_of(kind: str, label: list) -> list[tuple]:
-    """Returns the entities of tags, the spans, or the relations, in order: [(token numbers, …, label)]."""
+    """Returns entities, spans or relations in order as [(token numbers, …, label)]."""
     if kind in PLACES:
         return [tuple(item) for item in label]
     return [(first, last, of) for of, first, last in entities_in(label)]
 
 
 def with_probability(predicted: list, probability: list | None) -> list[tuple]:
-    """Pairs labels, tags or entities with their probabilities, and omits those without a probability. Returns [] for
-    runs of an earlier version, whose tagging has probabilities of words instead."""
+    """Returns [(label, tag or entity, probability)] without items that have no probability. Returns [] for tagging runs
+    of earlier versions, which have one probability per word."""
     has_one_each = isinstance(probability, list) and len(probability) == len(predicted)
     pairs = zip(predicted, probability) if has_one_each and probability else ()
     return [(label, value) for label, value in pairs if value is not None]
 
 
 def error_confidence(kind: str, answer: Answer) -> float | None:
-    """Returns the confidence of the wrong part of an answer, or None if nothing is wrong.
+    """Returns the confidence of the error in a prediction, or None if there is no error.
 
     Classification: the probability of the label. Multilabel: the probability of the most confident wrong decision. Tags
-    that do not mark entities: the probability of the most confident wrong tag. Entities and spans: the probability of
-    the most confident wrong one, or 0 if some are missed but none is wrong. Regression: the absolute error.
+    that do not mark entities: the probability of the most confident wrong tag. Entities, spans and relations: the
+    probability of the most confident wrong one, or 0 if some are missed but none is wrong. Regression: the absolute
+    error.
     """
     gold, predicted, p = answer["gold"], answer["predicted"], answer["probability"]
     if gold is None or answer["right"]:
@@ -239,7 +242,7 @@ def error_confidence(kind: str, answer: Answer) -> float | None:
         by_label = answer.get("probabilities") or dict(with_probability(predicted, p))
         wrong = {*gold} ^ {*predicted}
         return max((by_label.get(x, 0) if x in predicted else 1 - by_label.get(x, 0) for x in wrong), default=None)
-    if kind == "tagging" or kind in PLACES:
+    if needs_words(kind):
         known_items = set(items_of(kind, gold))
         found = with_probability(items_of(kind, predicted), p)
         return max((value for item, value in found if item not in known_items), default=0.0)

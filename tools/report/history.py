@@ -17,8 +17,8 @@ History = dict[str, Any]  # from read_history
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads the numeric values of each record in a .jsonl file of a run, or returns [] if the file does not exist.
-    Skips invalid lines, which a killed run may leave."""
+    """Reads the numeric values of each record in a .jsonl file. Returns [] if the file does not exist. Skips invalid
+    lines, which a killed run may leave."""
     if not path.is_file():
         return []
     records = []
@@ -32,7 +32,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def read_history(folder: str | Path) -> History:
     """Reads {"steps": [losses], "epochs": [dev scores], "pace": [throughput]}, each a list of records ordered by step.
-    If a resumed run repeated a step, uses the last record."""
+    Uses the last record of a step that a resumed run repeated."""
     records = read_lines(Path(folder) / "metrics.jsonl")
     steps = {r["step"]: r for r in records if "lr" in r and r.get("loss") is not None}
     epochs = {r["epoch"]: r for r in records if any(name.startswith("dev_") for name in r)}
@@ -51,7 +51,7 @@ def epoch_losses(history: History) -> list[tuple[int, float | None, float | None
 
 
 def best_epoch(history: History, monitor: str) -> int | None:
-    """Returns the one-based epoch with the best dev score (the first one on ties), or None without scores."""
+    """Returns the one-based epoch with the best dev score (on ties, the first one), or None if there are no scores."""
     lower = metrics.lower_is_better(monitor)
     scores = [(r["epoch"] + 1, r.get(f"dev_{monitor}")) for r in history["epochs"]]
     scores = [(epoch, -value if lower else value) for epoch, value in scores if value is not None and value == value]
@@ -59,14 +59,14 @@ def best_epoch(history: History, monitor: str) -> int | None:
 
 
 def verdict(history: History, monitor: str) -> tuple[str, dict[str, Any]]:
-    """Diagnoses over- and underfitting. Returns (key of a sentence in texts.py, its values).
+    """Diagnoses over- and underfitting. Returns (key of a sentence in templates/, values for it).
 
     Let T(e) be the mean training loss of epoch e, D(e) the dev loss after it, m the epoch with the lowest D, and n the
     last epoch:
 
     - "overfit": D(n) > 1.05 D(m) and T(n) < T(m), that is, the dev loss rose by more than 5 % while the training loss
       fell. "overfit_score_rises": the same, but the monitored score was best after m: the model became overconfident
-      before it became worse.
+      before the score decreased.
     - "underfit": otherwise, if n is both m and the best epoch, and D fell by more than 2 % in the last epoch.
     - "level": otherwise. "short": fewer than two epochs, so there is no diagnosis.
 

@@ -8,12 +8,12 @@ import metrics
 from tools.report.relations import are_relations
 from tools.report.texts import Words
 
-Finding = tuple[float, str, str, dict[str, Any]]  # weight, page section, key in texts.py, values
+Finding = tuple[float, str, str, dict[str, Any]]  # weight, page section, key in templates/, values
 Shorten = Callable[[Any], str]  # shortens text from the data
 
 
 def candidates(figures: dict[str, Any]) -> list[Finding]:
-    """Returns all candidate findings. A weight is roughly the share of all errors that the finding concerns."""
+    """Returns all candidate findings. The weight is approximately the share of errors that a finding explains."""
     result: list[Finding] = []
     if figures["unread"]:  # always first
         result.append((float("inf"), "slices", "look_unread", figures["unread"]))
@@ -22,10 +22,10 @@ def candidates(figures: dict[str, Any]) -> list[Finding]:
         result += task_candidates(name, task, wrong)
     suspects = figures["suspects"]
     if suspects:
-        first, rows = suspects[0], max(1, sum(size for part, size in figures["sizes"].items() if part != "train"))
+        first, rows = suspects[0], max(1, sum(size for split, size in figures["sizes"].items() if split != "train"))
         values = {"n": len(suspects), "part": first["part"], "id": first["id"]}
         values |= {"given": first["gold_shown"], "likely": first["likely_shown"]}
-        if len(suspects) <= 0.05 * rows:  # with more, most are false alarms of a weak model
+        if len(suspects) <= 0.05 * rows:  # if there are more, most are false alarms of a weak model
             result.append((0.6, "errors", "look_suspects", values))
     for history in figures["learning"][:1]:
         if history["verdict"] in ("overfit", "underfit"):
@@ -47,8 +47,8 @@ def task_candidates(name: str, task: dict[str, Any], wrong: int) -> list[Finding
     if isinstance(task.get("errors"), dict):
         result += entity_candidates(name, task)
     if task.get("pairs"):
-        missed, invented, count = task["pairs"][0]
-        values = dict(task=name, missed=missed, invented=invented, count=count)
+        missed, extra, count = task["pairs"][0]
+        values = dict(task=name, missed=missed, false_positive=extra, count=count)
         result.append((count / wrong, name, "look_together", values))
     zero = [x for x, s in task.get("per_label", {}).items() if s["f1"] == 0 and s["support"] >= 5]
     if zero:
@@ -85,7 +85,8 @@ def entity_candidates(name: str, task: dict[str, Any]) -> list[Finding]:
 
 
 def slice_candidates(figures: dict[str, Any]) -> list[Finding]:
-    """Returns the slice of at least 20 rows with the worst main score, if its interval is below the overall score."""
+    """Returns the slice with the worst main score, among slices of at least 20 rows whose interval is below the overall
+    score."""
     whole = {entry["name"]: entry["value"] for entry in figures["scores"].get(figures["main"], ())}
     score = next((name for name in figures["about"]["shown_scores"] if name in whole), None)
     worst: list[Finding] = []
@@ -119,7 +120,7 @@ def sentence(item: Finding, words: Words, short: Shorten) -> str:
 
 
 def shown(name: str, value: Any, words: Words, short: Shorten) -> Any:
-    """Formats a value for a sentence, and translates it if the page has a translation."""
+    """Formats a value for a sentence, and translates it if a translation exists."""
     if name == "more":
         return words("more_sure" if value else "less_sure")
     if name == "verdict" or (name == "part" and value in ("train", "dev", "test", "out_of_fold")):

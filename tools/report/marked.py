@@ -12,7 +12,7 @@ class Mark(NamedTuple):
     end: int
     label: str
     verdict: str  # one of entities.VERDICTS, or ""
-    first: bool = True  # False for later pieces of a split entity
+    first: bool = True  # False for the later pieces of a split entity
 
 
 def split_crossing(marks: Sequence[Mark]) -> list[Mark]:
@@ -21,12 +21,12 @@ def split_crossing(marks: Sequence[Mark]) -> list[Mark]:
     done: list[Mark] = []
     while todo:
         mark = todo.pop(0)
-        border = min((d.end for d in done if d.start <= mark.start < d.end < mark.end), default=None)
-        if border is None:
+        boundary = min((d.end for d in done if d.start <= mark.start < d.end < mark.end), default=None)
+        if boundary is None:
             done.append(mark)
             continue
-        done.append(mark._replace(end=border))
-        todo.append(mark._replace(start=border, first=False))
+        done.append(mark._replace(end=boundary))
+        todo.append(mark._replace(start=boundary, first=False))
         todo.sort(key=outer_first)
     return sorted(done, key=outer_first)
 
@@ -36,8 +36,8 @@ def outer_first(mark: Mark) -> tuple[int, int]:
 
 
 def tree(text: str, marks: Sequence[Mark], start: int = 0, end: int | None = None) -> list:
-    """Returns a slice of a text as a nested list of strings and (Mark, list of its content). marks: from
-    `split_crossing`."""
+    """Returns a slice of a text as a nested list of strings and (Mark, content) pairs, where content is again such a
+    list. marks: from `split_crossing`."""
     end = len(text) if end is None else end
     parts: list[Any] = []
     position = start
@@ -64,7 +64,7 @@ def mark_of(row: Row, first: int, last: int, label: str, verdict: str = "") -> M
 
 
 def window(row: Row, matches: Sequence[Match], most: int = 600, before: int = 120) -> tuple[int, int]:
-    """Returns (start, end) of an excerpt of a long text. It starts shortly before the first error."""
+    """Returns (start, end) of an excerpt of a long text that starts shortly before the first error."""
     size = len(row["text"])
     if size <= most:
         return 0, size
@@ -75,7 +75,7 @@ def window(row: Row, matches: Sequence[Match], most: int = 600, before: int = 12
 
 
 def drawn(row: Row, marks: Sequence[Mark], start: int, end: int) -> list:
-    """Returns the tree of an excerpt of a row's text with these marks."""
+    """Returns an excerpt of a row's text with these marks as a `tree`."""
     inside = [m for m in marks if m.start < end and m.end > start and m.start < m.end]
     cut = [m._replace(start=max(m.start, start), end=min(m.end, end)) for m in inside]
     return tree(row["text"], split_crossing(cut), start, end)

@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from engine.predict.rows import harmless
 from engine.run.files import appearing_whole
-from engine.task.task import PLACES
+from engine.task.task import needs_words
 from metrics import items_in
 from tools.report import bootstrap, entities, figures, look, marked, relations, svg
 from tools.report.collect import LISTED, collect
@@ -51,7 +51,7 @@ def show(value: Any, most: int = 160) -> str:
 
 
 def json_in_page(value: Any) -> Markup:
-    """Encodes a value as JSON that is safe in a script element: it cannot close the element or open a comment."""
+    """Encodes a value as JSON that is safe in a script element, where it cannot close the element or open a comment."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -84,7 +84,7 @@ def raw(name: str) -> Markup:
 
 
 def write_page(path: Path, template: str, words: Words, view: dict[str, Any]) -> None:
-    """Renders a template with the page's style and script. view: its variables, including the figures as "found"."""
+    """Renders a template with the style and script of the page. view: variables, including the figures as "found"."""
     shared = {"words": words, "style": raw("page.css"), "script": raw("page.js"), "figures": plain(view["found"])}
     html = environment(words).get_template(template).render(view | shared)
     with appearing_whole(path) as file:
@@ -95,16 +95,16 @@ def write_page(path: Path, template: str, words: Words, view: dict[str, Any]) ->
 
 
 def make_report(folder: str | Path, language: str = "auto", spreadsheet_safe: bool = False) -> tuple[Path, list[str]]:
-    """Writes report.html and suspicious.csv to a run folder. Returns (path, [main findings in English]). Raises
-    UserError if the folder has no answers."""
+    """Writes report.html and suspicious.csv to a run folder. Returns (path, main findings in English). Raises UserError
+    if the folder has no stored predictions."""
     results, rows = collect(folder)
-    everything = [row for part in rows.values() for row in part]
+    everything = [row for split_rows in rows.values() for row in split_rows]
     words = Words(language_of(language, [row["text"] for row in everything]))
     for item in [*results["suspects"], *results["mistakes"][:LISTED]]:
         item |= differences(results["about"]["kinds"][item["task"]], everything[item["row"]], item)
     findings = look.worth_a_look(results)
     suspicious = Path(folder) / "suspicious.csv"
-    write_suspicious(suspicious, results["suspects"], everything_by_part(rows), spreadsheet_safe)
+    write_suspicious(suspicious, results["suspects"], rows_with_split(rows), spreadsheet_safe)
     view = {
         "found": results,
         "listed": {key: results.pop(key) for key in ("suspects", "mistakes")},
@@ -124,29 +124,29 @@ def make_report(folder: str | Path, language: str = "auto", spreadsheet_safe: bo
 
 
 def show_report(folder: str | Path, language: str = "auto", spreadsheet_safe: bool = False) -> None:
-    """Writes the page and logs its path and main findings."""
+    """Writes the page, and logs its path and the main findings."""
     path, sentences = make_report(folder, language, spreadsheet_safe)
     logger.info(f"report: {path}")
     for number, line in enumerate(sentences, 1):
         logger.info(f"  {number}. {line}")
 
 
-def everything_by_part(rows: dict[str, list[Row]]) -> list[tuple[str, Row]]:
-    return [(part, row) for part, part_rows in rows.items() for row in part_rows]
+def rows_with_split(rows: dict[str, list[Row]]) -> list[tuple[str, Row]]:
+    return [(split, row) for split, split_rows in rows.items() for row in split_rows]
 
 
 def write_suspicious(
     path: Path, suspects: Sequence[dict[str, Any]], rows: Sequence[tuple[str, Row]], spreadsheet_safe: bool = False
 ) -> None:
-    """Writes suspicious.csv: probably mislabelled rows, worst first. spreadsheet_safe: see `harmless`."""
+    """Writes suspicious.csv with the probably mislabelled rows, worst first. spreadsheet_safe: see `harmless`."""
     safe = harmless if spreadsheet_safe else lambda cell: cell
     with appearing_whole(path) as file:
         writer = csv.writer(file)
         writer.writerow(["id", "part", "task", "text", "given", "likely", "score"])
         for suspect in suspects:
-            part, row = rows[suspect["row"]]
+            split, row = rows[suspect["row"]]
             labels = (suspect["gold_shown"], suspect["likely_shown"])
-            cells = [row["id"], part, suspect["task"], row["text"], *labels, round(suspect["score"], 6)]
+            cells = [row["id"], split, suspect["task"], row["text"], *labels, round(suspect["score"], 6)]
             writer.writerow(map(safe, cells))
 
 
@@ -154,7 +154,7 @@ def write_suspicious(
 
 
 def learning_pictures(history: dict[str, Any], words: Words) -> dict[str, Any]:
-    """Plots a training run. Returns {"name", "pictures": [(title, plot, [line names])], "said": diagnosis}."""
+    """Plots a training run. Returns {"name", "pictures": [(title, plot, [line names])], "diagnosis": sentence}."""
     steps, epochs, pace = history["steps"], history["epochs"], history["pace"]
     ends = [record["step"] for record in epochs]
     best = [(ends[history["best"] - epochs[0]["epoch"] - 1], words("best"))] if history["best"] and ends else []
@@ -178,7 +178,7 @@ def learning_pictures(history: dict[str, Any], words: Words) -> dict[str, Any]:
     speed = [r["examples_per_second"] for r in pace]
     throughput = [([r["step"] for r in pace], speed)]
     add(words("throughput"), throughput, [], marks=[], y_range=(0, 1.1 * max(speed, default=1)))
-    return {"name": history["name"], "pictures": pictures, "said": words(history["verdict"], **history["numbers"])}
+    return {"name": history["name"], "pictures": pictures, "diagnosis": words(history["verdict"], **history["numbers"])}
 
 
 def task_view(name: str, task: dict[str, Any], rows: Sequence[Row], words: Words) -> dict[str, Any]:
@@ -222,9 +222,9 @@ def task_view(name: str, task: dict[str, Any], rows: Sequence[Row], words: Words
 
 
 def gallery(name: str, kind: str, rows: Sequence[Row], of_entities: str = "") -> dict[str, Any]:
-    """Returns {"texts": [{"id", "verdicts", "kinds", "cut", "gold", "predicted", "triples"}], "all", "types"} with the
-    texts that have entity or relation errors, most confident errors first. gold, predicted: from `marked.tree`.
-    triples: from `relations.triples_of`; None for entities."""
+    """Returns {"texts": [{"id", "verdicts", "kinds", "cut", "gold", "predicted", "triples"}], "all", "types"} for the
+    texts with entity or relation errors, most confident errors first. gold, predicted: from `marked.tree`. triples:
+    from `relations.triples_of`; None for entities."""
     confidences = [(figures.error_confidence(kind, row["answers"][name]), row) for row in rows]
     wrong = [(sure, row) for sure, row in confidences if sure is not None]
     texts = []
@@ -250,7 +250,7 @@ def relation_marks(row: Row, triples: dict[str, Any], side: str) -> list[marked.
 
 
 def type_numbers(name: str, kind: str, rows: Sequence[Row]) -> dict[str, int]:
-    """Numbers entity types by frequency. Returns {type: number}; the number determines the colour."""
+    """Numbers entity types by frequency. Returns {type: number}. The number determines the colour."""
     sides = [row["answers"][name][side] for row in rows for side in ("gold", "predicted")]
     counts = Counter(entity[0] for side in sides if side is not None for entity in items_in(kind, side))
     return {label: number for number, (label, _) in enumerate(figures.most_frequent(counts))}
@@ -259,26 +259,25 @@ def type_numbers(name: str, kind: str, rows: Sequence[Row]) -> dict[str, int]:
 # ---- the table of rows -----------------------------------------------------------------------------------------------
 
 
-def is_of_words(kind: str) -> bool:
-    return kind == "tagging" or kind in PLACES
-
-
-def shown_answer(kind: str, row: Row, label: Any) -> str:
-    """Formats a label for the table. Tags and spans are shown as entities."""
-    if label is None or not is_of_words(kind):
+def shown_label(kind: str, row: Row, label: Any) -> str:
+    """Formats a label for the table, tags and spans as entities."""
+    if label is None or not needs_words(kind):
         return show(label)
     return short(entity_list(row, items_in(kind, label)), 160)
 
 
 def differences(kind: str, row: Row, item: dict[str, Any]) -> dict[str, str]:
-    """Formats labels, with only the entities that differ. Returns {"gold_shown", "predicted_shown", "likely_shown"}."""
+    """Formats the labels of a row. Entities and relations are separated into those that differ and the correct ones.
+    Returns {"gold_shown", "predicted_shown", "likely_shown", "right_shown" (if there are correct ones)}."""
     sides = {side: item[side] for side in ("gold", "predicted", "likely") if side in item}
-    if not is_of_words(kind):
+    if not needs_words(kind):
         cut = str if kind == "classification" else show
         return {f"{side}_shown": cut(label) for side, label in sides.items()}
     sets = {side: items_in(kind, label) for side, label in sides.items()}
     other = sets["predicted"]
-    return {
+    right = sets["gold"] & other
+    shown = {"right_shown": entity_list(row, right)} if right else {}
+    return shown | {
         f"{side}_shown": entity_list(row, own - (sets["gold"] if own is other or side == "likely" else other))
         for side, own in sets.items()
     }
@@ -295,10 +294,10 @@ def entity_list(row: Row, items: set[entities.Entity]) -> str:
 
 
 def labels_of(kind: str, label: Any) -> set[str]:
-    """Returns the labels that the table can be filtered by, for one row."""
+    """Returns the labels of a row by which the table can be filtered."""
     if label is None or kind == "regression":
         return set()
-    if is_of_words(kind):
+    if needs_words(kind):
         return {e[0] for e in items_in(kind, label)}
     return set(label) if isinstance(label, list) else {label}
 
@@ -307,22 +306,22 @@ def table_of(rows: dict[str, list[Row]], kinds: dict[str, str]) -> dict[str, Any
     """Selects rows for the page's script, wrong rows first, up to TABLE_BYTES. Returns {"tasks", "labels", "rows",
     "all"}.
 
-    A row is [part, id, text, right, [[gold, [[predicted, right, confidence]]] per task], [label numbers]]; right is 1,
+    A row is [split, id, text, right, [[gold, [[predicted, right, confidence]]] per task], [label numbers]]; right is 1,
     0 or null. The selected rows are in file order.
     """
     numbers: dict[tuple[str, str], int] = {}
     names, size, kept = list(kinds), 0, []
-    flat = everything_by_part(rows)
+    flat = rows_with_split(rows)
     verdict = [bootstrap.row_verdict(row) for _, row in flat]
     order = sorted(range(len(flat)), key=lambda i: verdict[i][0] >= verdict[i][1])
     for i in order:
-        part, row = flat[i]
+        split, row = flat[i]
         cells = []
         labels: set[tuple[str, str]] = set()
         for name in names:
             kind, answer = kinds[name], row["answers"][name]
             sure = figures.row_confidence(kind, answer)
-            gold, predicted = (shown_answer(kind, row, answer[side]) for side in ("gold", "predicted"))
+            gold, predicted = (shown_label(kind, row, answer[side]) for side in ("gold", "predicted"))
             sure = sure if sure is None or not math.isfinite(sure) else round(sure, 4)
             cells.append([gold, [[predicted, answer["right"], sure]]])
             labels |= {(name, label) for side in ("gold", "predicted") for label in labels_of(kind, answer[side])}
@@ -331,7 +330,7 @@ def table_of(rows: dict[str, list[Row]], kinds: dict[str, str]) -> dict[str, Any
         size += 80 * len(numbers)
         right = verdict[i][0] if verdict[i][1] else None
         text = short(row["text"] + (f" ⏐ {row['text_pair']}" if "text_pair" in row else ""), 280)
-        record = [part, short(str(row["id"]), 60), text, right, cells, label_numbers]
+        record = [split, short(str(row["id"]), 60), text, right, cells, label_numbers]
         size += size_of(record)
         if size > TABLE_BYTES:
             break

@@ -1,4 +1,4 @@
-"""Classifies relation errors, as entities.py does for entities.
+"""Classifies relation errors, analogously to entities.py.
 
 Let G be the gold and P the predicted relations of a text, each (predicate, subject, object), where subject and object
 are spans of words.
@@ -7,16 +7,16 @@ are spans of words.
 2. A remaining gold and predicted relation with the same predicate, but with subject and object swapped, form a pair
    with the *wrong direction*.
 3. A remaining gold and predicted relation with the same subject and object form a pair with the *wrong predicate*.
-4. A remaining gold and predicted relation with the same predicate form a pair with a *wrong border* if their subjects
+4. A remaining gold and predicted relation with the same predicate form a pair with a *boundary error* if their subjects
    overlap and their objects overlap. Pairs with the largest product of the two intersections over union are formed
    first.
 5. A remaining gold relation has a *missed entity* if its subject or its object is in no predicted relation of the text
    and, if the data has a task for the entities, is not predicted there either; otherwise it is *missed*.
-6. The remaining relations of P are *invented*.
+6. The remaining relations of P are *false positives*.
 
 In steps 2 to 4, ties are resolved in text order. Each relation is in at most one pair, so |G| = right + wrong
-direction + wrong predicate + wrong border + missed entity + missed, and |P| = right + wrong direction + wrong
-predicate + wrong border + invented.
+direction + wrong predicate + boundary error + missed entity + missed, and |P| = right + wrong direction + wrong
+predicate + boundary error + false positive.
 """
 
 from collections.abc import Collection, Sequence
@@ -63,13 +63,13 @@ def distance(relation: Relation) -> int:
     return max(0, object_[0] - subject[1] - 1)
 
 
-MEASURES = {"wrong_direction": is_reversed, "wrong_predicate": entities.same_borders, "wrong_border": overlap}
-VERDICTS = ("right", *MEASURES, "missed_entity", "missed", "invented")
+MEASURES = {"wrong_direction": is_reversed, "wrong_predicate": entities.same_boundaries, "boundary_error": overlap}
+VERDICTS = ("right", *MEASURES, "missed_entity", "missed", "false_positive")
 DISTANCES = (0, 3, 6, 11, 21)
 
 
 def are_relations(kind: str) -> bool:
-    """Returns True if the answers of a kind are shown as relations. Events are shown as triggers and arguments."""
+    """Returns whether labels of a kind are shown as relations. Events are shown as triggers and arguments."""
     return kind == "relations"
 
 
@@ -79,8 +79,8 @@ def verdicts_of(kind: str) -> tuple[str, ...]:
 
 
 def matches_of(kind: str, row: Row, name: str, of_entities: str = "") -> list[Match]:
-    """Returns the matches of a row's answer to a task with entities or relations, or [] if the text is unlabelled.
-    of_entities: the task with the subjects and objects of relations, if there is one."""
+    """Returns the matches of a row for a task with entities or relations, or [] if the row is unlabelled. of_entities:
+    the task with the subjects and objects of relations, if there is one."""
     answer = row["answers"][name]
     if answer["gold"] is None:
         return []
@@ -92,8 +92,8 @@ def matches_of(kind: str, row: Row, name: str, of_entities: str = "") -> list[Ma
 
 
 def triples_of(row: Row, matches: Sequence[Match], most: int = 40) -> dict[str, Any]:
-    """Selects the relations of a text to show, at most `most` per side, wrong ones first. Returns {side: [{"verdict",
-    "predicate", "subject", "object"}], "spans": {span: its number}, "more": number of omitted relations}. Subjects and
+    """Selects the relations of a text to show, up to `most` per side, wrong ones first. Returns {side: [{"verdict",
+    "predicate", "subject", "object"}], "spans": {span: number}, "more": number of omitted relations}. Subjects and
     objects are (text, number); spans are numbered in text order."""
     ordered = sorted(matches, key=lambda match: match.verdict == "right")
     sides = {side: [m for m in ordered if getattr(m, side)] for side in ("gold", "predicted")}

@@ -11,7 +11,7 @@ import numpy as np
 
 from engine.predict.answers import ANSWERS
 from engine.schema import AnyOf, Optional, SchemaError, read_json_lines
-from engine.task.task import PLACES
+from engine.task.task import needs_words
 from engine.task.text import text_of
 from tools.report.figures import Answer, Row, items_of, with_probability
 
@@ -21,7 +21,7 @@ MAX_TEXTS = 200_000  # maximum number of training texts to compare
 
 
 def class_thresholds(rows: Sequence[tuple[str, dict[str, float]]]) -> dict[str, float]:
-    """Returns the thresholds t_j of confident learning: {label: its mean probability over rows given that label}."""
+    """Returns the thresholds t_j of confident learning: {label: mean probability of the label over its rows}."""
     given = defaultdict(list)
     for gold, probabilities in rows:
         given[gold].append(probabilities.get(gold, 0.0))
@@ -34,8 +34,8 @@ def confident_learning(rows: Sequence[tuple[str, dict[str, float]]]) -> list[tup
     rows: (given label, {label: probability from a model not trained on the row}). Northcutt et al., Confident Learning,
     2021 (JAIR 70; arXiv:1911.00068), equations 1 and 2: the likely label of a row is the label j with the largest p_j
     among those with p_j >= t_j, the mean p_j over rows with given label j. A row is an issue if its likely label
-    differs from the given one (off-diagonal in the confident joint). Issues are ranked by the margin p_given -
-    p_likely, lowest first. The authors' library is not used, because its AGPL licence would extend to this template.
+    differs from the given label (off-diagonal in the confident joint). Issues are ranked by the margin p_given -
+    p_likely, lowest first. The authors' library is not used because of its AGPL licence.
     """
     thresholds, issues = class_thresholds(rows), []
     for number, (gold, probabilities) in enumerate(rows):
@@ -49,9 +49,9 @@ def suspicious(rows: Sequence[Row], kinds: dict[str, str]) -> list[dict[str, Any
     """Finds rows that are probably mislabelled. Returns [{"row", "task", "likely", "score"}], worst first.
 
     Classification: by confident learning; the score is p_likely - p_given. Tagging, spans, relations and multilabel:
-    rows with a wrong decision whose probability is at least 0.9 and at least the median probability of correct
-    decisions of the same kind (same tag, type or predicate, same label present or absent); the score is that
-    probability. Regression: rows with an error above 3 RMSE; the score is error / (3 RMSE).
+    rows with a wrong decision whose probability is at least 0.9 and at least the median probability of right decisions
+    of the same kind (same tag, type or predicate; same label present or absent); the score is this probability.
+    Regression: rows with an error above 3 RMSE; the score is error / (3 RMSE).
     """
     result = []
     for name, kind in kinds.items():
@@ -74,8 +74,8 @@ def large_errors(answers: Sequence[tuple[int, Answer]]) -> list[tuple[int, Answe
 
 
 def sure_errors(kind: str, answers: Sequence[tuple[int, Answer]]) -> list[tuple[int, Answer, float]]:
-    """Finds confident errors (see `suspicious`). Returns [(row number, answer, probability of its most confident
-    error)]."""
+    """Finds rows with confident errors (see `suspicious`). Returns [(row number, answer, probability of the most
+    confident error)]."""
     rows = [(number, answer, decisions(kind, answer)) for number, answer in answers]
     right = defaultdict(list)
     for *_, items in rows:
@@ -91,7 +91,7 @@ def sure_errors(kind: str, answers: Sequence[tuple[int, Answer]]) -> list[tuple[
 
 
 def decisions(kind: str, answer: Answer) -> list[tuple[Any, float, bool]]:
-    """Splits an answer into its decisions. Returns [(decision, probability, is_right)]."""
+    """Splits a prediction into decisions. Returns [(decision, probability, is_right)]."""
     gold, predicted, p = answer["gold"], answer["predicted"], answer["probability"]
     if kind == "classification":
         return [] if p is None else [(predicted, p, gold == predicted)]
@@ -99,7 +99,7 @@ def decisions(kind: str, answer: Answer) -> list[tuple[Any, float, bool]]:
         by_label = answer.get("probabilities") or dict(with_probability(predicted, p))
         votes = [(label, label in predicted, by_label.get(label, 0.0)) for label in {*by_label, *gold}]
         return [((label, yes), v if yes else 1 - v, yes == (label in gold)) for label, yes, v in votes]
-    if kind == "tagging" or kind in PLACES:
+    if needs_words(kind):
         known, found = set(items_of(kind, gold)), with_probability(items_of(kind, predicted), p)
         return [(item[-1], value, item in known) for item, value in found]
     tags = with_probability(list(zip(gold, predicted)), p)
@@ -111,7 +111,7 @@ def issue(number: int, task: str, likely: Any, score: float) -> dict[str, Any]:
 
 
 def training_rows(data_path: str | Path, kinds: dict[str, str], max_rows: int = MAX_TEXTS) -> tuple[list[dict], bool]:
-    """Reads up to `max_rows` rows of the training data. Returns (rows, True if these are all rows).
+    """Reads up to `max_rows` rows of the training data. Returns (rows, whether these are all rows).
 
     Returns ([], True) if the file no longer exists or is malformed. kinds: {task: one of ANSWERS in answers.py}."""
     path = Path(data_path) / "train.jsonl"
@@ -135,7 +135,7 @@ def near_duplicates(
     The cosine similarity of lower-case character trigram counts, hashed into 2^18 columns (scikit-learn's
     HashingVectorizer), must be at least NEAR. The caller limits the number of training texts.
     """
-    from sklearn.feature_extraction.text import HashingVectorizer  # imported lazily: it takes a second
+    from sklearn.feature_extraction.text import HashingVectorizer  # imported lazily because it takes a second
 
     if not queries or not training:
         return [[] for _ in queries]

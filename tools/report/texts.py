@@ -1,4 +1,4 @@
-"""The strings of the page, read from templates/en.json and zh.json, which have the same keys and {placeholders}."""
+"""Strings of the page, read from templates/en.json and zh.json, which have the same keys and {placeholders}."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Words:
 
 
 def language_of(choice: str, texts: Sequence[str]) -> str:
-    """Resolves "auto" to "zh" if most letters of the texts are Chinese, otherwise to "en"."""
+    """Resolves "auto": returns "zh" if most letters of the texts are Chinese, otherwise "en"."""
     if choice != "auto":
         return choice
     joined = "".join(text[:200] for text in texts[:500])

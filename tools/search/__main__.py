@@ -1,16 +1,17 @@
-"""Searches hyperparameters with Optuna, and tests whether the best ones are better than the defaults.
+"""Searches for hyperparameters with Optuna, and tests whether they improve on the defaults.
 
     pip install -r tools/search/requirements.txt
     python -m tools.search --data_path dataset/NAME --pretrain_model_path bert-base-uncased --trials 30 --jobs 2
     python -m tools.search --options="--use_crf --epochs 6" --space "lr=1e-4..3e-3:log pooling=first,mean"
 
-Stage 1, search: each trial is one training run of main.py; the first trial uses the defaults. TPE proposes trials based
+Stage 1, search: each trial is a training run of main.py; the first trial uses the defaults. TPE proposes trials based
 on the dev scores so far, and trials that score worse than the median are pruned. Stage 2, finalists: the best trials
 and the default are trained with several seeds. The winner has the best mean dev score; its gain is measured on test.
 
-A space lists options of main.py with a range (lr=1e-4..1e-3:log, where :log selects a logarithmic scale) or a list of
-values (pooling=first,mean). head_multiple is --head_lr divided by --lr, and warmup_share is --warmup_epochs divided by
---epochs. Repeat the command to resume a search that was stopped or killed. docs/search.md explains the results.
+A search space lists options of main.py, each with a range (lr=1e-4..1e-3:log, where :log selects a logarithmic scale)
+or a list of values (pooling=first,mean). head_multiple is --head_lr divided by --lr, and warmup_share is
+--warmup_epochs divided by --epochs. Repeat the command to resume a search that was stopped or killed. docs/search.md
+explains the results.
 """
 
 from __future__ import annotations
@@ -96,9 +97,9 @@ def require_same(study: Study, plan: Plan) -> None:
         old, new = before.get(name), now.get(name)
         if old != new:
             if isinstance(old, dict) and isinstance(new, dict):
-                part = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))[0]
-                name, old, new = f"{name}: {part}", old.get(part), new.get(part)
-            change = f"{name} was {old}, is {new}"
+                changed = min(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+                name, old, new = f"{name}: {changed}", old.get(changed), new.get(changed)
+            change = f"{name} was {old} and is now {new}"
             raise UserError(f"{plan.folder} contains another search ({change}); choose another folder with --results")
 
 

@@ -10,19 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Options of main.py that these scripts set themselves
+# Options of main.py that are set by these scripts
 SET_BY_SCRIPT = "data_path pretrain_model_path debug fold model_version output_dir checkpoint random_seed".split()
 PR_SET_PDEATHSIG = 1
 LIBC: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def end_with_parent() -> None:
-    """Makes Linux send SIGTERM (save and exit) to this child process when the parent is killed."""
+    """Makes Linux send SIGTERM to this child process if the parent is killed, so that the run saves and exits."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Child:
-    """A process whose output is appended to a log. Ctrl-C in the terminal only reaches the parent."""
+    """A process that appends its output to a log. Ctrl-C in the terminal only reaches the parent."""
 
     def __init__(self, command: Sequence[str], log: Path, jobs: int) -> None:
         """jobs: number of parallel processes; they share the cores unless OMP_NUM_THREADS is set."""
@@ -30,7 +30,7 @@ class Child:
         env = {"OMP_NUM_THREADS": threads, "TQDM_DISABLE": "1"} | dict(os.environ)
         self.log, self.start = log, time.perf_counter()
         self.code: int | None = None
-        self.used: Any = None  # resource usage, known after the end
+        self.used: Any = None  # resource usage, set after the process has ended
         with open(log, "a", encoding="utf-8") as file:
             self.log_begins = file.tell()
             self.process = subprocess.Popen(
@@ -53,7 +53,7 @@ class Child:
         return self.code
 
     def poll(self) -> int | None:
-        """Like `wait`, but does not block: returns None while the process runs."""
+        """Returns the exit code like `wait`, or None while the process is running."""
         return self.wait(os.WNOHANG)
 
     def terminate(self) -> None:
@@ -67,7 +67,7 @@ class Child:
 
     @property
     def cpu_seconds(self) -> float:
-        """CPU time, including finished children. While the process runs, it is 0 except on Linux."""
+        """CPU time, including finished child processes. While the process is running, it is 0 except on Linux."""
         if self.used:
             return self.used.ru_utime + self.used.ru_stime
         try:

@@ -29,12 +29,12 @@ class FinalStage:
         self.failed: dict[int, str] = {}  # {trial number: reason}; not stored, so a restart retries them
 
     def find(self, number: int, seed: int, kind: str = "final") -> dict[str, Any] | None:
-        """Returns {"epoch", "dev": {score: value}}, or {score: value} for kind "test", or None if the run is not
-        done."""
+        """Returns {"epoch", "dev": {score: value}}, or {score: value} for kind "test". Returns None if the run has not
+        finished."""
         return self.study.get(f"{kind} {number} {seed}")
 
     def of_all_seeds(self, number: int, kind: str = "final") -> list[dict[str, Any]] | None:
-        """Returns the results of `find` for all seeds, or None if a run is not done."""
+        """Returns the results of `find` for all seeds, or None if a run has not finished."""
         results = [result for seed in self.seeds if (result := self.find(number, seed, kind))]
         return results if len(results) == len(self.seeds) else None
 
@@ -51,7 +51,7 @@ class FinalStage:
         return self.plan.folder / f"runs/final-{number:04d}-seed-{seed}"
 
     def run(self, stop: StopSignals) -> int | None:
-        """Runs the stage. Returns the trial with the best mean dev score, or None if none finished with all seeds."""
+        """Runs the stage. Returns the trial with the best mean dev score, or None if no trial has all seeds."""
         runs = [(number, seed) for seed in self.seeds for number in self.numbers]
         self.bar.reset(len(runs))
         jobs = []
@@ -76,7 +76,7 @@ class FinalStage:
         return winner
 
     def run_all(self, jobs: list["FinalJob"], total: int, stop: StopSignals) -> None:
-        """Runs jobs, and skips further seeds of trials that failed. total: number of runs for the progress bar."""
+        """Runs jobs, and skips the remaining seeds of failed trials. total: number of runs for the progress bar."""
         if not jobs:
             return
 
@@ -97,7 +97,7 @@ class FinalStage:
 
 
 class FinalJob(Job):
-    """A run of a finalist with one seed. test: whether to score the test part too."""
+    """A run of a finalist with one seed. test: whether to score the test split, too."""
 
     keeps_checkpoints = True
 

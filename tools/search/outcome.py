@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 def trial_rows(study: Study) -> list[Row]:
     """Returns [{"number", "state", "score", "best_epoch", "params", "values", "default", "epochs", "reason", …}] in
-    order. score: the best dev score of the epochs that the trial has run, or None."""
+    order. score: the best dev score of the trial so far, or None."""
     rows = []
     for trial in study.trials:
         scores, attributes = trial.intermediate_values, trial.user_attrs
@@ -33,7 +33,7 @@ def trial_rows(study: Study) -> list[Row]:
 
 
 def write_trials(plan: Plan, study: Study) -> list[Row]:
-    """Writes trials.csv, with one line per trial, and search.svg. Returns the result of `trial_rows`."""
+    """Writes trials.csv, with one line per trial, and search.svg. Returns the rows from `trial_rows`."""
     rows = trial_rows(study)
     last = max((int(epoch) for row in rows for epoch in row["epochs"]), default=0)
     lines = []
@@ -73,7 +73,8 @@ def write_results(plan: Plan, study: Study, rows: list[Row], stage: FinalStage |
 
 
 def cost(study: Study) -> dict[str, Any]:
-    """Returns the cost of both stages, and the estimated savings of pruning (remaining epochs at the trial's speed)."""
+    """Returns the cost of both stages and an estimate of the time saved by pruning (the remaining epochs at the speed
+    of each trial)."""
     saved = 0.0
     for trial in study.of_state("pruned"):
         if times := trial.user_attrs.get("times"):
@@ -89,7 +90,7 @@ def cost(study: Study) -> dict[str, Any]:
 
 
 def finalists(stage: FinalStage) -> list[Row]:
-    """Returns one row per finalist with its scores for each seed, or None for a failed run."""
+    """Returns one row per finalist with its scores for each seed, which are None for failed runs."""
     return [
         {
             "number": number,
@@ -103,23 +104,23 @@ def finalists(stage: FinalStage) -> list[Row]:
 
 
 def compare(stage: FinalStage, winner: int, scores: Sequence[str]) -> dict[str, Row] | None:
-    """Compares the winner with the default over the same seeds on test, or on dev if there is no test part. Returns
-    {score: {"part", "default", "winner", "gain", "low", "high", "verdict"}}, or None if a run failed. Positive gains
-    are improvements, also for losses."""
-    part, kind = ("test", "test") if stage.plan.has_test else ("dev", "final")
+    """Compares the winner with the default over the same seeds on test, or on dev if there is no test split. Returns
+    {score: {"part", "default", "winner", "gain", "low", "high", "verdict"}}, or None if a run failed. Gains are
+    positive for improvements, also for losses."""
+    split, kind = ("test", "test") if stage.plan.has_test else ("dev", "final")
     before, after = stage.of_all_seeds(0, kind), stage.of_all_seeds(winner, kind)
     if before is None or after is None:
         return None
-    if part == "dev":
+    if split == "dev":
         before, after = ([result["dev"] for result in results] for results in (before, after))
     gains_by_score = {}
     for score in scores:
         if not all(score in result for result in before + after):
-            continue  # this part has no such labels
+            continue  # this split has no labels for the score
         default, best = ([result[score] for result in results] for results in (before, after))
         gains = [new - old if is_percent(score) else old - new for old, new in zip(default, best)]
         bounds = interval(gains)
-        gains_by_score[score] = {"part": part, "default": default, "winner": best, "gain": statistics.fmean(gains)}
+        gains_by_score[score] = {"part": split, "default": default, "winner": best, "gain": statistics.fmean(gains)}
         gains_by_score[score] |= {"low": bounds and bounds[0], "high": bounds and bounds[1], "verdict": verdict(bounds)}
     return gains_by_score
 
@@ -128,7 +129,7 @@ def compare(stage: FinalStage, winner: int, scores: Sequence[str]) -> dict[str, 
 
 
 def is_percent(score: str) -> bool:
-    """Returns True if a score is shown in percent: higher is better, so it is not a loss or an error."""
+    """Returns whether a score is shown in percent, which is the case unless it is a loss or an error."""
     return not metrics.lower_is_better(score)
 
 
@@ -187,8 +188,8 @@ def verdict_lines(plan: Plan, study: Study, winner: int, gains: dict[str, Row] |
         return [f"trial {winner} wins on dev; its gain is unknown, because some runs failed"]
     if winner == 0:
         scores = ", ".join(f"{score} {spread(cell['default'], score)}" for score, cell in gains.items())
-        part = "test" if plan.has_test else "dev"
-        return [f"the default wins: no finalist has a better mean on dev; its scores on {part}: {scores}"]
+        split = "test" if plan.has_test else "dev"
+        return [f"the default wins: no finalist has a better mean on dev; its scores on {split}: {scores}"]
     lines = [f"trial {winner} wins on dev; its gains over the default:"]
     for score, cell in gains.items():
         ends = [shown(cell[end], score, "+") for end in ("low", "high") if cell[end] is not None]
@@ -196,13 +197,13 @@ def verdict_lines(plan: Plan, study: Study, winner: int, gains: dict[str, Row] |
         sides = f"default {spread(cell['default'], score)}, winner {spread(cell['winner'], score)}"
         lines.append(f"{cell['part']} {score}: {sides}; gain {gain}, {cell['verdict']}")
     if not plan.has_test:
-        lines.append("there is no test part; these are the dev scores that selected the winner, which are optimistic;")
+        lines.append("there is no test split; the winner was selected on these dev scores, so they are optimistic;")
         lines.append("hold out some data with data_process.py --test_ratio 0.1")
     elif gains.get(plan.monitor, {}).get("verdict") != "significant":
-        lines.append("with other seeds, the sign could change, so the default may be as good")
+        lines.append("the gain is not significant, so the default may be as good")
     scored = {name.split()[1] for name in study.stored.user_attrs if name.startswith("test ")} - {"0"}
     if len(scored) > 1:
-        lines.append(f"test has now been scored for {len(scored)} winners of this extended search; trust it less")
+        lines.append(f"test has been scored for {len(scored)} winners of this extended search; its scores are biased")
     return lines
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-FEWEST = 5  # minimum number of seeds; with fewer, the coverage is wrong
+FEWEST = 5  # minimum number of seeds for correct coverage
 
 
 def interval(
@@ -13,8 +13,8 @@ def interval(
     """Returns the confidence interval (low, high) of the mean of paired differences by the smoothed bootstrap-t, or
     None if there are fewer than FEWEST differences or if all are equal.
 
-    Samples are drawn from the differences with added normal noise (Silverman's bandwidth), because otherwise samples of
-    a few seeds can have a standard deviation near zero, which makes intervals far too wide. With 5 seeds and no true
+    Samples are drawn from the differences with added normal noise (Silverman's bandwidth). Without noise, samples of a
+    few seeds can have a standard deviation near zero, which makes intervals far too wide. With 5 seeds and no true
     difference, the percentile bootstrap has 16 % false positives, and this method has 5 %.
     Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5; Polansky and Schucany, Kernel Smoothing
     to Improve Bootstrap Confidence Intervals, 1997; Silverman, Density Estimation, 1986, equation 3.28.

@@ -70,7 +70,7 @@ class Picture:
         return plot
 
     def against(self, name: str, dimension: Dimension) -> svg.Plot:
-        """Plots scores against an option. Listed values are categories with jittered dots."""
+        """Plots scores against an option. Values from a list are shown as categories with jittered dots."""
         points = [(trial["params"][name], trial) for trial in self.trials if name in trial["params"]]
         x_ticks: list[tuple[float, str]] = []
         if dimension.choices:
@@ -92,7 +92,7 @@ class Picture:
 
 
 def log_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Returns [(logarithm, label)] at powers of ten, and also at multiples of these if there are fewer than three."""
+    """Returns [(logarithm, label)] at powers of ten and, if there are fewer than three, at multiples of them."""
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
         values = [step * 10**power for power in range(math.floor(low), math.ceil(high) + 1) for step in steps]
         ticks = [value for value in values if low - 1e-9 <= math.log10(value) <= high + 1e-9]

@@ -1,4 +1,4 @@
-"""The options of a search, and the plan derived from them. All validation happens here, before anything runs."""
+"""The options of a search, and the plan derived from them. All options are validated here, before any run starts."""
 
 import logging
 import shlex
@@ -29,7 +29,7 @@ class SearchConfig:
     monitor: str = option("", "dev score to optimise, such as slots_f1 or loss (default: by task)")
 
     trials: int = option(30, "number of trials, including the default", group="search", low=1)
-    hours: float = option(0.0, "maximum hours of the search including restarts, without finalists; 0: no limit", low=0)
+    hours: float = option(0.0, "time limit in hours, with restarts and without finalists; 0: no limit", low=0)
     jobs: int = option(1, "number of parallel runs; they share the cores", low=1)
     seed: int = option(666, "seed of the proposals; with --jobs 1, it determines the trials", low=0, high=2**32 - 1)
     startup: int = option(8, "number of random trials before TPE starts", low=1)
@@ -57,10 +57,10 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class Plan:
-    """The settings shared by all parts of a search.
+    """The settings of a search.
 
     flags: flags of all runs, without paths. lower: whether lower scores are better. has_test: whether the data has a
-    test part. scores: names of the scores to report. known_by: identifies the search.
+    test split. scores: names of the scores to report. known_by: identifies the search.
     """
 
     config: SearchConfig
@@ -85,7 +85,7 @@ class Plan:
         return [sys.executable, str(ROOT / "main.py"), *flags, *folder]
 
     def command_to_copy(self, values: Values) -> str:
-        """Returns a main.py command with the options of a trial, for users to copy."""
+        """Returns a main.py command with the options of a trial for users to copy."""
         words = ["python", "main.py", "--data_path", self.config.data_path]
         words += ["--pretrain_model_path", path] if (path := self.config.pretrain_model_path) else []
         words += [*self.flags, *(["--monitor", self.config.monitor] if self.config.monitor else [])]
@@ -109,14 +109,14 @@ def make_plan(config: SearchConfig) -> Plan:
     if config.data_path == Config.data_path:
         make_sample(base.data_dir)
     tasks = load_labels(base.data_dir)
-    if missing := [part for part in ("train", "dev") if not (base.data_dir / f"{part}.jsonl").exists()]:
+    if missing := [split for split in ("train", "dev") if not (base.data_dir / f"{split}.jsonl").exists()]:
         raise UserError(f"{base.data_dir}: no {missing[0]}.jsonl; a search needs {' and '.join(PARTS[:2])}")
     monitor = config.monitor or metrics.default_monitor(tasks)
     if monitor not in (names := metrics.score_names(tasks)):
         raise UserError(f"--monitor={monitor} is not one of the scores: {', '.join(names)}")
     flags = shlex.split(config.options)
     if base.epochs == 0:
-        raise UserError("--options: --epochs 0 trains nothing; use at least 1")
+        raise UserError("--options: --epochs must be at least 1")
     base = replace(base, batch_size=find_batch_size(base, tasks))
     if base.is_auto("epochs"):
         base = replace(base, epochs=count_epochs(base))
@@ -146,7 +146,7 @@ def base_of(config: SearchConfig) -> tuple[Config, set[str]]:
     given, defaults = asdict(base), asdict(Config(**paths))
     if forbidden := [name for name in NOT_FOR_TRIALS if given[name] != defaults[name]]:
         raise UserError(f"--options: --{forbidden[0]} is not allowed; tools.search sets it for each run")
-    if base.init_from:  # take over its model and learning rates
+    if base.init_from:  # use its model and learning rates
         own_folder = replace(base, do_train=True, output_dir=str(config.folder / "runs"))
         base = replace(inherit_run_options(own_folder), do_train=False, output_dir=base.output_dir)
     return base, {*given_options(Config, words)[0]}
@@ -158,14 +158,14 @@ def count_rows(base: Config) -> int:
 
 
 def find_batch_size(base: Config, tasks: dict[str, Task]) -> int:
-    """Resolves --batch_size auto as in each trial that does not search it."""
+    """Resolves --batch_size auto for trials that do not search the batch size."""
     from engine.train.optimization import batch_size_of
 
     return batch_size_of(base, tasks, count_rows(base))
 
 
 def count_epochs(base: Config) -> int:
-    """Resolves --epochs auto for the batch size of `base`. All trials use this value, so that they are comparable."""
+    """Resolves --epochs auto for the batch size of `base`. All trials use this value, which makes them comparable."""
     from engine.train.optimization import epochs_of, is_pretrained, steps_per_epoch
 
     steps = steps_per_epoch(-(-count_rows(base) // base.batch_size), base)  # type: ignore[operator]
@@ -175,7 +175,7 @@ def count_epochs(base: Config) -> int:
 
 
 def space_of(config: SearchConfig, base: Config, fixed: set[str], kinds: list[str]) -> tuple[Resolver, Space]:
-    """Returns the Resolver and the space. Raises UserError with one line per error."""
+    """Returns the Resolver and the search space. Raises UserError with one line per error."""
     known = {field.name: field for field in fields(Config) if field.name not in {*RESUME_SAFE, *NOT_FOR_TRIALS}}
     space, errors = parse_space(config.space, known, fixed)
     errors = [f"--options: {line}" for line in base.unused_options(kinds)] + errors

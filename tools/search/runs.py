@@ -1,4 +1,4 @@
-"""Runs main.py in parallel processes, monitored by one loop."""
+"""Runs main.py in parallel processes, which are monitored in a loop."""
 
 import shutil
 import time
@@ -20,7 +20,7 @@ PATIENCE = 120  # seconds to wait for a run of a killed search to save and exit
 
 
 def dev_scores(folder: Path) -> list[tuple[int, dict[str, float]]]:
-    """Reads the dev scores of a run so far. Returns [(one-based epoch, {score: value})]."""
+    """Reads the dev scores of a run. Returns [(one-based epoch, {score: value})]."""
     return [
         (record["epoch"] + 1, {name[4:]: value for name, value in record.items() if name.startswith("dev_")})
         for record in read_history(folder)["epochs"]
@@ -34,7 +34,7 @@ def best_of(folder: Path, monitor: str) -> tuple[int | None, dict[str, float]]:
 
 
 class Clock:
-    """Measures the seconds of a stage, summed over restarts of the search. name: key in the study."""
+    """Measures the duration of a stage in seconds, including earlier starts of the search. name: key in the study."""
 
     def __init__(self, study: Study, name: str) -> None:
         self.study, self.name, self.before, self.start = study, name, study.get(name, 0.0), time.monotonic()
@@ -47,7 +47,7 @@ class Clock:
 
 
 class Job:
-    """A run in its own process. name: the name of the run's folder. flags: --do_train, …."""
+    """A run in a separate process. name: name of the run's folder. flags: --do_train, …."""
 
     keeps_checkpoints = False
 
@@ -56,7 +56,7 @@ class Job:
         self.command = plan.command(name, values, seed, *flags)
 
     def start(self) -> None:
-        """Starts the process once the run is no longer locked by a process of a killed search."""
+        """Waits until the run is no longer locked by a process of a killed search, and starts the process."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         lock = self.folder / ".lock"
         if lock.exists():
@@ -68,13 +68,13 @@ class Job:
         self.child = Child(self.command, self.folder.with_name(f"{self.name}.log"), self.plan.config.jobs)
 
     def watch(self) -> None:
-        """Called repeatedly while the run is active."""
+        """Monitors the run. Called repeatedly while it is active."""
 
     def finish(self) -> None:
-        """Called after the run. Collects the results."""
+        """Collects the results. Called when the run has ended."""
 
     def interrupted(self) -> None:
-        """Called when the search is stopped. Saves state."""
+        """Saves the state of the job. Called when the search is stopped."""
 
     def tidy(self) -> None:
         """Removes large files that are no longer needed."""
@@ -85,8 +85,8 @@ class Job:
 
 
 def run_jobs(next_job: Callable[[], Job | None], slots: int, stop: StopSignals) -> None:
-    """Runs the jobs from next_job() until it returns None and all jobs have ended. On a signal, makes all jobs save and
-    exit, and raises Interrupted."""
+    """Runs jobs from `next_job` until it returns None and all jobs have ended. On a signal, terminates all jobs, which
+    save and exit, and raises Interrupted."""
     running: list[Job] = []
     try:
         while True:

@@ -1,9 +1,9 @@
-"""The search space: options of main.py and the values to try.
+"""The search space: options of main.py and their possible values.
 
     lr=1e-4..1e-3:log head_multiple=3..30:log weight_decay=0..0.1 epochs=3,6,10 use_fgm=True,False
 
-A range has a lowest and a highest value, and :log selects a logarithmic scale; all other values are lists. Two names
-are not options of main.py: head_multiple is --head_lr / --lr, and warmup_share is --warmup_epochs / --epochs.
+Values are a range or a list; :log after a range selects a logarithmic scale. Two names are not options of main.py:
+head_multiple is --head_lr / --lr, and warmup_share is --warmup_epochs / --epochs.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from tools.search.child import SET_BY_SCRIPT
 
 MADE_OF = {"head_multiple": "head_lr", "warmup_share": "warmup_epochs"}
 HIGHEST_HEAD_LR = 0.5
-# Not allowed in --options: set by the search, or incompatible with training
+# Not allowed in --options, because the search sets them or they do not apply to training
 NOT_FOR_TRIALS = [
     *SET_BY_SCRIPT,
     *"do_train do_eval do_predict resume force_resume predict_file predict_output shard monitor".split(),
@@ -44,7 +44,7 @@ class Dimension:
         return isinstance(value, int | float) and self.low <= value <= self.high
 
     def ends(self) -> tuple[Any, ...]:
-        """Returns the values to validate. If the ends of a range are valid, so are all values between them."""
+        """Returns the values to validate. A range is valid if both ends are."""
         return self.choices or (self.low, self.high)
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ class Dimension:
 
 
 Space = dict[str, Dimension]
-Values = Mapping[str, Any]  # {name: value} of options of main.py, or of a point in the space
+Values = Mapping[str, Any]  # {name: value} for options of main.py, or for a point in the space
 
 
 # ---- the syntax of --space -------------------------------------------------------------------------------------------
@@ -65,15 +65,15 @@ def parse_space(text: str, fields: dict[str, Field], fixed: set[str]) -> tuple[S
     vary. fixed: names set by --options."""
     space: Space = {}
     errors: list[str] = []
-    for part in text.split():
-        name, _, values = part.partition("=")
+    for item in text.split():
+        name, _, values = item.partition("=")
         try:
             if not name or not values:
-                raise UserError(f"{part!r} must look like lr=1e-4..1e-3:log or batch_size=16,32")
+                raise UserError(f"{item!r} must look like lr=1e-4..1e-3:log or batch_size=16,32")
             if name in space:
                 raise UserError(f"{name} is given twice")
             if clash := ({name, MADE_OF.get(name, name)} & fixed) or ({name, MADE_OF.get(name)} & set(space)):
-                raise UserError(f"{name}: {clash.pop()} is already set by --options or another part of --space")
+                raise UserError(f"{name}: {clash.pop()} is already set by --options or elsewhere in --space")
             require_known(name, fields)
             space[name] = parse_values(name, values, fields.get(name))
         except UserError as error:
@@ -82,7 +82,7 @@ def parse_space(text: str, fields: dict[str, Field], fixed: set[str]) -> tuple[S
 
 
 def require_known(name: str, fields: dict[str, Field]) -> None:
-    """Raises UserError unless trials may vary this option."""
+    """Raises UserError if trials cannot vary this option."""
     if name in NOT_FOR_TRIALS:
         raise UserError(f"{name} is not a hyperparameter; tools.search sets it")
     if name not in fields and name not in MADE_OF:
@@ -100,11 +100,11 @@ def parse_values(name: str, values: str, field: Field | None) -> Dimension:
         return Dimension(choices)
     if field is not None and (type_of(field) not in (int, float) or field.metadata["parse"]):
         example = "True,False" if type_of(field) is bool else ",".join(choices_of(field) or ("a", "b"))
-        raise UserError(f"{name}={values}: this option has no range; list its values, such as {name}={example}")
-    borders, _, scale = values.partition(":")
-    low, high = (parse_value(name, border, field) for border in borders.split("..", 1))
+        raise UserError(f"{name}={values}: this option has no ranges; list its values, such as {name}={example}")
+    ends, _, scale = values.partition(":")
+    low, high = (parse_value(name, end, field) for end in ends.split("..", 1))
     if not low < high:
-        raise UserError(f"{name}={values}: the range is empty, because {low:g} is not below {high:g}")
+        raise UserError(f"{name}={values}: the range is empty, because {low:g} is not less than {high:g}")
     if scale not in ("", "log") or values.endswith(":"):
         raise UserError(f"{name}={values}: only :log may follow the range")
     if scale and low <= 0:
@@ -113,7 +113,7 @@ def parse_values(name: str, values: str, field: Field | None) -> Dimension:
 
 
 def parse_value(name: str, text: str, field: Field | None) -> Any:
-    """Parses a value as main.py does. Raises UserError if it is invalid."""
+    """Parses a value of an option. Raises UserError if it is invalid."""
     kind: type = float if field is None else type_of(field)
     parse = (field and field.metadata["parse"]) or (parse_bool if kind is bool else kind)
     try:
@@ -144,7 +144,7 @@ class Resolver:
         self.lr, self.head_lr = learning_rates(SimpleNamespace(config=shape), base)
 
     def values(self, point: Values) -> dict[str, Any]:
-        """Converts a point to {option of main.py: value}, without options that have no effect at this point."""
+        """Converts a point to {option of main.py: value}. Omits options that have no effect at this point."""
         values = {name: value for name, value in point.items() if name not in MADE_OF}
         if "head_multiple" in point:
             head_lr = values.get("lr", self.lr) * point["head_multiple"]
@@ -156,11 +156,11 @@ class Resolver:
         return {name: value for name, value in values.items() if not needs[name] or on & set(needs[name])}
 
     def config(self, point: Values) -> Config:
-        """Returns the Config of a trial. Raises UserError if its options contradict each other."""
+        """Returns the Config of a trial. Raises UserError if the options contradict each other."""
         return replace(self.base, **self.values(point))
 
     def default(self, space: Space) -> dict[str, Any]:
-        """Returns the point of the defaults, without options whose default is outside the space."""
+        """Returns the default values as a point. Omits options whose default is outside the space."""
         from engine.model.encoders import pooling_of
         from engine.train.automatic import resolve_pooling
 
@@ -186,7 +186,7 @@ class Resolver:
         return point
 
     def errors(self, space: Space) -> list[str]:
-        """Returns one line per option with a value that main.py would reject or that would have no effect."""
+        """Returns one line for each option with a value that main.py would reject or that would have no effect."""
         lines, before = [], set(self.base.unused_options(self.kinds))
         fields = self.base.__dataclass_fields__
         for name, dimension in space.items():
@@ -210,7 +210,7 @@ class Resolver:
 
 
 def rounded(value: float) -> float:
-    """Rounds a value to four digits, to keep command lines readable."""
+    """Rounds a value to four digits, for readable command lines."""
     return float(f"{value:.4g}")
 
 
@@ -218,8 +218,8 @@ def rounded(value: float) -> float:
 
 
 def default_space(resolver: Resolver, fixed: set[str]) -> Space:
-    """Returns a space around the defaults of the options that matter for these tasks and this encoder. fixed: names set
-    by --options, which are not searched."""
+    """Returns a space around the defaults of the main options for these tasks and this encoder. fixed: names set by
+    --options, which are not searched."""
     lr, pretrained = resolver.lr, resolver.shape is not None
     space = {
         "lr": Dimension(low=rounded(lr / 4), high=min(rounded(lr * 4), 0.5), log=True),

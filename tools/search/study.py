@@ -1,7 +1,7 @@
 """Stores the trials of a search in an Optuna journal, proposes trials, and decides on pruning.
 
-The journal is a JSONL file; each line is synced to disk. A proposal depends only on the seed, the trial number and the
-earlier trials, not on state in memory, so a resumed search makes the same proposals.
+The journal is a JSONL file; each line is synced to disk. A proposal depends only on the seed, the trial number and
+earlier trials, but not on state in memory, so a resumed search makes the same proposals.
 """
 
 import json
@@ -64,7 +64,7 @@ class Study:
     """The trials of a search.
 
     lower: whether lower scores are better. seed: seed of the proposals. startup: number of random trials before TPE
-    starts. prune_after: number of epochs before a trial may be pruned, or None for no pruning.
+    starts. prune_after: number of epochs before a trial can be pruned, or None to disable pruning.
     """
 
     def __init__(self, path: Path, space: Space, lower: bool, seed: int, startup: int, prune_after: int | None) -> None:
@@ -74,7 +74,7 @@ class Study:
         self.lower, self.seed, self.startup, self.prune_after = lower, seed, startup, prune_after
         self.direction = StudyDirection.MINIMIZE if lower else StudyDirection.MAXIMIZE
         try:
-            # This study only stores trials. `propose` uses a copy, so a trial is stored with all options or not at all
+            # This study only stores trials. `propose` uses a copy, so trials are always stored with all options
             self.stored = optuna.create_study(
                 storage=open_journal(path),
                 study_name="search",
@@ -113,7 +113,7 @@ class Study:
     # ---- one trial -------------------------------------------------------------------------------------------------
 
     def propose(self, number: int) -> dict[str, Any]:
-        """Proposes {name: value} for the trial with this number."""
+        """Returns {name: value} for the trial with this number."""
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         # group=True, because the default trial has no value for options whose default is outside the space
         sampler = TPESampler(n_startup_trials=self.startup, group=True, seed=seed)
@@ -133,7 +133,7 @@ class Study:
         steps: dict[int, float] | None = None,
         **attributes: Any,
     ) -> int:
-        """Stores a complete trial in one write. state: a name in STATES. Returns the trial number."""
+        """Stores a trial in a single write. Returns its number. state: a name in STATES."""
         trial = create_trial(
             state=STATE_OF[state],
             value=value,
@@ -146,13 +146,13 @@ class Study:
         return len(self.trials) - 1
 
     def report(self, number: int, epoch: int, score: float) -> None:
-        """Stores a dev score unless it is already stored. epoch: one-based."""
+        """Stores a dev score if it is not already stored. epoch: one-based."""
         if epoch not in self.trials[number].intermediate_values:
             self.handle(number).report(score, epoch)
 
     def should_prune(self, number: int) -> bool:
-        """Returns True if the best dev score of a trial is worse than the median after the same epoch. Compares only
-        trials with equal --epochs, because otherwise their learning rate schedules differ."""
+        """Returns whether the best dev score of a trial is worse than the median after the same epoch. Compares only
+        trials with the same --epochs, because learning rate schedules depend on it."""
         trial = self.trials[number]
         if self.prune_after is None:
             return False

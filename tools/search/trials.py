@@ -13,7 +13,7 @@ from tools.search.runs import Clock, Job, best_of, dev_scores, run_jobs
 from tools.search.study import Study
 
 logger = logging.getLogger("template")
-HOPELESS = 5  # the search ends after this many failed trials if none succeeded
+HOPELESS = 5  # number of failed trials after which the search ends if no trial has succeeded
 
 
 class SearchStage:
@@ -42,7 +42,7 @@ class SearchStage:
         return self.clock.seconds() > self.limit
 
     def next_job(self) -> Job | None:
-        """Returns the next trial that needs a process, or None."""
+        """Returns the next trial that needs a process, or None at the end of the search."""
         while not self.out_of_time() and not self.is_hopeless():
             if self.unfinished:
                 return TrialJob(self, self.unfinished.pop(0))
@@ -58,7 +58,7 @@ class SearchStage:
         return counts["failed"] >= HOPELESS and not counts["finished"] + counts["pruned"]
 
     def add(self, number: int) -> int | None:
-        """Stores trial `number`; trial 0 is the default. Returns its number, or None if it needs no process."""
+        """Stores trial `number` (0: the default). Returns its number, or None if it needs no process."""
         resolver, study, default = self.plan.resolver, self.study, number == 0
         point = resolver.default(self.plan.space) if default else study.propose(number)
         values = {} if default else resolver.values(point)
@@ -102,7 +102,7 @@ class SearchStage:
 
 
 class TrialJob(Job):
-    """A trial that reports every epoch to the study and stops if it is pruned."""
+    """A trial that reports each epoch to the study, and stops if it is pruned."""
 
     def __init__(self, stage: SearchStage, number: int) -> None:
         self.stage, self.study, self.number = stage, stage.study, number
@@ -125,7 +125,7 @@ class TrialJob(Job):
             self.give_up("time")
 
     def read(self) -> None:
-        """Reports new dev scores in the order of epochs, so the result does not depend on timing."""
+        """Reports new dev scores in order of epochs, so the result does not depend on timing."""
         for epoch, scores in dev_scores(self.folder):
             if self.verdict is None and epoch > self.seen:
                 self.seen = epoch

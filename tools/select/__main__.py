@@ -3,9 +3,9 @@
     python -m tools.select --checkpoint output/mine --pool texts.txt --number 200
     python -m tools.select --checkpoint output/mine --pool texts.txt --number 200 --output_format label_studio
 
-Selects texts that the model is uncertain about and that differ from each other. Skips texts that are repeated, have no
-words, or are already in the data of the run. The file contains the model's answers, for annotators to correct
-(docs/select.md). data_process.py reads it after annotation.
+Selects texts that the model is uncertain about and that differ from each other. Skips texts that are duplicates, have
+no words, or are already in the run's data. The output contains the model's predictions for annotators to correct
+(docs/select.md). After annotation, data_process.py reads it.
 """
 
 import dataclasses
@@ -42,13 +42,13 @@ class SelectConfig(ReadingOptions):
     output_format: Literal["auto", "jsonl", "csv", "doccano", "label_studio"] = option(
         "auto", "format of the output; auto: csv if --output ends with .csv, otherwise jsonl"
     )
-    answers: bool = option(True, "write the model's answers for correction; --no_answers: texts without labels")
+    answers: bool = option(True, "write the model's predictions for correction; --no_answers: texts without labels")
     strategy: Literal["auto", "both", "uncertainty", "diversity", "random"] = option(
         "auto",
-        "both: texts that differ, from among the most uncertain; uncertainty, diversity: only one criterion; "
-        "auto: both, or the one that this model supports",
+        "both: diverse texts among the most uncertain ones; uncertainty, diversity: only one criterion; "
+        "auto: both, or the one that the model supports",
     )
-    data_path: str = option("", "processed folder whose texts are not selected again (default: the data of the run)")
+    data_path: str = option("", "processed folder whose texts are not selected (default: the data of the run)")
     random_seed: int = option(666, "seed for --strategy random and for clustering", low=0, high=2**32 - 1)
     device: str = option("auto", "auto, cpu, cuda:0, mps, xpu, npu", group="machine")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "autocast to half precision, as in main.py")
@@ -57,7 +57,7 @@ class SelectConfig(ReadingOptions):
 
     def __post_init__(self) -> None:
         if not self.pool:
-            raise UserError("--pool FILE is required: the texts to select from")
+            raise UserError("--pool FILE is required; it contains the texts to select from")
         if not self.checkpoint and self.strategy != "random":
             raise UserError("--checkpoint RUN is required; without a trained run, only --strategy random can select")
         check_values(self)
@@ -99,16 +99,16 @@ def main(config: SelectConfig) -> None:
         raise UserError("tools.select runs in one process; start it without torchrun")
     get_logger()
     for path in config.files:
-        if path.exists():  # it may contain hours of work
+        if path.exists():  # it may contain hours of annotation work
             raise UserError(f"--output {config.path}: {path} exists; move it, or choose another file")
-    config.path.parent.mkdir(parents=True, exist_ok=True)  # may fail, so do it before reading the pool
+    config.path.parent.mkdir(parents=True, exist_ok=True)  # before reading the pool, because it may fail
     model = None
     if config.checkpoint:
         own = dict(eval_batch_size=config.eval_batch_size, pretrain_model_path=config.pretrain_model_path)
         model = load(config.checkpoint, config.device, config.precision, **own)
     tasks = model.tasks if model else {}
     if has_no_text(tasks):
-        raise UserError("the rows of this model have no text, so there is nothing to annotate")
+        raise UserError("the rows of this model have no texts to annotate")
     require_format(config.form, tasks)
     strategy = strategy_of(config, model)
     rows = texts_of(config.for_texts())
@@ -117,9 +117,9 @@ def main(config: SelectConfig) -> None:
     left_out = "".join(f", {number:,} {reason}" for reason, number in pool.left_out.items())
     logger.info(f"{config.pool}: {rows.size:,} texts{left_out}")
     if not len(pool.kept):
-        raise UserError(f"{config.pool}: no texts left to select; nothing was written")
+        raise UserError(f"{config.pool}: no texts are left to select; no file was written")
     if len(pool.kept) < config.number:
-        logger.warning(f"--number {config.number:,}: only {len(pool.kept):,} texts are left, so all are selected")
+        logger.warning(f"--number {config.number:,}: selecting all of the remaining texts ({len(pool.kept):,})")
     places, examples = choose(pool, model, strategy, config.number, config.random_seed)
     scores = pool.uncertainty[places].tolist() if len(pool.uncertainty) else []
     facts = [{"uncertainty": round(score, 6)} for score in scores] or [{} for _ in examples]
@@ -137,7 +137,7 @@ def strategy_of(config: SelectConfig, model: "Model | None") -> "Strategy":
     embeds = bool(network.hidden_size) and not network.output_layer.reads_pairs
     possible = {"both": scores and embeds, "uncertainty": scores, "diversity": embeds, "random": True}
     allowed: list[Any] = [name for name, can in possible.items() if can]
-    lacks = "has no probabilities (regression)" if not scores else "produces no vector for a row"
+    lacks = "has no probabilities (regression)" if not scores else "has no text embeddings"
     if config.strategy != "auto" and config.strategy not in allowed:
         raise UserError(f"--strategy {config.strategy}: this model {lacks}; choose {', '.join(allowed)}")
     if config.strategy == "auto" and not possible["both"]:
@@ -146,7 +146,7 @@ def strategy_of(config: SelectConfig, model: "Model | None") -> "Strategy":
 
 
 def labelled_texts(config: SelectConfig, model: "Model | None") -> set[int]:
-    """Returns the hashes of all texts that are already labelled, including test texts, which must not be trained on."""
+    """Returns the hashes of all texts in the data, including test texts, which must not be used for training."""
     from preprocess.checks.duplicates import plain
     from preprocess.example import PARTS
     from preprocess.schema import read_processed
@@ -154,11 +154,11 @@ def labelled_texts(config: SelectConfig, model: "Model | None") -> set[int]:
     folder = Path(config.data_path)
     if model and not config.data_path:
         folder = Config.load(model.checkpoint / "args.json").data_dir
-        if folder.name.startswith("fold_"):  # the test part is in the parent folder
+        if folder.name.startswith("fold_"):  # the test split is in the parent folder
             folder = folder.parent
     elif not config.data_path:
         return set()
-    paths = [path for part in PARTS if (path := folder / f"{part}.jsonl").exists()]
+    paths = [path for split in PARTS if (path := folder / f"{split}.jsonl").exists()]
     if not paths and config.data_path:
         raise UserError(f"--data_path {folder}: not a processed folder")
     if not paths:

@@ -1,4 +1,4 @@
-"""Writes selected texts and a model's answers in formats that annotation tools import and data_process.py reads."""
+"""Writes selected texts and predictions in formats that annotation tools can import and data_process.py can read."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ UNTYPED = "entity"  # the type of subjects and objects if the model does not pre
 class Related(NamedTuple):
     """The relations of a text, as pairs of spans of a task."""
 
-    task: str  # the task of the spans
+    task: str  # task of the spans
     pairs: list[tuple[int, int, str]]  # (index of the subject's span, index of the object's span, predicate)
     left_out: int  # number of relations whose subject or object is not a span of the task
 
@@ -33,8 +33,8 @@ class Related(NamedTuple):
 def require_format(form: str, tasks: Tasks) -> None:
     """Raises UserError if a format cannot store the labels of these tasks."""
     kinds = {name: column_kind(task) for name, task in tasks.items()}
-    unfit = {"tags": "labels every word", "events": "has events"}
-    problem = next((f"{name!r} {unfit[kind]}" for name, kind in kinds.items() if kind in unfit), "")
+    unsupported = {"tags": "labels every word", "events": "has events"}
+    problem = next((f"{name!r} {unsupported[kind]}" for name, kind in kinds.items() if kind in unsupported), "")
     related = [task for task in tasks.values() if task.kind == "relations"]
     if len(related) > 1:
         problem = f"a project can have only one relations task, but the tasks are {', '.join(tasks)}"
@@ -50,26 +50,27 @@ def require_format(form: str, tasks: Tasks) -> None:
 
 
 def write(path: Path, form: str, examples: Examples, facts: list[Row], model: Model | None, answers: bool) -> None:
-    """Writes the file. facts: additional values for each row. answers: whether to write the model's answers as labels;
-    otherwise, the rows have no labels."""
+    """Writes the file. facts: additional values for each row. answers: whether to write predictions as labels; if not,
+    the rows have no labels."""
     tasks = model.tasks if model else {}
     for_tool = as_spans(tasks) if form in ("doccano", "label_studio") else tasks
     make = {"doccano": doccano, "label_studio": label_studio}.get(form, plain_row)
     rows, left_out = list[Row](), 0
-    for example, answer, fact in zip(examples, model(examples) if model and answers else [{}] * len(examples), facts):
+    predictions = model(examples) if model and answers else [{}] * len(examples)
+    for example, prediction, fact in zip(examples, predictions, facts):
         text, _ = text_and_offsets(example, tasks)
         about = {"id": example["id"], "text": text}
         about |= {key: example[key] for key in ("text_pair",) if key in example} | fact | (example.get("extras") or {})
         if form in ("jsonl", "csv") and any(column_kind(task) == "tags" for task in tasks.values()):
             about["tokens"] = example["tokens"]
         keys = {name: f"{name}_tags" if column_kind(task) == "tags" else name for name, task in tasks.items()}
-        labels, related = {name: answer.get(key) for name, key in keys.items()}, None
+        labels, related = {name: prediction.get(key) for name, key in keys.items()}, None
         if for_tool is not tasks:
             labels, related = split(labels, tasks)
         left_out += related.left_out if related else 0
         rows.append(make(about, labels, related, for_tool))
     if left_out:
-        logger.warning(f"omitted {left_out} relations whose subject or object has no type predicted by the model")
+        logger.warning(f"omitted relations whose subject or object has no predicted type: {left_out}")
     if form != "label_studio":
         write_predictions(rows, path)
         return
@@ -81,7 +82,7 @@ def write(path: Path, form: str, examples: Examples, facts: list[Row], model: Mo
 
 
 def as_spans(tasks: Tasks) -> Tasks:
-    """Returns the tasks without relations. If no task has the subjects and objects as its spans, the relations task is
+    """Returns the tasks without relations. If the data has no task for the subjects and objects, the relations task is
     replaced with a spans task for them."""
     untyped = Task("spans", labels=(UNTYPED,))
     return {
@@ -113,7 +114,7 @@ def place_of(span: Row) -> tuple[int, int]:
 
 
 def plain_row(about: Row, labels: Row, _: Related | None, tasks: Tasks) -> Row:
-    """Creates a row for an editor or a spreadsheet: each label under the name of its task, or null to be filled in."""
+    """Creates a row for an editor or a spreadsheet, with each label (null if unlabelled) under the name of its task."""
     for name in tasks:
         if labels[name] and column_kind(tasks[name]) in ("spans", "entities"):
             labels[name] = [{key: span[key] for key in ("start", "end", "label", "text")} for span in labels[name]]
@@ -123,15 +124,15 @@ def plain_row(about: Row, labels: Row, _: Related | None, tasks: Tasks) -> Row:
 
 
 def spans_of(text: str, spans: list[Row]) -> list[tuple[int, int, str]]:
-    """Returns (start, end, type) of entities in UTF-16 units (an emoji is two), as Label Studio (its issue 1347) and
-    doccano (its issue 2290) count."""
+    """Returns the entities as (start, end, type) with offsets in UTF-16 code units (an emoji is two units), as in Label
+    Studio (see its issue 1347) and doccano (see its issue 2290)."""
     units = [0, *accumulate(1 + (sign > "\uffff") for sign in text)]
     return [(units[span["start"]], units[span["end"]], span["label"]) for span in spans]
 
 
 def doccano(about: Row, labels: Row, related: Related | None, tasks: Tasks) -> Row:
     """Creates a row of doccano's JSONL. The labels are stored under "label", or under "cats" and "entities" for a
-    project with intents and slots, or under "entities" and "relations" for a relations project. doccano keeps other
+    project with intents and slots, or under "entities" and "relations" for a relations project. doccano stores other
     keys as metadata."""
     if related:
         spans = enumerate(spans_of(about["text"], labels[related.task] or []))
@@ -148,7 +149,7 @@ def doccano(about: Row, labels: Row, related: Related | None, tasks: Tasks) -> R
 
 
 def label_studio(about: Row, labels: Row, related: Related | None, tasks: Tasks) -> Row:
-    """Creates a task of Label Studio's JSON, with the answers as predictions."""
+    """Creates a task in Label Studio's JSON format, with the labels as predictions."""
     results: list[Row] = []
     for name, value in labels.items():
         values: list[tuple[str, Row]] = []
@@ -170,7 +171,7 @@ def label_studio(about: Row, labels: Row, related: Related | None, tasks: Tasks)
 
 
 def interface(tasks: Tasks, paired: bool, predicates: Sequence[str]) -> str:
-    """Returns Label Studio's labelling interface as XML. Its controls are named after the tasks."""
+    """Returns the labelling interface for Label Studio as XML. The controls are named after the tasks."""
     lines = ["<View>", "  <Style>.htx-text{ white-space: pre-wrap; }</Style>"]  # otherwise spaces are trimmed
     lines += [f'  <Text name="{name}" value="${name}"/>' for name in ("text", "text_pair")[: 1 + paired]]
     for name, task in tasks.items():
@@ -188,7 +189,7 @@ def interface(tasks: Tasks, paired: bool, predicates: Sequence[str]) -> str:
 
 
 def types_of(task: Task) -> list[str]:
-    """Returns the labels that an annotator can choose: for tags, the entity types."""
+    """Returns the labels that an annotator can choose; for tags, these are the entity types."""
     if not task.is_tagging:
         return list(task.labels)
     return list(dict.fromkeys(tag.kind for label in task.labels if (tag := parse_tag(label)) and tag.kind))

@@ -3,17 +3,20 @@
     pip install -r tools/serve/requirements.txt
     python -m tools.serve shipped --port 8000
 
-    POST /predict  {"texts": "a text"} or {"texts": [one or more]}  -> {"answers": [one object per text]}
+    POST /predict  {"texts": "a text"} or {"texts": [one or more texts]} -> {"answers": [one prediction per text]}
     GET  /labels   the tasks and their labels
-    GET  /models   the models: python -m tools.serve intents=shipped slots=other, and {"texts": …, "model": "slots"}
+    GET  /models   the loaded models
     GET  /health   the state of the server
     GET  /metrics  metrics for Prometheus
     GET  /docs     interactive API documentation (OpenAPI)
 
-Texts of all requests are batched together: while the model is busy, the next batch is collected from texts of similar
-length. A request that cannot be answered within --max_latency_ms is rejected with 503 immediately, which keeps the
-queue short. On SIGHUP it loads its folders again, and loses no request. On SIGTERM it answers all accepted requests
-and exits. It only needs this folder, the exported ones and engine/run/flags.py (see Dockerfile).
+To serve several models, name them (python -m tools.serve intents=shipped slots=other) and select one in each request
+({"texts": …, "model": "slots"}).
+
+Texts of all requests are batched together: while the model is busy, texts of similar length are collected for the next
+batch. A request that cannot be processed within --max_latency_ms is rejected with 503 immediately, which keeps the
+queue short. On SIGHUP, the server reloads its folders without losing requests. On SIGTERM, it finishes all accepted
+requests and exits. The server only needs this folder, the exported folders and engine/run/flags.py (see Dockerfile).
 """
 
 import argparse
@@ -37,7 +40,7 @@ except ImportError as error:
 from engine.run.flags import OneLineParser, one_line, whole_number
 from tools.serve.connections import host_names, listen
 
-LAST_CALL = 5  # seconds after SIGTERM during which partially received requests are still answered
+LAST_CALL = 5  # seconds after SIGTERM during which partially received requests are still processed
 
 
 def fail(message: str) -> NoReturn:
@@ -63,9 +66,9 @@ def parse() -> argparse.Namespace:
     def add(name: str, default: int, help: str, low: int = 1, high: int = 2**40) -> None:
         parser.add_argument(name, type=whole_number(low, high), default=default, help=help)
 
-    folders = "FOLDER written by tools.export, or NAME=FOLDER; the first one answers if a request names none"
+    folders = "FOLDER written by tools.export, or NAME=FOLDER; the first one is used if a request names no model"
     parser.add_argument("folder", nargs="+", help=folders)
-    parser.add_argument("--host", default="127.0.0.1", help="address; 0.0.0.0 is open to the network [127.0.0.1]")
+    parser.add_argument("--host", default="127.0.0.1", help="address; 0.0.0.0 accepts remote connections [127.0.0.1]")
     add("--port", 8000, "0: a free port [8000]", low=0, high=65535)
     add("--threads", 0, "CPU cores for the model [all]", low=0, high=1024)
     add("--batch_size", 32, "maximum number of texts labelled together [32]", high=65536)
@@ -75,13 +78,13 @@ def parse() -> argparse.Namespace:
     add("--max_characters", 10_000, "maximum number of characters in a text [10000]")
     add("--max_bytes", 1_000_000, "maximum size of a request in bytes [1000000]")
     add("--max_body_ms", 10_000, "requests that take longer to arrive are rejected with 408 [10000]")
-    add("--max_idle_s", 30, "close connections that send no request or read no answer for this long, in seconds [30]")
-    parser.add_argument("--provider", default="auto", help="auto, cpu, cuda, tensorrt, openvino: what runs the graph")
-    parser.add_argument("--abstain_below", default="", help="leave out less probable answers: 0.8, or intent=0.8,…")
-    add("--watch_s", 0, "look every N seconds whether a folder has changed, and load it again; 0: on SIGHUP [0]", low=0)
+    add("--max_idle_s", 30, "close connections whose client is idle for this many seconds [30]")
+    parser.add_argument("--provider", default="auto", help="execution provider: auto, cpu, cuda, tensorrt, openvino")
+    parser.add_argument("--abstain_below", default="", help="omit less probable predictions: 0.8, or intent=0.8,…")
+    add("--watch_s", 0, "check folders for changes every N seconds and reload them; 0: only on SIGHUP [0]", low=0)
     parser.add_argument("--token_file", default="", help="file with a token that requests must have [SERVE_TOKEN]")
     parser.add_argument("--log_requests", action="store_true", help="print a line for each request, with its id")
-    hosts = "accepted host names, comma-separated [its own on 127.0.0.1, otherwise all]"
+    hosts = "accepted host names, comma-separated [names of this machine on 127.0.0.1, otherwise all]"
     parser.add_argument("--hosts", default="", help=hosts)
     options = parser.parse_args()
     names = [name.strip() for name in options.hosts.split(",") if name.strip()]
@@ -92,7 +95,7 @@ def parse() -> argparse.Namespace:
 
 
 def token_of(parser: OneLineParser, path: str) -> str:
-    """Returns the token of a file, or of the environment variable SERVE_TOKEN; "" if there is none."""
+    """Returns the token from a file or from the environment variable SERVE_TOKEN, or "" if there is none."""
     try:
         token = Path(path).read_text(encoding="utf-8").strip() if path else os.environ.get("SERVE_TOKEN", "")
     except (OSError, UnicodeDecodeError) as error:
@@ -117,7 +120,7 @@ def main() -> None:
         print("requests for any host name are accepted; restrict them with --hosts NAME,NAME", flush=True)
     server.run(sockets=[listening])
     cut_off = server.metrics.cut_off
-    result = f"{cut_off} requests were cut off" if cut_off else "all accepted requests were answered"
+    result = f"{cut_off} requests were cut off" if cut_off else "all accepted requests were finished"
     print(f"{result}; the server has stopped", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Who may ask, and what is logged of it: a token, and an id for each request."""
+"""Middleware for token authentication, request IDs and the access log."""
 
 import hmac
 import re
@@ -7,17 +7,18 @@ import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tools.serve.limits import answered
+from tools.serve.limits import json_response
 
-OPEN = ("/health",)  # for load balancers, without a token
-ID = re.compile(rb"[\w.:-]{1,64}")
+PUBLIC = ("/health",)  # paths that need no token, for load balancers
+REQUEST_ID = re.compile(rb"[\w.:-]{1,64}")
 
 
 class Access:
-    """ASGI middleware. Every answer has the header X-Request-Id: that of the request, or a new one.
+    """ASGI middleware that authenticates and logs requests, and adds an X-Request-Id header to every response.
 
-    token: answers 401 unless a request has `Authorization: Bearer TOKEN`; "": everyone may ask. log: print a line for
-    each request, without its texts
+    The ID is taken from the request's X-Request-Id header if it is valid; otherwise, a new one is generated. token:
+    requests without `Authorization: Bearer TOKEN` get a 401 response; "" disables authentication. log: whether to print
+    one line per request, without its texts.
     """
 
     def __init__(self, app: ASGIApp, token: str = "", log: bool = False) -> None:
@@ -27,26 +28,26 @@ class Access:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         headers, start, status, app = dict(scope["headers"]), time.perf_counter(), 500, self.app
-        given = headers.get(b"x-request-id", b"")
-        name = given if ID.fullmatch(given) else uuid.uuid4().hex.encode()
+        received = headers.get(b"x-request-id", b"")
+        request_id = received if REQUEST_ID.fullmatch(received) else uuid.uuid4().hex.encode()
 
-        async def named(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", name)]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
             await send(message)
 
         kind, _, token = headers.get(b"authorization", b"").partition(b" ")
         allowed = kind.lower() == b"bearer" and hmac.compare_digest(token.strip(), self.token)
-        if self.token and not allowed and scope["path"] not in OPEN:
-            needed = "a token is needed: Authorization: Bearer TOKEN"
-            app = answered({"detail": needed}, 401, {"WWW-Authenticate": "Bearer"})
+        if self.token and not allowed and scope["path"] not in PUBLIC:
+            detail = "a valid token is required: Authorization: Bearer TOKEN"
+            app = json_response({"detail": detail}, 401, {"WWW-Authenticate": "Bearer"})
         try:
-            await app(scope, receive, named)
+            await app(scope, receive, send_with_id)
         finally:
             if self.log:
-                took = 1000 * (time.perf_counter() - start)
+                milliseconds = 1000 * (time.perf_counter() - start)
                 now = time.strftime("%Y-%m-%d %H:%M:%S")
-                what = f"{scope['method']} {scope['path']!r}"
-                print(f"{now} {name.decode()} {what} {status} {took:.1f} ms", flush=True)
+                request = f"{scope['method']} {scope['path']!r}"
+                print(f"{now} {request_id.decode()} {request} {status} {milliseconds:.1f} ms", flush=True)

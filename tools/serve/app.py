@@ -1,4 +1,4 @@
-"""The routes of tools.serve. Edit this file to change the request format."""
+"""Routes of the server. Edit this file to change the request format."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ from swagger_ui_bundle import swagger_ui_path
 
 from tools.serve import batcher
 from tools.serve.access import Access
-from tools.serve.limits import Limits, answered
+from tools.serve.limits import Limits, json_response
 from tools.serve.metrics import Metrics
 from tools.serve.models import InvalidText, Model
 
@@ -30,7 +30,7 @@ FORM += "`extras` and `id` if needed; and the name of a `model` if there are sev
 
 
 class Row(BaseModel):
-    """A text or its tokens, and if needed a second text and custom inputs. The answer has the same id."""
+    """A text or its tokens, optionally with a second text and custom inputs. The response has the same id."""
 
     model_config = ConfigDict(extra="forbid")
     id: Annotated[str, BeforeValidator(str)] | None = None
@@ -41,7 +41,7 @@ class Row(BaseModel):
 
 
 class Request(BaseModel):
-    """One or more texts, which are answered in the same order."""
+    """One or more texts. The response has their predictions in the same order."""
 
     model_config = ConfigDict(extra="forbid")
     texts: str | Row | list[str | Row]
@@ -49,7 +49,7 @@ class Request(BaseModel):
 
 
 class Service:
-    """The handlers of all routes. models: {name: Model}; the first one answers requests that name none"""
+    """The handlers of all routes. models: {name: Model}; the first one is the default."""
 
     def __init__(self, models: dict[str, Model], options: Namespace, metrics: Metrics) -> None:
         self.models, self.options, self.metrics = models, options, metrics
@@ -73,38 +73,38 @@ class Service:
         task.add_done_callback(self.background.discard)
 
     def reload(self) -> None:
-        """Loads all folders again, in the background."""
+        """Reloads all folders in the background."""
         for model in self.models.values():
             self.in_background(model.reload())
 
     async def watch(self) -> None:
-        """Loads folders again that have changed. Never returns."""
+        """Reloads folders that have changed. Never returns."""
         while True:
             await asyncio.sleep(self.options.watch_s)
             for model in self.models.values():
                 await model.reload_if_changed()
 
     def model(self, name: str | None) -> Model:
-        """Returns the model of this name; the first one without a name. Raises HTTPException if there is none."""
+        """Returns the model with this name, by default the first one. Raises HTTPException if it does not exist."""
         model = self.models.get(next(iter(self.models)) if name is None else name)
         if model is None:
-            raise HTTPException(404, f"no model of this name; there are {', '.join(self.models)}")
+            raise HTTPException(404, f"no model has this name; the models are {', '.join(self.models)}")
         return model
 
     async def predict(self, request: Request) -> Response:
-        """Labels texts. Each answer has the columns of `main.py --do_predict`."""
+        """Labels texts. Each prediction has the columns of `main.py --do_predict`."""
         model = self.model(request.model)
-        current = model.current  # answers all of this request, even if another one is loaded meanwhile
+        current = model.current  # used for the whole request, even if the model is reloaded meanwhile
         rows = self.rows_of(request)
         for number, row in enumerate(rows, 1):
             model.check(current, row, f"text {number}")
-        answers = await model.ask(current, rows)
-        self.metrics.texts.inc(len(answers))
-        return answered({"answers": answers})
+        predictions = await model.ask(current, rows)
+        self.metrics.texts.inc(len(predictions))
+        return json_response({"answers": predictions})
 
     def rows_of(self, request: Request) -> list[batcher.Row]:
-        """Converts the texts of a request to rows for a predictor. Raises HTTPException for too many or too long
-        ones."""
+        """Converts the texts of a request to rows for a predictor. Raises HTTPException if there are too many texts or
+        if one is too long."""
         texts = request.texts if isinstance(request.texts, list) else [request.texts]
         rows = [text if isinstance(text, str) else text.model_dump(exclude_none=True) for text in texts]
         if not 0 < len(rows) <= self.options.max_texts:
@@ -115,15 +115,15 @@ class Service:
         return rows
 
     async def labels(self, model: str | None = None) -> Response:
-        """Returns {task: {"type", "labels"}} of a model."""
+        """Returns {task: {"type", "labels"}} for a model."""
         tasks = self.model(model).current.predictor.tasks.items()
-        return answered({name: {"type": task["type"], "labels": task["labels"]} for name, task in tasks})
+        return json_response({name: {"type": task["type"], "labels": task["labels"]} for name, task in tasks})
 
     async def list_models(self) -> Response:
-        """Returns {name: {"tasks", "loaded" (in UTC), "sha256" of its manifest}}."""
+        """Returns {name: {"tasks", "loaded" (time in UTC), "sha256" (of the manifest)}}."""
         found = {name: model.current for name, model in self.models.items()}
         times = {name: datetime.fromtimestamp(one.since, timezone.utc).isoformat() for name, one in found.items()}
-        return answered(
+        return json_response(
             {
                 name: {"tasks": list(one.predictor.tasks), "loaded": times[name], "sha256": one.sha256}
                 for name, one in found.items()
@@ -131,10 +131,10 @@ class Service:
         )
 
     async def health(self) -> Response:
-        """Returns 200, or 503 while the server shuts down."""
+        """Returns 200, or 503 while the server is shutting down."""
         status, code = ("ok", 200) if self.metrics.stopping is None else ("stopping", 503)
         waiting = sum(len(model.current.batcher.waiting) for model in self.models.values())
-        return answered({"status": status, "waiting": waiting}, code)
+        return json_response({"status": status, "waiting": waiting}, code)
 
     async def for_prometheus(self) -> Response:
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
@@ -146,23 +146,24 @@ class Service:
 
 
 async def not_valid(_: Any, error: RequestValidationError) -> Response:
-    """Returns a 400 that does not echo the input, which may be long or binary."""
+    """Returns a 400 response that does not echo the input, which may be long or binary."""
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))[:100]
-    return answered({"detail": f"{where}: {first['msg']}; a request must be {FORM}"}, 400)
+    return json_response({"detail": f"{where}: {first['msg']}; a request must be {FORM}"}, 400)
 
 
 async def not_labelled(_: Any, error: Exception) -> Response:
-    return answered({"detail": f"{error}; a request must be {FORM}"}, 400)
+    return json_response({"detail": f"{error}; a request must be {FORM}"}, 400)
 
 
 async def busy(_: Any, error: batcher.Busy) -> Response:
-    return answered({"detail": "the server is busy; retry later"}, 503, {"Retry-After": str(math.ceil(error.args[0]))})
+    retry_after = {"Retry-After": str(math.ceil(error.args[0]))}
+    return json_response({"detail": "the server is busy; retry later"}, 503, retry_after)
 
 
 def build_app(service: Service, hosts: list[str]) -> FastAPI:
-    """Builds the ASGI application. hosts: host names that requests may use"""
-    about: dict[str, Any] = {"title": "Text labelling", "description": "Texts in, labels out."}
+    """Builds the ASGI application. hosts: host names that requests may use."""
+    about: dict[str, Any] = {"title": "Text labelling", "description": "Labels texts with exported models."}
     app = FastAPI(**about, lifespan=service.lifespan, docs_url=None, redoc_url=None)
     app.openapi_version = "3.0.2"  # the version supported by the bundled Swagger page
     limits = {"most_bytes": service.options.max_bytes, "seconds": service.options.max_body_ms / 1000}
@@ -173,8 +174,8 @@ def build_app(service: Service, hosts: list[str]) -> FastAPI:
     handlers: list = [(RequestValidationError, not_valid), (InvalidText, not_labelled), (batcher.Busy, busy)]
     for kind, handler in handlers:
         app.add_exception_handler(kind, handler)
-    refusals: dict = {"4XX": {"description": "invalid or too long"}, 503: {"description": "overloaded"}}
-    app.add_api_route("/predict", service.predict, methods=["POST"], responses=refusals)
+    errors: dict = {"4XX": {"description": "invalid or too long"}, 503: {"description": "overloaded"}}
+    app.add_api_route("/predict", service.predict, methods=["POST"], responses=errors)
     app.add_api_route("/labels", service.labels)
     app.add_api_route("/models", service.list_models)
     app.add_api_route("/health", service.health)

@@ -1,5 +1,5 @@
-"""Batches the texts of all requests: while the model is busy, the next batch is collected from texts of similar length.
-Requests that cannot be answered in time are rejected immediately, which keeps the queue short."""
+"""Batches the texts of all requests: while the model is busy, texts of similar length are collected for the next batch.
+Requests that cannot be processed in time are rejected immediately, which keeps the queue short."""
 
 import asyncio
 import time
@@ -15,25 +15,25 @@ Label = Callable[[list[Row]], list[Any]]
 
 
 class Busy(Exception):
-    """Raised if the server is overloaded. The argument is the number of seconds to wait before a retry."""
+    """Raised if the server is overloaded. The argument is the number of seconds to wait before retrying."""
 
 
 class Waiting(NamedTuple):
     row: Row
     cost: int
-    answer: asyncio.Future
+    prediction: asyncio.Future
 
 
 def cost_of(row: Row) -> int:
-    """Returns the cost of a text: its characters, plus one per given token, plus a constant."""
-    parts = row.values() if isinstance(row, dict) else [row]
-    return COST_PER_TEXT + sum(len(part) + (sum(map(len, part)) if isinstance(part, list) else 0) for part in parts)
+    """Returns the cost of a text: its number of characters, plus one per token of a tokenized text, plus a constant."""
+    values = row.values() if isinstance(row, dict) else [row]
+    return COST_PER_TEXT + sum(len(one) + (sum(map(len, one)) if isinstance(one, list) else 0) for one in values)
 
 
 class Batcher:
     """Batches the texts of many requests and labels them in a separate thread.
 
-    label(rows) -> answers, with an exception in place of the answer to a row that cannot be labelled. seconds: maximum
+    label(rows) returns one prediction per row, or an exception for a row that cannot be labelled. seconds: maximum
     latency; requests that would take longer are rejected. most_waiting: maximum number of texts in the queue.
     """
 
@@ -47,16 +47,16 @@ class Batcher:
         self.ended: float | None = None  # when the last batch ended, if the queue was not empty
 
     def warm_up(self, row: Row) -> None:
-        """Warms up the model with one text, and measures the speed on a batch of copies of it."""
+        """Warms up the model with a text, and measures the speed on a batch of copies of this text."""
         self.label([row])
         start = time.perf_counter()
-        answers = self.label([row] * self.batch_size)
+        predictions = self.label([row] * self.batch_size)
         self.speed = self.batch_size * cost_of(row) / (time.perf_counter() - start)
-        if isinstance(answers[0], Exception):
-            raise answers[0]
+        if isinstance(predictions[0], Exception):
+            raise predictions[0]
 
     async def ask(self, rows: list[Row]) -> list[Any]:
-        """Returns the answers to the rows of a request. Raises Busy if they would take too long."""
+        """Returns the predictions for the rows of a request. Raises Busy if they would take too long."""
         costs = [cost_of(row) for row in rows]
         ahead = self.running + sum(text.cost for text in self.waiting)
         expected = (ahead + sum(costs)) / self.speed
@@ -67,10 +67,10 @@ class Batcher:
         self.waiting += added
         self.metrics.waiting.inc(len(added))
         self.arrived.set()
-        return await asyncio.gather(*(text.answer for text in added))
+        return await asyncio.gather(*(text.prediction for text in added))
 
     def next_batch(self) -> list[Waiting]:
-        """Takes the longest-waiting text and the texts of most similar length from the queue."""
+        """Removes the oldest text and the texts of most similar length from the queue, and returns them."""
         first = self.waiting[0].cost
         nearest = sorted(range(len(self.waiting)), key=lambda i: abs(self.waiting[i].cost - first))
         chosen = set(nearest[: self.batch_size])
@@ -90,9 +90,9 @@ class Batcher:
             self.running = sum(text.cost for text in batch)
             start = time.perf_counter()
             try:
-                answers = await loop.run_in_executor(self.thread, self.label, [text.row for text in batch])
-            except Exception as error:  # raised by the model; only fails the requests of this batch
-                answers = [error] * len(batch)
+                predictions = await loop.run_in_executor(self.thread, self.label, [text.row for text in batch])
+            except Exception as error:  # raised by the model; only the requests of this batch fail
+                predictions = [error] * len(batch)
             now = time.perf_counter()
             speed = self.running / (now - (self.ended or start))
             if len(batch) > self.batch_size // 4 or speed > self.speed:  # fixed costs dominate in small batches
@@ -100,24 +100,24 @@ class Batcher:
             self.running, self.ended = 0, now if self.waiting else None
             self.metrics.batch_size.observe(len(batch))
             self.metrics.batch_seconds.observe(now - start)
-            for text, answer in zip(batch, answers):
-                if text.answer.done():  # cancelled because the server is shutting down
+            for text, prediction in zip(batch, predictions):
+                if text.prediction.done():  # cancelled because the server is shutting down
                     continue
-                if isinstance(answer, Exception):
-                    text.answer.set_exception(answer)
+                if isinstance(prediction, Exception):
+                    text.prediction.set_exception(prediction)
                 else:
-                    text.answer.set_result(answer)
+                    text.prediction.set_result(prediction)
 
 
 def labeller(predictor: Callable, batch_size: int, input_error: type[Exception]) -> Label:
-    """Returns the `label` of a Batcher: rows -> answers, with an InputError for each row that cannot be labelled."""
+    """Returns the `label` function of a Batcher, which returns an InputError for each row that cannot be labelled."""
 
     def label(rows: list[Row]) -> list[Any]:
         try:
             return predictor(rows, batch_size)
         except input_error as error:
             if len(rows) == 1:
-                return [input_error(str(error).removeprefix("row 1: "))]  # it is not the row's number in the request
-            return [answer for row in rows for answer in label([row])]
+                return [input_error(str(error).removeprefix("row 1: "))]  # not the row number in the request
+            return [prediction for row in rows for prediction in label([row])]
 
     return label

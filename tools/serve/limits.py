@@ -11,19 +11,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tools.serve.connections import BodyReader, TooLarge
 from tools.serve.metrics import Metrics
 
-BODIES_IN_TRANSIT = 16  # maximum-size bodies that may be in transit at once
+BODIES_IN_TRANSIT = 16  # maximum number of full-size bodies in transit at the same time
 
 
-def answered(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     body = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
     return Response(body, status, headers, "application/json")
 
 
 class Limits:
-    """ASGI middleware that limits request bodies and counts responses. It returns 413 for a body that is too long, 408
-    for one that does not arrive in time, and 503 if too many are in transit.
+    """ASGI middleware that limits request bodies and counts responses. Responds with 413 if a body is too long, with
+    408 if it does not arrive in time, and with 503 if too many bodies are in transit.
 
-    most_bytes: maximum size of a body; seconds: time for a body to arrive
+    most_bytes: maximum size of a body. seconds: time limit for receiving a body.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, most_bytes: int, seconds: float) -> None:
@@ -51,16 +51,16 @@ class Limits:
             body = await asyncio.wait_for(self.reader.read(receive), self.seconds)
             messages.append({"type": "http.request", "body": body, "more_body": False})
         except TooLarge as error:
-            app = answered({"detail": str(error)}, error.status, {"Connection": "close"})
+            app = json_response({"detail": str(error)}, error.status, {"Connection": "close"})
         except asyncio.TimeoutError:  # is not a TimeoutError in Python 3.10
-            late = {"detail": f"the request did not arrive within {self.seconds:g} seconds"}
-            app = answered(late, 408, {"Connection": "close"})
+            timeout = {"detail": f"the request did not arrive within {self.seconds:g} seconds"}
+            app = json_response(timeout, 408, {"Connection": "close"})
         try:
             await app(scope, replay, counted)
         except asyncio.CancelledError:
             self.metrics.cut_off += 1
             raise
-        finally:  # also after an exception of the model, which becomes a 500
+        finally:  # also after an exception in the model, which causes a 500
             path = getattr(scope.get("route"), "path", "other")
             self.metrics.requests.labels(path, status).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - start)

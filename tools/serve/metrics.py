@@ -1,4 +1,4 @@
-"""The state of tools.serve: metrics for Prometheus, and shutdown."""
+"""The state of the server: Prometheus metrics and the shutdown flag."""
 
 from typing import Any
 
@@ -13,10 +13,10 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         own: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter("requests", "requests by path and status", ["path", "status"], **own)
-        self.seconds = Histogram("request_seconds", "seconds from request to answer", ["path"], buckets=SECONDS, **own)
+        self.seconds = Histogram("request_seconds", "seconds per request", ["path"], buckets=SECONDS, **own)
         self.texts = Counter("texts", "labelled texts", **own)
         self.waiting = Gauge("texts_waiting", "texts in the queue", **own)
         self.batch_size = Histogram("batch_size", "texts per batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128), **own)
         self.batch_seconds = Histogram("batch_seconds", "model seconds per batch", buckets=SECONDS, **own)
         self.stopping: float | None = None  # time of the first signal
-        self.cut_off = 0  # requests that were not answered before the server stopped
+        self.cut_off = 0  # requests without a response when the server stopped

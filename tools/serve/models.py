@@ -1,5 +1,5 @@
-"""The models of a server. A folder that has changed is loaded again while the server answers: until the new model is
-ready, the old one answers, and goes on if the new one cannot be loaded. No request is lost."""
+"""Loads the models of a server, and reloads folders that have changed without downtime. The old model handles requests
+until the new one is ready, and remains in use if the new one cannot be loaded."""
 
 import asyncio
 import hashlib
@@ -16,12 +16,12 @@ from engine.run.flags import one_line
 from tools.serve.batcher import Batcher, Row, labeller
 from tools.serve.metrics import Metrics
 
-IMPORTING = threading.Lock()  # for sys.path and sys.modules
+IMPORTING = threading.Lock()  # held while sys.path and sys.modules are changed
 OLD = "was exported by an earlier version, without this option; export the model again"
 
 
 class ModelError(ValueError):
-    """Raised for a folder that cannot be loaded, with one line."""
+    """Raised for a folder that cannot be loaded, with a one-line message."""
 
 
 class InvalidText(ValueError):
@@ -29,7 +29,8 @@ class InvalidText(ValueError):
 
 
 class Loaded(NamedTuple):
-    """A model in memory, with the queue of its texts. stamp, sha256: of its folder and manifest when it was loaded"""
+    """A loaded model with its queue of texts. stamp: result of `stamp_of` when the folder was loaded. sha256: hash of
+    the manifest. since: time of loading."""
 
     predictor: Any
     input_error: type[Exception]
@@ -40,8 +41,7 @@ class Loaded(NamedTuple):
 
 
 def import_predictor(folder: Path) -> Any:
-    """Imports predictor.py of an exported folder with the modules beside it, which may be of another version than those
-    of other folders."""
+    """Imports predictor.py and its modules from an exported folder. Folders may contain different versions of them."""
     with IMPORTING:
         before, path = forget_predictors(), sys.path.copy()
         sys.path.insert(0, str(folder))
@@ -60,23 +60,23 @@ def forget_predictors() -> dict[str, Any]:
 
 
 def stamp_of(folder: Path) -> str:
-    """Returns what changes with a folder's files, also while they are copied: their names, sizes and times, as text;
-    "" without a manifest."""
+    """Returns a string that changes if files in the folder change: their names, sizes, modification times and inodes.
+    Returns "" if the folder has no manifest."""
     try:
         files = sorted((entry.name, entry.stat()) for entry in os.scandir(folder) if entry.is_file())
     except OSError:
         return ""
-    found = [(name, about.st_size, about.st_mtime_ns, about.st_ino) for name, about in files]
-    return str(found) if "manifest.json" in dict(files) else ""
+    states = [(name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in files]
+    return str(states) if "manifest.json" in dict(files) else ""
 
 
 def sha256_of(folder: Path) -> str:
-    """Returns the hash of a folder's manifest, which has those of all its files."""
+    """Returns the hash of a folder's manifest, which contains the hashes of all files."""
     return hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
 
 
 def load(folder: Path, options: Namespace, metrics: Metrics) -> Loaded:
-    """Loads an exported folder and labels a text with it. Raises ModelError."""
+    """Loads an exported folder and warms up the model. Raises ModelError."""
     if not (folder / "predictor.py").is_file():
         advice = "create one: python -m tools.export --checkpoint … --output_dir …"
         raise ModelError(f"{folder}: no exported model; {advice}")
@@ -94,17 +94,17 @@ def load(folder: Path, options: Namespace, metrics: Metrics) -> Loaded:
         raise ModelError(str(error)) from None
     label = labeller(predictor, options.batch_size, module.InputError)
     batcher = Batcher(label, options.batch_size, options.max_queue, options.max_latency_ms / 1000, metrics)
-    batcher.warm_up(first_row(predictor))
-    if stamp_of(folder) != stamp:  # some of its files may have been read before, and some after
-        raise ModelError(f"{folder}: was replaced while it was loaded")
+    batcher.warm_up(example_row(predictor))
+    if stamp_of(folder) != stamp:  # it may have read both old and new files
+        raise ModelError(f"{folder}: was replaced while it was being loaded")
     return Loaded(predictor, module.InputError, batcher, stamp, sha256_of(folder), time.time())
 
 
-def first_row(predictor: Any) -> Row:
-    """Returns a row to begin with."""
-    row: dict[str, Any] = {"text": "a text of ten words or so, to begin with"}
+def example_row(predictor: Any) -> Row:
+    """Returns a row with all inputs that the model needs, for warming up."""
+    row: dict[str, Any] = {"text": "a text of about ten words to warm up"}
     if predictor.encode.pairs:
-        row["text_pair"] = "and a second one"
+        row["text_pair"] = "and a second text"
     words = row["text"].split()
     row["extras"] = {}
     for field in predictor.encode.fields.values():
@@ -114,30 +114,30 @@ def first_row(predictor: Any) -> Row:
 
 
 class Model:
-    """A name for the model in a folder. `current` is what answers now."""
+    """A named model, loaded from a folder. current: the loaded version that handles new requests."""
 
     def __init__(self, name: str, folder: Path, options: Namespace, metrics: Metrics) -> None:
         self.name, self.folder, self.options, self.metrics = name, folder, options, metrics
         self.current = load(folder, options, metrics)
         self.tasks: dict[Batcher, asyncio.Task] = {}
-        self.failed = ""  # the stamp of what could not be loaded, which is not tried again
+        self.failed = ""  # stamp of a version that could not be loaded and is not tried again
         self.reloading = asyncio.Lock()
 
     def start(self, batcher: Batcher) -> None:
         self.tasks[batcher] = asyncio.create_task(batcher.run())
 
     async def reload(self) -> None:
-        """Loads the folder again, and lets the model in memory answer what it has accepted."""
+        """Reloads the folder. The old model finishes the requests that it has accepted."""
         async with self.reloading:
             loop, stamp = asyncio.get_running_loop(), stamp_of(self.folder)
             try:
                 new = await loop.run_in_executor(None, load, self.folder, self.options, self.metrics)
-            except Exception as error:  # of a folder that is being written, or is damaged
+            except Exception as error:  # the folder is damaged, or is still being written
                 self.failed = stamp
-                return print(one_line(f"{self.name}: the old model goes on: {error}"), flush=True)
+                return print(one_line(f"{self.name}: not reloaded, the old model remains in use: {error}"), flush=True)
             self.start(new.batcher)
             old, self.current = self.current, new
-            print(f"{self.name}: {self.folder} is loaded again", flush=True)
+            print(f"{self.name}: reloaded {self.folder}", flush=True)
         while old.batcher.waiting or old.batcher.running:
             await asyncio.sleep(0.05)
         self.tasks.pop(old.batcher).cancel()
@@ -149,14 +149,14 @@ class Model:
             await self.reload()
 
     async def ask(self, current: Loaded, rows: list[Row]) -> list[Any]:
-        """Returns the answers to rows that `check` has accepted. Raises InvalidText and Busy."""
+        """Returns the predictions for rows that passed `check`. Raises InvalidText and Busy."""
         try:
             return await current.batcher.ask(rows)
         except current.input_error as error:
             raise InvalidText(str(error)) from None
 
     def check(self, current: Loaded, row: Row, where: str) -> None:
-        """Raises InvalidText here, before a row is batched with those of other requests."""
+        """Raises InvalidText if a row is invalid. Called before the row is batched with rows of other requests."""
         try:
             current.predictor.encode.example(row, where)
         except current.input_error as error:
@@ -164,13 +164,13 @@ class Model:
 
 
 def models_of(words: list[str], options: Namespace, metrics: Metrics) -> dict[str, Model]:
-    """Loads the models of a command line, FOLDER or NAME=FOLDER each -> {name: Model}. Raises ModelError."""
+    """Loads models given as FOLDER or NAME=FOLDER. Returns {name: Model}. Raises ModelError."""
     models: dict[str, Model] = {}
     for word in words:
         name, is_named, folder = word.partition("=")
         path = Path(folder if is_named and not Path(word).exists() else word)
         name = name if is_named and not Path(word).exists() else path.resolve().name
         if name in models:
-            raise ModelError(f"two models are named {name}; name them: NAME={path}")
+            raise ModelError(f"two models are named {name}; choose names with NAME={path}")
         models[name] = Model(name, path, options, metrics)
     return models

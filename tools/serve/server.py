@@ -1,4 +1,4 @@
-"""The server of tools.serve, which answers all accepted requests before it exits and closes idle connections."""
+"""A uvicorn server that finishes all accepted requests before it exits, and closes idle connections."""
 
 import asyncio
 import contextlib
@@ -14,15 +14,15 @@ import uvicorn
 
 from tools.serve.metrics import Metrics
 
-MAX_CONNECTIONS = 512  # if there are more, those idle longest are closed
-DRAIN = 1.0  # seconds after SIGTERM during which open connections are still answered, before they are closed
+MAX_CONNECTIONS = 512  # beyond this, the connections that have been idle longest are closed
+DRAIN = 1.0  # seconds after SIGTERM before open connections are closed
 
 
 class Server(uvicorn.Server):
-    """A server that stops accepting connections on the first signal, answers open ones with `Connection: close`, and
-    exits. A second signal makes it exit sooner.
+    """A server that, on the first signal, stops accepting connections, responds on open ones with `Connection: close`,
+    and exits. A second signal makes it exit sooner.
 
-    idle: seconds after which connections are closed that do not send a request or do not read the response
+    idle: seconds after which a connection is closed if the client neither sends a request nor reads the response.
     """
 
     def __init__(self, config: uvicorn.Config, listening: socket.socket, idle: float, metrics: Metrics) -> None:
@@ -43,12 +43,12 @@ class Server(uvicorn.Server):
                 server.close()
         self.close_idle()
         ends = await super().on_tick(counter) or seconds > DRAIN
-        for _ in range(2 * ends):  # let the loop read pending requests, which closing a connection would lose
+        for _ in range(2 * ends):  # let the loop read pending requests, which closing their connections would lose
             await asyncio.sleep(0)
         return ends
 
     def close_idle(self) -> None:
-        """Aborts connections that waited too long for the client, and the oldest if there are too many."""
+        """Aborts connections whose client has been idle too long, and the oldest connections if there are too many."""
         now, before, connections = time.monotonic(), self.waits, self.server_state.connections
         self.waits = {}
         for connection in connections:
@@ -63,7 +63,7 @@ class Server(uvicorn.Server):
 
 
 def awaited(connection: Any) -> tuple[str, int] | None:
-    """Returns the client action that a connection waits for, ("a request" or "reading", id), or None."""
+    """Returns the client action that a connection is waiting for, ("a request" or "reading", id), or None."""
     cycle = connection.cycle
     if cycle is None or cycle.response_complete:
         return "a request", id(cycle)

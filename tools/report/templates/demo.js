@@ -1,7 +1,7 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent), words = data.words;
 const $ = id => document.getElementById(id);
-let number = 0, gold = null;  // number: of the latest request; only its answer is shown
+let number = 0, gold = null;  // number of the latest request; older responses are ignored
 
 function make(name, attributes, ...inside) {
   const element = Object.assign(document.createElement(name), attributes);
