@@ -27,7 +27,7 @@ import torch
 from engine.data.cuts import num_windows
 from engine.data.own_inputs import fields_of
 from engine.errors import UserError
-from engine.predict.predictions import Predictions
+from engine.predict.collector import Predictions
 from engine.run.device import name_of
 from engine.run.files import appearing_whole, write_json
 from engine.run.run_folder import EVALUATE, read_result, read_result_lines

@@ -22,7 +22,8 @@ from engine.errors import UserError
 from engine.model import span_pointer
 from engine.model.head import Head
 from engine.model.temperature import Sample, fit_temperature, fit_temperature_on_spans
-from engine.predict.predictions import Predictions, add_cut_words, named, prediction_rows
+from engine.predict.collector import Prediction, Predictions, tag_truncated_words, task_collector
+from engine.predict.predictions import prediction_rows
 from engine.predict.uncertainty import Abstention
 from engine.run.run_folder import SCORES, checkpoint_of, distinct, read_result
 from engine.schema import Optional
@@ -84,15 +85,21 @@ def mean_of_words(outputs: Any) -> torch.Tensor:
     return pad_sequence(outputs, padding_value=math.nan).nanmean(1)
 
 
-def decode(head: Head, means: list[torch.Tensor], size: int = 64) -> list[tuple[Any, Any]]:
-    """Decodes the mean output of each text with a head -> [(answer, probability)]."""
-    by_words = head.by_words
-    results: list[Any] = [None] * len(means)
+def decode(head: Head, means: list[Any], size: int = 64) -> list[Prediction]:
+    """Decodes the mean output of each text with a head. size: texts per batch."""
+    if head.finds_spans:
+        return [Prediction(*spans) for spans in means]
+    predictions: dict[int, Prediction] = {}
     for rows, logits, inputs in batches_of(head, means, size):
-        answers, probabilities = head.distribution.decode(logits, inputs)
-        for i, answer, probability in zip(rows, answers.tolist(), probabilities.tolist()):
-            results[i] = (answer[: len(means[i])], probability[: len(means[i])]) if by_words else (answer, probability)
-    return results
+        labels, probabilities = head.distribution.decode(logits, inputs)
+        for i, label, probability in zip(rows, labels.tolist(), probabilities.tolist()):
+            num_words = len(means[i])
+            predictions[i] = (
+                Prediction(label[:num_words], probability[:num_words])
+                if head.by_words
+                else Prediction(label, probability, average=means[i])
+            )
+    return [predictions[i] for i in range(len(means))]
 
 
 def batches_of(head: Head, means: list[torch.Tensor], size: int) -> Iterator[tuple[list[int], torch.Tensor, dict]]:
@@ -117,18 +124,15 @@ def mean_predictions(
 ) -> Predictions:
     """Returns predictions for a MyDataset, decoded by `heads` from the mean of several models' outputs; for text-level
     tasks they include that mean. averages: {task: …} per model; see `means_of`."""
-    parts: dict[str, dict] = {name: {} for name in Predictions._fields}
+    predictions: dict[str, list[Prediction]] = {}
     for name, head in heads.items():
-        mean = means_of(head, [average[name] for average in averages], seen)
-        answers: list[tuple[Any, Any]] = mean if head.finds_spans else decode(head, mean)
+        decoded = decode(head, means_of(head, [average[name] for average in averages], seen))
         if head.by_words and not head.finds_spans:
-            lengths = [len(data[i]["tokens"]) for i in range(len(data))]
-            answers = [add_cut_words(*pair, n - len(pair[0]), head.task) for pair, n in zip(answers, lengths)]
-        of_texts = [None] * len(answers) if head.by_words else mean
-        rows = [named(head, *pair, average, None, True) for pair, average in zip(answers, of_texts)]
-        for number, part in enumerate(parts):
-            parts[part][name] = [row[number] for row in rows]
-    return Predictions(**parts)
+            sizes = [len(data[i]["tokens"]) for i in range(len(data))]
+            decoded = [tag_truncated_words(one, size, head.task) for one, size in zip(decoded, sizes)]
+        collector = task_collector(name, head, data, keep_averages="texts")
+        predictions[name] = [collector.named(prediction) for prediction in decoded]
+    return Predictions.from_tasks(predictions)
 
 
 @torch.inference_mode()

@@ -29,6 +29,7 @@ from engine.data.windows import merge_windows
 from engine.errors import UserError
 from engine.model.encoders import bert_config
 from engine.predict import labelling
+from engine.predict.collector import Predictions
 from engine.predict.ensemble import (
     Committee,
     Part,
@@ -39,7 +40,7 @@ from engine.predict.ensemble import (
     mean_of_words,
     mean_predictions,
 )
-from engine.predict.predictions import Predictions, prepare_inputs
+from engine.predict.predictions import prepare_inputs
 from engine.run.command_line import parse_args
 from engine.task.tags import may_follow
 from engine.task.task import Task

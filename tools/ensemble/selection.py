@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from engine.errors import UserError
 from engine.predict.answers import report_kinds, rows_of
+from engine.predict.collector import Predictions
 from engine.predict.ensemble import Committee, Part
-from engine.predict.predictions import Predictions
 from engine.task.task import Task
 from tools.report.bootstrap import SHARE, TIMES, statistics_of
 from tools.report.compare import paired
