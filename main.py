@@ -198,7 +198,7 @@ def build_trainer(config: Config, device: torch.device, data: Data) -> Trainer:
     groups = tricks.param_groups(parameter_groups(model, config))
     optimizer = merge_groups(build_optimizer(groups, config, device))
     scheduler = build_scheduler(optimizer, config, steps_per_epoch(len(train_loader), config))
-    tricks.begin(train_loader, config)
+    tricks.begin(train_loader, dev_loader, config)
     setup = TrainingSetup(train_loader, dev_loader, optimizer, scheduler, tricks)
     return Trainer(model, tokenizer, tasks, config, device, setup)
 
