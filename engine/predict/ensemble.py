@@ -93,12 +93,9 @@ def decode(head: Head, means: list[Any], size: int = 64) -> list[Prediction]:
     for rows, logits, inputs in batches_of(head, means, size):
         labels, probabilities = head.distribution.decode(logits, inputs)
         for i, label, probability in zip(rows, labels.tolist(), probabilities.tolist()):
-            num_words = len(means[i])
-            predictions[i] = (
-                Prediction(label[:num_words], probability[:num_words])
-                if head.by_words
-                else Prediction(label, probability, average=means[i])
-            )
+            if head.by_words:
+                label, probability = label[: len(means[i])], probability[: len(means[i])]
+            predictions[i] = Prediction(label, probability, None if head.by_words else means[i])
     return [predictions[i] for i in range(len(means))]
 
 
