@@ -105,8 +105,8 @@ def evaluate_and_predict(config: Config, device: torch.device, run_dir: Path, te
     label instead of the test part."""
     import metrics
     from data_loader import MyDataLoader, MyDataset
-    from engine.predict.answers import write_about
     from engine.predict.labelling import embed_rows, label_rows
+    from engine.predict.stored import write_about
     from engine.run import distributed
     from preprocess.readers.sources import rows_of_part
     from preprocess.schema import check_same_labels
@@ -219,7 +219,7 @@ def evaluate(trainer: Trainer, data_sets: dict[str, MyDataset], run_dir: Path) -
     import metrics
     from data_loader import MyDataLoader
     from engine.predict import uncertainty
-    from engine.predict.answers import report_kinds, rows_of, write_rows
+    from engine.predict.stored import report_kinds, rows_of, write_rows
     from engine.run import distributed
 
     scores, per_label, kinds = {}, {}, report_kinds(trainer.tasks, metrics)

@@ -253,7 +253,7 @@ def on_scale_of(first: Run, run: Run, predictions: Predictions) -> Predictions:
     return predictions._replace(averages=averages)
 
 
-class Part:
+class SplitOutputs:
     """The outputs of several runs for one part of the data, by run number."""
 
     def __init__(self) -> None:
@@ -309,9 +309,9 @@ class Committee:
         self.is_calibrated, self.temper = False, True  # temper: see `calibrate`
         self.abstention = Abstention({})
 
-    def collect(self, sources: Mapping[str, Any]) -> dict[str, Part]:
-        """Runs each member on {title: file or list of examples} -> {title: Part}."""
-        parts = {title: Part() for title in sources}
+    def collect(self, sources: Mapping[str, Any]) -> dict[str, SplitOutputs]:
+        """Runs each member on {title: file or list of examples} -> {title: SplitOutputs}."""
+        parts = {title: SplitOutputs() for title in sources}
         for number in tqdm(sorted({*self.members}), desc="runs", leave=False, delay=2):
             run = self.runs[number]
             trainer, featurizer = self.load(run.folder)
@@ -326,7 +326,7 @@ class Committee:
         return parts
 
     def decide(self, members: Collection[int], dev: Any = None, rows: np.ndarray | None = None) -> None:
-        """Sets the heads' transitions and thresholds to their mean over these runs. With dev (a Part), they
+        """Sets the heads' transitions and thresholds to their mean over these runs. With dev (a SplitOutputs), they
         are then recalibrated for the ensemble on dev, or on some of its rows."""
         average_heads(self.heads, [self.states[number] for number in sorted(members)])
         self.members, self.is_calibrated = members, dev is not None
@@ -334,14 +334,14 @@ class Committee:
             rows = np.arange(len(dev.dataset)) if rows is None else rows
             calibrate(self.heads, rows=rows, temper=self.temper, **dev.of(members))
 
-    def answer(self, part: Part) -> Predictions:
-        """Returns the ensemble's predictions for a Part."""
+    def predict(self, part: SplitOutputs) -> Predictions:
+        """Returns the ensemble's predictions for a SplitOutputs."""
         return mean_predictions(self.heads, **part.of(self.members))
 
-    def collect_rows(self, examples: list[dict[str, Any]]) -> Part:
+    def collect_rows(self, examples: list[dict[str, Any]]) -> SplitOutputs:
         return self.collect({"labelling": examples})["labelling"]
 
-    def predict_rows(self, part: Part) -> Iterator[dict[str, Any]]:
+    def predict_rows(self, part: SplitOutputs) -> Iterator[dict[str, Any]]:
         if not self.is_calibrated:
             self.decide(self.members)
-        return prediction_rows(self.answer(part), part.dataset, self.tasks, self.metrics.is_right, self.abstention)
+        return prediction_rows(self.predict(part), part.dataset, self.tasks, self.metrics.is_right, self.abstention)

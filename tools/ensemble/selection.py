@@ -9,9 +9,9 @@ import numpy as np
 from tqdm import tqdm
 
 from engine.errors import UserError
-from engine.predict.answers import report_kinds, rows_of
 from engine.predict.collector import Predictions
-from engine.predict.ensemble import Committee, Part
+from engine.predict.ensemble import Committee, SplitOutputs
+from engine.predict.stored import report_kinds, rows_of
 from engine.task.task import Task
 from tools.report.bootstrap import SHARE, TIMES, statistics_of
 from tools.report.compare import paired
@@ -43,9 +43,9 @@ def select(number: int, score: Callable[[list[int]], float], better: Callable[[f
 
 
 class Selection:
-    """Selects members of a committee. dev: its dev Part; monitor: the dev score to optimise."""
+    """Selects members of a committee. dev: its dev SplitOutputs; monitor: the dev score to optimise."""
 
-    def __init__(self, committee: Committee, dev: Part, monitor: str) -> None:
+    def __init__(self, committee: Committee, dev: SplitOutputs, monitor: str) -> None:
         self.committee, self.dev, self.monitor = committee, dev, monitor
         self.gold, self.size = dev.gold(committee.tasks), len(dev.dataset)
         self.cache: dict[tuple, dict[str, list]] = {}
@@ -56,7 +56,7 @@ class Selection:
         key = *sorted(members), rows.tobytes() if self.fits else b""
         if key not in self.cache:
             self.committee.decide(members, self.dev, rows)
-            self.cache[key] = self.committee.answer(self.dev).labels
+            self.cache[key] = self.committee.predict(self.dev).labels
         return self.cache[key]
 
     def order(self, rows: np.ndarray | None = None) -> Order:
@@ -108,11 +108,11 @@ def monitor_of(asked: str, trained: str, tasks: dict[str, Task], metrics: Module
 
 
 def assess(
-    committee: Committee, parts: Mapping[str, Part], monitor: str
+    committee: Committee, parts: Mapping[str, SplitOutputs], monitor: str
 ) -> tuple[dict[str, Any], dict[str, dict[str, Predictions]]]:
     """Scores the runs and groups of runs. Returns (content of ensemble.json, {group: {title: Predictions}}).
 
-    parts: {"dev", "test": Part}, or one of them. Groups: "all" and, with a dev part, "best" (one run) and "selected".
+    parts: {split: SplitOutputs}. Groups: "all" and, with a dev part, "best" (one run) and "selected".
     """
     names, tasks, metrics = [run.name for run in committee.runs], committee.tasks, committee.metrics
     gold, dev = {title: part.gold(tasks) for title, part in parts.items()}, parts.get("dev")
@@ -135,7 +135,7 @@ def assess(
     answers: dict[str, dict[str, Predictions]] = {}
     for group, members in groups.items():
         committee.decide(members, dev)
-        answers[group] = {title: committee.answer(part) for title, part in parts.items()}
+        answers[group] = {title: committee.predict(part) for title, part in parts.items()}
         result[group] = {"runs": [names[member] for member in members], **scores_of(answers[group])}
         result[group] |= {"dev_cross_fitted": crossed[group]} if group in crossed else {}
     if order:
@@ -190,7 +190,7 @@ def score_table(title: str, rows: Mapping[str, Mapping[str, float]], names: Sequ
 
 
 def summary(
-    result: dict[str, Any], parts: Mapping[str, Part], tasks: dict[str, Task], metrics: ModuleType
+    result: dict[str, Any], parts: Mapping[str, SplitOutputs], tasks: dict[str, Task], metrics: ModuleType
 ) -> list[str]:
     """Formats the results of `assess` for a terminal."""
     runs, names = result["runs"], list(dict.fromkeys([result["monitor"], *metrics.main_scores(tasks)]))

@@ -18,7 +18,7 @@ from metrics import ends_of, event_views, items_in, relaxed_of, typed_sides
 TIMES, SEED, SHARE = 1000, 20240101, 0.95
 F1 = {name: name for name in ("precision", "recall", "f1")}
 VIEWS: dict[str, Callable] = {"relaxed_": relaxed_of, "entities_": ends_of}  # see metrics.relation_scores
-Answer = dict[str, Any]  # a row's answer to a task, from answers.py
+Answer = dict[str, Any]  # a row's answer to a task, from stored.py
 Scores = dict[str, np.ndarray]  # {score: value in each of R resamples}
 
 
@@ -230,7 +230,7 @@ def mid_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def statistics_for(kind: str, answers: Sequence[Answer], typed: Sequence[Answer] | None = None) -> Sequence[Any]:
-    """Returns the statistics of a task's scores. answers: the task's answer in each row, from answers.py. typed: the
+    """Returns the statistics of a task's scores. answers: the task's answer in each row, from stored.py. typed: the
     answers of the task with the types of the subjects and objects of relations."""
     pairs = [(answer["gold"], answer["predicted"]) for answer in answers]
     if kind == "relations":

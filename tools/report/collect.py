@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from engine.predict.answers import PARTS, read_about, read_rows
-from engine.predict.uncertainty import answers_of, calibration
+from engine.predict.stored import SPLITS, read_about, read_rows
+from engine.predict.uncertainty import calibration, decisions_of
 from engine.run.run_folder import EVALUATE, SCORES, read_result
 from engine.schema import Optional
 from engine.task.hierarchy import depth_of
@@ -28,8 +28,8 @@ def collect(folder: str | Path) -> tuple[dict[str, Any], dict[str, list[Row]]]:
     folder = Path(folder)
     about = read_about(folder)
     kinds, described = about["kinds"], tasks_of(about["tasks"])
-    rows = {part: read_rows(folder, part, kinds) for part in PARTS if part in about["parts"]}
-    main = next((part for part in PARTS if rows.get(part)), None)
+    rows = {part: read_rows(folder, part, kinds) for part in SPLITS if part in about["parts"]}
+    main = next((part for part in SPLITS if rows.get(part)), None)
     if main is None:
         raise UserError(f"{folder}: the stored answers have no rows; {EVALUATE}")
     training, whole = suspects.training_rows(about["data_path"], kinds)
@@ -81,7 +81,7 @@ def scores_of(folder: Path, about: About, rows: dict[str, list[Row]]) -> dict[st
     mains = [f"{name}_{about['main_scores'][name]}" for name in about["kinds"]]
     result: dict[str, list[dict[str, Any]]] = {}
     for part, scores in written_scores(folder).items():
-        if part not in PARTS:
+        if part not in SPLITS:
             continue
         own: dict[str, float] = {}
         draws: dict[str, Any] = {}
@@ -151,7 +151,7 @@ def task_figures(
     earlier = [answer.get("untempered") for answer in answers]
     if kind == "tagging" or kind in PLACES:
         pairs, before = (
-            [pair for g, p, values in zip(gold, predicted, side) for pair in answers_of(kind, g, p, values)]
+            [pair for g, p, values in zip(gold, predicted, side) for pair in decisions_of(kind, g, p, values)]
             for side in (sure, earlier)
         )
         of_entities = [p for p, _ in pairs], [is_right for _, is_right in pairs], [p for p, _ in before]
