@@ -105,8 +105,8 @@ def evaluate_and_predict(config: Config, device: torch.device, run_dir: Path, te
     label instead of the test split."""
     import metrics
     from data_loader import MyDataLoader, MyDataset
-    from engine.predict.answers import write_about
     from engine.predict.labelling import embed_rows, label_rows
+    from engine.predict.stored import write_about
     from engine.run import distributed
     from preprocess.readers.sources import rows_of_part
     from preprocess.schema import check_same_labels
@@ -196,7 +196,7 @@ def build_trainer(data: Data, device: torch.device) -> Trainer:
     groups = tricks.param_groups(parameter_groups(model, config))
     optimizer = merge_groups(build_optimizer(groups, config, device))
     scheduler = build_scheduler(optimizer, config, steps_per_epoch(len(train_loader), config))
-    tricks.begin(train_loader, config)
+    tricks.begin(train_loader, dev_loader, config)
     setup = TrainingSetup(train_loader, dev_loader, optimizer, scheduler, tricks)
     return Trainer(model, tokenizer, tasks, config, device, setup)
 
@@ -217,7 +217,7 @@ def evaluate(trainer: Trainer, data_sets: dict[str, MyDataset], run_dir: Path) -
     import metrics
     from data_loader import MyDataLoader
     from engine.predict import uncertainty
-    from engine.predict.answers import report_kinds, rows_of, write_rows
+    from engine.predict.stored import report_kinds, rows_of, write_rows
     from engine.run import distributed
 
     scores, per_label, kinds = {}, {}, report_kinds(trainer.tasks, metrics)

@@ -1,7 +1,7 @@
-"""Standard metrics, computed from label names (never ids), so they can be recomputed from predictions.csv.
+"""Standard metrics, computed from label names instead of ids, so they can be recomputed from predictions.csv.
 
-To add a metric, return it from the scoring function of its task type; it appears in eval.json as `<task>_<name>`. If
-lower is better, add its name to LOWER_IS_BETTER.
+To add a metric, add it to the result of the scoring function for its task type. It appears in eval.json as
+`<task>_<name>`. If lower values are better, add its name to LOWER_IS_BETTER.
 """
 
 import math
@@ -13,8 +13,8 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 
 from engine.errors import UserError
-from engine.predict.predictions import names_entities
 from engine.task.hierarchy import depth_of, most_specific, with_ancestors
+from engine.task.tags import names_entities
 from engine.task.task import PLACES, Task
 from engine.task.words import ROLE, entities_in, events_in
 
@@ -22,19 +22,19 @@ LOWER_IS_BETTER = ("loss", "mae")
 
 
 def lower_is_better(name: str) -> bool:
-    """Whether a score, such as `intent_loss`, is better if it is lower."""
+    """Returns whether lower values of a score, such as `intent_loss`, are better."""
     return name == "loss" or name.endswith(tuple(f"_{one}" for one in LOWER_IS_BETTER))
 
 
 def is_better(name: str, new: float, old: float | None) -> bool:
-    """Whether a score improved. Everything is better than None, and every number is better than NaN."""
+    """Returns whether a score improved. Any value is better than None, and any number is better than NaN."""
     if old is None or math.isnan(old):
         return old is None or not math.isnan(new)
     return new < old if lower_is_better(name) else new > old
 
 
 def classification_scores(gold: list[str], predicted: list[str]) -> dict[str, float]:
-    """Scores one label per text. Macro F1 averages over all labels that occur in gold or predicted."""
+    """Scores one label per text. Macro F1 is averaged over all labels that occur in gold or predicted."""
     averages = {
         f"{kind}_f1": f1_score(gold, predicted, average=kind, zero_division=0) for kind in ("macro", "weighted")
     }
@@ -42,8 +42,8 @@ def classification_scores(gold: list[str], predicted: list[str]) -> dict[str, fl
 
 
 def multilabel_scores(gold: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
-    """Scores a list of labels per text. Accuracy is the share of exactly matching label sets. Micro F1 pools all
-    labels; macro F1 averages over them."""
+    """Scores a list of labels per text. Accuracy is the share of texts whose label sets match exactly. Micro F1 pools
+    all labels; macro F1 is averaged over them."""
     counts = count_matches("multilabel", gold, predicted)
     by_label = label_scores(*counts).values()
     support = counts[2].total()
@@ -56,7 +56,7 @@ def multilabel_scores(gold: list[list[str]], predicted: list[list[str]]) -> dict
 
 
 def regression_scores(gold: list[float], predicted: list[float]) -> dict[str, float]:
-    """Scores one number per text. The correlation with a constant is defined as 0."""
+    """Scores one number per text. A correlation is 0 if all gold or all predicted values are equal."""
     constant = len(set(gold)) == 1 or len(set(predicted)) == 1
     return {
         "pearson": 0.0 if constant else pearsonr(gold, predicted).statistic,
@@ -66,20 +66,20 @@ def regression_scores(gold: list[float], predicted: list[float]) -> dict[str, fl
 
 
 def tagging_scores(gold: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
-    """Scores a list of tags per text, by entity as in seqeval: type and both boundaries must match."""
+    """Scores a list of tags per text by entity, as in seqeval: the type and both boundaries must match."""
     return micro_scores(*count_matches("tagging", gold, predicted))
 
 
 def span_scores(gold: list[list], predicted: list[list]) -> dict[str, float]:
-    """Scores a list of [word numbers, …, label] per text (see PLACES). All must match."""
+    """Scores a list of [word number, …, label] per text (see PLACES). All fields must match."""
     return micro_scores(*count_matches("spans", gold, predicted))
 
 
 def relation_scores(gold: list[list], predicted: list[list]) -> dict[str, float]:
-    """Scores a list of [first and last word of the subject, those of the object, predicate] per text.
+    """Scores a list of relations per text: [first and last word of the subject, of the object, predicate].
 
-    precision, recall, f1: both spans and the predicate must match. relaxed_f1: only the last words of both spans and
-    the predicate (the partial match of Wei et al., 2020, arXiv:1909.03227). entities_f1: the subjects and objects.
+    precision, recall, f1: both spans and the predicate must match. relaxed_f1: the predicate and the last words of both
+    spans must match (the partial match of Wei et al., 2020, arXiv:1909.03227). entities_f1: subject and object spans.
     """
     relaxed, entities = ([list(map(view, side)) for side in (gold, predicted)] for view in (relaxed_of, ends_of))
     scores = span_scores(gold, predicted)
@@ -87,18 +87,18 @@ def relation_scores(gold: list[list], predicted: list[list]) -> dict[str, float]
 
 
 def relaxed_of(relations: Sequence[Any]) -> list[list]:
-    """[last word of the subject, last word of the object, predicate] of each relation of a text."""
+    """Returns [last word of the subject, last word of the object, predicate] for each relation of a text."""
     return [[s_last, o_last, predicate] for _, s_last, _, o_last, predicate in relations]
 
 
 def ends_of(relations: Sequence[Any]) -> list[list]:
-    """[first word, last word, ""] of the subjects and objects of a text."""
+    """Returns [first word, last word, ""] for the subject and the object of each relation of a text."""
     return [[*relation[i : i + 2], ""] for relation in relations for i in (0, 2)]
 
 
 def typed_sides(relations: Sequence[Sequence[Any]], entities: Sequence[Sequence[Any]]) -> list[list[list]]:
-    """[gold, predicted] relations with the types of subjects and objects, see `typed_relations`; none for texts whose
-    entities have no gold labels. relations, entities: [gold, predicted]"""
+    """Returns [gold, predicted] relations with the types of subjects and objects, see `typed_relations`. A text without
+    gold entities (None) has no typed relations. relations, entities: [gold, predicted]"""
     known = [spans is not None for spans in entities[0]]
     return [
         typed_relations(*([x if k else [] for x, k in zip(y, known)] for y in pair))
@@ -107,8 +107,8 @@ def typed_sides(relations: Sequence[Sequence[Any]], entities: Sequence[Sequence[
 
 
 def typed_relations(relations: Sequence[Any], entities: Sequence[Any]) -> list[list]:
-    """Replaces each predicate by (predicate, types of the subject, types of the object). The types are looked up in
-    the spans `entities` of the text; a span that is not among them has no types."""
+    """Replaces each predicate by (predicate, types of the subject, types of the object). The types come from the
+    text's `entities`; a span that is not one of them has no type."""
     typed = []
     for label, spans in zip(relations, entities):
         types: dict[tuple, tuple] = {}
@@ -120,19 +120,19 @@ def typed_relations(relations: Sequence[Any], entities: Sequence[Any]) -> list[l
 
 
 def event_scores(gold: list[list], predicted: list[list]) -> dict[str, float]:
-    """Scores a list of items of events per text, see `events_in`.
+    """Scores a list of event items per text, see `events_in`.
 
-    precision, recall, f1: arguments, by the type of their event, their role and their span (argument classification,
-    Li, Ji and Huang, 2013, ACL); if there are none at all, triggers. trigger_f1: triggers, by type and span; an event
-    without a trigger counts by its type.
-    whole_f1: events, by type and trigger and all their arguments.
+    precision, recall, f1: the event type, role and span of each argument must match (argument classification, Li, Ji
+    and Huang, 2013, ACL); data without any arguments is scored on triggers. trigger_f1: the type and span of each
+    trigger must match, or only the type if an event has no trigger. whole_f1: the type, trigger and all arguments of
+    each event must match.
     """
     scores = {prefix: set_scores(*sides) for prefix, sides in event_views(gold, predicted).items()}
     return scores.pop("") | {f"{prefix}f1": values["f1"] for prefix, values in scores.items()}
 
 
 def event_views(gold: Sequence[Any], predicted: Sequence[Any]) -> dict[str, list[list[set]]]:
-    """{prefix of the scores: [gold, predicted]}, each with one set of items to match per text."""
+    """Returns {prefix of the scores: [gold, predicted]}, each with one set of items to match per text."""
     mentions = [[items_in("events", label) for label in side] for side in (gold, predicted)]
     arguments = [[{item for item in items if ROLE in item[0]} for items in side] for side in mentions]
     whole = [[whole_events(label) for label in side] for side in (gold, predicted)]
@@ -141,7 +141,8 @@ def event_views(gold: Sequence[Any], predicted: Sequence[Any]) -> dict[str, list
 
 
 def whole_events(label: Sequence[Any]) -> set[tuple]:
-    """{(type, [first and last word of the trigger, if there is one], {(label, first and last word) of arguments})}"""
+    """Returns {(type, triggers, arguments) of each event}. triggers: ((first word, last word),) or (); arguments:
+    {(label, first word, last word)}."""
     return {
         (
             event.type,
@@ -153,22 +154,22 @@ def whole_events(label: Sequence[Any]) -> set[tuple]:
 
 
 def set_scores(gold: list[set], predicted: list[set]) -> dict[str, float]:
-    """Returns micro-averaged precision, recall and F1 of a set per text."""
+    """Returns micro-averaged precision, recall and F1, given one set of items per text."""
     right = sum(len(g & p) for g, p in zip(gold, predicted))
     return precision_recall_f1(right, sum(map(len, predicted)), sum(map(len, gold)))
 
 
 def word_scores(gold: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
-    """Scores every word as a classification, for tags that are not entities, such as parts of speech."""
+    """Scores each word as a classification, for tags that do not mark entities, such as parts of speech."""
     return classification_scores(*([tag for tags in side for tag in tags] for side in (gold, predicted)))
 
 
 def hierarchy_scores(task: Task, gold: Sequence[Any], predicted: Sequence[Any]) -> dict[str, float]:
-    """Scores a label, or a list of labels, per text in a label hierarchy (engine/task/hierarchy.py).
+    """Scores one label, or a list of labels, per text in a label hierarchy (engine/task/hierarchy.py).
 
     hierarchical_precision, _recall and _f1 pool the nodes of all labels together with their ancestors (Kiritchenko,
-    Matwin and Famili, 2005). level_<n>_f1 pools the nodes at depth n; where every text has one node there, it is the
-    accuracy. For lists, flat_f1 pools the most specific labels.
+    Matwin and Famili, 2005). level_<n>_f1 pools the nodes at depth n; it equals the accuracy if every text has exactly
+    one node at that depth. For lists of labels, flat_f1 pools the most specific labels.
     """
     scores = {f"hierarchical_{name}": x for name, x in micro_scores(*counts_of("", task, gold, predicted)).items()}
     scores |= {f"level_{depth}_f1": level["f1"] for depth, level in level_scores(task, gold, predicted).items()}
@@ -214,9 +215,9 @@ MAIN = {
 
 
 def items_in(kind: str, label: Any) -> set[tuple]:
-    """Returns the items of a text's label that are matched: {(label, word numbers, …)} for entities, spans and
-    relations, {(label, first and last word)} for triggers and arguments of events, {(tag, position)} for words,
-    otherwise {(label,)}."""
+    """Returns the items of a text's label that must match: {(label, word number, …)} for entities, spans and relations;
+    {(label, first word, last word)} for triggers and arguments of events; {(tag, position)} for words; else
+    {(label,)}."""
     if kind == "tagging":
         return set(entities_in(label))
     if kind == "events":
@@ -232,7 +233,7 @@ def items_in(kind: str, label: Any) -> set[tuple]:
 def count_matches(
     kind: str, gold: Sequence[Any], predicted: Sequence[Any]
 ) -> tuple[Counter[str], Counter[str], Counter[str]]:
-    """Counts the (right, predicted, gold) items, each as {label or entity type: count}."""
+    """Counts the items of each label or entity type. Returns (correct, predicted, gold), each {label: count}."""
     counters: tuple[Counter[str], Counter[str], Counter[str]] = (Counter(), Counter(), Counter())
     for g, p in zip(gold, predicted):
         gold_items, predicted_items = items_in(kind, g), items_in(kind, p)
@@ -244,7 +245,7 @@ def count_matches(
 def counts_of(
     kind: str, task: Task, gold: Sequence[Any], predicted: Sequence[Any]
 ) -> tuple[Counter[str], Counter[str], Counter[str]]:
-    """Like `count_matches`, but in a label hierarchy counts the nodes of the labels together with their ancestors."""
+    """Like `count_matches`, but with a label hierarchy, counts all nodes of the labels, including their ancestors."""
     if not task.hierarchy:
         return count_matches(kind, gold, predicted)
     return count_matches(
@@ -266,7 +267,7 @@ def micro_scores(*counters: Counter[str]) -> dict[str, float]:
 
 
 def label_scores(right: Counter[str], predicted: Counter[str], gold: Counter[str]) -> dict[str, dict[str, float]]:
-    """Returns {label or entity type: {"precision", "recall", "f1", "support"}} from the result of `count_matches`."""
+    """Returns {label or entity type: {"precision", "recall", "f1", "support"}}. Arguments: from `count_matches`."""
     return {
         label: precision_recall_f1(right[label], predicted[label], gold[label]) | {"support": gold[label]}
         for label in sorted({*predicted, *gold})
@@ -277,18 +278,18 @@ def label_scores(right: Counter[str], predicted: Counter[str], gold: Counter[str
 
 
 def scoring_kind(task: Task) -> str:
-    """Returns the key of a task in SCORES: its type, or the kind of its labels for a custom type; "words" for tagging
-    without entities (no B-, I-, …)."""
+    """Returns the key of a task in SCORES: its type; for a custom type, the kind of its labels; for tags that do not
+    mark entities (no B-, I-, …), "words"."""
     kind = task.type if task.type in SCORES else task.kind
     return "words" if kind == "tagging" and not names_entities(task) else kind
 
 
 def score(tasks: dict[str, Task], gold: dict[str, list[Any]], predicted: dict[str, list[Any]]) -> dict[str, float]:
-    """Computes {task}_{metric} for each task, over its labelled texts, and two scores for all tasks together:
+    """Computes <task>_<metric> for each task over its labelled texts, and two scores over all tasks.
 
-    sentence_accuracy, the share of texts with all labels right (regression excluded), and, if there are several tasks
-    and not all are classification or tagging, mean_score, the mean of the main scores.
-    tasks: as in labels.json; gold, predicted: {task: one entry per text}; gold is None for unlabelled texts.
+    sentence_accuracy is the share of texts whose labels are all correct, except for regression. mean_score is the mean
+    of the tasks' main scores; it exists for several tasks, unless all of them are classification, tagging or spans.
+    gold, predicted: {task: one entry per text}; gold is None for unlabelled texts.
     """
     scores: dict[str, float] = {}
     mains: list[float] = []
@@ -322,7 +323,7 @@ def scores_of(task: Task, gold: list[Any], predicted: list[Any]) -> dict[str, fl
 
 
 def is_same(kind: str, gold: Any, predicted: Any) -> bool:
-    """Whether an answer matches exactly, ignoring the order of labels and spans."""
+    """Returns whether a prediction matches exactly, ignoring the order of labels and spans."""
     if kind == "events":
         return whole_events(gold) == whole_events(predicted)
     if kind in PLACES or kind == "multilabel":
@@ -331,7 +332,7 @@ def is_same(kind: str, gold: Any, predicted: Any) -> bool:
 
 
 def is_right(task: Task, gold: Any, predicted: Any) -> bool | None:
-    """Returns whether the answer to a text matches exactly; None for regression and unlabelled texts."""
+    """Returns whether the prediction for a text matches exactly; None for regression and unlabelled texts."""
     kind = scoring_kind(task)
     return None if gold is None or kind == "regression" else is_same(kind, gold, predicted)
 
@@ -346,7 +347,7 @@ def main_scores(tasks: dict[str, Task]) -> list[str]:
 def report(
     tasks: dict[str, Task], gold: dict[str, list[Any]], predicted: dict[str, list[Any]]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Returns {task: {label or entity type: {"precision", "recall", "f1", "support"}}}, without regression tasks."""
+    """Returns {task: {label or entity type: {"precision", "recall", "f1", "support"}}}, except for regression tasks."""
     result = {}
     for name, task in tasks.items():
         kind = scoring_kind(task)
@@ -354,7 +355,7 @@ def report(
             continue
         sides = [[side[name][i] for i in labelled_rows(gold[name])] for side in (gold, predicted)]
         result[name] = label_scores(*counts_of(kind, task, *sides))
-        if kind == "tagging":  # computed as in seqeval, so the last digits agree
+        if kind == "tagging":  # computed as in seqeval, so that the last digits agree
             for scores in result[name].values():
                 precision, recall = scores["precision"], scores["recall"]
                 scores["f1"] = 2 * precision * recall / (precision + recall or 1)
@@ -366,7 +367,7 @@ def labelled_rows(gold: Sequence[Any]) -> list[int]:
 
 
 def table(per_label: dict[str, dict[str, float]], most: int = 40) -> str:
-    """Formats one task of `report` as a text table, with the most frequent labels first."""
+    """Formats one task of `report` as a text table, most frequent labels first. most: the maximum number of rows"""
     ordered = sorted(per_label.items(), key=lambda item: (-item[1]["support"], item[0]))
     width = max(map(len, per_label), default=5)
     lines = [f"{'':<{width}}  precision  recall      f1  support"]
@@ -378,13 +379,13 @@ def table(per_label: dict[str, dict[str, float]], most: int = 40) -> str:
 
 
 def mean_losses(
-    parts: Sequence[Mapping[str, Sequence[float]]], combine: Callable[[dict[str, float]], Any]
+    batches: Sequence[Mapping[str, Sequence[float]]], combine: Callable[[dict[str, float]], Any]
 ) -> dict[str, float]:
-    """Returns {"loss", "<task>_loss"}, averaged over all labels. parts: {task: (sum of losses, number of labels)} per
-    batch; combine({task: loss}) -> total loss, as in MyLoss."""
+    """Returns {"loss", "<task>_loss"}, averaged over all labels. batches: {task: (sum of losses, number of labels)} of
+    each batch; combine({task: loss}) -> total loss, as in MyLoss."""
     losses = {}
-    for name in parts[0] if parts else ():
-        total, count = (sum(column) for column in zip(*(part[name] for part in parts)))
+    for name in batches[0] if batches else ():
+        total, count = (sum(column) for column in zip(*(batch[name] for batch in batches)))
         losses[name] = total / max(count, 1e-12)
     if not losses:
         return {}
@@ -396,33 +397,34 @@ def all_exact(tasks: dict[str, Task]) -> bool:
 
 
 def score_names(tasks: dict[str, Task]) -> list[str]:
-    """Returns the names of all scores and losses of these tasks, by scoring their own labels as right answers. Raises
-    UserError if two names are equal, which can happen for tasks named "a" and "a_macro"."""
-    answers = right_answers(tasks)
+    """Returns the names of all scores and losses of these tasks, found by scoring example labels. Raises UserError if
+    two scores have the same name, which can happen for tasks named "a" and "a_macro"."""
+    examples = example_labels(tasks)
     owners = {"loss": "all tasks", "sentence_accuracy": "all tasks", "mean_score": "all tasks"}
     for name, task in tasks.items():
-        for metric in ("loss", *scores_of(task, answers[name], answers[name])):
+        for metric in ("loss", *scores_of(task, examples[name], examples[name])):
             other = owners.setdefault(f"{name}_{metric}", name)
             if other != name:
                 raise UserError(f"{name!r} and {other!r} would both have a score {name}_{metric}; rename a task")
-    return ["loss", *(f"{name}_loss" for name in tasks), *score(tasks, answers, answers)]
+    return ["loss", *(f"{name}_loss" for name in tasks), *score(tasks, examples, examples)]
 
 
-def right_answers(tasks: dict[str, Task]) -> dict[str, list[Any]]:
-    """Returns {task: answers} that contain every label of labels.json, since a metric may accept only these."""
-    answers: dict[str, list[Any]] = {}
+def example_labels(tasks: dict[str, Task]) -> dict[str, list[Any]]:
+    """Returns {task: labels of some texts}, which include every label of labels.json, because a custom metric may
+    accept only these."""
+    examples: dict[str, list[Any]] = {}
     for name, task in tasks.items():
         labels: Any = list(task.labels) or ["O"]
         by_kind = {"tagging": [labels], "multilabel": [[label] for label in labels]}
         by_kind |= {kind: [[[*[0] * number, label]] for label in labels] for kind, number in PLACES.items()}
         by_kind |= {"regression": [task.mean, task.mean + task.std]}
-        answers[name] = by_kind.get(task.kind, labels)
-    size = max(map(len, answers.values()))
-    return {name: [rows[i % len(rows)] for i in range(size)] for name, rows in answers.items()}
+        examples[name] = by_kind.get(task.kind, labels)
+    size = max(map(len, examples.values()))
+    return {name: [rows[i % len(rows)] for i in range(size)] for name, rows in examples.items()}
 
 
 def default_monitor(tasks: dict[str, Task]) -> str:
-    """Returns the score that selects the best checkpoint; for several tasks, sentence_accuracy or mean_score."""
+    """Returns the default of --monitor: the main score of a single task, otherwise sentence_accuracy or mean_score."""
     if len(tasks) > 1:
         return "sentence_accuracy" if all_exact(tasks) else "mean_score"
     name, task = next(iter(tasks.items()))

@@ -1,7 +1,7 @@
-"""The training loop, evaluation and prediction, saving and resuming.
+"""The training loop, evaluation, prediction, checkpointing and resuming.
 
-Edit here for another optimizer or schedule (`build_optimizer`, `build_scheduler`), another training step
-(`train_one_epoch`), or another rule for the best checkpoint (`keep_best`). The scores are in metrics.py.
+To change the optimizer or the schedule, edit `build_optimizer` or `build_scheduler`. The training step is in
+`train_one_epoch`, the choice of the best checkpoint in `keep_best`, and the metrics are in metrics.py.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 import metrics
 from engine.errors import UserError
-from engine.predict.answers import report_kinds
-from engine.predict.predictions import Answers, Averages, Predictions, prediction_rows, write_predictions
+from engine.predict.collector import Averages, PredictionCollector, Predictions
+from engine.predict.predictions import prediction_rows, write_predictions
+from engine.predict.stored import report_kinds
 from engine.predict.uncertainty import Abstention, calibration_scores, thresholds_of
 from engine.run import compat, distributed
 from engine.run.device import can_pin, to_double
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from config import Config
     from data_loader import Batch, MyDataLoader, MyIterableDataLoader
     from engine.task.task import Task
-    from model_utils import MyModel
+    from model_utils import MyModel, MyModelOutput
 
 logger = logging.getLogger("template")
 
@@ -51,22 +52,23 @@ logger = logging.getLogger("template")
 def build_optimizer(
     param_groups: list[dict[str, Any]], config: Config, device: torch.device | str
 ) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, 2019) in torch's fused form. Any other torch.optim.Optimizer works as well.
+    """Builds a fused AdamW (Loshchilov and Hutter, 2019). Any other torch.optim.Optimizer works as well.
 
-    param_groups: one per parameter, with "name", "layer", "lr" and "weight_decay" (see `parameter_groups`); change them
-    here. Equal ones are merged afterwards.
+    param_groups: one group per parameter, with "name", "layer", "lr" and "weight_decay" (see `parameter_groups`), which
+    you can change here. Groups with equal settings are merged afterwards.
     """
-    fused = torch.device(device).type in ("cpu", "cuda")  # others may ignore grad_scale, which clips here
+    fused = torch.device(device).type in ("cpu", "cuda")  # other devices may ignore grad_scale, which clips here
     return torch.optim.AdamW(param_groups, betas=(0.9, 0.999), eps=1e-8, fused=fused)
 
 
 def build_scheduler(
     optimizer: torch.optim.Optimizer, config: Config, steps_per_epoch: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Linear warmup, then cosine or linear decay to --lrf of the peak, or constant; one value for each optimizer step.
+    """Builds a linear warmup followed by a cosine decay, a linear decay or a constant rate, per optimizer step. The
+    learning rate decays to --lrf times its peak.
 
-    Edit `factor`, or return any other scheduler. One whose `step` needs a score, such as ReduceLROnPlateau, steps after
-    each evaluation on dev, with the score of --monitor; it gets the same warmup.
+    To use another schedule, edit `factor` or return another scheduler. A scheduler whose `step` takes a score, such as
+    ReduceLROnPlateau, steps after each evaluation on dev with the score of --monitor, and has the same warmup.
     """
     if config.scheduler == "plateau":
         mode: Any = "min" if metrics.lower_is_better(config.monitor) else "max"
@@ -86,7 +88,7 @@ def build_scheduler(
 
 @dataclass
 class TrainingSetup:
-    """The objects that only training needs."""
+    """The objects that a Trainer needs only for training."""
 
     train_loader: MyDataLoader | MyIterableDataLoader
     dev_loader: MyDataLoader
@@ -96,14 +98,16 @@ class TrainingSetup:
 
 
 class Evaluation(NamedTuple):
-    scores: dict  # {score: value}, losses too
-    gold: dict  # {task: a label or list of tags for each example}
-    predicted: dict
-    predictions: Any = None  # Predictions, with probabilities
+    """The result of `Trainer.eval`."""
+
+    scores: dict[str, float]  # including the losses
+    gold: dict[str, list[Any]]  # {task: one label or list of tags per example}
+    predicted: dict[str, list[Any]]
+    predictions: Any = None  # Predictions, including probabilities
 
 
 class Trainer:
-    """Trains, evaluates and predicts with a MyModel. Without a `setup` it cannot train."""
+    """Trains, evaluates and predicts with a MyModel. Training requires a `setup`."""
 
     train_loader: MyDataLoader | MyIterableDataLoader
     dev_loader: MyDataLoader
@@ -115,7 +119,7 @@ class Trainer:
         model: MyModel,
         tokenizer: PreTrainedTokenizerBase,
         tasks: dict[str, Task],
-        config: Config,  # options at auto are resolved, see engine/train/automatic.py
+        config: Config,  # with resolved `auto` options, see engine/train/automatic.py
         device: torch.device,
         setup: TrainingSetup | None = None,
     ):
@@ -140,20 +144,20 @@ class Trainer:
         self.losses = RunningLosses(self.progress, device)
         self.abstention = Abstention(thresholds_of(config.abstain_below, "abstain_below", tasks))
         self.target_precisions = thresholds_of(config.target_precision, "target_precision", tasks)
-        self.lr = 0.0  # learning rate of the last step, for the first group that is trained
+        self.lr = 0.0  # learning rate of the first trained parameter group at the last step
         self.tracker_kinds, self.trackers = TRACKERS, list[Any]()
         self.stop = StopSignals(logger.warning, distributed.all_reduce_max)
-        self.replica: Any = None  # the model wrapped so that PyTorch sums the gradients of several processes
+        self.replica: Any = None  # the model in DistributedDataParallel, with several processes
         if config.compile:
             model.encoder.compile(dynamic=True)
 
     # ---- training --------------------------------------------------------------------------------------------------
 
     def train(self) -> float | None:
-        """Runs the remaining epochs, with evaluation on dev, saving and early stopping. Returns the best dev score.
+        """Runs the remaining epochs, each followed by an evaluation on dev, until early stopping.
 
-        Afterwards the model has the weights of the best checkpoint. SIGTERM and SIGINT save at the next step boundary
-        and raise Interrupted.
+        Returns the best dev score; the model then has the weights of the best checkpoint. On SIGTERM or SIGINT, saves a
+        checkpoint at the next step boundary and raises Interrupted.
         """
         with self.writer, self.opened_trackers(), self.saved_when_stopped():
             self.start()
@@ -168,7 +172,7 @@ class Trainer:
         return self.reload_best()
 
     def train_one_epoch(self, epoch: int) -> None:
-        """Runs one pass over the training data, from the current position; a step takes a group of micro-batches."""
+        """Trains for one epoch, from the current position. Each optimizer step uses a group of micro-batches."""
         progress, config, tricks = self.progress, self.config, self.tricks
         self.model.train()
         tricks.before_epoch(epoch)
@@ -184,7 +188,7 @@ class Trainer:
                 forward = partial(self.replica or self.model, batch.inputs, batch.labels, label_counts)
                 sync = distributed.sync_gradients(self.replica, number == len(group))
                 with sync, closing(tricks.passes(batch)) as passes:
-                    for is_logged in passes:  # a trick may repeat the pass with a perturbation
+                    for is_logged in passes:  # tricks may add passes with perturbed inputs or weights
                         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                             output = tricks.forward(forward, batch) if tricks else forward()
                         self.scaler.scale(output.total_loss).backward()
@@ -202,18 +206,18 @@ class Trainer:
         bar.close()
 
     def optimizer_step(self, group: list[Batch]) -> None:
-        """Clip, update, schedule. A step with a non-finite gradient leaves the weights unchanged."""
+        """Clips the gradients and updates weights and schedule. Skips the update if a gradient is not finite."""
         distributed.all_reduce_gradients(self.trained if self.replica is None else self.replica.left_out)
         self.scaler.unscale_(self.optimizer)
         norm = compat.get_total_norm([p.grad for p in self.trained if p.grad is not None])
         finite, scale, limit = torch.isfinite(norm), self.scaler.get_scale(), self.config.max_grad_norm
         fused = getattr(self.optimizer, "_step_supports_amp_scaling", False)
-        if fused and type(self.optimizer) in (torch.optim.Adam, torch.optim.AdamW):  # SGD would not set up its momentum
-            # Clips and skips on the device: the host does not wait for `finite`
+        if fused and type(self.optimizer) in (torch.optim.Adam, torch.optim.AdamW):  # SGD would skip its momentum init
+            # Clips, or skips the update, on the device, which avoids a host sync on `finite`
             if limit:
                 self.optimizer.grad_scale = (norm / limit).clamp(min=1)  # type: ignore[attr-defined]
             self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-            self.optimizer.step()  # scaler.step would overwrite found_inf with its own, which ignores the norm
+            self.optimizer.step()  # scaler.step would overwrite found_inf without checking the norm
         elif finite:
             if limit:
                 compat.clip_grads_with_norm_(self.trained, limit, norm)
@@ -221,7 +225,7 @@ class Trainer:
         self.scaler.update()
         rates = zip(self.optimizer.param_groups, self.scheduler.get_last_lr())
         self.lr = next((float(rate) for group, rate in rates if peak_rate(group)), 0.0)
-        overflow = self.scaler.get_scale() < scale  # in fp16; then the schedule does not advance either
+        overflow = self.scaler.get_scale() < scale  # fp16 only; the update was skipped, so the schedule stays
         if not overflow and self.scheduler.last_epoch < self.tricks.rate_held_from():
             self.scheduler.step()
         self.optimizer.zero_grad()
@@ -229,24 +233,24 @@ class Trainer:
         self.losses.end_step(norm, finite, [row for batch in group for row in batch.rows.tolist()])
 
     def count_labels(self, group: list[Batch]) -> dict[str, torch.Tensor]:
-        """{task: number of labels in all micro-batches of a group and all processes}, the divisor of its loss."""
+        """Counts the labels of each task in a group, over all processes: the divisor of the group's loss."""
         counts: Any = [self.model.count_labels(batch.inputs, batch.labels) for batch in group]
         counts = distributed.all_reduce_sum({name: sum(count[name] for count in counts) for name in counts[0]})
         return {name: count.to(self.device, non_blocking=can_pin(self.device.type)) for name, count in counts.items()}
 
     def start(self) -> None:
-        """Saves the options, logs the sizes of model and data, and sets up several processes."""
+        """Saves the options, logs the sizes of model and data, and wraps the model if there are several processes."""
         if distributed.is_main_process():
             self.config.save(self.run_dir / "args.json")
         data = self.train_loader.dataset
-        others = f" and {len(data) - data.num_labelled} without labels" if data.num_labelled < len(data) else ""
-        data_sizes = f"{data.num_labelled} training examples{others}, {len(self.dev_loader.dataset)} in dev"
+        others = f", {len(data) - data.num_labelled} without labels" if data.num_labelled < len(data) else ""
+        data_sizes = f"{data.num_labelled} training examples{others}, {len(self.dev_loader.dataset)} dev examples"
         logger.info(f"{describe(self.model, self.device)}; {data_sizes}; {describe_rates(self.optimizer)}")
         distributed.require_same_run(self.config, self.progress.data)
         self.replica = distributed.replicate(self.model, overlap=not self.tricks.change_gradients())
         if self.progress.epoch >= self.config.epochs > 0 or self.out_of_patience():
-            again = f"to train edited code, add --model_version NAME or remove {self.run_dir}"
-            logger.info(f"all epochs of this run are done, nothing is left to train; {again}")
+            advice = f"to train after a code change, add --model_version NAME or remove {self.run_dir}"
+            logger.info(f"all epochs of this run are done, nothing is left to train; {advice}")
 
     @contextmanager
     def opened_trackers(self) -> Iterator[None]:
@@ -261,7 +265,7 @@ class Trainer:
 
     @contextmanager
     def saved_when_stopped(self) -> Iterator[None]:
-        """A context that saves a checkpoint to resume from, when SIGTERM or SIGINT makes `stop.check` raise."""
+        """Context manager that saves a resumable checkpoint when `stop.check` raises Interrupted."""
         with self.stop:
             try:
                 yield
@@ -275,13 +279,13 @@ class Trainer:
             except RuntimeError as error:
                 if self.stop.number is None or "DataLoader worker" not in str(error):
                     raise
-                # The signal has killed workers of the data loader too; the last checkpoint stays
+                # The signal also killed data loader workers, so training resumes from the last checkpoint
                 raise Interrupted(self.stop.number) from error
 
     def reload_best(self) -> float | None:
-        """Loads the weights of the best checkpoint and returns its dev score."""
+        """Loads the weights of the best checkpoint. Returns its dev score."""
         progress = self.progress
-        distributed.barrier()  # until the best checkpoint is on disk
+        distributed.barrier()  # waits until the best checkpoint is on disk
         if self.config.epochs > 0:
             checkpoint.require_whole(self.checkpoints / "best")
             checkpoint.load_weights(self.model, self.checkpoints / "best")
@@ -294,7 +298,7 @@ class Trainer:
     # ---- logs, best, last, resume ----------------------------------------------------------------------------------
 
     def log_losses(self, epoch: int) -> float:
-        """Logs the mean losses since the last line to metrics.jsonl and TensorBoard. Returns the total loss."""
+        """Logs the mean losses since the previous call to metrics.jsonl and the trackers. Returns the total loss."""
         means = self.losses.mean()
         self.log({"step": self.progress.step, "epoch": epoch, "lr": self.lr} | means)
         return means["loss"]
@@ -309,7 +313,7 @@ class Trainer:
             tracker.log(record)
 
     def end_epoch(self) -> None:
-        """Scores dev with the (averaged) weights to keep; saves the best and the last checkpoint."""
+        """Evaluates on dev with the (averaged) weights. Saves the best and the latest checkpoint."""
         config, progress = self.config, self.progress
         self.tricks.after_epoch(progress.epoch)
         is_better = partial(metrics.is_better, self.monitor)
@@ -327,7 +331,7 @@ class Trainer:
         self.stop.check()
 
     def score_dev(self) -> dict[str, float]:
-        """{score: value} of dev with the model's current weights."""
+        """Returns the scores on dev with the model's current weights."""
         scores = self.eval(self.dev_loader, calibrate=True).scores
         if self.monitor not in scores:
             raise UserError(f"--monitor={self.monitor}: dev has no labels to compute it from")
@@ -335,25 +339,21 @@ class Trainer:
 
     @torch.inference_mode()
     def logits_of_dev(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """{task: (logits, labels)} of all of dev, on the CPU, for tasks with one label per text."""
-        self.model.eval()
+        """Returns {task: (logits, labels)} for all of dev, on the CPU, for tasks with text-level labels."""
         names = [name for name, head in self.model.output_layer.heads.items() if not head.by_words]
-        parts: list[Any] = []
-        for batch in distributed.in_step(self.dev_loader):
-            if batch is not None:
-                batch = batch.to(self.device)
-                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-                    logits = self.model(batch.inputs).logits
-                parts.append({name: (logits[name].cpu(), batch.labels[name].cpu()) for name in names})
-        parts = distributed.gather_in_turn(parts)
-        columns = {name: list(zip(*(part[name] for part in parts))) for name in names}
+        batches: list[Any] = [
+            {name: (output.logits[name].cpu(), batch.labels[name].cpu()) for name in names}
+            for batch, output in self.run_model(self.dev_loader, "evaluating")
+        ]
+        batches = distributed.gather_in_turn(batches)
+        columns = {name: list(zip(*(batch[name] for batch in batches))) for name in names}
         return {name: (torch.cat(logits), torch.cat(labels)) for name, (logits, labels) in columns.items()}
 
     def out_of_patience(self) -> bool:
         return 0 < (self.config.early_stop_patience or 0) <= self.progress.bad_epochs
 
     def keep_best(self, scores: dict[str, float]) -> None:
-        """Logs dev scores, and saves the model if it is the best so far (a tie keeps the earlier one)."""
+        """Logs the dev scores. Saves the model if it is the best so far; on a tie, the earlier one remains the best."""
         progress = self.progress
         dev_scores = {f"dev_{name}": score for name, score in scores.items()}
         self.log({"step": progress.step, "epoch": progress.epoch - 1} | dev_scores)
@@ -368,11 +368,11 @@ class Trainer:
 
     @property
     def training_state(self) -> tuple[Any, Any, torch.amp.GradScaler, Tricks]:
-        """The state that a resumable checkpoint holds in addition to the weights and `progress`."""
+        """What a resumable checkpoint contains in addition to the weights and `progress`."""
         return self.optimizer, self.scheduler, self.scaler, self.tricks
 
     def save_model(self, name: str, resumable: bool = False) -> None:
-        """Writes checkpoints/<name> while training continues. resumable: with optimizer, schedule, random states."""
+        """Saves checkpoints/<name> in the background. resumable: include optimizer, schedule and random states."""
         training = None
         if resumable:
             self.losses.sync_losses()
@@ -381,11 +381,11 @@ class Trainer:
             self.writer.save(name, self.model, training, log=self.run_dir / "metrics.jsonl")
 
     def resume(self) -> bool:
-        """Resumes from the newest intact checkpoint. Returns whether one was found."""
+        """Resumes from the newest intact checkpoint. Returns whether there is one."""
         metrics_path = self.run_dir / "metrics.jsonl"
         folder, damaged = distributed.from_first(lambda: checkpoint.newest_intact(self.checkpoints))
         if folder is None:
-            # Some libraries draw from Python's generator on import; each process has its own dropout
+            # Imports may have drawn random numbers, and each process needs its own dropout masks
             distributed.seed_each(self.config.random_seed)
             if distributed.is_main_process():
                 metrics_path.write_bytes(b"")
@@ -400,7 +400,7 @@ class Trainer:
             schedule = self.scheduler, self.tricks.rate_held_from()
             self.progress.share_among(distributed.size(), processes, schedule, batches, accumulated)
         if self.progress.data != data and not self.config.force_resume:
-            changed = "the data or the tokenizer has changed since then"
+            changed = "the data or the tokenizer has changed since this checkpoint was saved"
             raise UserError(f"{folder}: {changed}; start a new run with another --model_version, or add --force_resume")
         self.losses = RunningLosses(self.progress, self.device)
         if distributed.is_main_process():
@@ -411,14 +411,14 @@ class Trainer:
     # ---- evaluation and prediction ---------------------------------------------------------------------------------
 
     def metric_function(self, gold: dict[str, list[Any]], predicted: dict[str, list[Any]]) -> dict[str, float]:
-        """Returns {score: value}. gold, predicted: {task: list of labels or tag lists}; see metrics.py."""
+        """Computes all scores, see metrics.py. gold, predicted: {task: one label or list of tags per example}."""
         return metrics.score(self.tasks, gold, predicted)
 
     def eval(self, loader: MyDataLoader, calibrate: bool = False, keep_averages: Averages = "none") -> Evaluation:
-        """Scores all examples against the labels in the file, including cut words and labels unknown to the model.
+        """Evaluates on all examples. Truncated words and labels that the model does not know count as errors.
 
-        calibrate: first calibrate the heads on dev (such as the threshold of a multilabel head). keep_averages: if
-        "texts", the scores include calibration errors.
+        calibrate: first calibrate the heads on these examples, such as the threshold of a multilabel head.
+        keep_averages: see PredictionCollector; with "texts", the scores include calibration errors.
         """
         predictions, losses = self.infer(loader, "evaluating", calibrate, keep_averages)
         examples = [loader.dataset[i] for i in range(len(loader.dataset))]
@@ -432,11 +432,22 @@ class Trainer:
     def infer(
         self, loader: MyDataLoader, title: str, calibrate: bool = False, keep_averages: Averages = "none"
     ) -> tuple[Predictions, dict[str, float]]:
-        """(answers, {loss: mean}), in the order of the loader's dataset."""
-        self.model.eval()
+        """Returns (predictions in the order of the loader's dataset, {loss: mean}). title: for the progress bar."""
         heads, temper = self.model.output_layer.heads, self.config.calibrate
-        answers = Answers(heads, loader.dataset, calibrate, keep_averages, temper)
-        parts: Any = []  # {task: (loss, number of labels)} of each batch
+        collector = PredictionCollector(heads, loader.dataset, calibrate, keep_averages, temper)
+        losses: list[Any] = []  # {task: (sum of losses, number of labels)} of each batch
+        for batch, output in self.run_model(loader, title):
+            counts = self.model.count_labels(batch.inputs, batch.labels)
+            counts = {name: to_double(count) for name, count in counts.items()}
+            losses.append({name: torch.stack([to_double(output.losses[name]) * n, n]) for name, n in counts.items()})
+            collector.add(batch, output.logits)
+        collector.gather()
+        losses = distributed.gather_in_turn([{name: pair.tolist() for name, pair in row.items()} for row in losses])
+        return collector.finish(), metrics.mean_losses(losses, self.model.loss)
+
+    def run_model(self, loader: MyDataLoader, title: str) -> Iterator[tuple[Batch, MyModelOutput]]:
+        """Runs the model on each batch of this process. Yields (batch, output), both on the device."""
+        self.model.eval()
         for batch in tqdm(distributed.in_step(loader), desc=title, total=len(loader), leave=False, delay=2):
             self.stop.check()
             if batch is None:  # other processes have one more batch
@@ -444,17 +455,7 @@ class Trainer:
             batch = batch.to(self.device)
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                 output = self.model(batch.inputs, batch.labels or None)
-            counts = self.model.count_labels(batch.inputs, batch.labels)
-            parts.append(
-                {
-                    name: torch.stack([to_double(output.losses[name]) * to_double(n), to_double(n)])
-                    for name, n in counts.items()
-                }
-            )
-            answers.add(batch, output.logits)
-        answers.gather()
-        parts = distributed.gather_in_turn([{name: pair.tolist() for name, pair in part.items()} for part in parts])
-        return answers.finish(), metrics.mean_losses(parts, self.model.loss)
+            yield batch, output
 
     def predict_rows(self, loader: MyDataLoader) -> Iterator[dict[str, Any]]:
         """Yields the `prediction_row` of each example, in input order."""
@@ -463,16 +464,16 @@ class Trainer:
 
     @property
     def tasks_to_embed(self) -> dict[str, Task]:
-        """The tasks for `embed`. If the model encodes the texts of a pair separately, each text is embedded alone."""
+        """The tasks for `embed`. A model that encodes the texts of a pair separately embeds single texts."""
         apart = self.model.output_layer.reads_pairs
         return {name: replace(task, pairs=False) if apart else task for name, task in self.tasks.items()}
 
     @torch.inference_mode()
     def embed(self, loader: MyDataLoader) -> np.ndarray:
-        """The vectors (N, H) of the loader's texts, see MyModel.embed; of a text to tag, that of its first window."""
+        """Returns the vectors of the texts, (N, H), see MyModel.embed. For tagging, those of the first windows."""
         self.model.eval()
         if not self.model.hidden_size:
-            raise UserError("this model reads no text, so there are no vectors of texts")
+            raise UserError("this model has no text input, so it cannot embed texts")
         data, vectors = loader.dataset, np.empty((len(loader.dataset), self.model.hidden_size), np.float32)
         for batch in tqdm(loader, desc="embedding", leave=False, delay=2):
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
@@ -485,7 +486,7 @@ class Trainer:
         return vectors
 
     def predict(self, loader: MyDataLoader, path: str | Path) -> None:
-        """Writes predictions for all examples to a .csv or .jsonl; for large files see engine/predict."""
+        """Writes the predictions for all examples to a .csv or .jsonl file. For large files, see `label_rows`."""
         rows = self.predict_rows(loader)
         if distributed.is_main_process():
             write_predictions(rows, path)

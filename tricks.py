@@ -1,12 +1,13 @@
-"""Training tricks, each one class with its formula and paper.
+"""Training tricks: one class for each, with its formula and paper.
 
 The training step only calls the hooks of `Trick` (engine/tricks/trick.py). To add a trick, write a subclass of `Trick`
-with its hooks and its `switch`, add the class to TRICKS at the end of this file, and add its option to config.py. The
-weight averages (EMA, SWA, Soup) are in engine/tricks/averages.py, tricks for few labels in engine/tricks/few_labels.py.
+that overrides some hooks and sets `switch`, add it to TRICKS at the end of this file, and add its option to config.py.
+Weight averaging (EMA, SWA, Soup) is in engine/tricks/averages.py; tricks for few labels are in
+engine/tricks/few_labels.py.
 
-Tricks can be combined: those that change the loss (`wrap_forward`) run inside those that repeat the pass (`passes`),
-and within each group later tricks in TRICKS wrap earlier ones. With gradient accumulation, each trick acts on every
-micro-batch separately, and the gradients it adds are scaled like those of the clean loss.
+Tricks can be combined. Tricks that change the loss (`wrap_forward`) run inside tricks that repeat the pass (`passes`);
+within each group, later tricks in TRICKS wrap earlier ones. With gradient accumulation, each trick acts on every
+micro-batch separately, and the gradients that it adds are scaled like the gradients of the clean loss.
 """
 
 from __future__ import annotations
@@ -47,11 +48,12 @@ logger = logging.getLogger("template")
 
 
 class FGM(Trick):
-    """Fast gradient method: adds the gradient at x + r, r = eps * g / ||g||_2, g the gradient of the word embeddings.
+    """Fast gradient method: adds the gradient at x + r, where r = eps * g / ||g||_2 and g is the gradient of the word
+    embeddings x.
 
-    Miyato et al., Adversarial Training Methods for Semi-Supervised Text Classification, 2017 (arXiv:1605.07725), in the
-    usual implementation: one norm over the whole embedding matrix. Only the rows of tokens in the batch have gradients,
-    so only these are read, changed, and restored exactly.
+    Miyato et al., Adversarial Training Methods for Semi-Supervised Text Classification, 2017 (arXiv:1605.07725). Like
+    common implementations, it takes the norm over the whole embedding matrix. Only rows of tokens in the batch have
+    gradients, so only these rows are perturbed; they are restored exactly.
 
     model: must have `get_input_embeddings`, or an `encoder` that has it, unless emb_name names the parameter.
     """
@@ -77,8 +79,8 @@ class FGM(Trick):
     def attack(self, input_ids: torch.Tensor | None = None) -> None:
         """Adds r to the embeddings. input_ids: the batch's tokens, of any shape; None: all rows with a gradient.
 
-        Duplicate tokens are masked, not removed with `unique`, to avoid a host sync. If the norm of the gradient is
-        zero or not finite, r is zero.
+        Duplicate tokens are masked instead of removed with `unique`, which would need a host sync. r is zero if the
+        norm of the gradient is zero or not finite.
         """
         if self.saved is not None:
             raise RuntimeError("attack() twice without restore()")
@@ -93,7 +95,7 @@ class FGM(Trick):
 
     @torch.no_grad()
     def ascend(self) -> None:
-        """Updates r <- r + alpha * g / ||g||, projects it onto ||r|| <= eps, and sets the rows to x + r."""
+        """Updates r <- r + alpha * g / ||g||, projects r onto ||r|| <= eps, and sets the rows to x + r."""
         rows, first, values = self.saved
         direction = self.weight.grad[rows].to(torch.promote_types(self.weight.dtype, torch.float32)) * first
         r = self.r + self.alpha * safe_normalize(direction, torch.linalg.vector_norm(direction))
@@ -103,7 +105,7 @@ class FGM(Trick):
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Restores the attacked rows, if there are any."""
+        """Restores the embeddings, if they are perturbed."""
         if self.saved is not None:
             rows, _, values = self.saved
             self.weight[rows] = values
@@ -128,9 +130,11 @@ class FGM(Trick):
 
 
 class PGD(FGM):
-    """Projected gradient descent on the word embeddings, as in FGM: r <- P(r + alpha * g / ||g||_2), K times, with g
-    the gradient at x + r and P the projection onto ||r||_2 <= eps. The gradient at the last x + r is added to the clean
-    one. Madry et al., 2018 (arXiv:1706.06083)."""
+    """Projected gradient descent on the word embeddings: K steps r <- P(r + alpha * g / ||g||_2), where g is the
+    gradient at x + r and P the projection onto ||r||_2 <= eps. Adds the gradient at the last x + r to the clean one.
+
+    Madry et al., 2018 (arXiv:1706.06083), with the norm of FGM.
+    """
 
     switch, options = "use_pgd", ("fgm_eps", "pgd_alpha", "pgd_steps")
 
@@ -153,11 +157,12 @@ class PGD(FGM):
 
 
 class FreeLB(Trick):
-    """Takes K ascent steps on noise d added to each text's word vectors and averages the K gradients; no clean pass.
+    """Takes K ascent steps on noise d that is added to each text's word vectors, and averages the K gradients. There is
+    no clean pass.
 
-    d_0 = U(-1, 1) * magnitude / sqrt(L * H); gradient = 1/K * sum of grad L(x + d_k); d_k+1 = P(d_k + alpha * g /
-    ||g||_F), with g the gradient of the loss w.r.t. d_k and P the projection onto ||d||_F <= eps, per text. All K
-    passes use the same dropout mask. Zhu et al., 2020 (arXiv:1909.11764).
+    d_0 = U(-1, 1) * magnitude / sqrt(L * H) and d_k+1 = P(d_k + alpha * g / ||g||_F), where g is the gradient of the
+    loss with respect to d_k, and P the projection onto ||d||_F <= eps of each text. The gradient of the weights is the
+    mean of grad loss(x + d_k) over k. All passes use the same dropout mask. Zhu et al., 2020 (arXiv:1909.11764).
     """
 
     switch, options = "use_freelb", ("freelb_steps", "freelb_alpha")
@@ -187,9 +192,12 @@ class FreeLB(Trick):
 
 
 class AWP(Trick):
-    """Adversarial weight perturbation: v = gamma * ||w|| * g / ||g|| for each matrix w with gradient g; the gradient at
-    w + v replaces the one at w. Active from epoch `start`. Wu et al., 2020 (arXiv:2004.05884); their gamma of 0.005,
-    for image networks trained from scratch, is far too large for fine-tuning (benchmarks/RESULTS.md)."""
+    """Adversarial weight perturbation: replaces the gradient at the weights w by the gradient at w + v, where
+    v = gamma * ||w|| * g / ||g|| for each matrix w with gradient g. Active from epoch `start`.
+
+    Wu et al., 2020 (arXiv:2004.05884). Their gamma of 0.005, for image classifiers trained from scratch, is far too
+    large for fine-tuning (benchmarks/RESULTS.md).
+    """
 
     @classmethod
     def build(cls, model: MyModel, config: Config) -> AWP | None:
@@ -234,12 +242,12 @@ class AWP(Trick):
 
 
 class SMART(Trick):
-    """Smoothness under virtual adversarial noise: adds weight * [KL(p || q) + KL(q || p)], with p the model's
-    distribution for x and q its distribution for x + r.
+    """Smoothness-inducing regularisation: adds weight * [KL(p || q) + KL(q || p)], where p and q are the model's
+    distributions for the word vectors x and for x + r.
 
-    r = r_0 + step * g / ||g|| per token, r_0 ~ N(0, 1e-5^2), with g the gradient of the divergence w.r.t. the noise. p
-    and q use the same dropout mask. Both are computed in full precision, because half precision cannot represent the
-    noise. Jiang et al., 2020 (arXiv:1911.03437); Miyato et al., Virtual Adversarial Training, 2017 (arXiv:1704.03976).
+    r = r_0 + step * g / ||g|| for each token, where r_0 ~ N(0, sigma^2) and g is the gradient of the divergence with
+    respect to r_0. p and q use the same dropout mask and full precision, because half precision cannot represent r.
+    Jiang et al., 2020 (arXiv:1911.03437); Miyato et al., Virtual Adversarial Training, 2017 (arXiv:1704.03976).
     """
 
     switch, options = "use_smart", ("smart_weight",)
@@ -270,17 +278,19 @@ class SMART(Trick):
     def forward_with_noise(
         self, forward: Callable[[], MyModelOutput], noise: torch.Tensor | None, dropout: torch.Tensor
     ) -> MyModelOutput:
-        """Runs the forward pass with noise on the word vectors and the dropout mask of the given random state."""
+        """Runs the forward pass with noise on the word vectors. dropout: random state for the dropout mask"""
         set_random_state(dropout, next(self.model.parameters()).device)
         with self.noise.added(noise):
             return forward()
 
 
 class RDrop(Trick):
-    """Runs two passes with independent dropout: (L_1 + L_2) / 2 + alpha / 2 * [KL(p_1 || p_2) + KL(p_2 || p_1)].
+    """R-Drop: runs two passes with independent dropout masks. The loss is (loss_1 + loss_2) / 2
+    + alpha / 2 * [KL(p_1 || p_2) + KL(p_2 || p_1)].
 
-    Liang et al., 2021 (arXiv:2106.14448), but with the mean of the two losses, so learning rates stay comparable.
-    The divergence is averaged over labels, like the loss. For a CRF it is computed over paths.
+    Liang et al., 2021 (arXiv:2106.14448), but with the mean of the two losses instead of the sum, so that learning
+    rates remain comparable. The divergence is averaged over labels, like the loss; for a CRF, it is between
+    distributions over paths.
     """
 
     switch, options = "use_rdrop", ("rdrop_alpha",)
@@ -291,7 +301,7 @@ class RDrop(Trick):
 
     def wrap_forward(self, forward: Callable[[], MyModelOutput], batch: Batch) -> MyModelOutput:
         first = forward()
-        torch.clear_autocast_cache()  # otherwise the gradients of the two passes would be summed in half precision
+        torch.clear_autocast_cache()  # otherwise, the gradients of both passes would be summed in half precision
         second = forward()
         output = mean_output([first, second])
         output.total_loss = output.total_loss + self.alpha / 2 * self.model.divergence(first, second, batch)
@@ -302,11 +312,12 @@ class RDrop(Trick):
 
 
 class Distillation(MultiTeacher):
-    """Knowledge distillation: (1 - weight) * loss + weight * temperature^2 * mean over teachers of KL(teacher ||
-    student), both at that temperature. The divergence is averaged over all texts or words that the teachers answered,
-    labelled or not. Tasks without a teacher keep their loss.
+    """Knowledge distillation: the loss is (1 - weight) * loss + weight * temperature^2 * KL(teacher || student).
 
-    The gradient equals that of the divergence from the teachers' mean distribution; for a CRF, over whole paths.
+    Both distributions are at the same temperature; for a CRF, they are over whole paths. The divergence is the mean
+    over the teachers, which has the same gradient as the divergence from their mean distribution. It is averaged over
+    all texts or words with teacher predictions, labelled or not. The loss of tasks without a teacher is unchanged.
+
     Hinton et al., 2015 (arXiv:1503.02531); Wang et al., Structural Knowledge Distillation, 2020 (arXiv:2010.05010).
     folders: runs or checkpoints of this template, with any encoder and tokenizer.
     """
@@ -328,7 +339,9 @@ class Distillation(MultiTeacher):
         output.total_loss = output.total_loss + self.weight * difference
         return output
 
-    def begin(self, train_loader: MyDataLoader | MyIterableDataLoader, config: Config) -> None:
+    def begin(
+        self, train_loader: MyDataLoader | MyIterableDataLoader, dev_loader: MyDataLoader, config: Config
+    ) -> None:
         if train_loader.dataset.augment and any(self.heads[name].task.needs_words for name in self.taught):
             raise UserError(
                 "the teachers label each word as it is in the file, but `augment` changes it; use only one of the two"
@@ -337,15 +350,15 @@ class Distillation(MultiTeacher):
         def batches_of(examples: list[dict[str, Any]], featurizer: Featurizer) -> MyDataLoader:
             return MyDataLoader(MyDataset(examples, featurizer, quiet=True), config.eval_batch_size)
 
-        self.ask_teachers(train_loader.dataset, load_with_featurizer, batches_of, config)
+        self.run_teachers(train_loader.dataset, load_with_featurizer, batches_of, config)
 
 
 # ---- learning rates and unfreezing by layer --------------------------------------------------------------------------
 
 
 class LayerwiseDecay(Trick):
-    """Decays the learning rate from the top layer down: lr * decay^(n - l) for layer l of n and lr * decay^n for the
-    embeddings. The heads keep their learning rate.
+    """Layer-wise learning rate decay: the rate is lr * decay^(n - l) for layer l of n, and lr * decay^n for the
+    embeddings. The learning rate of the heads is unchanged.
 
     Discriminative fine-tuning, Howard and Ruder, 2018 (arXiv:1801.06146), in the form of Clark et al., ELECTRA, 2020.
     """
@@ -364,13 +377,13 @@ class LayerwiseDecay(Trick):
         for group in groups:
             group["lr"] *= self.decay ** layers_above(group)
         parts = list(dict.fromkeys(group["part"] for group in groups))
-        # Top layer first, because the log shows the learning rate of the first group
+        # The top layer comes first, because the learning rate of the first group is logged
         return sorted(groups, key=lambda group: (parts.index(group["part"]), layers_above(group)))
 
 
 class GradualUnfreezing(Trick):
-    """Trains only the heads in the first epoch. Each later epoch unfreezes `step` more encoder layers, top first and
-    embeddings last. Howard and Ruder, 2018 (arXiv:1801.06146)."""
+    """Gradual unfreezing: trains only the heads in the first epoch, and unfreezes `step` more encoder layers in each
+    later epoch, from the top layer down to the embeddings. Howard and Ruder, 2018 (arXiv:1801.06146)."""
 
     @classmethod
     def build(cls, model: MyModel, config: Config) -> GradualUnfreezing | None:
@@ -401,5 +414,5 @@ TRICKS += [EMA, SWA, Soup, LayerwiseDecay, GradualUnfreezing, LabelShift]
 
 
 def build_tricks(model: MyModel, config: Config) -> Tricks:
-    """Builds the tricks that the options enable."""
+    """Builds all tricks that are enabled in the options."""
     return Tricks(trick for trick in (kind.build(model, config) for kind in TRICKS) if trick)

@@ -109,7 +109,7 @@ def evaluate(run, folder, target=0.95):
     from config import Config
     from data_loader import MyDataLoader, MyDataset
     from engine.predict import uncertainty
-    from engine.predict.answers import report_kinds
+    from engine.predict.stored import report_kinds
     from main import load_trained
 
     config = Config(do_eval=True, device="cpu", data_path=str(folder), precision="fp32")
@@ -125,7 +125,7 @@ def evaluate(run, folder, target=0.95):
     for split, found in splits.items():
         for name, kind in kinds.items():
             columns = found.gold[name], found.predictions.labels[name], found.predictions.probabilities[name]
-            decisions[split, name] = [pair for row in zip(*columns) for pair in uncertainty.answers_of(kind, *row)]
+            decisions[split, name] = [pair for row in zip(*columns) for pair in uncertainty.decisions_of(kind, *row)]
     for name in kinds:
         result[f"{name}_ece_perfect"] = of_perfect([p for p, _ in decisions["test", name]])
         threshold = uncertainty.lowest_threshold(decisions["dev", name], target)
@@ -134,7 +134,7 @@ def evaluate(run, folder, target=0.95):
             result |= scores
     old = mean_of_words(trainer, loaders["test"], test.predictions)
     columns = test.gold["slots"], test.predictions.labels["slots"], old
-    before = [pair for row in zip(*columns) for pair in uncertainty.answers_of("tagging", *row)]
+    before = [pair for row in zip(*columns) for pair in uncertainty.decisions_of("tagging", *row)]
     result["slots_ece_old"] = uncertainty.calibration(*zip(*before))["ece"]
     result["entities"] = [(old, new, right) for (old, right), (new, _) in zip(before, decisions["test", "slots"])]
     path.write_text(json.dumps(result))

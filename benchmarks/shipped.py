@@ -44,7 +44,8 @@ def in_torch(checkpoint, rows, threads):
 
     from config import Config
     from data_loader import MyDataLoader, MyDataset, make_batch
-    from engine.predict.predictions import Answers, prediction_row, prepare_inputs
+    from engine.predict.collector import PredictionCollector
+    from engine.predict.predictions import prediction_row, prepare_inputs
     from main import load_trained
 
     torch.set_num_threads(threads)
@@ -69,7 +70,7 @@ def in_torch(checkpoint, rows, threads):
 
     def label_all():
         data = MyDataset(rows, featurizer)
-        found = Answers(model.output_layer.heads, data)
+        found = PredictionCollector(model.output_layer.heads, data)
         with torch.inference_mode():
             for batch in MyDataLoader(data, 64):
                 found.add(batch, model(batch.inputs).logits)

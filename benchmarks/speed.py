@@ -103,7 +103,7 @@ class Bench:
         groups = tricks.param_groups(parameter_groups(model, config))
         optimizer = merge_groups(build_optimizer(groups, config, self.device))
         scheduler = build_scheduler(optimizer, config, len(loader))
-        tricks.begin(loader, config)
+        tricks.begin(loader, loader, config)
         config.run_dir.mkdir(exist_ok=True)
         setup = TrainingSetup(loader, loader, optimizer, scheduler, tricks)
         return Trainer(model, self.tokenizer, self.tasks, config, self.device, setup)

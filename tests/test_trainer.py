@@ -52,7 +52,7 @@ def make_trainer(config, rows=None, own_optimizer=None):
     make = own_optimizer or (lambda groups: build_optimizer(groups, config, "cpu"))
     optimizer = merge_groups(make(tricks.param_groups(parameter_groups(model, config))))
     scheduler = build_scheduler(optimizer, config, -(-len(train_loader) // config.gradient_accumulation_steps))
-    tricks.begin(train_loader, config)
+    tricks.begin(train_loader, dev_loader, config)
     setup = TrainingSetup(train_loader, dev_loader, optimizer, scheduler, tricks)
     return Trainer(model, tokenizer, tasks, config, torch.device("cpu"), setup)
 

@@ -22,7 +22,8 @@ from engine.errors import UserError
 from engine.model import span_pointer
 from engine.model.head import Head
 from engine.model.temperature import Sample, fit_temperature, fit_temperature_on_spans
-from engine.predict.predictions import Predictions, add_cut_words, named, prediction_rows
+from engine.predict.collector import Prediction, Predictions, tag_truncated_words, task_collector
+from engine.predict.predictions import prediction_rows
 from engine.predict.uncertainty import Abstention
 from engine.run.run_folder import SCORES, checkpoint_of, distinct, read_result
 from engine.schema import Optional
@@ -84,15 +85,18 @@ def mean_of_words(outputs: Any) -> torch.Tensor:
     return pad_sequence(outputs, padding_value=math.nan).nanmean(1)
 
 
-def decode(head: Head, means: list[torch.Tensor], size: int = 64) -> list[tuple[Any, Any]]:
-    """Decodes the mean output of each text with a head -> [(answer, probability)]."""
-    by_words = head.by_words
-    results: list[Any] = [None] * len(means)
+def decode(head: Head, means: list[Any], size: int = 64) -> list[Prediction]:
+    """Decodes the mean output of each text with a head. size: texts per batch."""
+    if head.finds_spans:
+        return [Prediction(*spans) for spans in means]
+    predictions: dict[int, Prediction] = {}
     for rows, logits, inputs in batches_of(head, means, size):
-        answers, probabilities = head.distribution.decode(logits, inputs)
-        for i, answer, probability in zip(rows, answers.tolist(), probabilities.tolist()):
-            results[i] = (answer[: len(means[i])], probability[: len(means[i])]) if by_words else (answer, probability)
-    return results
+        labels, probabilities = head.distribution.decode(logits, inputs)
+        for i, label, probability in zip(rows, labels.tolist(), probabilities.tolist()):
+            if head.by_words:
+                label, probability = label[: len(means[i])], probability[: len(means[i])]
+            predictions[i] = Prediction(label, probability, None if head.by_words else means[i])
+    return [predictions[i] for i in range(len(means))]
 
 
 def batches_of(head: Head, means: list[torch.Tensor], size: int) -> Iterator[tuple[list[int], torch.Tensor, dict]]:
@@ -117,18 +121,15 @@ def mean_predictions(
 ) -> Predictions:
     """Returns predictions for a MyDataset, decoded by `heads` from the mean of several models' outputs; for text-level
     tasks they include that mean. averages: {task: …} per model; see `means_of`."""
-    parts: dict[str, dict] = {name: {} for name in Predictions._fields}
+    predictions: dict[str, list[Prediction]] = {}
     for name, head in heads.items():
-        mean = means_of(head, [average[name] for average in averages], seen)
-        answers: list[tuple[Any, Any]] = mean if head.finds_spans else decode(head, mean)
+        decoded = decode(head, means_of(head, [average[name] for average in averages], seen))
         if head.by_words and not head.finds_spans:
-            lengths = [len(data[i]["tokens"]) for i in range(len(data))]
-            answers = [add_cut_words(*pair, n - len(pair[0]), head.task) for pair, n in zip(answers, lengths)]
-        of_texts = [None] * len(answers) if head.by_words else mean
-        rows = [named(head, *pair, average, None, True) for pair, average in zip(answers, of_texts)]
-        for number, part in enumerate(parts):
-            parts[part][name] = [row[number] for row in rows]
-    return Predictions(**parts)
+            sizes = [len(data[i]["tokens"]) for i in range(len(data))]
+            decoded = [tag_truncated_words(one, size, head.task) for one, size in zip(decoded, sizes)]
+        collector = task_collector(name, head, data, keep_averages="texts")
+        predictions[name] = [collector.named(prediction) for prediction in decoded]
+    return Predictions.from_tasks(predictions)
 
 
 @torch.inference_mode()
@@ -252,7 +253,7 @@ def on_scale_of(first: Run, run: Run, predictions: Predictions) -> Predictions:
     return predictions._replace(averages=averages)
 
 
-class Part:
+class SplitOutputs:
     """The outputs of several runs for one part of the data, by run number."""
 
     def __init__(self) -> None:
@@ -308,9 +309,9 @@ class Committee:
         self.is_calibrated, self.temper = False, True  # temper: see `calibrate`
         self.abstention = Abstention({})
 
-    def collect(self, sources: Mapping[str, Any]) -> dict[str, Part]:
-        """Runs each member on {title: file or list of examples} -> {title: Part}."""
-        parts = {title: Part() for title in sources}
+    def collect(self, sources: Mapping[str, Any]) -> dict[str, SplitOutputs]:
+        """Runs each member on {title: file or list of examples} -> {title: SplitOutputs}."""
+        parts = {title: SplitOutputs() for title in sources}
         for number in tqdm(sorted({*self.members}), desc="runs", leave=False, delay=2):
             run = self.runs[number]
             trainer, featurizer = self.load(run.folder)
@@ -325,7 +326,7 @@ class Committee:
         return parts
 
     def decide(self, members: Collection[int], dev: Any = None, rows: np.ndarray | None = None) -> None:
-        """Sets the heads' transitions and thresholds to their mean over these runs. With dev (a Part), they
+        """Sets the heads' transitions and thresholds to their mean over these runs. With dev (a SplitOutputs), they
         are then recalibrated for the ensemble on dev, or on some of its rows."""
         average_heads(self.heads, [self.states[number] for number in sorted(members)])
         self.members, self.is_calibrated = members, dev is not None
@@ -333,14 +334,14 @@ class Committee:
             rows = np.arange(len(dev.dataset)) if rows is None else rows
             calibrate(self.heads, rows=rows, temper=self.temper, **dev.of(members))
 
-    def answer(self, part: Part) -> Predictions:
-        """Returns the ensemble's predictions for a Part."""
+    def predict(self, part: SplitOutputs) -> Predictions:
+        """Returns the ensemble's predictions for a SplitOutputs."""
         return mean_predictions(self.heads, **part.of(self.members))
 
-    def collect_rows(self, examples: list[dict[str, Any]]) -> Part:
+    def collect_rows(self, examples: list[dict[str, Any]]) -> SplitOutputs:
         return self.collect({"labelling": examples})["labelling"]
 
-    def predict_rows(self, part: Part) -> Iterator[dict[str, Any]]:
+    def predict_rows(self, part: SplitOutputs) -> Iterator[dict[str, Any]]:
         if not self.is_calibrated:
             self.decide(self.members)
-        return prediction_rows(self.answer(part), part.dataset, self.tasks, self.metrics.is_right, self.abstention)
+        return prediction_rows(self.predict(part), part.dataset, self.tasks, self.metrics.is_right, self.abstention)

@@ -63,7 +63,7 @@ def label_rows(
     """
     config, tasks = trainer.config, trainer.tasks
     pool = pool_size(config.eval_batch_size)
-    part = part_of_shard(rows.size, pool, config.shard)
+    part = rows_of_shard(rows.size, pool, config.shard)
     check_all(rows, tasks)
     sums = [sha256(Path(checkpoint) / "manifest.json")[:16] for checkpoint in checkpoints]
     facts = {"SHA-256 of the input": rows.sha256[:16], CHECKPOINT: " ".join(sums)} | more
@@ -109,7 +109,7 @@ def embed_rows(trainer: Any, rows: Any, load: Callable[[list[dict[str, Any]]], A
     Arguments: as in `label_rows`. The file appears when it is complete; after a kill, it is written from scratch.
     """
     pool = pool_size(trainer.config.eval_batch_size)
-    part = part_of_shard(rows.size, pool, trainer.config.shard)
+    part = rows_of_shard(rows.size, pool, trainer.config.shard)
     check_all(rows, trainer.tasks_to_embed)
     path, cuts = path_of_shard(path, trainer.config.shard), Cuts()
     refuse_same_file(path, "embed", rows.path)
@@ -128,7 +128,7 @@ def embed_rows(trainer: Any, rows: Any, load: Callable[[list[dict[str, Any]]], A
     logger.info(f"{shape[0]} vectors of {shape[1]} numbers in {path}")
 
 
-def part_of_shard(size: int, pool: int, shard: str) -> range:
+def rows_of_shard(size: int, pool: int, shard: str) -> range:
     """Returns the range of rows of a shard such as "3/16", which has whole pools. Sizes differ by at most one pool."""
     number, shards = parse_shard(shard)
     pools = -(-size // pool)

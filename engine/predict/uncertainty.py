@@ -46,8 +46,8 @@ def calibration(confidence: Sequence[float], right: Sequence[bool], bins: int = 
     return {"ece": ece, "bins": table}
 
 
-def answers_of(kind: str, gold: Any, predicted: Any, probability: Any) -> Decisions:
-    """The answers to a labelled text. kind: key of ANSWERS (answers.py). Answers without a probability are left out."""
+def decisions_of(kind: str, gold: Any, predicted: Any, probability: Any) -> Decisions:
+    """The answers to a labelled text. kind: key of ANSWERS (stored.py). Answers without a probability are left out."""
     if kind in ("classification", "regression"):
         return [] if probability is None or kind == "regression" else [(probability, gold == predicted)]
     if not isinstance(probability, list):
@@ -69,7 +69,7 @@ def losses_and_decisions(
     The likelihood is of a text's gold label, or else of whether each decision is right; a decision is an answer or, for
     multilabel, each label. average: the distribution over a text's labels; None if there is none.
     """
-    decisions = answers_of(kind, gold, predicted, probability)
+    decisions = decisions_of(kind, gold, predicted, probability)
     if average is not None and average.ndim == 1 and len(average) == len(labels):
         by_label = dict(zip(labels, average.double().tolist()))
         if kind == "multilabel":
@@ -186,7 +186,7 @@ def abstention_scores(
     lines = []
     for name, kind in kinds.items():
         columns = gold[name], predictions.labels[name], predictions.probabilities[name]
-        decisions = [d for row in zip(*columns) if row[0] is not None for d in answers_of(kind, *row)]
+        decisions = [d for row in zip(*columns) if row[0] is not None for d in decisions_of(kind, *row)]
         decisions = [] if kind == "words" else decisions  # tags of words are never left out
         target = targets.get(name, targets.get("", 0.0))
         if target and part == "dev" and (decisions or name in targets):

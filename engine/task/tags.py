@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from engine.task.task import Task
+
 LETTERS = frozenset("BIESMLU")  # letters of BIO, BIOES, BMES and BILOU
 
 
@@ -123,3 +125,13 @@ def continuations(labels: Sequence[str]) -> list[list[bool]]:
 def illegal_tags(tags: Sequence[str]) -> list[int]:
     """Returns the positions of I-, E- and M- tags that do not follow an open entity of their type."""
     return [i for i, (before, tag) in enumerate(zip(["O", *tags], tags)) if not may_follow(before, tag, bioes=False)]
+
+
+def names_entities(task: Task) -> bool:
+    """Returns whether the tags of a task mark entities (B-, I-, …) rather than word classes such as parts of speech."""
+    return are_of_entities(tuple(task.labels))
+
+
+def outside_id(task: Task) -> int:
+    """Returns the id of O, or 0 if the task has no O."""
+    return task.labels.index("O") if "O" in task.labels else 0

@@ -1,1 +1,1 @@
-"""Building blocks of tricks.py: hooks, perturbations, weight averages, teachers and soft targets."""
+"""Building blocks of tricks.py: hooks, perturbations, weight averaging, few-label tricks, teachers and soft targets."""

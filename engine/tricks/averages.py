@@ -1,6 +1,7 @@
-"""Weight averaging tricks (engine/tricks/trick.py) with their formulas and papers: EMA, SWA and model soups.
+"""Weight averaging with formulas and papers: EMA, SWA and model soups.
 
-The averaged weights are scored on dev and saved in the best checkpoint. Training continues with the original weights.
+The averaged weights are evaluated on dev and saved in the best checkpoint. Training continues with the original
+weights.
 """
 
 import logging
@@ -19,27 +20,27 @@ logger = logging.getLogger("template")
 
 
 class Average(Trick):
-    """Maintains an average of the trained weights that is used for scoring on dev, but not for training."""
+    """Base class: maintains an average of the trained weights, which is evaluated but not trained."""
 
     def __init__(self, model: torch.nn.Module):
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
-        # number of terms in the average
         device = next(model.parameters()).device
+        # the number of terms in the average
         self.count = torch.zeros((), dtype=torch.float64 if has_double(device.type) else torch.float32, device=device)
 
     @torch.no_grad()
     def update(self, share: torch.Tensor) -> None:
-        """average <- average + share * (weights - average). share: ()."""
+        """Updates average <- average + share * (weights - average). share: ()."""
         for name, p in self.parameters.items():
             self.average[name].lerp_(p, share.to(p.dtype))
 
     def swap_weights(self) -> AbstractContextManager[None]:
-        return self.given(self.average if self.count > 0 else {})
+        return self.swapped(self.average if self.count > 0 else {})
 
     @contextmanager
-    def given(self, weights: dict[str, torch.Tensor]) -> Iterator[None]:
-        """Context manager that temporarily replaces weights of the model. weights: {name: tensor}."""
+    def swapped(self, weights: dict[str, torch.Tensor]) -> Iterator[None]:
+        """Context manager that temporarily replaces weights of the model. weights: {name: tensor}"""
         swapped = [(self.parameters[name], weight) for name, weight in weights.items()]
         own = [p.data for p, _ in swapped]
         for p, weight in swapped:
@@ -61,7 +62,7 @@ class Average(Trick):
 
 class EMA(Average):
     """Exponential moving average: a <- beta * a + (1 - beta) * w after each step, divided by 1 - beta^t (Adam's bias
-    correction): a_t = sum of beta^(t-i) * w_i / sum of beta^(t-i). The initial weights are not averaged.
+    correction). After t steps, it is sum_i beta^(t-i) * w_i / sum_i beta^(t-i); it excludes the initial weights.
 
     Polyak and Juditsky, 1992; Kingma and Ba, 2015 (arXiv:1412.6980), section 7.2.
     """
@@ -79,8 +80,8 @@ class EMA(Average):
 
 
 class SWA(Average):
-    """Stochastic weight averaging: a <- (n * a + w) / (n + 1) at the end of each of the last epochs, which have a
-    constant learning rate. Izmailov et al., 2018 (arXiv:1803.05407)."""
+    """Stochastic weight averaging: a <- (n * a + w) / (n + 1) after each of the last epochs, in which the learning rate
+    is constant. Izmailov et al., 2018 (arXiv:1803.05407)."""
 
     @classmethod
     def build(cls, model: torch.nn.Module, config: Any) -> "SWA | None":
@@ -90,7 +91,7 @@ class SWA(Average):
         super().__init__(model)
         self.start, self.last, self.first_step = start, -1, math.inf
 
-    def begin(self, train_loader: Any, config: Any) -> None:
+    def begin(self, train_loader: Any, dev_loader: Any, config: Any) -> None:
         steps = steps_per_epoch(len(train_loader), config)
         self.first_step = max(warmup_steps(config, steps), round(config.swa_start * max(1, config.epochs * steps)))
 
@@ -114,14 +115,14 @@ class SWA(Average):
 
 
 class Soup(Average):
-    """A greedy model soup: averages the weights of the epochs that do not lower its dev score.
+    """Greedy model soup: averages the weights of the epochs that do not lower its dev score.
 
-    After an epoch with weights w, keeps the best on dev of: (n * s + w) / (n + 1), where s is the soup of n epochs; w,
-    which starts a new soup; and s. On a tie, the first of these wins. The cost is a copy of the weights, a second copy
-    during the evaluation on dev, and two more evaluations per epoch.
+    After an epoch with weights w, compares three candidates on dev, where s is the soup of n epochs: the larger soup
+    (n * s + w) / (n + 1); w, which starts a new soup; and s. Ties go to the first of them. This takes a copy of the
+    weights, a second copy during the evaluation, and two more evaluations per epoch.
 
     Wortsman et al., 2022 (arXiv:2203.05482), applied to the epochs of one run in chronological order. The paper adds
-    models in order of score, which would require keeping the weights of all epochs.
+    models in order of their scores, which would require the weights of all epochs.
     """
 
     switch = "use_soup"
@@ -136,7 +137,7 @@ class Soup(Average):
             return
         alone, share = score(), 1 / (self.count + 1)
         mixed = {name: self.average[name].lerp(p, share.to(p.dtype)) for name, p in self.parameters.items()}
-        with self.given(mixed):
+        with self.swapped(mixed):
             together = score() if self.count > 0 else alone
         if not is_better(alone, together) and not is_better(self.score, together):
             self.average, self.count, self.score = mixed, self.count + 1, together

@@ -1,10 +1,10 @@
-"""Tricks for few labels (--few_shot): a contrastive loss on text vectors, and class priors from dev."""
+"""Tricks for few labels (--few_shot): a contrastive loss on text vectors, and class frequencies from dev."""
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,12 @@ CHANCE = 0.01  # significance level: label frequencies differ if the test's p-va
 class Contrast(Trick):
     """Supervised contrastive loss: adds weight * the mean over texts i of -sum_j a_ij log p_ij / sum_j a_ij.
 
-    p_ij = softmax over j != i of (v_i . v_j / temperature), v the unit vectors of the micro-batch's labelled texts;
-    a_ij is 1 if i and j have the same label, else 0. For sets of labels, and for paths in a hierarchy, it is the number
-    of shared labels or nodes divided by the number in the union. Texts unlike all others are left out of the mean.
+    p_ij is the softmax over j != i of v_i . v_j / temperature, where v are the unit vectors of the labelled texts in a
+    micro-batch. a_ij is 1 if i and j have the same label, else 0; for label sets and for paths in a hierarchy, it is
+    the size of the intersection divided by the size of the union. A text i is excluded from the mean if all a_ij are 0.
 
-    Khosla et al., 2020 (arXiv:2004.11362), their L_out, together with cross-entropy as in Gunel et al., 2021
-    (arXiv:2011.01403). Texts are compared only within a micro-batch and, with several processes, within its share.
+    L_out of Khosla et al., 2020 (arXiv:2004.11362), in addition to cross-entropy as in Gunel et al., 2021
+    (arXiv:2011.01403). Texts are compared within a micro-batch, and only within a process.
     """
 
     @classmethod
@@ -42,7 +42,8 @@ class Contrast(Trick):
         trick = cls(model)
         others = [name for name in model.output_layer.heads if name not in trick.heads]
         if others:
-            logger.info(f"--few_shot: no contrastive loss for {', '.join(others)}: needs one vector and label per text")
+            names = ", ".join(others)
+            logger.info(f"--few_shot: no contrastive loss for {names}, which needs one vector and one label per text")
         return trick if trick.heads else None
 
     def __init__(self, model: Any, weight: float = 1.0, temperature: float = 0.1):
@@ -64,7 +65,7 @@ class Contrast(Trick):
             vectors = self.layer.text_vectors(hidden[0].float(), batch.inputs)
             for name, head in self.heads.items():
                 labels = batch.labels[name]
-                # this micro-batch's share of the mean over the whole step, as for the cross-entropy
+                # the micro-batch's share of the mean over the optimizer step, as for the cross-entropy
                 share = head.label_weights(labels, batch.inputs).sum() / output.counts[name]
                 labelled = head.label_mask(labels, batch.inputs).reshape(len(labels), -1).any(1)
                 alike = likeness(labels, self.sets[name], labelled)
@@ -75,13 +76,14 @@ class Contrast(Trick):
 
 
 def label_sets(task: Task) -> torch.Tensor:
-    """The nodes on the path of each label, as zeros and ones (C, N). Without a hierarchy, a label is its only node."""
+    """Returns the nodes on the path of each label as zeros and ones, (C, N). Without a hierarchy, the only node is the
+    label itself."""
     paths = paths_of(task)
     return torch.zeros(len(paths), len(task.nodes) + 1).scatter_(1, paths, 1.0)[:, :-1]
 
 
 def likeness(labels: torch.Tensor, sets: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
-    """a_ij, (B, B): shared labels or nodes divided by their union; two labelled texts without any have a_ij = 1.
+    """Computes a_ij, (B, B): the intersection over the union of two texts' labels or nodes; 1 if both texts have none.
 
     labels: (B,) ids or (B, C) zeros and ones, negative where unlabelled; sets: see `label_sets`; labelled: (B,)
     """
@@ -95,28 +97,29 @@ def likeness(labels: torch.Tensor, sets: torch.Tensor, labelled: torch.Tensor) -
 def contrastive_loss(
     vectors: torch.Tensor, alike: torch.Tensor, labelled: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """The loss of `Contrast` in a micro-batch. vectors: (B, H); alike: a_ij (B, B); labelled: (B,) -> ()"""
+    """Computes the loss of `Contrast` for a micro-batch. vectors: (B, H); alike: a_ij (B, B); labelled: (B,) -> ()"""
     vectors = F.normalize(vectors, dim=1)
     others = labelled & ~torch.eye(len(vectors), dtype=torch.bool, device=vectors.device)
     similarity = (vectors @ vectors.T / temperature).masked_fill(~others, -1e4)
-    alike = alike * others  # without i = j; rows of unlabelled texts are 0
+    alike = alike * others  # excludes i = j and unlabelled texts j
     total = alike.sum(1)
     losses = -(alike * similarity.log_softmax(1)).sum(1) / torch.where(total > 0, total, 1.0)
     return losses.sum() / (total > 0).sum().clamp(min=1)
 
 
 class LabelShift(Trick):
-    """Adds T log(p_dev(c) / p_train(c)) to the bias of each class c in the weights to score and save.
+    """Label shift correction: adds T log(p_dev(c) / p_train(c)) to the bias of each class c in the weights that are
+    evaluated and saved.
 
-    T is the temperature that fits dev best: softmax(logits / T) are the probabilities under the label frequencies of
-    train, and adding the logarithm gives those under the frequencies of dev (Alexandari et al., 2020,
+    A sample of K texts per class does not reflect the class frequencies, but a head's bias learns the frequencies of
+    the sample. p are the relative frequencies in dev and train, after adding one to each count; with --class_weights
+    balanced, p_train is uniform. A head is changed only if a chi-square test finds that the counts differ.
+
+    T is the temperature that fits dev best. softmax(logits / T) are the probabilities at the label frequencies of
+    train, and adding the logarithm gives the probabilities at the frequencies of dev (Alexandari et al., 2020,
     arXiv:1901.06852). With T = 1, the shift would outweigh the small logits of the first epochs, and hardly affect the
-    large logits of an overfit model.
-
-    A sample of K texts per class does not show how frequent the classes are, but a head's bias learns the sample's
-    frequencies. p are the relative frequencies in dev and train after adding one to each count; a head is only changed
-    if the counts differ by a chi-square test. With --class_weights balanced, p_train is uniform. Saerens et al., 2002
-    (Neural Computation 14), for known frequencies; Menon et al., 2021 (arXiv:2007.07314).
+    large logits of an overfit model. Saerens et al., 2002 (Neural Computation 14), for known frequencies; Menon et al.,
+    2021 (arXiv:2007.07314).
     """
 
     switch = "few_shot"
@@ -125,18 +128,16 @@ class LabelShift(Trick):
         self.heads = {name: head for name, head in model.output_layer.heads.items() if has_class_biases(head)}
         self.shifts: dict[str, torch.Tensor] = {}
 
-    def begin(self, train_loader: Any, config: Any) -> None:
-        if config.init_from:  # its biases already have the label frequencies of dev
-            logger.info("--few_shot: label frequencies are not adjusted, because the run starts from another one")
+    def begin(self, train_loader: Any, dev_loader: Any, config: Any) -> None:
+        if config.init_from:  # its biases are already adjusted to the frequencies of dev
+            logger.info("--few_shot: label frequencies are not adjusted, because the run starts from another run")
             return
-        rows = {}
-        for part in ("dev", "train"):  # rows may have been added to train.jsonl after labels.json was written
-            with open(config.data_dir / f"{part}.jsonl", encoding="utf-8") as file:
-                rows[part] = [json.loads(line) for line in file]
+        # The counts in labels.json may be outdated, if rows were added to train.jsonl
+        counts = [count_labels(loader.dataset, list(self.heads)) for loader in (dev_loader, train_loader)]
         for name, head in self.heads.items():
-            counted = {part: Counter(row[name] for row in rows[part]) for part in rows}
             dev, train = (
-                torch.tensor([counted[part][x] for x in head.task.labels], dtype=torch.float64) for part in rows
+                torch.tensor([counter[name][label] for label in head.task.labels], dtype=torch.float64)
+                for counter in counts
             )
             if config.class_weights == "balanced":
                 train = torch.full_like(train, float(train.mean()))
@@ -147,7 +148,7 @@ class LabelShift(Trick):
             raised = head.task.labels[int(shift.argmax())]
             logger.info(
                 f"--few_shot: {name} has different label frequencies in dev than in train, mainly for {raised!r}; "
-                "those of dev are used"
+                "using the frequencies of dev"
             )
 
     def adapt_to_dev(self, logits_of_dev: Callable[[], dict[str, Any]]) -> None:
@@ -170,8 +171,10 @@ class LabelShift(Trick):
 
 
 def temperature_at(logits: torch.Tensor, labels: torch.Tensor, shift: torch.Tensor) -> float:
-    """The T for which softmax(logits / T + shift) fits the labels best; 1 with fewer labels than FEWEST.
-    logits: (N, C), labels: (N,), shift: (C,)"""
+    """Returns the T for which softmax(logits / T + shift) fits the labels best; 1 with fewer labels than FEWEST.
+
+    logits: (N, C), labels: (N,), shift: (C,)
+    """
     there = labels != IGNORE
     if there.sum() < FEWEST:
         return 1.0
@@ -180,16 +183,25 @@ def temperature_at(logits: torch.Tensor, labels: torch.Tensor, shift: torch.Tens
 
 
 def has_class_biases(head: Head) -> bool:
-    """Whether a head's logits are the output of a linear layer with one bias per class."""
+    """Returns whether a head's logits are the output of a linear layer with one bias per class."""
     task = head.task
     plain = task.kind == "classification" and not task.hierarchy and type(head).forward is Head.forward
     return plain and task.counts is not None and head.linear.out_features == len(task.labels)
 
 
-def differ(dev: torch.Tensor, train: torch.Tensor) -> bool:
-    """Whether two samples have different label frequencies, by a chi-square test. dev, train: counts (C,)
+def count_labels(data: Any, names: list[str]) -> dict[str, Counter[str]]:
+    """Counts the labels of tasks in a dataset of data_loader.py, which is read as a stream."""
+    counts = {name: Counter[str]() for name in names}
+    for example in islice(data.examples(), data.num_labelled):
+        for name, counter in counts.items():
+            counter[example[name]] += 1
+    return counts
 
-    Labels with an expected count below five in one of the samples are merged into one (Cochran, 1954).
+
+def differ(dev: torch.Tensor, train: torch.Tensor) -> bool:
+    """Returns whether the label frequencies of two samples differ, by a chi-square test. dev, train: counts (C,)
+
+    Merges all labels with an expected count below five in one of the samples (Cochran, 1954).
     """
     table = torch.stack([dev, train]).numpy()
     rare = (table.sum(1).min() * table.sum(0) / max(table.sum(), 1)) < 5

@@ -1,4 +1,4 @@
-"""Helpers for adversarial and consistency training: noise on word vectors, stashed gradients, checks."""
+"""Helpers for adversarial and consistency training: noise on word vectors, saving and adding gradients, checks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from engine.errors import UserError
 
 
 class WordNoise:
-    """Adds noise to the encoder's word vectors with a permanent hook. The encoder needs `get_input_embeddings`."""
+    """Adds noise to the encoder's word vectors through a forward hook. The encoder needs `get_input_embeddings`."""
 
     def __init__(self, model: Any):
         encoder = model.encoder
@@ -25,7 +25,7 @@ class WordNoise:
 
     @staticmethod
     def require_lookup(encoder: Any, table: torch.nn.Embedding) -> None:
-        """Raises UserError unless the encoder looks up word vectors (B, L, width) in `table`; XLNet does not."""
+        """Raises UserError unless the encoder looks up word vectors (B, L, width) in `table`, which XLNet does not."""
         shapes, training, ids = [], encoder.training, torch.ones(1, 3, dtype=torch.long, device=table.weight.device)
         hook = table.register_forward_hook(lambda table, inputs, output: shapes.append(output.shape[:2]))
         encoder.eval()
@@ -66,7 +66,7 @@ def norm_by_text(delta: torch.Tensor) -> torch.Tensor:
 
 
 def take_gradients(model: torch.nn.Module) -> list[tuple[torch.nn.Parameter, torch.Tensor | None]]:
-    """Clears the gradients of all parameters and returns them as [(parameter, gradient)]."""
+    """Removes the gradients of all parameters. Returns them as [(parameter, gradient)]."""
     gradients = [(p, p.grad) for p in model.parameters()]
     for p, _ in gradients:
         p.grad = None

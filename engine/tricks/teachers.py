@@ -1,4 +1,4 @@
-"""Internals of distillation: the teachers and their answers for each step."""
+"""Internals of distillation: the teachers and their predictions for each step."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from engine.tricks.trick import Trick
 
 
 def shared_tasks(folder: Path, teacher_tasks: Any, student_tasks: dict[str, Task]) -> list[str]:
-    """Returns the tasks that teacher and student share. Raises UserError if there are none, or if one differs."""
+    """Returns the tasks that teacher and student share. Raises UserError if there are none or if they differ."""
     names = [name for name in student_tasks if name in teacher_tasks]
     if not names:
         tasks = f"none of the tasks {', '.join(student_tasks)}, only {', '.join(teacher_tasks)}"
@@ -40,7 +40,7 @@ def shared_tasks(folder: Path, teacher_tasks: Any, student_tasks: dict[str, Task
 
 @contextmanager
 def unchanged_random_states(device: torch.device) -> Iterator[None]:
-    """Context manager that restores the states of all random number generators on exit."""
+    """Context manager that restores the state of all random number generators on exit."""
     states = checkpoint.random_states(device)
     try:
         yield
@@ -49,7 +49,7 @@ def unchanged_random_states(device: torch.device) -> Iterator[None]:
 
 
 class MultiTeacher(Trick):
-    """Computes the mean divergence of a model from several teachers. Each teacher is run once.
+    """Computes the mean divergence of a model from several teachers. Each teacher runs only once, before training.
 
     folders: runs or checkpoints. See Distillation in tricks.py.
     """
@@ -65,7 +65,7 @@ class MultiTeacher(Trick):
             self.teachers.append(Teacher(folder, self.heads, shared, temperature))
         self.taught = [name for name in self.heads if any(name in teacher.tasks for teacher in self.teachers)]
 
-    def ask_teachers(self, data: Any, load: Callable[[Path], Any], batches_of: Callable[..., Any], config: Any) -> None:
+    def run_teachers(self, data: Any, load: Callable[[Path], Any], batches_of: Callable[..., Any], config: Any) -> None:
         """Computes the teachers' predictions on the training set, or loads them from the cache.
 
         load(folder) -> (model, featurizer, its options); batches_of(examples, featurizer) -> a MyDataLoader.
@@ -74,7 +74,7 @@ class MultiTeacher(Trick):
         device = next(self.model.parameters()).device
         with unchanged_random_states(device):
             for teacher in self.teachers:
-                teacher.answer(data, partial(load, teacher.folder), config.precision, device, batches_of)
+                teacher.predict(data, partial(load, teacher.folder), config.precision, device, batches_of)
 
     def before_step(self, group: list) -> None:
         self.step_targets = [(batch.rows, self.targets_of(batch)) for batch in group]
@@ -87,7 +87,7 @@ class MultiTeacher(Trick):
         return {name: soft_targets(self.teachers, name, self.heads[name], batch, self.windows) for name in self.taught}
 
     def count(self, pairs: list[tuple[dict[str, SoftTargets], Any]]) -> dict[str, torch.Tensor]:
-        """Counts the texts or words with soft targets in [(targets, batch)] -> {task: count}."""
+        """Counts the texts or words with soft targets per task. pairs: [(targets, batch)]"""
         counts = []
         for targets, batch in pairs:
             distributions = {name: self.heads[name].distribution for name in targets}
@@ -95,15 +95,15 @@ class MultiTeacher(Trick):
         return {name: sum(count[name] for count in counts) for name in counts[0]}
 
     def loss_of_labels(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Returns the weighted sum of a micro-batch's label losses over the tasks with teachers. -> ()"""
+        """Returns the weighted sum of the losses over the tasks with teachers, ()."""
         weights = self.model.loss.task_weights
         return sum(weights.get(name, 1.0) * losses[name] for name in self.taught if name in losses)
 
     def divergence(self, logits: dict[str, torch.Tensor], batch: Any) -> torch.Tensor:
-        """Returns the micro-batch's share of the mean divergence of its optimizer step, weighted by task. -> ()"""
+        """Returns the micro-batch's share of the mean divergence over its optimizer step, weighted by task, ()."""
         targets = next((targets for rows, targets in self.step_targets if rows is batch.rows), None)
         counts, total = self.counts, torch.zeros(())
-        if targets is None:  # the batch is not part of an optimizer step
+        if targets is None:  # a batch outside of an optimizer step
             host = batch.to("cpu")
             targets = self.targets_of(host)
             counts = self.count([(targets, host)])

@@ -1,4 +1,4 @@
-"""The base class of training tricks with its hooks, and a list of tricks with the same interface."""
+"""The base class of training tricks, and a list of tricks with the same hooks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class Trick:
-    """Base class of tricks. The hooks do nothing; override those you need. batch: data_loader.Batch."""
+    """Base class of tricks. The hooks do nothing by default; override the ones you need. batch: data_loader.Batch."""
 
-    switch = ""  # the option that enables it
+    switch = ""  # the option that enables the trick
     options: tuple[str, ...] = ()  # the options passed to __init__ after the model
 
     @classmethod
@@ -33,23 +33,26 @@ class Trick:
         """Returns the parameter groups to use instead of `groups`."""
         return groups
 
-    def begin(self, train_loader: Any, config: Any) -> None:
-        """Called once after the training data is loaded, before a run is resumed. Must not use random numbers."""
+    def begin(self, train_loader: Any, dev_loader: Any, config: Any) -> None:
+        """Called once after the data is loaded, before a run is resumed. Must not use random numbers."""
 
     def before_step(self, group: list) -> None:
-        """Called before the micro-batches of an optimizer step. group: their Batches, as yielded by the loader."""
+        """Called before each optimizer step. group: its micro-batches, as yielded by the loader."""
 
     def before_epoch(self, epoch: int) -> None:
-        """Called before each epoch, and again when a run resumes in it. epoch: zero-based."""
+        """Called before each epoch, and again when a run resumes in the middle of it. epoch: zero-based."""
 
     def wrap_forward(self, forward: Callable[[], Any], batch: Any) -> Any:
-        """Runs the forward pass of a micro-batch. forward() -> MyModelOutput; backward starts from its total_loss."""
+        """Runs the forward pass of a micro-batch. Returns the MyModelOutput whose total_loss is backpropagated.
+
+        forward() -> MyModelOutput.
+        """
         return forward()
 
     def passes(self, batch: Any) -> Generator[bool, None, None]:
-        """Yields once per forward and backward pass of a micro-batch: True if the losses of this pass are logged.
+        """Yields once for each forward and backward pass of a micro-batch: True if the losses of the pass are logged.
 
-        The gradients of all passes accumulate. The code after a `yield` runs when that pass has finished or failed.
+        The gradients of all passes accumulate. Code after a `yield` runs when the pass has finished or failed.
         """
         yield True
 
@@ -61,27 +64,27 @@ class Trick:
         """Called after an optimizer step. finite: (), False if the step was skipped."""
 
     def after_epoch(self, epoch: int) -> None:
-        """Called before the evaluation on dev, and again if a run was interrupted during that evaluation."""
+        """Called after each epoch, before the evaluation on dev, and again when a run resumes in that evaluation."""
 
     def choose_weights(self, epoch: int, score: Callable[[], float], is_better: Callable[[float, float], bool]) -> None:
-        """Called after `after_epoch`, and repeated like it, for tricks that choose the weights to swap in by dev score.
+        """Called after `after_epoch`, for tricks that choose the weights for `swap_weights` by their dev score.
 
-        score() -> monitored score on dev with the model's current weights; is_better(new, old) compares two scores.
+        score() -> score of --monitor on dev with the model's current weights; is_better(new, old) -> bool.
         """
 
     def swap_weights(self) -> AbstractContextManager[None]:
-        """Returns a context manager in which the model has the weights to score and to save as the best."""
+        """Returns a context manager in which the model has the weights that are evaluated and saved as the best."""
         return nullcontext()
 
     def adapt_to_dev(self, logits_of_dev: Callable[[], dict[str, Any]]) -> None:
-        """Called in `swap_weights`, before dev is scored, for tricks that adapt these weights to dev.
+        """Called within `swap_weights`, before the evaluation on dev, for tricks that adapt these weights to dev.
 
-        logits_of_dev() -> {task: (logits, labels) of all of dev with the current weights, on the CPU}, for tasks with
-        one label per text.
+        logits_of_dev() -> {task: (logits, labels)} for all of dev, with the current weights, on the CPU, for tasks with
+        text-level labels.
         """
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Returns {name: tensor} with all state that later steps depend on."""
+        """Returns all state that later steps depend on, as {name: tensor}."""
         return {}
 
     def load_state_dict(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -89,7 +92,7 @@ class Trick:
 
 
 class Tricks(list[Trick]):
-    """A list of tricks that the trainer uses like a single one."""
+    """A list of tricks. Calling a hook calls the hook of each trick, in order."""
 
     def start_epoch(self) -> int:
         return max((trick.start_epoch() for trick in self), default=0)
@@ -102,16 +105,16 @@ class Tricks(list[Trick]):
             groups = trick.param_groups(groups)
         return groups
 
-    def begin(self, train_loader: Any, config: Any) -> None:
+    def begin(self, train_loader: Any, dev_loader: Any, config: Any) -> None:
         for trick in self:
-            trick.begin(train_loader, config)
+            trick.begin(train_loader, dev_loader, config)
 
     def before_step(self, group: list) -> None:
         for trick in self:
             trick.before_step(group)
 
     def change_gradients(self) -> bool:
-        """Whether a trick adds forward or backward passes, or changes which parameters are trained."""
+        """Returns whether a trick adds forward or backward passes, or changes which parameters are trained."""
         hooks = ("wrap_forward", "passes", "before_epoch")
         return any(getattr(type(trick), hook) is not getattr(Trick, hook) for trick in self for hook in hooks)
 

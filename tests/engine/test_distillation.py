@@ -418,7 +418,7 @@ def test_answers_of_windows_are_put_together(every_kind, two_teachers):
     assert len(data.lengths) > 2
     student = model.output_layer.heads
     teacher = soft_targets.Teacher(folder, student, list(TASKS), 1.0)
-    table = teacher.answers_to(model, MyDataLoader(data, 2), torch.device("cpu"), None)
+    table = teacher.run_model(model, MyDataLoader(data, 2), torch.device("cpu"), None)
     teacher.columns = {name: [soft_targets.lists_of(table[name])] for name in table.schema.names}
     found = teacher.find("slots", 0, 0, 24)
     assert len(found.entropies) == 24 and set(found.statistics.words.tolist()) == set(range(24))

@@ -16,7 +16,9 @@ from transformers import BertConfig, BertModel
 
 import main as main_module
 from config import Config, seed_torch
+from data_loader import MyDataLoader, MyDataset
 from data_process import DataConfig, process
+from engine.data.features import Featurizer
 from engine.data.tokenizer import train_tokenizer
 from engine.errors import UserError
 from engine.predict import load
@@ -135,14 +137,16 @@ def test_each_micro_batch_adds_its_share_of_the_loss_and_its_gradient_reaches_th
     assert all(torch.equal(with_it[name], without[name]) for name in without if name not in names)
 
 
-def test_label_frequencies_are_those_of_dev_as_bayes_rule_says(tmp_path):
+def test_label_frequencies_are_those_of_dev_as_bayes_rule_says():
     """A head that knows p(x | c) and the frequencies of train has, after the shift, the posterior of dev."""
     labels, rng = ("a", "b", "c"), np.random.default_rng(0)
     train, dev = np.array([30, 30, 30]), np.array([200, 30, 5])
-    for part, counts in (("train", train), ("dev", dev)):
-        rows = [json.dumps({"y": label}) + "\n" for label, n in zip(labels, counts) for _ in range(n)]
-        (tmp_path / f"{part}.jsonl").write_text("".join(rows))
     tasks = {"y": Task("classification", labels, counts=train.tolist())}
+    featurizer, loaders = Featurizer(train_tokenizer(lambda: ["some text"], 50), tasks, 8), []
+    for counts in (train, dev):
+        names = np.repeat(labels, counts).tolist()
+        rows = [{"id": str(i), "text": "some text", "y": name} for i, name in enumerate(names)]
+        loaders.append(MyDataLoader(MyDataset(rows, featurizer, quiet=True), 8))
     model = MyModel(nn.Identity(), 2, tasks, HeadOptions(dropout=0.0))
     means, x = rng.normal(size=(3, 2)), rng.normal(size=(50, 2))
     density = np.exp(-0.5 * ((x[:, None] - means) ** 2).sum(2))
@@ -156,9 +160,9 @@ def test_label_frequencies_are_those_of_dev_as_bayes_rule_says(tmp_path):
         linear.weight.copy_(torch.tensor(means))
         linear.bias.copy_(torch.tensor(np.log((train + 1) / (train + 1).sum()) - 0.5 * (means**2).sum(1)))
     before, trick = linear.bias.detach().clone(), LabelShift(model)
-    trick.begin(None, Config(data_path=str(tmp_path), init_from="a run, whose biases are adjusted already"))
+    trick.begin(*loaders, Config(init_from="a run, whose biases are adjusted already"))
     assert not trick.shifts
-    trick.begin(None, Config(data_path=str(tmp_path)))
+    trick.begin(*loaders, Config())
 
     def answer():
         return linear(torch.tensor(x, dtype=torch.float32)).softmax(1).detach().numpy()

@@ -23,7 +23,7 @@ from config import Config
 from data_loader import MyDataLoader, MyDataset
 from engine.errors import UserError
 from engine.predict import labelling
-from engine.predict.labelling import Output, check_all, part_of_shard, path_of_shard
+from engine.predict.labelling import Output, check_all, path_of_shard, rows_of_shard
 from engine.predict.predictions import prepare_inputs
 from engine.predict.rows import write_rows
 from engine.run.run_folder import hold
@@ -377,7 +377,7 @@ def test_shards_put_together_are_the_whole(shards, label, pools, tmp_path):
 def test_shards_have_each_row_once_and_whole_pools():
     for size in (0, 1, 7, 8, 9, 100):
         for shards in (1, 2, 5, 16):
-            parts = [part_of_shard(size, 8, f"{number}/{shards}") for number in range(1, shards + 1)]
+            parts = [rows_of_shard(size, 8, f"{number}/{shards}") for number in range(1, shards + 1)]
             assert [row for part in parts for row in part] == list(range(size))
             assert all(part.start % 8 == 0 or not part for part in parts)
             assert max(map(len, parts)) - min(map(len, parts)) <= 8

@@ -17,8 +17,8 @@ from engine.predict import load
 from engine.predict.uncertainty import (
     Abstention,
     abstention_scores,
-    answers_of,
     calibration,
+    decisions_of,
     interval,
     lowest_threshold,
     thresholds_of,
@@ -57,14 +57,14 @@ def test_ece_against_loops():
 
 
 def test_the_answers_of_each_kind():
-    assert answers_of("classification", "a", "b", 0.7) == [(0.7, False)]
-    assert answers_of("multilabel", ["a"], ["a", "b"], [0.9, 0.6]) == [(0.9, True), (0.6, False)]
-    assert answers_of("spans", [[0, 1, "x"]], [[0, 1, "x"], [0, 1, "y"]], [0.8, 0.4]) == [(0.8, True), (0.4, False)]
+    assert decisions_of("classification", "a", "b", 0.7) == [(0.7, False)]
+    assert decisions_of("multilabel", ["a"], ["a", "b"], [0.9, 0.6]) == [(0.9, True), (0.6, False)]
+    assert decisions_of("spans", [[0, 1, "x"]], [[0, 1, "x"], [0, 1, "y"]], [0.8, 0.4]) == [(0.8, True), (0.4, False)]
     tags = ["B-x", "I-x", "O", "B-y"]
-    assert answers_of("tagging", ["B-x", "I-x", "O", "O"], tags, [0.8, 0.4]) == [(0.8, True), (0.4, False)]
-    assert answers_of("tagging", tags, tags, [0.8, 0.4, 0.9, 0.9]) == []  # of words, in a run of an earlier version
-    assert answers_of("words", ["N", "V"], ["N", "N"], [0.8, 0.4]) == [(0.8, True), (0.4, False)]
-    assert answers_of("regression", 1.0, 2.0, None) == answers_of("classification", "a", "a", None) == []
+    assert decisions_of("tagging", ["B-x", "I-x", "O", "O"], tags, [0.8, 0.4]) == [(0.8, True), (0.4, False)]
+    assert decisions_of("tagging", tags, tags, [0.8, 0.4, 0.9, 0.9]) == []  # of words, in a run of an earlier version
+    assert decisions_of("words", ["N", "V"], ["N", "N"], [0.8, 0.4]) == [(0.8, True), (0.4, False)]
+    assert decisions_of("regression", 1.0, 2.0, None) == decisions_of("classification", "a", "a", None) == []
 
 
 @pytest.mark.parametrize("target", [0.6, 0.7, 0.8])

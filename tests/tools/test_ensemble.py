@@ -29,17 +29,18 @@ from engine.data.windows import merge_windows
 from engine.errors import UserError
 from engine.model.encoders import bert_config
 from engine.predict import labelling
+from engine.predict.collector import Predictions
 from engine.predict.ensemble import (
     Committee,
-    Part,
     Run,
+    SplitOutputs,
     average_heads,
     deciding_state,
     find_runs,
     mean_of_words,
     mean_predictions,
 )
-from engine.predict.predictions import Predictions, prepare_inputs
+from engine.predict.predictions import prepare_inputs
 from engine.run.command_line import parse_args
 from engine.task.tags import may_follow
 from engine.task.task import Task
@@ -542,14 +543,14 @@ def test_one_model_is_in_memory_at_a_time(joint, sample):
 
 
 def committee_of(probabilities, gold):
-    """A committee of which each member gave these probabilities (M, N, C) for dev. -> (Committee, Part)"""
+    """A committee of which each member gave these probabilities (M, N, C) for dev. -> (Committee, SplitOutputs)"""
     labels = [f"l{c}" for c in range(probabilities.shape[2])]
     tasks = {"x": Task("classification", labels=labels)}
     tokenizer = train_tokenizer(lambda: iter(["a b"] * 3), 50)
     examples = [{"id": str(i), "text": "a", "x": labels[g]} for i, g in enumerate(gold)]
     data = MyDataset(examples, Featurizer(tokenizer, tasks, 16))
     runs = [Run(f"m{m}", Path(f"m{m}"), tasks, False) for m in range(len(probabilities))]
-    committee, part = Committee(runs, None, None, None, CPU, metrics), Part()
+    committee, part = Committee(runs, None, None, None, CPU, metrics), SplitOutputs()
     committee.heads = torch.nn.ModuleDict({"x": ClassificationHead(4, tasks["x"])})
     committee.states = {m: {"x": {}} for m in range(len(runs))}
     for m, p in enumerate(torch.from_numpy(probabilities)):

@@ -25,9 +25,9 @@ from logging_config import get_logger
 
 def main(config: Config) -> int:
     import metrics
-    from engine.predict.answers import rows_of, write_rows
     from engine.predict.ensemble import average_heads, deciding_state, mean_predictions, mean_scores
     from engine.predict.predictions import prediction_rows, write_predictions
+    from engine.predict.stored import rows_of, write_rows
     from main import main as train_fold
     from preprocess.schema import load_labels
 
@@ -119,7 +119,7 @@ def log_result(result: dict[str, Any], num_folds: int, logger: logging.Logger) -
 def write_report(folder: Path, trainer: Any, folds: list[Config], splits: list[str]) -> None:
     """Writes report.html for all folds from answers/ in the folder. trainer: the Trainer of any fold."""
     import metrics
-    from engine.predict.answers import write_about
+    from engine.predict.stored import write_about
     from tools.report.page import show_report
 
     names, data_path = [fold.run_dir.name for fold in folds], str(folds[0].data_dir.parent)

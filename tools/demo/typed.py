@@ -10,8 +10,9 @@ from typing import Any
 
 from engine.data.own_inputs import input_columns
 from engine.errors import UserError
-from engine.predict.answers import cuts_and_windows, distribution
-from engine.predict.predictions import names_entities, prediction_row, prepare_inputs
+from engine.predict.predictions import prediction_row, prepare_inputs
+from engine.predict.stored import cuts_and_windows, distribution
+from engine.task.tags import names_entities
 from engine.task.task import pairs_of, read_tasks
 from engine.task.text import text_and_offsets, text_of
 from engine.task.words import entities, entity

@@ -179,8 +179,8 @@ def label(committee: "Committee", config: EnsembleConfig, monitor: str, dev_path
 def score(committee: "Committee", config: EnsembleConfig, monitor: str, paths: dict[str, Path]) -> None:
     """Scores each run, all runs together and the selected runs. Logs the scores and writes ensemble.json. Writes
     eval.json, predictions.csv and answers/ for all runs or, with --select, for the selected runs."""
-    from engine.predict.answers import rows_of, write_rows
     from engine.predict.predictions import prediction_rows, write_predictions
+    from engine.predict.stored import rows_of, write_rows
     from tools.ensemble.selection import assess, summary
 
     tasks, metrics, folder = committee.tasks, committee.metrics, config.folder
@@ -200,7 +200,7 @@ def score(committee: "Committee", config: EnsembleConfig, monitor: str, paths: d
 
 def report(committee: "Committee", config: EnsembleConfig, trained: list[Config], splits: list[str]) -> None:
     """Writes report.html from answers/, with the learning curves of all runs and the options that they share."""
-    from engine.predict.answers import options_of, write_about
+    from engine.predict.stored import options_of, write_about
     from tools.report.page import show_report
 
     homes = [run.home for run in committee.runs if run.home]

@@ -9,9 +9,9 @@ import numpy as np
 from tqdm import tqdm
 
 from engine.errors import UserError
-from engine.predict.answers import report_kinds, rows_of
-from engine.predict.ensemble import Committee, Part
-from engine.predict.predictions import Predictions
+from engine.predict.collector import Predictions
+from engine.predict.ensemble import Committee, SplitOutputs
+from engine.predict.stored import report_kinds, rows_of
 from engine.task.task import Task
 from tools.report.bootstrap import SHARE, TIMES, statistics_of
 from tools.report.compare import paired
@@ -46,7 +46,7 @@ def select(number: int, score: Callable[[list[int]], float], better: Callable[[f
 class Selection:
     """Selects members of a committee. dev: the dev split; monitor: the dev score to optimise."""
 
-    def __init__(self, committee: Committee, dev: Part, monitor: str) -> None:
+    def __init__(self, committee: Committee, dev: SplitOutputs, monitor: str) -> None:
         self.committee, self.dev, self.monitor = committee, dev, monitor
         self.gold, self.size = dev.gold(committee.tasks), len(dev.dataset)
         self.cache: dict[tuple, dict[str, list]] = {}
@@ -57,7 +57,7 @@ class Selection:
         key = *sorted(members), rows.tobytes() if self.fits else b""
         if key not in self.cache:
             self.committee.decide(members, self.dev, rows)
-            self.cache[key] = self.committee.answer(self.dev).labels
+            self.cache[key] = self.committee.predict(self.dev).labels
         return self.cache[key]
 
     def order(self, rows: np.ndarray | None = None) -> Order:
@@ -109,7 +109,7 @@ def monitor_of(requested: str, trained: str, tasks: dict[str, Task], metrics: Mo
 
 
 def assess(
-    committee: Committee, splits: Mapping[str, Part], monitor: str
+    committee: Committee, splits: Mapping[str, SplitOutputs], monitor: str
 ) -> tuple[dict[str, Any], dict[str, dict[str, Predictions]]]:
     """Scores runs and groups of runs. Returns (content of ensemble.json, {group: {split: Predictions}}).
 
@@ -136,7 +136,7 @@ def assess(
     predictions: dict[str, dict[str, Predictions]] = {}
     for group, members in groups.items():
         committee.decide(members, dev)
-        predictions[group] = {title: committee.answer(split) for title, split in splits.items()}
+        predictions[group] = {title: committee.predict(split) for title, split in splits.items()}
         result[group] = {"runs": [names[member] for member in members], **scores_of(predictions[group])}
         result[group] |= {"dev_cross_fitted": crossed[group]} if group in crossed else {}
     if order:
@@ -191,7 +191,7 @@ def score_table(title: str, rows: Mapping[str, Mapping[str, float]], names: Sequ
 
 
 def summary(
-    result: dict[str, Any], splits: Mapping[str, Part], tasks: dict[str, Task], metrics: ModuleType
+    result: dict[str, Any], splits: Mapping[str, SplitOutputs], tasks: dict[str, Task], metrics: ModuleType
 ) -> list[str]:
     """Formats the results of `assess` for a terminal."""
     runs, names = result["runs"], list(dict.fromkeys([result["monitor"], *metrics.main_scores(tasks)]))

@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from config import Config
 from engine.errors import UserError
-from engine.predict.answers import PARTS
+from engine.predict.stored import SPLITS
 from engine.run.command_line import first_line
 from engine.task.task import PLACES, Task
 from tools.report.collect import collect
@@ -115,7 +115,7 @@ def described(name: str, task: Task) -> str:
 
 def data_of(data: str, report: dict[str, Any]) -> str:
     sizes = report.get("sizes", {})
-    sizes = ", ".join(f"{sizes[part]:,} in {part}" for part in ("train", *PARTS) if sizes.get(part))
+    sizes = ", ".join(f"{sizes[part]:,} in {part}" for part in ("train", *SPLITS) if sizes.get(part))
     return f"`{data}`" + (f": {sizes} texts." if sizes else ".") + f" {FILL_IN}: where it comes from, and its licence."
 
 

@@ -14,7 +14,7 @@ from engine.run.files import seal
 
 if TYPE_CHECKING:
     from data_loader import MyDataset
-    from engine.predict.predictions import Predictions
+    from engine.predict.collector import Predictions
     from tools.export.predictor import Predictor
 
 logger = logging.getLogger("template")

@@ -13,8 +13,8 @@ import regex
 from engine.data.fields import Field
 from engine.errors import UserError
 from engine.model.crf import IMPOSSIBLE
-from engine.predict.predictions import names_entities, outside_id
 from engine.task import text
+from engine.task.tags import names_entities, outside_id
 from engine.task.task import pairs_of
 
 if TYPE_CHECKING:

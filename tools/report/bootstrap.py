@@ -18,7 +18,7 @@ from metrics import ends_of, event_views, items_in, relaxed_of, typed_sides
 TIMES, SEED, SHARE = 1000, 20240101, 0.95
 F1 = {name: name for name in ("precision", "recall", "f1")}
 VIEWS: dict[str, Callable] = {"relaxed_": relaxed_of, "entities_": ends_of}  # see metrics.relation_scores
-Answer = dict[str, Any]  # the gold and predicted label of a row for a task, from answers.py
+Answer = dict[str, Any]  # the gold and predicted label of a row for a task, from stored.py
 Scores = dict[str, np.ndarray]  # {score: values (R,) in R resamples}
 
 
@@ -229,7 +229,7 @@ def mid_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def statistics_for(kind: str, answers: Sequence[Answer], typed: Sequence[Answer] | None = None) -> Sequence[Any]:
-    """Returns the statistics of a task's scores. answers: labels per row, from answers.py. typed: the same for the task
+    """Returns the statistics of a task's scores. answers: labels per row, from stored.py. typed: the same for the task
     with the types of the subjects and objects of relations."""
     pairs = [(answer["gold"], answer["predicted"]) for answer in answers]
     if kind == "relations":

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from engine.predict.answers import PARTS, read_about, read_rows
-from engine.predict.uncertainty import answers_of, calibration
+from engine.predict.stored import SPLITS, read_about, read_rows
+from engine.predict.uncertainty import calibration, decisions_of
 from engine.run.run_folder import EVALUATE, SCORES, read_result
 from engine.schema import Optional
 from engine.task.hierarchy import depth_of
@@ -28,8 +28,8 @@ def collect(folder: str | Path) -> tuple[dict[str, Any], dict[str, list[Row]]]:
     folder = Path(folder)
     about = read_about(folder)
     kinds, described = about["kinds"], tasks_of(about["tasks"])
-    rows = {split: read_rows(folder, split, kinds) for split in PARTS if split in about["parts"]}
-    main = next((split for split in PARTS if rows.get(split)), None)
+    rows = {split: read_rows(folder, split, kinds) for split in SPLITS if split in about["parts"]}
+    main = next((split for split in SPLITS if rows.get(split)), None)
     if main is None:
         raise UserError(f"{folder}: no rows are stored in answers/; {EVALUATE}")
     training, whole = suspects.training_rows(about["data_path"], kinds)
@@ -81,7 +81,7 @@ def scores_of(folder: Path, about: About, rows: dict[str, list[Row]]) -> dict[st
     mains = [f"{name}_{about['main_scores'][name]}" for name in about["kinds"]]
     result: dict[str, list[dict[str, Any]]] = {}
     for split, scores in written_scores(folder).items():
-        if split not in PARTS:
+        if split not in SPLITS:
             continue
         own: dict[str, float] = {}
         draws: dict[str, Any] = {}
@@ -152,7 +152,7 @@ def task_figures(
     earlier = [answer.get("untempered") for answer in answers]
     if needs_words(kind):
         pairs, before = (
-            [pair for g, p, values in zip(gold, predicted, side) for pair in answers_of(kind, g, p, values)]
+            [pair for g, p, values in zip(gold, predicted, side) for pair in decisions_of(kind, g, p, values)]
             for side in (sure, earlier)
         )
         of_entities = [p for p, _ in pairs], [is_right for _, is_right in pairs], [p for p, _ in before]

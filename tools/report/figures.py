@@ -1,4 +1,4 @@
-"""Computes the figures of the report from the rows stored by answers.py. Shares are between 0 and 1.
+"""Computes the figures of the report from the rows stored by stored.py. Shares are between 0 and 1.
 
 Each docstring is a complete definition, from which tests compute the values independently.
 """
@@ -13,7 +13,7 @@ from engine.predict.uncertainty import bin_numbers
 from engine.task.task import PLACES, needs_words
 from engine.task.words import entities_in
 
-Row = dict[str, Any]  # as stored by answers.py
+Row = dict[str, Any]  # as stored by stored.py
 Answer = dict[str, Any]  # the gold and predicted label of a row for a task
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 

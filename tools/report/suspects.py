@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.predict.answers import ANSWERS
+from engine.predict.stored import LABEL_SCHEMAS
 from engine.schema import AnyOf, Optional, SchemaError, read_json_lines
 from engine.task.task import needs_words
 from engine.task.text import text_of
@@ -113,12 +113,12 @@ def issue(number: int, task: str, likely: Any, score: float) -> dict[str, Any]:
 def training_rows(data_path: str | Path, kinds: dict[str, str], max_rows: int = MAX_TEXTS) -> tuple[list[dict], bool]:
     """Reads up to `max_rows` rows of the training data. Returns (rows, whether these are all rows).
 
-    Returns ([], True) if the file no longer exists or is malformed. kinds: {task: one of ANSWERS in answers.py}."""
+    Returns ([], True) if the file no longer exists or is malformed. kinds: {task: key of LABEL_SCHEMAS}."""
     path = Path(data_path) / "train.jsonl"
     if not path.is_file():
         return [], True
     shape = {Optional("text"): str, Optional("text_pair"): str, Optional("tokens"): [str]}
-    shape |= {Optional(name): AnyOf(ANSWERS[kind], None) for name, kind in kinds.items()}
+    shape |= {Optional(name): AnyOf(LABEL_SCHEMAS[kind], None) for name, kind in kinds.items()}
     try:
         rows = list(islice(read_json_lines(path, shape), max_rows + 1))
     except SchemaError as error:

@@ -27,7 +27,7 @@ import torch
 from engine.data.cuts import num_windows
 from engine.data.own_inputs import fields_of
 from engine.errors import UserError
-from engine.predict.predictions import Predictions
+from engine.predict.collector import Predictions
 from engine.run.device import name_of
 from engine.run.files import appearing_whole, write_json
 from engine.run.run_folder import EVALUATE, read_result, read_result_lines
@@ -37,7 +37,7 @@ from engine.task.text import text_and_offsets
 
 FEW = 8  # a custom input of more numbers is not shown
 SMALLEST = 1e-4  # labels below this probability are omitted
-PARTS = ("out_of_fold", "test", "dev")  # a report shows the details of the first one that exists
+SPLITS = ("out_of_fold", "test", "dev")  # a report shows the details of the first one that exists
 # Options that do not affect the model
 UNLISTED = frozenset("do_train do_eval do_predict report_language resume clear_cache output_dir model_version".split())
 
@@ -110,9 +110,9 @@ def before_of(kind: str, before: Any) -> Any:
 
 
 def report_kinds(tasks: dict[str, Task], metrics: ModuleType) -> dict[str, str]:
-    """Returns {task: key of ANSWERS}, as scored by metrics.py; a custom kind is replaced by its label format."""
+    """Returns {task: key of LABEL_SCHEMAS}, as scored by metrics.py; a custom kind is replaced by its label format."""
     kinds = {name: metrics.scoring_kind(task) for name, task in tasks.items()}
-    return {name: kind if kind in ANSWERS else tasks[name].kind for name, kind in kinds.items()}
+    return {name: kind if kind in LABEL_SCHEMAS else tasks[name].kind for name, kind in kinds.items()}
 
 
 def write_rows(folder: Path, part: str, rows: Iterable[dict[str, Any]]) -> None:
@@ -167,21 +167,21 @@ def commit_of(root: Path) -> str:
 
 
 WORD_LEVEL = {"tagging", "words", *PLACES}
-ANSWERS = {  # schema of a label, by kind
+LABEL_SCHEMAS = {  # schema of a label, by kind
     "classification": str,
     "multilabel": [str],
     "regression": float,
     "tagging": [str],
     "words": [str],
 }
-ANSWERS |= {kind: [(*[Range(0)] * number, str)] for kind, number in PLACES.items()}
+LABEL_SCHEMAS |= {kind: [(*[Range(0)] * number, str)] for kind, number in PLACES.items()}
 STRINGS = ("monitor", "data_path", "log", "device", "torch", "commit", "evaluated")
 ABOUT = dict.fromkeys(STRINGS, str) | {
     "tasks": {str: TASK},
-    "kinds": {str: AnyOf(*ANSWERS)},
+    "kinds": {str: AnyOf(*LABEL_SCHEMAS)},
     "main_scores": {str: str},
     "shown_scores": [str],
-    "parts": [AnyOf(*PARTS)],
+    "parts": [AnyOf(*SPLITS)],
     "options": {str: object},
     "seed": AnyOf(int, str),  # for an ensemble, the seeds of its runs
     "by_tokens": bool,
@@ -191,11 +191,11 @@ PROBABILITY = AnyOf(None, float)
 
 
 def row_schema(kinds: dict[str, str]) -> dict[Any, Any]:
-    """Returns the schema of a row of answers/<part>.jsonl. kinds: {task: key of ANSWERS}"""
+    """Returns the schema of a row of answers/<part>.jsonl. kinds: {task: key of LABEL_SCHEMAS}"""
     answers = {
         name: {
-            "gold": AnyOf(None, ANSWERS[kind]),
-            "predicted": ANSWERS[kind],
+            "gold": AnyOf(None, LABEL_SCHEMAS[kind]),
+            "predicted": LABEL_SCHEMAS[kind],
             "right": AnyOf(bool, None),
             "probability": AnyOf(PROBABILITY, [PROBABILITY]),
             Optional("probabilities"): {str: float},
@@ -229,7 +229,7 @@ def read_about(folder: str | Path) -> dict[str, Any]:
 
 
 def read_rows(folder: str | Path, part: str, kinds: dict[str, str]) -> list[dict[str, Any]]:
-    """Reads the rows of a part. Raises UserError if one is damaged. kinds: {task: key of ANSWERS}"""
+    """Reads the rows of a part. Raises UserError if one is damaged. kinds: {task: key of LABEL_SCHEMAS}"""
     path = Path(folder) / "answers" / f"{part}.jsonl"
     rows = read_result_lines(path, row_schema(kinds))
     for number, row in enumerate(rows, 1):
