@@ -41,18 +41,18 @@ ENVIRONMENTS = {
 }
 SMOKE = (
     # training, evaluation, prediction, resuming
-    "test_gpu.py::test_a_run_on_the_device_gives_the_same_answers_on_the_cpu[cpu]",
-    "test_trainer.py::test_evaluation_in_training_equals_evaluation_of_the_saved_best_in_a_new_process",
-    "test_trainer.py::test_a_run_that_stops_after_any_step_ends_with_the_same_bytes[options2]",
+    "test_gpu.py::test_device_and_cpu_predictions_are_equal[cpu]",
+    "test_trainer.py::test_saved_best_gives_the_training_scores_in_a_new_process",
+    "test_trainer.py::test_resume_after_any_step_is_bit_exact[options2]",
     # pretrained models, the GPU code path, LoRA, gradient checkpointing, decoders
     "test_model_utils.py::test_a_pretrained_folder_loads_its_weights_and_grows_for_special_tokens",
     "test_model_utils.py::test_the_mask_of_a_gpu_gives_what_the_plain_one_gives",
-    "engine/test_lora.py::test_a_resumed_run_ends_with_equal_bytes[BERT-gradient checkpointing]",
+    "engine/test_lora.py::test_lora_resume_is_bit_exact[BERT-gradient checkpointing]",
     "engine/test_lora.py::test_merged_equals_unmerged[GPT-2]",
     "engine/test_decoders.py::test_padding_has_no_influence[GPT-2]",
     "engine/test_decoders.py::test_padding_has_no_influence[Llama]",
     # datasets, export, huggingface_hands_on
-    "engine/test_environment.py::test_classes_of_a_saved_dataset_have_their_names",
+    "engine/test_environment.py::test_class_labels_of_a_saved_dataset_are_names",
     "tools/test_export.py::test_a_joint_model_answers_as_in_torch",
     "test_hands_on.py::test_packing_changes_nothing_but_the_speed[bert]",
     "test_hands_on.py::test_whole_words_are_masked",

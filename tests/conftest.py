@@ -1,5 +1,5 @@
-"""What several rooms' tests share. Run them all with `sh test.sh`, or one room with `python -m pytest
-tests/test_trainer.py`."""
+"""Fixtures shared by the tests of several packages. Run all tests with `sh test.sh`, or those of one file with
+`python -m pytest tests/test_trainer.py`."""
 
 import json
 import logging
@@ -49,7 +49,7 @@ def same_environment():
 
 @pytest.fixture
 def told(caplog):
-    """What was logged."""
+    """Returns the text logged so far."""
     logging.getLogger("template").propagate = True
     caplog.set_level(logging.INFO)
     return caplog
@@ -57,7 +57,7 @@ def told(caplog):
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory):
-    """A processed folder of 60 + 24 + 24 sentences of the sample, with intent and slots."""
+    """Returns a processed folder with 60 + 24 + 24 sentences of the sample, with intent and slots."""
     raw = tmp_path_factory.mktemp("raw") / "sample.jsonl"
     rows = [
         json.loads(line)
@@ -78,7 +78,7 @@ def sample(tmp_path_factory):
 
 @pytest.fixture
 def tiny(sample, tmp_path):
-    """tiny(**options) -> a Config of a small fast run on `sample`, with a folder of its own."""
+    """Returns tiny(**options) -> the Config of a small, fast run on `sample`, in its own folder."""
 
     def make(**options):
         return Config(
@@ -96,22 +96,22 @@ def tiny(sample, tmp_path):
 
 @pytest.fixture(scope="session")
 def fork_server(tmp_path_factory):
-    """The address of a server of tests/forks.py that all workers share."""
+    """Returns the address of a server of tests/forks.py that is shared by all workers."""
     base = tmp_path_factory.getbasetemp()
     return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "forks"
 
 
 @pytest.fixture(scope="session")
 def forks(fork_server, tmp_path_factory):
-    """(Forks in which the project's commands run, the environment that they have)"""
+    """Returns (Forks in which the project's commands run, their environment)."""
     with Forks(ROOT, tmp_path_factory.mktemp("commands"), fork_server) as forks:
         yield forks, environment()
 
 
 @pytest.fixture(scope="session")
 def python(forks):
-    """The path of an executable that stands in for Python (tests/stand_in.py), without the seconds of importing the big
-    libraries: a process with signals, streams and all."""
+    """Returns the path of an executable that replaces Python (tests/stand_in.py). It saves the import time of the large
+    libraries, and behaves like a real process, with signals and streams."""
     return str(forks[0].server) + ".python"
 
 
@@ -121,10 +121,10 @@ def environment():
 
 @pytest.fixture
 def command(tmp_path, forks, python):
-    """command('main.py', '--flag', …) -> the finished process, run as a user would from an empty folder;
-    command('tools.export', …): as `python -m tools.export`.
+    """Returns command('main.py', '--flag', …) -> the finished process, run in an empty folder like a user would;
+    command('tools.export', …) runs `python -m tools.export`.
 
-    fresh, or with an environment of its own: a new process of Python; otherwise one that has the big libraries already.
+    fresh, or an environment: start a new Python process, not one with the large libraries already imported.
     """
 
     def run(script, *flags, cwd=tmp_path, env=None, input=None, fresh=False):
@@ -147,7 +147,8 @@ def command(tmp_path, forks, python):
 
 @pytest.fixture
 def background(tmp_path, fork_server, tmp_path_factory):
-    """background('main.py', '--flag', …) -> a Process of tests/forks.py, which has the big libraries already."""
+    """Returns background('main.py', '--flag', …) -> a Process of tests/forks.py, with the large libraries already
+    imported."""
 
     def run(script, *flags, cwd=tmp_path):
         folder = tmp_path_factory.mktemp("process")

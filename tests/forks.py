@@ -1,17 +1,16 @@
-"""Runs scripts, each in a process of its own, without importing the big libraries again for each.
+"""Runs scripts in separate processes without importing the large libraries in each of them.
 
     python tests/forks.py ADDRESS
 
-One server on a local socket forks for all who ask it, as many at once as they ask. Each line on a connection is JSON:
-{"name": string, "words": [script, flag, …] or ["-m", module, flag, …], "cwd": folder, "scripts": where modules are,
-"env": more of the environment, "files": [standard input, output, errors], "seconds": until it is killed, "kill_at":
-[folder, step] or null}; for each [name, "began", process] is answered, and at its end [name, "ended", exit code]. With
-kill_at the process is killed once the folder has a checkpoint of that step. The server ends when nobody has been
-connected for some seconds.
+A server on a local socket forks for all clients. Each line on a connection is JSON: {"name": string, "words": [script,
+flag, …] or ["-m", module, flag, …], "cwd": folder, "scripts": folder of the modules, "env": additional environment
+variables, "files": [standard input, output, errors], "seconds": time limit, "kill_at": [folder, step] or null}. The
+server responds with [name, "began", process] and, at the end, [name, "ended", exit code]. With kill_at, the process is
+killed once the folder has a checkpoint of that step. The server exits after some seconds without connections.
 
-Beside the socket lies ADDRESS.python, an executable that stands in for Python (stand_in.py): it asks the server too,
-with its own streams and environment, and what is forked has it as `sys.executable`. So scripts that start scripts fork.
-"""
+Next to the socket is ADDRESS.python, an executable that replaces Python (stand_in.py): it sends its own streams and
+environment to the server, and is the `sys.executable` of forked processes, so that scripts started by scripts are
+forked too."""
 
 import atexit
 import gc
@@ -38,10 +37,10 @@ LONELY = 5  # seconds without a connection after which the server ends
 
 
 class Forks:
-    """`with Forks(scripts, cwd, server) as forks:` — asks a server, which is started if there is none yet.
+    """`with Forks(scripts, cwd, server) as forks:` connects to a server, and starts it if necessary.
 
-    scripts: the folder of the scripts; cwd: where `run` runs them, and where logs lie; server: the path of a socket,
-    the same for all who share a server (default: one of its own in cwd).
+    scripts: folder of the scripts. cwd: working folder of the scripts, and folder of logs. server: path of a socket
+    that is shared by several clients (default: a new one in cwd).
     """
 
     def __init__(self, scripts, cwd, server=None, env=QUIET):
@@ -51,14 +50,16 @@ class Forks:
         self.answers, self.ended = self.line.makefile("r"), {}
 
     def command(self, words, cwd, input=None, seconds=600):
-        """Runs [script, flag, …] in `cwd` -> subprocess.CompletedProcess. It is killed after so many seconds."""
+        """Runs [script, flag, …] in `cwd`. Returns a subprocess.CompletedProcess. The process is killed after the time
+        limit."""
         given, out, errors = (self.cwd / name for name in ("in.txt", "out.txt", "errors.txt"))
         given.write_text(input or "", encoding="utf-8")
         code = self.start(words, cwd, [given, out, errors], seconds=seconds)
         return subprocess.CompletedProcess(words, code, *(file.read_text(encoding="utf-8") for file in (out, errors)))
 
     def run(self, words, code=0, kill_at=None):
-        """Runs [script, flag, …] -> what it printed. AssertionError if its exit code is another."""
+        """Runs [script, flag, …]. Returns the output. Raises AssertionError if the exit code differs from the expected
+        one."""
         log = self.cwd / "log.txt"
         found = self.start(words, self.cwd, [os.devnull, log, log], kill_at)
         printed = log.read_text(encoding="utf-8")
@@ -66,8 +67,8 @@ class Forks:
         return printed
 
     def several(self, processes, words, cwd=None, seconds=120):
-        """Runs it in several processes that torch.distributed joins, as torchrun would start them. -> what they
-        printed. AssertionError if one fails."""
+        """Runs a script in several processes connected by torch.distributed, like torchrun. Returns the output. Raises
+        AssertionError if one fails."""
         from torch.distributed import TCPStore
 
         # here, as torchrun has it: with one in the first process the others could not end after it
@@ -87,7 +88,7 @@ class Forks:
         return self.wait("")
 
     def ask(self, name, words, cwd, files, kill_at=None, seconds=600, env=()):
-        """Has [script, flag, …] started, or [module, flag, …] as with -m. -> the number of the process"""
+        """Starts [script, flag, …], or [module, flag, …] like with -m. Returns the process id."""
         script = str(self.scripts / words[0])
         words = [*([script] if script.endswith(".py") else ["-m", words[0]]), *map(str, words[1:])]
         task = {
@@ -102,11 +103,11 @@ class Forks:
         return self.listen("began", name)
 
     def wait(self, name):
-        """Until the process of that name has ended. -> its exit code"""
+        """Waits until the process with that name has ended. Returns its exit code."""
         return self.ended.pop(name) if name in self.ended else self.listen("ended", name)
 
     def has_ended(self, process):
-        """Whether a process has ended, whose end need not be known yet."""
+        """Returns whether a process has ended, even if its exit code has not been received yet."""
         state = Path(f"/proc/{process}/stat")
         return not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
 
@@ -126,8 +127,8 @@ class Forks:
 
 
 class Process:
-    """A script in the background, as subprocess.Popen has it: with pid, poll, wait, signals, returncode. What it prints
-    goes to `log`."""
+    """A script in the background, with the interface of subprocess.Popen: pid, poll, wait, signals, returncode. Its
+    output goes to `log`."""
 
     def __init__(self, forks, words, cwd, log):
         self.forks, self.log, self.returncode = forks, Path(log), None
@@ -139,7 +140,7 @@ class Process:
         return self.returncode
 
     def wait(self, timeout=None):
-        """timeout: as in subprocess, seconds after which TimeoutExpired is raised."""
+        """Waits for the end, for at most `timeout` seconds, and returns the exit code; see subprocess.Popen."""
         end = time.monotonic() + (timeout or 0)
         while timeout and self.returncode is None and not self.forks.has_ended(self.pid):
             if time.monotonic() > end:
@@ -162,13 +163,13 @@ class Process:
         self.send_signal(signal.SIGTERM)
 
     def printed(self):
-        """What it printed, once it has ended."""
+        """Returns the output, once the process has ended."""
         self.wait()
         return self.log.read_text(encoding="utf-8")
 
 
 def connect(address, env):
-    """A connection to the server at that path; it is started if none answers."""
+    """Connects to the server at that path, and starts it if there is none."""
     with FileLock(f"{address}.lock"):
         for attempt in range(3000):
             line = socket.socket(socket.AF_UNIX)
@@ -195,13 +196,13 @@ READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "TQDM_", "CUDA_", "PYTHON", "LC_", "LA
 
 
 def differs(env):
-    """Whether a process with that environment must import the libraries itself."""
+    """Returns whether a process with that environment must import the libraries itself."""
     names = {name for name in (*env, *os.environ) if name.startswith(READ_AT_IMPORT) and name != "PYTHON_EXEC"}
     return any(env.get(name) != os.environ.get(name) for name in names)
 
 
 def become_stand_in(words, cwd, env, streams):
-    """Never returns: the process becomes what `python WORDS` would be there."""
+    """Turns this process into `python WORDS`. Never returns."""
     import torch
 
     for number, stream in enumerate(streams):
@@ -219,8 +220,7 @@ def become_stand_in(words, cwd, env, streams):
 
 
 def become(words, cwd, scripts, files, seconds, env):
-    """Never returns: the process becomes the script, and ends without the seconds that taking the libraries apart would
-    take."""
+    """Turns this process into the script. Never returns. The process ends without the slow cleanup of the libraries."""
     writes = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND  # two may be the same file
     for number, (file, how) in enumerate(zip(files, (os.O_RDONLY, writes, writes))):
         os.dup2(os.open(file, how), number)
@@ -232,8 +232,8 @@ def become(words, cwd, scripts, files, seconds, env):
 
 
 def run_script(words, scripts=""):
-    """Runs [script, flag, …] as this process, and ends it; also ["-m", module, flag, …], which is searched for in
-    `scripts` (default: here), and ["-c", code, flag, …]."""
+    """Runs [script, flag, …] in this process, and ends it; also ["-m", module, flag, …], with `scripts` (default: this
+    repository) on the path, and ["-c", code, flag, …]."""
     code, kind = 0, words[0]
     try:
         if kind in ("-m", "-c"):
@@ -263,7 +263,7 @@ def run_script(words, scripts=""):
 
 
 class Server:
-    """A single thread, as whoever forks should have: asks, forks and answers, in turn."""
+    """A single-threaded server, because forking with threads is unsafe."""
 
     def __init__(self, listening):
         self.listening, self.selector = listening, selectors.DefaultSelector()
@@ -273,7 +273,7 @@ class Server:
         self.streams, self.stand_ins = {}, set()  # streams that came with a line; the connections of stand-ins
 
     def run(self):
-        """Until nobody has been connected for a while."""
+        """Serves until there have been no connections for a while."""
         while self.lines or self.children or time.monotonic() - self.alone_since < LONELY:
             for key, _ in self.selector.select(0.003 if self.children else 1):
                 self.accept() if key.fileobj is self.listening else self.read(key.fileobj)
@@ -311,7 +311,7 @@ class Server:
             self.tell(line, name, "began", child)
 
     def forget(self, line):
-        """Of a stand-in that has been killed the process is killed too."""
+        """Closes a connection. If a stand-in was killed, its process is killed too."""
         for child, (asked, *_) in self.children.items():
             if asked is line and line in self.stand_ins:
                 os.kill(child, signal.SIGKILL)
@@ -330,7 +330,7 @@ class Server:
             line.sendall(json.dumps(answer).encode() + b"\n")
 
     def reap(self):
-        """Answers for those that have ended, and kills those that have come far enough."""
+        """Sends the exit codes of ended processes, and kills processes that have reached their step."""
         for child, (line, name, kill_at) in list(self.children.items()):
             if kill_at and is_there(*kill_at):
                 os.kill(child, signal.SIGKILL)
@@ -342,7 +342,7 @@ class Server:
 
 
 def is_there(folder, step):
-    """Whether a checkpoint of that step or a later one is there."""
+    """Returns whether a checkpoint of that step or a later one exists."""
     return any(int(path.name[5:]) >= step for path in Path(folder).glob("step_*") if path.name[5:].isdigit())
 
 

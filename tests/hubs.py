@@ -1,4 +1,4 @@
-"""Hubs on this machine: real HTTP servers that answer as a hub does, refuse, return errors, or never answer."""
+"""Local HTTP servers that imitate model hubs: they respond, reject, return errors, or never respond."""
 
 import base64
 import hashlib
@@ -12,8 +12,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves the folders of `server.models`, {name: folder}, in the layout of the Hugging Face hub. With a
-    `server.status` it returns that instead."""
+    """Serves the folders of `server.models`, {name: folder}, in the layout of the Hugging Face hub, or returns
+    `server.status` if it is set."""
 
     protocol_version = "HTTP/1.1"
 
@@ -58,8 +58,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Uploads(Handler):
-    """Takes uploads as the Hugging Face hub does: small files in the commit, large ones by git LFS before it. The
-    files end up in `server.stored`, {name of the model: {"private": …, "files": {path: bytes}}}."""
+    """Accepts uploads like the Hugging Face hub: small files in the commit, large ones through git LFS. Files are
+    stored in `server.stored`, {name of the model: {"private": …, "files": {path: bytes}}}."""
 
     def do_GET(self):
         name = self.path.removeprefix("/api/models/")
@@ -127,7 +127,7 @@ class Uploads(Handler):
 
 
 class ModelScope(Uploads):
-    """Takes uploads as ModelScope does (package modelscope 1.40), into `server.stored` as well."""
+    """Accepts uploads like ModelScope (package modelscope 1.40), and stores them in `server.stored`."""
 
     def do_GET(self):
         name = self.path.removeprefix("/api/v1/models/")
@@ -163,8 +163,8 @@ class ModelScope(Uploads):
 
 @contextmanager
 def hub(models=None, status=0, then=0, handler=Uploads, **headers):
-    """A server that has these models or returns a status, and after the first time another one. `server.asked` lists
-    the paths that it was asked for."""
+    """Starts a server that has these models or returns a status, a different one after the first request.
+    `server.asked` lists the requested paths."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.models, server.headers, server.asked = models or {}, headers, []
     server.stored, server.objects, server.tokens = {}, {}, []
@@ -181,20 +181,20 @@ def hub(models=None, status=0, then=0, handler=Uploads, **headers):
 
 @contextmanager
 def silent():
-    """The URL of a server that accepts connections and never answers."""
+    """Returns the URL of a server that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 def closed():
-    """A URL at which nothing listens."""
+    """Returns a URL with no server."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 @contextmanager
 def started(server):
-    """The URL of a server, or of nothing that answers."""
+    """Returns the URL of a server, or one that never responds."""
     if isinstance(server, str):
         yield server
     else:

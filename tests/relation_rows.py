@@ -1,4 +1,4 @@
-"""Adds a task of relations or events to a processed folder with spans or tags, for tests of several rooms."""
+"""Adds a task of relations or events to a processed folder with spans or tags, for the tests of several packages."""
 
 import json
 import shutil
@@ -9,8 +9,8 @@ PREDICATES = ["before", "holds"]
 
 
 def between(spans, tagged):
-    """The relations of a text: what lies in a span, and what comes after it, so that entities nest and one has several
-    objects."""
+    """Returns relations of a text: from each span to those inside it and after it, so that entities are nested and one
+    has several objects."""
     if spans is None:
         return None
     places = {tuple(span[-2:] if tagged else span[:2]) for span in (entities_in(spans) if tagged else spans)}
@@ -21,7 +21,7 @@ def between(spans, tagged):
 
 
 def with_relations(folder, other, entities):
-    """Copies a processed folder, and adds relations and events there. -> the copy"""
+    """Copies a processed folder, and adds relations and events to the copy. Returns the copy."""
     shutil.copytree(folder, other, ignore=shutil.ignore_patterns(".cache"))
     add_relations(other, entities)
     add_events(other, entities)
@@ -29,18 +29,18 @@ def with_relations(folder, other, entities):
 
 
 def events_between(spans, tagged):
-    """The same as events of one type, whose triggers are the subjects of `between`."""
+    """Returns the same as events of one type, whose triggers are the subjects of `between`."""
     found = between(spans, tagged)
     return found and sorted({(*x[:2], *x[:2], "sees") for x in found} | {(*x[:4], f"sees|{x[4]}") for x in found})
 
 
 def add_relations(folder, entities, name="facts"):
-    """Adds the task `name`, with the relations of the spans, or tags, of the task `entities`."""
+    """Adds the task `name`, with relations between the spans, or tags, of the task `entities`."""
     add_task(folder, entities, name, between, {"type": "relations", "labels": PREDICATES, "entities": entities})
 
 
 def add_events(folder, entities, name="acts"):
-    """Adds the task `name`, with events at the spans, or tags, of the task `entities`."""
+    """Adds the task `name`, with events of the spans, or tags, of the task `entities`."""
     labels = ["sees", *(f"sees|{predicate}" for predicate in PREDICATES)]
     add_task(folder, entities, name, events_between, {"type": "events", "labels": labels})
 

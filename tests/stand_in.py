@@ -1,7 +1,7 @@
-"""Stands in for python: lets the server of forks.py fork, and looks from outside like the process, with its standard
-streams, its signals and its exit code. forks.py writes it into an executable file that starts with ADDRESS (of the
-server) and PYTHON (the real one), which is used where a fork would differ: in a terminal, with options of Python's own,
-with an environment that the libraries have already read, and where no server answers."""
+"""Replaces python with a process forked by the server of forks.py that behaves like it: standard streams, signals and
+exit code. forks.py writes it into an executable file that starts with ADDRESS (of the server) and PYTHON (the real
+one). The real Python is used where a fork would differ: in a terminal, with options of Python itself, with environment
+variables that the libraries have already read, and without a server."""
 
 import array
 import json

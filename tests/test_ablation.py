@@ -1,4 +1,4 @@
-"""benchmarks/ablation.py: its statistics against simulation, and real runs of it."""
+"""benchmarks/ablation.py: its statistics compared with simulations, and real runs."""
 
 import csv
 import shutil
@@ -20,7 +20,7 @@ STORED = ROOT / "benchmarks/results/atis/runs.csv"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [5, 8])
-def test_equal_variants_are_called_different_once_in_twenty_times(seeds):
+def test_false_positive_rate_is_five_percent(seeds):
     rng, rounds = np.random.default_rng(1), 2000
     differences = rng.normal(size=(rounds, seeds))
     wrong = sum(ablation.verdict(ablation.interval(row)) == "significant" for row in differences) / rounds
@@ -28,15 +28,15 @@ def test_equal_variants_are_called_different_once_in_twenty_times(seeds):
 
 
 @pytest.mark.parametrize("seeds, share", [(5, 0.8), (8, 0.98)])
-def test_a_difference_of_two_deviations_is_mostly_found(seeds, share):
-    """The paired t-test, which trusts in normal differences, would find 0.92 and 1.00 of them; the bootstrap-t
-    unsmoothed 0.74 and 0.96."""
+def test_large_differences_are_detected(seeds, share):
+    """The paired t-test, which assumes normal differences, would detect 0.92 and 1.00 of them; the unsmoothed
+    bootstrap-t 0.74 and 0.96."""
     differences = 2 + np.random.default_rng(2).normal(size=(500, seeds))
     assert np.mean([ablation.verdict(ablation.interval(row)) == "significant" for row in differences]) > share
 
 
-def test_the_plain_percentile_bootstrap_would_be_rejected():
-    """What the test above is for: at 5 seeds the usual interval is wrong three times as often as it says."""
+def test_percentile_bootstrap_is_anticonservative():
+    """Shows why the interval above is used: with 5 seeds, the usual interval has three times its nominal error rate."""
     rng, wrong = np.random.default_rng(1), 0
     for values in rng.normal(size=(500, 5)):
         means = values[rng.integers(0, 5, (1000, 5))].mean(1)
@@ -45,7 +45,7 @@ def test_the_plain_percentile_bootstrap_would_be_rejected():
     assert wrong / 500 > 0.1
 
 
-def test_a_real_difference_is_found_and_few_seeds_say_nothing():
+def test_real_difference_needs_enough_seeds():
     values = np.array([0.9, 1.1, 1.0, 1.2, 0.8])
     low, high = ablation.interval(values)
     assert 0 < low < values.mean() < high and ablation.verdict((low, high)) == "significant"
@@ -59,7 +59,7 @@ def test_a_real_difference_is_found_and_few_seeds_say_nothing():
 
 @pytest.mark.skipif(not STORED.exists(), reason="no stored scores")
 @pytest.mark.parametrize("score", ["intent_accuracy", "slots_f1", "sentence_accuracy"])
-def test_stored_scores_compared_with_themselves(score):
+def test_false_positives_of_stored_scores(score):
     rows = list(csv.DictReader(STORED.read_text(encoding="utf-8").splitlines()))
     baseline = {"variant": "baseline", "epochs": "10", "pooling": "first", "precision": "fp32", "batch_size": "32"}
     scores = [float(row[f"test_{score}"]) for row in rows if baseline.items() <= row.items()]
@@ -67,7 +67,7 @@ def test_stored_scores_compared_with_themselves(score):
 
 
 @pytest.mark.slow
-def test_an_ablation_goes_on_where_it_stopped(sample, command, tmp_path):
+def test_ablation_resumes(sample, command, tmp_path):
     flags = [
         "benchmarks/ablation.py",
         "--data_path",
@@ -109,9 +109,8 @@ def test_an_ablation_goes_on_where_it_stopped(sample, command, tmp_path):
     }
 
 
-def test_runs_are_known_by_what_they_rest_on(sample, tmp_path):
-    """The same options written otherwise are the same runs; other bytes of dev, of the model, or another default are
-    not."""
+def test_runs_are_identified_by_data_model_and_options(sample, tmp_path):
+    """The same options in another form identify the same runs; another dev set, model or default does not."""
     data, model = tmp_path / "data", tmp_path / "models/mine"
     shutil.copytree(sample, data)
     model.mkdir(parents=True)
@@ -168,14 +167,14 @@ def test_runs_are_known_by_what_they_rest_on(sample, tmp_path):
         ("--tricks ema+swa", "--use_ema and --use_swa"),
     ],
 )
-def test_an_error_is_one_line(flags, said, sample, command):
+def test_ablation_errors_are_one_line(flags, said, sample, command):
     done = command("benchmarks/ablation.py", "--data_path", sample, "--seeds", 1, *flags.split())
     lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert done.returncode == 2 and len(lines) == 1 and said in lines[0] and "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
-def test_a_signal_stops_the_runs_and_starts_no_other(sample, tmp_path, python):
+def test_signal_stops_active_runs_and_starts_no_others(sample, tmp_path, python):
     flags = [
         "--data_path",
         sample,

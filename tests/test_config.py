@@ -18,7 +18,7 @@ ORIGINAL = (
 )
 
 
-def test_the_originals_launch_line_means_what_it_says():
+def test_original_command_line_is_parsed():
     config = parse_args(Config, ORIGINAL.split())
     assert (config.do_train, config.use_fgm, config.do_eval) == (True, True, False)
     assert (config.lr, config.epochs, config.warmup_epochs, config.random_seed, config.batch_size) == (
@@ -74,7 +74,7 @@ def test_four_ways_to_write_a_bool(flags, wanted):
     assert parse_args(Config, flags.split()).use_crf is wanted
 
 
-def test_parse_bool_refuses_what_is_neither():
+def test_parse_bool_rejects_other_values():
     with pytest.raises(argparse.ArgumentTypeError):
         parse_bool("maybe")
 
@@ -136,7 +136,7 @@ def test_parse_bool_refuses_what_is_neither():
         ("--pooling middle", "--pooling"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_the_flag(flags, named, capsys):
+def test_bad_input_error_names_the_flag(flags, named, capsys):
     with pytest.raises(SystemExit) as stop:
         parse_args(Config, flags.split())
     message = capsys.readouterr().err
@@ -161,7 +161,7 @@ def test_values_are_checked_from_python_too(options, said):
         Config(**options)
 
 
-def test_strengths_that_do_nothing_are_told():
+def test_options_without_effect_are_reported():
     assert Config(use_pgd=True, fgm_eps=0.5, pgd_alpha=0.2, use_swa=True, swa_start=0.0).unused_options() == []
     assert Config(rdrop_alpha=4.0).unused_options() == ["--rdrop_alpha=4 has no effect without --use_rdrop"]
     assert Config(merge_lora=True).unused_options() == ["--merge_lora=True has no effect without --lora_rank"]
@@ -177,7 +177,7 @@ def test_strengths_that_do_nothing_are_told():
     assert {switch for option in dataclasses.fields(Config) for switch in option.metadata["needs"]} == switched
 
 
-def test_help_teaches_every_flag(capsys):
+def test_help_documents_every_flag(capsys):
     with pytest.raises(SystemExit) as stop:
         parse_args(Config, ["--help"])
     text = capsys.readouterr().out
@@ -186,13 +186,13 @@ def test_help_teaches_every_flag(capsys):
         assert f"--{name}" in text
 
 
-def test_saved_options_come_back(tmp_path):
+def test_saved_options_are_restored(tmp_path):
     config = Config(lr=3e-4, use_crf=True, task_weights="intent=2")
     config.save(tmp_path / "args.json")
     assert Config.load(tmp_path / "args.json") == config and config.task_weights_by_name() == {"intent": 2.0}
 
 
-def test_an_option_that_no_longer_exists_is_left_out_when_predicting_and_refused_when_resuming(tmp_path, caplog):
+def test_removed_option_is_ignored_for_prediction_and_rejected_on_resume(tmp_path, caplog):
     Config(lr=3e-4).save(tmp_path / "args.json")
     before = json.loads((tmp_path / "args.json").read_text()) | {"use_magic": 3}
     assert before.pop("version")
@@ -205,7 +205,7 @@ def test_an_option_that_no_longer_exists_is_left_out_when_predicting_and_refused
     assert Config(lr=3e-4, use_fgm=True).changes_since(before)[1:] == ["use_fgm was False, is True"]
 
 
-def test_options_that_mean_nothing_to_the_tasks_are_told():
+def test_options_without_effect_on_the_tasks_are_reported():
     assert Config(pooling="mean").unused_options(["tagging"]) == ["--pooling=mean has no effect: all tasks are tagging"]
     assert Config(pooling="mean").unused_options(["tagging", "classification"]) == []
     (line,) = Config(word_pooling="mean").unused_options(["classification"])
@@ -216,7 +216,7 @@ def test_options_that_mean_nothing_to_the_tasks_are_told():
     assert Config(focal_gamma=2.0).unused_options(["classification"]) == []
 
 
-def test_a_run_from_before_auto_pooling_goes_on():
+def test_run_from_before_auto_pooling_resumes():
     before = vars(Config()) | {"pooling": "first"}
     for new in ("word_pooling", "load_dtype", "lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing"):
         del before[new]
@@ -225,7 +225,7 @@ def test_a_run_from_before_auto_pooling_goes_on():
     assert Config(lora_rank=8).changes_since(before) == ["lora_rank was 0, is 8"]
 
 
-def test_what_is_auto_agrees_with_what_the_run_had():
+def test_auto_is_compatible_with_the_resolved_value():
     auto = parse_args(Config, "--epochs auto --precision auto --use_ema".split())
     before = vars(Config(epochs=12, precision="bf16", use_ema=True, ema_decay=0.99))
     assert auto.changes_since(before) == []
@@ -244,7 +244,7 @@ def test_ratios_must_leave_something_to_train_on():
         DataConfig(input="a", output_dir="b", dev_ratio=0.6, test_ratio=0.4)
 
 
-def test_an_error_of_the_operating_system_names_the_file_and_what_to_do(tmp_path):
+def test_os_error_names_the_file_and_advice(tmp_path):
     (tmp_path / "file").write_text("")
     for action, named, advice in (
         (lambda: (tmp_path / "file").mkdir(), "file", "in the way"),

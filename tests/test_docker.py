@@ -1,4 +1,4 @@
-"""The steps of Dockerfile.train, without Docker: this environment stands in for the base image."""
+"""The steps of Dockerfile.train, run without Docker in this environment instead of the base image."""
 
 import json
 import os
@@ -16,13 +16,13 @@ FILE = ROOT / "Dockerfile.train"
 
 
 def steps():
-    """[(instruction, its text)]"""
+    """Returns [(instruction, its text)]."""
     lines = [line for line in FILE.read_text().splitlines() if line and not line.startswith("#")]
     return [tuple(line.split(" ", 1)) for line in lines]
 
 
 def is_sent(source):
-    """Whether Dockerfile.train.dockerignore lets a file or folder through."""
+    """Returns whether Dockerfile.train.dockerignore includes a file or folder."""
     rules = (ROOT / f"{FILE.name}.dockerignore").read_text().splitlines()
     assert rules[0] == "*"
     return any(Path(source).match(rule[1:]) for rule in rules if rule.startswith("!"))
@@ -41,7 +41,8 @@ def copy(sources, target, app):
 
 
 def base_image(folder):
-    """The environment variables of a Python with the packages of this one, in which pip installs nothing for others."""
+    """Returns the environment variables of a Python with this environment's packages, in which pip installs nothing
+    else."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     [packages] = folder.glob("lib/*/site-packages")
     (packages / "base.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
@@ -50,7 +51,7 @@ def base_image(folder):
 
 
 @pytest.mark.slow
-def test_the_steps_of_the_dockerfile_for_training(tmp_path):
+def test_steps_of_the_training_dockerfile(tmp_path):
     app, entry, user = tmp_path / "app", None, "root"
     environment = base_image(tmp_path / "base")
     for word, rest in steps():
@@ -80,7 +81,7 @@ def test_the_steps_of_the_dockerfile_for_training(tmp_path):
     assert (app / "dataset/sample/labels.json").exists()
 
 
-def test_the_base_image_is_one_argument_and_torch_is_its_own():
+def test_base_image_is_an_argument_and_keeps_its_torch():
     text = FILE.read_text()
     base = re.search(r"^ARG BASE=pytorch/pytorch:(\d+)\.(\d+)\.\d+-cuda\S+-runtime\nFROM \$\{BASE\}$", text, re.M)
     assert base and (int(base[1]), int(base[2])) >= (2, 6)

@@ -1,4 +1,4 @@
-"""benchmarks/few_slots.py: what it draws, what it prints, and its methods from the first stage to the last."""
+"""benchmarks/few_slots.py: its samples, its output, and all stages of its methods."""
 
 import sys
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import few_slots
 
 
-def test_labelled_and_unlabelled_texts_are_the_training_part(sample, tmp_path):
+def test_labelled_and_unlabelled_texts_partition_train(sample, tmp_path):
     task = few_slots.prepare(SimpleNamespace(data=str(sample)), tmp_path)
     folder = few_slots.draw(tmp_path, task, 2, 1, 10)
     parts = {name: few_slots.rows_of(folder / f"{name}.jsonl") for name in ("train", "unlabelled", "dev", "test")}
@@ -36,7 +36,7 @@ def test_labelled_and_unlabelled_texts_are_the_training_part(sample, tmp_path):
     assert (other / "train.jsonl").read_bytes() != (folder / "train.jsonl").read_bytes()
 
 
-def test_the_table_compares_seed_by_seed():
+def test_table_has_paired_differences():
     results = {(5, "a"): [(80.0, 70.0, 10.0), (82.0, 72.0, 30.0)], (5, "b"): [(81.0, 73.0, 50.0), (83.0, 77.0, 51.0)]}
     assert few_slots.table(results, "a")[2:] == [
         "| 5 | a | 81.00 ± 1.41 |  | 71.00 ± 1.41 |  | 20 |",
@@ -45,7 +45,7 @@ def test_the_table_compares_seed_by_seed():
 
 
 @pytest.mark.slow
-def test_all_methods_run_and_share_their_first_stage(sample, tmp_path, monkeypatch, capsys):
+def test_methods_share_their_first_stage(sample, tmp_path, monkeypatch, capsys):
     tokenizer = train_tokenizer(lambda: training_texts(sample / "train.jsonl"), 300)
     BertModel(bert_config(tokenizer, 1, 32, 256)).save_pretrained(tmp_path / "bert")
     tokenizer.save_pretrained(tmp_path / "bert")

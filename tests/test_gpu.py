@@ -1,5 +1,4 @@
-"""What only a GPU (or another accelerator) can show, on one if there is one: `sh test.sh -m gpu`. On the CPU the same
-tests check themselves."""
+"""Tests for a GPU or another accelerator: `sh test.sh -m gpu`. Without one, they run on the CPU to test themselves."""
 
 import json
 
@@ -29,7 +28,7 @@ def answers(config):
     return [(row["id"], row["intent"], row["slots_tags"]) for row in rows]
 
 
-def test_a_run_on_the_device_gives_the_same_answers_on_the_cpu(tiny, device):
+def test_device_and_cpu_predictions_are_equal(tiny, device):
     config = tiny(device=device, epochs=12, use_crf=True, do_train=True)
     main_module.main(config)
     labelled = []
@@ -41,7 +40,7 @@ def test_a_run_on_the_device_gives_the_same_answers_on_the_cpu(tiny, device):
 
 
 @pytest.mark.parametrize("options", [dict(), dict(precision="bf16", use_fgm=True, gradient_accumulation_steps=2)])
-def test_a_run_that_stops_on_the_device_ends_with_the_same_bytes(options, tiny, device, monkeypatch):
+def test_resume_on_the_device_is_bit_exact(options, tiny, device, monkeypatch):
     options = dict(options, device=device, do_train=True, use_crf=True, deterministic=True)
     whole, stopped = tiny(model_version="whole", **options), tiny(model_version="stopped", **options)
     main_module.main(whole)
@@ -59,7 +58,7 @@ def test_a_run_that_stops_on_the_device_ends_with_the_same_bytes(options, tiny, 
     assert fingerprints(stopped) == fingerprints(whole)
 
 
-def test_the_crf_on_the_device_is_that_of_pytorch_crf(device):
+def test_crf_on_the_device_equals_pytorch_crf(device):
     torch.manual_seed(0)
     ours, oracle = CRF(["O", "a", "b", "c", "d"]).to(device), torchcrf.CRF(5, batch_first=True)
     for name, parameter in oracle.named_parameters():
@@ -76,8 +75,8 @@ def test_the_crf_on_the_device_is_that_of_pytorch_crf(device):
     torch.testing.assert_close(here.grad.cpu(), there.grad, rtol=1e-3, atol=1e-4)
 
 
-def test_a_loss_that_is_not_finite_changes_no_weight_on_the_device(tiny, device, monkeypatch):
-    """A GPU masks the update and reports it at the next log, without waiting for the loss."""
+def test_non_finite_loss_changes_no_weight_on_the_device(tiny, device, monkeypatch):
+    """On a GPU, the update is masked and reported at the next log, without waiting for the loss."""
     reported, batches = [], []
     monkeypatch.setattr("trainer.logger.warning", reported.append)
     step_of = Trainer.optimizer_step
@@ -98,7 +97,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight_on_the_device(tiny, device,
 
 @pytest.mark.gpu
 @NO_GPU
-def test_too_little_memory_of_the_device_is_one_line(capsys):
+def test_device_out_of_memory_is_a_one_line_error(capsys):
     def fill(_):
         torch.empty(2**50, device=KIND)
 

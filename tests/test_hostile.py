@@ -1,4 +1,4 @@
-"""Faults that hostile commands found, one kind each: files of other people, damaged folders, odd inputs."""
+"""Regression tests for faults found with hostile commands: other people's files, damaged folders, unusual inputs."""
 
 import copy
 import csv
@@ -36,7 +36,7 @@ ODD = [None, True, -1, 10**400, 1e308, "", "x", [], [[]], {}, {"a": None}, [None
 
 @pytest.fixture(scope="module")
 def run(sample, tmp_path_factory):
-    """(a tiny trained run with a CRF, the folder of its export)"""
+    """Returns (a tiny trained run with a CRF, the folder of its export)."""
     pytest.importorskip("onnxruntime", reason="pip install -r tools/export/requirements.txt")
     from conftest import TINY
 
@@ -53,7 +53,7 @@ def run(sample, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluated(run, sample, tmp_path_factory):
-    """A copy of the run, evaluated."""
+    """Returns an evaluated copy of the run."""
     from config import Config
     from main import main
 
@@ -65,12 +65,12 @@ def evaluated(run, sample, tmp_path_factory):
 
 
 def tree(folder):
-    """{name: bytes} of all files below a folder."""
+    """Returns {path: bytes} of all files in a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def places_of(value, place=()):
-    """The place of each value in a JSON value, as a tuple of keys."""
+    """Yields the path of each value in a JSON value, as a tuple of keys."""
     yield place
     items = value.items() if isinstance(value, dict) else enumerate(value[:3]) if isinstance(value, list) else ()
     for key, item in items:
@@ -78,7 +78,7 @@ def places_of(value, place=()):
 
 
 def mutated(value, rng):
-    """A copy of a JSON value in which one value has another type, or one key is gone."""
+    """Returns a copy of a JSON value in which one value has another type, or one key is removed."""
     place = rng.choice(list(places_of(value)))
     value, odd = copy.deepcopy(value), rng.choice(ODD)
     if not place:
@@ -97,7 +97,7 @@ def mutated(value, rng):
 
 
 @pytest.mark.parametrize("strange", ["my_notes.txt", "eval/a.csv", "__pycache__/mine.pyc", ".hidden"])
-def test_an_export_over_an_earlier_one_refuses_what_it_did_not_write(strange, run, tmp_path):
+def test_export_does_not_overwrite_foreign_files(strange, run, tmp_path):
     from tools.export.__main__ import ExportConfig, export
 
     folder = tmp_path / "ship"
@@ -110,7 +110,7 @@ def test_an_export_over_an_earlier_one_refuses_what_it_did_not_write(strange, ru
     assert tree(tmp_path) == before
 
 
-def test_a_folder_is_replaced_behind_a_link_and_neighbours_stay(tmp_path):
+def test_link_target_is_replaced_and_other_files_stay(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "real/old.txt").write_text("old")
     (tmp_path / "link").symlink_to("real")
@@ -153,8 +153,8 @@ with appearing_folder(folder, keeps=["kept"]) as new:
 """
 
 
-def test_a_folder_is_old_or_new_whenever_its_process_dies(tmp_path):
-    """Dies at each call that changes the disk, one after another, until none is left."""
+def test_folder_replacement_is_atomic_at_every_system_call(tmp_path):
+    """Kills the process at each call that changes the disk, one after another."""
     (tmp_path / "script.py").write_text(KILLED)
     ways = set()
     for number in range(1, 60):
@@ -177,7 +177,7 @@ def test_a_folder_is_old_or_new_whenever_its_process_dies(tmp_path):
 
 
 def fork_and_run(words):
-    """The exit code of a script that runs in a copy of this process, which has the libraries already."""
+    """Runs a script in a fork of this process, with the libraries already imported. Returns the exit code."""
     child = os.fork()
     if child == 0:
         try:
@@ -200,7 +200,7 @@ def test_files_are_never_written_through_a_link(tmp_path):
     assert (tmp_path / "theirs").read_text() == "theirs" and (tmp_path / "out.jsonl").read_text() == "ours"
 
 
-def test_only_our_own_caches_are_cleared(tmp_path):
+def test_clear_cache_removes_only_own_caches(tmp_path):
     ours = f"train-{'a' * 20}.{'b' * 16}.arrow"
     for name in (ours, "mine.arrow", "train-mine.arrow", f"{ours}.bak"):
         (tmp_path / name).write_text("x")
@@ -208,7 +208,7 @@ def test_only_our_own_caches_are_cleared(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["mine.arrow", "train-mine.arrow", f"{ours}.bak"])
 
 
-def test_clearing_caches_needs_a_processed_folder(command, tmp_path):
+def test_clear_cache_needs_a_processed_folder(command, tmp_path):
     cache = tmp_path / "home/.cache" / f"train-{'a' * 20}.{'b' * 16}.arrow"
     cache.parent.mkdir(parents=True)
     cache.write_text("x")
@@ -217,7 +217,7 @@ def test_clearing_caches_needs_a_processed_folder(command, tmp_path):
 
 
 @pytest.mark.parametrize("way", ["same name", "link", "hard link", "./"])
-def test_predictions_never_replace_what_is_read(way, run, command, tmp_path):
+def test_predictions_never_overwrite_input_files(way, run, command, tmp_path):
     given, output = tmp_path / "k.csv", tmp_path / "o.csv"
     given.write_text("text,mine\nplay a song,1\n")
     if way == "link":
@@ -238,7 +238,7 @@ def test_predictions_never_replace_what_is_read(way, run, command, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["predictor.json", "model.onnx", "tokenizer.json", "arrays.npz", "manifest.json"])
-def test_an_export_that_was_edited_is_refused(name, run, tmp_path):
+def test_edited_export_is_rejected(name, run, tmp_path):
     from tools.export.predictor import InputError, Predictor
 
     folder = tmp_path / "ship"
@@ -255,8 +255,9 @@ def test_an_export_that_was_edited_is_refused(name, run, tmp_path):
 
 
 def fuzz(folder, names, number, use, sealed=True):
-    """Mutates JSON files of a folder in turn, of a .jsonl one row, seals it, and uses it; InputError and UserError are
-    ValueErrors of one line. FUZZ_SEED chooses others. -> how many could still be used"""
+    """Mutates the JSON files of a folder in turn (of a .jsonl, one row), updates the manifest, and uses the folder.
+    InputError and UserError are ValueErrors with a one-line message. FUZZ_SEED changes the mutations. Returns how many
+    could still be used."""
     rng, used = random.Random(int(os.environ.get("FUZZ_SEED", 7))), 0
     for step in range(number):
         path = folder / names[step % len(names)]
@@ -288,22 +289,22 @@ NUMBERS = [25, pytest.param(150, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_no_json_of_an_export_ends_in_a_traceback(number, run, tmp_path):
+def test_mutated_json_of_an_export_gives_no_traceback(number, run, tmp_path):
     shutil.copytree(run[1], tmp_path / "ship")
     names = 7 * ["predictor.json"] + 2 * ["tokenizer.json"] + ["manifest.json"]
     assert fuzz(tmp_path / "ship", names, number, label_with) > 0
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_no_json_of_a_checkpoint_ends_in_a_traceback(number, run, tmp_path):
+def test_mutated_json_of_a_checkpoint_gives_no_traceback(number, run, tmp_path):
     folder = tmp_path / "best"
     shutil.copytree(run[0] / "checkpoints/best", folder)
     assert fuzz(folder, sorted(path.name for path in folder.glob("*.json")), number, load_checkpoint) > 0
 
 
 @pytest.mark.parametrize("number", [10, pytest.param(100, marks=pytest.mark.slow)])
-def test_no_state_of_training_ends_in_a_traceback(number, run, sample, tmp_path):
-    """What can be resumed also trains."""
+def test_mutated_training_state_gives_no_traceback(number, run, sample, tmp_path):
+    """If a mutated state can be loaded, training continues."""
     from conftest import TINY
 
     from config import Config
@@ -322,7 +323,7 @@ def test_no_state_of_training_ends_in_a_traceback(number, run, sample, tmp_path)
 
 
 @pytest.mark.parametrize("number", [20, pytest.param(150, marks=pytest.mark.slow)])
-def test_no_result_of_a_run_ends_its_report_in_a_traceback(number, evaluated, tmp_path):
+def test_report_of_mutated_results_gives_no_traceback(number, evaluated, tmp_path):
     from tools.report.compare import compare_runs
     from tools.report.page import make_report
 
@@ -352,7 +353,7 @@ def test_no_result_of_a_run_ends_its_report_in_a_traceback(number, evaluated, tm
         "",
     ],
 )
-def test_a_damaged_manifest_falls_back_to_the_checkpoint_before(text, tmp_path):
+def test_damaged_manifest_falls_back_to_the_previous_checkpoint(text, tmp_path):
     for step in (1, 2):
         files.replace_folder(tmp_path / f"step_{step}", lambda new: (new / "a.txt").write_text("x"))
     (tmp_path / "step_2/manifest.json").write_text(text)
@@ -380,7 +381,7 @@ def test_a_damaged_manifest_falls_back_to_the_checkpoint_before(text, tmp_path):
         ("encoder.json", {"vocab_size": "many"}),
     ],
 )
-def test_a_sealed_checkpoint_of_wrong_values_is_one_line(name, change, run, tmp_path):
+def test_invalid_values_in_a_sealed_checkpoint_are_a_one_line_error(name, change, run, tmp_path):
     folder = tmp_path / "best"
     shutil.copytree(run[0] / "checkpoints/best", folder)
     value = read_json(folder / name)
@@ -391,7 +392,7 @@ def test_a_sealed_checkpoint_of_wrong_values_is_one_line(name, change, run, tmp_
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_weights_that_are_not_finite_are_refused(run, command, tmp_path):
+def test_non_finite_weights_are_rejected(run, command, tmp_path):
     from tools.export.__main__ import ExportConfig, export
 
     folder = tmp_path / "best"
@@ -409,8 +410,8 @@ def test_weights_that_are_not_finite_are_refused(run, command, tmp_path):
     assert not (tmp_path / "ship").exists()
 
 
-def test_an_export_on_a_full_disk_is_one_line(run, tmp_path, monkeypatch):
-    """tokenizers raises a bare Exception there, torch a RuntimeError."""
+def test_export_on_a_full_disk_is_a_one_line_error(run, tmp_path, monkeypatch):
+    """In this case, tokenizers raises a bare Exception, and torch a RuntimeError."""
     from tools.export import __main__ as export_file
 
     def full(*_):
@@ -423,11 +424,11 @@ def test_an_export_on_a_full_disk_is_one_line(run, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_all_files_of_a_checkpoint_can_be_read_by_the_same_people(run):
+def test_checkpoint_files_have_equal_permissions(run):
     assert len({path.stat().st_mode for path in (run[0] / "checkpoints/best").iterdir()}) == 1
 
 
-def test_a_run_named_for_its_checkpoint_is_one_line(run):
+def test_run_as_pretrained_model_is_a_one_line_error(run):
     from tools.export.__main__ import ExportConfig, export
 
     with pytest.raises(UserError, match=r"is a run folder; use its checkpoint .*best"):
@@ -463,14 +464,14 @@ TEXT = b"play a song\n" * 500
         ("i.jsonl", '{"text": "a", "id": ' + "9" * 5000 + "}\n", [], "row 1: not JSON"),
     ],
 )
-def test_the_predictor_refuses_odd_files_in_one_line(name, content, flags, named, run, tmp_path):
+def test_predictor_rejects_invalid_files(name, content, flags, named, run, tmp_path):
     done = predicted(run, tmp_path, name, content, *flags)
     lines = done.stderr.strip().splitlines()
     assert done.returncode == 2 and len(lines) == 1 and lines[0].startswith("error: ") and named in lines[0]
     assert not (tmp_path / "o.jsonl").exists() and not (tmp_path / ".o.jsonl.tmp").exists()
 
 
-def test_the_predictor_writes_cells_that_no_spreadsheet_runs(run, tmp_path):
+def test_predictor_escapes_spreadsheet_formulas(run, tmp_path):
     done = predicted(run, tmp_path, "a.txt", '=HYPERLINK("x")\nplay\n', "--spreadsheet_safe", output="o.csv")
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "o.csv", newline="") as file:
@@ -479,7 +480,7 @@ def test_the_predictor_writes_cells_that_no_spreadsheet_runs(run, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "   ", "\u3000"])
-def test_a_text_without_words_has_neither_tags_nor_entities(text, run, command, tmp_path):
+def test_text_without_words_has_no_tags_and_entities(text, run, command, tmp_path):
     from tools.export.predictor import Predictor
 
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}) + '\n{"text": "play"}\n')
@@ -493,7 +494,7 @@ def test_a_text_without_words_has_neither_tags_nor_entities(text, run, command, 
     assert ours[0]["slots"] == ours[0]["slots_tags"] == [] and ours[0]["intent"] == rows[0]["intent"]
 
 
-def test_best_is_the_same_to_the_byte_though_the_run_was_resumed(run, tiny):
+def test_best_of_a_resumed_run_is_byte_identical(run, tiny):
     config = tiny(epochs=1, use_crf=True, resume=True)
     train(config)
     theirs, ours = (tree(folder / "checkpoints/best") for folder in (run[0], config.run_dir))
@@ -509,14 +510,14 @@ HALF = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/
 
 
 def raw(port, request):
-    """What a server answers to these bytes, until it closes the connection or answers."""
+    """Sends bytes to a server, and returns what it sends back before it closes the connection."""
     with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
         line.sendall(request)
         return line.recv(1 << 16).decode("latin-1")
 
 
 @pytest.mark.slow
-def test_requests_that_never_end_are_refused_and_hold_little(run):
+def test_endless_requests_are_rejected_with_little_memory(run):
     pytest.importorskip("fastapi", reason="pip install -r tools/serve/requirements.txt")
     from test_serve import Served
 
@@ -541,7 +542,7 @@ def test_requests_that_never_end_are_refused_and_hold_little(run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("begun", [HALF, HALF[:30], b""], ids=["half a body", "half a header", "nothing"])
-def test_sigterm_ends_a_server_that_somebody_keeps_waiting(begun, run):
+def test_sigterm_ends_a_server_with_open_connections(begun, run):
     pytest.importorskip("fastapi", reason="pip install -r tools/serve/requirements.txt")
     from test_serve import Served
 
@@ -553,8 +554,8 @@ def test_sigterm_ends_a_server_that_somebody_keeps_waiting(begun, run):
 
 
 @pytest.mark.slow
-def test_connections_that_only_wait_are_closed_and_others_are_answered(run):
-    """Half a header, nothing at all, a second request that does not come, an answer that nobody reads."""
+def test_idle_connections_are_closed_and_others_served(run):
+    """Half a header, no data, a missing second request, a response that is never read."""
     pytest.importorskip("fastapi", reason="pip install -r tools/serve/requirements.txt")
     from test_serve import Served
 
@@ -580,7 +581,7 @@ def test_connections_that_only_wait_are_closed_and_others_are_answered(run):
 
 
 @pytest.mark.slow
-def test_a_page_is_told_nothing_by_a_client_that_goes_while_it_sends(run, sample, tmp_path, python):
+def test_client_that_disconnects_while_sending_prints_nothing(run, sample, tmp_path, python):
     words = [python, "-m", "tools.demo", "--address", "127.0.0.1:0", "--device", "cpu"]
     words += ["--checkpoint", run[0] / "checkpoints/best", "--data_path", sample, "--output_dir", tmp_path]
     with subprocess.Popen(list(map(str, words)), cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
@@ -596,7 +597,7 @@ def test_a_page_is_told_nothing_by_a_client_that_goes_while_it_sends(run, sample
 # ---- terminal, log, memory -------------------------------------------------------------------------------------------
 
 
-def test_no_text_forges_a_line_of_the_log_or_moves_the_cursor(tmp_path):
+def test_texts_cannot_forge_log_lines_or_move_the_cursor(tmp_path):
     import logging
 
     from logging_config import get_logger
@@ -616,7 +617,7 @@ def test_no_text_forges_a_line_of_the_log_or_moves_the_cursor(tmp_path):
     ]
 
 
-def test_a_log_that_cannot_be_written_is_one_line(run, command, tmp_path):
+def test_unwritable_log_is_a_one_line_error(run, command, tmp_path):
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
     flags = ["--checkpoint", run[0] / "checkpoints/best", "--output_dir", tmp_path, "--model_version", "new"]
@@ -626,7 +627,7 @@ def test_a_log_that_cannot_be_written_is_one_line(run, command, tmp_path):
     assert "Traceback" not in done.stderr and "Logging error" not in done.stderr
 
 
-def test_labels_that_the_terminal_cannot_write_are_written_out(command, tmp_path):
+def test_labels_outside_the_terminal_encoding_are_escaped(command, tmp_path):
     rows = [{"text": f"播放 {i}", "label": "音乐" if i % 2 else "天气"} for i in range(12)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     ascii_only = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}
@@ -635,7 +636,7 @@ def test_labels_that_the_terminal_cannot_write_are_written_out(command, tmp_path
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory: you tried")])
-def test_too_little_memory_is_one_line_that_names_options(error, capsys):
+def test_out_of_memory_error_names_options(error, capsys):
     from engine.run.command_line import exit_code
 
     def main(_):
@@ -646,7 +647,7 @@ def test_too_little_memory_is_one_line_that_names_options(error, capsys):
 
 
 @pytest.mark.parametrize("flag", [["--predict_file", "x.txt"], ["--checkpoint", "x"], ["--fold", "0"]])
-def test_options_that_folds_would_ignore_are_refused_before_anything_runs(flag, sample):
+def test_options_that_folds_ignore_are_rejected(flag, sample):
     from config import Config
     from engine.run.command_line import parse_args
     from tools.cross_validate.__main__ import main
@@ -655,7 +656,7 @@ def test_options_that_folds_would_ignore_are_refused_before_anything_runs(flag, 
         main(parse_args(Config, [*flag, "--data_path", str(sample)]))
 
 
-def test_suspicious_rows_are_written_as_no_spreadsheet_runs_them(tmp_path):
+def test_suspicious_csv_escapes_spreadsheet_formulas(tmp_path):
     from tools.report.page import write_suspicious
 
     suspect = {"row": 0, "task": "intent", "gold_shown": "a", "likely_shown": "-b", "score": 0.5}
@@ -666,7 +667,7 @@ def test_suspicious_rows_are_written_as_no_spreadsheet_runs_them(tmp_path):
 
 
 @pytest.mark.parametrize("name, value", [("facts", [1]), ("rows", "3"), ("bytes", -1), ("cuts", [[1]]), (None, 5)])
-def test_a_damaged_record_of_labelling_is_one_line(name, value, tmp_path):
+def test_damaged_labelling_record_is_a_one_line_error(name, value, tmp_path):
     from engine.predict.labelling import Output
 
     output = Output(tmp_path / "o.jsonl", {"rows": 2}, 2)
@@ -678,17 +679,17 @@ def test_a_damaged_record_of_labelling_is_one_line(name, value, tmp_path):
         pass
 
 
-def test_an_error_that_names_a_file_with_a_line_break_is_one_line(command, tmp_path):
+def test_error_for_a_file_name_with_a_line_break_is_one_line(command, tmp_path):
     done = command("data_process.py", "--input", "a\nerror: forged\x1b[2J.csv", "--output_dir", "out")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and r"a\nerror: forged\x1b[2J" in done.stderr
 
 
-def test_saved_options_without_a_number_of_epochs_are_compared_all_the_same(tiny):
+def test_saved_options_without_epochs_are_compared(tiny):
     config = tiny(do_train=True, scheduler="constant", warmup_epochs=0.5)
     assert isinstance(config.changes_since({}), list)
 
 
-def test_a_label_of_several_is_no_part_of_a_string():
+def test_multilabel_label_must_be_a_list():
     from engine.data.features import Featurizer
     from engine.data.tokenizer import train_tokenizer
 
@@ -702,8 +703,8 @@ def test_a_label_of_several_is_no_part_of_a_string():
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, Path.symlink_to], ids=["a pipe", "a link to a device"])
-def test_what_is_neither_file_nor_folder_is_never_replaced(make, run, sample, command, tmp_path):
-    """data_process.py moved /dev/null away, where it may: `--output_dir /dev/null`."""
+def test_devices_are_never_replaced(make, run, sample, command, tmp_path):
+    """With `--output_dir /dev/null`, data_process.py moved /dev/null away."""
     from data_process import DataConfig, process
 
     place = tmp_path / "made.csv"
@@ -722,7 +723,7 @@ def test_what_is_neither_file_nor_folder_is_never_replaced(make, run, sample, co
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "labels.json"])
-def test_a_pipe_among_the_data_is_not_waited_for(name, sample, tmp_path):
+def test_pipe_in_the_data_folder_does_not_block(name, sample, tmp_path):
     from preprocess.schema import load_labels
 
     shutil.copytree(sample, tmp_path / "data")
@@ -732,7 +733,7 @@ def test_a_pipe_among_the_data_is_not_waited_for(name, sample, tmp_path):
         load_labels(tmp_path / "data")
 
 
-def test_half_a_character_in_a_processed_row_is_one_line(sample, tmp_path):
+def test_lone_surrogate_in_a_processed_row_is_a_one_line_error(sample, tmp_path):
     from preprocess.schema import load_labels, read_processed
 
     row = {"id": "1", "text": "a \ud800", "tokens": ["a", "\ud800"], "intent": "play_music", "slots": ["O", "O"]}
@@ -751,7 +752,7 @@ def test_half_a_character_in_a_processed_row_is_one_line(sample, tmp_path):
         ("a.csv", "text,label\n" + "a,1\nb,TRUE\nc,0\n" * 20, "write yes and no consistently"),
     ],
 )
-def test_what_would_be_read_in_one_of_two_ways_is_refused(name, text, said, tmp_path):
+def test_ambiguous_input_is_rejected(name, text, said, tmp_path):
     from data_process import DataConfig, process
 
     (tmp_path / name).write_text(text)
@@ -760,7 +761,7 @@ def test_what_would_be_read_in_one_of_two_ways_is_refused(name, text, said, tmp_
 
 
 @pytest.mark.parametrize("second", ["a_probability", "a_tags", "id", "extras"])
-def test_tasks_whose_columns_clash_are_refused(second, tmp_path):
+def test_tasks_with_clashing_columns_are_rejected(second, tmp_path):
     from engine.task.task import read_tasks
 
     task = {"type": "classification", "labels": ["x", "y"]}
@@ -769,7 +770,7 @@ def test_tasks_whose_columns_clash_are_refused(second, tmp_path):
         read_tasks(tmp_path / "labels.json")
 
 
-def test_tasks_whose_scores_clash_are_refused():
+def test_tasks_with_clashing_scores_are_rejected():
     from metrics import score_names
 
     task = Task("classification", labels=["x", "y"])
@@ -782,7 +783,7 @@ def test_tasks_whose_scores_clash_are_refused():
 @pytest.mark.parametrize(
     "flags", ["--max_length 99999999999999999999", "--temperature 1e300 --teacher x", "--batch_size 99999999999999999"]
 )
-def test_numbers_that_no_library_takes_are_one_line(flags):
+def test_out_of_range_numbers_are_one_line_errors(flags):
     from config import Config
     from engine.run.command_line import parse_args
 
@@ -792,7 +793,7 @@ def test_numbers_that_no_library_takes_are_one_line(flags):
 
 
 @pytest.mark.parametrize("script, flags, code", [("main.py", "--help", 0), ("data_process.py", "--check", 128 + 13)])
-def test_output_that_nobody_reads_any_more_ends_a_command_quietly(script, flags, code, sample):
+def test_closed_output_pipe_ends_a_command_silently(script, flags, code, sample):
     words = [sys.executable, "-u", ROOT / script, flags, *(["--input", sample] if flags == "--check" else [])]
     with subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
@@ -801,14 +802,14 @@ def test_output_that_nobody_reads_any_more_ends_a_command_quietly(script, flags,
         assert process.wait(60) in {code, 128 + 13} and not told
 
 
-def test_what_a_command_prints_cannot_change_the_terminal(command, tmp_path):
+def test_output_cannot_control_the_terminal(command, tmp_path):
     rows = [{"text": f"text {n}", "label": "\x1b[31ma" if n % 2 else "b"} for n in range(30)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = command("data_process.py", "--input", "a.jsonl", "--output_dir", "out")
     assert done.returncode == 0 and r"\x1b[31ma" in done.stdout and "\x1b" not in done.stdout
 
 
-def test_a_search_that_can_train_nothing_is_one_line(sample, tmp_path, monkeypatch):
+def test_search_without_a_valid_trial_is_a_one_line_error(sample, tmp_path, monkeypatch):
     pytest.importorskip("optuna", reason="pip install -r tools/search/requirements.txt")
     from tools.search.__main__ import SearchConfig, main
 
@@ -819,8 +820,8 @@ def test_a_search_that_can_train_nothing_is_one_line(sample, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_a_machine_without_enough_memory_is_one_line(sample, tmp_path):
-    """A real shortage: the process may have 6 GB of addresses."""
+def test_host_out_of_memory_is_a_one_line_error(sample, tmp_path):
+    """A real shortage: the process is limited to 6 GB of address space."""
     resource = pytest.importorskip("resource")
     words = "main.py --do_train --epochs 1 --hidden_size 32768 --num_layers 1 --device cpu".split()
     words += ["--data_path", sample, "--output_dir", tmp_path]
@@ -831,7 +832,7 @@ def test_a_machine_without_enough_memory_is_one_line(sample, tmp_path):
     assert done.returncode == 2 and "this machine is out of memory" in done.stderr.splitlines()[-1], done.stderr
 
 
-def test_a_process_that_is_gone_is_told_in_one_line_however_gloo_says_it(monkeypatch, capsys):
+def test_lost_process_is_a_one_line_error(monkeypatch, capsys):
     from engine.run.command_line import LOST, exit_code
 
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -843,8 +844,8 @@ def test_a_process_that_is_gone_is_told_in_one_line_however_gloo_says_it(monkeyp
     assert exit_code(lose, None) == 2 and capsys.readouterr().err == f"error: {LOST}\n"
 
 
-def test_an_error_of_ours_is_not_taken_for_a_lost_process(monkeypatch):
-    """Though it speaks of connections and time."""
+def test_own_error_is_not_reported_as_a_lost_process(monkeypatch):
+    """Although its message mentions connections and timeouts."""
     from engine.run.command_line import exit_code
 
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -1,4 +1,4 @@
-"""The layout: who may import whom, how long functions and lines are, how deep a call goes."""
+"""The architecture: allowed imports, lengths of functions and lines, depth of calls."""
 
 import ast
 import sys
@@ -24,7 +24,7 @@ def module_of(path):
 
 
 def imports_of(path, modules):
-    """The modules of this repository that a file imports, also inside functions."""
+    """Returns the modules of this repository that a file imports, also inside functions."""
     found, tree = set(), ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":  # the type of config
@@ -41,7 +41,7 @@ MODULES = {module_of(path): path for path in LIBRARY}
 IMPORTS = {module: imports_of(path, MODULES) for module, path in MODULES.items()}
 
 
-def test_the_top_level_is_what_people_edit():
+def test_top_level_has_only_files_that_people_edit():
     assert {path.stem for path in ROOT.glob("*.py")} == TOP_LEVEL
     folders = {path.parent.name for path in ROOT.glob("[a-z]*/*.*") if path.suffix in (".py", ".md", ".jsonl")}
     folders |= {path.parent.parent.name for path in ROOT.glob("[a-z]*/*/*.py")}
@@ -58,8 +58,8 @@ def test_the_top_level_is_what_people_edit():
     assert {path.name for path in (ROOT / "engine").iterdir() if (path / "__init__.py").exists()} == {*ORDER}
 
 
-def test_machinery_imports_nothing_from_above():
-    """Top level -> preprocess/ -> engine/, never back; within both, the packages have an order."""
+def test_packages_import_only_lower_levels():
+    """Top level -> preprocess/ -> engine/, never back; the packages within both are ordered."""
     for module, imported in IMPORTS.items():
         allowed = {"engine": ("engine.",), "preprocess": ("engine.", "preprocess.")}.get(module.split(".")[0])
         if allowed:
@@ -78,7 +78,7 @@ def test_machinery_imports_nothing_from_above():
 
 
 def test_tools_can_be_deleted():
-    """Nothing but main.py imports from tools/, and that within its functions."""
+    """Only main.py imports from tools/, and only inside functions."""
     for module, imported in IMPORTS.items():
         if not module.startswith(("tools", "main")):
             assert not any(name.startswith("tools") for name in imported), module
@@ -86,7 +86,7 @@ def test_tools_can_be_deleted():
         assert not (isinstance(node, ast.ImportFrom) and node.module.startswith("tools"))
 
 
-def test_no_imports_run_in_a_circle():
+def test_no_circular_imports():
     done, path = set(), []
 
     def visit(module):
@@ -113,8 +113,8 @@ def test_functions_and_lines_are_short():
 
 
 @pytest.mark.parametrize("trick, most", [({}, 6), ({"use_fgm": True}, 8), ({"use_rdrop": True}, 8)])
-def test_few_frames_lead_from_main_to_the_forward_algorithm(trick, most, tiny):
-    """`main` calls Trainer.train; from there the stack is counted when the CRF's forward algorithm runs."""
+def test_few_frames_from_main_to_the_forward_algorithm(trick, most, tiny):
+    """`main` calls Trainer.train. The frames from there to the CRF's forward algorithm are counted."""
     trainer, stacks = make_trainer(tiny(use_crf=True, epochs=1, **trick)), []
 
     def profile(frame, event, argument):

@@ -1,4 +1,4 @@
-"""The command line, in processes of its own, from an empty folder, as a user starts it."""
+"""The command line, in separate processes started in an empty folder, like a user would."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ FAST = ["--hidden_size", 32, "--num_layers", 1, "--epochs", 1]
 
 
 @pytest.mark.slow
-def test_the_first_command_works_right_after_the_clone(command, tmp_path):
+def test_first_command_works_after_the_clone(command, tmp_path):
     done = command("main.py", "--do_train", "--do_eval", "--do_predict", *FAST, fresh=True)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "output/sample"
@@ -76,7 +76,7 @@ def test_the_first_command_works_right_after_the_clone(command, tmp_path):
     assert done.returncode == 2 and "lr was 0.001, is 0.01" in done.stderr
 
 
-def test_the_originals_launch_line_runs_unchanged_but_for_device_and_paths(command, sample, tmp_path):
+def test_original_command_line_runs(command, sample, tmp_path):
     words = train_tokenizer(lambda: ["play a song", "播放音乐"] * 3, 200)
     BertModel(
         BertConfig(
@@ -140,7 +140,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_line_exit_code_2_and_nothing_written(name, sample, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_a_one_line_error_with_exit_code_2(name, sample, tmp_path, monkeypatch, capsys):
     import main
     from config import Config
     from engine.errors import UserError
@@ -163,7 +163,7 @@ def test_a_mistake_is_one_line_exit_code_2_and_nothing_written(name, sample, tmp
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_mistakes_reach_the_shell_as_one_line_and_code_2(command):
+def test_bad_input_error_reaches_the_shell(command):
     for flags in (["--do_train", "--data_path", "nowhere"], ["--do_eval", "--batch_size", "0"], ["--no_such_flag"]):
         done = command("main.py", *flags)
         assert (
@@ -174,7 +174,7 @@ def test_mistakes_reach_the_shell_as_one_line_and_code_2(command):
         )
 
 
-def test_help_and_mistakes_load_nothing_heavy(command):
+def test_help_and_errors_import_nothing_heavy(command):
     done = command("main.py", "--help", env={"PYTHONPROFILEIMPORTTIME": "1"})
     assert done.returncode == 0 and "--pretrain_model_path" in done.stdout
     loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
@@ -189,7 +189,7 @@ def test_sh_scripts_have_unix_endings_and_parse():
         subprocess.run(["sh", "-n", ROOT / name], check=True)
 
 
-def test_ruff_finds_nothing():
+def test_ruff():
     import subprocess
     import sys
 
@@ -199,7 +199,7 @@ def test_ruff_finds_nothing():
 
 
 @pytest.mark.slow
-def test_mypy_finds_nothing(tmp_path):
+def test_mypy(tmp_path):
     import subprocess
     import sys
 
@@ -210,7 +210,8 @@ def test_mypy_finds_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_without_tools_it_trains_resumes_evaluates_and_predicts(sample, tmp_path, fork_server):
-    """In a copy without tools/: killed and resumed to the bytes of a whole run with it."""
+    """In a copy without tools/, a run that is killed and resumed is bit-exact with an uninterrupted run in the full
+    repository."""
     copy, work = tmp_path / "copy", tmp_path / "work"
     left_out = shutil.ignore_patterns(".*", "output", "__pycache__", "tests", "benchmarks", "docs", "tools")
     shutil.copytree(ROOT, copy, ignore=left_out)

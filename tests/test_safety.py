@@ -1,5 +1,5 @@
-"""No load executes anything, and no input shifts a tag: canaries, and arbitrary text from hypothesis (SOAK_EXAMPLES
-sets how much)."""
+"""Loading files executes no code, and no input shifts tags: canaries, and arbitrary text from hypothesis (SOAK_EXAMPLES
+sets the number of examples)."""
 
 import ast
 import contextlib
@@ -46,7 +46,7 @@ TASKS = {"slots": Task("tagging", labels=["O", "B-x", "I-x"], unit="word")}
 
 
 class Canary:
-    """Unpickled, it makes a file."""
+    """Creates a file when unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -68,7 +68,7 @@ def edit_json(path, **values):
 
 
 @pytest.mark.parametrize("kind", ["pytorch_model.bin", "zipped pytorch_model.bin", "model code", "tokenizer code"])
-def test_a_pretrained_folder_cannot_execute(kind, tmp_path):
+def test_pretrained_folder_cannot_execute_code(kind, tmp_path):
     folder, canary = pretrained(tmp_path / "model"), tmp_path / "canary"
     code = f"open({str(canary)!r}, 'w')\n"
     if "bin" in kind:
@@ -108,7 +108,7 @@ EVIL = {
 
 
 def poison(folder, canary, name):
-    """Makes a folder ask for code that lies beside its files, as trust_remote_code would run it."""
+    """Adds code to a folder, and refers to it in the config, for trust_remote_code."""
     (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')\n")
     place = "encoder.json" if (folder / "encoder.json").exists() and name == "config.json" else name
     edit_json(folder / place, **EVIL[name])
@@ -116,13 +116,13 @@ def poison(folder, canary, name):
 
 @pytest.fixture
 def yes(monkeypatch):
-    """Standard input that says yes to whatever is asked."""
+    """Makes standard input answer yes to all prompts."""
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 99))
 
 
 @pytest.mark.parametrize("name", EVIL)
 @pytest.mark.parametrize("load", ["checkpoint", "tokenizer", "encoder", "pretraining", "pretraining from scratch"])
-def test_code_beside_a_model_is_never_executed_though_standard_input_says_yes(load, name, yes, tiny, tmp_path):
+def test_remote_code_is_never_executed_even_if_confirmed(load, name, yes, tiny, tmp_path):
     canary = tmp_path / "canary"
     if load == "checkpoint":
         config = tiny(epochs=0)
@@ -146,7 +146,7 @@ def test_code_beside_a_model_is_never_executed_though_standard_input_says_yes(lo
     assert not canary.exists()
 
 
-def test_a_strangers_checkpoint_executes_nothing_and_is_one_line(tiny, command, tmp_path):
+def test_untrusted_checkpoint_cannot_execute_code(tiny, command, tmp_path):
     config = tiny(epochs=0)
     train(config)
     folder, canary = config.run_dir / "checkpoints/best", tmp_path / "canary"
@@ -167,7 +167,7 @@ def test_a_strangers_checkpoint_executes_nothing_and_is_one_line(tiny, command, 
     )
 
 
-def test_a_dataset_folder_with_a_script_does_not_execute_it(yes, tmp_path):
+def test_dataset_script_is_not_executed(yes, tmp_path):
     folder, canary = tmp_path / "evil", tmp_path / "canary"
     folder.mkdir()
     (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')\n")
@@ -219,9 +219,9 @@ run_command(main, PretrainConfig, {list(map(str, flags))!r})
 OURS = ("engine", "preprocess", "tools", "huggingface_hands_on", "benchmarks")
 
 
-def test_every_loader_says_that_it_trusts_no_code():
-    """from_pretrained and from_config would ask on standard input whether to run a folder's code; load_dataset no
-    longer runs any."""
+def test_every_loader_sets_trust_remote_code_false():
+    """Otherwise from_pretrained and from_config would ask on standard input whether to run a folder's code.
+    load_dataset no longer runs any."""
     calls = 0
     for path in (*ROOT.glob("*.py"), *(path for name in OURS for path in (ROOT / name).rglob("*.py"))):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -242,7 +242,7 @@ def test_every_loader_says_that_it_trusts_no_code():
 @pytest.mark.parametrize(
     "name", ["weights.safetensors", "training.safetensors", "training.json", "args.json", "labels.json", "encoder.json"]
 )
-def test_a_checkpoint_with_a_pickle_in_any_file_is_refused(name, tiny, tmp_path):
+def test_checkpoint_with_a_pickle_in_any_file_is_rejected(name, tiny, tmp_path):
     config = tiny(epochs=1)
     train(config)
     folder, canary = checkpoint.step_folders(config.run_dir / "checkpoints")[0], tmp_path / "canary"
@@ -260,7 +260,7 @@ def test_a_checkpoint_with_a_pickle_in_any_file_is_refused(name, tiny, tmp_path)
     assert not canary.exists()
 
 
-def test_a_cached_or_processed_file_with_a_pickle_is_no_data(sample, tmp_path):
+def test_pickle_in_a_cached_or_processed_file_is_rejected(sample, tmp_path):
     from preprocess.schema import read_processed
 
     canary = tmp_path / "canary"
@@ -284,7 +284,7 @@ words = st.lists(
 @EXAMPLES
 @given(st.lists(words, min_size=1, max_size=4), st.integers(8, 40))
 def test_tags_never_shift(rows, max_length):
-    """Each kept word sits where its own first sub-token is, in order, whatever the words are."""
+    """Each retained word is at its own first sub-token, in order, for arbitrary words."""
     examples = [
         {"tokens": tokens, "slots": [["O", "B-x", "I-x"][i % 3] for i in range(len(tokens))]} for tokens in rows
     ]

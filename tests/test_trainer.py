@@ -29,7 +29,7 @@ from tricks import build_tricks
 
 
 def make_trainer(config, rows=None, own_optimizer=None):
-    """The trainer that main.py would build; own_optimizer: parameter groups -> another optimizer."""
+    """Builds a trainer like main.py. own_optimizer: function from parameter groups to another optimizer."""
     config.run_dir.mkdir(parents=True, exist_ok=True)
     data = Path(config.data_path)
     seed_torch(config.random_seed)
@@ -58,7 +58,7 @@ def make_trainer(config, rows=None, own_optimizer=None):
 
 
 def forward_backward(trainer, batch, label_counts):
-    """Adds one micro-batch's gradient, with all tricks, as `train_one_epoch` does. -> MyModelOutput"""
+    """Adds one micro-batch's gradient, with all tricks, like `train_one_epoch`. Returns the MyModelOutput."""
     outputs = []
     for is_logged in trainer.tricks.passes(batch):
         forward = partial(trainer.model, batch.inputs, batch.labels, label_counts)
@@ -77,8 +77,8 @@ def train(config, **own):
 
 
 def fingerprints(config):
-    """What must be equal after an interruption: final and best weights, optimizer state, all else that is saved,
-    metrics.jsonl."""
+    """Returns hashes of everything that must be identical after an interruption: final and best weights, optimizer
+    state, other saved state, metrics.jsonl."""
     last = sorted((config.run_dir / "checkpoints").glob("step_*"))[-1]
     state = read_json(last / "training.json")
     return {
@@ -91,7 +91,7 @@ def fingerprints(config):
 
 @pytest.mark.parametrize("options", [dict(), dict(use_crf=True)])
 def test_accumulation_equals_one_large_batch(options, tiny):
-    """4 micro-batches of 8 against one of 32, dropout off: the same gradient, though lengths and label counts
+    """Without dropout, 4 micro-batches of 8 have the gradient of one batch of 32, although lengths and label counts
     differ."""
     gradients = []
     for batch_size, steps in ((32, 1), (8, 4)):
@@ -114,8 +114,8 @@ def test_accumulation_equals_one_large_batch(options, tiny):
         torch.testing.assert_close(four[name], one[name], rtol=1e-3, atol=1e-6, msg=name)
 
 
-def test_a_run_with_accumulation_equals_the_run_with_large_batches(tiny, monkeypatch):
-    """The same through train(): the short last group too (60 rows, groups of 32)."""
+def test_run_with_accumulation_equals_large_batches(tiny, monkeypatch):
+    """Tests the same through train(), including the short last group (60 rows, groups of 32)."""
     results, plain = [], LengthSampler.__iter__
     for batch_size, k in ((32, 1), (8, 4)):
         config = tiny(
@@ -146,7 +146,7 @@ def test_a_run_with_accumulation_equals_the_run_with_large_batches(tiny, monkeyp
 @pytest.mark.parametrize(
     "options", [dict(), dict(use_crf=True), dict(encoder="bilstm", use_fgm=True, fgm_eps=0.1, lr=1e-2)]
 )
-def test_twenty_examples_are_learnt_by_heart(options, tiny):
+def test_twenty_examples_are_overfitted(options, tiny):
     trainer = make_trainer(
         tiny(
             **{
@@ -263,20 +263,20 @@ OPTIMIZERS = {  # each without a closure; SparseAdam refuses gradients that are 
 
 
 def matrices_only(groups):
-    """Muon takes nothing but matrices."""
+    """Returns the parameters that are matrices; Muon accepts no others."""
     for p in (p for group in groups for p in group["params"]):
         p.requires_grad_(p.ndim == 2)
     return [{**group, "params": kept} for group in groups if (kept := [p for p in group["params"] if p.ndim == 2])]
 
 
-def test_every_optimizer_of_torch_is_here():
+def test_every_torch_optimizer_is_tested():
     kinds = {name for name in dir(torch.optim) if isinstance(getattr(torch.optim, name), type)}
     kinds = {name for name in kinds if issubclass(getattr(torch.optim, name), torch.optim.Optimizer)}
     assert kinds - set(OPTIMIZERS) == {"Optimizer", "SparseAdam", "LBFGS"}
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_any_optimizer_is_clipped_guarded_and_resumed(name, tiny, monkeypatch):
+def test_every_optimizer_is_clipped_guarded_and_resumed(name, tiny, monkeypatch):
     def own(groups):
         return OPTIMIZERS[name](matrices_only(groups) if name == "Muon" else groups)
 
@@ -333,7 +333,7 @@ def test_any_optimizer_is_clipped_guarded_and_resumed(name, tiny, monkeypatch):
     assert fingerprints(stopped) == fingerprints(whole)
 
 
-def test_the_first_step_of_fused_sgd_may_be_left_out(tiny):
+def test_first_step_of_fused_sgd_can_be_skipped(tiny):
     """Its kernel would leave the momentum as uninitialised memory."""
     trainer = make_trainer(tiny(), own_optimizer=OPTIMIZERS["fused SGD"])
     batch = trainer.train_loader.dataset.batch([0, 1])
@@ -350,7 +350,7 @@ def test_the_first_step_of_fused_sgd_may_be_left_out(tiny):
 @pytest.mark.parametrize(
     "kind", ["CosineAnnealingWarmRestarts", "OneCycleLR", "SequentialLR", "ChainedScheduler", "LambdaLR"]
 )
-def test_any_schedule_is_resumed(kind, tiny, monkeypatch):
+def test_every_schedule_is_resumed(kind, tiny, monkeypatch):
     def own_schedule(trainer):
         schedules, optimizer = torch.optim.lr_scheduler, trainer.optimizer
         trainer.scheduler = {
@@ -381,7 +381,7 @@ def test_any_schedule_is_resumed(kind, tiny, monkeypatch):
     assert fingerprints(stopped) == fingerprints(whole)
 
 
-def test_what_a_checkpoint_cannot_hold_is_one_line(tiny):
+def test_unserializable_state_is_a_one_line_error(tiny):
     trainer = make_trainer(tiny())
     trainer.optimizer.param_groups[0]["hook"] = print
     with pytest.raises(UserError, match="AdamW or LambdaLR has values that a checkpoint cannot store"):
@@ -389,7 +389,7 @@ def test_what_a_checkpoint_cannot_hold_is_one_line(tiny):
 
 
 def stop_after(trainer, step, monkeypatch):
-    """SIGTERM, as it were, during that optimizer step."""
+    """Simulates SIGTERM during that optimizer step."""
     step_of = trainer.optimizer_step
 
     def signalled(group):
@@ -400,7 +400,7 @@ def stop_after(trainer, step, monkeypatch):
     monkeypatch.setattr(trainer, "optimizer_step", signalled)
 
 
-def test_a_non_finite_loss_is_named_and_a_diverged_run_ends_in_one_line(tiny, monkeypatch):
+def test_non_finite_loss_is_reported_and_divergence_is_an_error(tiny, monkeypatch):
     trainer = make_trainer(tiny(epochs=3, log_steps=4))
     told = []
     monkeypatch.setattr("trainer.logger.warning", told.append)
@@ -420,7 +420,7 @@ def test_a_non_finite_loss_is_named_and_a_diverged_run_ends_in_one_line(tiny, mo
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
 
 
-def test_early_stopping_and_the_best_checkpoint(tiny, monkeypatch):
+def test_early_stopping_and_best_checkpoint(tiny, monkeypatch):
     config = tiny(epochs=9, early_stop_patience=2, monitor="intent_accuracy")
     trainer = make_trainer(config)
     scores, weights = iter([0.2, 0.5, 0.5, 0.4, 0.9]), []
@@ -436,7 +436,7 @@ def test_early_stopping_and_the_best_checkpoint(tiny, monkeypatch):
         make_trainer(tiny(monitor="nothing", model_version="other")).train()
 
 
-def test_a_loss_can_be_monitored(tiny, monkeypatch):
+def test_loss_can_be_monitored(tiny, monkeypatch):
     trainer = make_trainer(tiny(epochs=3, monitor="slots_loss"))
     scores = iter([0.5, 0.2, 0.4])
     monkeypatch.setattr(trainer, "eval", lambda loader, calibrate: Evaluation({"slots_loss": next(scores)}, {}, {}))
@@ -469,7 +469,7 @@ def test_scores_do_not_depend_on_batch_size_and_predictions_give_the_same_scores
         assert 0 < row["intent_probability"] <= 1
 
 
-def test_long_texts_are_scored_against_their_full_gold(tiny):
+def test_long_texts_are_scored_against_all_gold_labels(tiny):
     config = tiny(epochs=1)
     trainer = make_trainer(config)
     words = ["play"] * 300
@@ -506,7 +506,7 @@ QUICK = (VARIANTS[0], VARIANTS[2])
 @pytest.mark.parametrize(
     "options", [pytest.param(one, marks=() if one in QUICK else pytest.mark.slow) for one in VARIANTS]
 )
-def test_a_run_that_stops_after_any_step_ends_with_the_same_bytes(options, tiny, monkeypatch):
+def test_resume_after_any_step_is_bit_exact(options, tiny, monkeypatch):
     whole = tiny(model_version="whole", **options)
     train(whole)
     wanted = fingerprints(whole)
@@ -530,7 +530,7 @@ def test_a_run_that_stops_after_any_step_ends_with_the_same_bytes(options, tiny,
         assert fingerprints(config) == wanted, f"stopped after step {stop}"
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tiny):
+def test_damaged_checkpoint_falls_back_to_the_previous_one(tiny):
     whole = tiny(model_version="whole", epochs=3)
     train(whole)
     config = tiny(model_version="hurt", epochs=3)
@@ -544,7 +544,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tiny):
 
 
 @pytest.mark.slow
-def test_evaluation_in_training_equals_evaluation_of_the_saved_best_in_a_new_process(tiny, command, tmp_path):
+def test_saved_best_gives_the_training_scores_in_a_new_process(tiny, command, tmp_path):
     config = tiny(epochs=4, use_crf=True)
     train(config)
     lines = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -575,7 +575,7 @@ def test_evaluation_in_training_equals_evaluation_of_the_saved_best_in_a_new_pro
         assert scores[name] == pytest.approx(value, rel=1e-5), name
 
 
-def test_frozen_layers_stay_as_they_are(tiny):
+def test_frozen_layers_do_not_change(tiny):
     config = tiny(freeze_layers=-1, epochs=1)
     trainer = make_trainer(config)
     before = {name: p.detach().clone() for name, p in trainer.model.encoder.named_parameters()}
@@ -586,7 +586,7 @@ def test_frozen_layers_stay_as_they_are(tiny):
 
 
 @pytest.mark.slow
-def test_debug_rehearses_without_touching_the_real_run(tiny):
+def test_debug_does_not_touch_the_real_run(tiny):
     config = tiny(debug=True, do_train=True, do_eval=True, do_predict=True, epochs=1)
     main_module.main(config)
     assert (
@@ -598,7 +598,7 @@ def test_debug_rehearses_without_touching_the_real_run(tiny):
     assert load_file(config.run_dir / "checkpoints/best/weights.safetensors")
 
 
-def test_zero_epochs_evaluate_the_model_as_it_is(tiny):
+def test_zero_epochs_evaluate_the_untrained_model(tiny):
     config = tiny(epochs=0, do_train=True, do_eval=True)
     main_module.main(config)
     saved, fresh = (
@@ -610,7 +610,7 @@ def test_zero_epochs_evaluate_the_model_as_it_is(tiny):
 
 
 @pytest.mark.parametrize("when", ["dev evaluation", "last checkpoint"])
-def test_a_signal_outside_the_steps_loses_nothing_either(when, tiny, monkeypatch):
+def test_signal_between_steps_loses_nothing(when, tiny, monkeypatch):
     whole = tiny(model_version="whole")
     train(whole)
     config = tiny(model_version="cut")
@@ -631,8 +631,8 @@ def test_a_signal_outside_the_steps_loses_nothing_either(when, tiny, monkeypatch
     assert fingerprints(config) == fingerprints(whole)
 
 
-def test_steps_that_were_left_out_are_counted_across_a_stop(tiny, monkeypatch):
-    """A mean over the steps that were used: the same whether or not the run stops between a refused step and the log
+def test_skipped_steps_are_counted_across_a_resume(tiny, monkeypatch):
+    """The logged mean is over the applied steps, whether or not the run stops between a skipped step and the log
     line."""
     results = []
     for stop in (None, 3):
@@ -666,7 +666,7 @@ def test_steps_that_were_left_out_are_counted_across_a_stop(tiny, monkeypatch):
     assert results[0] == results[1] and json.loads(results[0].splitlines()[0])["step"] == 6
 
 
-def test_a_logged_loss_is_the_mean_over_the_steps_that_were_used(tiny):
+def test_logged_loss_is_the_mean_over_applied_steps(tiny):
     trainer = make_trainer(tiny(log_steps=2))
     batch = trainer.train_loader.dataset.batch([0, 1])
     for value in (2.0, 2.0):
@@ -677,7 +677,7 @@ def test_a_logged_loss_is_the_mean_over_the_steps_that_were_used(tiny):
     assert trainer.log_losses(0) == 2.0
 
 
-def test_nan_is_never_the_best_for_long():
+def test_nan_score_is_replaced_as_the_best():
     from metrics import is_better
 
     nan = float("nan")
@@ -690,7 +690,7 @@ def test_nan_is_never_the_best_for_long():
     assert is_better("loss", 1.0, 2.0) and not is_better("f1", 1.0, 2.0) and not is_better("f1", 1.0, 1.0)
 
 
-def test_metrics_that_were_lost_leave_no_zeros(tiny):
+def test_lost_metrics_leave_no_zero_bytes(tiny):
     config = tiny(epochs=1)
     train(config)
     path = config.run_dir / "metrics.jsonl"
@@ -700,7 +700,7 @@ def test_metrics_that_were_lost_leave_no_zeros(tiny):
     assert path.read_bytes() == first
 
 
-def test_a_signal_while_the_best_is_saved_is_kept_though_no_save_was_due(tiny, monkeypatch):
+def test_signal_while_saving_best_saves_a_checkpoint(tiny, monkeypatch):
     config = tiny(epochs=3, save_epoch=3)
     trainer = make_trainer(config)
     keep = trainer.keep_best
@@ -712,9 +712,9 @@ def test_a_signal_while_the_best_is_saved_is_kept_though_no_save_was_due(tiny, m
 
 
 @pytest.mark.parametrize("own", ["deep_classification", "deep_tagging"])
-def test_a_head_of_your_own_is_one_class_and_one_line(own, tiny, sample, tmp_path, monkeypatch):
-    """A new type, named in HEADS and in labels.json, goes all the way: train, eval, predict; nothing else knows of
-    it."""
+def test_user_head_is_one_class_and_one_line(own, tiny, sample, tmp_path, monkeypatch):
+    """A new task type, added to HEADS and labels.json, can be trained, evaluated and used for prediction without other
+    changes."""
     from model_utils import HEADS, ClassificationHead, TaggingHead
 
     task, base = ("intent", ClassificationHead) if own == "deep_classification" else ("slots", TaggingHead)
@@ -746,7 +746,7 @@ def test_a_head_of_your_own_is_one_class_and_one_line(own, tiny, sample, tmp_pat
 
 
 class WordsAlone(torch.nn.Module):
-    """An encoder that sees each token by itself."""
+    """An encoder without interaction between tokens."""
 
     def __init__(self, vocab_size, width):
         super().__init__()
@@ -762,7 +762,7 @@ class WordsAlone(torch.nn.Module):
 @pytest.mark.parametrize(
     ("length", "stride"), [(8, 0), (8, 2), (8, 4), (10, 1), (10, 5), (12, 3), (12, 6), (14, 4), (16, 8), (24, 7)]
 )
-def test_windows_change_nothing_where_context_does_not_matter(length, stride, tiny):
+def test_windows_do_not_change_predictions_without_context(length, stride, tiny):
     from model_utils import MyModel
 
     config = tiny(precision="fp32")
@@ -785,13 +785,13 @@ def test_windows_change_nothing_where_context_does_not_matter(length, stride, ti
     assert results[0][1]["intent_loss"] == pytest.approx(results[1][1]["intent_loss"], rel=1e-5)
 
 
-def test_a_word_of_two_windows_comes_from_the_one_whose_edge_is_farther():
+def test_word_in_two_windows_comes_from_the_one_with_the_farther_edge():
     assert merge_windows([(0, list("aaaaaa")), (4, list("bbbbbb")), (9, list("cc"))]) == list("aaaaabbbbbc")
     assert merge_windows([(0, list("aaaa")), (4, list("bb"))]) == list("aaaabb")
     assert merge_windows([(3, list("bbbb")), (0, list("aaaaaa"))]) == list("aaaaabb")
 
 
-def test_training_and_predicting_with_windows(tiny, tmp_path):
+def test_training_and_prediction_with_windows(tiny, tmp_path):
     config = tiny(max_length=8, window_stride=3, do_train=True, do_eval=True, do_predict=True, use_crf=True, epochs=1)
     main_module.main(config)
     rows = [
@@ -805,9 +805,8 @@ def test_training_and_predicting_with_windows(tiny, tmp_path):
     assert max(len(row["tokens"]) for row in rows) > 8
 
 
-def test_the_losses_are_those_of_the_plain_slow_path(tiny):
-    """No speed was bought with another result: the same batches through pytorch-crf, clip_grad_norm_ and the plainest
-    AdamW."""
+def test_losses_equal_a_plain_implementation(tiny):
+    """Optimizations do not change results: the same batches with pytorch-crf, clip_grad_norm_ and plain AdamW."""
     import torch.nn.functional as F
     import torchcrf
 

@@ -1,11 +1,10 @@
-"""Adds an accelerator to torch, and runs a command of this repository there. It is called npu, as Ascend's is.
+"""Adds an accelerator to torch, named npu like Ascend's, and runs a command of this repository on it.
 
     python tests/engine/accelerator.py main.py --do_train ...
 
-Its tensors really are on that device: torch dispatches each of their operations to it and refuses to mix them with
-tensors on the CPU. Its memory is the host's, and its kernels are the CPU's, so results are equal to the CPU's.
-LACKS=float64,bfloat16,… in the environment: types that it raises an error for, as mps does.
-"""
+Its tensors really are on that device: torch dispatches all their operations to it, and does not allow mixing them with
+CPU tensors. It uses the host's memory and the CPU's kernels, so results equal the CPU's. The environment variable
+LACKS=float64,bfloat16,… lists dtypes for which it raises an error, like mps."""
 
 import ctypes
 import os
@@ -26,7 +25,7 @@ pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ct
 
 
 def at_device(tensor, kind):
-    """A tensor with the same memory that torch takes for one on another kind of device."""
+    """Returns a tensor that shares the memory of another one, but has another device type."""
     capsule = to_dlpack(tensor.detach())
     ctypes.c_int32.from_address(pointer_of(capsule, b"dltensor") + 8).value = kind  # after the address of the values
     with torch.inference_mode(False):  # a view of a tensor of training
@@ -34,7 +33,7 @@ def at_device(tensor, kind):
 
 
 class Module:
-    """What a package such as torch_npu registers as torch.npu."""
+    """The module that a package such as torch_npu registers as torch.npu."""
 
     def __init__(self):
         self.state = torch.Generator()
@@ -52,7 +51,7 @@ class Module:
 
 
 def kernel(op, *args, **kwargs):
-    """Runs any operation with the CPU's kernel."""
+    """Runs an operation with the CPU's kernel."""
     ours = []  # (tensor for the kernel, the tensor that was given)
 
     def lower(value):
@@ -92,7 +91,7 @@ def kernel(op, *args, **kwargs):
 
 
 def deepcopy(tensor, memo, plain=torch.Tensor.__deepcopy__):
-    """Plain deepcopy asks a device for memory, which this one has no function for."""
+    """Copies a tensor. The default deepcopy allocates memory through a function that this device lacks."""
     return tensor.detach().clone() if tensor.device.type == NAME else plain(tensor, memo)
 
 

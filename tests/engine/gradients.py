@@ -1,14 +1,13 @@
-"""The gradients of an epoch's steps, for tests/engine/test_distributed.py. RUNS is JSON, {name: flags of main.py}.
+"""Computes an epoch's gradients for tests/engine/test_distributed.py. RUNS is JSON: {name: flags of main.py}.
 
     torchrun --nproc_per_node 2 tests/engine/gradients.py FOLDER 0 RUNS
-        as several processes compute them
+        in several processes
     python tests/engine/gradients.py FOLDER 2 RUNS
-        as one does that has the same rows: N processes' shares of a batch one after another, with their random numbers
+        in one process with the same rows: the shares of 2 processes one after another, with their random numbers
     python tests/engine/gradients.py FOLDER 1 RUNS
-        as one does, N * --batch_size rows at once
+        in one process, with all rows of a step in one batch
 
-Written are {step.parameter: gradient}, before clipping, and the numbers of the rows of each step.
-"""
+Writes {step.parameter: gradient}, before clipping, and the row numbers of each step."""
 
 import json
 import sys
@@ -30,14 +29,14 @@ distributed.FEW_ROWS_FROM = 0  # the small word embeddings of the tests too
 
 
 def shares(loader, processes):
-    """Each batch of one process as the batches of several."""
+    """Splits each batch into the batches of several processes."""
     for rows in loader.batch_sampler:
         for number in range(processes):
             yield loader.dataset.batch(rows[number::processes])
 
 
 def own_random_numbers(trainer, processes):
-    """Each micro-batch of a step is computed with the random numbers of the process whose share it is."""
+    """Computes each micro-batch of a step with the random numbers of the process to which it belongs."""
     states, turn, passes = [], [0], trainer.tricks.passes
     for number in range(processes):
         if number:

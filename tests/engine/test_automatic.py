@@ -1,4 +1,5 @@
-"""What `auto` of an option is, that it is settled once, and that a run goes on with what it was."""
+"""Options with the value auto: how they are resolved, that this happens once, and that a resumed run keeps the
+value."""
 
 import json
 import re
@@ -37,18 +38,18 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def two_epochs(monkeypatch):
-    """Data of 60 rows would else take the most that is allowed."""
+    """Limits the epochs to 2; on data of 60 rows, auto would choose the maximum."""
     monkeypatch.setattr(optimization, "FROM_SCRATCH", (16, 1, 5))
 
 
 def run(config):
-    """The whole command. -> its log"""
+    """Runs the whole command. Returns its log."""
     main_module.main(config)
     return (config.run_dir / "train.log").read_text()
 
 
 def stop_run(config, step, monkeypatch):
-    """The command, to which a signal comes during that optimizer step. -> its log"""
+    """Runs the command and sends a signal during an optimizer step. Returns its log."""
     step_of = Trainer.optimizer_step
 
     def signalled(trainer, group):
@@ -71,7 +72,7 @@ def a_machine_that(monkeypatch, is_fast):
 
 
 @pytest.mark.parametrize("pretrained", [True, False])
-def test_epochs_are_a_number_of_steps_within_bounds(pretrained):
+def test_auto_epochs_reach_a_number_of_steps_within_bounds(pretrained):
     aim, fewest, most = optimization.PRETRAINED if pretrained else optimization.FROM_SCRATCH
     for steps in range(1, 3 * aim):
         epochs = epochs_of(steps, pretrained)
@@ -83,8 +84,8 @@ def test_epochs_are_a_number_of_steps_within_bounds(pretrained):
     assert epochs_of(0, pretrained) == most
 
 
-def test_auto_is_a_number_before_anything_needs_it(tiny, two_epochs):
-    """The schedule, the log, the checkpoints and args.json have it, with accumulation too."""
+def test_auto_epochs_are_resolved_before_use(tiny, two_epochs):
+    """Checks the schedule, the log, the checkpoints and args.json, also with accumulation."""
     config = tiny(do_train=True, gradient_accumulation_steps=3, epochs=parse_args(Config, ["--epochs=auto"]).epochs)
     assert "--epochs auto: 5 for 3 steps per epoch" in run(config)  # 8 micro-batches
     saved = read_json(config.run_dir / "args.json")
@@ -96,8 +97,8 @@ def test_auto_is_a_number_before_anything_needs_it(tiny, two_epochs):
     assert fingerprints(config) == fingerprints(wanted)
 
 
-def test_a_run_goes_on_with_the_epochs_that_it_began_with(tiny, two_epochs, monkeypatch):
-    """Though other numbers of processes, or a later version, would choose others."""
+def test_resume_keeps_the_resolved_epochs(tiny, two_epochs, monkeypatch):
+    """Another number of processes, or a later version, would choose other epochs."""
     whole = tiny(do_train=True, epochs=-1, model_version="whole")
     run(whole)
     stop_run(tiny(do_train=True, epochs=-1), 5, monkeypatch)
@@ -117,13 +118,13 @@ def test_a_run_goes_on_with_the_epochs_that_it_began_with(tiny, two_epochs, monk
         (dict(warmup_epochs=3.0), "warmup_epochs"),
     ],
 )
-def test_other_options_are_checked_against_the_number(options, named, tiny, two_epochs):
+def test_options_are_checked_against_the_resolved_epochs(options, named, tiny, two_epochs):
     config = tiny(epochs=-1, **options)  # not yet known
     with pytest.raises(UserError, match=f"--{named}"):
         make_trainer(config)
 
 
-def test_a_trial_run_takes_as_many_epochs_as_by_default():
+def test_debug_run_uses_the_default_epochs():
     config = Config(epochs=-1, debug=True, use_swa=True)
     assert resolve_training_options(config, TrainingFacts(nn.Linear(2, 2), CPU, {}, 8, 2)).epochs == 10
 
@@ -131,19 +132,19 @@ def test_a_trial_run_takes_as_many_epochs_as_by_default():
 @pytest.mark.parametrize(
     "epochs, given, wanted", [(0, None, 5), (10, None, 5), (24, None, 6), (60, None, 15), (60, 3, 3), (60, 0, 0)]
 )
-def test_patience_grows_with_the_epochs_unless_it_is_given(epochs, given, wanted):
+def test_default_patience_grows_with_the_epochs(epochs, given, wanted):
     config = Config(epochs=epochs, early_stop_patience=given)
     assert resolve_training_options(config, TrainingFacts(nn.Linear(2, 2), CPU, {}, 8, 2)).early_stop_patience == wanted
 
 
-def test_a_run_goes_on_with_the_patience_that_it_began_with(tiny, monkeypatch):
+def test_resume_keeps_the_resolved_patience(tiny, monkeypatch):
     stop_run(tiny(do_train=True, early_stop_patience=4), 5, monkeypatch)
     again = tiny(do_train=True, resume=True)
     assert "--early_stop_patience auto: 4, as when the run began" in run(again)
     assert read_json(again.run_dir / "args.json")["early_stop_patience"] == 4
 
 
-def test_each_fold_takes_its_number_and_keeps_it(tmp_path, two_epochs, monkeypatch):
+def test_each_fold_resolves_and_keeps_its_epochs(tmp_path, two_epochs, monkeypatch):
     rows = [{"text": f"a {word} film {i}", "label": word} for i in range(24) for word in ("good", "bad")]
     (tmp_path / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = tmp_path / "data"
@@ -166,8 +167,8 @@ def test_each_fold_takes_its_number_and_keeps_it(tmp_path, two_epochs, monkeypat
 
 
 @pytest.mark.slow
-def test_two_processes_agree_and_one_may_go_on(sample, tmp_path, command, python):
-    """Two have half as many steps per epoch, by which one would take more epochs."""
+def test_resolved_epochs_are_equal_in_two_processes_and_kept_by_one(sample, tmp_path, command, python):
+    """Two processes have half as many steps per epoch, so one process would choose another number of epochs."""
     rows = (sample / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     data = tmp_path / "data"
     data.mkdir()
@@ -193,7 +194,7 @@ INTENT = {"intent": Task("classification", ("a", "b"))}
 
 @pytest.fixture
 def bert(sample, tmp_path):
-    """A small pretrained encoder."""
+    """Returns the folder of a small pretrained encoder."""
     tokenizer = train_tokenizer(lambda: training_texts(sample / "train.jsonl"), 300)
     BertModel(bert_config(tokenizer, 1, 32, 256)).save_pretrained(tmp_path / "bert")
     tokenizer.save_pretrained(tmp_path / "bert")
@@ -201,7 +202,7 @@ def bert(sample, tmp_path):
 
 
 @pytest.mark.parametrize("accumulated, processes", [(1, 1), (2, 1), (1, 2), (2, 3)])
-def test_few_texts_to_tag_take_the_largest_batch_with_enough_steps(accumulated, processes, monkeypatch):
+def test_small_tagging_data_gets_the_largest_batch_with_enough_steps(accumulated, processes, monkeypatch):
     monkeypatch.setattr(optimization.distributed, "size", lambda: processes)
     config = Config(pretrain_model_path="bert", gradient_accumulation_steps=accumulated)
     for rows in range(1, 4000):
@@ -209,7 +210,7 @@ def test_few_texts_to_tag_take_the_largest_batch_with_enough_steps(accumulated, 
         assert batch_size_of(config, TAGGING, rows) == max(enough, default=8)
 
 
-def test_unlabelled_texts_count_as_the_epochs_read_them():
+def test_unlabelled_texts_count_as_often_as_an_epoch_reads_them():
     config = Config(pretrain_model_path="bert", teacher="run", unlabelled="more.txt", unlabelled_ratio=4.0)
     plain = Config(pretrain_model_path="bert")
     for rows in (50, 100, 200, 300, 400):
@@ -228,11 +229,11 @@ def test_unlabelled_texts_count_as_the_epochs_read_them():
         ({}, INTENT | TAGGING, 32),  # not measured
     ],
 )
-def test_other_runs_have_batches_of_32(options, tasks, wanted):
+def test_default_batch_size_is_32(options, tasks, wanted):
     assert batch_size_of(Config(**{"pretrain_model_path": "bert", **options}), tasks, 60) == wanted
 
 
-def test_the_batch_size_is_logged_saved_and_kept(tiny, bert, sample, tmp_path, monkeypatch):
+def test_auto_batch_size_is_logged_saved_and_kept_on_resume(tiny, bert, sample, tmp_path, monkeypatch):
     rows = map(json.loads, (sample / "train.jsonl").read_text(encoding="utf-8").splitlines())
     words = [{"tokens": row["tokens"], "slots": row["slots"]} for row in rows]
     (tmp_path / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in words))
@@ -255,14 +256,14 @@ def test_the_batch_size_is_logged_saved_and_kept(tiny, bert, sample, tmp_path, m
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux tells there what a CPU has")
-def test_a_cpu_is_asked_what_it_has():
+def test_auto_precision_depends_on_cpu_features():
     flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text()))
     assert has_bf16(CPU) == bool({"amx_bf16", "avx512_bf16"} & flags)
     assert not has_bf16(torch.device("meta"))
 
 
 @pytest.mark.parametrize("is_fast", [True, False])
-def test_precision_is_settled_once_and_a_run_keeps_to_it(is_fast, tiny, monkeypatch):
+def test_resume_keeps_the_resolved_precision(is_fast, tiny, monkeypatch):
     wanted, other = ("bf16", "fp32") if is_fast else ("fp32", "bf16")
     a_machine_that(monkeypatch, is_fast)
     options = dict(epochs=1, do_train=True)
@@ -282,7 +283,7 @@ def test_precision_is_settled_once_and_a_run_keeps_to_it(is_fast, tiny, monkeypa
         run(tiny(precision=other, resume=True, **options))
 
 
-def test_an_encoder_that_overflows_takes_full_precision(told, monkeypatch):
+def test_encoder_that_overflows_gets_fp32(told, monkeypatch):
     a_machine_that(monkeypatch, True)
     shape = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=1, intermediate_size=32, vocab_size=20)
     config = Config(precision="auto")
@@ -296,13 +297,13 @@ def test_an_encoder_that_overflows_takes_full_precision(told, monkeypatch):
     "trained, is_fast, wanted",
     [("bf16", True, "bf16"), ("bf16", False, "fp32"), ("fp32", True, "fp32"), ("fp16", True, "fp32")],
 )
-def test_a_checkpoint_is_used_as_it_was_trained_where_that_is_fast(trained, is_fast, wanted, monkeypatch):
+def test_checkpoint_is_evaluated_in_its_training_precision_if_fast(trained, is_fast, wanted, monkeypatch):
     a_machine_that(monkeypatch, is_fast)
     assert resolve_precision(Config(precision="auto"), nn.Linear(2, 2), CPU, trained).precision == wanted
 
 
 @pytest.mark.parametrize("size, wanted", [(224, "fp32"), (256, "bf16"), (None, "fp32")])
-def test_bf16_is_the_default_for_wide_transformers_only(size, wanted, told, monkeypatch):
+def test_bf16_is_the_default_only_for_wide_transformers(size, wanted, told, monkeypatch):
     monkeypatch.setattr(automatic, "has_bf16", lambda device: True)
     shape = dict(num_hidden_layers=1, num_attention_heads=1, intermediate_size=32, vocab_size=20)
     encoder = BertModel(BertConfig(hidden_size=size, **shape)) if size else BiLSTM(20, 256, 1, 0.1, 0)
@@ -313,7 +314,7 @@ def test_bf16_is_the_default_for_wide_transformers_only(size, wanted, told, monk
 # ---- averages --------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_from_before_the_decay_was_auto_goes_on_with_it(tiny, monkeypatch):
+def test_run_from_before_auto_ema_decay_keeps_its_decay(tiny, monkeypatch):
     options = dict(use_ema=True, epochs=1, do_train=True)
     whole = tiny(ema_decay=0.99, model_version="whole", **options)
     run(whole)
@@ -323,8 +324,8 @@ def test_a_run_from_before_the_decay_was_auto_goes_on_with_it(tiny, monkeypatch)
     assert fingerprints(again) == fingerprints(whole)
 
 
-def test_a_run_goes_on_with_the_decay_that_it_chose(tiny, monkeypatch):
-    """Also for more epochs, which a constant rate allows."""
+def test_resume_keeps_the_resolved_ema_decay(tiny, monkeypatch):
+    """Also if it is resumed for more epochs, which a constant learning rate allows."""
     monkeypatch.setattr(optimization, "EMA_SHARE", 1.0)
     options = dict(use_ema=True, do_train=True, scheduler="constant", warmup_epochs=0.0)
     whole = tiny(model_version="whole", ema_decay=1 - 1 / 16, epochs=3, **options)
@@ -337,15 +338,15 @@ def test_a_run_goes_on_with_the_decay_that_it_chose(tiny, monkeypatch):
     assert fingerprints(again) == fingerprints(whole)
 
 
-def test_the_decay_of_an_old_run_without_ema_is_not_told(tiny):
-    """It is not what the person who resumes it has asked for."""
+def test_ema_decay_of_an_old_run_without_ema_is_not_logged(tiny):
+    """The user who resumes the run has not asked for it."""
     options = dict(epochs=1, do_train=True)
     assert "--ema_decay=0.99 has no effect" in run(tiny(ema_decay=0.99, **options))
     (tiny().run_dir / "train.log").unlink()
     assert "ema_decay" not in run(tiny(resume=True, **options))
 
 
-def test_a_run_that_is_resumed_without_its_rates_keeps_them(tiny):
+def test_resume_without_learning_rate_flags_keeps_the_rates(tiny):
     run(tiny(do_train=True, epochs=1, lr=2e-3, head_lr=5e-3))
     log = run(tiny(do_train=True, epochs=1, lr=None, resume=True))
     assert "--lr auto: 0.002, as when the run began" in log and "--head_lr auto: 0.005" in log
@@ -359,7 +360,7 @@ SAYS_MEAN = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, 
 
 
 def says(folder, options, module=POOLING_MODULE):
-    """Makes a folder of a model say how it pools, as sentence-transformers does."""
+    """Adds a pooling configuration, in the format of sentence-transformers, to a model folder."""
     modules = [{"type": "sentence_transformers.models.Transformer", "path": ""}, module]
     (folder / "modules.json").write_text(json.dumps(modules))
     if options is not None:
@@ -369,7 +370,7 @@ def says(folder, options, module=POOLING_MODULE):
 
 @pytest.fixture
 def pretrained(tmp_path):
-    """A folder with a tiny encoder, whose tokenizer is trained on the sample's words."""
+    """Returns a folder with a tiny encoder, whose tokenizer is trained on the sample's words."""
     folder = tmp_path / "model"
     tokenizer = train_tokenizer(lambda: iter(["book a flight", "play some music", "set an alarm"] * 9), 200)
     BertModel(bert_config(tokenizer, 1, 32, 256)).save_pretrained(folder)
@@ -395,13 +396,13 @@ def pretrained(tmp_path):
         ({"pooling_mode_cls_token": "yes"}, None),
     ],
 )
-def test_how_a_model_pools_is_read_from_its_folder(options, wanted, tmp_path):
+def test_pooling_is_read_from_the_model_folder(options, wanted, tmp_path):
     says(tmp_path, options)
     assert stored_pooling(str(tmp_path)) == wanted
 
 
-def test_a_model_that_does_not_say_how_it_pools(tmp_path):
-    """Or names a folder outside its own."""
+def test_model_without_pooling_config(tmp_path):
+    """Or whose configuration names a folder outside its own."""
     assert stored_pooling(str(tmp_path)) is None
     for path in ("../1_Pooling", "/1_Pooling", "1_Pooling" * 999):
         says(tmp_path, SAYS_MEAN, POOLING_MODULE | {"path": path})
@@ -414,8 +415,8 @@ def test_a_model_that_does_not_say_how_it_pools(tmp_path):
 
 @pytest.mark.parametrize("encoder_type", [BertModel, GPT2Model])
 @pytest.mark.parametrize("options, wanted", [(SAYS_MEAN, "mean"), ({"pooling_mode": "max"}, "auto"), (None, "auto")])
-def test_a_run_pools_as_the_model_was_trained(encoder_type, options, wanted, tiny, pretrained):
-    """And so do its checkpoint, and a run that starts from it."""
+def test_run_uses_the_pooling_of_the_pretrained_model(encoder_type, options, wanted, tiny, pretrained):
+    """The run's checkpoint, and a run that starts from it, use the same pooling."""
     if encoder_type is GPT2Model:
         vocabulary = read_json(pretrained / "config.json")["vocab_size"]
         shape = dict(n_embd=32, n_layer=1, n_head=1, n_positions=256, vocab_size=vocabulary)
@@ -435,8 +436,8 @@ def test_a_run_pools_as_the_model_was_trained(encoder_type, options, wanted, tin
     assert load_checkpoint(later.run_dir / "checkpoints/best")[0].output_layer.pooling == used
 
 
-def test_a_run_keeps_its_pooling_when_it_is_resumed(tiny, pretrained, monkeypatch):
-    """One that began before the folder was read too."""
+def test_resume_keeps_the_resolved_pooling(tiny, pretrained, monkeypatch):
+    """Also a run that started before the model's folder was read."""
     before = tiny(pretrain_model_path=str(pretrained), do_train=True, model_version="before")
     stop_run(before, 5, monkeypatch)
     says(pretrained, SAYS_MEAN)
@@ -453,7 +454,7 @@ def test_a_run_keeps_its_pooling_when_it_is_resumed(tiny, pretrained, monkeypatc
         main_module.main(replace(again, pooling="first"))
 
 
-def test_pooling_stays_auto_where_no_text_has_a_vector(tiny, pretrained, tmp_path):
+def test_pooling_stays_auto_without_a_text_vector(tiny, pretrained, tmp_path):
     says(pretrained, SAYS_MEAN)
     config = tiny(pretrain_model_path=str(pretrained))
     assert automatic.resolve_pooling(config, ["tagging", "spans"]) is config

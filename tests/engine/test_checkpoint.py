@@ -30,7 +30,7 @@ def filled(folder, text):
     files.replace_folder(folder, lambda temporary: (temporary / "a.txt").write_text(text))
 
 
-def test_a_folder_replaces_another_whole_and_damage_is_noticed(tmp_path):
+def test_folder_is_replaced_atomically_and_damage_is_detected(tmp_path):
     folder = tmp_path / "best"
     for text in ("one", "two"):
         filled(folder, text)
@@ -89,9 +89,9 @@ print(nth)
 
 
 @pytest.mark.slow
-def test_killed_at_any_system_call_of_a_save_intact_folders_remain(tmp_path):
-    """A process is killed at its n-th open, write, fsync, rename or unlink, for every n; best and two others must
-    verify."""
+def test_valid_checkpoints_remain_after_a_kill_at_any_system_call(tmp_path):
+    """Kills a process at its n-th open, write, fsync, rename or unlink, for every n; afterwards best and two other
+    checkpoints must be valid."""
     runs = tmp_path / "runs"
     for n in range(1, 500):
         for name in ("best", "step_00000001", "step_00000002"):
@@ -130,9 +130,9 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_full_disk_ends_in_one_line_and_the_old_checkpoint_stays(writer, tmp_path):
-    """Beyond RLIMIT_FSIZE a write fails as on a full disk (EFBIG in the place of ENOSPC); each library raises its own
-    error."""
+def test_full_disk_is_a_one_line_error_and_old_checkpoints_stay(writer, tmp_path):
+    """Writes beyond RLIMIT_FSIZE fail like on a full disk (with EFBIG instead of ENOSPC); each library raises a
+    different error."""
     folder, fill = tmp_path / "best", WRITERS[writer]
     filled(folder, "old")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -151,7 +151,7 @@ def test_a_full_disk_ends_in_one_line_and_the_old_checkpoint_stays(writer, tmp_p
 @pytest.mark.parametrize(
     "options", [dict(pooling="mean"), dict(encoder="bilstm", use_crf=True, special_tokens="<e1>", shared_layers=1)]
 )
-def test_a_checkpoint_alone_brings_back_the_model(options, tiny):
+def test_checkpoint_is_self_contained(options, tiny):
     config = tiny(epochs=1, **options)
     trainer = train(config)
     model, tokenizer, tasks, loaded = load_checkpoint(config.run_dir / "checkpoints/best")
@@ -161,7 +161,7 @@ def test_a_checkpoint_alone_brings_back_the_model(options, tiny):
         assert torch.equal(model.state_dict()[name], tensor), name
 
 
-def test_another_models_weights_and_damage_are_refused(tiny):
+def test_weights_of_another_model_and_damage_are_rejected(tiny):
     config = tiny(epochs=1)
     train(config)
     best = config.run_dir / "checkpoints/best"
@@ -178,7 +178,7 @@ def test_another_models_weights_and_damage_are_refused(tiny):
         load_checkpoint(config.run_dir / "nowhere")
 
 
-def test_nothing_in_a_checkpoint_can_execute(tiny):
+def test_checkpoint_contains_nothing_executable(tiny):
     config = tiny(epochs=1)
     train(config)
     kinds = {path.suffix for folder in (config.run_dir / "checkpoints").iterdir() for path in folder.iterdir()}
@@ -187,7 +187,7 @@ def test_nothing_in_a_checkpoint_can_execute(tiny):
 
 
 @pytest.mark.slow
-def test_two_processes_cannot_share_a_run_folder_and_a_kill_frees_it(tiny, tmp_path):
+def test_run_folder_is_locked_and_released_by_a_kill(tiny, tmp_path):
     config = tiny(do_train=True)
     config.run_dir.mkdir(parents=True)
     code = """
@@ -208,8 +208,9 @@ time.sleep(60)
 
 
 @pytest.mark.slow
-def test_a_killed_and_repeated_command_ends_like_one_that_was_left_alone(sample, command, tmp_path, background):
-    """The whole command line, with real signals: SIGTERM saves and exits with 143, SIGKILL loses steps but no bytes."""
+def test_resume_after_signals_is_bit_exact(sample, command, tmp_path, background):
+    """Runs the whole command line with real signals: SIGTERM saves and exits with 143; SIGKILL loses steps, but the
+    result is bit-exact."""
     flags = [
         "--do_train",
         "--do_eval",
@@ -254,9 +255,9 @@ def test_a_killed_and_repeated_command_ends_like_one_that_was_left_alone(sample,
     )  # without --resume a finished run is not overwritten
 
 
-def test_resuming_with_another_result_in_sight_is_refused(tiny, sample, tmp_path, caplog):
-    """Options, data, labels or tokenizer that changed are named; --force_resume goes on; what changes no result is
-    taken."""
+def test_resume_with_changes_that_affect_the_result_is_rejected(tiny, sample, tmp_path, caplog):
+    """Changed options, data, labels or tokenizer are named in the error. --force_resume ignores them. Options that do
+    not affect the result may change."""
     import shutil
 
     import main
@@ -292,7 +293,7 @@ def test_resuming_with_another_result_in_sight_is_refused(tiny, sample, tmp_path
         run(do_train=False, do_eval=True)
 
 
-def test_another_thread_count_is_told(tiny, monkeypatch):
+def test_resume_with_another_thread_count_is_logged(tiny, monkeypatch):
     config, told = tiny(epochs=1), []
     train(config)
     monkeypatch.setattr("engine.train.checkpoint.logger.warning", told.append)
@@ -303,7 +304,7 @@ def test_another_thread_count_is_told(tiny, monkeypatch):
     assert len(told) == 2 and "torch was" in told[0] and "threads was" in told[1]
 
 
-def test_a_run_that_fails_takes_away_only_its_own_folder(tiny, tmp_path):
+def test_failed_run_removes_only_its_own_folder(tiny, tmp_path):
     config = tiny(do_train=True)
     with pytest.raises(UserError), claim_run_dir(config):
         (config.run_dir.parent / "other").mkdir()
@@ -317,7 +318,7 @@ def test_a_run_that_fails_takes_away_only_its_own_folder(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_whole_process_group_saves_though_there_are_workers(sample, tmp_path):
+def test_signal_to_the_process_group_saves_despite_workers(sample, tmp_path):
     command = [
         sys.executable,
         str(ROOT / "main.py"),
@@ -348,7 +349,7 @@ def test_a_signal_to_the_whole_process_group_saves_though_there_are_workers(samp
     assert files.verify(newest) is None and messages.count("saving at the next step") == 1
 
 
-def test_a_checkpoint_holds_the_weights_of_its_moment_though_training_goes_on(tiny):
+def test_background_save_is_not_affected_by_further_training(tiny):
     trainer = make_trainer(tiny(epochs=1))
     weight = next(trainer.model.parameters())
     then = weight.detach().clone()
@@ -365,7 +366,7 @@ def test_a_checkpoint_holds_the_weights_of_its_moment_though_training_goes_on(ti
         )
 
 
-def test_a_checkpoint_that_fails_in_its_thread_ends_the_run_in_one_line(tiny):
+def test_error_in_the_writer_thread_is_a_one_line_error(tiny):
     trainer = make_trainer(tiny(epochs=1))
     trainer.checkpoints.parent.mkdir(parents=True, exist_ok=True)
     trainer.checkpoints.write_text("a file where the folder should be")
@@ -376,8 +377,8 @@ def test_a_checkpoint_that_fails_in_its_thread_ends_the_run_in_one_line(tiny):
         trainer.writer.wait()
 
 
-def test_damaged_checkpoints_do_not_crowd_out_the_one_that_is_whole(tiny):
-    """Two newest are damaged: the run goes on from the third, and what is kept in the end is whole."""
+def test_rotation_ignores_damaged_checkpoints(tiny):
+    """If the two newest are damaged, the run resumes from the third, and all checkpoints are valid at the end."""
     config = tiny(epochs=3, save_steps=4)
     train(config)
     root = config.run_dir / "checkpoints"
@@ -391,14 +392,14 @@ def test_damaged_checkpoints_do_not_crowd_out_the_one_that_is_whole(tiny):
     )
 
 
-def test_going_on_with_a_trick_that_was_not_there_is_one_line(tiny):
+def test_resume_with_an_added_trick_is_a_one_line_error(tiny):
     train(tiny(epochs=1))
     with pytest.raises(UserError, match="other options"):
         make_trainer(tiny(epochs=2, use_ema=True, force_resume=True)).resume()
 
 
-def test_one_failed_checkpoint_does_not_cut_off_the_next(tiny):
-    """The first fails, the second is still waited for, and the first error is told."""
+def test_failed_save_does_not_prevent_the_next_one(tiny):
+    """The first fails, the second is still written, and the first error is raised."""
     trainer = make_trainer(tiny(epochs=1))
     with pytest.raises(UserError, match="cannot be written"), trainer.writer:
         trainer.checkpoints.parent.mkdir(parents=True, exist_ok=True)
@@ -415,7 +416,7 @@ def hurt(path):
     path.write_bytes(bytes(data))
 
 
-def test_a_damaged_best_names_the_checkpoints_that_are_whole(tiny, command, sample):
+def test_error_for_a_damaged_best_names_valid_checkpoints(tiny, command, sample):
     config = tiny(epochs=1)
     train(config)
     folder = config.run_dir / "checkpoints"
@@ -436,7 +437,7 @@ def test_a_damaged_best_names_the_checkpoints_that_are_whole(tiny, command, samp
         load_checkpoint(folder / "best")
 
 
-def test_a_checkpoint_of_other_weights_is_not_called_the_same(tiny):
+def test_error_for_other_weights_does_not_claim_equal_weights(tiny):
     config = tiny(epochs=1, use_ema=True)
     train(config)
     hurt(config.run_dir / "checkpoints/best/encoder.json")
@@ -445,8 +446,9 @@ def test_a_checkpoint_of_other_weights_is_not_called_the_same(tiny):
     assert "step_00000008" in str(mistake.value) and "same weights" not in str(mistake.value)
 
 
-def test_signals_that_come_together_are_one_and_a_later_one_ends_the_process():
-    """torchrun that is killed sends one for each of its threads, as the kernel gives its children to the next."""
+def test_signals_within_the_grace_period_count_once_and_a_later_one_kills():
+    """If torchrun is killed, each of its threads causes a signal, because the kernel reparents its children one by
+    one."""
     script = """if True:
         import os, signal
         from engine.run import signals
@@ -465,7 +467,7 @@ def test_signals_that_come_together_are_one_and_a_later_one_ends_the_process():
 
 
 def damage(path, kind, rng):
-    """A file as a failing disk or a hasty hand leaves it."""
+    """Damages a file like a failing disk or an interrupted copy would."""
     content = bytearray(path.read_bytes())
     path.unlink()  # not in place: what maps it keeps what was there
     if kind == "flipped":
@@ -480,8 +482,9 @@ def damage(path, kind, rng):
 
 
 @pytest.mark.slow
-def test_after_sixty_damages_nothing_is_read_wrong(sample, tiny, tmp_path):
-    """Of token caches and of the best checkpoint: made anew, or one line; never other numbers, never a traceback."""
+def test_sixty_random_damages_never_give_wrong_values(sample, tiny, tmp_path):
+    """Damages token caches and the best checkpoint. They are rebuilt, or a one-line error is raised; never other
+    numbers or a traceback."""
     data, rng = tmp_path / "data", random.Random(0)
     shutil.copytree(sample, data, ignore=shutil.ignore_patterns(".cache"))
     main(tiny(do_train=True, do_eval=True, data_path=str(data)))
@@ -507,8 +510,9 @@ def test_after_sixty_damages_nothing_is_read_wrong(sample, tiny, tmp_path):
     assert found[".cache"] > 25 and found["told"] > 15 and sum(found.values()) == 60
 
 
-def test_every_generator_draws_on_where_a_checkpoint_left_it():
-    """Python's and NumPy's too, which your own code may use; each may hold the second number of a pair."""
+def test_all_random_states_are_restored():
+    """Includes Python's and NumPy's generators, which user code may use; each may have cached the second number of a
+    pair."""
 
     def draw():
         return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.normal(), torch.rand(1).item()]
@@ -522,7 +526,7 @@ def test_every_generator_draws_on_where_a_checkpoint_left_it():
     assert draw() == wanted
 
 
-def test_a_mistake_in_a_trick_of_ones_own_is_no_damaged_checkpoint(tiny, monkeypatch):
+def test_bug_in_a_user_trick_is_not_reported_as_a_damaged_checkpoint(tiny, monkeypatch):
     train(tiny(epochs=1, use_ema=True))
     trainer = make_trainer(tiny(epochs=2, use_ema=True, force_resume=True))
     monkeypatch.setattr(type(trainer.tricks), "load_state_dict", lambda self, state: state["ema"] + 1)

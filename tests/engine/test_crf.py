@@ -1,4 +1,5 @@
-"""The CRF as it is computed on a GPU, and on a CPU for few tags: values, both derivatives, launches, memory, paths."""
+"""The CRF's GPU code paths, and the CPU's for few tags: values, first and second derivatives, launches, memory,
+decoding."""
 
 import itertools
 import subprocess
@@ -20,7 +21,8 @@ ON_GPU = ()  # for `launch_free`: as if the CPU were one
 
 
 def case(num_tags, num_words, batch=4, scale=1.0, spread=0.5, seed=0, labels=None):
-    """(a CRF with transitions up to `spread`, emissions, mask, lengths); the first text has all words."""
+    """Returns (a CRF with transitions up to `spread`, emissions, mask, lengths); the first text has the maximum
+    length."""
     torch.manual_seed(seed)
     crf = CRF(labels or [f"B-{i}" for i in range(num_tags)])
     crf.launch_free = ON_GPU
@@ -32,7 +34,7 @@ def case(num_tags, num_words, batch=4, scale=1.0, spread=0.5, seed=0, labels=Non
 
 
 def with_gradients(function, emissions, crf, weights):
-    """[value, its gradients by emissions and parameters], in doubles."""
+    """Returns [value, its gradients by emissions and parameters] in float64."""
     emissions = emissions.clone().requires_grad_()
     value = function(emissions)
     inputs = [emissions, crf.start_transitions, crf.transitions, crf.end_transitions]
@@ -41,7 +43,7 @@ def with_gradients(function, emissions, crf, weights):
 
 
 def by_adding_logs(crf, emissions, mask):
-    """The forward algorithm as it is written in textbooks."""
+    """Computes the forward algorithm like textbooks define it."""
     alpha = crf.start_transitions + emissions[:, 0]
     for t in range(1, emissions.shape[1]):
         step = (alpha.unsqueeze(2) + crf.transitions).logsumexp(1) + emissions[:, t]
@@ -80,7 +82,7 @@ def test_the_scan_equals_the_forward_algorithm_in_value_and_gradient(scale, spre
 
 @pytest.mark.parametrize("change", ["forbidden", "-100 to 100", "start and end"])
 @pytest.mark.parametrize("scale", [1.0, 30.0, 300.0])
-def test_wide_transitions_lose_no_path(scale, change):
+def test_large_transitions_lose_no_path(scale, change):
     for seed, num_words in enumerate((1, 2, 7, 33)):
         crf, emissions, mask, _ = case(9, num_words, scale=scale, seed=seed)
         with torch.no_grad():
@@ -129,7 +131,7 @@ def test_small_cases_equal_brute_force(seed):
 
 
 @pytest.mark.slow
-def test_both_derivatives_are_right_also_in_groups_of_texts(monkeypatch):
+def test_first_and_second_derivatives_also_in_groups_of_texts(monkeypatch):
     crf, emissions, mask, _ = case(4, 7, batch=5, spread=2.0)
     inputs = [p.detach().double().requires_grad_() for p in (emissions, *crf.parameters())]
 
@@ -148,7 +150,7 @@ def test_both_derivatives_are_right_also_in_groups_of_texts(monkeypatch):
     assert crf_scan.texts_at_once(inputs[0], torch.float64, most) == 2 * 2 * 16 * 64 // (2 * 16 * 8)
 
 
-def test_marginals_are_those_of_pytorchs_autograd_and_can_be_differentiated():
+def test_marginals_equal_autograd_and_are_differentiable():
     crf, emissions, mask, _ = case(5, 20, spread=1.0)
     results = []
     for model in (crf, in_doubles(crf)):
@@ -168,12 +170,12 @@ def test_marginals_are_those_of_pytorchs_autograd_and_can_be_differentiated():
 
 @pytest.mark.parametrize("largest", [0.1, 10.0])  # in floats, in doubles
 @pytest.mark.parametrize("length", [*launches.LENGTHS, 1, 33, 500])
-def test_a_crf_adds_at_most_150_launches_to_a_training_step_of_any_length(length, largest):
+def test_crf_adds_at_most_150_launches_at_any_length(length, largest):
     plain, crf = (launches.count(use_crf, length, 9, largest=largest)[0] for use_crf in (False, True))
     assert 0 < crf - plain <= 150
 
 
-def test_decoding_has_no_launch_for_each_operation_and_word():
+def test_decoding_launches_do_not_grow_with_operations_per_word():
     few, many = launches.count(True, 512, 9)[1], launches.count(True, 512, 40, batch=128)[1]
     assert few <= 6 * 512 + 160 and many <= 9 * 512 + 120  # six per word for the probabilities
 
@@ -201,7 +203,7 @@ def test_32_texts_of_512_words_and_120_tags_fit_in_4_gb(derivative):
 
 
 @pytest.mark.slow
-def test_the_benchmark_for_a_gpu_runs_without_one(tmp_path, python):
+def test_gpu_benchmark_runs_on_cpu(tmp_path, python):
     command = [python, ROOT / "benchmarks/gpu.py", "--device", "cpu", "--minutes", "60"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -215,8 +217,8 @@ def test_the_benchmark_for_a_gpu_runs_without_one(tmp_path, python):
 # ---- what the host asks of a GPU -------------------------------------------------------------------------------------
 
 
-def test_the_way_is_the_same_whenever_the_host_began_to_ask():
-    """Resumed at any call, a run computes as the one that was not stopped: in floats, doubles or logarithms."""
+def test_crf_method_does_not_depend_on_when_the_run_was_resumed():
+    """A run resumed at any call uses the same method (float32, float64 or log space) as an uninterrupted one."""
 
     def way(crf):
         largest = crf.largest_transition()
@@ -236,7 +238,7 @@ def test_the_way_is_the_same_whenever_the_host_began_to_ask():
     assert sum(asked) < 200
 
 
-def test_new_weights_are_looked_at_at_once():
+def test_new_weights_are_checked_immediately():
     crf = case(3, 4)[0]
     crf.largest_transition()
     assert crf.largest.calls_left == MAX_CALLS
@@ -248,8 +250,8 @@ def test_new_weights_are_looked_at_at_once():
     assert crf.largest_transition() > 99 and crf.eval().largest_transition() == 0
 
 
-def test_no_text_at_all_is_no_error():
-    """A process may have no row of a batch that several share."""
+def test_empty_batch_is_no_error():
+    """A process may have no row of a batch that is split across processes."""
     for num_tags in (9, 40):
         crf, emissions, mask, _ = case(num_tags, 6, batch=1)
         emissions, mask = emissions[:0].requires_grad_(), mask[:0]
@@ -266,7 +268,7 @@ def test_no_text_at_all_is_no_error():
 
 @pytest.mark.parametrize("labels", [["O", "B-x", "I-x", "B-y", "I-y"], ["O", "B-x", "I-x", "E-x", "S-x"]])
 @pytest.mark.parametrize("num_words", [1, 2, 3, 8, 13, 32])
-def test_a_gpus_ways_to_decode_equal_the_loop(labels, num_words, monkeypatch):
+def test_gpu_decoding_equals_the_loop(labels, num_words, monkeypatch):
     for seed in range(4):
         crf, emissions, mask, _ = case(5, num_words, batch=20, scale=2.0, seed=seed, spread=2.0, labels=labels)
         if seed % 2:  # many ties, and sums that are exact

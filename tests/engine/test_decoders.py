@@ -1,4 +1,4 @@
-"""Decoder-only models: where they are read, what padding may do, tokenizers without [CLS], [SEP], padding, [UNK]."""
+"""Decoder-only models: which token they are read at, independence of padding, tokenizers without special tokens."""
 
 import logging
 
@@ -40,7 +40,7 @@ def dataset(tokenizer, examples, length=64, stride=-1, tasks=TASKS):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_words_are_read_as_in_a_text_and_end_where_they_end(kind):
+def test_words_are_tokenized_like_running_text(kind):
     tokenizer, words = tokenizer_of(kind), "play a song by the lightsongby beatles".split()
     inputs = dataset(tokenizer, [example(words)]).batch([0]).inputs
     ids = inputs["input_ids"][0].tolist()
@@ -51,7 +51,7 @@ def test_words_are_read_as_in_a_text_and_end_where_they_end(kind):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma"])
-def test_chinese_characters_are_glued_as_in_a_text(kind):
+def test_chinese_characters_are_joined_like_running_text(kind):
     tokenizer = tokenizer_of(kind)
     inputs = dataset(tokenizer, [example(list("播放"))]).batch([0]).inputs
     assert tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True).strip() == "播放"
@@ -59,7 +59,7 @@ def test_chinese_characters_are_glued_as_in_a_text(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("length, stride", [(8, 0), (8, 2), (9, 4), (16, 5)])
-def test_windows_tell_where_words_end(kind, length, stride):
+def test_windows_have_the_ends_of_words(kind, length, stride):
     tokenizer, words = tokenizer_of(kind), (" ".join(TEXTS[:3]) + " lightsongby").split()
     data = dataset(tokenizer, [example(words)], length, stride)
     assert len(data.lengths) > 1
@@ -72,7 +72,7 @@ def test_windows_tell_where_words_end(kind, length, stride):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_swallowed_words_and_empty_texts_have_a_token(kind):
+def test_dropped_words_and_empty_texts_get_a_token(kind):
     tokenizer = tokenizer_of(kind)
     inputs = dataset(tokenizer, [example(["play", "", "song"]), example([""]), example([])]).batch([0, 1, 2]).inputs
     assert inputs["word_mask"].sum(1).tolist() == [3, 1, 0]
@@ -88,7 +88,7 @@ def test_swallowed_words_and_empty_texts_have_a_token(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("by_words", [False, True])
-def test_pairs_are_a_then_what_separates_them_then_b(kind, by_words):
+def test_pairs_are_joined_by_a_separator(kind, by_words):
     tokenizer, tasks = tokenizer_of(kind), TASKS if by_words else {"intent": TASKS["intent"]}
     row = example("play a song".split()) if by_words else {"text": "play a song", "intent": "a"}
     inputs = dataset(tokenizer, [row | {"text_pair": "wake me up"}], tasks=tasks).batch([0]).inputs
@@ -102,7 +102,7 @@ def test_pairs_are_a_then_what_separates_them_then_b(kind, by_words):
         assert inputs["word_mask"].sum() == 3 and inputs["word_ends"][0, -1] == between[0] - 1
 
 
-def test_where_texts_and_words_are_read():
+def test_positions_at_which_texts_and_words_are_read():
     torch.manual_seed(0)
     hidden, mask = torch.randn(2, 6, 4), torch.tensor([[1] * 6, [1, 1, 1, 0, 0, 0]])
     inputs = {"attention_mask": mask, "word_starts": torch.tensor([[1, 3], [0, 1]])}
@@ -115,7 +115,7 @@ def test_where_texts_and_words_are_read():
     torch.testing.assert_close(word_vectors(hidden, inputs, "mean")[0], means)
 
 
-def test_auto_reads_decoders_at_the_end_and_a_choice_is_kept():
+def test_auto_pooling_of_decoders_is_last_token_and_choices_are_kept():
     bert, llama, xlnet = hf.BertConfig(), hf.LlamaConfig(), hf.XLNetConfig()
     assert pooling_of(Config(), bert) == pooling_of(Config(), None) == ("first", "first")
     assert pooling_of(Config(), llama) == ("last", "last") and pooling_of(Config(), xlnet) == ("last", "first")
@@ -126,8 +126,8 @@ def test_auto_reads_decoders_at_the_end_and_a_choice_is_kept():
 
 @pytest.mark.parametrize("name", ["GPT-2", "Llama", "Gemma 3, text", "Qwen3", "GPT-NeoX"])
 def test_padding_has_no_influence(name, tiny, tmp_path, sample):
-    """A batch padded on the right, each text alone, another vector for the padding token, another side that the
-    tokenizer would pad: all the same answers; and training never moves the padding's vector."""
+    """Predictions are equal for a right-padded batch, for single texts, with another padding vector, and with another
+    padding side of the tokenizer. Training does not change the padding vector."""
     folder = save_family(name, tmp_path / "model", sample)
     tokenizer = hf.AutoTokenizer.from_pretrained(folder, padding_side="left", truncation_side="left")
     tokenizer.save_pretrained(folder)
@@ -149,7 +149,7 @@ def test_padding_has_no_influence(name, tiny, tmp_path, sample):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_a_missing_padding_token_is_told(kind, tiny, tmp_path, sample, caplog):
+def test_missing_padding_token_is_logged(kind, tiny, tmp_path, sample, caplog):
     name = {"gpt2": "GPT-2", "llama": "Llama"}[kind]
     config = tiny(pretrain_model_path=save_family(name, tmp_path / "model", sample))
     logging.getLogger("template").propagate = True
@@ -158,7 +158,7 @@ def test_a_missing_padding_token_is_told(kind, tiny, tmp_path, sample, caplog):
     assert tokenizer.pad_token == tokenizer.eos_token and "has no padding token" in caplog.text
 
 
-def test_a_decoders_limits_and_caches(tiny, tmp_path, sample):
+def test_decoder_length_limits_and_caches(tiny, tmp_path, sample):
     folder = save_family("GPT-2", tmp_path / "model", sample)
     shape = hf.AutoConfig.from_pretrained(folder)
     model = build(tiny(pretrain_model_path=folder, max_length=64)).model
@@ -169,7 +169,7 @@ def test_a_decoders_limits_and_caches(tiny, tmp_path, sample):
 
 @pytest.mark.parametrize("pooling, word_pooling", [("mean", "mean"), ("first", "first"), ("last", "last")])
 @pytest.mark.parametrize("name", ["BERT", "GPT-2"])
-def test_any_pooling_trains_and_reads_the_same_alone(name, pooling, word_pooling, tiny, tmp_path, sample):
+def test_every_pooling_trains_and_is_independent_of_the_batch(name, pooling, word_pooling, tiny, tmp_path, sample):
     folder = save_family(name, tmp_path / "model", sample)
     options = dict(pooling=pooling, word_pooling=word_pooling, epochs=1, max_length=16, window_stride=4)
     trainer = build(tiny(pretrain_model_path=folder, **options))
@@ -179,5 +179,5 @@ def test_any_pooling_trains_and_reads_the_same_alone(name, pooling, word_pooling
     close(logits_of(model, data, range(8)), alone)
 
 
-def test_every_decoder_family_is_known_to_be_one():
+def test_every_decoder_family_is_recognised():
     assert all(is_causal(make()) for make, _ in DECODERS.values())

@@ -1,4 +1,4 @@
-"""Which device is taken, and what happens on one that is neither a CPU nor CUDA's (tests/engine/accelerator.py)."""
+"""Choice of the device, and behaviour on devices other than the CPU and CUDA (tests/engine/accelerator.py)."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ SMALL = [f"--{name}={value}" for name, value in TINY.items() if name != "device"
 
 
 def start(words, folder, lacks=""):
-    """The finished process of a command (or of Python's -c), with the accelerator of accelerator.py."""
+    """Runs a command, or Python code with -c, with the accelerator of accelerator.py. Returns the finished process."""
     place = str(ROOT / "tests/engine")
     before = [f"{place}/accelerator.py"] if words[0] != "-c" else []
     env = {**os.environ, "LACKS": lacks, "PYTHONPATH": os.pathsep.join([str(ROOT), place])}
@@ -29,13 +29,13 @@ def start(words, folder, lacks=""):
     return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=500)
 
 
-def test_auto_is_the_accelerator_or_the_cpu():
+def test_auto_device_is_the_accelerator_or_the_cpu():
     assert to_device("auto") == (accelerator() or CPU)
     assert name_of(CPU) == "cpu" and not can_pin("cpu") and not can_pin("mps")
 
 
 @pytest.mark.skipif(accelerator() is not None, reason="needs a machine without an accelerator")
-def test_the_error_names_what_is_there():
+def test_device_error_names_available_devices():
     with pytest.raises(UserError, match=r"^--device gpu is not a device; use auto, cpu$"):
         to_device("gpu")
     with pytest.raises(UserError, match="npu needs the package torch_npu"):
@@ -46,7 +46,7 @@ def test_the_error_names_what_is_there():
 
 
 @pytest.mark.parametrize("name", ["cpu", "xpu"])
-def test_a_torch_older_than_2_6_has_cpu_and_cuda_only(name, monkeypatch):
+def test_torch_before_2_6_supports_only_cpu_and_cuda(name, monkeypatch):
     monkeypatch.delattr(torch, "accelerator")
     assert to_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cpu":
@@ -56,7 +56,7 @@ def test_a_torch_older_than_2_6_has_cpu_and_cuda_only(name, monkeypatch):
             to_device(name)
 
 
-def test_processes_that_cannot_be_connected_are_refused():
+def test_distributed_on_an_unsupported_device_is_rejected():
     assert backend_of(CPU) == "gloo"
     wanted = {"cuda": "nccl", "xpu": "xccl"}
     for kind in ("cuda", "xpu", "mps", "meta"):  # mps: torch names gloo, which cannot read its memory
@@ -69,7 +69,7 @@ def test_processes_that_cannot_be_connected_are_refused():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a torch without CUDA")
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_precision_that_the_device_lacks_is_refused(precision):
+def test_unsupported_precision_is_rejected(precision):
     require_precision(precision, CPU)
     require_precision("fp32", torch.device("cuda"))
     with pytest.raises(UserError, match=f"^--precision {precision}: not supported on this cuda"):
@@ -107,7 +107,7 @@ def raises(error):
         (lambda _: torch.empty(1, device="xpu"), "install the torch of that device, or use --device auto"),
     ],
 )
-def test_what_a_device_lacks_is_one_line(command, advice, capsys):
+def test_missing_device_feature_is_a_one_line_error(command, advice, capsys):
     if torch.backends.mps.is_available() or torch.xpu.is_available():
         pytest.skip("the device is there")
     assert exit_code(command, None) == 2
@@ -116,7 +116,7 @@ def test_what_a_device_lacks_is_one_line(command, advice, capsys):
     assert line.count("\n") == 1
 
 
-def test_memory_of_mps_that_is_full_is_one_line(capsys):
+def test_mps_out_of_memory_is_a_one_line_error(capsys):
     assert exit_code(raises(RuntimeError("MPS backend out of memory (MPS allocated: 5.12 GB)")), None) == 2
     assert capsys.readouterr().err == f"error: {OUT_OF_MEMORY}\n"
 
@@ -129,7 +129,7 @@ def test_other_errors_keep_their_traceback():
         exit_code(lambda _: torch.eye(2).to_sparse().tril(), None)
 
 
-def test_doubles_are_the_same_on_the_cpu():
+def test_float64_on_the_cpu_gives_the_same_values():
     assert has_double("cpu") and to_double(torch.tensor([0.1])).dtype == torch.float64
 
 
@@ -138,7 +138,7 @@ def test_doubles_are_the_same_on_the_cpu():
 
 @there
 @pytest.mark.slow
-def test_a_run_on_an_accelerator_without_doubles_ends_where_the_cpu_ends(sample, tmp_path, command):
+def test_run_without_float64_equals_the_cpu(sample, tmp_path, command):
     flags = [*SMALL, "--data_path", sample, "--use_crf", "--use_ema", "--gradient_accumulation_steps", 2]
     flags += ["--do_train", "--do_eval", "--do_predict", "--save_epoch", 1]
     there = start(["main.py", *flags, "--model_version", "there"], tmp_path, "float64")
@@ -157,7 +157,7 @@ def test_a_run_on_an_accelerator_without_doubles_ends_where_the_cpu_ends(sample,
 
 @there
 @pytest.mark.slow
-def test_a_precision_is_refused_before_training_and_nothing_is_written(sample, tmp_path):
+def test_unsupported_precision_is_rejected_before_anything_is_written(sample, tmp_path):
     flags = [*SMALL, "--data_path", sample, "--do_train", "--precision", "bf16", "--model_version", "half"]
     done = start(["main.py", *flags], tmp_path, "bfloat16")
     assert done.returncode == 2 and "error: --precision bf16: not supported on this npu" in done.stderr
@@ -166,7 +166,7 @@ def test_a_precision_is_refused_before_training_and_nothing_is_written(sample, t
 
 @there
 @pytest.mark.slow
-def test_the_checks_of_the_model_hold_on_any_accelerator(sample, tmp_path):
+def test_model_checks_pass_on_any_accelerator(sample, tmp_path):
     done = start(["main.py", *SMALL, "--data_path", sample, "--debug", "--do_train", "--model_version", "x"], tmp_path)
     assert done.returncode == 0 and "FAILED" not in done.stderr + done.stdout, done.stderr[-3000:]
 
@@ -215,6 +215,6 @@ print("held")
 
 @there
 @pytest.mark.slow
-def test_a_crf_and_spans_need_no_doubles(tmp_path):
+def test_crf_and_spans_work_without_float64(tmp_path):
     done = start(["-c", WITHOUT_DOUBLES], tmp_path, "float64")
     assert done.returncode == 0 and done.stdout == "held\n", done.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""Learning from teachers: divergences against sums over every answer there is, and runs of the real program."""
+"""Distillation: divergences compared with sums over all possible predictions, and runs of main.py."""
 
 import inspect
 import itertools
@@ -45,7 +45,7 @@ def draw(generator, high):
 
 
 def row_of(number, generator):
-    """A processed row with a label of each kind, but for some."""
+    """Returns a processed row with labels of all task types; some are missing."""
     tokens = [WORDS[draw(generator, len(WORDS))] for _ in range(1 + draw(generator, 4))]
     last = len(tokens) - 1
     return {
@@ -63,7 +63,7 @@ def row_of(number, generator):
 
 @pytest.fixture(scope="module")
 def every_kind(tmp_path_factory):
-    """A processed folder with a task of each kind; some labels are missing."""
+    """Returns a processed folder with a task of each type; some labels are missing."""
     return write_data(tmp_path_factory.mktemp("kinds"), TASKS, seed=3)
 
 
@@ -85,7 +85,7 @@ def options(every_kind, folder, **more):
 
 @pytest.fixture(scope="module")
 def two_teachers(tmp_path_factory):
-    """Two untrained teachers, of other data, with tokenizers of their own; the first has a CRF, the second none."""
+    """Returns two untrained teachers with other data and their own tokenizers; only the first has a CRF."""
     folder, made = tmp_path_factory.mktemp("teachers"), []
     theirs = TASKS | {"score": replace(TASKS["score"], mean=3.0, std=1.5)}
     data = write_data(tmp_path_factory.mktemp("theirs"), theirs, seed=4)
@@ -105,9 +105,9 @@ def two_teachers(tmp_path_factory):
 
 
 def log_probabilities(head, logits, size, temperature):
-    """Of one text, each a list of log-probabilities over everything that the answer may be: for a label all labels, for
-    several labels, spans or pairs of words each by itself, for tags every path, one by one. logits: those of the text
-    alone."""
+    """Returns lists of log-probabilities over all possible predictions for one text: over all labels for
+    classification, separate ones for each label, span or pair in multi-label tasks, and over all paths for tagging.
+    logits: of this text only."""
     kind = type(head).__name__
     scores = logits / temperature
     if kind == "CRFTaggingHead":
@@ -139,7 +139,8 @@ def log_probabilities(head, logits, size, temperature):
 
 
 def mean_divergence(name, teachers_answers, student_answer):
-    """mean over teachers of KL(teacher || student) of one text. An answer: (head, logits of its words, size, T)"""
+    """Computes the mean over teachers of KL(teacher || student) for one text. Each prediction is (head, logits of its
+    words, size, T)."""
     total = 0.0
     for answer in teachers_answers:
         if name == "score":  # two normal distributions of variance 1, in the student's units
@@ -153,14 +154,14 @@ def mean_divergence(name, teachers_answers, student_answer):
 
 
 def alone(model, featurizer, example):
-    """{task: logits} of one text by itself."""
+    """Returns {task: logits} of a single text."""
     data = MyDataset([example], featurizer, quiet=True)
     assert len(data.lengths) == 1
     return {name: logits[0] for name, logits in model(data.batch([0]).inputs).logits.items()}
 
 
 def oracle(trainer, batch, folders, weight, temperature, counts):
-    """(1 - weight) * loss + weight * T^2 * mean divergence of a batch under no dropout, and the gradient."""
+    """Computes (1 - weight) * loss + weight * T^2 * mean divergence of a batch without dropout, and the gradient."""
     model, data = trainer.model, trainer.train_loader.dataset
     asked = [load_with_featurizer(folder / "checkpoints/best")[:2] for folder in folders]
     output, total = model(batch.inputs, batch.labels, counts["labels"]), 0.0
@@ -182,7 +183,7 @@ def oracle(trainer, batch, folders, weight, temperature, counts):
 
 
 def largest_error(model, found, wanted):
-    """The largest relative error of the gradients of one head, or of the encoder."""
+    """Returns the largest relative error of the gradients of one head, or of the encoder."""
     groups = {}
     for (name, _), f, w in zip(model.named_parameters(), found, wanted, strict=True):
         groups.setdefault(name.split(".")[2] if "heads" in name else "encoder", []).append((f, w))
@@ -201,7 +202,7 @@ def taught_counts(batches):
 
 
 def compare_with_oracle(every_kind, two_teachers, folder, use_crf, accumulation, **more):
-    """(how far our gradient of a step's loss is from that of the oracle, our loss, the oracle's)."""
+    """Returns (relative error of our gradient compared with the oracle's, our loss, the oracle's loss)."""
     for path in every_kind.joinpath(".cache").glob("teacher-*"):  # what an earlier version of the code answered
         path.unlink()
     names = ",".join(map(str, two_teachers))
@@ -274,7 +275,7 @@ BROKEN = {  # module: [(line, broken)]
 
 
 def break_line(monkeypatch, module, old, new):
-    """One line of a module changed, where it is used."""
+    """Replaces one line of a module."""
     source = inspect.getsource(module)
     assert source.count(old) == 1, f"{source.count(old)} times in {module.__name__}: {old}"
     room = ModuleType(module.__name__)
@@ -302,7 +303,7 @@ def same_code(function):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module, old, new", [(m, *line) for m, lines in BROKEN.items() for line in lines])
-def test_a_broken_line_is_rejected(module, old, new, every_kind, two_teachers, tmp_path, monkeypatch):
+def test_mutation_of_the_divergence_is_detected(module, old, new, every_kind, two_teachers, tmp_path, monkeypatch):
     break_line(monkeypatch, module, old, new)
     far, loss, wanted = compare_with_oracle(every_kind, two_teachers, tmp_path, True, 3)
     assert far > 1e-3 or loss != pytest.approx(wanted, rel=1e-3)
@@ -313,7 +314,7 @@ def test_a_broken_line_is_rejected(module, old, new, every_kind, two_teachers, t
 
 @pytest.fixture
 def with_more(every_kind, two_teachers, tmp_path):
-    """with_more(**options) -> a Config of a student with unlabelled texts, and tricks beside it."""
+    """Returns with_more(**options) -> the Config of a student with unlabelled texts, and tricks."""
     more = tmp_path / "more.txt"
     lines = {" ".join(words) for words in itertools.permutations(WORDS[:5], 3)}
     more.write_text("\n".join(sorted(lines)), encoding="utf-8")
@@ -334,7 +335,7 @@ def with_more(every_kind, two_teachers, tmp_path):
         pytest.param(dict(unlabelled="", streaming=True), marks=pytest.mark.slow),
     ],
 )
-def test_a_resumed_run_ends_in_the_same_bytes(own, with_more):
+def test_resume_is_bit_exact(own, with_more):
     whole = train(with_more(model_version="whole", **own))
     stopped = with_more(**own)
     trainer = make_trainer(stopped)
@@ -353,7 +354,7 @@ def test_a_resumed_run_ends_in_the_same_bytes(own, with_more):
     assert fingerprints(stopped) == fingerprints(with_more(model_version="whole", **own))
 
 
-def test_answers_are_computed_once_and_anew_when_damaged(with_more, every_kind):
+def test_teacher_predictions_are_cached_and_rebuilt_if_damaged(with_more, every_kind):
     def caches():
         return {path: path.read_bytes() for path in every_kind.joinpath(".cache").glob("teacher-*.arrow")}
 
@@ -375,7 +376,7 @@ def test_answers_are_computed_once_and_anew_when_damaged(with_more, every_kind):
     assert all(run["last"]["weights.safetensors"] == runs[0]["last"]["weights.safetensors"] for run in runs)
 
 
-def test_unlabelled_texts_come_in_turn_and_labelled_ones_in_each_epoch(with_more):
+def test_unlabelled_texts_take_turns_and_labelled_ones_are_in_each_epoch(with_more):
     loader = make_trainer(with_more(unlabelled_ratio=0.5)).train_loader
     data, seen = loader.dataset, []
     assert data.num_labelled == 60 and len(data) == 120
@@ -392,8 +393,8 @@ def test_unlabelled_texts_come_in_turn_and_labelled_ones_in_each_epoch(with_more
 
 
 @pytest.mark.slow
-def test_unlabelled_texts_alone_teach_what_the_teacher_knows(sample, tiny, tmp_path):
-    """A student that sees no label at all comes to answer as its teacher does."""
+def test_student_learns_from_unlabelled_texts_alone(sample, tiny, tmp_path):
+    """A student without any labels learns to predict like its teacher."""
     teacher = train(tiny(model_version="teacher", epochs=12, use_crf=True, early_stop_patience=0))
     texts = tmp_path / "texts.jsonl"
     texts.write_text((sample / "train.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
@@ -407,8 +408,8 @@ def test_unlabelled_texts_alone_teach_what_the_teacher_knows(sample, tiny, tmp_p
     assert same > 0.8 * sum(map(len, own.values()))
 
 
-def test_answers_of_windows_are_put_together(every_kind, two_teachers):
-    """A teacher that reads a text in windows says of each word what the window says whose edge is farther."""
+def test_teacher_predictions_of_windows_are_merged(every_kind, two_teachers):
+    """For each word, the teacher's prediction is taken from the window in which the word is farther from an edge."""
     folder = two_teachers[1] / "checkpoints/best"  # --max_length 12
     model, featurizer, _ = load_with_featurizer(folder)
     model.eval()
@@ -440,7 +441,7 @@ def test_answers_of_windows_are_put_together(every_kind, two_teachers):
     assert seconds.min() < at < seconds.max()
 
 
-def test_mistakes_are_one_line(with_more, two_teachers, every_kind, tiny, tmp_path):
+def test_invalid_teachers_are_one_line_errors(with_more, two_teachers, every_kind, tiny, tmp_path):
     def refused(config):
         with pytest.raises(UserError) as mistake:
             make_trainer(config)
@@ -458,8 +459,9 @@ def test_mistakes_are_one_line(with_more, two_teachers, every_kind, tiny, tmp_pa
         with_more(streaming=True)
 
 
-def test_a_task_that_no_teacher_knows_keeps_its_loss(every_kind, two_teachers, tmp_path):
-    """A student of all kinds, taught spans and tags alone: its other heads' gradients are those without a teacher."""
+def test_task_without_a_teacher_keeps_its_loss(every_kind, two_teachers, tmp_path):
+    """If a student with all task types is taught only spans and tags, the gradients of its other heads do not
+    change."""
     folder, gone = tmp_path / "some", ("intent", "topics", "score")
     tasks = {name: task for name, task in TASKS.items() if name not in gone}
     folder.mkdir()
@@ -483,7 +485,7 @@ def test_a_task_that_no_teacher_knows_keeps_its_loss(every_kind, two_teachers, t
         assert same == name.startswith(tuple(f"heads.{task}." for task in gone)), name
 
 
-def test_unlabelled_texts_are_known_by_the_column_they_are_read_from(with_more, tmp_path):
+def test_unlabelled_texts_depend_on_their_column(with_more, tmp_path):
     table = tmp_path / "more.csv"
     table.write_text("a,b\nwake me,play songs\n", encoding="utf-8")
     texts = []
@@ -494,8 +496,8 @@ def test_unlabelled_texts_are_known_by_the_column_they_are_read_from(with_more, 
     assert len(set(texts[0] + texts[1])) == 6
 
 
-def test_unlabelled_texts_take_the_form_of_those_to_train_on(tmp_path):
-    """Single texts beside pairs are refused; a text gets tokens, and tokens a text, as train has them."""
+def test_unlabelled_texts_get_the_form_of_train(tmp_path):
+    """Single texts are rejected if train has pairs. Texts are tokenized, and tokens joined, to match train."""
     tasks, lines = {"intent": TASKS["intent"]}, "wake me at seven\n"
     (tmp_path / "lines.txt").write_text(lines, encoding="utf-8")
     (tmp_path / "tokens.jsonl").write_text(json.dumps({"tokens": lines.split()}) + "\n", encoding="utf-8")
@@ -510,7 +512,7 @@ def test_unlabelled_texts_take_the_form_of_those_to_train_on(tmp_path):
 
 
 def only_score(two_teachers, tmp_path):
-    """A checkpoint that knows the task `score` alone."""
+    """Returns a checkpoint that has only the task `score`."""
     from engine.run.files import replace_folder, write_json
 
     folder = tmp_path / "scores"
@@ -523,7 +525,7 @@ def only_score(two_teachers, tmp_path):
     return folder
 
 
-def test_a_resumed_run_wants_the_same_teachers(with_more, two_teachers):
+def test_resume_requires_the_same_teachers(with_more, two_teachers):
     names = list(map(str, two_teachers))
     config = with_more(teacher=names[0], epochs=1)
     train(config)

@@ -1,5 +1,4 @@
-"""Several processes that train one model, started by the real torchrun on gloo: the mathematics, what they write, and
-how they end."""
+"""Distributed training, started by real torchrun with gloo: gradients, written files, and termination."""
 
 import contextlib
 import json
@@ -45,7 +44,7 @@ TRICKS = {
 
 
 def torchrun(python, processes, script, *words, cwd, env=None, check=0, **options):
-    """Runs a script in several processes. python: of the agent and of them. -> what it printed"""
+    """Runs a script under torchrun. python: executable of the agent and the workers. Returns the output."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, ROOT / script]
     done = subprocess.run(
         [python, *map(str, launch), *map(str, words)],
@@ -62,14 +61,15 @@ def torchrun(python, processes, script, *words, cwd, env=None, check=0, **option
 
 @pytest.fixture(scope="module")
 def started(fork_server, tmp_path_factory):
-    """Forks in which several processes run, without torchrun's own seconds."""
+    """Returns forks that run several processes without the start-up time of torchrun."""
     with Forks(ROOT, tmp_path_factory.mktemp("several"), fork_server) as forks:
         yield forks
 
 
 @pytest.fixture(scope="module")
 def few(sample, tmp_path_factory):
-    """33 sentences, of which most lack a label: with four processes of two rows some have none, or no row."""
+    """Returns 33 sentences, most of which lack a label: with four processes and two rows each, some have no labels or
+    no rows."""
     folder = tmp_path_factory.mktemp("few")
     for name in ("labels.json", "dev.jsonl", "test.jsonl"):
         (folder / name).write_bytes((sample / name).read_bytes())
@@ -84,7 +84,7 @@ def few(sample, tmp_path_factory):
 
 
 def gradients_of(started, how, tmp_path, processes, runs):
-    """runs: {name: flags} -> {name: (gradients, rows of each step of each process)}"""
+    """Returns {name: (gradients, rows of each step of each process)}. runs: {name: flags}"""
     folder = tmp_path / how
     folder.mkdir()
     flags = json.dumps({name: [str(word) for word in words] for name, words in runs.items()})
@@ -97,7 +97,8 @@ def gradients_of(started, how, tmp_path, processes, runs):
 
 
 def require_equal(several, one, tolerance=1e-5):
-    """Each parameter's gradient in each step: the difference's norm, relative to that of the whole step's gradient."""
+    """Asserts that each parameter's gradients are equal in each step, up to an error relative to the norm of the whole
+    step's gradient."""
     assert several.keys() == one.keys() and several
     lengths = []
     for step in {name.split(".")[0] for name in one}:
@@ -111,8 +112,8 @@ def require_equal(several, one, tolerance=1e-5):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_have_the_gradient_of_one_with_as_many_rows(few, tmp_path, processes, started):
-    """Also where labels are missing, in the last short batch, with no row at all, with accumulation and with a CRF."""
+def test_distributed_gradients_equal_one_process_with_the_same_rows(few, tmp_path, processes, started):
+    """Also with missing labels, in a short last batch, in a process without rows, with accumulation and with a CRF."""
     common = ["--data_path", few, *TINY, "--dropout", "0"]
     accumulated = ["--gradient_accumulation_steps", "2"]
     kinds = {"plain": [], "accumulated": accumulated, "crf": ["--use_crf"], "both": ["--use_crf", *accumulated]}
@@ -127,8 +128,8 @@ def test_processes_have_the_gradient_of_one_with_as_many_rows(few, tmp_path, pro
 
 
 @pytest.mark.slow
-def test_a_trick_does_in_two_processes_what_it_does_with_two_micro_batches(few, tmp_path, started):
-    """Its directions are those of each process, its random numbers too."""
+def test_tricks_treat_processes_like_micro_batches(few, tmp_path, started):
+    """Each process has its own perturbation and its own random numbers."""
     shape = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=1, intermediate_size=64)
     tokenizer = train_tokenizer(lambda: training_texts(few / "train.jsonl"), 400)
     BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path / "pretrained")
@@ -162,9 +163,10 @@ def metrics(folder):
 
 
 @pytest.mark.slow
-def test_two_processes_end_where_one_does_and_score_and_label_alike(sample, tmp_path, started):
-    """Weights equal to rounding (Adam divides by the gradient's size and makes more of it), and the same checkpoint
-    scored and used by two processes as by one: a tagging task with windows and CRF, relations, and a text task."""
+def test_two_processes_train_evaluate_and_predict_like_one(sample, tmp_path, started):
+    """Weights are equal up to rounding (which Adam amplifies by dividing by the gradient's magnitude), and two
+    processes evaluate and predict like one with the same checkpoint. Covers tagging with windows and a CRF, relations,
+    and classification."""
     data = with_relations(sample, tmp_path / "data", "slots")
     train = [*ALL, "--data_path", data, "--dropout", "0", "--epochs", "2", "--use_crf", "--max_length", "8"]
     started.several(2, ["main.py", *train, "--batch_size", "4", "--output_dir", tmp_path / "two"], tmp_path)
@@ -188,8 +190,8 @@ def test_two_processes_end_where_one_does_and_score_and_label_alike(sample, tmp_
 
 
 @pytest.mark.slow
-def test_a_threshold_is_fitted_on_all_of_dev(command, tmp_path, started):
-    """Multilabel, spans and relations: what the heads choose on dev is the same in two processes as in one."""
+def test_thresholds_are_fitted_on_all_of_dev(command, tmp_path, started):
+    """The thresholds for multilabel, spans and relations are the same in two processes as in one."""
     rows = [
         {"text": f"{a} {b}", "topics": [t for t, there in (("x", i % 2), ("y", i % 3)) if there], "split": part,
          "spans": [{"start": 0, "end": len(a), "label": "a"}, {"start": 6, "end": len(a + b) + 1, "label": "b"}]}
@@ -215,7 +217,7 @@ def test_a_threshold_is_fitted_on_all_of_dev(command, tmp_path, started):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stream_is_shared_so_that_each_row_comes_once(sample, tmp_path, workers, started):
+def test_streamed_rows_are_split_across_processes(sample, tmp_path, workers, started):
     flags = ["--data_path", sample, *TINY, "--streaming", "--shuffle_buffer", "16", "--num_workers", workers]
     _, rows = gradients_of(started, "several", tmp_path, 3, {"stream": [*flags, "--batch_size", "3"]})["stream"]
     assert sorted(row for process in rows for step in process for row in step) == list(range(60))
@@ -224,8 +226,9 @@ def test_a_stream_is_shared_so_that_each_row_comes_once(sample, tmp_path, worker
 
 
 @pytest.mark.slow
-def test_two_machines_are_two_agents(sample, tmp_path, python):
-    """Two agents that meet on the loopback address. Other options on one of them: one line, and no hang."""
+def test_two_torchrun_agents_train_together(sample, tmp_path, python):
+    """Two agents connect on the loopback address. If one has different options, the run ends with a one-line error
+    instead of hanging."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -258,8 +261,8 @@ def test_two_machines_are_two_agents(sample, tmp_path, python):
 
 
 class Run:
-    """A run of two processes in the background, and who they are. python: a stand-in does not stop on SIGSTOP, and does
-    not hear that its agent was killed."""
+    """A run of two processes in the background, and their process ids. python: needed because a stand-in ignores
+    SIGSTOP and does not notice when its agent is killed."""
 
     def __init__(self, words, cwd, options=(), python=sys.executable):
         launch = [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *options]
@@ -274,7 +277,7 @@ class Run:
             )
 
     def processes(self):
-        """The process numbers of the ranks, in order."""
+        """Returns the process ids of the ranks, in order."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -287,19 +290,19 @@ class Run:
         return [found[rank] for rank in sorted(found)]
 
     def wait_for(self, folder, step):
-        """Until the run has a checkpoint of that step or a later one."""
+        """Waits until the run has a checkpoint of that step or a later one."""
         while not any(int(path.name[5:]) >= step for path in folder.glob("checkpoints/step_*")):
             assert self.agent.poll() is None, self.log.read_text()
             time.sleep(0.01)
 
     def wait(self):
-        """-> what it printed"""
+        """Waits for the end. Returns the output."""
         self.agent.wait(timeout=240)
         return self.log.read_text()
 
 
 def digest(folder):
-    """The bytes that must be equal."""
+    """Returns hashes of the files that must be identical."""
     last = sorted(folder.glob("run/checkpoints/step_*"))[-1]
     files = [last / f for f in ("weights.safetensors", "training.safetensors", "training.json")]
     files += [folder / "run" / f for f in ("metrics.jsonl", "eval.json", "predictions.csv")]
@@ -314,8 +317,9 @@ STOPS = {
 
 
 @pytest.mark.slow
-def test_a_run_that_is_stopped_and_started_again_ends_with_equal_bytes(sample, tmp_path, started):
-    """In each of these all save at the same step. benchmarks/soak.py stops runs in more ways, and as streams."""
+def test_distributed_resume_is_bit_exact(sample, tmp_path, started):
+    """In these cases, all processes save at the same step. benchmarks/soak.py interrupts runs in more ways, also with
+    streaming."""
     train = [*ALL, "--resume", "--data_path", sample, "--epochs", "12", "--batch_size", "4", "--save_steps", "2"]
     train += ["--early_stop_patience", "0", "--use_fgm", "--gradient_accumulation_steps", "2"]
     started.several(2, ["main.py", *train, "--output_dir", tmp_path / "whole"], tmp_path)
@@ -330,7 +334,7 @@ def test_a_run_that_is_stopped_and_started_again_ends_with_equal_bytes(sample, t
 
 
 @pytest.mark.slow
-def test_run_sh_starts_as_many_processes_as_it_is_told(tmp_path):
+def test_run_sh_starts_the_requested_number_of_processes(tmp_path):
     flags = ["--device=cpu", "--epochs=1", "--hidden_size=32", "--num_layers=1", f"--output_dir={tmp_path}"]
     done = subprocess.run(
         ["sh", str(ROOT / "run.sh"), "--num_gpus", "2", *flags],
@@ -345,8 +349,8 @@ def test_run_sh_starts_as_many_processes_as_it_is_told(tmp_path):
 
 
 @pytest.mark.slow
-def test_torchrun_restarts_a_run_whose_process_died_and_it_goes_on(sample, tmp_path, started, python):
-    """--max_restarts: no --resume is needed."""
+def test_run_restarted_by_torchrun_resumes(sample, tmp_path, started, python):
+    """With --max_restarts, --resume is not needed."""
     words = [*ALL, "--data_path", sample, "--epochs", "3", "--batch_size", "4", "--save_steps", "2"]
     started.several(2, ["main.py", *words, "--output_dir", tmp_path / "whole"], tmp_path)
     run = Run([*words, "--output_dir", tmp_path / "out"], tmp_path, ["--max_restarts", "1"], python)
@@ -358,7 +362,7 @@ def test_torchrun_restarts_a_run_whose_process_died_and_it_goes_on(sample, tmp_p
 
 
 @pytest.mark.slow
-def test_a_silent_process_ends_the_run_in_one_line(sample, tmp_path):
+def test_unresponsive_process_is_a_one_line_error(sample, tmp_path):
     words = [
         "--do_train",
         *RUN,
@@ -385,8 +389,9 @@ def test_a_silent_process_ends_the_run_in_one_line(sample, tmp_path):
 
 
 @pytest.mark.slow
-def test_with_another_number_of_processes_it_goes_on_at_the_same_place(sample, tmp_path, started):
-    """Two processes, then one, then three: each time from the same share of the epoch and of the schedule."""
+def test_resume_with_another_number_of_processes(sample, tmp_path, started):
+    """Two processes, then one, then three: each time, the run resumes at the same fraction of the epoch and the
+    schedule."""
     words = [*ALL, "--resume", "--data_path", sample, "--batch_size", "4", "--output_dir", tmp_path, "--log_steps", "1"]
     for number, processes in enumerate((2, 1, 3), 2):
         started.several(processes, ["main.py", *words, "--epochs", number, "--force_resume"], tmp_path)
@@ -399,7 +404,7 @@ def test_with_another_number_of_processes_it_goes_on_at_the_same_place(sample, t
     assert [epochs.count(n) for n in range(4)] == [8, 8, 15, 5]  # 60 rows, 4 in each process
 
 
-def test_a_place_within_an_epoch_is_kept_by_another_number_of_processes():
+def test_epoch_position_is_converted_to_another_number_of_processes():
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step)
     progress = Progress(step=14, epoch=1, batch=10)  # of 2 processes, 15 batches in each epoch, 2 in a step
@@ -408,8 +413,9 @@ def test_a_place_within_an_epoch_is_kept_by_another_number_of_processes():
     assert scheduler.last_epoch == 5 + 3 and scheduler.get_last_lr() == [8]
 
 
-def test_another_number_of_processes_needs_a_schedule_that_can_jump():
-    """A recursive one computes a rate from the one before, so a jump would silently give another rate."""
+def test_another_number_of_processes_rejects_recursive_schedules():
+    """A recursive schedule computes each rate from the previous one, so skipping steps would silently change the
+    rate."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     progress = Progress(step=14, epoch=1, batch=10)
     with pytest.raises(UserError, match="ExponentialLR cannot continue with another number of processes"):
@@ -419,7 +425,7 @@ def test_another_number_of_processes_needs_a_schedule_that_can_jump():
 
 
 @pytest.mark.slow
-def test_mistakes_are_one_line_from_one_process(sample, tmp_path, python):
+def test_error_is_printed_by_one_process(sample, tmp_path, python):
     for words, wanted in (
         (["--do_train", "--data_path", tmp_path / "none"], "none"),
         (["--do_train", "--debug", "--data_path", sample], "--debug works in a single process"),
@@ -433,8 +439,8 @@ def test_mistakes_are_one_line_from_one_process(sample, tmp_path, python):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["everywhere", "in process 1"])
-def test_the_process_that_ends_first_leaves_the_report_to_process_0_if_it_has_the_error_too(tmp_path, python, where):
-    """torchrun ends all processes once one has ended: process 0, which is late here, has to report before."""
+def test_shared_error_is_reported_by_process_0(tmp_path, python, where):
+    """torchrun terminates all processes once one has exited, so process 0, which is slow here, must report first."""
     script = tmp_path / "late.py"
     script.write_text(f"""
 import sys

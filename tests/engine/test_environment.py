@@ -1,4 +1,4 @@
-"""Versions and GPUs: older libraries, environments with something missing, and the lines that say what to do."""
+"""Package versions and GPUs: old libraries, incomplete environments, and their error messages."""
 
 import json
 import os
@@ -31,7 +31,7 @@ slow = pytest.mark.slow
 
 
 @pytest.mark.parametrize("values", [[[3.0, 4.0], [12.0]], [[1e30, 1.0]], [[float("inf")], [1.0]], [[float("nan")]], []])
-def test_norms_of_a_torch_without_them_agree(values, monkeypatch):
+def test_norms_agree_with_torch_before_2_6(values, monkeypatch):
     parameters = [torch.nn.Parameter(torch.zeros(len(row))) for row in values]
     grads = [torch.tensor(row) for row in values]
     found = []
@@ -60,7 +60,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @slow
-def test_a_run_without_the_names_that_torch_2_4_lacks_is_the_same(tiny, sample, tmp_path):
+def test_run_without_functions_missing_in_torch_2_4_is_identical(tiny, sample, tmp_path):
     options = dict(epochs=1, max_grad_norm=0.1)
     trainer = make_trainer(tiny(**options))
     trainer.train()
@@ -80,7 +80,7 @@ FLAGS = "hidden_size num_layers epochs batch_size vocab_size lr device use_crf m
 # ---- datasets 3 ------------------------------------------------------------------------------------------------------
 
 
-def test_classes_of_a_saved_dataset_have_their_names(tmp_path):
+def test_class_labels_of_a_saved_dataset_are_names(tmp_path):
     import datasets
 
     from data_process import DataConfig, process
@@ -101,7 +101,7 @@ def test_classes_of_a_saved_dataset_have_their_names(tmp_path):
     assert found == [{"['O', 'B-x']"}, {"bad", "good"}]
 
 
-def test_the_code_of_a_dataset_is_neither_run_nor_asked_about(tmp_path, monkeypatch):
+def test_dataset_script_is_not_executed_without_a_prompt(tmp_path, monkeypatch):
     from data_process import DataConfig, process
 
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
@@ -120,19 +120,19 @@ VERSIONS = "2.3.9 2.4 2.4.0 2.4.1+cu121 2.10.0 3 3.0.0 3.1 4.48.0 4.48.3 4.47.9 
 
 
 @pytest.mark.parametrize("bounds", [">=2.4,<3", ">=4.48,<6", ">=3", "==2.4", "!=2.4.0,>=2", ""])
-def test_ranges_are_those_of_packaging(bounds, monkeypatch):
+def test_version_ranges_agree_with_packaging(bounds, monkeypatch):
     for have in VERSIONS:
         monkeypatch.setattr("engine.run.environment.version", lambda name, have=have: have)
         inside = SpecifierSet(bounds).contains(have.partition("+")[0])
         assert (Requirement("x", bounds).problem() is None) == inside, have
 
 
-def test_a_vendors_build_counts_as_its_version(monkeypatch):
+def test_vendor_build_counts_as_its_version(monkeypatch):
     monkeypatch.setattr("engine.run.environment.version", lambda name: "2.4.0a0+145a3a7bda.nv24.10")
     assert Requirement("torch", ">=2.4,<3").problem() is None
 
 
-def test_what_was_tested_is_within_the_ranges_and_every_range_has_a_pin_or_comes_with_another():
+def test_constraints_are_within_the_ranges_and_complete():
     ranges = {one.name.lower(): one for name in FILES for one in read_requirements(ROOT / name)}
     tested = {pin.name: pin for pin in read_requirements(ROOT / "constraints.txt")}
     assert tested and set(tested) <= set(ranges)
@@ -145,13 +145,13 @@ def test_what_was_tested_is_within_the_ranges_and_every_range_has_a_pin_or_comes
         assert all(together[one.name] == one.bounds for one in read_requirements(ROOT / name)), name
 
 
-def test_markers_choose_by_python(tmp_path):
+def test_python_version_markers(tmp_path):
     (tmp_path / "a.txt").write_text('# x\na==1; python_version >= "3.9"\na==2; python_version < "3.9"\n\nb[c]>=2 # y\n')
     assert read_requirements(tmp_path / "a.txt") == [Requirement("a", "==1"), Requirement("b", ">=2")]
 
 
 def installed(folder, name, number, requires=""):
-    """A distribution without code, as pip leaves it."""
+    """Creates the metadata of an installed package without code, like pip's."""
     place = folder / f"{name}-{number}.dist-info"
     place.mkdir(parents=True)
     requires = f"Requires-Dist: {requires}\n" if requires else ""
@@ -162,7 +162,7 @@ def installed(folder, name, number, requires=""):
     return place
 
 
-def test_a_version_out_of_range_is_one_line_before_anything_is_loaded(command, tmp_path):
+def test_incompatible_version_is_a_one_line_error_before_imports(command, tmp_path):
     installed(tmp_path / "old", "transformers", "4.40.1")
     done = command("main.py", "--do_train", env={"PYTHONPATH": str(tmp_path / "old")})
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not (tmp_path / "output").exists()
@@ -175,14 +175,14 @@ COMMANDS += ["huggingface_hands_on/train_tokenizer_from_scratch.py", "-m tools.e
 
 @pytest.fixture(scope="session")
 def bare(tmp_path_factory):
-    """A Python without any package."""
+    """Returns a Python without any packages."""
     folder = tmp_path_factory.mktemp("bare")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     return folder / "bin/python"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_missing_packages_are_one_line(name, bare, tmp_path):
+def test_missing_packages_are_a_one_line_error(name, bare, tmp_path):
     words = name.split()[:-1] + [name.split()[-1] if name.startswith("-m") else str(ROOT / name)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([bare, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -190,7 +190,7 @@ def test_missing_packages_are_one_line(name, bare, tmp_path):
     assert done.stderr.startswith("error: missing: torch, transformers") and "pip install -r" in done.stderr
 
 
-def test_a_package_that_a_run_needs_later_is_missed_before_anything_is_written(command, tmp_path):
+def test_missing_package_is_reported_before_anything_is_written(command, tmp_path):
     hidden = """
 import importlib.metadata as metadata, importlib.util as util
 version, spec = metadata.version, util.find_spec
@@ -207,7 +207,7 @@ metadata.version, util.find_spec = of, lambda name, *rest: None if name == "torc
     assert not (tmp_path / "output").exists()
 
 
-def test_an_import_error_of_an_edit_keeps_its_traceback(tmp_path):
+def test_import_error_in_user_code_keeps_its_traceback(tmp_path):
     code = "from engine.run.environment import line_of_import_error as line\n"
     code += (
         "print(line(ModuleNotFoundError('', name='own_module')), line(ModuleNotFoundError('', name='torch.absent')))"
@@ -221,7 +221,7 @@ def test_an_import_error_of_an_edit_keeps_its_traceback(tmp_path):
 
 @pytest.fixture
 def driver(tmp_path, monkeypatch):
-    """driver("535.1"): an nvidia-smi that lists a GPU with this driver comes first on the PATH."""
+    """Returns driver("535.1"), which puts an nvidia-smi that lists a GPU with this driver first on the PATH."""
 
     def make(number, code=0):
         (tmp_path / "bin").mkdir(exist_ok=True)
@@ -245,7 +245,7 @@ def driver(tmp_path, monkeypatch):
         (None, "580.65.06", "is built without CUDA"),
     ],
 )
-def test_a_gpu_that_torch_cannot_use_is_named_with_the_remedy(cuda, number, message, driver, tiny, monkeypatch):
+def test_unusable_gpu_is_reported_with_advice(cuda, number, message, driver, tiny, monkeypatch):
     driver(number)
     monkeypatch.setattr(torch.version, "cuda", cuda)
     problem = gpu_problem()
@@ -258,7 +258,7 @@ def test_a_gpu_that_torch_cannot_use_is_named_with_the_remedy(cuda, number, mess
     assert problem in str(refused.value)
 
 
-def test_no_gpu_or_one_that_is_hidden_is_no_problem(driver, monkeypatch):
+def test_no_gpu_or_a_hidden_one_is_not_reported(driver, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert gpu_problem() is None
     driver("535.104.05", code=9)  # as when the driver does not run
@@ -272,7 +272,7 @@ def test_no_gpu_or_one_that_is_hidden_is_no_problem(driver, monkeypatch):
         assert gpu_problem() is None
 
 
-def test_the_log_begins_with_versions_and_device_and_says_that_a_gpu_is_unused(driver, tiny):
+def test_log_starts_with_versions_device_and_unused_gpu(driver, tiny):
     driver("535.104.05")
     for device in ("cpu", "auto"):
         config = tiny(device=device, do_train=True, epochs=1, model_version=device)
@@ -289,9 +289,10 @@ def test_the_log_begins_with_versions_and_device_and_says_that_a_gpu_is_unused(d
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A clone with few requirements, wheels to install offline, and an active Python with a torch of its own.
+    """Returns a clone with few requirements, wheels to install offline, and an active Python with its own torch.
 
-    server(torch version) -> function that sources setup_env.sh."""
+    server(torch version) -> function that sources setup_env.sh.
+    """
     monkeypatch.chdir(tmp_path)
     for name in ("setup_env.sh", "engine/__init__.py", "engine/errors.py", "engine/run/environment.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -329,7 +330,7 @@ def versions_in(python):
 
 
 @slow
-def test_a_servers_torch_stays_and_only_what_is_missing_goes_in(server, tmp_path):
+def test_setup_keeps_the_installed_torch_and_adds_missing_packages(server, tmp_path):
     set_up = server("2.5.1+cu121")
     done = set_up()
     python = str(tmp_path / ".venv/bin/python")
@@ -348,7 +349,7 @@ def test_a_servers_torch_stays_and_only_what_is_missing_goes_in(server, tmp_path
 
 
 @slow
-def test_a_torch_that_is_too_old_gets_a_complete_environment_unless_the_driver_is_too(server, tmp_path, driver):
+def test_setup_with_an_old_torch_installs_all_unless_the_driver_is_old(server, tmp_path, driver):
     set_up = server("2.1.0")
     driver("535.104.05")
     done = set_up()
@@ -361,7 +362,7 @@ def test_a_torch_that_is_too_old_gets_a_complete_environment_unless_the_driver_i
 
 
 @slow
-def test_a_preview_of_a_vendor_stays_although_pip_counts_it_as_older(server, tmp_path):
+def test_setup_keeps_a_vendor_preview_that_pip_considers_older(server, tmp_path):
     done = server("2.4.0a0+07cecf4168.nv24.5")()
     assert done.returncode == 0, done.stderr
     assert versions_in(tmp_path / ".venv/bin/python") == ["2.4.0a0+07cecf4168.nv24.5", "2.1", "1.0"]
@@ -369,7 +370,7 @@ def test_a_preview_of_a_vendor_stays_although_pip_counts_it_as_older(server, tmp
 
 @slow
 @pytest.mark.parametrize("damage", ["python", "pip"])
-def test_a_damaged_environment_is_set_up_again_with_the_servers_torch(damage, server, tmp_path):
+def test_damaged_environment_is_rebuilt(damage, server, tmp_path):
     set_up, folder = server("2.5.1+cu121"), tmp_path / ".venv"
     assert set_up().returncode == 0
     if damage == "python":  # the Python it was made with has been removed
@@ -385,7 +386,7 @@ def test_a_damaged_environment_is_set_up_again_with_the_servers_torch(damage, se
     assert (torch_here, extra) == ("2.5.1+cu121", "1.0") and small.startswith("2.")
 
 
-def test_an_environment_with_everything_in_range_is_used_as_it_is(server, tmp_path):
+def test_compatible_environment_is_used_unchanged(server, tmp_path):
     set_up = server("2.4.0")
     site = next((tmp_path / "active/lib").glob("python*/site-packages"))
     for path in (site / "small-1.0.dist-info").iterdir():
@@ -398,7 +399,7 @@ def test_an_environment_with_everything_in_range_is_used_as_it_is(server, tmp_pa
     assert not (tmp_path / ".venv").exists()
 
 
-def test_pins_are_what_is_here_and_otherwise_what_was_tested(tmp_path):
+def test_pins_prefer_installed_versions_over_tested_ones(tmp_path):
     (tmp_path / "needs.txt").write_text("torch>=2\nabsent>=1\npip>=1\n")
     (tmp_path / "tested.txt").write_text("torch==1.0\nabsent==1.5\n")
     found = pins(str(tmp_path / "tested.txt"), [str(tmp_path / "needs.txt")])

@@ -1,4 +1,4 @@
-"""Events: their items against enumeration, scores by counting, and the head's consistent answers."""
+"""Events: decoding compared with enumeration, scores by counting, and consistent predictions of the head."""
 
 import json
 import random
@@ -29,7 +29,7 @@ PAID = [(1, 1, 0, 0, "pay|payer"), (1, 1, 1, 1, "pay"), (1, 1, 2, 2, "pay|payee"
 DATES = [(4, 4, 4, 4, "date|month"), (4, 4, 1, 1, "date"), (6, 6, 6, 6, "date|month")]
 
 
-def test_events_of_a_label_as_objects():
+def test_label_events_as_objects():
     label = [*PAID, *DATES]
     ana, paid, ben, may, june = (
         {"text": TEXT[a:b], "start": a, "end": b} for a, b in (OFFSETS[i] for i in (0, 1, 2, 4, 6))
@@ -51,8 +51,8 @@ def test_events_of_a_label_as_objects():
     assert [one["probability"] for event in found for one in event["arguments"]] == [0.9, 0.7, 0.6, 0.5, 0.3]
 
 
-def test_items_without_an_anchor_are_in_no_event():
-    """An item stays if its anchor has an item of its own; of several triggers, one."""
+def test_items_without_an_anchor_are_ignored():
+    """An item is used only if its anchor has an item itself; of several triggers, one is used."""
     draw = random.Random(0)
     spans, names = [(0, 0), (0, 1), (2, 2)], ["t", "t|a", "t|b", "u|a"]
     everything = [(*one, *other, name) for one, other, name in product(spans, spans, names)]
@@ -71,13 +71,13 @@ def test_items_without_an_anchor_are_in_no_event():
         assert sorted(numbers) == [i for i, stay in enumerate(in_events(label, [True] * len(label))) if stay]
 
 
-def test_arguments_of_an_event_that_is_left_out_are_left_out():
+def test_arguments_of_an_omitted_event_are_omitted():
     label, p = [*PAID, *DATES], [0.9, 0.2, 0.9, 0.9, 0.9, 0.1, 0.9]
     rest, chances, left_out, total = answered("events", label, p, 0.5)
     assert rest == [DATES[0], DATES[2]] and chances == [0.9, 0.9] and (left_out, total) == (5, 7)
 
 
-def test_the_head_answers_whole_events():
+def test_head_predicts_complete_events():
     head = EventHead(8, Task("events", ("date", "date|month", "pay", "pay|payee", "pay|payer", "pay|witness")))
     assert HEADS["events"] is EventHead
     ids = [(*places, head.task.labels.index(name)) for *places, name in [*PAID, *DATES]]
@@ -87,8 +87,8 @@ def test_the_head_answers_whole_events():
     assert head.to_labels(ids, [0.9, 0.4, 0.8, 0.3, 0.3, 0.7, 0.2]) == ([], [])
 
 
-def test_scores_by_counting():
-    """Against sets written from the definition, for random answers."""
+def test_event_scores_equal_counting():
+    """Compares with sets written from the definition, for random predictions."""
     draw = random.Random(1)
     spans = [(0, 0), (1, 2), (3, 3)]
     everything = [[*one, *other, name] for one, other, name in product(spans, spans, ["t", "t|a", "t|b", "u", "u|a"])]
@@ -120,7 +120,7 @@ def test_scores_by_counting():
     assert right == [is_right(task, g, p) for g, p in zip(gold, predicted)]
 
 
-def test_the_anchor_of_an_event_without_a_trigger_is_not_scored():
+def test_anchor_without_a_trigger_is_not_scored():
     one = [[0, 0, 0, 0, "t|a"], [0, 0, 2, 2, "t|b"]]
     other = [[2, 2, 0, 0, "t|a"], [2, 2, 2, 2, "t|b"]]
     scores = score({"e": Task("events", ("t|a", "t|b"))}, {"e": [one]}, {"e": [other]})
@@ -133,7 +133,7 @@ def test_events_without_arguments_are_scored_by_their_triggers():
     assert scores["e_f1"] == scores["e_trigger_f1"] == pytest.approx(2 / 3)
 
 
-def test_labels_of_a_processed_folder_are_checked():
+def test_processed_labels_are_checked():
     example = {"_where": "row 1", "tokens": TEXT.split(), "e": [*PAID, PAID[0]]}
     assert check_label(example, "e", "events") == sorted(map(list, PAID))
     for wrong, problem in (
@@ -155,8 +155,8 @@ def arguments_of(row):
     return {(e["type"], one["role"], one["start"], one["end"]) for e in row["events"] for one in e["arguments"]}
 
 
-def test_generated_events_from_raw_data_to_predictions(tmp_path, monkeypatch):
-    """Prepared, learned and predicted; the predictions are labels in their turn, with the same events."""
+def test_generated_events_end_to_end(tmp_path, monkeypatch):
+    """Processes raw data, trains and predicts. Processing the predictions as labels gives the same events."""
     few = [generated.SENTENCES["en"][number] for number in (1, 4, 9, 11)]
     monkeypatch.setitem(generated.SENTENCES, "en", few)
     rows = [generated.row_of(*text) for text in generated.texts_of("en", 330)]
@@ -192,7 +192,7 @@ def test_generated_events_from_raw_data_to_predictions(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_all_generated_events_are_learned(language, tmp_path):
+def test_generated_events_are_learned(language, tmp_path):
     for part, seed, number in (("train", 0, 1500), ("dev", 1, 200), ("test", 2, 400)):
         rows = [generated.row_of(*text) for text in generated.texts_of(language, number, seed)]
         (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -204,7 +204,7 @@ def test_all_generated_events_are_learned(language, tmp_path):
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_what_ways_to_store_events_lose(language):
+def test_events_lost_by_each_way_to_store_them(language):
     found = generated.shares(list(generated.texts_of(language, 150)))
     assert found["anchor"] == found["clique"] == (1.0, 1.0) and 0.6 < found["trigger"][0] < 0.8
     found = generated.shares(generated.shared_mentions(300))

@@ -1,8 +1,7 @@
-"""Families of models that AutoModel loads: tiny ones of random weights, trained, scored, resumed, … as main.py does it.
+"""Model families supported by AutoModel: tiny random models that are trained, scored, resumed, … like in main.py.
 
-`PYTHONPATH=.:tests python tests/engine/test_families.py` prints the table of docs/families.md from what is asserted
-here. A family that cannot do something stands in EXCEPT, with what happens instead, and that is asserted too.
-"""
+`PYTHONPATH=.:tests python tests/engine/test_families.py` prints the table of docs/families.md from these tests. EXCEPT
+lists what a family does not support and what happens instead, which is tested too."""
 
 import json
 import shutil
@@ -85,7 +84,7 @@ QUICK = ("BERT", "DeBERTa v1", "GPT-2", "Llama", "Qwen3")
 
 
 def byte_pairs(texts, pre_tokenizer, special, alphabet=()):
-    """(vocabulary, merges) as the tokenizers of decoders take them."""
+    """Returns (vocabulary, merges) in the format of decoders' tokenizers."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizer
     options = dict(vocab_size=500, special_tokens=special, initial_alphabet=list(alphabet), show_progress=False)
@@ -97,8 +96,8 @@ def byte_pairs(texts, pre_tokenizer, special, alphabet=()):
 
 
 def decoders_tokenizer(kind, texts):
-    """GPT-2's, NeoX's and Qwen's: over bytes, with no special token but the one that ends a text. Llama's and Gemma's:
-    words begin with U+2581, and BOS is put before a text."""
+    """Builds a byte-level tokenizer like GPT-2's, NeoX's and Qwen's, with only an end-of-text token; or like Llama's
+    and Gemma's, in which words start with U+2581 and BOS precedes a text."""
     if kind in ("gpt2", "neox", "qwen"):
         special = ["<|endoftext|>", "<|padding|>"][: 2 if kind == "neox" else 1]
         shape = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -114,7 +113,7 @@ def tokenizer_class(name):
 
 
 def save_family(name, folder, sample):
-    """A model of random weights and a tokenizer, as save_pretrained leaves them. -> the folder's name"""
+    """Saves a model with random weights and a tokenizer, like save_pretrained. Returns the folder's path."""
     texts = list(training_texts(sample / "train.jsonl"))
     make, kind = DECODERS.get(name) or (ENCODERS.get(name) or REFUSED[name][0], None)
     tokenizer = decoders_tokenizer(kind, texts) if kind else train_tokenizer(lambda: texts, 400)
@@ -134,7 +133,7 @@ def save_family(name, folder, sample):
 
 
 def build(config):
-    """(trainer, tokenizer) as main.py builds it, on few rows."""
+    """Returns (trainer, tokenizer), built like in main.py, with few rows."""
     config.run_dir.mkdir(parents=True, exist_ok=True)
     seed_torch(config.random_seed)
     data = main_module.load_data(config, CPU, 24)
@@ -144,7 +143,7 @@ def build(config):
 
 @pytest.fixture(scope="module")
 def saved(sample, tmp_path_factory):
-    """saved(name) -> the folder of a family, made once."""
+    """Returns saved(name) -> the folder of a family, created once."""
     base = tmp_path_factory.mktemp("families")
     return lru_cache(None)(lambda name: save_family(name, base / name.replace(" ", "_"), sample))
 
@@ -162,7 +161,7 @@ def family(tiny, tmp_path, saved):
 
 
 def logits_of(model, data, rows):
-    """The logits of both tasks for these rows as one batch, without those of padding."""
+    """Returns the logits of both tasks for these rows as one batch, without padding."""
     batch = data.batch(list(rows))
     with torch.no_grad():
         logits = model(batch.inputs).logits
@@ -175,7 +174,7 @@ def close(first, second, tolerance=1e-4):
 
 
 def same_answers(trainer, folder):
-    """A copy of `best`, loaded as another process would, answers as the trainer does."""
+    """Asserts that a copy of `best`, loaded like in another process, gives the trainer's predictions."""
     shutil.copytree(trainer.checkpoints / "best", folder / "copied")
     other, featurizer = main_module.load_trained(folder / "copied", trainer.config, CPU)
     data = MyDataset(Path(trainer.config.data_path) / "dev.jsonl", featurizer, 24)
@@ -280,7 +279,8 @@ def checkpoints_its_gradients(family, name, folder):
 
 
 def keeps_some_layers(family, name, tmp_path):
-    """All of them answer as the encoder itself, and one alone trains and is loaded as one."""
+    """Asserts that all layers together predict like the encoder itself, and that a single layer can be trained and
+    loaded."""
     encoder = load_pretrained(family(name).pretrain_model_path).eval()
     ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
     inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids))
@@ -329,7 +329,7 @@ REFUSED = {  # not to be fine-tuned here: what the one line says
 
 
 def table():
-    """The table of docs/families.md: a cell is "yes" if the test of that name passes."""
+    """Returns the table of docs/families.md: a cell is "yes" if the corresponding test passes."""
     lines = ["| family | " + " | ".join(CHECKS) + " |", "| --- |" + " --- |" * len(CHECKS)]
     for name in FAMILIES:
         cells = ["rejected" if (name, check) in EXCEPT else "yes" for check in CHECKS]
@@ -353,13 +353,13 @@ def test_a_family(name, check, family, tmp_path):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_fine_tuned_is_told_in_one_line(name, family):
+def test_unsupported_family_is_a_one_line_error(name, family):
     with pytest.raises(UserError, match=REFUSED[name][1]) as mistake:
         build(family(name))
     assert "\n" not in str(mistake.value) and "use " in str(mistake.value)
 
 
-def test_the_table_of_the_pages_is_what_is_asserted_here():
+def test_documented_table_equals_the_tests():
     assert table() in (ROOT / "docs/families.md").read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""--few_shot: its losses and label frequencies against plain definitions, when it is chosen, and that runs resume."""
+"""--few_shot: losses and label frequencies compared with plain definitions, automatic choice, and resuming."""
 
 import json
 import math
@@ -46,7 +46,7 @@ LONG = {"long_text": "windows", "max_length": 8}  # tokens
 
 
 def plain_loss(vectors, sets, temperature):
-    """The contrastive loss, term by term. sets: the set of labels of each text, None if it has no label"""
+    """Computes the contrastive loss term by term. sets: the set of labels of each text, or None without labels"""
     unit = [v / np.linalg.norm(v) for v in vectors.astype(float)]
     losses = []
     for i, own in enumerate(sets):
@@ -63,7 +63,7 @@ def plain_loss(vectors, sets, temperature):
 
 @pytest.mark.parametrize("hierarchy", ["", "##"])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_loss_of_classes_and_of_paths_equals_its_definition(hierarchy, seed):
+def test_loss_of_classes_and_paths_equals_the_definition(hierarchy, seed):
     rng = np.random.default_rng(seed)
     labels, vectors = rng.integers(-1, 5, 12), rng.normal(size=(12, 6)).astype(np.float32)
     sets = [None if i < 0 else set(nodes_on(LABELS[i], hierarchy)) for i in labels]
@@ -74,8 +74,8 @@ def test_the_loss_of_classes_and_of_paths_equals_its_definition(hierarchy, seed)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_loss_of_sets_of_labels_equals_its_definition(seed):
-    """Also of texts without any label, which are alike, and of unlabelled ones, which are left out."""
+def test_loss_of_label_sets_equals_the_definition(seed):
+    """Texts with an empty set of labels are similar to each other; unlabelled texts are ignored."""
     rng = np.random.default_rng(seed)
     labels, vectors = rng.integers(0, 2, (12, 3)), rng.normal(size=(12, 6)).astype(np.float32)
     labels[:2], labels[2] = 0, IGNORE
@@ -87,7 +87,7 @@ def test_the_loss_of_sets_of_labels_equals_its_definition(seed):
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 2], [IGNORE, IGNORE, 1], [IGNORE] * 3])
-def test_without_two_texts_alike_there_is_no_loss_and_no_gradient(labels):
+def test_loss_and_gradient_are_zero_without_similar_texts(labels):
     ids, vectors = torch.tensor(labels), torch.randn(3, 4, requires_grad=True)
     loss = contrastive_loss(vectors, likeness(ids, torch.eye(3), ids >= 0), ids >= 0, 0.1)
     loss.backward()
@@ -95,8 +95,8 @@ def test_without_two_texts_alike_there_is_no_loss_and_no_gradient(labels):
 
 
 @pytest.mark.parametrize("length", [{}, LONG], ids=["whole", "windows"])
-def test_each_micro_batch_adds_its_share_of_the_loss_and_its_gradient_reaches_the_encoder(length, tiny):
-    """What the trick adds to the gradient, against plain autograd from the vectors that heads read."""
+def test_contrastive_gradient_with_accumulation(length, tiny):
+    """Compares the trick's gradient with plain autograd through the heads' input vectors."""
     options = dict(few_shot=True, dropout=0.0, class_weights="balanced", task_weights="intent=2", pooling="mean")
     config = tiny(**options, **length)
     seed_torch(1)
@@ -137,8 +137,8 @@ def test_each_micro_batch_adds_its_share_of_the_loss_and_its_gradient_reaches_th
     assert all(torch.equal(with_it[name], without[name]) for name in without if name not in names)
 
 
-def test_label_frequencies_are_those_of_dev_as_bayes_rule_says():
-    """A head that knows p(x | c) and the frequencies of train has, after the shift, the posterior of dev."""
+def test_prior_shift_follows_bayes_rule():
+    """A head that knows p(x | c) and the frequencies in train has, after the shift, the posterior of dev."""
     labels, rng = ("a", "b", "c"), np.random.default_rng(0)
     train, dev = np.array([30, 30, 30]), np.array([200, 30, 5])
     tasks = {"y": Task("classification", labels, counts=train.tolist())}
@@ -177,8 +177,8 @@ def test_label_frequencies_are_those_of_dev_as_bayes_rule_says():
 
 
 @pytest.mark.parametrize("factor", [0.4, 1.0, 2.5])
-def test_label_frequencies_count_as_much_as_the_logits(factor):
-    """Logits that are `factor` times those of Bayes' rule get `factor` times the shift: the same answers."""
+def test_prior_shift_scales_with_the_logits(factor):
+    """Logits that are `factor` times Bayes' rule get `factor` times the shift, so predictions do not change."""
     generator = torch.Generator().manual_seed(0)
     shift = torch.tensor([1.5, 0.0, -2.0])
     logits = 3 * torch.randn(20_000, 3, generator=generator)
@@ -196,13 +196,13 @@ def test_label_frequencies_count_as_much_as_the_logits(factor):
         ([0, 0], [8, 8], False),  # dev has none of these labels
     ],
 )
-def test_frequencies_differ_only_if_they_do_so_beyond_chance(dev, train, wanted):
+def test_frequencies_must_differ_significantly(dev, train, wanted):
     assert differ(torch.tensor(dev, dtype=torch.float64), torch.tensor(train, dtype=torch.float64)) == wanted
 
 
 @pytest.mark.parametrize("labels, train, dev", [(4, 60, 100), (21, 136, 100), (77, 300, 30), (150, 600, 50)])
-def test_equal_frequencies_are_called_different_once_in_a_hundred_times(labels, train, dev):
-    """Also of labels most of which are rare."""
+def test_false_positive_rate_of_the_frequency_test_is_one_percent(labels, train, dev):
+    """Also if most labels are rare."""
     rng, shares = np.random.default_rng(0), 1 / np.arange(1, labels + 1)
     shares /= shares.sum()
     pairs = [[torch.tensor(rng.multinomial(n, shares)).double() for n in (dev, train)] for _ in range(1000)]
@@ -225,7 +225,7 @@ def pretrained(sample, tmp_path_factory):
 
 @pytest.mark.parametrize("words, wanted", [("", None), ("--few_shot", True), ("--no_few_shot", False)])
 @pytest.mark.parametrize("more, value", [("auto", None), ("True", True), ("no", False)])
-def test_the_flag_can_be_auto(words, wanted, more, value):
+def test_few_shot_flag_accepts_auto(words, wanted, more, value):
     assert parse_args(Config, words.split()).few_shot is wanted
     assert parse_args(Config, ["--few_shot", more]).few_shot is value
 
@@ -241,7 +241,7 @@ def test_the_flag_can_be_auto(words, wanted, more, value):
         (Task("regression"), False),
     ],
 )
-def test_auto_is_on_for_few_texts_and_a_pretrained_encoder(task, wanted):
+def test_auto_few_shot_needs_few_texts_and_a_pretrained_encoder(task, wanted):
     model = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=1, vocab_size=9))
     facts = TrainingFacts(model, CPU, {"x": task}, 16, 2)
     for path in ("some", ""):
@@ -251,7 +251,7 @@ def test_auto_is_on_for_few_texts_and_a_pretrained_encoder(task, wanted):
         assert resolve_training_options(Config(few_shot=given), facts).few_shot == given
 
 
-def test_auto_is_off_together_with_tasks_of_other_kinds():
+def test_auto_few_shot_is_off_with_other_task_types():
     model = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=1, vocab_size=9))
     tasks = {"x": Task("classification", ["a", "b"], counts=[8, 8]), "y": Task("tagging", ["O", "B-x"], unit="word")}
     config = resolve_training_options(Config(pretrain_model_path="some"), TrainingFacts(model, CPU, tasks, 16, 2))
@@ -260,7 +260,7 @@ def test_auto_is_off_together_with_tasks_of_other_kinds():
 
 @pytest.fixture
 def few(tiny, sample, pretrained, tmp_path):
-    """few(**options) -> a Config of a run that classifies the sample's texts, with a pretrained encoder"""
+    """Returns few(**options) -> the Config of a run that classifies the sample's texts, with a pretrained encoder."""
     folder = tmp_path / "intents"
     folder.mkdir()
     for part in ("train", "dev"):
@@ -270,7 +270,7 @@ def few(tiny, sample, pretrained, tmp_path):
     return lambda **options: tiny(**given, **options)
 
 
-def test_a_run_resumes_to_equal_bytes_and_keeps_what_auto_was(few, monkeypatch):
+def test_few_shot_resume_is_bit_exact_and_keeps_auto(few, monkeypatch):
     whole = few(model_version="whole")
     assert "--few_shot auto: on for 60 labelled texts" in run(whole)
     assert read_json(whole.run_dir / "args.json")["few_shot"] is True
@@ -283,7 +283,7 @@ def test_a_run_resumes_to_equal_bytes_and_keeps_what_auto_was(few, monkeypatch):
         main_module.main(few(resume=True, few_shot=False))
 
 
-def test_a_run_of_an_earlier_version_goes_on_without_it(few, monkeypatch):
+def test_run_of_an_earlier_version_resumes_without_few_shot(few, monkeypatch):
     whole = few(model_version="whole", few_shot=False)
     run(whole)
     config = few(few_shot=False)
@@ -296,8 +296,8 @@ def test_a_run_of_an_earlier_version_goes_on_without_it(few, monkeypatch):
     assert fingerprints(config)["last"] == fingerprints(whole)["last"]
 
 
-def test_off_is_what_it_was_and_on_is_not(tiny):
-    """From scratch auto is off; with it on, other weights come out."""
+def test_few_shot_off_changes_nothing(tiny):
+    """From scratch, auto is off; turning it on changes the weights."""
     weights = {}
     for few_shot in (None, False, True):
         config = tiny(do_train=True, few_shot=few_shot, epochs=1, model_version=str(few_shot))
@@ -324,8 +324,8 @@ def trained(tmp_path, data, **options):
     return config, run(config)
 
 
-def test_best_has_the_frequencies_of_dev_and_training_goes_on_without_them(tmp_path):
-    """dev is as labels are in practice, train has 12 of each."""
+def test_prior_shift_is_saved_in_best_but_not_used_in_training(tmp_path):
+    """dev has realistic frequencies; train has 12 rows per label."""
     rows = [{"text": f"{label} {i}", "label": label, "split": "train"} for label in "abc" for i in range(12)]
     rows += [{"text": f"{'aaaaaaaaab'[i % 10]} x{i}", "label": "aaaaaaaaab"[i % 10], "split": "dev"} for i in range(60)]
     data = processed(tmp_path, rows)
@@ -345,8 +345,8 @@ def test_best_has_the_frequencies_of_dev_and_training_goes_on_without_them(tmp_p
 
 
 @pytest.mark.parametrize("balanced", [True, False])
-def test_balanced_class_weights_make_the_frequencies_of_train_uniform(balanced, tmp_path):
-    """As dev's are, so that nothing is left to change."""
+def test_balanced_class_weights_make_train_frequencies_uniform(balanced, tmp_path):
+    """They are uniform in dev too, so nothing has to be corrected."""
     rows = [{"text": f"{label} {i}", "label": label, "split": "train"} for label in "aaaaab" for i in range(20)]
     rows += [{"text": f"{'ab'[i % 2]} x{i}", "label": "ab"[i % 2], "split": "dev"} for i in range(60)]
     weights = "balanced" if balanced else "none"
@@ -356,7 +356,7 @@ def test_balanced_class_weights_make_the_frequencies_of_train_uniform(balanced, 
 
 @pytest.mark.parametrize("options", [{}, {"streaming": True}, {"use_rdrop": True}, {"encoder": "bilstm"}, LONG])
 @pytest.mark.parametrize("kind", ["multilabel", "pairs", "hierarchy", "regression"])
-def test_it_works_or_is_left_out_for_each_kind_of_task(kind, options, tmp_path):
+def test_few_shot_works_or_is_ignored_for_each_task_type(kind, options, tmp_path):
     words = ["red", "blue"]
     rows = [{"text": f"{words[i % 2]} lamp {i % 7} {i} " + "and one more " * (i % 5)} for i in range(60)]
     for i, row in enumerate(rows):
@@ -377,6 +377,6 @@ def test_it_works_or_is_left_out_for_each_kind_of_task(kind, options, tmp_path):
     assert "label" in row
 
 
-def test_a_frozen_encoder_has_no_contrastive_loss(tiny):
+def test_frozen_encoder_has_no_contrastive_loss(tiny):
     trainer = make_trainer(tiny(few_shot=True, freeze_layers=-1))
     assert not any(isinstance(trick, Contrast) for trick in build_tricks(trainer.model, trainer.config))

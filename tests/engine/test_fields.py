@@ -1,4 +1,4 @@
-"""Own inputs (FIELDS of data_loader.py) from a raw row to a batch, and rows without a text (--encoder none)."""
+"""Custom inputs (FIELDS of data_loader.py) from raw rows to batches, and rows without a text (--encoder none)."""
 
 import json
 import os
@@ -29,7 +29,8 @@ from preprocess.schema import load_labels
 
 @pytest.fixture
 def fields(monkeypatch):
-    """A function that replaces the declarations, and the classification head by one that reads all custom inputs."""
+    """Returns a function that replaces the declared fields, and the classification head with one that reads them
+    all."""
 
     def declare(head=None, **declared):
         FIELDS.clear()
@@ -52,7 +53,7 @@ def processed(tmp_path, rows, **options):
 
 
 def rows_of(values, key="x"):
-    """Rows of two classes whose own column takes these values in turn."""
+    """Returns rows of two classes whose custom column has these values."""
     return [{"text": f"row {n}", "label": "ab"[n % 2], key: values[n % len(values)]} for n in range(40)]
 
 
@@ -80,7 +81,7 @@ GOOD = [
 
 
 @pytest.mark.parametrize(("field", "values", "dtype", "shape"), GOOD)
-def test_a_value_per_text_reaches_the_batch(field, values, dtype, shape, fields, tmp_path):
+def test_value_per_text_reaches_the_batch(field, values, dtype, shape, fields, tmp_path):
     fields(x=field)
     data = processed(tmp_path, rows_of(values), label_type="label=classification")
     batch = MyDataset(data / "train.jsonl", featurizer(data)).batch([2, 0, 1]).inputs["x"]
@@ -129,7 +130,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("field", "value", "message"), BAD)
-def test_a_bad_value_is_one_line_with_file_and_row(field, value, message, fields, tmp_path):
+def test_invalid_value_error_names_file_and_row(field, value, message, fields, tmp_path):
     good = np.full(tuple(field.shape), 1).tolist() if field.level == "text" else []
     rows = rows_of([str(good) if field.dtype == "name" and field.level == "text" else good])
     rows[2]["x"] = value
@@ -158,7 +159,7 @@ def test_a_bad_value_is_one_line_with_file_and_row(field, value, message, fields
         ("x", "is not a Field"),
     ],
 )
-def test_a_bad_declaration_is_one_line(field, message, fields, tmp_path):
+def test_invalid_field_is_a_one_line_error(field, message, fields, tmp_path):
     fields(x=field)
     with pytest.raises(UserError, match=rf"data_loader.py: FIELDS\['x'\]: .*{message}"):
         processed(tmp_path, rows_of([1.0]), label_type="label=classification")
@@ -174,7 +175,7 @@ def test_a_bad_declaration_is_one_line(field, message, fields, tmp_path):
         ({"word": Field("x", level="spans")}, "its word_mask would replace that of the text"),
     ],
 )
-def test_an_input_cannot_replace_another_one(declared, message, fields, tmp_path):
+def test_field_cannot_replace_a_standard_input(declared, message, fields, tmp_path):
     fields()
     FIELDS.update(declared)
     with pytest.raises(UserError, match=message):
@@ -182,7 +183,7 @@ def test_an_input_cannot_replace_another_one(declared, message, fields, tmp_path
     assert Field("x", shape=3).shape == (3,)
 
 
-def test_floats_are_never_cut_off():
+def test_floats_are_never_truncated():
     with pytest.raises(TypeError):
         Ragged.from_lists([[0.7, 1.9]])
 
@@ -214,7 +215,7 @@ def tagged(n, size):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_values_per_word_follow_windows_and_cuts(streaming, fields, tmp_path):
+def test_values_per_word_follow_windows_and_truncation(streaming, fields, tmp_path):
     fields(pos=Field("pos", dtype="name", level="words"), at=Field("at", level="words", shape=(2,)))
     rows = [tagged(n, 3 + 5 * (n % 6)) for n in range(40)]
     data = processed(tmp_path, [row | {"at": [[i, 0.5] for i in range(len(row["tokens"]))]} for row in rows])
@@ -240,7 +241,7 @@ def test_values_per_word_follow_windows_and_cuts(streaming, fields, tmp_path):
             assert inputs["at"][i, :real, 0].tolist() == list(range(first, first + real))
 
 
-def test_a_value_too_few_per_word_is_one_line(fields, tmp_path):
+def test_wrong_number_of_values_per_word_is_a_one_line_error(fields, tmp_path):
     fields(pos=Field("pos", dtype="name", level="words"))
     rows = [tagged(n, 4) for n in range(40)]
     rows[4]["pos"] = rows[4]["pos"][:3]
@@ -253,7 +254,7 @@ def test_a_value_too_few_per_word_is_one_line(fields, tmp_path):
         )
 
 
-def test_statistics_are_those_of_train_and_a_constant_column_is_zero(fields, tmp_path, capsys):
+def test_statistics_come_from_train_and_constant_columns_are_zero(fields, tmp_path, capsys):
     fields(x=Field(["p", "q"], standardize=True))
     data = processed(tmp_path, [row | {"p": n * 1.5, "q": 0.1} for n, row in enumerate(rows_of([0]))])
     assert "FIELDS['x']: 'q' (constant or empty in train) will be 0 in the input" in capsys.readouterr().out
@@ -281,7 +282,7 @@ def broken(cell):
     raise OSError(f"no file {cell}")
 
 
-def test_a_function_reads_cells_and_a_changed_one_does_not_reuse_the_cache(fields, tmp_path):
+def test_changed_parse_function_invalidates_the_cache(fields, tmp_path):
     fields(x=Field("x", read=lambda cell: twice(cell)))
     data = processed(tmp_path, rows_of([1.0, 2.0]))
     values = [row["extras"]["x"] for row in lines_of(data / "train.jsonl")]
@@ -328,7 +329,7 @@ def run_of(tmp_path, **options):
 
 
 @pytest.mark.slow
-def test_rows_without_a_text_are_trained_evaluated_predicted_and_streamed(fields, tmp_path):
+def test_rows_without_text_train_evaluate_predict_and_stream(fields, tmp_path):
     fields(HeadOfX, x=Field("x", shape=(2,)))
     data = processed(tmp_path, without_text(rows_of([0])), **NO_TEXT)
     assert load_labels(data)["label"].no_text
@@ -359,7 +360,7 @@ def test_rows_without_a_text_are_trained_evaluated_predicted_and_streamed(fields
     assert (tmp_path / "out/streamed/checkpoints/best").is_dir()
 
 
-def test_a_checkpoint_is_refused_by_code_without_its_field(fields, tmp_path):
+def test_checkpoint_is_rejected_by_code_without_its_field(fields, tmp_path):
     fields(HeadOfX, x=Field("x", shape=(2,)))
     data = processed(tmp_path, without_text(rows_of([0])), **NO_TEXT)
     main(run_of(tmp_path, do_train=True, data_path=str(data)))
@@ -375,7 +376,7 @@ def test_a_checkpoint_is_refused_by_code_without_its_field(fields, tmp_path):
         load_checkpoint(best)
 
 
-def test_what_needs_a_text_is_refused_or_said_to_have_no_effect(fields, tmp_path, told):
+def test_text_options_are_rejected_or_reported_without_text(fields, tmp_path, told):
     for option in ("pretrain_model_path", "init_from", "special_tokens"):
         with pytest.raises(UserError, match=f"--{option}: --encoder none reads no text"):
             Config(encoder="none", **{option: "some"})
@@ -399,7 +400,7 @@ def test_what_needs_a_text_is_refused_or_said_to_have_no_effect(fields, tmp_path
 
 
 @pytest.mark.slow
-def test_a_text_model_needs_the_text_of_a_file_to_predict(fields, tmp_path):
+def test_text_model_requires_a_text_column(fields, tmp_path):
     fields(x=Field("x"))
     data = processed(tmp_path, rows_of([1.0, 2.0]))
     run = dict(output_dir=str(tmp_path / "out"), model_version="run", report_to="none")
@@ -410,7 +411,7 @@ def test_a_text_model_needs_the_text_of_a_file_to_predict(fields, tmp_path):
     main(Config(do_predict=True, predict_file=str(tmp_path / "new.csv"), text_column="remark", device="cpu", **run))
 
 
-def test_labels_json_is_as_before_without_own_inputs(tmp_path):
+def test_labels_json_is_unchanged_without_custom_inputs(tmp_path):
     data = processed(tmp_path, rows_of([0]))
     assert read_json(data / "labels.json")["label"].keys() == {"type", "labels", "counts"}
 
@@ -455,7 +456,7 @@ def test_spans_become_tokens(by_words, fields, tmp_path):
     assert inputs["in_characters_mask"][:, 1].all()
 
 
-def test_spans_become_words_of_the_window(fields, tmp_path):
+def test_spans_become_words_of_their_window(fields, tmp_path):
     fields(at=Field("at", level="spans", unit="words"))
     data = processed(tmp_path, [tagged(n, 3 + 5 * (n % 6)) | {"at": [1, 3]} for n in range(40)])
     loaded = MyDataset(data / "train.jsonl", featurizer(data, 16))
@@ -475,7 +476,7 @@ def test_spans_become_words_of_the_window(fields, tmp_path):
         ([0, 1, 2], "the declared shape of each item is"),
     ],
 )
-def test_a_bad_span_is_one_line(value, message, fields, tmp_path):
+def test_invalid_span_is_a_one_line_error(value, message, fields, tmp_path):
     fields(x=Field("x", level="spans"))
     rows = rows_of([[0, 1]])
     rows[2]["x"] = value
@@ -493,12 +494,12 @@ def test_a_bad_span_is_one_line(value, message, fields, tmp_path):
         Field("a", level="spans", unit="words"),
     ],
 )
-def test_a_declaration_comes_back_from_labels_json(field):
+def test_field_is_restored_from_labels_json(field):
     stored = json.loads(json.dumps(field.to_json()))
     assert not mismatch(stored, FIELD) and Field(**stored) == field
 
 
-def test_data_without_own_inputs_is_read_without_torch(tmp_path):
+def test_data_without_custom_inputs_is_read_without_torch(tmp_path):
     (tmp_path / "raw.csv").write_text("text,label\n" + "".join(f"film {n},{'ab'[n % 2]}\n" for n in range(30)))
     script = "import sys, data_process as d; d.process(d.DataConfig(input='raw.csv', preview=True))"
     command = [sys.executable, "-c", f"{script}; assert 'torch' not in sys.modules"]

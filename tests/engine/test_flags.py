@@ -1,4 +1,4 @@
-"""Flags under other scripts' names, mistyped flags, the file of --config, and the choice of GPUs."""
+"""Flags named as in other scripts, mistyped flags, the --config file, and the choice of GPUs."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ def parsed(flags):
 
 
 def refusal(capsys, flags, config_class=Config):
-    """The one line with which flags are refused."""
+    """Returns the one-line error for these flags."""
     with pytest.raises(SystemExit) as stop:
         parse_args(config_class, flags.split() if isinstance(flags, str) else flags)
     message = capsys.readouterr().err
@@ -32,7 +32,7 @@ def refusal(capsys, flags, config_class=Config):
     return message.removeprefix("error: ").removesuffix(" (--help lists all flags)\n")
 
 
-def test_other_scripts_names_are_understood():
+def test_aliases_of_other_scripts_are_accepted():
     config = parsed(
         "--model_name_or_path bert --max_seq_length 48 --per_device_train_batch_size 8 --per_device_eval_batch_size=9 "
         "--learning_rate 3e-5 --num_train_epochs 3.0 --lr_scheduler_type linear --logging_steps 7 --seed 4 --bf16 "
@@ -63,7 +63,7 @@ def test_other_scripts_names_are_understood():
     assert (data.max_length, data.pretrain_model_path, data.random_seed) == (9, "m", 3)
 
 
-def test_every_other_name_belongs_to_an_option_and_hides_none():
+def test_every_alias_belongs_to_an_option_and_hides_none():
     options = {f.name for f in dataclasses.fields(Config)}
     assert {*ALIASES} <= options and not options & {alias for names in ALIASES.values() for alias in names}
     refused = {flag for flags, _ in INSTEAD for flag in flags.split()}
@@ -84,11 +84,11 @@ def test_every_other_name_belongs_to_an_option_and_hides_none():
         ("", "auto"),
     ],
 )
-def test_switches_of_half_precision(flags, precision):
+def test_half_precision_switches(flags, precision):
     assert parsed(flags).precision == precision
 
 
-def test_an_export_has_its_own_fp16():
+def test_export_has_its_own_fp16_flag():
     config = parse_args(ExportConfig, "--checkpoint a --output_dir b --fp16".split())
     assert config.fp16 and config.kind == "fp16"
 
@@ -133,11 +133,11 @@ def test_an_export_has_its_own_fp16():
         ("--gpus 0 --device cuda:1", "--gpus=0 and --device=cuda:1 exclude each other"),
     ],
 )
-def test_a_mistake_says_what_to_write(flags, said, capsys):
+def test_unknown_flag_suggests_the_alternative(flags, said, capsys):
     assert said in refusal(capsys, flags) + " (--help"
 
 
-def test_a_typo_in_a_command_that_needs_no_dataclass_is_answered(capsys):
+def test_typo_in_a_plain_argparse_command_gets_a_suggestion(capsys):
     parser = OneLineParser()
     parser.add_argument("--port")
     for words, said in ((["--porrt=3"], "--porrt=3; did you mean --port? ("), (["--xyz", "3"], "--xyz 3 (")):
@@ -146,12 +146,12 @@ def test_a_typo_in_a_command_that_needs_no_dataclass_is_answered(capsys):
         assert capsys.readouterr().err.startswith(f"error: unrecognized arguments: {said}")
 
 
-def test_advice_names_only_flags_of_the_command(capsys):
+def test_advice_mentions_only_flags_of_the_command(capsys):
     assert refusal(capsys, "--train_file x", DataConfig).endswith("use --input; put several files into one folder")
     assert refusal(capsys, "--warmup_steps 3", DataConfig) == "--warmup_steps is not an option"
 
 
-def test_a_ratio_of_warmup_is_that_share_of_the_epochs():
+def test_warmup_ratio_is_a_share_of_the_epochs():
     for epochs in (3, 10, 7):
         ratio = Config(epochs=epochs, warmup_ratio=0.3)
         assert warmup_steps(ratio, 50) == warmup_steps(Config(epochs=epochs, warmup_epochs=0.3 * epochs), 50) > 0
@@ -159,7 +159,7 @@ def test_a_ratio_of_warmup_is_that_share_of_the_epochs():
     assert Config(epochs=10, warmup_ratio=0.1, warmup_epochs=1.0).warmup_ratio == 0.1  # as in args.json
 
 
-def test_help_names_each_flag_once(capsys):
+def test_help_lists_each_flag_once(capsys):
     with pytest.raises(SystemExit):
         parse_args(Config, ["--help"])
     text = capsys.readouterr().out
@@ -182,7 +182,7 @@ model_version: 0123
 """
 
 
-def test_a_file_of_options_is_read_like_flags_which_win(tmp_path):
+def test_flags_override_the_config_file(tmp_path):
     (tmp_path / "a.yaml").write_text(YAML, encoding="utf-8")
     config = parse_args(Config, ["--config", str(tmp_path / "a.yaml"), "--epochs", "4", "--precision=fp16"])
     wanted = Config(pretrain_model_path="bert", batch_size=8, lr=5e-5, epochs=4, use_crf=False, precision="fp16")
@@ -196,7 +196,7 @@ def test_a_file_of_options_is_read_like_flags_which_win(tmp_path):
     assert parse_args(DataConfig, ["--config", str(tmp_path / "data.yaml")]).random_seed == 3
 
 
-def test_a_command_with_words_takes_a_file_too(tmp_path, capsys):
+def test_command_with_positional_arguments_accepts_a_config_file(tmp_path, capsys):
     (tmp_path / "a.yaml").write_text("output-dir: there\n")
     config = parse_args(ReportConfig, ["run", "--config", str(tmp_path / "a.yaml"), "other"])
     assert (config.runs, config.output_dir) == (("run", "other"), "there")
@@ -235,26 +235,26 @@ def test_a_command_with_words_takes_a_file_too(tmp_path, capsys):
         ("#" * (2**20 + 1), "larger than 1 MB"),
     ],
 )
-def test_a_wrong_file_of_options_is_one_line_with_its_name(content, said, tmp_path, capsys):
+def test_invalid_config_file_error_names_the_file(content, said, tmp_path, capsys):
     path = tmp_path / "options.txt"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     message = refusal(capsys, ["--config", str(path)])
     assert message.startswith(f"{path}: ") and said in message
 
 
-def test_a_file_that_is_not_there_is_one_line(tmp_path, capsys):
+def test_missing_config_file_is_a_one_line_error(tmp_path, capsys):
     assert "no such file" in refusal(capsys, ["--config", str(tmp_path / "none.yaml")])
     assert "is a directory" in refusal(capsys, ["--config", str(tmp_path)])
 
 
-def test_a_mistake_on_the_command_line_is_not_blamed_on_the_file(tmp_path, capsys):
+def test_command_line_error_does_not_name_the_config_file(tmp_path, capsys):
     (tmp_path / "a.yaml").write_text("batch_size: 3\ndropout: 0.2\n")
     assert refusal(capsys, ["--config", str(tmp_path / "a.yaml"), "--batch_size=0"]).startswith("--batch_size=0 must")
 
 
 @pytest.mark.slow
-def test_the_options_of_a_run_repeat_its_training(command, sample, tmp_path):
-    """With equal bytes; what the run did, its name, its paths and its machine are not repeated."""
+def test_args_json_repeats_a_run(command, sample, tmp_path):
+    """The result is bit-exact. The run's actions, name, paths and machine settings are not used."""
     small = "--hidden_size=32 --num_layers=1 --vocab_size=500 --batch_size=8 --log_steps=2 --freeze_layers=all"
     flags = ["--data_path", sample, *small.split(), "--epochs=2", "--warmup_ratio=0.2", "--model_version=a"]
     flags += ["--device=cpu", "--do_eval"]
@@ -272,15 +272,16 @@ def test_the_options_of_a_run_repeat_its_training(command, sample, tmp_path):
 # ---- GPUs ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_gpu_is_chosen_before_torch_looks_for_them(command, sample):
-    """On a machine without it, as here, the run ends instead of training on the CPU."""
+def test_gpus_are_selected_before_torch_is_imported(command, sample):
+    """On a machine without it, like this one, the run fails instead of training on the CPU."""
     done = command("main.py", "--do_train", "--data_path", sample, "--gpus", "9999")
     assert done.returncode == 2 and done.stderr.startswith("error: --gpus=9999: torch finds 0 of them; see nvidia-smi")
 
 
 @pytest.fixture
 def run_sh(tmp_path):
-    """run_sh(flags, gpus=N, …) -> the finished run.sh, in a copy whose python prints its arguments and finds N GPUs."""
+    """Returns run_sh(flags, gpus=N, …) -> the finished run.sh, in a copy whose python prints its arguments and finds N
+    GPUs."""
     for name in ("run.sh", "requirements.txt"):
         (tmp_path / name).write_text((ROOT / name).read_text())
     (tmp_path / "setup_env.sh").write_text(f'touch set_up\nPYTHON="{tmp_path}/bin/python"\n')
@@ -344,12 +345,12 @@ def test_run_sh_respects_the_visible_gpus(run_sh):
         "--gpus ,",
     ],
 )
-def test_run_sh_refuses_wrong_numbers_in_one_line_before_it_sets_anything_up(flags, run_sh, tmp_path):
+def test_run_sh_rejects_invalid_gpu_numbers_before_setup(flags, run_sh, tmp_path):
     code, out, err = run_sh(flags, 2)
     assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
     assert not (tmp_path / "set_up").exists()
 
 
-def test_run_sh_says_what_batch_size_means():
+def test_run_sh_explains_batch_size():
     text = Path(ROOT / "run.sh").read_text()
     assert "--batch_size is per process" in text

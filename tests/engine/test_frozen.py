@@ -1,4 +1,4 @@
-"""A frozen encoder runs once: its outputs are kept, and training is the same as if it ran in every step."""
+"""A frozen encoder runs once: its outputs are cached, and training is the same as without the cache."""
 
 import json
 from dataclasses import replace
@@ -27,7 +27,7 @@ def losses(config):
 
 @pytest.fixture
 def rows_read(monkeypatch):
-    """[the number of rows of each pass of the encoder]"""
+    """Returns a list to which the number of rows of each encoder pass is appended."""
     sizes, encode = [], MyModel.encode
 
     def counted(model, inputs):
@@ -48,7 +48,7 @@ def rows_read(monkeypatch):
         dict(encoder="bilstm", use_ema=True),
     ],
 )
-def test_a_run_costs_one_pass_and_is_as_if_the_encoder_ran_in_every_step(options, tiny, rows_read, monkeypatch):
+def test_cached_outputs_do_not_change_the_run(options, tiny, rows_read, monkeypatch):
     kept = tiny(**FROZEN, **options, epochs=3, model_version="kept")
     log = run(kept)
     assert "the frozen encoder runs once: " in log
@@ -63,7 +63,7 @@ def test_a_run_costs_one_pass_and_is_as_if_the_encoder_ran_in_every_step(options
 
 
 def of_one_task(sample, task, folder):
-    """A copy of the sample with one of its tasks. -> its folder, its number of words"""
+    """Copies the sample with one of its tasks. Returns (its folder, its number of words)."""
     folder.mkdir()
     labels, words = json.loads((sample / "labels.json").read_text()), 0
     (folder / "labels.json").write_text(json.dumps({task: labels[task]}))
@@ -76,14 +76,14 @@ def of_one_task(sample, task, folder):
 
 
 @pytest.mark.parametrize("task", ["intent", "slots"])
-def test_one_task_keeps_only_what_it_reads(task, tiny, tmp_path, sample):
+def test_one_task_caches_only_the_outputs_it_reads(task, tiny, tmp_path, sample):
     data, words = of_one_task(sample, task, tmp_path / "data")
     size = {"intent": 84, "slots": words}[task] * 32 * 4
     log = run(tiny(**FROZEN, data_path=data, epochs=1))
     assert f"the frozen encoder runs once: {size / 1e6:.1f} MB" in log
 
 
-def test_texts_in_windows_are_read_in_every_step(tiny, tmp_path, sample):
+def test_windows_are_not_cached(tiny, tmp_path, sample):
     """They are pooled with trained weights."""
     data, _ = of_one_task(sample, "intent", tmp_path / "data")
     windows = dict(data_path=data, epochs=1, long_text="windows")
@@ -92,7 +92,7 @@ def test_texts_in_windows_are_read_in_every_step(tiny, tmp_path, sample):
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
-def test_a_run_that_was_stopped_goes_on_to_equal_bytes(accumulated, tiny, monkeypatch):
+def test_resume_with_a_frozen_encoder_is_bit_exact(accumulated, tiny, monkeypatch):
     options = dict(FROZEN, use_crf=True, epochs=3, gradient_accumulation_steps=accumulated)
     whole = tiny(**options, model_version="whole")
     main_module.main(whole)
@@ -102,7 +102,7 @@ def test_a_run_that_was_stopped_goes_on_to_equal_bytes(accumulated, tiny, monkey
     assert fingerprints(again) == fingerprints(whole)
 
 
-def test_a_frozen_encoder_has_no_dropout_and_the_outputs_go_with_the_training(tiny, monkeypatch):
+def test_frozen_encoder_has_no_dropout_and_cache_is_freed(tiny, monkeypatch):
     seen = []
     step = Trainer.optimizer_step
 
@@ -127,7 +127,7 @@ def test_a_frozen_encoder_has_no_dropout_and_the_outputs_go_with_the_training(ti
         (dict(use_smart=True), "because of --use_smart"),
     ],
 )
-def test_what_needs_the_encoder_in_every_step(options, reason, tiny):
+def test_options_that_prevent_caching(options, reason, tiny):
     assert f"the frozen encoder runs in every step, {reason}" in run(tiny(**FROZEN, **options, epochs=1))
 
 
@@ -138,15 +138,15 @@ def test_augmented_rows_are_encoded(tiny, monkeypatch):
     assert "because of augment in data_loader.py" in run(tiny(**FROZEN, epochs=1))
 
 
-def test_nothing_is_kept_of_an_encoder_that_trains(tiny):
+def test_trained_encoder_is_not_cached(tiny):
     assert "the frozen encoder" not in run(tiny(do_train=True, epochs=1)) + run(
         tiny(do_train=True, freeze_layers=1, epochs=1, model_version="other")
     )
 
 
 @pytest.mark.slow
-def test_several_processes_have_the_same_outputs(tiny, sample, tmp_path, python, command):
-    """Two processes with half the batch size train as one does."""
+def test_cached_outputs_in_several_processes(tiny, sample, tmp_path, python, command):
+    """Two processes with half the batch size train like one."""
     flags = "--freeze_layers all --hidden_size 32 --num_layers 1 --vocab_size 500 --epochs 3 --dropout 0 --lr 3e-3 "
     flags = (flags + "--do_train --device cpu --log_steps 1 --no_use_crf --precision fp32").split()
     flags += ["--data_path", sample, "--output_dir", tmp_path]
@@ -158,8 +158,8 @@ def test_several_processes_have_the_same_outputs(tiny, sample, tmp_path, python,
     np.testing.assert_allclose(one, two, rtol=1e-3)
 
 
-def test_rows_are_picked_in_any_order_and_padded():
-    """The vectors of rows in any order are those that were added."""
+def test_cached_rows_are_read_in_any_order_and_padded():
+    """Vectors can be read in any order."""
     lengths = np.array([3, 1, 2])
     words = Ragged(np.zeros(6, int), np.concatenate([[0], lengths.cumsum()]))
     outputs = frozen.Outputs(SimpleNamespace(lengths=lengths, columns={"word_starts": words}), ["text", "words"], 4)

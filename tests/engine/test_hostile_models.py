@@ -1,4 +1,4 @@
-"""Doors of a model from a stranger: devices that are not there, and configs that ask for code from elsewhere."""
+"""Models from untrusted sources: unavailable devices, and configs that refer to code elsewhere."""
 
 import json
 
@@ -11,14 +11,14 @@ from engine.run.device import to_device
 
 
 @pytest.mark.parametrize("name", "meta hpu foo cuda:99 cuda:-1 cpu:3 xpu:7 mps:5 cuda:300".split())
-def test_a_device_that_is_not_there_ends_in_one_line(name):
+def test_unavailable_device_is_a_one_line_error(name):
     with pytest.raises(UserError, match="--device"):
         to_device(name)
 
 
 @pytest.fixture
 def strange_encoder(tmp_path, monkeypatch):
-    """make(changes of config.json) -> (folder of a tiny BERT, a file that is there once `kernels` was called)."""
+    """Returns make(changes of config.json) -> (folder of a tiny BERT, a file that exists once `kernels` was called)."""
     canary = tmp_path / "canary"
     package = tmp_path / "site/kernels"
     package.mkdir(parents=True)
@@ -44,13 +44,13 @@ def strange_encoder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation", "_attn_implementation_internal"])
 @pytest.mark.parametrize("value", ["owner/name", "flash_attention_2", {"": "owner/name"}, "foo", 5])
-def test_an_encoder_never_fetches_the_attention_that_its_config_names(strange_encoder, key, value):
+def test_attention_kernels_named_in_a_config_are_never_downloaded(strange_encoder, key, value):
     folder, canary = strange_encoder({key: value})
     encoder = load_pretrained(str(folder))
     assert encoder.config._attn_implementation in ("sdpa", "eager") and not canary.exists()
 
 
-def test_a_quantized_encoder_and_an_adapter_are_refused(strange_encoder):
+def test_quantized_encoder_and_adapter_are_rejected(strange_encoder):
     folder, _ = strange_encoder({"quantization_config": {"quant_method": "fp8"}})
     with pytest.raises(UserError, match="is quantized"):
         load_pretrained(str(folder))

@@ -1,4 +1,4 @@
-"""Where models come from: hubs that serve, refuse, return errors and never answer, and ModelScope's package."""
+"""Model hubs: servers that respond, reject, fail or never respond, and the package of ModelScope."""
 
 import json
 import os
@@ -27,7 +27,7 @@ WAYS_OUT = ("HF_ENDPOINT", "--model_hub modelscope", "local folder", "HF_HUB_OFF
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A folder with a tiny encoder and its tokenizer."""
+    """Returns a folder with a tiny encoder and its tokenizer."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     rows = (ROOT / "dataset/sample_raw/en.jsonl").read_text(encoding="utf-8").splitlines()[:200]
     texts = [" ".join(json.loads(row)["tokens"]) for row in rows]
@@ -39,7 +39,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def forget():
-    """forget() forgets what hubs answered, as a new process does; each test begins with it."""
+    """Returns forget(), which clears the cached hub responses, as in a new process. Called before each test."""
 
     def clear():
         for memory in (hub.ask, hub.from_modelscope, hub.warn):
@@ -51,7 +51,7 @@ def forget():
 
 @pytest.fixture
 def command(tmp_path):
-    """command('main.py', '--flag', …, env={…}) -> the finished process, with an environment of its own."""
+    """Returns command('main.py', '--flag', …, env={…}) -> the finished process, run in its own environment."""
 
     def run(script, *flags, env):
         words = [ROOT / script] if script.endswith(".py") else ["-m", script]
@@ -66,7 +66,7 @@ def command(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_of_a_hub_trains_and_predicts_and_later_comes_from_the_cache(command, model, sample, tmp_path):
+def test_hub_model_trains_and_predicts_and_is_cached(command, model, sample, tmp_path):
     flags = ["--do_train", "--do_predict", "--epochs", "1", "--device", "cpu", "--data_path", sample]
     with hubs.hub({NAME: model}) as server:
         env = {"HF_ENDPOINT": server.url}
@@ -100,7 +100,7 @@ PROBLEMS = {
 
 
 @pytest.mark.parametrize("what", PROBLEMS)
-def test_a_hub_that_does_not_give_a_model_is_one_line(what, command, sample, tmp_path):
+def test_hub_failure_is_a_one_line_error(what, command, sample, tmp_path):
     start, named = PROBLEMS[what]
     with hubs.started(start()) as url:
         env = {"HF_ENDPOINT": url, "HF_HUB_ETAG_TIMEOUT": "1" if what == "no answer" else "10"}
@@ -124,7 +124,7 @@ def test_a_hub_that_does_not_give_a_model_is_one_line(what, command, sample, tmp
         ("HF_HUB_ETAG_TIMEOUT", "abc", "must be a whole number of seconds, or unset"),
     ],
 )
-def test_a_wrong_setting_of_the_hub_is_one_line(name, value, said, command, tmp_path):
+def test_invalid_hub_setting_is_a_one_line_error(name, value, said, command, tmp_path):
     for words in (
         ["main.py", "--do_train", "--pretrain_model_path", NAME],
         ["data_process.py", "--input", "someone/data", "--format", "hf", "--output_dir", "dataset/data"],
@@ -135,7 +135,7 @@ def test_a_wrong_setting_of_the_hub_is_one_line(name, value, said, command, tmp_
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "a b", "https://huggingface.co/bert", "模型", "bert/", "a--b"])
-def test_what_is_no_name_is_reported_before_anything_is_written(name, command, tmp_path):
+def test_invalid_model_name_is_reported_before_anything_is_written(name, command, tmp_path):
     done = command("main.py", "--do_train", "--pretrain_model_path", name, env={"HF_ENDPOINT": hubs.closed()})
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "no such folder, and no hub has such a name" in done.stderr and not (tmp_path / "dataset").exists()
@@ -150,7 +150,7 @@ SCRIPTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_the_other_commands_report_it_too(script, command, sample, tmp_path):
+def test_other_commands_report_invalid_model_names_too(script, command, sample, tmp_path):
     env = {"HF_ENDPOINT": hubs.closed()}
     (tmp_path / "texts.txt").write_text("".join(f"a good film number {i}\n" for i in range(100)))
     data = "texts.txt" if script.startswith("hugging") else sample
@@ -161,7 +161,7 @@ def test_the_other_commands_report_it_too(script, command, sample, tmp_path):
     assert all(words in done.stderr for words in WAYS_OUT) and "Traceback" not in done.stderr
 
 
-def test_a_dataset_of_a_hub_that_does_not_answer_is_one_line(command, tmp_path):
+def test_dataset_on_an_unreachable_hub_is_a_one_line_error(command, tmp_path):
     env = {"HF_ENDPOINT": hubs.closed()}
     flags = ["--input", "someone/data", "--format", "hf", "--output_dir", "dataset/data"]
     done = command("data_process.py", *flags, env=env)
@@ -170,13 +170,13 @@ def test_a_dataset_of_a_hub_that_does_not_answer_is_one_line(command, tmp_path):
     assert "modelscope" not in done.stderr and not (tmp_path / "dataset").exists()
 
 
-def test_a_hub_that_fails_once_is_asked_again(monkeypatch):
+def test_failed_hub_request_is_retried(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with hubs.hub(status=503, then=404) as server:
         assert hub.head(server.url, 30) == (404, "") and len(server.asked) == 2
 
 
-def test_offline_without_the_model_in_the_cache(tmp_path, monkeypatch):
+def test_offline_without_a_cached_model(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"not in the cache .* HF_HUB_OFFLINE is set"):
         hub.locate(NAME)
@@ -214,7 +214,7 @@ def snapshot_download(model_id=None, revision=None, cache_dir=None, user_agent=N
 
 @pytest.fixture
 def modelscope(model, tmp_path, monkeypatch):
-    """The folder of a package `modelscope` that can be imported, and whose server answers."""
+    """Returns the folder of an importable package `modelscope`, whose server responds."""
     home = tmp_path / "modelscope_home"
     package = home / "package/modelscope"
     package.mkdir(parents=True)
@@ -235,8 +235,8 @@ def downloads(home):
     return path.read_text().splitlines() if path.exists() else []
 
 
-def test_a_file_that_not_every_model_has(model, tmp_path, monkeypatch):
-    """From the hub, from its cache in offline mode, or from a folder; each time None if there is none."""
+def test_optional_model_file(model, tmp_path, monkeypatch):
+    """From the hub, from its cache in offline mode, or from a folder: None if the file does not exist."""
     with_file = shutil.copytree(model, tmp_path / "with_file")
     (with_file / "1_Pooling").mkdir()
     (with_file / "1_Pooling/config.json").write_text("{}")
@@ -255,7 +255,7 @@ def test_a_file_that_not_every_model_has(model, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("lora", [{}, {"lora_rank": 2}], ids=["whole", "LoRA"])
-def test_a_model_of_modelscope_trains_resumes_and_predicts_offline(lora, modelscope, tiny, monkeypatch, forget):
+def test_modelscope_model_trains_resumes_and_predicts_offline(lora, modelscope, tiny, monkeypatch, forget):
     import main
 
     config = tiny(pretrain_model_path=NAME, model_hub="modelscope", do_train=True, epochs=1, scheduler="constant")
@@ -272,7 +272,7 @@ def test_a_model_of_modelscope_trains_resumes_and_predicts_offline(lora, modelsc
     assert "model_hub was 'modelscope', is 'hf'" in other
 
 
-def test_a_model_is_downloaded_once_and_under_a_lock(modelscope, tmp_path, forget):
+def test_model_is_downloaded_once_under_a_lock(modelscope, tmp_path, forget):
     tried = []
 
     def during():
@@ -293,7 +293,7 @@ def test_a_model_is_downloaded_once_and_under_a_lock(modelscope, tmp_path, forge
     assert hub.locate(NAME, "modelscope") == folder and len(downloads(modelscope)) == 2
 
 
-def test_what_modelscopes_own_command_downloaded_is_used_without_its_server(modelscope, model, monkeypatch, caplog):
+def test_download_by_the_modelscope_cli_is_used_offline(modelscope, model, monkeypatch, caplog):
     shutil.copytree(model, modelscope / "cache" / NAME)
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", url := hubs.closed())
     with caplog.at_level("WARNING", "template"):
@@ -301,7 +301,7 @@ def test_what_modelscopes_own_command_downloaded_is_used_without_its_server(mode
     assert f"is loaded from the cache: {url} does not answer" in caplog.text and not downloads(modelscope)
 
 
-def test_problems_with_modelscope_are_one_line(modelscope, tiny, monkeypatch, forget):
+def test_modelscope_problems_are_one_line_errors(modelscope, tiny, monkeypatch, forget):
     import main
 
     lines = {}
@@ -324,7 +324,7 @@ def test_problems_with_modelscope_are_one_line(modelscope, tiny, monkeypatch, fo
         main.main(config)
 
 
-def test_pretraining_and_checks_take_models_of_modelscope(modelscope, sample, tmp_path, capsys):
+def test_pretraining_and_checks_accept_modelscope_models(modelscope, sample, tmp_path, capsys):
     from data_process import DataConfig, process
     from huggingface_hands_on.continue_pretrain_task import PretrainConfig
     from huggingface_hands_on.encoder import load_model
@@ -336,7 +336,7 @@ def test_pretraining_and_checks_take_models_of_modelscope(modelscope, sample, tm
     assert downloads(modelscope) == [NAME]
 
 
-def test_the_base_of_an_adapter_trained_elsewhere_can_come_from_modelscope(modelscope, model, tiny, tmp_path):
+def test_adapter_base_can_come_from_modelscope(modelscope, model, tiny, tmp_path):
     import main
 
     pytest.importorskip("peft")

@@ -1,4 +1,4 @@
-"""--init_from: which weights a new run takes from a trained one, that it resumes exactly, and what is refused."""
+"""--init_from: which weights a new run takes from a trained one, bit-exact resuming, and errors."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ def trained(config):
 
 @pytest.fixture(scope="module")
 def run(sample, tmp_path_factory):
-    """The folder of a run on `sample`, with a CRF and a shared layer."""
+    """Returns the folder of a run on `sample`, with a CRF and a shared layer."""
     folder = tmp_path_factory.mktemp("trained")
     options = dict(data_path=str(sample), output_dir=str(folder), model_version="run", use_crf=True, shared_layers=1)
     return trained(Config(**{**TINY, **options, "epochs": 1})).run_dir
@@ -40,14 +40,14 @@ def run(sample, tmp_path_factory):
 
 @pytest.fixture
 def start(tiny, run):
-    """start(**options) -> a trainer that begins from `run`"""
+    """Returns start(**options) -> a trainer initialised from `run`."""
     return lambda **options: make_trainer(
         inherit_run_options(tiny(**{"init_from": str(run), "do_train": True, "use_crf": True, "lr": None, **options}))
     )
 
 
 def other_data(sample, folder, change):
-    """A copy of a processed folder; change(tasks, rows) edits labels.json, and the rows of a part."""
+    """Copies a processed folder. change(tasks, rows) edits labels.json and the rows of a split."""
     shutil.copytree(sample, folder, ignore=shutil.ignore_patterns(".*"))
     tasks = read_json(folder / "labels.json")
     for path in folder.glob("*.jsonl"):
@@ -61,7 +61,8 @@ def other_data(sample, folder, change):
 
 
 def permuted_and_changed(tasks, rows):
-    """Other orders; `call` becomes `phone`, which is new; the tags of an artist are gone, those of a shop are new."""
+    """Permutes the labels, renames `call` to a new label `phone`, and replaces the tags of artists with tags of
+    shops."""
     for row in rows:
         row["intent"] = "phone" if row["intent"] == "call" else row["intent"]
         row["slots"] = ["O" if tag.endswith("artist") else tag for tag in row["slots"]]
@@ -71,7 +72,7 @@ def permuted_and_changed(tasks, rows):
     return tasks
 
 
-def test_rows_of_labels_that_both_know_are_taken(start, run, sample, tmp_path, caplog):
+def test_weights_of_common_labels_are_copied(start, run, sample, tmp_path, caplog):
     data = other_data(sample, tmp_path / "changed", permuted_and_changed)
     with caplog.at_level(logging.INFO, "template"):
         trainer = start(data_path=str(data))
@@ -107,7 +108,7 @@ def test_rows_of_labels_that_both_know_are_taken(start, run, sample, tmp_path, c
     )
 
 
-def test_the_same_data_continue_the_same_model(start, run):
+def test_same_data_continues_the_same_model(start, run):
     trainer = start()
     before, now = load_file(run / "checkpoints/best/weights.safetensors"), trainer.model.state_dict()
     assert before.keys() == now.keys() and all(torch.equal(before[name], now[name]) for name in now)
@@ -115,8 +116,8 @@ def test_the_same_data_continue_the_same_model(start, run):
     assert trainer.progress.step == 0 and not trainer.optimizer.state_dict()["state"]
 
 
-def test_tasks_come_and_go(start, run, sample, tmp_path, caplog):
-    """intent is gone; slots are spans now, which is another kind; polite is new."""
+def test_added_removed_and_changed_tasks(start, run, sample, tmp_path, caplog):
+    """intent is removed, slots become spans (another task type), polite is added."""
 
     def change(tasks, rows):
         for number, row in enumerate(rows):
@@ -142,7 +143,7 @@ LABELS = ("a", "b", "c", "d", "e", "f", "g", "h")  # as many as the hidden size
 
 
 @pytest.mark.parametrize("kind", ["classification", "multilabel", "spans", "relations", "tagging"])
-def test_rows_are_found_even_if_the_hidden_size_is_the_number_of_labels(kind):
+def test_label_axis_is_found_even_if_hidden_size_equals_num_labels(kind):
     turned = (*LABELS[:0:-1], "new")
     old, new = (HEADS[kind](8, Task(kind, labels)) for labels in (LABELS, turned))
     before = {name: tensor.clone() for name, tensor in new.state_dict().items()}
@@ -160,7 +161,7 @@ def test_rows_are_found_even_if_the_hidden_size_is_the_number_of_labels(kind):
         assert torch.equal(new.threshold, old.threshold)
 
 
-def test_a_regression_predicts_the_same_numbers_under_another_mean():
+def test_regression_predictions_are_kept_with_another_mean():
     old, new = (HEADS["regression"](8, Task("regression", mean=m, std=s)) for m, s in ((3.0, 0.7), (5.0, 2.0)))
     assert start_of(old, new) == "its head"
     vectors = torch.randn(20, 8)
@@ -172,7 +173,8 @@ def test_a_regression_predicts_the_same_numbers_under_another_mean():
 
 
 class Own(ClassificationHead):
-    """A user's head: a hidden layer, a vector per label, a score per pair of labels, and one it cannot place."""
+    """A user's head with a hidden layer, a vector per label, a score per pair of labels, and a parameter of another
+    shape."""
 
     def __init__(self, hidden_size, task):
         super().__init__(hidden_size, task)
@@ -188,7 +190,7 @@ class ForCities(ClassificationHead):
         self.places = [{"bonn": 1, "rome": 2}[label] for label in task.labels]
 
 
-def test_a_head_of_your_own_needs_nothing_more():
+def test_user_head_needs_no_extra_code():
     old, new = (
         Own(8, Task("own", LABELS, kind="classification")),
         Own(8, Task("own", LABELS[::-1], kind="classification")),
@@ -203,7 +205,7 @@ def test_a_head_of_your_own_needs_nothing_more():
         start_of(old, new)
 
 
-def test_rates_are_those_of_the_run(start, run, tiny):
+def test_learning_rates_come_from_the_initial_run(start, run, tiny):
     before = read_json(run / "args.json")
     config = start().config
     assert (config.lr, config.head_lr) == (before["lr"], before["head_lr"]) == (3e-3, 3e-3)
@@ -214,14 +216,14 @@ def test_rates_are_those_of_the_run(start, run, tiny):
     assert rates == {3e-3}
 
 
-def test_a_search_tries_values_around_the_rates_of_the_run(run, sample, tmp_path):
+def test_search_space_is_centred_on_the_rates_of_the_initial_run(run, sample, tmp_path):
     options = f"--init_from {run} --use_crf --epochs 2"
     plan = make_plan(SearchConfig(data_path=str(sample), options=options, results=str(tmp_path / "results")))
     assert (plan.resolver.lr, plan.resolver.head_lr) == (3e-3, 3e-3) and plan.resolver.shape.hidden_size == 32
     assert "hidden_size" not in plan.space
 
 
-def test_special_tokens_are_kept_and_added(tiny, tmp_path, sample):
+def test_special_tokens_are_retained_and_added(tiny, tmp_path, sample):
     for encoder in ("transformer", "bilstm"):
         first = trained(tiny(encoder=encoder, special_tokens="<e1>", epochs=0, model_version=f"{encoder}-1"))
         options = dict(do_train=True, init_from=str(first.run_dir), special_tokens="<e2>", epochs=0)
@@ -236,7 +238,7 @@ def test_special_tokens_are_kept_and_added(tiny, tmp_path, sample):
         assert tokenizer.tokenize("<e2>") == ["<e2>"] and len(model.encoder.get_input_embeddings().weight) == size + 1
 
 
-def test_an_adapter_goes_on_as_that_adapter(tiny, tmp_path, sample):
+def test_adapter_continues_as_the_same_adapter(tiny, tmp_path, sample):
     base = save_family("BERT", tmp_path / "base", sample)
     lora = dict(pretrain_model_path=base, lora_rank=4, epochs=1, max_length=64, use_crf=True)
     first = trained(tiny(**lora, model_version="first", lora_targets="query,value"))
@@ -256,7 +258,7 @@ def test_an_adapter_goes_on_as_that_adapter(tiny, tmp_path, sample):
     assert third.config.lora_rank == 4
 
 
-def test_a_merged_run_goes_on_in_full_at_the_rate_of_full_training(tiny, tmp_path, sample):
+def test_merged_run_continues_with_full_training(tiny, tmp_path, sample):
     base = save_family("BERT", tmp_path / "base", sample)
     lora = dict(pretrain_model_path=base, lora_rank=4, epochs=1, max_length=64, merge_lora=True, lr=None)
     first = trained(tiny(**lora, model_version="first"))
@@ -273,7 +275,7 @@ FLAGS = "--epochs 2 --batch_size 8 --log_steps 2 --device cpu --use_crf --specia
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [["--use_ema"], ["--streaming", "--use_fgm"]])
-def test_killed_and_resumed_without_the_first_run_it_ends_with_equal_bytes(more, run, sample, tmp_path, fork_server):
+def test_resume_without_the_initial_run_is_bit_exact(more, run, sample, tmp_path, fork_server):
     data = other_data(sample, tmp_path / "data", permuted_and_changed)
     shutil.copytree(run, tmp_path / "first")
     flags = ["main.py", *FLAGS.split(), "--data_path", str(data), "--init_from", "first", *more, "--model_version"]
@@ -300,7 +302,7 @@ def test_killed_and_resumed_without_the_first_run_it_ends_with_equal_bytes(more,
         forks.run([*predict, "--model_version", "elsewhere"])
 
 
-def test_processes_together_start_from_it_and_one_logs(run, sample, tmp_path, fork_server):
+def test_distributed_run_starts_from_it_and_one_process_logs(run, sample, tmp_path, fork_server):
     flags = [
         "main.py",
         "--do_train",
@@ -338,7 +340,7 @@ def test_processes_together_start_from_it_and_one_logs(run, sample, tmp_path, fo
         (["--pretrain_model_path", "BEST"], "use --init_from"),
     ],
 )
-def test_mistakes_end_in_one_line(flags, words, run, sample, tmp_path, command):
+def test_invalid_initial_runs_are_one_line_errors(flags, words, run, sample, tmp_path, command):
     places = {"RUN": run, "BEST": run / "checkpoints/best", "PARENT": run.parent, "UNFINISHED": tmp_path / "unfinished"}
     shutil.copytree(run, tmp_path / "unfinished", ignore=shutil.ignore_patterns("best"))
     for name in ("DAMAGED", "CUSTOM"):
@@ -357,8 +359,8 @@ def test_mistakes_end_in_one_line(flags, words, run, sample, tmp_path, command):
 
 
 @pytest.mark.slow
-def test_a_trial_run_checks_it_too(tiny, sample, command):
-    """Its losses are low at the start."""
+def test_debug_run_with_initial_weights(tiny, sample, command):
+    """Its losses are low from the start."""
     run = trained(tiny(epochs=40, early_stop_patience=0)).run_dir
     done = command("main.py", "--debug", "--data_path", sample, "--init_from", run, "--batch_size", 8, "--no_use_crf")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr

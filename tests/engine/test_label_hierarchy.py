@@ -1,4 +1,4 @@
-"""Label hierarchies (engine/task/hierarchy.py) from raw data to predictions, against computations in plain Python."""
+"""Label hierarchies (engine/task/hierarchy.py) from raw data to predictions, compared with plain Python."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ SMALL += " --num_layers=1 --vocab_size=300 --max_length=32 --epochs=4"
 
 
 def closed(labels):
-    """The nodes on the paths of a label or a list of labels, written independently of engine/task/hierarchy.py."""
+    """Returns the nodes on the paths of one or several labels, computed independently of engine/task/hierarchy.py."""
     found = set()
     for path in [labels] if isinstance(labels, str) else labels:
         while path:
@@ -34,7 +34,7 @@ def closed(labels):
 
 
 def f1_of(pairs):
-    """Micro F1 of [(gold set, predicted set)]."""
+    """Computes the micro F1 of [(gold set, predicted set)]."""
     right, total = sum(len(g & p) for g, p in pairs), sum(len(g) + len(p) for g, p in pairs)
     return 2 * right / total
 
@@ -42,8 +42,9 @@ def f1_of(pairs):
 # ---- scores ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_example_of_the_paper():
-    """Kiritchenko et al., 2005, section 3: G, with the ancestors B, C and E, is taken for F below C: 1/2 and 1/4."""
+def test_hierarchical_f1_of_the_paper_example():
+    """Kiritchenko et al., 2005, section 3: if G (with ancestors B, C and E) is predicted instead of F (a child of C),
+    precision and recall are 1/4 and 1/2."""
     task = Task("multilabel", ["B", "C", "C/E", "C/E/G", "C/F"], hierarchy="/")
     scores = metrics.hierarchy_scores(task, [["C/E/G", "B"]], [["C/F"]])
     assert (scores["hierarchical_precision"], scores["hierarchical_recall"]) == (1 / 2, 1 / 4)
@@ -52,7 +53,7 @@ def test_the_example_of_the_paper():
     assert scores["flat_f1"] == 0
 
 
-def test_the_names_of_scores_are_those_of_the_levels_of_train():
+def test_score_names_follow_the_levels_of_train():
     task = Task("classification", PATHS, hierarchy="##")
     names = metrics.score_names({"topic": task})
     assert [name for name in names if "level" in name] == [f"topic_level_{n}_f1" for n in (1, 2, 3)]
@@ -72,7 +73,7 @@ def head_of(kind, labels, scale=1.0):
     return head, vectors, own
 
 
-def test_a_paths_logit_is_the_sum_of_its_nodes_and_nodes_are_shared():
+def test_path_logit_is_the_sum_of_its_node_logits():
     head, vectors, own = head_of("classification", sorted(PATHS))
     assert set(own) == set(NODES)
     logits = head(vectors, {})
@@ -87,7 +88,7 @@ def test_a_paths_logit_is_the_sum_of_its_nodes_and_nodes_are_shared():
 
 
 @pytest.mark.parametrize("scale", [1.0, 300.0])
-def test_a_nodes_probability_is_the_product_along_its_path(scale):
+def test_node_probability_is_the_product_along_its_path(scale):
     head, vectors, own = head_of("multilabel", NODES, scale)
     logits = head(vectors, {})
     products = {node: torch.stack([own[one].sigmoid() for one in closed(node)]).prod(0) for node in NODES}
@@ -101,7 +102,7 @@ def test_a_nodes_probability_is_the_product_along_its_path(scale):
         torch.testing.assert_close(head.loss(logits, labels, {}).double(), losses.sum(), rtol=1e-4, atol=1e-4)
 
 
-def test_no_threshold_and_no_average_predicts_a_child_without_its_parent():
+def test_child_is_never_predicted_without_its_parent():
     head, vectors, _ = head_of("multilabel", NODES, scale=8.0)
     logits = head(vectors, {}) + torch.randn(50, len(NODES)) / 10  # as rounding or averaging would disturb them
     for threshold in [0.3, 0.5, *head.probabilities(logits)[:3].flatten().tolist()]:
@@ -115,7 +116,8 @@ def test_no_threshold_and_no_average_predicts_a_child_without_its_parent():
 
 
 def write_raw(folder, size=160):
-    """Texts with a topic (`single.csv`) or several (`several.jsonl`); each node has two characters of its own."""
+    """Writes texts with one topic (`single.csv`) or several (`several.jsonl`); each node has two characters that occur
+    only there."""
     rng, signs = random.Random(0), "天地人和山水风云日月星火木土金石田草花鸟鱼虫马牛羊"
     clues = {node: rng.sample(signs, 2) for node in NODES}
 
@@ -144,7 +146,7 @@ def rows_of(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_processed_folder(data, capsys):
+def test_processed_folder_of_a_hierarchy(data, capsys):
     single, several = (read_tasks(data / name / "labels.json") for name in ("topic", "topics"))
     assert single["topic"].labels == tuple(sorted(PATHS)) and single["topic"].hierarchy == "##"
     assert several["topics"].labels == tuple(NODES) and set(several["topics"].nodes) == set(NODES)
@@ -170,7 +172,7 @@ def test_the_processed_folder(data, capsys):
         (",", "a", "contains the separator of labels in a cell"),
     ],
 )
-def test_what_is_doubtful_is_refused(tmp_path, separator, label, message):
+def test_ambiguous_hierarchies_are_rejected(tmp_path, separator, label, message):
     plain = ["x-ray", "post", "phone"] if separator == "-" else ["a > x", "a > y"] if ">" in separator else PATHS[:2]
     plain = PATHS[:2] if separator == ">>" else plain
     rows = ["text,topic", *(f"text {n},{plain[n % len(plain)]}" for n in range(3)), f"text x,{label}"]
@@ -182,8 +184,8 @@ def test_what_is_doubtful_is_refused(tmp_path, separator, label, message):
     assert message in str(error.value) and "\n" not in str(error.value) and not (tmp_path / "made").exists()
 
 
-def test_a_folder_edited_by_hand(data, tmp_path):
-    """Sets without their parents, and labels.json without a parent, are refused."""
+def test_inconsistent_processed_folder_is_rejected(data, tmp_path):
+    """Sets without their parents, and a labels.json without a parent, are rejected."""
     (tmp_path / "labels.json").write_text((data / "topics/labels.json").read_text())
     row = {"id": "1", "text": "x", "topics": ["体育##网球"]}
     (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
@@ -200,7 +202,7 @@ def test_a_folder_edited_by_hand(data, tmp_path):
 
 
 def answers_of(path, name):
-    """[label or list of labels] of a file of predictions."""
+    """Reads the predictions of a file: one label, or a list of labels, per row."""
     with open(path, encoding="utf-8", newline="") as file:
         cells = [row[name] for row in csv.DictReader(file)]
     return [json.loads(cell) if cell.startswith("[") else cell for cell in cells]
@@ -208,8 +210,9 @@ def answers_of(path, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["topic", "topics"])
-def test_a_run(name, data, tmp_path, fork_server):
-    """Scores recomputed from predictions.csv; killed and resumed to equal bytes; exported; started from; distilled."""
+def test_hierarchy_end_to_end(name, data, tmp_path, fork_server):
+    """Recomputes the scores from predictions.csv; kills and resumes the run, exports it, initialises another run from
+    it, distills it."""
     from conftest import ROOT
 
     base = [*SMALL.split(), f"--data_path={data / name}", "--monitor", f"{name}_hierarchical_f1", "--resume"]

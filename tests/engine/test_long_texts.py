@@ -1,4 +1,4 @@
-"""Texts longer than --max_length that are classified: what is read of them, and that a long text is one text."""
+"""Classification of texts longer than --max_length: what is read, and that a text counts once."""
 
 import json
 import logging
@@ -38,7 +38,7 @@ DECISIVE = {"warm": "sunny", "cold": "frozen"}
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """One token per word, two for words with a hyphen."""
+    """Returns a tokenizer with one token per word, or two for words with a hyphen."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(90)), "-"]
     vocabulary = {word: i for i, word in enumerate(words)}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -53,7 +53,7 @@ def tokenizer():
 
 
 def texts_of(seed, size, words):
-    """Texts in which one word at any place decides, and nothing else differs."""
+    """Returns texts that differ only in one decisive word at a random position."""
     rng = random.Random(seed)
     rows = []
     for number in range(size):
@@ -74,7 +74,7 @@ def write_folder(folder, parts, tasks):
 
 @pytest.fixture(scope="module")
 def long_data(tmp_path_factory):
-    """160 + 40 + 60 texts of 120 words."""
+    """Returns 160 + 40 + 60 texts of 120 words."""
     parts = {
         part: texts_of(seed, size, 120) for seed, (part, size) in enumerate(dict(train=160, dev=40, test=60).items())
     }
@@ -96,9 +96,9 @@ def on_long(long_data, tmp_path):
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(1, 90), st.integers(8, 24), st.integers(0, 3), st.booleans(), st.integers(0, 9999))
-def test_the_windows_of_a_text_follow_one_another(tokenizer, size, max_length, stride, tagging, seed):
-    """They begin `room - stride` tokens after one another, and each word is where its edge is farther, found here by
-    looking at all windows."""
+def test_windows_of_a_text_overlap_by_the_stride(tokenizer, size, max_length, stride, tagging, seed):
+    """Windows start `room - stride` tokens apart, and each word belongs to the window in which it is farther from an
+    edge. Compared with a search over all windows."""
     rng = random.Random(seed)
     words = [f"w{rng.randrange(90)}" + rng.choice(["", "", "-w1"]) for _ in range(size)]
     [encoding] = tokenizer([words], is_split_into_words=True).encodings
@@ -126,7 +126,7 @@ def test_the_windows_of_a_text_follow_one_another(tokenizer, size, max_length, s
 
 
 @pytest.mark.parametrize("first, second, repeated", [(40, 5, 1), (5, 40, 0), (40, 40, None)])
-def test_the_longer_text_of_a_pair_is_in_windows_beside_the_shorter(tokenizer, first, second, repeated):
+def test_longer_text_of_a_pair_is_split_into_windows(tokenizer, first, second, repeated):
     pair = [" ".join(f"w{i + start}" for i in range(size)) for size, start in ((first, 0), (second, 45))]
     encoding = tokenizer([pair[0]], [pair[1]]).encodings[0]
     [feature] = Cutter(20, 2, "windows", False).features(0, encoding)
@@ -144,8 +144,8 @@ def test_the_longer_text_of_a_pair_is_in_windows_beside_the_shorter(tokenizer, f
 
 
 @pytest.mark.parametrize("joined", [True, False])
-def test_the_advice_for_pairs_without_room_for_windows(joined, caplog):
-    """Nobody is told to set --long_text windows who has."""
+def test_advice_for_pairs_too_long_for_windows(joined, caplog):
+    """The message does not suggest --long_text windows if it is already set."""
     featurizer = SimpleNamespace(max_length=20, long_text="windows" if joined else "head")
     columns = {"num_cut": np.array([63, 0])}
     data = SimpleNamespace(
@@ -182,8 +182,8 @@ def small_model(pooling, window, encoder="bert"):
 
 
 @pytest.mark.parametrize("pooling, encoder", [("first", "bert"), ("mean", "bert"), ("last", "bert"), ("first", "lstm")])
-def test_the_vector_of_a_text_is_the_attention_weighted_mean_of_its_windows(pooling, encoder):
-    """Of each window read alone; a text of one window has the vector that it has without windows."""
+def test_text_vector_is_the_attention_weighted_mean_of_windows(pooling, encoder):
+    """Each window is encoded separately; a text with a single window has the same vector as without windows."""
     model = small_model(pooling, 8, encoder).eval()
     plain = small_model(pooling, 0, encoder).eval()
     plain.load_state_dict({name: v for name, v in model.state_dict().items() if "window_query" not in name})
@@ -204,7 +204,7 @@ def test_the_vector_of_a_text_is_the_attention_weighted_mean_of_its_windows(pool
     assert torch.equal(model.embed(short), plain.embed(short))
 
 
-def test_windows_that_are_computed_again_have_the_gradients_of_those_that_are_kept(monkeypatch):
+def test_recomputed_windows_have_the_same_gradients(monkeypatch):
     ids = torch.randint(4, 99, (3, 40))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": 0 * ids}
     monkeypatch.setattr("engine.model.long_texts.AT_ONCE", 0)
@@ -225,8 +225,8 @@ def test_windows_that_are_computed_again_have_the_gradients_of_those_that_are_ke
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_word_anywhere_in_a_long_text_decides(on_long):
-    """The texts are read in windows without being asked for, and the start of each says nothing."""
+def test_decisive_word_anywhere_in_a_long_text_is_learned(on_long):
+    """auto chooses windows, and the start of each text is not informative."""
     epochs = dict(epochs=12, lr=5e-3, early_stop_patience=0)
     log = run(on_long(**epochs))
     assert "100% of the training texts are longer than 32 tokens: read in windows" in log
@@ -242,7 +242,7 @@ def test_a_word_anywhere_in_a_long_text_decides(on_long):
         model.explain(row["text"])
 
 
-def test_what_is_not_read_is_the_first_finding(on_long):
+def test_truncated_text_is_the_first_finding(on_long):
     log = run(on_long(long_text="tail", epochs=1))
     assert "1. Texts longer than --max_length: 60 (100%)." in log and "use --long_text windows" in log
     rows = [json.loads(line) for line in (on_long().run_dir / "answers/test.jsonl").read_text().splitlines()]
@@ -256,7 +256,7 @@ STOPPED = [{}, dict(use_rdrop=True, dropout_samples=2), dict(streaming=True, enc
 
 
 @pytest.mark.parametrize("more", STOPPED)
-def test_a_run_that_was_stopped_ends_with_the_same_bytes(more, on_long, monkeypatch):
+def test_resume_with_windows_is_bit_exact(more, on_long, monkeypatch):
     whole = on_long(model_version="whole", **more)
     run(whole)
     run_in_parts = on_long(model_version="parts", resume=True, **more)
@@ -268,7 +268,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(more, on_long, monkeypa
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(on_long, python, tmp_path):
+def test_two_processes_train_like_one(on_long, python, tmp_path):
     options = dict(dropout=0.0, epochs=1, batch_size=8, log_steps=1)
     run(on_long(model_version="one", **options))
     words = [f"--{name}={value}" for name, value in (TINY | options | dict(batch_size=4, max_length=32)).items()]
@@ -282,7 +282,7 @@ def test_two_processes_train_as_one(on_long, python, tmp_path):
 
 
 @pytest.mark.parametrize("share, chosen", [(0.04, "head"), (0.06, "windows")])
-def test_auto_reads_windows_if_many_texts_are_long(share, chosen, tmp_path):
+def test_auto_uses_windows_if_many_texts_are_long(share, chosen, tmp_path):
     parts = {}
     for part in ("train", "dev"):
         parts[part] = texts_of(1, 100, 6)
@@ -303,7 +303,7 @@ def test_auto_reads_windows_if_many_texts_are_long(share, chosen, tmp_path):
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
-def test_a_run_from_before_there_were_windows_goes_on_with_the_head(on_long):
+def test_run_from_before_windows_keeps_truncation(on_long):
     """Its args.json has `truncation`."""
     config = on_long(long_text="head", epochs=2, early_stop_patience=0)
     run(config)
@@ -315,8 +315,8 @@ def test_a_run_from_before_there_were_windows_goes_on_with_the_head(on_long):
     assert "--long_text auto: head, as when the run began" in log and "nothing is left to train" in log
 
 
-def test_tags_and_the_label_of_a_long_text(tiny):
-    """A text has one row: its label is read from all windows, and each word has its tag."""
+def test_tagging_and_classification_of_a_long_text(tiny):
+    """A text is one row: its label is predicted from all windows, and each word has its tag."""
     config = tiny(
         max_length=8, window_stride=2, do_train=True, do_eval=True, use_crf=True, word_pooling="mean", epochs=1
     )
@@ -331,7 +331,7 @@ def test_tags_and_the_label_of_a_long_text(tiny):
 @pytest.mark.parametrize(
     "options, reason", [(dict(use_smart=True), "noise"), (dict(window_stride=-1), "cuts the texts to tag")]
 )
-def test_where_there_are_no_windows(options, reason, tiny):
+def test_conditions_without_windows(options, reason, tiny):
     with pytest.raises(UserError, match=f"--long_text windows: .*{reason}"):
         main_module.main(tiny(max_length=8, do_train=True, long_text="windows", **options))
     log = run(tiny(max_length=8, do_train=True, epochs=1, model_version="auto", **options))
@@ -339,7 +339,7 @@ def test_where_there_are_no_windows(options, reason, tiny):
 
 
 @pytest.mark.parametrize("options", [{}, dict(encoder="bilstm", num_layers=1), dict(pooling="last")])
-def test_an_export_reads_the_same_windows(options, on_long, tmp_path):
+def test_export_uses_the_same_windows(options, on_long, tmp_path):
     pytest.importorskip("onnxscript")
     config = on_long(epochs=2, **options)
     run(config)

@@ -1,4 +1,4 @@
-"""LoRA: what trains, what a checkpoint holds, and that it is of use beside its own base alone."""
+"""LoRA: which parameters are trained, what a checkpoint contains, and that it works only with its own base model."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def adapted(tiny, tmp_path, sample):
-    """adapted(name of a family, **options) -> a Config with LoRA beside a tiny model of it."""
+    """Returns adapted(name of a family, **options) -> the Config of a run with LoRA on a tiny model."""
 
     def make(name="BERT", **options):
         folder = tmp_path / name
@@ -44,7 +44,7 @@ def trained(config):
 
 
 @pytest.mark.parametrize("name", ["BERT", "GPT-2", "Llama", "BART"])
-def test_gradients_are_only_where_they_should_be(name, adapted):
+def test_only_adapter_and_heads_have_gradients(name, adapted):
     trainer = build(adapted(name))
     model, batch = trainer.model.train(), trainer.dev_loader.dataset.batch(range(4))
     with torch.no_grad():
@@ -75,13 +75,13 @@ def test_merged_equals_unmerged(name, adapted, tmp_path):
 
 
 def build_elsewhere(trainer, name, adapted):
-    """The same run without --merge_lora, whose `best` is the adapter alone."""
+    """Builds the same run without --merge_lora, whose `best` contains only the adapter."""
     again = trained(adapted(name, model_version="unmerged"))
     assert (again.checkpoints / "best" / lora.BASE_FILE).exists()
     return again
 
 
-def test_a_merged_checkpoint_needs_no_peft(adapted, monkeypatch):
+def test_merged_checkpoint_loads_without_peft(adapted, monkeypatch):
     trainer = trained(adapted(merge_lora=True))
     monkeypatch.setitem(sys.modules, "peft", None)
     load_checkpoint(trainer.checkpoints / "best")
@@ -89,7 +89,7 @@ def test_a_merged_checkpoint_needs_no_peft(adapted, monkeypatch):
         build(adapted(model_version="other"))
 
 
-def test_a_checkpoint_is_small_and_names_its_base(adapted):
+def test_adapter_checkpoint_is_small_and_names_its_base(adapted):
     trainer = trained(adapted("Llama"))
     best, last = trainer.checkpoints / "best", trainer.checkpoints / "step_00000003"
     for folder in (best, last):
@@ -101,7 +101,7 @@ def test_a_checkpoint_is_small_and_names_its_base(adapted):
         assert list(base["sha256"]) == ["model.safetensors"] and len(base["sha256"]["model.safetensors"]) == 64
 
 
-def test_another_base_is_refused_in_one_line(adapted, tmp_path):
+def test_another_base_model_is_rejected(adapted, tmp_path):
     trainer = trained(adapted())
     best, base = trainer.checkpoints / "best", Path(trainer.config.pretrain_model_path)
     moved = base.rename(tmp_path / "moved")
@@ -122,8 +122,8 @@ def test_another_base_is_refused_in_one_line(adapted, tmp_path):
         build(adapted()).resume()
 
 
-def test_a_base_of_the_hub_is_named_with_its_revision(adapted, tmp_path, monkeypatch):
-    """A cache as huggingface_hub leaves it, read without a network."""
+def test_hub_base_is_saved_with_its_revision(adapted, tmp_path, monkeypatch):
+    """Reads a cache with huggingface_hub's layout, without network access."""
     config = adapted()
     commit = "0123456789abcdef0123456789abcdef01234567"
     cache = tmp_path / "cache/models--someone--tiny"
@@ -158,7 +158,7 @@ RESUMED = {
 
 @pytest.mark.parametrize("what", RESUMED)
 @pytest.mark.parametrize("name", ["BERT", pytest.param("Llama", marks=pytest.mark.slow)])
-def test_a_resumed_run_ends_with_equal_bytes(name, what, adapted):
+def test_lora_resume_is_bit_exact(name, what, adapted):
     options = dict(early_stop_patience=0, **RESUMED[what])
     run_until(whole := build(adapted(name, model_version="whole", **options)), 2)
     run_until(build(adapted(name, model_version="stopped", **options)), 1)
@@ -169,7 +169,7 @@ def test_a_resumed_run_ends_with_equal_bytes(name, what, adapted):
         assert (p.dtype == torch.float32) == (what != "base in bf16" or p.requires_grad), key
 
 
-def test_awp_moves_only_what_trains(adapted):
+def test_awp_perturbs_only_trained_weights(adapted):
     trainer = build(adapted(use_awp=True, awp_start=0.0))
     model, batch = trainer.model.train(), trainer.dev_loader.dataset.batch(range(4))
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
@@ -181,7 +181,7 @@ def test_awp_moves_only_what_trains(adapted):
     assert all(torch.equal(p, before[key]) for key, p in model.named_parameters())
 
 
-def test_targets(adapted):
+def test_lora_targets(adapted):
     def adapted_layers(**options):
         names = dict(build(adapted(**options, model_version=str(options))).model.encoder.named_parameters())
         return {name.split(".lora_")[0].split(".", 2)[2] for name in names if lora.is_adapter(name)}
@@ -196,7 +196,7 @@ def test_targets(adapted):
     assert {name.split(".")[-4] for name in gpt if lora.is_adapter(name)} == {"c_attn", "c_proj", "c_fc"}
 
 
-def test_the_rates(adapted):
+def test_learning_rates(adapted):
     config = adapted()
     model = build(config).model
     model.encoder.config.hidden_size = 384
@@ -209,7 +209,7 @@ def test_the_rates(adapted):
     assert {group["lr"] for group in parameter_groups(model, config)} == {lr}
 
 
-def test_a_base_in_half_precision_predicts_from_its_checkpoint(adapted, tmp_path):
+def test_bf16_base_predicts_from_its_checkpoint(adapted, tmp_path):
     trainer = trained(adapted("Llama", load_dtype="bf16"))
     assert is_causal(trainer.model.encoder)
     kept = load_file(trainer.checkpoints / "best/weights.safetensors")
@@ -230,7 +230,7 @@ def test_a_base_in_half_precision_predicts_from_its_checkpoint(adapted, tmp_path
         ("Qwen3", dict(load_dtype="bf16", gradient_checkpointing=True)),
     ],
 )
-def test_all_checks_of_the_model_pass(name, options, adapted, command):
+def test_all_model_checks_pass(name, options, adapted, command):
     config = adapted(name)
     path, data = config.pretrain_model_path, config.data_path
     flags = [f"--{key}={value}" for key, value in {**dict(lora_rank=4, use_crf=True, epochs=3), **options}.items()]
@@ -239,7 +239,7 @@ def test_all_checks_of_the_model_pass(name, options, adapted, command):
     assert "checks passed" in done.stderr
 
 
-def test_options_of_a_checkpoint_from_before_still_load(tiny, tmp_path):
+def test_options_of_an_earlier_checkpoint_load(tiny, tmp_path):
     trainer = build(tiny(epochs=1))
     trainer.train()
     args = read_json(trainer.checkpoints / "best/args.json")

@@ -1,5 +1,5 @@
-"""The Python interface against main.py, transformers, and attributions computed in another way; in a program that has
-modules with the template's names; what it refuses."""
+"""The Python interface compared with main.py, transformers and independent attributions; use in a program with modules
+of the same names; error messages."""
 
 import ast
 import json
@@ -38,7 +38,7 @@ PAIRS = [("a good film indeed", "a bad film"), ("the meal was fine", "it was fin
 
 
 def raw_rows(kind):
-    """Rows of a raw file: 60 of each kind."""
+    """Returns the rows of a raw file, 60 of each kind."""
     rng = random.Random(0)
     for n in range(60):
         good, noun = n % 3 == 0, rng.choice(["film", "book", "song"])
@@ -58,7 +58,7 @@ def raw_rows(kind):
 
 @pytest.fixture(scope="module")
 def runs(sample, tmp_path_factory):
-    """runs(name) -> (processed folder, options of its run, the test rows without labels), made once."""
+    """Returns runs(name) -> (processed folder, options of its run, the test rows without labels), created once."""
     base = tmp_path_factory.mktemp("runs")
     kinds = {
         "sample": dict(use_crf=True),
@@ -108,7 +108,7 @@ KINDS = ["sample", "bilstm", "BERT", "GPT-2", "pairs", "multilabel", "spans", "r
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_answers_and_scores_are_those_of_main(kind, runs, tmp_path):
+def test_predictions_and_scores_equal_main(kind, runs, tmp_path):
     config, rows, labelled = runs(kind)
     path = tmp_path / "out.jsonl"
     given = dict(predict_file=str(tmp_path / "in.jsonl"), predict_output=str(path), eval_batch_size=8)
@@ -125,7 +125,7 @@ def test_answers_and_scores_are_those_of_main(kind, runs, tmp_path):
     assert whole.evaluate(labelled) == read_json(config.run_dir / "eval.json")["test"]
 
 
-def test_one_text_a_pair_and_words_are_read_as_rows_are(runs):
+def test_single_text_pair_and_words_are_accepted(runs):
     model = model_of(runs("sample")[0])
     text = "play a song by Adele"
     (row,) = model([{"text": text}])
@@ -140,7 +140,7 @@ def test_one_text_a_pair_and_words_are_read_as_rows_are(runs):
     )
 
 
-def test_rows_may_have_arrays_in_lists_and_a_column_named_extras(runs):
+def test_rows_with_arrays_and_a_column_named_extras(runs):
     row = {"text": "a", "spans": [(np.int64(0), 1)], "image": [np.array([0.5, 1]), torch.tensor([2.0, 3])]}
     given = row_of(row | {"size": np.float32(2)}, "text 1")
     assert json.loads(json.dumps(given)) == {"text": "a", "spans": [[0, 1]], "image": [[0.5, 1], [2, 3]], "size": 2}
@@ -148,8 +148,8 @@ def test_rows_may_have_arrays_in_lists_and_a_column_named_extras(runs):
     assert model({"text": "play", "extras": "large"}) == model("play")
 
 
-def test_raw_rows_are_scored_as_processed_ones(runs):
-    """Spans over characters, and numbers as labels, as in the raw file."""
+def test_raw_rows_are_scored_like_processed_ones(runs):
+    """Spans have character offsets, and labels are numbers, as in the raw file."""
     model, rows = model_of(runs("spans")[0]), list(raw_rows("spans"))
     by_text = {row["text"]: row for row in runs("spans")[2]}
     raw = [row for row in rows if row["text"] in by_text]
@@ -159,7 +159,7 @@ def test_raw_rows_are_scored_as_processed_ones(runs):
     assert pairs.evaluate([row | {"score": str(row["score"])} for row in rows]) == pairs.evaluate(rows)
 
 
-def test_a_stream_is_read_a_pool_at_a_time(runs, monkeypatch):
+def test_iterator_is_read_one_pool_at_a_time(runs, monkeypatch):
     monkeypatch.setattr(labelling, "POOL", 4)
     model, taken = model_of(runs("sample")[0], eval_batch_size=4), []
     texts = [f"play song number {n}" + " please" * (7 * n % 5) for n in range(18)]
@@ -177,8 +177,8 @@ def test_a_stream_is_read_a_pool_at_a_time(runs, monkeypatch):
 # ---- vectors ---------------------------------------------------------------------------------------------------------
 
 
-def test_vectors_are_transformers_mean_of_the_last_hidden_states(runs):
-    """An encoder that was not trained: that of its save_pretrained folder. Texts of more than max_length are cut."""
+def test_vectors_equal_the_mean_of_transformers_hidden_states(runs):
+    """Uses an untrained encoder, loaded from its save_pretrained folder. Texts longer than max_length are truncated."""
     config, *_ = runs("BERT")
     tokenizer = hf.AutoTokenizer.from_pretrained(config.pretrain_model_path)
     encoder = hf.AutoModel.from_pretrained(config.pretrain_model_path).eval()
@@ -221,7 +221,7 @@ def test_embed_writes_the_vectors_of_all_rows_in_order(runs, tmp_path, monkeypat
         (dict(do_predict=True, embed="out.npy", predict_output="out.csv"), "replaces --predict_output"),
     ],
 )
-def test_an_embed_that_cannot_be_written_is_one_line(options, message):
+def test_unwritable_embed_file_is_a_one_line_error(options, message):
     with pytest.raises(UserError, match=message):
         Config(**options)
 
@@ -230,7 +230,7 @@ def test_an_embed_that_cannot_be_written_is_one_line(options, message):
 
 
 class Lookup(nn.Module):
-    """An encoder without interaction: the hidden states are the word vectors."""
+    """An encoder without interaction between tokens: the hidden states are the word vectors."""
 
     def __init__(self, table):
         super().__init__()
@@ -243,8 +243,8 @@ class Lookup(nn.Module):
         return SimpleNamespace(last_hidden_state=self.table(input_ids))
 
 
-def test_a_linear_model_is_explained_exactly(runs):
-    """With the mean of word vectors and a linear head, word i adds w . (x_i - padding) / number of tokens."""
+def test_attributions_of_a_linear_model_are_exact(runs):
+    """With mean pooling and a linear head, word i contributes w . (x_i - padding) / number of tokens."""
     model = model_of(runs("multilabel")[0])
     inner = model.trainer.model
     inner.encoder, inner.output_layer.pooling, inner.takes_token_types = Lookup(nn.Embedding(600, 32)), "mean", False
@@ -276,8 +276,8 @@ def test_a_linear_model_is_explained_exactly(runs):
         ("multilabel", "a good song, a bad film", {}),
     ],
 )
-def test_attributions_add_up_to_the_change_of_the_logit(kind, text, options, runs):
-    """f(x) and f(x') from forward passes on the ids: x' has padding for every token that is not special."""
+def test_attributions_sum_to_the_logit_difference(kind, text, options, runs):
+    """f(x) and f(x') come from forward passes on the ids; x' has padding in place of all non-special tokens."""
     model = model_of(runs(kind)[0])
     found = model.explain(text, **options)
     tokenizer, names = model.featurizer.tokenizer, model.labels[found.task]
@@ -308,8 +308,8 @@ def test_attributions_add_up_to_the_change_of_the_logit(kind, text, options, run
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma"])
 @pytest.mark.parametrize("words", [False, True])
-def test_tokens_of_decoders_belong_to_their_words(kind, words):
-    """Also of the second text, which follows a separator."""
+def test_decoder_tokens_are_assigned_to_words(kind, words):
+    """Also for the second text, which follows a separator."""
     tokenizer = decoders_tokenizer(kind, ["turn on the light in the kitchen", "play a song by the beatles"] * 5)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     featurizer = Featurizer(tokenizer, {"a": Task("classification", labels=["x", "y"], pairs=True)}, 64)
@@ -339,12 +339,12 @@ def test_tokens_of_decoders_belong_to_their_words(kind, words):
         ("relations", dict(task="facts"), "finds relations"),
     ],
 )
-def test_what_cannot_be_explained_is_one_line(kind, options, message, runs):
+def test_invalid_explain_call_is_a_one_line_error(kind, options, message, runs):
     with pytest.raises(UserError, match=message):
         model_of(runs(kind)[0]).explain("a good film", **options)
 
 
-def test_a_text_without_words_has_an_explanation_without_words(runs):
+def test_text_without_words_has_an_empty_explanation(runs):
     found = model_of(runs("multilabel")[0]).explain("[PAD]")
     assert not found.words and "with them" in str(found) and "<div" in found._repr_html_()
 
@@ -371,7 +371,7 @@ def test_a_text_without_words_has_an_explanation_without_words(runs):
         ("a \ud800", "lone surrogate"),
     ],
 )
-def test_what_is_no_text_is_one_line(given, message, runs):
+def test_invalid_text_is_a_one_line_error(given, message, runs):
     model = model_of(runs("sample")[0])
     for use in (model, model.embed):
         with pytest.raises(UserError, match=message) as error:
@@ -379,7 +379,7 @@ def test_what_is_no_text_is_one_line(given, message, runs):
         assert "\n" not in str(error.value) and isinstance(error.value, ValueError)
 
 
-def test_other_mistakes_are_one_line_too(runs, tmp_path):
+def test_other_invalid_arguments_are_one_line_errors(runs, tmp_path):
     import pandas
 
     model, pairs = model_of(runs("sample")[0]), model_of(runs("pairs")[0])
@@ -408,7 +408,7 @@ def test_other_mistakes_are_one_line_too(runs, tmp_path):
         load(runs("sample")[0].run_dir, colour="red")
 
 
-def test_the_object_shows_what_it_is_and_can_be_pickled(runs):
+def test_model_has_a_repr_and_can_be_pickled(runs):
     config, rows, _ = runs("sample")
     model = load(config.run_dir, device="cpu")  # the run's folder
     assert "intent: classification" in repr(model) and "best" in repr(model)
@@ -417,7 +417,7 @@ def test_the_object_shows_what_it_is_and_can_be_pickled(runs):
     assert not model.trainer.model.training
 
 
-def test_threads_share_a_model(runs):
+def test_model_is_thread_safe(runs):
     config, rows, _ = runs("sample")
     model, results = model_of(config), [None] * 4
     expected, words = model(rows), model.explain("play a song")
@@ -441,13 +441,13 @@ def blocks_of(name):
     return re.findall(r"^```python\n(.*?)^```", (ROOT / name).read_text(encoding="utf-8"), re.M | re.S)
 
 
-def test_the_pages_have_the_same_code():
+def test_english_and_chinese_pages_have_the_same_code():
     pages = [blocks_of(name) for name in ("docs/python.md", "docs/zh/python.md")]
     english, chinese = ([ast.dump(ast.parse(block)) for block in blocks] for blocks in pages)
     assert english == chinese and len(english) == 6
 
 
-def test_the_code_of_the_page_runs(runs, tmp_path, monkeypatch, capsys):
+def test_code_of_the_page_runs(runs, tmp_path, monkeypatch, capsys):
     config, *_ = runs("sample")
     monkeypatch.setattr(sys, "path", sys.path[:])
     (tmp_path / "output").mkdir()
@@ -510,7 +510,7 @@ print(json.dumps([answers, scores]))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["theirs first", "ours first", "theirs with an engine first"])
-def test_it_works_beside_a_project_whose_modules_have_the_same_names(order, runs, tmp_path):
+def test_import_in_a_project_with_the_same_module_names(order, runs, tmp_path):
     config, rows, labelled = runs("sample")
     theirs = tmp_path / "theirs"
     theirs.mkdir()
@@ -547,8 +547,8 @@ def in_two_processes(number, store, checkpoint, texts, queue):
 
 
 @pytest.mark.slow
-def test_each_process_of_a_distributed_program_has_its_own_answers(runs, tmp_path):
-    """Ranks label different numbers of texts; the template's own evaluation would share them out."""
+def test_distributed_program_gets_its_own_predictions(runs, tmp_path):
+    """Ranks label different numbers of texts; the template's own evaluation would distribute them."""
     config, *_ = runs("sample")
     texts = [f"play song {n}" for n in range(5)]
     context = torch.multiprocessing.get_context("spawn")
@@ -568,8 +568,8 @@ def test_each_process_of_a_distributed_program_has_its_own_answers(runs, tmp_pat
 
 
 @pytest.mark.slow
-def test_an_edited_template_is_the_one_that_answers(runs, tmp_path):
-    """A copy in which a head was edited, in a program that has a model_utils.py of its own."""
+def test_edited_copy_of_the_template_is_used(runs, tmp_path):
+    """Uses a copy with an edited head, in a program that has its own model_utils.py."""
     config, *_ = runs("sample")
     left_out = shutil.ignore_patterns(".*", "output", "__pycache__", "tests", "sample", "benchmarks", "docs")
     copy = shutil.copytree(ROOT, tmp_path / "copy", ignore=left_out)

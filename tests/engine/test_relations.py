@@ -1,4 +1,4 @@
-"""Relations: GPLinker against enumeration, and a task of this kind from a processed folder to predictions."""
+"""Relations: GPLinker compared with enumeration, and a task from a processed folder to predictions."""
 
 import json
 from itertools import product
@@ -30,7 +30,7 @@ GOLD = [
 
 
 def batch_of(seed=0, scale=2.0):
-    """(logits, labels, mask) of five texts."""
+    """Returns (logits, labels, mask) of five texts."""
     logits = scale * torch.randn(
         len(GOLD), WIDTH, 3 * WIDTH + 4 + 4 * PREDICATES, generator=torch.Generator().manual_seed(seed)
     )
@@ -40,7 +40,7 @@ def batch_of(seed=0, scale=2.0):
 
 
 def scores_of(logits, text):
-    """{(table, type, i, j): score} of the real words of a text, written from the definition."""
+    """Returns {(table, type, i, j): score} of the real words of a text, computed from the definition."""
     scores, begin = {}, 0
     for table, types in (("entities", 2), ("heads", PREDICATES), ("tails", PREDICATES)):
         for i, j, t in product(range(SIZES[text]), range(SIZES[text]), range(types)):
@@ -58,8 +58,8 @@ def gold_cells(gold):
     return cells | {("heads", p, a, c) for a, _, c, _, p in gold} | {("tails", p, b, d) for _, b, _, d, p in gold}
 
 
-def test_the_loss_is_the_sum_over_all_cells():
-    """The sparse form equals the dense one, Su (2020), to 1e-6, with gradients."""
+def test_sparse_loss_equals_the_dense_one():
+    """The sparse form equals the dense one, Su (2020), to 1e-6, including gradients."""
     logits, labels, mask = batch_of()
     logits.requires_grad_()
     wanted = []
@@ -81,7 +81,7 @@ def test_the_loss_is_the_sum_over_all_cells():
 @pytest.mark.parametrize("lowest", [-4.0, 0.5, 100.0])
 @pytest.mark.parametrize(("cells", "types"), [(2**22, 0), (4, 0), (2**22, 1), (4, 3)])
 def test_decoding_equals_enumeration(lowest, cells, types, monkeypatch):
-    """types: of the entities, whose best score replaces that of a subject or object; 0: no types."""
+    """types: number of entity types, whose best score replaces the subject's or object's score; 0: no types."""
     monkeypatch.setattr(span_pointer, "CELLS", cells)
     monkeypatch.setattr(relations, "SUBJECTS_PER_WORD", WIDTH)
     logits, _, mask = batch_of()
@@ -108,8 +108,8 @@ def test_decoding_equals_enumeration(lowest, cells, types, monkeypatch):
     assert lowest == 100.0 or found[0]
 
 
-def test_a_head_reads_the_entities_only_as_it_was_trained():
-    """A checkpoint from before has thresholds for the table of subjects and objects, and lacks the buffer."""
+def test_head_uses_entity_types_only_if_trained_with_them():
+    """An earlier checkpoint has thresholds for the subject and object tables, and lacks the buffer."""
     tasks = {
         "facts": Task("relations", ("likes",), entities="things"),
         "things": Task("spans", ("loc", "per")),
@@ -186,7 +186,7 @@ class HiddenStates(torch.nn.Module):
         return SimpleNamespace(last_hidden_state=self.hidden)
 
 
-def test_limits_keep_the_best():
+def test_limits_keep_the_best_scores():
     logits, _, mask = batch_of(scale=1.0)
     everything, _ = relations.find(logits, mask, PREDICATES, -100.0, most=10_000)
     found, _ = relations.find(logits, mask, PREDICATES, -100.0, most=1)
@@ -209,8 +209,8 @@ def test_limits_keep_the_best():
 
 
 @pytest.mark.parametrize("dense", [1, 600, 2**25])
-def test_the_dense_scores_and_their_divergence(dense, monkeypatch):
-    """Of all texts at once, or of two or one at a time, with the same gradient."""
+def test_dense_scores_and_their_divergence(dense, monkeypatch):
+    """The gradient is the same for all texts together, and for one or two at a time."""
     monkeypatch.setattr(distributions, "DENSE", dense)
     (first, labels, mask), (second, _, _) = batch_of(), batch_of(1)
     first.requires_grad_()
@@ -232,7 +232,7 @@ def test_the_dense_scores_and_their_divergence(dense, monkeypatch):
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
-def test_scores():
+def test_relation_scores():
     tasks = {"r": Task("relations", labels=["p", "q"], entities="e"), "e": Task("spans", labels=["A", "B"])}
     gold = {"r": [[[0, 1, 3, 3, "p"], [0, 1, 5, 5, "q"]], None], "e": [[[0, 1, "A"], [3, 3, "B"], [5, 5, "B"]], []]}
     found = {"r": [[[0, 1, 3, 3, "p"], [1, 1, 5, 5, "q"]], []], "e": [[[0, 1, "A"], [3, 3, "A"]], []]}
@@ -253,7 +253,7 @@ PLACES = ["Rome", "Oslo", "Lima", "Kyiv"]
 
 
 def examples_of(seed, number):
-    """ "X likes Y", "X lives in Z and Y" …: two predicates, several objects, both directions."""
+    """Generates "X likes Y", "X lives in Z and Y" …: two predicates, several objects, both directions."""
     generator = np.random.default_rng(seed)
     for _ in range(number):
         x, y = (str(name) for name in generator.choice(NAMES, 2, replace=False))
@@ -280,7 +280,7 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_training_learns_relations(folder, tmp_path):
+def test_relations_are_learned(folder, tmp_path):
     flags = ["--data_path", folder, "--output_dir", tmp_path, "--model_version", "r", "--epochs", "12", "--lr", "2e-3"]
     flags += ["--hidden_size", "32", "--num_layers", "1", "--batch_size", "8", "--max_length", "32"]
     flags += ["--do_train", "--do_eval", "--do_predict", "--predict_output", tmp_path / "p.jsonl"]

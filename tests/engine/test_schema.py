@@ -1,4 +1,4 @@
-"""engine/schema.py: what has a shape passes, and what has not is named with its place."""
+"""engine/schema.py: valid values pass, and errors name the place of an invalid one."""
 
 import json
 
@@ -35,13 +35,13 @@ TASK = {"type": AnyOf("tagging", "classification"), "labels": [str], Optional("s
         ({"anything": [1]}, object, ""),
     ],
 )
-def test_a_mismatch_is_named_with_its_place(value, shape, expected):
+def test_mismatch_error_names_the_place(value, shape, expected):
     found = mismatch(value, shape)
     assert found.startswith(expected) and bool(found) == bool(expected)
 
 
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, '"\ud800', "1" * 5000, None])
-def test_what_is_no_json_is_one_line(text, tmp_path):
+def test_invalid_json_is_a_one_line_error(text, tmp_path):
     path = tmp_path / "a.json"
     if text is not None:
         path.write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -51,19 +51,19 @@ def test_what_is_no_json_is_one_line(text, tmp_path):
 
 
 @pytest.mark.parametrize("depth", range(900, 1100, 3))
-def test_what_is_nested_as_deeply_as_can_be_read_is_one_line(depth, tmp_path):
+def test_deeply_nested_json_is_a_one_line_error(depth, tmp_path):
     (tmp_path / "a.json").write_text("[" * depth + "]" * depth)
     with pytest.raises(SchemaError):
         read_json(tmp_path / "a.json", {str: int})
 
 
-def test_a_byte_order_mark_is_accepted(tmp_path):
+def test_byte_order_mark_is_accepted(tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"a": 1}).encode())
     assert read_json(path, {"a": int}) == {"a": 1}
 
 
-def test_a_type_of_ones_own_needs_the_kind_of_its_labels(tmp_path):
+def test_user_task_type_needs_a_label_kind(tmp_path):
     path = tmp_path / "labels.json"
     path.write_text(json.dumps({"x": {"type": "my_tagging", "labels": ["a", "b"]}}))
     with pytest.raises(UserError, match=r"x.type is .my_tagging., and x.kind is none of .*; add the kind"):

@@ -1,4 +1,5 @@
-"""Spans that nest and overlap: the head against enumeration of all spans, and the road from raw data to predictions."""
+"""Nested and overlapping spans: the head compared with enumeration of all spans, and runs from raw data to
+predictions."""
 
 import csv
 import itertools
@@ -44,7 +45,7 @@ SIZES = [6, 1, 3, 5, 4, 2]
 
 
 def batch_of(scale=2.0, seed=0):
-    """(logits, labels, mask) of the six texts."""
+    """Returns (logits, labels, mask) of the six texts."""
     generator = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(len(GOLD), 6, 6 + 2 * TYPES, generator=generator)
     rows = [span_pointer.encode(spans) for spans in GOLD]
@@ -54,7 +55,7 @@ def batch_of(scale=2.0, seed=0):
 
 
 def all_scores(logits, text):
-    """{(first, last, type): score} of all spans of a text, one by one."""
+    """Returns {(first, last, type): score} of all spans of a text."""
     return {
         (i, j, t): logits[text, i, j] + logits[text, i, 6 + t] + logits[text, j, 6 + TYPES + t]
         for i in range(SIZES[text])
@@ -64,7 +65,7 @@ def all_scores(logits, text):
 
 
 def naive_loss(logits, text):
-    """Su (2020), as it is written: a sum over types of two logarithms of sums."""
+    """Computes the loss of Su (2020) from its definition: a sum over types of two log-sums."""
     total = logits.new_zeros(())
     for t in range(TYPES) if GOLD[text] is not None else ():
         scores = {span: score for span, score in all_scores(logits, text).items() if span[2] == t}
@@ -78,7 +79,7 @@ def naive_loss(logits, text):
 
 
 @pytest.mark.parametrize("scale", [0.1, 2.0, 15.0])
-def test_the_loss_and_its_gradient_are_those_of_enumeration(scale):
+def test_loss_and_gradient_equal_enumeration(scale):
     logits, labels, mask = batch_of(scale)
     found = span_pointer.loss(logits, labels, mask)
     wanted = torch.stack([naive_loss(logits, text) for text in range(len(GOLD))])
@@ -95,7 +96,7 @@ def test_extreme_scores_give_finite_losses_and_gradients():
     assert torch.isfinite(torch.autograd.grad(found.sum(), logits)[0]).all()
 
 
-def test_labels_that_are_none_of_the_text_change_nothing():
+def test_labels_outside_the_text_are_ignored():
     logits, labels, mask = batch_of()
     wanted = span_pointer.loss(logits, labels, mask)
     outside = torch.tensor([[0, 6, 0, 5, 9, 1, 4, 2, 0]]).expand(6, -1)
@@ -107,7 +108,7 @@ def test_labels_that_are_none_of_the_text_change_nothing():
 
 @pytest.mark.parametrize("cells", [1, 2**22])
 @pytest.mark.parametrize("lowest", [-4.0, 0.0, 3.0])
-def test_found_is_what_enumeration_finds(lowest, cells, monkeypatch):
+def test_decoding_equals_enumeration_of_spans(lowest, cells, monkeypatch):
     monkeypatch.setattr(span_pointer, "CELLS", cells)  # texts one by one, or all at once
     logits, _, mask = batch_of()
     spans, probabilities = span_pointer.find(logits, mask, lowest, most=100)
@@ -118,7 +119,7 @@ def test_found_is_what_enumeration_finds(lowest, cells, monkeypatch):
         assert probabilities[text] == pytest.approx(wanted)
 
 
-def test_of_too_many_spans_the_best_are_kept():
+def test_best_spans_are_kept_beyond_the_limit():
     logits, _, mask = batch_of()
     spans, _ = span_pointer.find(logits, mask, -100.0, most=1)
     for text, size in enumerate(SIZES):
@@ -126,8 +127,8 @@ def test_of_too_many_spans_the_best_are_kept():
         assert spans[text] == sorted(sorted(scores, key=lambda span: -scores[span])[:size])
 
 
-def test_positions_count_by_their_distance_alone():
-    """RoPE: words further behind give the same scores; the words' order matters."""
+def test_scores_depend_only_on_relative_positions():
+    """With RoPE, shifted words have the same scores, but the order of words matters."""
     vectors = torch.randn(1, 9, 16)
     whole = span_pointer.scores_of_pairs(vectors)
     torch.testing.assert_close(span_pointer.scores_of_pairs(vectors[:, 3:8]), whole[:, 3:8, 3:8], rtol=1e-4, atol=1e-5)
@@ -139,7 +140,7 @@ def test_positions_count_by_their_distance_alone():
         torch.testing.assert_close(turned[m, :2], wanted)
 
 
-def test_the_divergence_is_that_of_bernoulli_distributions():
+def test_divergence_is_that_of_bernoulli_distributions():
     first, labels, mask = batch_of()
     second, _, _ = batch_of(seed=1)
     wanted = 0.0
@@ -154,7 +155,7 @@ def test_the_divergence_is_that_of_bernoulli_distributions():
     assert distribution.divergence(first, first, labels, inputs) == 0
 
 
-def test_the_threshold_gives_the_best_f1_there_is():
+def test_fitted_threshold_maximises_f1():
     rng = random.Random(1)
     head = SpanHead(8, Task("spans", labels=["a", "b"]))
     for _ in range(20):
@@ -196,7 +197,7 @@ def test_logits_are_finite_in_half_precision(kind):
 # ---- windows, folds, scores ------------------------------------------------------------------------------------------
 
 
-def test_of_two_windows_the_one_counts_whose_edge_is_farther():
+def test_span_comes_from_the_window_with_the_farther_edge():
     left = (0, 6, [(3, 4, 0), (4, 5, 0), (0, 1, 1)], [0.9, 0.8, 0.7])
     right = (3, 6, [(0, 1, 0), (1, 2, 0), (2, 5, 1)], [0.1, 0.2, 0.3])
     spans = {(0, 1, 1): 0.7, (3, 4, 0): 0.9, (4, 5, 0): 0.2, (5, 8, 1): 0.3}
@@ -219,8 +220,8 @@ def tokenizer():
 @pytest.mark.parametrize(
     ("length", "stride"), [(8, 0), (8, 2), (8, 4), (10, 1), (10, 5), (12, 3), (12, 6), (14, 4), (16, 8), (24, 7)]
 )
-def test_windows_change_nothing_where_context_does_not_matter(length, stride, tokenizer, tmp_path):
-    """Spans and relations that fit into what two windows share are found alike, with the same probability, and once."""
+def test_windows_do_not_change_predictions_without_context(length, stride, tokenizer, tmp_path):
+    """Spans and relations within the overlap of two windows are found once, with the same probability."""
     rng = random.Random(0)
     words = [[rng.choice(WORDS) for _ in range(size)] for size in (1, 5, 20, 25, 25)]
     examples = [{"id": str(i), "tokens": tokens, "entities": [], "facts": []} for i, tokens in enumerate(words)]
@@ -248,7 +249,7 @@ def test_windows_change_nothing_where_context_does_not_matter(length, stride, to
         assert windowed == pytest.approx(whole, abs=1e-5)
 
 
-def test_labels_of_windows_are_the_spans_within_them(tokenizer, caplog):
+def test_window_labels_are_the_spans_inside(tokenizer, caplog):
     logging.getLogger("template").propagate = True
     tokens = [WORDS[i % 9] for i in range(20)]
     examples = [
@@ -272,8 +273,8 @@ def test_labels_of_windows_are_the_spans_within_them(tokenizer, caplog):
     assert (labels[-2] == IGNORE).all() and labels[-1, 0] == 0 and (labels[-1, 1:] == IGNORE).all()
 
 
-def test_labels_of_windows_are_the_relations_within_them(tokenizer, caplog):
-    """Subject and object, in either order; each window that holds both learns the relation."""
+def test_window_labels_are_the_relations_inside(tokenizer, caplog):
+    """Subject and object can have either order; each window that contains both learns the relation."""
     logging.getLogger("template").propagate = True
     items = [[9, 9, 3, 4, "p"], [3, 4, 9, 9, "q"], [4, 4, 4, 4, "p"], [0, 0, 19, 19, "q"], [18, 19, 2, 2, "p"]]
     examples = [{"tokens": [WORDS[i % 9] for i in range(20)], "facts": items}]
@@ -288,14 +289,14 @@ def test_labels_of_windows_are_the_relations_within_them(tokenizer, caplog):
     assert "2 relations of 'facts' fit in no window" in caplog.text
 
 
-def test_the_mean_over_folds():
+def test_average_over_folds():
     spans, p = span_pointer.mean_of([([(0, 1, 0), (2, 2, 1)], [0.8, 0.4]), ([(0, 1, 0)], [0.6])])
     assert dict(zip(spans, p)) == pytest.approx({(0, 1, 0): 0.7, (2, 2, 1): 0.2})
     spans, p = span_pointer.mean_of([([(0, 1, 0), (2, 2, 1)], [0.8, 0.4]), ([(0, 1, 0)], [0.6])], [3, 2])
     assert dict(zip(spans, p)) == pytest.approx({(0, 1, 0): 0.7, (2, 2, 1): 0.4})  # the second was cut before word 2
 
 
-def test_scores_of_spans():
+def test_span_scores():
     tasks = {"x": Task("spans", labels=["a", "b"])}
     gold = [[[0, 1, "a"], [0, 0, "b"]], [[1, 1, "a"]], [], None]
     predicted = [[[0, 0, "b"], [0, 1, "a"]], [[1, 1, "b"], [1, 2, "a"]], [], [[0, 0, "a"]]]
@@ -323,7 +324,7 @@ PATTERNS = [
 
 
 def nested_row(rng, part):
-    """A text in which a bank holds a city, with blanks, Chinese and emoji."""
+    """Returns a text in which a bank contains a city, with blanks, Chinese and emoji."""
     city, other = rng.choice(CITIES), rng.choice(CITIES)
     bank = f"{city} {rng.choice(['Bank', '银行'])}"
     text = rng.choice(PATTERNS).format(bank, c=other)
@@ -358,13 +359,13 @@ def nested(raw, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def related(nested, tmp_path_factory):
-    """The same with relations between its entities."""
+    """Returns the nested data with relations between its entities."""
     return with_relations(nested, tmp_path_factory.mktemp("data") / "related", "entities")
 
 
 @pytest.fixture
 def small(related, tmp_path):
-    """small(**options) -> a Config of a small fast run on the nested data, with relations."""
+    """Returns small(**options) -> the Config of a small, fast run on the nested data, with relations."""
     own = dict(data_path=str(related), output_dir=str(tmp_path / "output"), model_version="run")
     return lambda **options: Config(**{**TINY, **own, **options})
 
@@ -373,7 +374,7 @@ def rows_of(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_overlapping_spans_are_a_task_of_spans(raw, nested):
+def test_overlapping_spans_become_a_spans_task(raw, nested):
     tasks = read_json(nested / "labels.json")
     assert tasks["banks"]["type"] == "tagging" and tasks["mood"]["type"] == "classification"
     assert tasks["entities"]["type"] == "spans" and tasks["entities"]["labels"] == ["bank", "city"]
@@ -389,7 +390,7 @@ def test_overlapping_spans_are_a_task_of_spans(raw, nested):
             assert written["text"] == row["text"] and sorted(found) == row["entities"]
 
 
-def test_the_kind_can_be_chosen(raw, sample, tmp_path, capsys):
+def test_task_type_can_be_chosen(raw, sample, tmp_path, capsys):
     rows = [row for row in rows_of(raw) if row["entities"] is not None]
     (tmp_path / "nested.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
     chosen = dict(output_dir=str(tmp_path / "flat"), label_type="entities=tagging")
@@ -434,8 +435,8 @@ def test_the_kind_can_be_chosen(raw, sample, tmp_path, capsys):
     ],
 )
 @pytest.mark.parametrize("tasks", [TASKS, FACTS])
-def test_a_processed_row_that_cannot_be_is_one_line(label, named, tasks, tokenizer, tmp_path):
-    """Of spans; and of relations, whose second span is good."""
+def test_invalid_processed_row_is_a_one_line_error(label, named, tasks, tokenizer, tmp_path):
+    """Tests spans, and relations whose second span is valid."""
     (name,), path = tasks, tmp_path / "train.jsonl"
     if tasks == FACTS and isinstance(label, list):
         label = [[*item[:2], 1, 1, *item[2:]] for item in label]
@@ -449,7 +450,7 @@ def test_a_processed_row_that_cannot_be_is_one_line(label, named, tasks, tokeniz
         MyDataset(path, Featurizer(tokenizer, tasks, 32))
 
 
-def test_checks_of_spans(tmp_path, capsys):
+def test_span_checks(tmp_path, capsys):
     rows = [{"text": "abc def ghi jkl", "entities": [[0, 7, "x"], [4, 7, "y"]], "split": "train"} for _ in range(3)]
     rows[1] = rows[1] | {"text": "other words are here", "entities": [[0, 11, "x"], [6, 15, "x"]]}
     rows[2] = rows[2] | {"text": "some more of it", "entities": []}
@@ -473,8 +474,8 @@ def entities_of(row):
     return [[one["start"], one["end"], one["label"]] for one in row["entities"]]
 
 
-def test_raw_to_predictions(raw, small, tmp_path):
-    """Nested spans are learnt; offsets are of the text as it was; texts alone get the same answers."""
+def test_nested_spans_end_to_end(raw, small, tmp_path):
+    """Nested spans are learned; offsets refer to the original text; texts without labels get the same predictions."""
     out = tmp_path / "p.jsonl"
     todo = dict(do_train=True, do_eval=True, do_predict=True, predict_output=str(out))
     config = small(epochs=14, lr=1e-2, hidden_size=64, monitor="entities_f1", **todo)
@@ -507,7 +508,7 @@ def test_raw_to_predictions(raw, small, tmp_path):
     assert len(again) == 25 and again[-1]["text"] == "hello"
 
 
-def test_texts_without_spans_or_labels_and_of_one_word_train(small):
+def test_training_on_texts_without_spans_or_labels_or_with_one_word(small):
     trainer = make_trainer(small(epochs=1))
     data = trainer.train_loader.dataset
     rows = sorted(range(len(data)), key=lambda i: len(data[i]["tokens"]))
@@ -522,7 +523,7 @@ def test_texts_without_spans_or_labels_and_of_one_word_train(small):
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
-def test_rdrop_without_dropout_is_nothing_and_with_it_something(small):
+def test_rdrop_has_an_effect_only_with_dropout(small):
     losses = []
     for dropout in (0.0, 0.3):
         trainer = make_trainer(small(dropout=dropout, epochs=1))
@@ -534,7 +535,7 @@ def test_rdrop_without_dropout_is_nothing_and_with_it_something(small):
 
 
 @pytest.mark.parametrize("options", [dict(), dict(streaming=True, use_fgm=True, use_ema=True)])
-def test_a_stopped_run_ends_with_the_same_bytes(options, small, monkeypatch):
+def test_resume_with_spans_is_bit_exact(options, small, monkeypatch):
     whole = small(model_version="whole", **options)
     train(whole)
     config = small(model_version="stopped", **options)
@@ -547,7 +548,7 @@ def test_a_stopped_run_ends_with_the_same_bytes(options, small, monkeypatch):
     assert fingerprints(config) == fingerprints(whole)
 
 
-def test_options_without_effect_are_told():
+def test_options_without_effect_are_reported():
     for options in ({"class_weights": "balanced"}, {"label_smoothing": 0.1}, {"focal_gamma": 2.0}):
         lines = Config(**options).unused_options(["spans", "relations"])
         assert len(lines) == 2 and "no effect on spans" in lines[0] and "no effect on relations" in lines[1]
@@ -563,7 +564,7 @@ def test_options_without_effect_are_told():
         dict(use_awp=True, awp_start=0.0, precision="fp16", max_length=8, window_stride=3),
     ],
 )
-def test_tricks_and_windows_train(options, small):
+def test_training_with_tricks_and_windows(options, small):
     config = small(epochs=1, do_train=True, do_eval=True, do_predict=True, **options)
     main(config)
     scores = read_json(config.run_dir / "eval.json")["test"]
@@ -574,7 +575,7 @@ def test_tricks_and_windows_train(options, small):
 
 
 def test_folds_are_averaged(small):
-    """The mean of equal models is the model; of two it is the mean of their probabilities."""
+    """The average of equal models is the model; the average of two is the mean of their probabilities."""
     trainers = [train(small(epochs=6, lr=1e-2, model_version=f"m{seed}", random_seed=seed)) for seed in (1, 2)]
     data = trainers[0].dev_loader.dataset
     found = [t.infer(MyDataLoader(data, 7), "", keep_averages="all")[0] for t in trainers]
@@ -604,7 +605,7 @@ def test_scores_do_not_depend_on_batch_size(small):
 
 
 @pytest.mark.slow
-def test_the_checks_of_a_model_pass(related, command):
+def test_model_checks_pass(related, command):
     flags = ["--data_path", related, "--epochs", 3, "--hidden_size", 64, "--num_layers", 1, "--device", "cpu"]
     done = command("main.py", "--debug", *flags)
     assert done.returncode == 0, done.stderr
@@ -626,8 +627,9 @@ def test_cross_validation(raw, command, tmp_path):
 
 
 @pytest.mark.slow
-def test_nested_data_is_made_and_learnt_beyond_the_ceiling_of_tags(command, tmp_path):
-    """benchmarks/nested.py on the sample's slots: what it says of a flat tagger, and what the head reaches."""
+def test_nested_data_is_learned_beyond_the_bound_of_flat_taggers(command, tmp_path):
+    """Runs benchmarks/nested.py on the sample's slots, and compares its bound for a flat tagger with the head's
+    score."""
     made = command("benchmarks/nested.py", "--input", ROOT / "dataset/sample_raw", "--output_file", "nested.jsonl")
     assert made.returncode == 0, made.stderr
     ceiling = float(made.stdout.split("dev: ")[-1].split("at most ")[1].split(",")[0])

@@ -1,4 +1,4 @@
-"""Temperatures against scipy and brute force; probabilities of entities against the enumeration of all paths."""
+"""Temperatures compared with scipy and brute force; entity probabilities compared with enumeration of all paths."""
 
 import itertools
 from types import SimpleNamespace
@@ -35,7 +35,7 @@ def legal_paths(labels, width):
 
 
 def entity_shares(labels, width, score):
-    """{entity: its share of exp(score(path)), over all legal paths}"""
+    """Returns {entity: its share of exp(score(path)) over all valid paths}."""
     shares, total = {}, 0.0
     for path in legal_paths(labels, width):
         weight = np.exp(score(path))
@@ -47,7 +47,7 @@ def entity_shares(labels, width, score):
 
 @pytest.mark.parametrize("labels", [BIO, BIOES])
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 2.5])
-def test_probability_of_an_entity_is_its_share_of_all_paths(labels, temperature):
+def test_entity_probability_is_its_share_of_all_paths(labels, temperature):
     head = CRFTaggingHead(4, Task("tagging", labels))
     head.crf = crf_of(labels, 1)
     head.temperature.fill_(temperature)
@@ -97,7 +97,7 @@ def test_without_a_crf_words_are_independent(labels):
     assert checked > 30
 
 
-def test_of_other_tags_the_probability_is_that_of_each_word():
+def test_probability_of_tags_without_entities_is_per_word():
     crf = crf_of(("N", "V", "A"), 3)
     emissions, mask = torch.randn(2, 4, 3), torch.ones(2, 4, dtype=torch.bool)
     tags = crf.viterbi(emissions, mask)
@@ -108,14 +108,14 @@ def test_of_other_tags_the_probability_is_that_of_each_word():
         np.testing.assert_allclose(words, row.detach(), rtol=1e-5)
 
 
-def test_an_old_head_without_a_temperature_of_entities_multiplies_its_words():
+def test_old_head_without_entity_temperature_multiplies_word_probabilities():
     tags = ["B-x", "I-x", "O", "B-y"]
     assert word_probabilities(tags, [0.5, 0.5, 0.9, 0.25], True) == [0.25, 0.25]
     assert word_probabilities(tags, None, True) is None
 
 
 def softmax_samples(temperature, size=4000):
-    """Labels drawn from softmax(logits / temperature): so this temperature is the best one."""
+    """Draws labels from softmax(logits / temperature), so that this is the optimal temperature."""
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(size, 5)) * 4
     p = np.exp(logits / temperature)
@@ -148,7 +148,7 @@ def test_temperature_of_a_softmax_head(temperature):
     np.testing.assert_allclose(chances, expected, rtol=1e-5)
 
 
-def test_temperature_of_a_multilabel_head_leaves_its_labels():
+def test_multilabel_temperature_does_not_change_labels():
     rng = np.random.default_rng(1)
     logits = rng.normal(size=(3000, 4)) * 3
     labels = torch.tensor((rng.random(logits.shape) < 1 / (1 + np.exp(-logits / 2))).astype(int))
@@ -161,7 +161,7 @@ def test_temperature_of_a_multilabel_head_leaves_its_labels():
     np.testing.assert_allclose(chances, 1 / (1 + np.exp(-logits / float(head.temperature))), rtol=1e-4)
 
 
-def test_temperature_of_paths_is_that_of_all_scores():
+def test_path_temperature_scales_all_scores():
     labels = ("N", "V", "A")
     head = CRFTaggingHead(4, Task("tagging", labels))
     head.crf = crf_of(labels, 4)
@@ -184,7 +184,7 @@ def test_temperature_of_paths_is_that_of_all_scores():
 
 @pytest.mark.parametrize("kind", ["crf_tagging", "tagging"])
 def test_temperature_of_entities(kind):
-    """It has the best likelihood of each predicted entity being right or wrong, by `word_probabilities`."""
+    """It maximises the likelihood that predicted entities are right or wrong, according to `word_probabilities`."""
     torch.manual_seed(6)
     head = HEADS[kind](4, Task("tagging", BIO))
     if kind == "crf_tagging":
@@ -216,7 +216,7 @@ class OwnProbabilities(ClassificationHead):
 
 
 @pytest.mark.parametrize("case", ["few", "all right", "own probabilities", "no information", "regression"])
-def test_temperature_stays_1(case):
+def test_temperature_stays_1_without_an_optimum(case):
     (logits, labels, _), kind = softmax_samples(2.0, 400)[0], ClassificationHead
     if case == "few":
         labels[19:] = -100
@@ -235,7 +235,7 @@ def test_temperature_stays_1(case):
     assert HIGHEST == 10
 
 
-def test_a_head_of_a_user_with_softmax_logits_gets_a_temperature():
+def test_user_head_with_softmax_logits_gets_a_temperature():
     class Own(Head):
         def decode(self, logits, inputs):
             return logits.argmax(-1), logits.softmax(-1).amax(-1)

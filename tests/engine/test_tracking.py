@@ -1,4 +1,4 @@
-"""--report_to: real services in their offline modes, killed and resumed; trackers that fail, or draw random numbers."""
+"""--report_to: real services in offline mode, killed and resumed runs, trackers that fail or draw random numbers."""
 
 import json
 import os
@@ -25,7 +25,7 @@ SMALL += " --num_layers=1 --vocab_size=500 --max_length=48 --no_use_crf"
 
 
 def records_of(path):
-    """The records of a LevelDB log, in which wandb and SwanLab keep what is not uploaded yet; 7 bytes are its head."""
+    """Reads the records of a LevelDB log, in which wandb and SwanLab store data to upload; its header has 7 bytes."""
     data, at, part = Path(path).read_bytes(), 7, b""
     while at + 7 <= len(data):
         if 32768 - at % 32768 < 7:
@@ -85,8 +85,8 @@ IGNORED = ("step", "epoch")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("service", SERVICES)
-def test_a_killed_run_continues_its_curves(service, sample, tmp_path, fork_server):
-    """And ends with the bytes of a run without a tracker."""
+def test_killed_run_continues_its_curves(service, sample, tmp_path, fork_server):
+    """The result is bit-exact with that of a run without a tracker."""
     pytest.importorskip(service)
     if service == "mlflow":
         pytest.importorskip("sqlalchemy")
@@ -115,7 +115,7 @@ def test_a_killed_run_continues_its_curves(service, sample, tmp_path, fork_serve
 
 
 @pytest.mark.parametrize("delay", [0, 10_000])
-def test_points_that_were_underway_when_the_process_died_are_sent_again(delay, tiny, service, monkeypatch):
+def test_unsent_points_are_sent_again_after_a_kill(delay, tiny, service, monkeypatch):
     monkeypatch.setattr(service, "delay", delay, raising=False)
     config = tiny()
     config.run_dir.mkdir(parents=True)
@@ -139,7 +139,7 @@ def test_points_that_were_underway_when_the_process_died_are_sent_again(delay, t
 
 
 class Service:
-    """A tracker whose service is down for some points; it draws random numbers, as SwanLab does."""
+    """A tracker whose service is unavailable for some records; it draws random numbers, like SwanLab."""
 
     down, points, closed = range(0), [], []
 
@@ -158,7 +158,7 @@ class Service:
 
 @pytest.fixture
 def service(monkeypatch):
-    """A tracker of the test's own, added as the cookbook does."""
+    """Adds a tracker of the test, like the cookbook does."""
     monkeypatch.setattr(Service, "points", [])
     monkeypatch.setattr(Service, "closed", [])
     monkeypatch.setattr(logging_config, "TRACKERS", [TensorBoard, Service])
@@ -174,7 +174,7 @@ def trained(config, kinds):
 
 
 @pytest.mark.parametrize("pause", [0, 10_000])
-def test_a_service_that_fails_does_not_end_the_run_and_gets_its_points_later(pause, tiny, service, monkeypatch, told):
+def test_failing_service_does_not_end_the_run(pause, tiny, service, monkeypatch, told):
     monkeypatch.setattr(tracking, "PAUSE", pause)
     plain = trained(tiny(model_version="plain"), [])
 
@@ -193,7 +193,7 @@ def test_a_service_that_fails_does_not_end_the_run_and_gets_its_points_later(pau
     assert told.text.count("Flaky failed: no route to host; training continues; the points are sent later") == 1
 
 
-def test_a_service_that_never_answers_gets_its_points_when_the_run_is_resumed(tiny, service):
+def test_unresponsive_service_gets_its_points_on_resume(tiny, service):
     class Down(service):
         def log(self, record):
             raise ConnectionError("no route to host")
@@ -208,7 +208,7 @@ def test_a_service_that_never_answers_gets_its_points_when_the_run_is_resumed(ti
     del service.name, service.package
 
 
-def test_a_tracker_that_cannot_start_ends_a_new_run_before_anything_is_saved(tiny):
+def test_tracker_that_cannot_start_ends_a_new_run(tiny):
     class NoLogin(Service):
         def __init__(self, config, step):
             raise RuntimeError("not logged in\nsee the manual")
@@ -219,7 +219,7 @@ def test_a_tracker_that_cannot_start_ends_a_new_run_before_anything_is_saved(tin
     assert not (config.run_dir / "args.json").exists()
 
 
-def test_a_tracker_that_cannot_start_does_not_stop_a_resumed_run(tiny, service):
+def test_tracker_that_cannot_start_does_not_stop_a_resumed_run(tiny, service):
     whole = trained(tiny(model_version="whole"), [])
 
     class Gone(service):
@@ -236,7 +236,7 @@ def test_a_tracker_that_cannot_start_does_not_stop_a_resumed_run(tiny, service):
     assert trained(config, [Gone])[0] == whole[0]
 
 
-def test_names_choose_the_trackers(tiny):
+def test_report_to_selects_trackers(tiny):
     class Own(Service):
         pass
 
@@ -252,7 +252,7 @@ def test_names_choose_the_trackers(tiny):
     assert chosen_trackers(tiny(report_to="json,tensorboard", debug=True), kinds) == [TensorBoard, Own]
 
 
-def test_a_wrong_tracker_is_one_line_before_training(command, sample, tmp_path):
+def test_unknown_tracker_is_rejected_before_training(command, sample, tmp_path):
     (tmp_path / "not_installed_here").mkdir()
     for named, said in (
         (
@@ -266,7 +266,7 @@ def test_a_wrong_tracker_is_one_line_before_training(command, sample, tmp_path):
     assert not (tmp_path / "output").exists()
 
 
-def test_a_package_that_is_missing_is_named_and_a_folder_of_its_name_is_none(tiny, tmp_path, monkeypatch):
+def test_missing_tracker_package_is_named(tiny, tmp_path, monkeypatch):
     class Missing(Service):
         name = package = "not_installed_here"
 

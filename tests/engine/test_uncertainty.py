@@ -1,4 +1,4 @@
-"""Calibration errors and thresholds against brute force; a small run whose probabilities are fitted and left out."""
+"""Calibration errors and thresholds compared with brute force, and a small calibrated run with abstention."""
 
 import json
 import math
@@ -50,13 +50,13 @@ def drawn(size, seed=0, shift=0.0):
     return [(float(a), bool(b)) for a, b in zip(p, rng.random(size) < p - shift)]
 
 
-def test_ece_against_loops():
+def test_ece_equals_a_plain_loop():
     pairs = drawn(500, shift=0.15)
     assert calibration(*zip(*pairs))["ece"] == pytest.approx(ece_by_hand(pairs))
     assert calibration(*zip(*drawn(50_000)))["ece"] < 0.01
 
 
-def test_the_answers_of_each_kind():
+def test_confidences_of_each_task_type():
     assert decisions_of("classification", "a", "b", 0.7) == [(0.7, False)]
     assert decisions_of("multilabel", ["a"], ["a", "b"], [0.9, 0.6]) == [(0.9, True), (0.6, False)]
     assert decisions_of("spans", [[0, 1, "x"]], [[0, 1, "x"], [0, 1, "y"]], [0.8, 0.4]) == [(0.8, True), (0.4, False)]
@@ -68,7 +68,7 @@ def test_the_answers_of_each_kind():
 
 
 @pytest.mark.parametrize("target", [0.6, 0.7, 0.8])
-def test_the_lowest_threshold_against_every_threshold(target):
+def test_lowest_threshold_equals_exhaustive_search(target):
     pairs = [(round(p, 2), right) for p, right in drawn(400, seed=3)]  # with equal ones
     allowed = []
     for threshold in {p for p, _ in pairs}:
@@ -78,18 +78,18 @@ def test_the_lowest_threshold_against_every_threshold(target):
     assert lowest_threshold(pairs, target) == pytest.approx(min(allowed), abs=1e-6)
 
 
-def test_59_right_answers_are_needed_for_95_percent():
+def test_59_correct_predictions_are_needed_for_95_percent():
     assert lowest_threshold([(0.9, True)] * 58, 0.95) is None and lowest_threshold([], 0.5) is None
     assert lowest_threshold([(0.9, True)] * 59 + [(0.2, False)], 0.95) == 0.9
 
 
 @pytest.mark.parametrize("hits, total", [(0, 7), (7, 7), (3, 11)])
-def test_the_interval_of_a_share(hits, total):
+def test_confidence_interval_of_a_proportion(hits, total):
     expected = binomtest(hits, total).proportion_ci(0.95, "exact")
     assert interval(hits, total) == pytest.approx((expected.low, expected.high))
 
 
-def test_thresholds_by_task():
+def test_thresholds_per_task():
     assert shares_by_task("0.5") == shares_by_task(0.5) == {"": 0.5}
     assert shares_by_task("intent=.9, slots=1") == {"intent": 0.9, "slots": 1}
     assert shares_by_task("") == {}
@@ -102,7 +102,7 @@ def test_thresholds_by_task():
 
 
 @pytest.mark.parametrize("name", ["price", "pos"])
-def test_answers_that_always_stay_have_no_threshold_of_their_own(name):
+def test_predictions_that_cannot_be_omitted_have_no_threshold(name):
     tasks = TASKS | {"price": Task("regression", ()), "pos": Task("tagging", ("N", "V"))}
     assert thresholds_of("0.5", "abstain_below", tasks) == {"": 0.5}
     with pytest.raises(UserError, match=f"--abstain_below={name}=0.5: '{name}' has numbers, or tags .* never left out"):
@@ -114,7 +114,7 @@ def test_answers_that_always_stay_have_no_threshold_of_their_own(name):
     assert abstention_scores("dev", {"pos": "words"}, gold, predictions, abstention, {"": 0.1}) == ({}, [])
 
 
-def test_what_is_left_out():
+def test_abstained_predictions():
     assert answered("label", "a", 0.4, 0.5) == (None, 0.4, 1, 1) and answered("label", "a", 0.5, 0.5)[0] == "a"
     assert answered("label", ["a", "b"], [0.9, 0.2], 0.5) == (["a"], [0.9], 1, 2)
     assert answered("spans", [[0, 0, "x"]], [0.2], 0.5) == ([], [], 1, 1)
@@ -128,7 +128,7 @@ def test_what_is_left_out():
 
 @pytest.fixture(scope="module")
 def run(sample, tmp_path_factory):
-    """(options of a run that was trained and evaluated, its folder)"""
+    """Returns (options of a trained and evaluated run, its folder)."""
     output = tmp_path_factory.mktemp("calibrated")
     flags = {
         **TINY,
@@ -143,7 +143,7 @@ def run(sample, tmp_path_factory):
     return flags, output / "run"
 
 
-def test_the_scores_are_those_of_the_stored_answers(run):
+def test_scores_equal_the_stored_predictions(run):
     scores = read_json(run[1] / "eval.json")
     for part in ("dev", "test"):
         rows = lines(run[1] / f"answers/{part}.jsonl")
@@ -165,7 +165,7 @@ def test_the_scores_are_those_of_the_stored_answers(run):
     assert scores["dev"]["intent_nll"] < before == pytest.approx(scores["dev"]["intent_loss"], abs=1e-5)
 
 
-def test_without_calibration_only_the_temperature_differs(run):
+def test_calibration_changes_only_the_temperature(run):
     flags, folder = run
     main(Config(**flags, model_version="plain", do_train=True, do_eval=True, calibrate=False))
     plain = folder.with_name("plain")
@@ -183,7 +183,7 @@ def test_without_calibration_only_the_temperature_differs(run):
             assert scores[0][name] == scores[1][name] == scores[1][name.removesuffix("_untempered")], name
 
 
-def test_a_checkpoint_without_temperatures_has_1(run, tmp_path):
+def test_checkpoint_without_temperatures_uses_1(run, tmp_path):
     old = tmp_path / "old"
     shutil.copytree(run[1] / "checkpoints/best", old)
     tensors = load_file(old / "weights.safetensors")
@@ -195,7 +195,7 @@ def test_a_checkpoint_without_temperatures_has_1(run, tmp_path):
     assert [float(head.temperature) for head in heads.values()] == [1, 1]
 
 
-def test_answers_below_a_probability_are_left_out(run, sample, caplog):
+def test_abstain_below_omits_predictions(run, sample, caplog):
     flags, folder = run
     words = dict(flags, model_version="run", do_predict=True)
     main(Config(**words, predict_output=str(folder / "all.jsonl")))
@@ -219,7 +219,7 @@ def test_answers_below_a_probability_are_left_out(run, sample, caplog):
     assert [row["intent"] for row in model(texts)] == [row["intent"] for row in less]
 
 
-def test_a_precision_chosen_on_dev(run, caplog):
+def test_target_precision_chooses_thresholds_on_dev(run, caplog):
     flags, folder = run
     main(Config(**flags, model_version="run", do_eval=True, do_predict=True, target_precision="intent=0.1"))
     scores = read_json(folder / "eval.json")

@@ -1,4 +1,4 @@
-"""--word_shapes: what a model reads of how words are written, when, and that an export reads the same."""
+"""--word_shapes: which features of words are used, when, and that an export uses the same."""
 
 import json
 import random
@@ -38,16 +38,16 @@ def uncased():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_shapes(shape):
+def test_word_shapes(shape):
     assert [shape_of(word) for word in SHAPES[shape]] == len(SHAPES[shape]) * [shape]
 
 
-def test_capitals_tell_something_if_some_words_lack_them():
+def test_capitals_are_informative_only_if_not_all_words_have_them():
     assert has_capitals(["the", "House"]) and has_capitals(["iPhone", "的"])
     assert not has_capitals(["the", "house"]) and not has_capitals(["THE", "HOUSE", "1"]) and not has_capitals([])
 
 
-def test_windows_have_the_shapes_of_their_words(uncased):
+def test_windows_have_their_words_shapes(uncased):
     words = random.Random(0).choices([word for words in SHAPES.values() for word in words], k=40)
     tasks = {"slots": Task("tagging", labels=["O", "B-x", "I-x"], unit="word")}
     data = MyDataset([{"tokens": words, "slots": None}], Featurizer(uncased, tasks, 16, 3, word_shapes=True))
@@ -62,7 +62,7 @@ def test_windows_have_the_shapes_of_their_words(uncased):
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory):
-    """Texts in which names are words like all others, except for their capitals."""
+    """Returns texts in which names differ from other words only by their capitals."""
 
     def rows(seed, size):
         rng = random.Random(seed)
@@ -100,18 +100,18 @@ def best_f1(config):
 @pytest.mark.parametrize(
     "more", [dict(), dict(freeze_layers=-1, epochs=10, head_lr=0.05), dict(use_crf=True, word_pooling="mean")]
 )
-def test_a_model_learns_what_its_tokenizer_does_not_see(on_named, more):
+def test_capitals_are_learned_with_an_uncased_tokenizer(on_named, more):
     assert best_f1(on_named(word_shapes=True, **more)) == 1
     assert best_f1(on_named(word_shapes=False, model_version="without", **more)) < 0.8
 
 
-def test_an_export_answers_the_same(on_named, tmp_path):
+def test_export_predicts_the_same(on_named, tmp_path):
     shipped = Shipped(on_named(word_shapes=True, epochs=2), tmp_path / "shipped")
     assert read_json(tmp_path / "shipped/predictor.json")["word_shapes"] is True
     shipped.require_same("The OLD grey house Stands near 12 small-quiet LAKES")
 
 
-def test_auto_is_on_for_a_pretrained_encoder_whose_tokenizer_ignores_case(uncased, told):
+def test_auto_word_shapes_with_uncased_pretrained_encoders(uncased, told):
     lower, tasks = uncased, {"slots": Task("tagging", labels=["O", "B-x"], unit="word")}
     assert ignores_case(lower)
 
@@ -126,8 +126,8 @@ def test_auto_is_on_for_a_pretrained_encoder_whose_tokenizer_ignores_case(uncase
     assert not resolved(["The", "house"]) and not resolved(["The", "house"], **pretrained, encoder="bilstm")
 
 
-def test_auto_of_a_pretrained_encoder_and_a_run_of_an_earlier_version(named, on_named, tmp_path, monkeypatch):
-    """The first run is on by itself; one that began before the option goes on without it, to equal bytes."""
+def test_auto_word_shapes_and_runs_of_earlier_versions(named, on_named, tmp_path, monkeypatch):
+    """A new run turns it on; a run that started before the option existed is resumed without it, bit-exact."""
     given = dict(pretrain_model_path=save_family("BERT", tmp_path / "encoder", named), save_steps=2, epochs=2)
     assert "--word_shapes auto: on" in run(on_named(**given, model_version="auto"))
     whole, config = (on_named(**given, model_version=name, word_shapes=False) for name in ("whole", "run"))
@@ -141,7 +141,7 @@ def test_auto_of_a_pretrained_encoder_and_a_run_of_an_earlier_version(named, on_
     assert fingerprints(config)["last"] == fingerprints(whole)["last"]
 
 
-def test_a_run_that_starts_from_another_one_keeps_its_shapes(on_named):
+def test_initialised_run_keeps_word_shapes(on_named):
     run(on_named(word_shapes=True, epochs=1))
     first = on_named().run_dir
     log = run(on_named(init_from=str(first), model_version="next", epochs=1, lr=1e-9, head_lr=1e-9))

@@ -1,5 +1,5 @@
-"""A checkpoint is not a save_pretrained folder: other libraries refuse it, or load what is right; none has random
-weights. Checkpoints of earlier versions, which had the names of such a folder, still load."""
+"""A checkpoint is not a save_pretrained folder: other libraries reject it or load the right weights, never random ones.
+Checkpoints of earlier versions, which used the names of such a folder, can still be loaded."""
 
 import shutil
 
@@ -49,13 +49,13 @@ def best(sample, tmp_path_factory):
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_other_libraries_refuse_a_checkpoint(door, best, monkeypatch):
+def test_other_libraries_reject_a_checkpoint(door, best, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises((OSError, ValueError)):  # that a file of theirs is missing
         DOORS[door](best)
 
 
-def test_what_others_load_of_a_checkpoint_is_right(best):
+def test_weights_loaded_by_other_libraries_are_correct(best):
     tokenizer, (model, own, *_) = hf.AutoTokenizer.from_pretrained(best, trust_remote_code=False), load_checkpoint(best)
     text = "turn on the light 播放"
     assert tokenizer(text)["input_ids"] == own(text)["input_ids"]
@@ -65,7 +65,7 @@ def test_what_others_load_of_a_checkpoint_is_right(best):
 
 @pytest.fixture
 def earlier(best, tmp_path):
-    """A run as an earlier version left it."""
+    """Returns a run in the format of an earlier version."""
     folder = tmp_path / "output/earlier"
     shutil.copytree(best.parents[1], folder)
     for checkpoint in (folder / "checkpoints").iterdir():
@@ -75,7 +75,7 @@ def earlier(best, tmp_path):
     return folder
 
 
-def test_an_earlier_checkpoint_loads_resumes_and_starts_another_run(best, earlier, tiny):
+def test_earlier_checkpoint_loads_resumes_and_initialises(best, earlier, tiny):
     rows = [trained(["turn on the light", "播放音乐"]) for trained in (load(best), load(earlier / "checkpoints/best"))]
     assert rows[0] == rows[1]
     given = dict(do_train=True, model_version="earlier")
