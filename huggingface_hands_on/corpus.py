@@ -17,7 +17,7 @@ from engine.run.command_line import check_values, option
 from engine.run.files import sha256
 from engine.run.reading import ReadingOptions
 from preprocess.example import PART_NAMES, check_text, encode
-from preprocess.readers.formats import READERS, find_format
+from preprocess.readers.formats import FORMATS, find_format
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import read_rows
 from preprocess.readers.sources import find_sources, part_of_name
@@ -63,7 +63,7 @@ def read_corpus(config: CorpusConfig) -> tuple[Texts, Texts, str]:
         for split, path in sources:
             if split != "test":
                 name = find_format(path, options)
-                for example in READERS[name](path, options):
+                for example in FORMATS[name].read(path, options):
                     check_text(example, may_be_empty=True)
                     yield PART_NAMES.get(str(example.get("split")).lower(), split), example
 

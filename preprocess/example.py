@@ -49,6 +49,11 @@ def cut(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text):,} characters)"
 
 
+def counted(number: int, noun: str) -> str:
+    """Formats a count: 1 label, 2 labels."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def shown(value: Any) -> str:
     """Formats a value for an error message: quoted, and truncated if it is long."""
     return cut(repr(value))

@@ -8,7 +8,8 @@ from engine.task.text import join_tokens
 from engine.task.words import entities_in
 from preprocess.example import Example, cut
 from preprocess.labels.events import shown_events
-from preprocess.labels.relations import shown_triple
+from preprocess.labels.kinds import links_mentions
+from preprocess.labels.relations import shown_triples
 from preprocess.prepared import Prepared
 
 MAX_LENGTH = 160  # maximum number of characters printed per text
@@ -26,7 +27,7 @@ def show_data(data: Prepared, number: int) -> None:
 
 def chosen_examples(data: Prepared, number: int) -> list[Example]:
     """Returns examples from the start of train, those with relations first, then those with entities."""
-    related = [name for name, kind in data.kinds.items() if kind in ("relations", "events")]
+    related = [name for name, kind in data.kinds.items() if links_mentions(kind)]
     marked = [name for name, kind in data.kinds.items() if kind == "tagging" or kind == "spans"]
     head = data.parts["train"][: max(50, number)]
     return sorted(head, key=lambda e: (not any(e[n] for n in related), not any(spans_of(e[n]) for n in marked)))[
@@ -55,12 +56,10 @@ def shown_example(example: Example, kinds: dict[str, str]) -> str:
 
 def shown_label(example: Example, name: str, kind: str) -> Iterator[str]:
     label = example[name]
-    if kind == "relations":
-        triples = "; ".join(shown_triple(item, example["tokens"]) for item in label or ())
-        yield "no label" if label is None else cut(triples, 2 * MAX_LENGTH) or "no relations"
-    elif kind == "events":
-        events = shown_events(label or (), example["tokens"])
-        yield "no label" if label is None else cut(events, 2 * MAX_LENGTH) or "no events"
+    if links_mentions(kind):
+        show_label = {"relations": shown_triples, "events": shown_events}[kind]
+        items = show_label(label or (), example["tokens"])
+        yield "no label" if label is None else cut(items, 2 * MAX_LENGTH) or f"no {kind}"
     elif not (kind == "tagging" or kind == "spans"):
         shown = ", ".join(label) if isinstance(label, list) else str(label)
         yield "no label" if label is None else cut(shown) or "none of the labels"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from engine.errors import UserError
-from engine.task.task import PLACES
+from engine.task.task import KINDS, PLACES
 from preprocess.example import PARTS
 
 STEP = 1 << 18  # rows per counting step
@@ -25,7 +25,7 @@ class Strata:
     predicate of each text), events (the rarest label of each text)."""
 
     def __init__(self, kinds: Mapping[str, str]) -> None:
-        order = ("classification", "multilabel", "regression", "relations", "events")
+        order = [kind for kind in KINDS if kind not in ("tagging", "spans")]
         self.name = next((name for kind in order for name in kinds if kinds[name] == kind), None)
         self.kind = None if self.name is None else kinds[self.name]
         self.known: dict[Any, int] = {}  # {class or tuple of labels: number}

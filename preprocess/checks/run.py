@@ -18,7 +18,7 @@ from preprocess.checks.events import Events
 from preprocess.checks.labels import Labels, Numbers
 from preprocess.checks.relations import Relations
 from preprocess.checks.texts import Lengths, Texts, Tokens
-from preprocess.example import cut
+from preprocess.example import counted, cut
 from preprocess.labels.statistics import LabelStatistics
 from preprocess.schema import encode_rows
 from preprocess.storage.arrow import blocks_of
@@ -101,7 +101,7 @@ def show(notes: list[Note], max_rows: int = 3) -> None:
     if not notes:
         print("checks: no problems found")
         return
-    print(f"checks: {len(notes)} possible problems")
+    print(f"checks: {counted(len(notes), 'possible problem')}")
     for note in notes:
         remaining = f"; and {note.number - max_rows} more" if note.number > max_rows else ""
         rows = "; ".join(cut(row, 300) for row in note.rows[:max_rows])

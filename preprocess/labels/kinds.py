@@ -30,6 +30,11 @@ MAX_LABELS = 100_000  # per task
 NO_LABEL = ("", "nan", "null", "na", "n/a", "#n/a")  # missing labels for --drop_unlabelled
 
 
+def links_mentions(kind: str) -> bool:
+    """Returns True for relations and events, whose labels connect two mentions each."""
+    return task.PLACES.get(kind, 0) > 2
+
+
 def as_list(cell: str, separator: str) -> list[Any]:
     """Returns the labels in a cell: a JSON or Python list, or a string split at the separator."""
     cell = cell.strip()

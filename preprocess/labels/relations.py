@@ -5,7 +5,7 @@ A raw relation is {"subject": …, "predicate": …, "object": …}, as in predi
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from engine.errors import UserError
@@ -130,6 +130,10 @@ def shown_relation(raw: Any) -> str:
         return shown(raw)
     subject, obj = (cut(str(mention_of(raw[end]).surface or mention_of(raw[end])[:2]), 40) for end in ENDS)
     return f"{subject} —{cut(str(raw['predicate']), 40)}→ {obj}"
+
+
+def shown_triples(items: Iterable[list[Any]], tokens: list[str]) -> str:
+    return "; ".join(shown_triple(item, tokens) for item in items)
 
 
 def shown_triple(item: list[Any], tokens: list[str]) -> str:

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -17,7 +17,7 @@ from engine.data.own_inputs import column_statistics
 from engine.errors import UserError
 from engine.task.hierarchy import depth_of, most_specific
 from engine.task.task import PLACES, Task, needs_words, require_distinct, tasks_of
-from preprocess.example import Example, cut, length_of, shown
+from preprocess.example import Example, counted, cut, length_of, shown
 from preprocess.labels.kinds import HIERARCHICAL, KINDS, check_label_names
 from preprocess.storage.arrow import blocks_of
 from preprocess.storage.facts import Column, Facts, FirstRows, Series
@@ -29,6 +29,7 @@ class LabelStatistics(Facts):
     def __init__(self, folder: Path | None = None) -> None:
         self.lengths: dict[str, Counter[int]] = defaultdict(Counter)  # {part: {length: number of rows}}
         self.missing: dict[str, Counter[str]] = defaultdict(Counter)  # {task: {part: rows without a label}}
+        self.first_missing = FirstRows()  # {task: first row without a label}
         self.empty: dict[str, Counter[str]] = defaultdict(Counter)  # {task: {part: rows with an empty set}}
         self.counts: dict[tuple[str, str], Counter[Any]] = defaultdict(Counter)  # {(task, part): {label: count}}
         self.first: dict[tuple[str, str], FirstRows] = defaultdict(FirstRows)  # {(task, part): first row of each label}
@@ -68,6 +69,8 @@ class LabelStatistics(Facts):
     def look_at_task(self, part: str, examples: Sequence[Example], name: str, kind: str) -> None:
         values = [e[name] for e in examples]
         self.missing[name][part] += values.count(None)
+        if None in values:
+            self.first_missing.setdefault(name, examples[values.index(None)]["_where"])
         if kind == "regression":
             self.numbers[name, part].of_block = np.array([np.nan if x is None else x for x in values], np.float64)
             return
@@ -228,12 +231,16 @@ def print_summary(parts: Mapping[str, Sequence[Example]], tasks: Mapping[str, Ta
             continue
         per_label = Counter(dict(zip(task.labels, task.counts or ())))
         common = ", ".join(f"{cut(label)} {count / per_label.total():.0%}" for label, count in per_label.most_common(3))
-        print(f"task {name}: {task.type}, {len(per_label)} labels ({common}{', …' if len(per_label) > 3 else ''})")
+        number, more = counted(len(per_label), "label"), ", …" if len(per_label) > 3 else ""
+        print(f"task {name}: {task.type}, {number} ({common}{more})")
         if task.hierarchy:
             print(f"task {name}: hierarchy, {levels_of(task)}")
         if task.kind == "multilabel":
-            none = {part: found.empty[name][part] for part in parts}
-            print(f"task {name}: rows with an empty label set (kept): {none}")
-        missing = {part: found.missing[name][part] for part in parts}
-        if any(missing.values()):
-            print(f"task {name}: rows without a label (ignored by this task): {missing}")
+            print(f"task {name}: rows with an empty label set: {per_part(found.empty[name], parts)}")
+        if any(found.missing[name].values()):
+            numbers, first = per_part(found.missing[name], parts), found.first_missing[name]
+            print(f"task {name}: rows without a label, which this task ignores: {numbers}; first: {first}")
+
+
+def per_part(counts: Mapping[str, int], parts: Iterable[str]) -> str:
+    return ", ".join(f"{part} {counts[part]}" for part in parts)

@@ -22,7 +22,7 @@ from preprocess.example import (
 )
 from preprocess.labels.events import Problems, anchor_order, events_of, num_separated
 from preprocess.labels.form import Form
-from preprocess.labels.kinds import SET_NAMES, TAG_NAMES, is_number
+from preprocess.labels.kinds import SET_NAMES, TAG_NAMES, is_number, links_mentions
 from preprocess.labels.spans import mostly_chinese, read_all_spans, token_spans, without_overlaps
 from preprocess.labels.values import Values
 from preprocess.storage.arrow import Batch, Store
@@ -48,12 +48,13 @@ def decide_form(form: Form, store: Store, survey: Survey, first: Example) -> tup
     values, parts = survey.values, np.concatenate(survey.parts)
     notes = list(drop_dashes(form, store, survey))
     span_tasks = [n for n in form.names if form.chosen.get(n) in SPAN_KINDS and values[n].kind == "spans"]
-    relations = [n for n in form.names if form.chosen.get(n, values[n].kind) == "relations"]
+    kinds = {name: form.chosen.get(name, values[name].kind) for name in form.names}
+    known = {name: kind for name, kind in kinds.items() if links_mentions(kind)}
+    relations, events = ([name for name in known if known[name] == kind] for kind in ("relations", "events"))
     form.over_text, form.over_tokens = ([], span_tasks) if "tokens" in first else (span_tasks, [])
     overlaps: Counter[str] = Counter()
     for overlapping in in_order(partial(overlapping_tasks, form=form), store.batches()) if span_tasks else ():
         overlaps.update(overlapping)
-    events = [n for n in form.names if form.chosen.get(n, values[n].kind) == "events"]
     form.anchors = anchors_of(form, store, events)
     form.over_text = form.over_text if "tokens" in first else [*span_tasks, *relations, *events]
     if form.unit == "auto" and form.over_text:
@@ -61,7 +62,6 @@ def decide_form(form: Form, store: Store, survey: Survey, first: Example) -> tup
         form.unit = "character" if mostly_chinese(e["text"] for e in islice(kept, 2000)) else "word"
     if entities := task_of_entities(form, span_tasks):
         form.entities = dict.fromkeys(relations, entities)
-    known = dict.fromkeys(relations, "relations") | dict.fromkeys(events, "events")
     known |= dict.fromkeys(form.entities.values(), "spans")
     for name in form.names:
         kind = partial(kind_of_task, form, name, values[name], has_tokens="tokens" in first, overlaps=overlaps)

@@ -5,7 +5,7 @@ To recognise other column names automatically, edit this file or engine/task/sig
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,6 +137,7 @@ class Head:
     names: list[str]
     rows: list[list[Any]]
     listed: str  # the names, formatted for messages
+    origins: Mapping[str, str] = field(default_factory=dict)  # {converted key: the key that it was read from}
 
     def pick(self, flag: str, selected: Iterable[str], usual: Iterable[str] = (), needed: bool = True) -> list[str]:
         """Returns the columns named by an option, or else all columns with usual names."""
@@ -206,7 +207,8 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
             raise UserError(f"{path}: {task!r} is not allowed as the name of a label column; rename it")
     if both := sorted({*extras} & {text, pair, *used}):
         raise UserError(f"{path}: --extra_columns or FIELDS: {both[0]!r} is the text or a label; {listed}")
-    used_columns = {text, pair, *used, *extras, *kept, group, part, "id"}
+    origins = {name: head.origins.get(name, name) for name in used}
+    used_columns = {text, pair, *used, *origins.values(), *extras, *kept, group, part, "id"}
     unused = [name for name in names if name not in used_columns]
     shown = f", second text from {pair!r}" if pair else ""
     shown += f", extra inputs from {abbreviate(map(repr, extras))}" if extras else ""
@@ -217,8 +219,17 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
     options.understood.columns.update(names)
     options.understood.add_columns(text=text and repr(text), pair=pair, labels=abbreviate(map(repr, used)))
     source = f"text from {text!r}" if text else "no text"
-    note(f"{path}: {source}{shown}, labels from {abbreviate(map(repr, used))}{not_used}")
+    note(f"{path}: {source}{shown}, labels from {shown_origins(origins)}{not_used}")
     return columns
+
+
+def shown_origins(origins: Mapping[str, str]) -> str:
+    """Formats the keys that labels were read from, with the names of labels that differ from their key."""
+    names: dict[str, list[str]] = {}
+    for name, origin in origins.items():
+        names.setdefault(origin, []).append(name)
+    renamed = {key: f" ({', '.join(of_key)})" * (of_key != [key]) for key, of_key in names.items()}
+    return abbreviate(f"{key!r}{tasks}" for key, tasks in renamed.items())
 
 
 def find_texts(head: Head, options: ReadOptions) -> tuple[str | None, str | None]:

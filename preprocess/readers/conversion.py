@@ -18,7 +18,7 @@ from preprocess.readers.layouts import with_keys
 from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.paths import MISSING, Convert, Values, at, is_at, key_of, task_of
 from preprocess.readers.selection import JOINED, join_texts
-from preprocess.readers.shapes import LISTS
+from preprocess.readers.shapes import FROM, LISTS, TO
 
 HEAD = 200  # number of leading objects whose keys are considered
 BY_NAME = "text_column text_pair_column label_column group_column extra_columns keep_columns split_column".split()
@@ -35,6 +35,7 @@ class Conversion:
     from_lists: Callable[[Any, str], Any] | None = None  # the first step, for rows that are lists
     steps: list[Convert] = field(default_factory=list)
     reading: Reading | None = None
+    origins: dict[str, str] = field(default_factory=dict)  # {label: the key that it is read from, if another}
 
     @classmethod
     def of(
@@ -170,6 +171,7 @@ def events_step(rows: Sequence[Values], conversion: Conversion) -> Convert | Non
         found = empty, options.understood.events
     key, name = found
     options.understood.events = name
+    conversion.origins[name] = key
     conversion.known = [name, *(other for other in LABEL_NAMES if any(other in values for values in rows[:HEAD]))]
     options.understood.add(conversion.path, "events", labels=f"{name} ({key})")
     return partial(convert_events, key=key, name=name)
@@ -179,8 +181,13 @@ def shape_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None
     """Selects a shape of SHAPES, unless the format already defines the labels (Label Studio)."""
     reading = None if conversion.known else find_reading(conversion.path, rows, conversion.options)
     if reading is None:
+        require_entities(rows[:HEAD], conversion)
         return None
     shape, first = reading.shape, rows[:HEAD]
+    conversion.origins |= {task.name: key_of(task.path, first[0]) for task in reading.spans}
+    if reading.relations:
+        key = key_of(reading.relations.form.path, first[0])
+        conversion.origins = dict.fromkeys(reading.relations.names, key) | conversion.origins
     used = {key_of(path, first[0]) for path in (shape.text, shape.tokens, *shape.labels) if path}
     used |= {task.name for task in reading.spans} | {task_of(task.path) for task in reading.spans}
     if reading.relations:  # lists of entities without types
@@ -191,6 +198,18 @@ def shape_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None
     if reading.relations:
         conversion.options.understood.relations = reading.relations.names
     return reading
+
+
+def require_entities(rows: Sequence[Values], conversion: Conversion) -> None:
+    """Raises UserError if relations refer to the ids of entities, which the objects do not contain."""
+    options, is_labelled = conversion.options, any(row.get(name) for row in rows for name in LABEL_NAMES)
+    if conversion.known or is_labelled or options.label_column or not options.labelled:
+        return
+    for key in LISTS.split("|"):
+        items = [item for row in rows if isinstance(row.get(key), list) for item in row[key]]
+        if items and all(is_at(item, FROM) and is_at(item, TO) for item in items):
+            problem = f"{key!r} refer to the ids of entities (such as {at(items[0], FROM)!r}), but no row has entities"
+            raise UserError(f"{conversion.path}: {problem}; export them too, as a list under `entities`")
 
 
 def empty_step(rows: Sequence[Values], conversion: Conversion) -> Convert | None:

@@ -1,13 +1,16 @@
-"""Readers of raw files, one per format, and format detection.
+"""The formats of raw files: the reader of each format, and the evidence by which it is detected.
 
 A reader is a generator of examples (see preprocess/example.py). `text_pair`, `id` and `split` are optional keys. The
 larger readers are in tables.py, objects.py, tagged.py and folders.py. To add a format, write a reader and add one line
-to READERS.
+to FORMATS.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from engine.errors import UserError
 from engine.task.signs import LABEL_NAMES, TEXT_NAMES, alike, inline_syntax
@@ -31,6 +34,8 @@ FASTTEXT = "__label__"
 USUAL_LABELS = [*LABEL_NAMES, *NUMBER_NAMES, *OTHER_LABEL_NAMES]
 CONLLU_ROW = re.compile(r"#|\d+([-.]\d+)?(\t[^\t]+){9}$")
 HEAD_BYTES = 2**16  # first bytes of a file, used to detect its format
+TEXT_SUFFIXES = ("", ".txt")
+CONLL_SUFFIXES = (".conll", ".bio", ".bioes", ".bmes", ".iob", ".iob2")  # of all TOKEN_FORMATS
 
 
 def read_txt(path: Path, options: ReadOptions) -> Iterator[Example]:
@@ -60,175 +65,92 @@ def fasttext_labels(row: str) -> tuple[str, list[str]]:
     return text, labels
 
 
-SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}
-SUFFIXES |= {".xlsx": "xlsx", ".conllu": "conllu"}
-TEXT_SUFFIXES = ("", ".txt")
-CONLL_SUFFIXES = (".conll", ".bio", ".bioes", ".bmes", ".iob", ".iob2")
-READERS: dict[str, Reader] = {
-    "txt": read_txt,
-    "csv": read_csv,
-    "tsv": read_tsv,
-    "xlsx": read_xlsx,
-    "jsonl": read_jsonl,
-    "json": read_json,
-    "parquet": read_parquet,
-    "conll": read_conll,
-    "conllu": read_conllu,
-    "word_tags": read_word_tags,
-    "sentence_rows": read_sentence_rows,
-    "fasttext": read_fasttext,
-    "seq": read_seq,
-    "classes": read_classes,
-    "class_files": read_class_files,
-    "beside": read_beside,
-    "brat": read_brat,
-    "hf": read_dataset,
-    "rasa": read_rasa,
-    "inline": read_inline,
-    "webanno": read_webanno,
-}
-FOLDERS = ("seq", "classes", "class_files", "brat")  # formats of folders
+# ---- evidence in the first rows ------------------------------------------------------------------------------------
 
 
-def suffix_of(path: Path) -> str:
-    """Returns the suffix that determines the format, in lower case (.csv for data.csv.gz)."""
-    return (Path(path.stem) if path.suffix.lower() == ".gz" else path).suffix.lower()
+@dataclass(frozen=True)
+class FileHead:
+    """The first rows of a file, and what its name and the options say about its format."""
+
+    path: Path
+    options: ReadOptions
+
+    @cached_property
+    def suffix(self) -> str:
+        return suffix_of(self.path)
+
+    @cached_property
+    def rows(self) -> list[str]:
+        """The first complete rows, without rows that --comment skips."""
+        with open_bytes(self.path) as file:
+            raw = file.read(HEAD_BYTES)
+        encoding, comment = self.options.encoding, self.options.comment
+        try:
+            text = raw.decode(encoding_of(self.path, report=False) if encoding == "auto" else encoding, "ignore")
+        except LookupError:
+            text = raw.decode("utf-8", "ignore")  # the reader reports the unknown encoding
+        rows = text.split("\n")
+        rows = rows[:-1] if len(raw) == HEAD_BYTES and len(rows) > 1 else rows
+        return rows if comment in ("", NO_COMMENTS) else [row for row in rows if not row.startswith(comment)]
+
+    @cached_property
+    def filled(self) -> list[str]:
+        """The rows that are not blank, or [""] if there are none."""
+        return [row for row in self.rows if row.strip()] or [""]
+
+    @property
+    def first(self) -> str:
+        return self.filled[0]
+
+    @cached_property
+    def uncommented(self) -> list[str]:
+        """The filled rows that do not start with #, or all if each does."""
+        return [row for row in self.filled if not row.startswith("#")] or self.filled
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the suffix or an option says that each row is a token with its tags."""
+        by_suffix = self.suffix in CONLL_SUFFIXES
+        return self.suffix != ".tsv" and bool(by_suffix or self.options.token_column or self.options.tag_column)
+
+    @property
+    def may_be_table(self) -> bool:
+        return self.suffix == ".tsv" or (not self.has_tokens and "\t" in self.first)
+
+    @property
+    def may_be_texts(self) -> bool:
+        """Whether the rows can be plain texts, because labels are not needed."""
+        return not (self.options.labelled or self.has_tokens or self.options.token_column)
+
+    @property
+    def names_texts(self) -> bool:
+        """Whether the first row is a header with a usual name of a text column."""
+        cells = [name.strip() for name in re.split("\t" if "\t" in self.first else "[,;|]", self.first)]
+        return not self.options.header or (len(cells) > 1 and bool(alike(["tokens", *TEXT_NAMES], cells)))
 
 
-def find_format(path: Path, options: ReadOptions) -> str:
-    """Returns the name of the reader for a file or folder: --format, or else detected from its name and first rows."""
-    if options.format not in ("auto", *READERS):
-        raise UserError(f"--format {options.format} is not one of: auto, {', '.join(READERS)}")
-    if options.format in FOLDERS and not path.is_dir():
-        raise UserError(f"{path}: --format {options.format} reads a folder; set --input to its path")
-    if options.format != "auto":
-        return options.format
-    if path.is_dir():
-        if (path / "seq.in").exists():
-            return "seq"
-        if is_brat(path) or len(class_folders(path)) > 1:
-            return "brat" if is_brat(path) else "classes"
-        return "class_files" if classes_of(class_files(path)) else "hf"
-    suffix = suffix_of(path)
-    if options.delimiter and suffix not in SUFFIXES:
-        return "csv"
-    if suffix == ".xls":
-        raise UserError(f"{path}: .xls files are not supported; save it as .xlsx or CSV")
-    if suffix in SUFFIXES and suffix != ".tsv":
-        return SUFFIXES[suffix]
-    rows = head_of(path, options.encoding)
-    if options.comment not in ("", NO_COMMENTS):
-        rows = [row for row in rows if not row.startswith(options.comment)]
-    if suffix == ".tsv":
-        return tokens_of(path, rows, options, may_be_table=True) or "tsv"
-    if suffix in CONLL_SUFFIXES or options.token_column or options.tag_column:
-        return format_of_tokens(rows, may_be_table=False) or "conll"
-    if label_file_of(path):
-        return "beside"
-    detected = format_of_rows(rows) if options.labelled else format_of_texts(path, rows, options)
-    if detected and (detected != "txt" or suffix in TEXT_SUFFIXES):
-        return detected
-    is_table = "if it is a table, add --delimiter (' ': a label, then the text)"
-    hint = is_table if options.labelled else f"texts end in .txt, {', '.join(SUFFIXES)}"
-    raise UserError(f"{path}: unknown format; specify it with --format {{{','.join(READERS)}}}; {hint}")
+def is_csv(head: FileHead) -> bool:
+    names = [name.strip() for name in re.split("[,;|]", head.first)]
+    return "_!_" in head.first or bool(alike(TEXT_NAMES, names) and alike(USUAL_LABELS, names))
 
 
-def find_form(path: Path) -> str | None:
-    """Detects the labelled format of a file from its first rows, or returns None."""
-    return format_of_rows(head_of(path, "auto"))
+def is_conllu(head: FileHead) -> bool:
+    is_table = all(map(CONLLU_ROW.match, head.filled)) and any(row[0].isdigit() for row in head.filled)
+    return head.first.startswith(GLOBAL_COLUMNS) or (is_table and not head.first.startswith("##"))
 
 
-def format_of_texts(path: Path, rows: list[str], options: ReadOptions) -> str:
-    """Detects the format of a file whose labels are not needed (default: txt). Raises UserError if it is ambiguous."""
-    head = [row for row in rows if row.strip()] or [""]
-    detected = format_of_rows(rows) or "txt"
-    cells = [name.strip() for name in re.split("\t" if "\t" in head[0] else "[,;|]", head[0])]
-    named = not options.header or (len(cells) > 1 and bool(alike(["tokens", *TEXT_NAMES], cells)))
-    alternatives = {
-        "word_tags": all(len(row.split()) == 1 for row in head) and "word/tag",
-        "tsv": not named and len(head) > 1 == len({row.count("\t") for row in head}) and "columns between tabs",
-        "txt": (named and f"a table, as row 1 is {shown(head[0])}")
-        or (are_bare_tokens(rows) and "one token per row (--token_column 0)"),
-    }
-    if alternatives.get(detected):
-        advice = "add --format txt for one text per row, or --format word_tags, tsv or csv (with --text_column)"
-        raise UserError(f"{path}: rows could be texts or {alternatives[detected]}; {advice}")
-    if detected in ("conll", "conllu", "sentence_rows"):
-        return tokens_of(path, rows, options, may_be_table="\t" in head[0]) or "txt"
-    is_text = {"jsonl": not all(row.startswith("{") for row in head), "tsv": not named}
-    return "txt" if is_text.get(detected) else detected
+def is_conll(head: FileHead) -> bool:
+    """Returns True for one token with its tags per row. A possible table needs more evidence: blank rows between
+    sentences, or one word per row."""
+    blank = any(not row.strip() for row in head.rows[:-1])
+    is_clear = blank or not head.may_be_table or are_single_words(head.filled)
+    tagged = (is_clear and are_tagged(head.filled)) or (blank and are_tagged(head.filled, bare=True))
+    return head.first.startswith(CONLL_2012) or tagged
 
 
-def format_of_rows(rows: list[str]) -> str | None:
-    """Detects the labelled format of the first rows of a file, or returns None."""
-    head = [row for row in rows if row.strip()] or [""]
-    names = [name.strip() for name in re.split("[,;|]", head[0])]
-    tokens = format_of_tokens(rows, may_be_table="\t" in head[0])
-    evidence: dict[str | None, Callable[[], object]] = {
-        "rasa": lambda: is_rasa(head),
-        "json": lambda: re.match(r"\[\s*([\[{]|$)|\{\s*$", head[0]),
-        "jsonl": lambda: re.match(r"\{(?!\{)", head[0]),
-        "fasttext": lambda: all(fasttext_labels(row)[1] for row in head),
-        tokens: lambda: tokens,
-        "word_tags": lambda: all(map(are_word_tags, head)),
-        "tsv": lambda: "\t" in head[0],
-        "csv": lambda: "_!_" in head[0] or (alike(TEXT_NAMES, names) and alike(USUAL_LABELS, names)),
-        "inline": lambda: inline_syntax(head),
-    }
-    return next((name for name, fits in evidence.items() if fits()), None)
-
-
-def format_of_tokens(rows: list[str], may_be_table: bool) -> str | None:
-    """Detects the format of rows with one tag per word, or returns None. may_be_table: if True, requires more evidence
-    (blank rows between sentences, or one word per row)."""
-    head = [row for row in rows if row.strip()]
-    if not head:
-        return None
-    if head[0].startswith(WEBANNO):
-        return "webanno"
-    is_conllu = all(map(CONLLU_ROW.match, head)) and any(row[0].isdigit() for row in head)
-    if head[0].startswith(GLOBAL_COLUMNS) or (is_conllu and not head[0].startswith("##")):
-        return "conllu"
-    if head[0].startswith(CONLL_2012):
-        return "conll"
-    if row_form([row for row in head if not row.startswith("#")] or head):
-        return "sentence_rows"
-    blank = any(not row.strip() for row in rows[:-1])
-    if are_tagged(head) and (blank or not may_be_table or are_single_words(head)):
-        return "conll"
-    return "conll" if blank and are_tagged(head, bare=True) else None
-
-
-def tokens_of(path: Path, rows: list[str], options: ReadOptions, may_be_table: bool) -> str | None:
-    """Returns the format of rows of tokens with tags, or None for tables and texts. If labels are not needed, requires
-    blank rows between sentences or entity tags as evidence."""
-    detected = format_of_tokens(rows, may_be_table)
-    if options.labelled:
-        return detected
-    rows = rows if rows[-1].strip() else rows[:-1]
-    head = [row for row in rows if row.strip()]
-    widths = {len(split_row(row)) for row in [row for row in head if not row.startswith("#")] or head}
-    if detected != "conll" or options.token_column:
-        return detected
-    if len(widths - {1}) != 1:
-        return None
-    tags = [USUAL.parse(split_row(row)[-1].strip()) for row in head]
-    if len(head) == len(rows) and not any(tag and tag.letter in "BS" for tag in tags):
-        problem = "rows could be tokens with tags, or texts that end with O"
-        raise UserError(f"{path}: {problem}; add --token_column 0 for tokens, or save texts as .csv or .jsonl")
-    return detected
-
-
-def head_of(path: Path, encoding: str) -> list[str]:
-    """Returns the first complete rows of a file."""
-    with open_bytes(path) as file:
-        raw = file.read(HEAD_BYTES)
-    encoding = encoding_of(path, report=False) if encoding == "auto" else encoding
-    try:
-        rows = raw.decode(encoding, "ignore").split("\n")
-    except LookupError:
-        rows = raw.decode("utf-8", "ignore").split("\n")  # the reader reports the unknown encoding
-    return rows[:-1] if len(raw) == HEAD_BYTES and len(rows) > 1 else rows
+def lack_width(head: FileHead) -> bool:
+    """Returns True if the rows are not split into the same number of cells, two or more."""
+    return len({len(split_row(row)) for row in head.uncommented} - {1}) != 1
 
 
 def are_tagged(rows: list[str], bare: bool = False) -> bool:
@@ -271,3 +193,140 @@ def are_word_tags(row: str) -> bool:
     """Returns True if every word of a row has a tag after a slash: 我/r 爱/v [北京/ns 大学/n]nt."""
     pieces = pieces_of(row)
     return bool(pieces) and all(map(WORD_TAG.fullmatch, pieces))
+
+
+# ---- what else the rows could be, if labels are not needed ---------------------------------------------------------
+
+TEXTS = "add --format txt for one text per row, or --format word_tags, tsv or csv (with --text_column)"
+TOKENS = "add --token_column 0 for tokens, or save texts as .csv or .jsonl"
+
+
+def doubt_of_words(head: FileHead) -> str:
+    return f"texts or word/tag; {TEXTS}" if all(len(row.split()) == 1 for row in head.filled) else ""
+
+
+def doubt_of_columns(head: FileHead) -> str:
+    are_even = len(head.filled) > 1 == len({row.count("\t") for row in head.filled})
+    return f"texts or columns between tabs; {TEXTS}" if are_even and not head.names_texts else ""
+
+
+def doubt_of_tokens(head: FileHead) -> str:
+    """Returns a problem if neither blank rows nor the start of an entity show that the rows are tokens."""
+    tags = [USUAL.parse(split_row(row)[-1].strip()) for row in head.filled]
+    blank = any(not row.strip() for row in head.rows[:-1])
+    is_clear = blank or any(tag and tag.letter in "BS" for tag in tags)
+    return "" if is_clear or lack_width(head) else f"tokens with tags, or texts that end with O; {TOKENS}"
+
+
+def doubt_of_texts(head: FileHead) -> str:
+    if head.names_texts:
+        return f"texts or a table, as row 1 is {shown(head.first)}; {TEXTS}"
+    return f"texts or one token per row (--token_column 0); {TEXTS}" if are_bare_tokens(head.rows) else ""
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------
+
+
+def never(_: object) -> str:
+    return ""
+
+
+class Format(NamedTuple):
+    """A format. It is detected by the first of: its suffix, the content of a folder, and the first rows of a file."""
+
+    read: Reader
+    suffixes: tuple[str, ...] = ()
+    folder: Callable[[Path], object] = never  # whether a folder has this format
+    rows: Callable[[FileHead], object] = never  # whether the first rows have this format
+    # If labels are not needed, rows with this evidence can also be plain texts:
+    texts: Callable[[FileHead], object] = never  # whether they are
+    doubt: Callable[[FileHead], str] = never  # why this is unclear, or ""
+
+
+FORMATS: dict[str, Format] = {  # in the order in which the evidence is tested
+    "seq": Format(read_seq, folder=lambda path: (path / "seq.in").exists()),
+    "brat": Format(read_brat, folder=is_brat),
+    "classes": Format(read_classes, folder=lambda path: len(class_folders(path)) > 1),
+    "class_files": Format(read_class_files, folder=lambda path: classes_of(class_files(path))),
+    "hf": Format(read_dataset, folder=lambda path: True),
+    "parquet": Format(read_parquet, (".parquet",)),
+    "xlsx": Format(read_xlsx, (".xlsx",)),
+    "beside": Format(read_beside, rows=lambda head: label_file_of(head.path)),
+    "rasa": Format(read_rasa, rows=lambda head: is_rasa(head.filled)),
+    "json": Format(read_json, (".json",), rows=lambda head: re.match(r"\[\s*([\[{]|$)|\{\s*$", head.first)),
+    "jsonl": Format(
+        read_jsonl,
+        (".jsonl", ".ndjson"),
+        rows=lambda head: re.match(r"\{(?!\{)", head.first),
+        texts=lambda head: not all(row.startswith("{") for row in head.filled),
+    ),
+    "fasttext": Format(read_fasttext, rows=lambda head: all(fasttext_labels(row)[1] for row in head.filled)),
+    "webanno": Format(read_webanno, rows=lambda head: head.first.startswith(WEBANNO)),
+    "conllu": Format(read_conllu, (".conllu",), rows=is_conllu),
+    "sentence_rows": Format(
+        read_sentence_rows, rows=lambda head: not head.first.startswith(CONLL_2012) and row_form(head.uncommented)
+    ),
+    "conll": Format(read_conll, rows=is_conll, texts=lack_width, doubt=doubt_of_tokens),
+    "word_tags": Format(read_word_tags, rows=lambda head: all(map(are_word_tags, head.filled)), doubt=doubt_of_words),
+    "tsv": Format(
+        read_tsv,
+        (".tsv",),
+        rows=lambda head: "\t" in head.first,
+        texts=lambda head: not head.names_texts,
+        doubt=doubt_of_columns,
+    ),
+    "csv": Format(read_csv, (".csv",), rows=is_csv),
+    "inline": Format(read_inline, rows=lambda head: inline_syntax(head.filled)),
+    "txt": Format(read_txt, rows=lambda head: head.may_be_texts, doubt=doubt_of_texts),
+}
+FOLDERS = ("seq", "classes", "class_files", "brat")  # formats of folders
+TOKEN_FORMATS = ("webanno", "conllu", "sentence_rows", "conll")  # with one tag per token
+
+
+def suffix_of(path: Path) -> str:
+    """Returns the suffix that determines the format, in lower case (.csv for data.csv.gz)."""
+    return (Path(path.stem) if path.suffix.lower() == ".gz" else path).suffix.lower()
+
+
+def format_of_suffix(suffix: str) -> str:
+    return next((name for name, known in FORMATS.items() if suffix in known.suffixes), "")
+
+
+def find_format(path: Path, options: ReadOptions) -> str:
+    """Returns the name of the format of a file or folder: --format, or else detected from its name and first rows."""
+    if options.format not in ("auto", *FORMATS):
+        raise UserError(f"--format {options.format} is not one of: auto, {', '.join(FORMATS)}")
+    if options.format in FOLDERS and not path.is_dir():
+        raise UserError(f"{path}: --format {options.format} reads a folder; set --input to its path")
+    if options.format != "auto":
+        return options.format
+    if path.is_dir():
+        return next(name for name, known in FORMATS.items() if known.folder(path))
+    head = FileHead(path, options)
+    by_suffix = format_of_suffix(head.suffix)
+    if options.delimiter and not by_suffix:
+        return "csv"
+    if head.suffix == ".xls":
+        raise UserError(f"{path}: .xls files are not supported; save it as .xlsx or CSV")
+    if by_suffix not in ("", "tsv"):
+        return by_suffix
+    if by_suffix or head.has_tokens:
+        return format_of_rows(head, TOKEN_FORMATS, by_suffix or "conll")
+    detected = format_of_rows(head, FORMATS, "txt" if head.may_be_texts else "")
+    if detected and (detected != "txt" or head.suffix in TEXT_SUFFIXES):
+        return detected
+    is_table = "if it is a table, add --delimiter (' ': a label, then the text)"
+    suffixes = [suffix for known in FORMATS.values() for suffix in known.suffixes]
+    hint = is_table if options.labelled else f"texts end in .txt, {', '.join(suffixes)}"
+    raise UserError(f"{path}: unknown format; specify it with --format {{{','.join(FORMATS)}}}; {hint}")
+
+
+def format_of_rows(head: FileHead, names: Iterable[str], default: str) -> str:
+    """Returns the first of these formats whose evidence is in the first rows, or else `default`, also if labels are not
+    needed and the rows are plain texts. Raises UserError if that is unclear."""
+    name = next((name for name in names if FORMATS[name].rows(head)), "")
+    if not name or not head.may_be_texts:
+        return name or default
+    if doubt := FORMATS[name].doubt(head):
+        raise UserError(f"{head.path}: rows could be {doubt}")
+    return default if FORMATS[name].texts(head) else name

@@ -286,7 +286,8 @@ def objects_to_examples(
     if not names:
         return
     cells = [[values.get(name) for name in names] for _, values in first[:200] if values]
-    columns = find_columns(Head(path, names, cells, f"its keys are: {abbreviate(names)}"), options, conversion.known)
+    table = Head(path, names, cells, f"its keys are: {abbreviate(names)}", conversion.origins)
+    columns = find_columns(table, options, conversion.known)
     needs = Needs.of(columns, names, len(first), options, by_name=bool(conversion.reading or not conversion.known))
     for where, values in chain(first, rows):
         if values is None and options.labelled:

@@ -29,7 +29,16 @@ from preprocess.labels.positions import NAMES_FILE
 from preprocess.readers.archives import UNPACKED, as_named, is_archive, note, unpacked
 from preprocess.readers.beside import class_files, classes_of, label_file_of
 from preprocess.readers.folders import class_folders, is_brat
-from preprocess.readers.formats import CONLL_SUFFIXES, FOLDERS, READERS, SUFFIXES, find_form, find_format, suffix_of
+from preprocess.readers.formats import (
+    CONLL_SUFFIXES,
+    FOLDERS,
+    FORMATS,
+    FileHead,
+    find_format,
+    format_of_rows,
+    format_of_suffix,
+    suffix_of,
+)
 from preprocess.readers.left_out import SecretLabels, without_gaps
 from preprocess.readers.objects import is_saved_dataset
 from preprocess.readers.offsets import Offsets
@@ -65,14 +74,17 @@ def data_files(folder: Path) -> list[Path]:
 
 def are_class_files(folder: Path, files: list[Path]) -> bool:
     """Returns True if the files of a folder are plain texts with one file per class."""
-    same = files == class_files(folder)
-    return same and classes_of(files) is not None and not any(find_form(path) for path in files)
+    if files != class_files(folder) or classes_of(files) is None:
+        return False
+    options = ReadOptions(labelled=True)
+    return not any(format_of_rows(FileHead(path, options), FORMATS, "") for path in files)
 
 
 def has_classes(folder: Path) -> bool:
     """Returns True if the texts are in one subfolder per class, rather than in files of the folder itself."""
     files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    tables = any(suffix_of(path) in (*SUFFIXES, *CONLL_SUFFIXES) or part_of_name(path) for path in files)
+    suffixes = {suffix_of(path) for path in files}
+    tables = any(map(format_of_suffix, suffixes)) or suffixes & {*CONLL_SUFFIXES} or any(map(part_of_name, files))
     parts = any(path.name.lower() in PART_NAMES for path in folder.iterdir() if path.is_dir())
     return not tables and not parts and len(class_folders(folder)) > 1
 
@@ -138,7 +150,7 @@ def examples_of(source: Path, options: ReadOptions) -> Iterator[Example]:
         for part, path in [(None, source)] if options.format == "hf" else sources_of(source, stack, whole):
             name = find_format(path, options)
             options.understood.begin(path, part, name)
-            examples = READERS[name](path, options)
+            examples = FORMATS[name].read(path, options)
             if name != "hf":  # this reader limits the rows of each split itself
                 examples = limit_rows(examples, options.max_rows, path)
             if options.labelled:

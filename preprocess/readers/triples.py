@@ -7,6 +7,7 @@ subject, first and last token of the object, predicate].
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from engine.errors import UserError
@@ -38,6 +39,15 @@ class RelationTask:
     def names(self) -> list[str]:
         return [*["entities"] * self.typed, self.name]
 
+    @cached_property
+    def known_keys(self) -> set[str]:
+        """The keys of a relation that are read, and its id."""
+        ends = [
+            end if isinstance(end, str) else "|".join((end.start, end.end, end.label, end.surface))
+            for end in (self.form.subject, self.form.object)
+        ]
+        return {"id", *(path.split(".")[0] for paths in (*ends, self.form.predicate) for path in paths.split("|"))}
+
     def triples(self, row: Values) -> list[Triple] | None:
         """Returns the relations of an object, or None if it has no label."""
         form, stored = self.form, at(row, self.form.path)
@@ -50,7 +60,7 @@ class RelationTask:
             for key, span in zip(keys, stored_spans(self.shape.spans, listed)):
                 if type(key) in (int, str) and span.has_place():
                     spans[key] = TWICE if key in spans else span._replace(end=span.end + last)
-        items = [item for each in (stored if isinstance(stored, list) else [stored]) for item in by_slot(each)]
+        items = [item for each in as_list(stored) for item in by_slot(each)]
         ends = [[end_of(item, path, spans) for item in items] for path in (form.subject, form.object)]
         found = zip(ends[0], [at(item, form.predicate) for item in items], ends[1])
         return [triple for triple in found if not form.none or triple[1] != form.none]
@@ -78,6 +88,10 @@ class RelationTask:
         triples, result, entities = self.triples(row), list[Any](), dict[tuple[Any, ...], Any]()
         if triples is None:
             return dict.fromkeys(self.names)
+        for item in as_list(at(row, self.form.path)):
+            counts.update(f"relations read from the slot {slot!r} of an object" for slot in slots_of(item))
+            unread = {*item} - self.known_keys if isinstance(item, dict) else ()
+            counts.update(f"relations with the key {key!r}, which is not read" for key in unread)
         for triple in triples:
             if problem := self.problem(triple):
                 raise UserError(f"{where}: {problem}")
@@ -105,9 +119,20 @@ def end_of(item: Any, path: Spans | str, spans: dict[Any, StoredSpan]) -> Any:
     return spans.get(reference, reference) if type(reference) in (int, str) else reference
 
 
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def slots_of(item: Any) -> list[str]:
+    """Returns the filled slots of a complex object (DuIE 2), other than its value."""
+    values = item.get("object") if isinstance(item, dict) else None
+    slots = values if isinstance(values, dict) and VALUE in values else {}
+    return [slot for slot, value in slots.items() if slot != VALUE and value not in ("", None)]
+
+
 def by_slot(item: Any) -> Iterator[Any]:
-    """Yields a relation, or one per slot of a complex object (DuIE 2): {"@value": …, "inWork": …} becomes the
-    predicates `predicate` and `predicate_inWork`. Skips empty slots."""
+    """Yields a relation, or one per filled slot of a complex object (DuIE 2): {"@value": …, "inWork": …} becomes the
+    predicates `predicate` and `predicate_inWork`."""
     values = item.get("object") if isinstance(item, dict) else None
     if not isinstance(values, dict) or VALUE not in values:
         yield item

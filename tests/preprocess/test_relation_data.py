@@ -466,7 +466,32 @@ def test_a_row_without_the_key_of_the_relations_is_unlabelled(tmp_path, row, cap
     parts, _ = processed(tmp_path, rows)
     found = [e for part in ("train", "dev", "test") for e in parts.get(part, ())]
     assert sum(e.get("relations") is not None for e in found) == 39 and len(found) == 40
-    assert "rows without a label (ignored by this task)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "rows without a label, which this task ignores: train" in out and f"a.jsonl, row {row + 1}\n" in out
+
+
+def test_the_log_names_the_key_that_relations_were_read_from(tmp_path, capsys):
+    processed(tmp_path, [words(*each) for each in LIVES] * 8)
+    assert "labels from 'spo_list' (relations)\n" in capsys.readouterr().out
+
+
+def test_slots_and_unread_keys_of_relations_are_counted(tmp_path, capsys):
+    rows = [words(*each) for _ in range(2) for each in LIVES]
+    for number, row in enumerate(rows):
+        (item,) = row["spo_list"]
+        item |= {"object": {"@value": item["object"], "inDate": item["object"] * (number < 5)}, "score": 0.9}
+    processed(tmp_path, rows)
+    out = capsys.readouterr().out
+    assert "5 relations read from the slot 'inDate' of an object" in out and "lives_inDate" in out
+    assert f"{len(rows)} relations with the key 'score', which is not read" in out
+
+
+@pytest.mark.parametrize("entities", [{}, {"entities": []}])
+def test_relations_without_the_entities_that_they_refer_to_are_rejected(tmp_path, entities):
+    rows = [{name: with_ids(number)[name] for name in ("text", "relations")} | entities for number in range(40)]
+    with pytest.raises(UserError, match=r"'relations' refer to the ids of entities .*; export them too") as error:
+        processed(tmp_path, rows)
+    assert "\n" not in str(error.value)
 
 
 def test_a_row_of_duie_without_its_list_is_named(tmp_path):

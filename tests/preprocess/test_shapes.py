@@ -51,7 +51,7 @@ from engine.task.words import place_tokens
 from main import main
 from preprocess.readers import objects, raw_files, tables, token_rows
 from preprocess.readers.columns import names_marked
-from preprocess.readers.formats import READERS, fasttext_labels
+from preprocess.readers.formats import FORMATS, fasttext_labels
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.sources import read_examples, read_texts
 
@@ -445,7 +445,7 @@ def test_words_and_tags_come_back_in_each_form(folder, sentences):
     rows = ["\n".join(f"{n}\t{w}\t_\t{t}" + "\t_" * 6 for n, (w, t) in enumerate(s, 1)) for s in sentences]
     (folder / "b.conllu").write_bytes(("\n\n".join(rows) + "\n").encode())
     for name, read, task in (("a.txt", "word_tags", "tags"), ("b.conllu", "conllu", "upos")):
-        found = list(READERS[read](folder / name, OPTIONS))
+        found = list(FORMATS[read].read(folder / name, OPTIONS))
         assert [[*zip(row["tokens"], row[task])] for row in found] == sentences
 
 
@@ -455,7 +455,7 @@ def test_brackets_never_shift_a_tag(folder, rows):
     """Whatever the brackets, each token has the tag that stood behind it, or the row is named."""
     (folder / "a.txt").write_text("\n".join(rows) + "\n")
     try:
-        found = list(READERS["word_tags"](folder / "a.txt", OPTIONS))
+        found = list(FORMATS["word_tags"].read(folder / "a.txt", OPTIONS))
     except UserError as error:
         assert "a.txt, row" in str(error)
     else:
@@ -480,7 +480,7 @@ def test_brats_entities_are_what_the_text_has_there(folder, text, spans):
     (raw / "a.txt").write_bytes(text.encode())
     (raw / "a.ann").write_bytes("".join(row.replace("\r", " ").replace("\n", " ") + "\n" for row in rows).encode())
     try:
-        (row,) = READERS["brat"](raw, OPTIONS)
+        (row,) = FORMATS["brat"].read(raw, OPTIONS)
     except UserError as error:
         assert "a.ann, row" in str(error)
     else:
@@ -501,7 +501,7 @@ def test_label_studios_offsets_mean_the_surface(folder, text, pairs):
     (folder / "a.json").write_text(json.dumps(annotations), encoding="utf-8")
     if not spans:
         return
-    found = list(READERS["json"](folder / "a.json", OPTIONS))
+    found = list(FORMATS["json"].read(folder / "a.json", OPTIONS))
     for (start, end, _), span in zip(spans, found[0]["ner"]):
         assert found[0]["text"][span["start"] : span["end"]] == text[start:end]
         assert (span["start"], span["end"]) == (start, end) or text.count(text[start:end]) > 1
@@ -669,10 +669,10 @@ def test_large_rows_are_not_held_by_the_thousand(tmp_path, monkeypatch):
     write(tmp_path, {"a.jsonl": lines(TEXT), "b.csv": csv_of(REVIEWS, ["text", "label"])})
     write(tmp_path, {"c.jsonl": lines([*TEXT, {"text": "x", "label": "pos", "intent": "y"}])})
     for name in ("a.jsonl", "b.csv"):
-        found = list(READERS[name[2:]](tmp_path / name, OPTIONS))
+        found = list(FORMATS[name[2:]].read(tmp_path / name, OPTIONS))
         assert [(row["text"], row["label"]) for row in found] == REVIEWS
     with pytest.raises(UserError, match="row 13: has the key 'intent', which is not in the first 5 rows"):
-        list(READERS["jsonl"](tmp_path / "c.jsonl", OPTIONS))
+        list(FORMATS["jsonl"].read(tmp_path / "c.jsonl", OPTIONS))
 
 
 # A small process in between: Linux counts the memory of the process that starts another as the other's own

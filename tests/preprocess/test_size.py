@@ -29,7 +29,7 @@ from engine.task.words import entities_in
 from preprocess.checks import run
 from preprocess.checks.base import Check
 from preprocess.labels.statistics import collect_labels
-from preprocess.readers.formats import READERS
+from preprocess.readers.formats import FORMATS, Format
 from preprocess.splits import draw
 from preprocess.storage import arrow, facts, parallel
 from preprocess.storage.arrow import Column, Rows, Store
@@ -298,11 +298,11 @@ def late(path, options):
 
 def test_a_label_that_comes_late_counts_for_the_rows_before_it(tmp_path, small_blocks, monkeypatch):
     """With two tasks an empty cell is no label; with one it would be an error."""
-    monkeypatch.setitem(READERS, "late", late)
+    monkeypatch.setitem(FORMATS, "late", Format(late))
     (tmp_path / "a").write_text("")
     with pytest.raises(UserError, match="has no label for any task"):
         process(DataConfig(input=str(tmp_path / "a"), output_dir=str(tmp_path / "out"), format="late"))
-    monkeypatch.setitem(READERS, "late", lambda *a: (e for e in late(*a) if e["first"] or "second" in e))
+    monkeypatch.setitem(FORMATS, "late", Format(lambda *a: (e for e in late(*a) if e["first"] or "second" in e)))
     process(DataConfig(input=str(tmp_path / "a"), output_dir=str(tmp_path / "out"), format="late"))
     rows = [json.loads(line) for line in (tmp_path / "out/train.jsonl").read_text().splitlines()]
     assert {row["second"] for row in rows} == {None, "x", "y"} and {row["first"] for row in rows} == {None, "a", "b"}
