@@ -88,7 +88,7 @@ BENCHMARKS = "ablation data_size events labelling latency nested recombine relat
 BENCHMARKS += " selection serving shipped soak speed wrong_labels"
 TOOLS = "cross_validate demo ensemble export report search select serve"
 SCRIPTS = [
-    *("main.py", "data_process.py", "tools/export/predictor.py"),
+    *("main.py", "data_process.py", "tools.export.predictor"),
     *(f"huggingface_hands_on/{name}.py" for name in ("continue_pretrain_task", "train_tokenizer_from_scratch")),
     *(f"benchmarks/{name}.py" for name in BENCHMARKS.split()),
     *(f"tools.{name}" for name in TOOLS.split()),

@@ -1,4 +1,4 @@
-"""The model card of an export, and its upload to a hub on this machine."""
+"""The model card of an export, and uploads to a local stand-in for the hub."""
 
 import json
 import shutil
@@ -23,12 +23,12 @@ SCORE = "intent_accuracy"
 
 @pytest.fixture(scope="module")
 def best(sample, tmp_path_factory):
-    """A checkpoint of a run on intents alone, evaluated."""
+    """A checkpoint of an evaluated run with a single task, intent."""
     folder = tmp_path_factory.mktemp("card")
     data = folder / "intents"
     data.mkdir()
-    for part in ("train", "dev", "test"):
-        (data / f"{part}.jsonl").write_bytes((sample / f"{part}.jsonl").read_bytes())
+    for split in ("train", "dev", "test"):
+        (data / f"{split}.jsonl").write_bytes((sample / f"{split}.jsonl").read_bytes())
     (data / "labels.json").write_text(json.dumps({"intent": read_json(sample / "labels.json")["intent"]}))
     given = dict(
         pooling="first",
@@ -50,7 +50,7 @@ def shipped(best, tmp_path_factory):
     return folder
 
 
-def test_the_head_is_what_the_hub_reads(best, shipped):
+def test_the_metadata_can_be_read_by_the_hub_library(best, shipped):
     data = ModelCard.load(shipped / "README.md").data
     scores = read_json(best.parents[1] / "eval.json")["test"]
     [result] = data.eval_results
@@ -63,12 +63,12 @@ def test_the_head_is_what_the_hub_reads(best, shipped):
     assert yaml.safe_load(head)["model-index"][0]["name"] == "my_run"
 
 
-def test_the_text_has_the_facts_of_the_run(best, shipped):
+def test_the_card_matches_the_run(best, shipped):
     text, report = (shipped / "README.md").read_text(encoding="utf-8"), collect(best.parents[1])[0]
-    for part in ("dev", "test"):
-        [row] = [score for score in report["scores"][part] if score["name"] == SCORE]
+    for split in ("dev", "test"):
+        [row] = [score for score in report["scores"][split] if score["name"] == SCORE]
         numbers = " | ".join(f"{row[key]:.4f}" for key in ("value", "low", "high"))
-        assert f"| {part} | {SCORE} | {numbers} |" in text
+        assert f"| {split} | {SCORE} | {numbers} |" in text
     sizes = report["sizes"]
     assert f"`intents`: {sizes['train']} in train, {sizes['test']} in test, {sizes['dev']} in dev texts." in text
     for gold, predicted, count, *_ in report["tasks"]["intent"]["confusions"][:3]:
@@ -89,13 +89,13 @@ def test_without_an_evaluation_there_are_no_scores(best, tmp_path):
         "## Scores" not in text
         and "SentenceTransformer(" in text
         and "model-index" not in text
-        and "## How to load it" in text
+        and "## How to use it" in text
     )
 
 
 @pytest.fixture
 def online(monkeypatch, tmp_path):
-    """online(server) sends huggingface_hub there, with a token."""
+    """online(url) points huggingface_hub to this server, with a token."""
 
     def go(url):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -110,7 +110,7 @@ def online(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("public", [False, True])
-def test_everything_is_uploaded_and_private_by_default(public, best, online, tmp_path, capsys):
+def test_all_files_are_uploaded_and_private_by_default(public, best, online, tmp_path, capsys):
     with hubs.hub() as server:
         online(server.url)
         options = dict(checkpoint=str(best), output_dir=str(tmp_path / "out"), to="sentence-transformers")
@@ -120,16 +120,16 @@ def test_everything_is_uploaded_and_private_by_default(public, best, online, tmp
         own = {p.relative_to(tmp_path / "out").as_posix(): p for p in (tmp_path / "out").rglob("*") if p.is_file()}
         assert stored["files"] == {name: path.read_bytes() for name, path in own.items()}
         assert stored["private"] == (not public) and set(server.tokens) == {"Bearer secret"}
-        card.push(tmp_path / "out", "me/intents", public)  # once more, into the same model
+        card.push(tmp_path / "out", "me/intents", public)  # upload again to the same model
         stored["files"].clear()
         stored["private"] = False
         if not public:
-            with pytest.raises(UserError, match="--push_to_hub me/intents: is public already; add --public"):
+            with pytest.raises(UserError, match="--push_to_hub me/intents: is already public; add --public"):
                 card.push(tmp_path / "out", "me/intents", public)
             assert not stored["files"]
 
 
-def test_a_refused_upload_is_one_line_and_keeps_the_export(best, online, tmp_path):
+def test_a_failed_upload_ends_in_a_one_line_error_and_keeps_the_export(best, online, tmp_path):
     with hubs.hub(status=403) as server:
         online(server.url)
         options = dict(checkpoint=str(best), output_dir=str(tmp_path / "out"), to="sentence-transformers")
@@ -142,21 +142,21 @@ def test_a_refused_upload_is_one_line_and_keeps_the_export(best, online, tmp_pat
 
 @pytest.fixture
 def modelscope(monkeypatch, tmp_path):
-    """modelscope(url) sends the package there, with a token."""
+    """modelscope(url) points the package to this server, with a token."""
     pytest.importorskip("modelscope.hub.api", reason="needs pip install 'modelscope>=1.40'")
 
     def go(url):
         monkeypatch.setenv("MODELSCOPE_ENDPOINT", url)
         monkeypatch.setenv("MODELSCOPE_API_TOKEN", "secret")
         monkeypatch.setenv("MODELSCOPE_HOME", str(tmp_path / "home"))
-        pytest.importorskip("modelscope_hub.config").set_default_config(None)  # which is read once
+        pytest.importorskip("modelscope_hub.config").set_default_config(None)  # the configuration is only read once
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
     return go
 
 
 @pytest.mark.parametrize("public", [False, True])
-def test_modelscope_gets_everything_and_private_by_default(public, best, modelscope, tmp_path, capsys):
+def test_all_files_are_uploaded_to_modelscope_and_private_by_default(public, best, modelscope, tmp_path, capsys):
     with hubs.hub(handler=hubs.ModelScope) as server:
         modelscope(server.url)
         out = tmp_path / "out"
@@ -168,17 +168,17 @@ def test_modelscope_gets_everything_and_private_by_default(public, best, modelsc
         assert stored["files"] == {name: path.read_bytes() for name, path in own.items()} and server.objects
         assert stored["private"] == (not public) and stored["license"] == "other"
         assert set(server.tokens) == {"Bearer secret"}
-        card.push(out, "me/intents", public, "modelscope")  # once more, into the same model
+        card.push(out, "me/intents", public, "modelscope")  # upload again to the same model
         stored["files"].clear()
         stored["private"] = False
         if not public:
-            with pytest.raises(UserError, match="--push_to_hub me/intents: is public already; add --public"):
+            with pytest.raises(UserError, match="--push_to_hub me/intents: is already public; add --public"):
                 card.push(out, "me/intents", public, "modelscope")
             assert not stored["files"]
-        export(ExportConfig(**options))  # uploads leave no file in the folder
+        export(ExportConfig(**options))  # succeeds because the upload left no files in the folder
 
 
-def test_an_upload_that_modelscope_refuses_is_one_line(modelscope, shipped):
+def test_a_failed_upload_to_modelscope_ends_in_a_one_line_error(modelscope, shipped):
     with hubs.hub(status=403, handler=hubs.ModelScope) as server:
         modelscope(server.url)
         with pytest.raises(
@@ -188,14 +188,14 @@ def test_an_upload_that_modelscope_refuses_is_one_line(modelscope, shipped):
     assert "\n" not in str(e.value)
 
 
-def test_without_its_package_nothing_is_uploaded_to_modelscope(shipped, monkeypatch):
+def test_modelscope_needs_its_package(shipped, monkeypatch):
     for name in ("modelscope", "modelscope.hub.api"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=r"needs the package modelscope .*: pip install .*complete$"):
         card.push(shipped, "me/x", False, "modelscope")
 
 
-def test_an_edited_card_is_kept(best, shipped):
+def test_an_edited_card_is_not_overwritten(best, shipped):
     path = shipped / "README.md"
     before = path.read_text(encoding="utf-8")
     path.write_text(before.replace("license: other", "license: mit"), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The clients of docs/serving.md, as they are written there, against a real server, and one that is overloaded."""
+"""Runs the client code of docs/serving.md against a real server and an overloaded one."""
 
 import json
 import re
@@ -29,8 +29,8 @@ def block(language):
 
 def with_curl(texts, url, token, folder):
     code = block("sh").replace(DEFAULT, url)
-    command, given, body = code.partition("""'{"texts": "turn on the lamp"}'""")
-    assert given and not body.strip()
+    command, found, body = code.partition("""'{"texts": "turn on the lamp"}'""")
+    assert found and not body.strip()
     words = ["sh", "-c", f'{command.strip()} "$1"', "sh", json.dumps({"texts": texts})]
     done = subprocess.run(words, capture_output=True, text=True, env={"SERVE_TOKEN": token, "PATH": "/usr/bin:/bin"})
     return json.loads(done.stdout)["answers"] if done.returncode == 0 else done.stderr
@@ -62,23 +62,23 @@ CLIENTS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("client", CLIENTS)
-def test_each_labels_texts_and_sends_the_token(client, shipped, tmp_path):  # noqa: F811
+def test_each_client_labels_texts_and_sends_the_token(client, shipped, tmp_path):  # noqa: F811
     (tmp_path / "token").write_text("secret")
     with Served(shipped, "--token_file", tmp_path / "token") as server:
         url, given = f"http://127.0.0.1:{server.port}", {"Authorization": "Bearer secret"}
         for texts in ("turn on the lamp", ["打开灯 🙂", {"id": "7", "text": "play a song"}]):
-            wanted = server.ask("/predict", {"texts": texts}, **given)[1]["answers"]
-            assert client(texts, url, "secret", tmp_path) == wanted
+            expected = server.ask("/predict", {"texts": texts}, **given)[1]["answers"]
+            assert client(texts, url, "secret", tmp_path) == expected
         assert "401" in client("turn on", url, "wrong", tmp_path)
 
 
 class Overloaded(BaseHTTPRequestHandler):
-    """Refuses as many requests as `server.refusals` says, as an overloaded tools.serve does, and answers the rest."""
+    """Rejects the first `server.num_rejected` requests like an overloaded tools.serve, and accepts the others."""
 
     def do_POST(self):
         texts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["texts"]
         self.server.times.append(time.monotonic())
-        busy = len(self.server.times) <= self.server.refusals
+        busy = len(self.server.times) <= self.server.num_rejected
         content = json.dumps({"detail": "the server is busy"} if busy else {"answers": [{"text": texts}]}).encode()
         self.send_response(503 if busy else 200)
         if busy:
@@ -92,9 +92,9 @@ class Overloaded(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def overloaded(refusals, seconds):
+def overloaded(num_rejected, seconds):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Overloaded)
-    server.refusals, server.seconds, server.times = refusals, seconds, []
+    server.num_rejected, server.seconds, server.times = num_rejected, seconds, []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server, f"http://127.0.0.1:{server.server_address[1]}"
@@ -104,13 +104,13 @@ def overloaded(refusals, seconds):
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_each_waits_as_long_as_an_overloaded_server_asks(client, tmp_path):
+def test_each_client_waits_as_long_as_an_overloaded_server_requests(client, tmp_path):
     with overloaded(1, 2) as (server, url):
         assert client("a text", url, "", tmp_path) == [{"text": "a text"}]
         assert len(server.times) == 2 and 2 <= server.times[1] - server.times[0] < 10
 
 
 @pytest.mark.parametrize("client", CLIENTS[1:])
-def test_each_gives_up_in_the_end(client, tmp_path):
+def test_each_client_gives_up_eventually(client, tmp_path):
     with overloaded(99, 0) as (server, url):
         assert "503" in client("a text", url, "", tmp_path) and len(server.times) == 5

@@ -1,4 +1,4 @@
-"""The exported folder answers as main.py does, on every row, without torch; what cannot be exported is reported.
+"""An exported folder predicts the same as main.py on every row, without torch. Unsupported models are rejected.
 
 `PYTHONPATH=.:tests python tests/tools/test_export.py` prints which families of encoders can be exported.
 """
@@ -41,7 +41,7 @@ from engine.predict.predictions import prepare_inputs
 from engine.run.files import seal, verify
 from engine.task.task import Task
 from engine.task.text import split_text
-from engine.task.words import LOWEST_SCORE, SPANS_PER_WORD, entities_in
+from engine.task.words import SPANS_PER_WORD, entities_in
 from main import build_trainer, load_data, load_trained
 from model_utils import HEADS, ClassificationHead, MyModel
 from preprocess.readers.beside import label_file_of
@@ -54,7 +54,11 @@ pytest.importorskip("onnxscript", reason="pip install -r tools/export/requiremen
 from tools.export import compare, graph, shrink
 from tools.export import settings as export_settings
 from tools.export.__main__ import CODE, ExportConfig, export
-from tools.export.predictor import FINDERS, PROVIDERS, InputError, Predictor, accepted, read_rows, viterbi
+from tools.export.decoding import HEADS as DECODERS
+from tools.export.loading import PROVIDERS, InputError
+from tools.export.predictor import Predictor
+from tools.export.reading import read_rows
+from tools.export.scoring import viterbi
 
 WILD = [
     "",
@@ -78,7 +82,7 @@ EXAMPLES = settings(max_examples=200, deadline=None)
 
 
 class Shipped:
-    """A tiny model, trained a little, and what was exported of it."""
+    """A tiny model that was trained briefly, and its export."""
 
     def __init__(self, config, folder, **options):
         config.run_dir.mkdir(parents=True)
@@ -91,14 +95,14 @@ class Shipped:
         self.predictor, self.data_path = Predictor(folder, 1), Path(config.data_path)
 
     def of_torch(self, source):
-        """The rows that main.py --do_predict writes, of a processed file or of examples."""
+        """Returns the rows that main.py --do_predict writes for a processed file or for examples."""
         loader = MyDataLoader(MyDataset(source, self.featurizer), 16)
         path = self.folder.parent / "of_torch.jsonl"
         self.trainer.predict(loader, path)
         return rows_of(path)
 
     def require_same(self, *more):
-        """Of the test part in batches of any size, and of texts as nobody tested them."""
+        """Compares the predictions for the test split, in batches of several sizes, and for unusual texts."""
         theirs = self.of_torch(self.data_path / "test.jsonl")
         given = [
             {key: row[key] for key in ("id", "text", "tokens", "text_pair", "extras") if key in row}
@@ -120,9 +124,9 @@ def rows_of(path):
 def require_same(ours, theirs):
     assert len(ours) == len(theirs)
     for one, other in zip(ours, theirs):
-        answered = [key for key in other if not key.endswith(("_gold", "_gold_tags", "_right")) and key != "right"]
-        assert list(one) == answered
-        for key in answered:
+        columns = [key for key in other if not key.endswith(("_gold", "_gold_tags", "_right")) and key != "right"]
+        assert list(one) == columns
+        for key in columns:
             assert is_same(one[key], other[key]), (key, one, other)
 
 
@@ -136,7 +140,7 @@ def is_same(one, other):
 
 @pytest.fixture(scope="module")
 def joint(sample, tmp_path_factory):
-    """Intent and slots with a CRF, in windows where a text is long."""
+    """A model of intents and slots with a CRF, which reads long texts in windows."""
     folder = tmp_path_factory.mktemp("joint")
     own = dict(
         data_path=str(sample),
@@ -149,17 +153,17 @@ def joint(sample, tmp_path_factory):
     return Shipped(Config(**{**TINY, **own, "use_crf": True, "max_length": 48}), folder / "shipped")
 
 
-# ---- the same answers ------------------------------------------------------------------------------------------------
+# ---- the same predictions --------------------------------------------------------------------------------------------
 
 
-def test_a_joint_model_answers_as_in_torch(joint):
+def test_a_joint_model_predicts_the_same_as_in_torch(joint):
     joint.require_same(HUGE)
     rows = joint.predictor([row["tokens"] for row in rows_of(joint.data_path / "test.jsonl")])
     assert sum(len(row["slots"]) for row in rows) > 5
 
 
 def test_without_torch_and_in_another_process(joint, tmp_path):
-    """As a user would run it: from elsewhere, with the three packages alone."""
+    """Runs the predictor from another folder, with only its three packages."""
     texts = tmp_path / "texts.txt"
     texts.write_bytes("\n".join(text.replace("\n", " ") for text in WILD).encode() + b"\r\n")
     blocked = ("torch", "transformers", "engine", "regex", "seqeval", "pandas", "datasets", "pyarrow", "safetensors")
@@ -185,15 +189,20 @@ def test_without_torch_and_in_another_process(joint, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_the_folder_is_whole_and_says_what_it_is(joint):
+def test_the_folder_is_complete(joint):
     names = {path.name for path in joint.folder.iterdir()}
-    wanted = {"model.onnx", "predictor.json", "arrays.npz", "tokenizer.json", "requirements.txt", "README.md"}
-    assert names == wanted | {"manifest.json", *CODE} and verify(joint.folder) is None
+    expected = {"model.onnx", "predictor.json", "arrays.npz", "tokenizer.json", "requirements.txt", "README.md"}
+    assert names == expected | {"manifest.json", *CODE} and verify(joint.folder) is None
     tasks = read_json(joint.best / "labels.json")
     assert {name: task["labels"] for name, task in joint.predictor.tasks.items()} == {
         name: task["labels"] for name, task in tasks.items()
     }
-    assert all((joint.folder / name).read_bytes() == path.read_bytes() for name, path in CODE.items())
+    for name, path in CODE.items():
+        ours, theirs = (
+            (folder / file).read_text(encoding="utf-8")
+            for folder, file in ((joint.folder, name), (path.parent, path.name))
+        )
+        assert ours.count("\n") == theirs.count("\n") and not re.search(r"^\s*(from|import) (engine|tools)", ours, re.M)
 
 
 def test_rows_of_all_kinds_in_one_call(joint):
@@ -208,8 +217,8 @@ def test_rows_of_all_kinds_in_one_call(joint):
     assert lengths[0] < lengths[1] < 48 < 10_000 < lengths[2]
 
 
-def test_what_runs_the_graph_can_be_chosen(joint, monkeypatch):
-    """Others than the CPU are not in this onnxruntime; with onnxruntime-openvino the answers are compared by hand."""
+def test_the_provider_can_be_chosen(joint, monkeypatch):
+    """This onnxruntime only has the CPU provider; predictions of onnxruntime-openvino are compared by hand."""
     import onnxruntime
 
     rows = ["play the song", "turn on the light"]
@@ -222,11 +231,11 @@ def test_what_runs_the_graph_can_be_chosen(joint, monkeypatch):
                 Predictor(joint.folder, provider=provider)
     with pytest.raises(InputError, match="provider 'npu': must be auto, cpu, cuda, tensorrt, openvino"):
         Predictor(joint.folder, provider="npu")
-    # a provider that is there but does not start, as CUDA without a driver
+    # a provider that is installed but fails to start, such as CUDA without a driver
     monkeypatch.setattr(
         onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
     )
-    with pytest.raises(InputError, match="provider cuda: does not start here"):
+    with pytest.raises(InputError, match="provider cuda: fails to start"):
         Predictor(joint.folder, provider="cuda")
     require_same(Predictor(joint.folder, 1)(rows), joint.predictor(rows))
 
@@ -242,7 +251,7 @@ PAIRS = dict(label_type="score=regression,topics=multilabel", label_column="mood
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Pairs of texts with a class, any number of topics, and a number; and a column of numbers."""
+    """Pairs of texts with a class, any number of topics, a score, and a numeric column."""
     rng, folder = random.Random(0), tmp_path_factory.mktemp("pairs")
     with open(folder / "pairs.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -289,7 +298,7 @@ def test_pairs_labels_and_numbers(options, pairs, tiny, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, dict(encoder="bilstm", num_layers=2, use_crf=True, word_pooling="mean")])
 def test_spans_relations_events_and_tags_of_chinese_characters(options, chinese, tiny, tmp_path):
-    """Also with a temperature, and without answers that are less probable than most."""
+    """Also tests a temperature and `abstain_below`."""
     shipped = Shipped(tiny(data_path=str(chinese), epochs=8, max_length=16, lr=1e-2, **options), tmp_path / "shipped")
     shipped.require_same("明天去北京大学吧" * 40, *HOSTILE)
     texts = [row["text"] for row in rows_of(chinese / "test.jsonl")]
@@ -304,8 +313,8 @@ def test_spans_relations_events_and_tags_of_chinese_characters(options, chinese,
     kept = Predictor(shipped.folder, 1, abstain_below="acts=0.6")(texts)
     for row, rest in zip(rows, kept):
         strong = [event for event in row["acts"] if event["probability"] >= 0.6]
-        wanted = [[one for one in event["arguments"] if one["probability"] >= 0.6] for event in strong]
-        assert [event["arguments"] for event in rest["acts"]] == wanted
+        expected = [[one for one in event["arguments"] if one["probability"] >= 0.6] for event in strong]
+        assert [event["arguments"] for event in rest["acts"]] == expected
     for name in ("places", "facts", "acts"):
         shipped.trainer.model.output_layer.heads[name].temperature.fill_(1.7)
         shipped.predictor.tasks[name]["temperature"] = 1.7
@@ -322,7 +331,7 @@ def test_decoders_and_adapters(name, options, sample, tiny, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("long_text", ["tail", "head_tail"])
-def test_single_texts_that_are_cut(long_text, tiny, tmp_path):
+def test_truncated_single_texts(long_text, tiny, tmp_path):
     rows = [f"{'good ' * (i % 30)}film {'bad ' * (i % 23)},{'pos' if i % 2 else 'neg'}" for i in range(80)]
     (tmp_path / "data.csv").write_text("text,label\n" + "\n".join(rows))
     process(DataConfig(input=str(tmp_path / "data.csv"), output_dir=str(tmp_path / "data")))
@@ -330,7 +339,7 @@ def test_single_texts_that_are_cut(long_text, tiny, tmp_path):
     Shipped(config, tmp_path / "shipped").require_same(HUGE)
 
 
-# ---- the parts, compared with those of training ----------------------------------------------------------------------
+# ---- components, compared with the ones used in training -------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -344,25 +353,25 @@ def words_of():
     text=st.text() | st.text("aé7.,-'字の1 \u3000\u0301_@"),
     unit=st.sampled_from(["word", "character", "character+blank"]),
 )
-def test_words_are_split_as_in_training(text, unit, words_of):
+def test_words_are_split_the_same_as_in_training(text, unit, words_of):
     assert words_of[unit].findall(text) == [token for token, _, _ in split_text(text, unit) if token]
 
 
-def test_every_character_has_the_class_that_it_has_in_training(words_of):
-    for first in (*range(0, 0x33000, 4096), 0xE0000):  # what lies between is not assigned
+def test_every_character_has_the_same_class_as_in_training(words_of):
+    for first in (*range(0, 0x33000, 4096), 0xE0000):  # the code points in between are unassigned
         text = "".join(f"a{chr(code)}1 " for code in range(first, first + 4096))
         assert words_of["word"].findall(text) == [token for token, _, _ in split_text(text, "word")]
 
 
 @EXAMPLES
 @given(tags=st.lists(st.sampled_from([f"{p}-{t}" for p in "BIES" for t in ("x", "y", "x-y")] + ["O"])))
-def test_entities_are_those_of_seqeval(tags):
+def test_entities_match_seqeval(tags):
     assert entities_in(tags) == get_entities(tags)
 
 
 @EXAMPLES
 @given(one=st.integers(1, 40), other=st.integers(1, 40), room=st.integers(2, 50))
-def test_pairs_are_cut_as_by_tokenizers(one, other, room):
+def test_pairs_are_truncated_the_same_as_by_tokenizers(one, other, room):
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1}, "a"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.enable_truncation(room, strategy="longest_first")
@@ -373,7 +382,7 @@ def test_pairs_are_cut_as_by_tokenizers(one, other, room):
     )
 
 
-def test_the_best_path_is_that_of_the_crf():
+def test_viterbi_matches_the_crf():
     torch.manual_seed(0)
     crf = CRF(["O", "B-x", "I-x", "B-y", "I-y"])
     emissions, lengths = 3 * torch.randn(40, 9, 5), torch.randint(1, 10, (40,))
@@ -391,10 +400,10 @@ def test_the_best_path_is_that_of_the_crf():
 
 
 @pytest.mark.parametrize("kind, types", [("spans", 0), ("relations", 0), ("relations", 3)])  # types: of entities
-@pytest.mark.parametrize("steps", [1, 1e6])  # of the scores: at 1 nearly all are equal to others
+@pytest.mark.parametrize("steps", [1, 1e6])  # resolution of the scores: at 1 most are tied
 @pytest.mark.parametrize("threshold, temperature", [(-9.0, 1.0), (0.5, 2.5), (2.0, 1.0), (90.0, 1.0)])
-def test_items_are_found_as_in_torch(kind, types, steps, threshold, temperature):
-    """Of texts with more items than are kept, and of texts of one word and of none."""
+def test_spans_and_relations_match_torch(kind, types, steps, threshold, temperature):
+    """Includes texts with more items than the limit, with a single word and with none."""
     head, sizes = HEADS[kind](8, Task(kind, labels=["a", "b", "c"])), [12, 30, 1, 0, 7]
     head.threshold.fill_(threshold)
     head.temperature.fill_(temperature)
@@ -405,21 +414,20 @@ def test_items_are_found_as_in_torch(kind, types, steps, threshold, temperature)
     logits = torch.randn(5, 30, width, generator=torch.Generator().manual_seed(1))
     logits = (2 * logits * steps).round() / steps
     mask = torch.arange(30) < torch.tensor(sizes).unsqueeze(1)
-    answers = head.distribution.decode(logits, {"word_mask": mask})
-    items = 0
-    for row, size, *answer in zip(logits.numpy(), sizes, *answers):
-        wanted = head.to_labels(*answer)
-        chances = head.distribution.at_temperature(wanted[1], temperature)
-        lowest = max(LOWEST_SCORE, threshold - 1e-3)
-        found, probabilities = accepted(FINDERS[kind](row, size, lowest, 3), threshold, temperature)
-        assert [[*places, head.task.labels[label]] for *places, label in found] == wanted[0]
-        np.testing.assert_allclose(probabilities, chances, rtol=1e-12)
+    ours = DECODERS[kind](dict(labels=["a", "b", "c"], threshold=threshold, temperature=temperature), {}, {})
+    decoded, items = ours.decode(logits.numpy(), mask.numpy(), sizes), 0
+    for size, (found, probabilities), *theirs in zip(
+        sizes, decoded, *head.distribution.decode(logits, {"word_mask": mask})
+    ):
+        labels, scores = head.to_labels(*theirs)
+        assert [[*places, head.task.labels[label]] for *places, label in found] == labels
+        np.testing.assert_allclose(probabilities, head.distribution.at_temperature(scores, temperature), rtol=1e-12)
         items += len(found)
         assert threshold > -9 or size < 5 or len(found) >= SPANS_PER_WORD * size  # the limit is reached
     assert items > 30 or threshold == 90
 
 
-def test_files_are_read_as_main_reads_them(tmp_path):
+def test_files_are_read_the_same_as_by_main(tmp_path):
     rows = ['id,question,other\n7,"a, ""b""",x\n\n,\u2028c,y\n', "\ufefftext\tsize\na\t1\n\nb\t2\n"]
     files = {"a.csv": rows[0], "a.tsv": rows[1], "a.txt": "a\r\n\nb\u2028c", "b": "a\n"}
     files["b.jsonl"] = '{"sentence1": "a", "sentence2": "b"}\n{"sentence1": "c", "sentence2": ""}\n'
@@ -443,13 +451,13 @@ def test_files_are_read_as_main_reads_them(tmp_path):
         ("a.jsonl", '{"text": "a"}\n{"txt": "b"}\n', "row 2: no key 'text'"),
         ("a.jsonl", "{\n", "row 1: not JSON"),
         ("a.pdf", "x", "ends in .pdf, but the supported formats are .txt"),
-        ("a.txt", "fly O\nto O\n\nOslo B-city\n", "seems to have tokens with tags"),
-        ("a.txt", "Anna PERSON\nsaid O\n\nno O\n", "seems to have tokens with tags"),
-        ("a.txt", '{"text": "a"}\n', "seems to have JSON lines"),
-        ("a.txt", "text\tlabel\na\tb\n", "seems to have a table"),
-        ("a.txt", "id,text\n1,b\n", "seems to have a table"),
+        ("a.txt", "fly O\nto O\n\nOslo B-city\n", "seems to contain tokens with tags"),
+        ("a.txt", "Anna PERSON\nsaid O\n\nno O\n", "seems to contain tokens with tags"),
+        ("a.txt", '{"text": "a"}\n', "seems to contain JSON lines"),
+        ("a.txt", "text\tlabel\na\tb\n", "seems to contain a table"),
+        ("a.txt", "id,text\n1,b\n", "seems to contain a table"),
         ("a.txt", "__label__good a film\n", "fastText"),
-        ("a.txt", "我/r 爱/v 你/r\n", "seems to have words with tags"),
+        ("a.txt", "我/r 爱/v 你/r\n", "seems to contain words with tags"),
         ("a.csv", "text,tags\nto Oslo,O B-city\n", "a tag for each word"),
         ("a.csv", "text,label\nOslo,city\nto,O\n", "a tag for each word"),
         ("a.csv", "text\n\"['a', 'b']\"\n", "lists"),
@@ -459,7 +467,7 @@ def test_files_are_read_as_main_reads_them(tmp_path):
         ("", "", "is a folder"),
     ],
 )
-def test_files_that_cannot_be_read_are_reported(name, content, message, tmp_path):
+def test_unsupported_files_are_reported(name, content, message, tmp_path):
     if name:
         (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=message):
@@ -474,8 +482,8 @@ ODD += ["w:O x:B-a <=> i", "Text,ID", "see [Oslo](city)", "go [Rome](city)", "##
 ODD += ["{name} hello"]
 
 
-def same_or_refused(path):
-    """Whether the exported predictor reads a file as main.py does; None if it refuses it."""
+def same_or_rejected(path):
+    """Returns whether the exported predictor reads a file the same as main.py, or None if it rejects the file."""
     with contextlib.suppress(InputError, UnicodeError, csv.Error):
         ours = [{key: row[key] for key in PARTS if key in row} for row in read_rows(path, Config())]
         with contextlib.suppress(UserError):
@@ -483,31 +491,31 @@ def same_or_refused(path):
     return None
 
 
-# main.py also looks at the file next to it
+# for the excluded case, main.py also reads the file next to the texts
 @pytest.mark.parametrize("name", sorted(CASES.keys() - {"shapes: tags next to texts"}))
-def test_files_are_read_as_main_reads_them_or_refused(name, tmp_path):
+def test_files_are_read_the_same_as_by_main_or_rejected(name, tmp_path):
     CASES[name][0](tmp_path / "raw")
     files = [path for path in (tmp_path / "raw").rglob("*") if path.is_file()]
-    files = [path for path in files if not label_file_of(path)]  # the exported predictor looks at no other file
-    assert False not in [same_or_refused(path) for path in files]
+    files = [path for path in files if not label_file_of(path)]  # the exported predictor does not read other files
+    assert False not in [same_or_rejected(path) for path in files]
 
 
-def test_random_files_are_read_as_main_reads_them_or_refused(tmp_path):
+def test_random_files_are_read_the_same_as_by_main_or_rejected(tmp_path):
     rng, found = random.Random(1), Counter()
     for number in range(600):
         path = tmp_path / f"{number}{rng.choice(['.txt', '', '.csv', '.tsv', '.jsonl'])}"
         rows = rng.sample(ODD, rng.randint(1, 3))
         path.write_text("\n".join(rng.choices(rows, k=rng.randint(1, 6))) + rng.choice(["\n", ""]))
-        found[same_or_refused(path)] += 1
+        found[same_or_rejected(path)] += 1
     assert set(found) == {True, None} and found[True] > 60
 
 
-# ---- smaller numbers, and what is refused ----------------------------------------------------------------------------
+# ---- lower precision, and rejected exports ---------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8", "fp16"])
-def test_smaller_numbers(kind, joint, tmp_path, caplog):
+def test_lower_precision(kind, joint, tmp_path, caplog):
     folder = tmp_path / "small"
     options = dict(checkpoint=str(joint.best), output_dir=str(folder), max_drop=1.0)
     export(ExportConfig(**options, **{kind: True}))
@@ -520,21 +528,21 @@ def test_smaller_numbers(kind, joint, tmp_path, caplog):
 
 
 @pytest.mark.slow
-def test_a_large_graph_has_its_tensors_in_a_second_file(joint, tmp_path, monkeypatch):
-    """The limit is put low, as if the model were large."""
+def test_a_large_graph_stores_its_tensors_in_a_second_file(joint, tmp_path, monkeypatch):
+    """Sets a limit of 0 bytes, so the tiny model counts as large."""
     monkeypatch.setattr(graph, "MAX_BYTES", 0)
     options = dict(checkpoint=str(joint.best), output_dir=str(tmp_path / "shipped"), max_drop=1.0)
     for kind in ("fp32", "fp16"):
         export(ExportConfig(**options, fp16=kind == "fp16"))
         assert (tmp_path / "shipped/model.onnx.data").exists()
-        answers = Predictor(tmp_path / "shipped", 1)(WILD)
-        assert kind != "fp32" or answers == joint.predictor(WILD)
+        rows = Predictor(tmp_path / "shipped", 1)(WILD)
+        assert kind != "fp32" or rows == joint.predictor(WILD)
 
 
 @pytest.fixture
 def damaged(joint, tmp_path):
-    """damaged(name, part, add, unread=()) -> options of an export of the joint model with numbers added to a tensor,
-    and the inputs of heads with these numbers not read."""
+    """damaged(name, part, add, unread=()) adds a constant to part of a tensor of the joint model, sets the weights of
+    the heads for the hidden dimensions `unread` to zero, and returns options for exporting this model."""
 
     def make(name, part, add, unread=()):
         best, data = tmp_path / "best", tmp_path / "data"
@@ -555,14 +563,14 @@ def damaged(joint, tmp_path):
 
 
 @pytest.mark.slow
-def test_products_with_outliers_stay_in_fp32(damaged, tmp_path, caplog):
-    """One number of each word is made huge, and no head reads it: nothing to fp32, but int8 has no steps left for the
-    others."""
+def test_matrix_products_with_outliers_stay_in_fp32(damaged, tmp_path, caplog):
+    """Creates a huge outlier in a hidden dimension that no head reads. It does not matter in fp32, but with int8 all
+    other values of the tensor are rounded to 0."""
     options = damaged("encoder.encoder.layer.0.output.LayerNorm.bias", 0, 1e6, [0])
     export(ExportConfig(**options, int8=True, max_drop=0.1))
     drops = dict(re.findall(r"dev sentence_accuracy: .* in (.*) \(([-+].*)\)", caplog.text))
-    assert list(drops) == ["int8", "static int8", "static int8 but for 1 of 8 products", last := [*drops][-1]]
-    assert last == "static int8 but for 2 of 8 products" and float(drops[last]) >= -0.1
+    assert list(drops) == ["int8", "static int8", "static int8 except 1 of 8 matrix products", last := [*drops][-1]]
+    assert last == "static int8 except 2 of 8 matrix products" and float(drops[last]) >= -0.1
     assert all(float(drop) < -0.1 for way, drop in drops.items() if way != last)
     predictor, texts = (
         Predictor(tmp_path / "shipped", 1),
@@ -570,37 +578,40 @@ def test_products_with_outliers_stay_in_fp32(damaged, tmp_path, caplog):
     )
     together, alone = predictor(texts, 64), predictor(texts, 1)
     assert [row["slots_tags"] for row in together] == [row["slots_tags"] for row in alone]
-    for one, other in zip(together, alone):  # fixed scales: no text changes the answer of another
+    for one, other in zip(
+        together, alone
+    ):  # with fixed scales, predictions do not depend on the other texts of a batch
         assert one["intent_probability"] == pytest.approx(other["intent_probability"], abs=1e-5)
 
 
 @pytest.mark.slow
-def test_too_much_lost_is_refused_and_what_lay_there_stays(damaged, joint, tmp_path):
-    """The embedding of a token that no text has is made huge: no int8 graph has steps left for the others."""
+def test_an_export_above_max_drop_is_rejected_and_an_earlier_one_is_kept(damaged, joint, tmp_path):
+    """Makes the embedding of an unused token huge, so every int8 graph rounds the others to 0."""
     options = damaged("encoder.embeddings.word_embeddings.weight", joint.featurizer.tokenizer.mask_token_id, 1e6)
     export(ExportConfig(**options))
     folder = tmp_path / "shipped"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    ways = r"\(int8\), 0.* \(static int8\), .* \(static int8 but for 4 of 8 products\) of sentence_accuracy on dev"
-    with pytest.raises(UserError, match=rf"--int8 loses 0.* {ways}, more than --max_drop 0\.005; nothing was written"):
+    ways = r"\(int8\), 0.* \(static int8\), .* \(static int8 except 4 of 8 matrix products\)"
+    ways = rf"sentence_accuracy on dev by 0.* {ways}"
+    with pytest.raises(UserError, match=rf"--int8 lowers {ways}, more than --max_drop 0\.005; nothing was written"):
         export(ExportConfig(**options, int8=True))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert {path.name for path in tmp_path.iterdir()} == {"best", "data", "shipped"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limit", [2**30, 0])  # above it, tensors are in a second file
-def test_each_int8_graph_answers(limit, joint, tmp_path, monkeypatch):
+@pytest.mark.parametrize("limit", [2**30, 0])  # above the limit, tensors are in a second file
+def test_each_int8_graph_can_be_used(limit, joint, tmp_path, monkeypatch):
     monkeypatch.setattr(graph, "MAX_BYTES", limit)
     folder = tmp_path / "shipped"
     export(ExportConfig(checkpoint=str(joint.best), output_dir=str(folder)))
     data = MyDataset(joint.data_path / "dev.jsonl", joint.featurizer)
     texts = [row["tokens"] for row in rows_of(joint.data_path / "test.jsonl")]
-    wanted, sizes = joint.predictor(texts), []
+    expected, sizes = joint.predictor(texts), []
     for _ in shrink.versions(folder / "model.onnx", "int8", lambda: compare.inputs_of(joint.predictor, data)):
         seal(folder)
         found = Predictor(folder, 1)(texts)
-        assert sum(a["slots_tags"] == b["slots_tags"] for a, b in zip(wanted, found)) > 0.7 * len(texts)
+        assert sum(a["slots_tags"] == b["slots_tags"] for a, b in zip(expected, found)) > 0.7 * len(texts)
         sizes.append((folder / "model.onnx").stat().st_size)
         assert not (folder / "model.onnx.data").exists()
     assert (
@@ -609,8 +620,8 @@ def test_each_int8_graph_answers(limit, joint, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("wild", ["x", "z"])
-def test_products_are_ordered_by_what_8_bits_of_their_input_lose(wild, tmp_path):
-    """x @ a, and z @ b.T + c: the one whose input has a huge number that is not read comes first."""
+def test_matrix_products_are_ordered_by_their_quantisation_error(wild, tmp_path):
+    """Of x @ a and z @ b.T + c, the product whose input has a huge value with zero weights must come first."""
     import onnx
 
     rng = np.random.default_rng(0)
@@ -634,25 +645,25 @@ def test_products_are_ordered_by_what_8_bits_of_their_input_lose(wild, tmp_path)
 
 
 def test_errors_are_reported_before_anything_is_loaded(joint, tmp_path, monkeypatch):
-    def refused(message, **options):
+    def rejected(message, **options):
         with pytest.raises(UserError, match=message):
             export(ExportConfig(**{"checkpoint": str(joint.best), "output_dir": str(tmp_path / "new"), **options}))
         assert not (tmp_path / "new").exists()
 
-    refused("are required", checkpoint="")
-    refused("cannot be combined", int8=True, fp16=True)
-    refused("no checkpoint there", checkpoint=str(tmp_path / "none"))
-    refused("contains other files", output_dir=str(ROOT / "docs"))
-    refused("no labels.json", data_path=str(tmp_path))
+    rejected("are required", checkpoint="")
+    rejected("cannot be combined", int8=True, fp16=True)
+    rejected("no checkpoint there", checkpoint=str(tmp_path / "none"))
+    rejected("contains other files", output_dir=str(ROOT / "docs"))
+    rejected("no labels.json", data_path=str(tmp_path))
     with monkeypatch.context() as older:
         older.delattr(torch.onnx, "ops")
-        refused("needs torch 2.8 or newer")
+        rejected("needs torch 2.8 or newer")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    refused("onnxscript; pip install -r tools/export/requirements.txt")
+    rejected("onnxscript; pip install -r tools/export/requirements.txt")
 
 
-class Impatient(torch.nn.Module):
-    """An encoder that no graph can hold: how it goes on depends on what it reads."""
+class DataDependent(torch.nn.Module):
+    """An encoder that cannot be exported because its control flow depends on the input."""
 
     def __init__(self):
         super().__init__()
@@ -664,24 +675,24 @@ class Impatient(torch.nn.Module):
 
 
 @pytest.mark.slow
-def test_an_encoder_that_torch_cannot_export_is_one_line(tmp_path, capfd):
-    model = MyModel(Impatient(), 8, {"mood": Task("classification", labels=["a", "b"])}).eval()
+def test_an_encoder_that_torch_cannot_export_ends_in_a_one_line_error(tmp_path, capfd):
+    model = MyModel(DataDependent(), 8, {"mood": Task("classification", labels=["a", "b"])}).eval()
     ids = torch.ones(2, 7, dtype=torch.long)
-    with pytest.raises(UserError, match=r"^torch cannot export Impatient to ONNX \(.*\)$") as refused:
+    with pytest.raises(UserError, match=r"^torch cannot export DataDependent to ONNX \(.*\)$") as error:
         graph.write_graph(model, {"input_ids": ids, "attention_mask": ids}, tmp_path / "model.onnx")
-    assert "\n" not in str(refused.value) and "".join(capfd.readouterr()) == "" and not list(tmp_path.iterdir())
+    assert "\n" not in str(error.value) and "".join(capfd.readouterr()) == "" and not list(tmp_path.iterdir())
 
 
-def test_int8_needs_something_to_be_scored_on(joint, tmp_path):
+def test_int8_needs_a_dev_split(joint, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     (data / "labels.json").write_bytes((joint.data_path / "labels.json").read_bytes())
     options = dict(checkpoint=str(joint.best), output_dir=str(tmp_path / "new"), data_path=str(data))
-    with pytest.raises(UserError, match="no dev part to compare it on"):
+    with pytest.raises(UserError, match="no dev split for the comparison"):
         export(ExportConfig(**options, int8=True))
 
 
-def test_a_tokenizer_that_is_not_fast_is_refused(joint, tmp_path):
+def test_a_slow_tokenizer_is_rejected(joint, tmp_path):
     folder = tmp_path / "best"
     shutil.copytree(joint.best, folder, ignore=shutil.ignore_patterns("tokenizer*"))
     ByT5Tokenizer().save_pretrained(folder)
@@ -690,7 +701,7 @@ def test_a_tokenizer_that_is_not_fast_is_refused(joint, tmp_path):
         export(ExportConfig(checkpoint=str(folder), output_dir=str(tmp_path / "new")))
 
 
-def test_a_head_that_decodes_in_its_own_way_is_refused():
+def test_a_head_that_overrides_decoding_is_rejected():
     class Own(ClassificationHead):
         def decode(self, logits, inputs):
             return logits.argmin(-1), logits.amin(-1)
@@ -706,7 +717,7 @@ def test_a_head_that_decodes_in_its_own_way_is_refused():
 
 
 def which_families_export(folder):
-    """Prints of each family of tests/engine/test_families.py whether it exports, with what torch says if not."""
+    """Prints for each family of tests/engine/test_families.py whether it can be exported, or the error of torch."""
     folder = Path(folder)
     raw = folder / "rows.csv"
     raw.write_text("text,label\n" + "\n".join(f"a {'good' if i % 2 else 'bad'} film {i},{i % 2}" for i in range(60)))

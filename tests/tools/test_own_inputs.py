@@ -93,8 +93,8 @@ def test_a_model_without_a_text_is_exported_and_refused_by_the_demo(fields, tmp_
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        (Field("x", shape=(2,), read=list), "is read by a function, which an export"),
-        (Field("x", level="spans"), "the predictor of an export cannot map spans to tokens"),
+        (Field("x", shape=(2,), read=list), "is computed by a function, which cannot"),
+        (Field("x", level="spans"), "an exported predictor cannot map spans to tokens"),
     ],
 )
 def test_what_an_export_cannot_contain_is_one_line(field, message, fields, tmp_path, monkeypatch):  # noqa: F811

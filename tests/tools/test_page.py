@@ -23,7 +23,8 @@ from engine.task.tags import continuations
 from engine.task.text import join_tokens
 from engine.task.words import shape_of
 from tools.export.__main__ import ExportConfig, export
-from tools.export.predictor import Predictor, path_chances, viterbi
+from tools.export.predictor import Predictor
+from tools.export.scoring import path_probabilities, viterbi
 
 pytestmark = pytest.mark.slow
 TEXTS = [
@@ -155,7 +156,7 @@ def test_a_form_labels_texts(place, page):
         assert slots.count(": ") == len(row["slots"])
     assert not page.complaints and all(request.startswith(url) for request in page.requests)
     click(page, "x y " * 100)
-    wait_for(page, "text 1: has 202 tokens, and a page reads at most 128; use predictor.py or tools.serve")
+    wait_for(page, "text 1: has 202 tokens, but the page supports at most 128; use predictor.py or tools.serve")
 
 
 def test_words_have_the_shapes_that_they_have_in_python(page):
@@ -177,7 +178,7 @@ def test_a_crf_is_decoded_as_in_python(page):
         rows, mask = rng.normal(0, 3, (1, width, 5)), np.ones((1, width), bool)
         scores = [rows, *arrays.values()]
         tags = viterbi(scores, mask)
-        chances = path_chances([part / 1.5 for part in scores], mask, tags, np.array(continuations(labels)))
+        chances = path_probabilities([part / 1.5 for part in scores], mask, tags, np.array(continuations(labels)))
         task = json.dumps({"head": "crf", "labels": labels, "crf": 0, "temperature": 1.5})
         given = json.dumps({f"0.{part}": array.ravel().tolist() for part, array in arrays.items()})
         script = f"const tables = module.tablesOf({task}, {given}), rows = {rows[0].tolist()}; "
@@ -198,15 +199,15 @@ def test_what_the_page_cannot_do_is_one_line(place, page, sample):
     def error(name, text="a text"):
         return page.run(f"delete window.{name}, {pages.label(name, [text])}.catch((error) => error.message)")
 
-    assert error("facts") == "a page does not answer tasks of relations; use predictor.py or tools.serve"
-    assert "text 1: has 202 tokens, and a page reads at most 128" in error("joint", "x y " * 100)
+    assert error("facts") == "the page does not support relations; use predictor.py or tools.serve"
+    assert "text 1: has 202 tokens, but the page supports at most 128" in error("joint", "x y " * 100)
     assert error("joint", "\ud800") == "text 1: is not a string of valid Unicode"
     assert error("nothing") == "nothing/manifest.json: cannot be read (404)"
     path = folder / "site/facts/predictor.json"
     whole = path.read_text(encoding="utf-8")
     simple = re.sub('"head": "(relations|events)"', '"head": "classification"', whole)
     path.write_text(simple, encoding="utf-8")
-    assert error("facts") == "facts/predictor.json: has changed since the export; export it again"
+    assert error("facts") == "facts/predictor.json: has changed since the export; export the model again"
     changes = {
         ('"pairs": false', '"pairs": true'): "pairs nor",
         ('"fields": {}', '"fields": {"n": {}}'): "custom inputs",

@@ -1,4 +1,4 @@
-"""Compares the answers of an export with those of the checkpoint in torch."""
+"""Compares the predictions of an export with the checkpoint's predictions in torch."""
 
 from __future__ import annotations
 
@@ -18,28 +18,30 @@ if TYPE_CHECKING:
     from tools.export.predictor import Predictor
 
 logger = logging.getLogger("template")
-NUM_TEXTS = 128  # whose activations give the scales of static quantisation
+NUM_TEXTS = 128  # number of texts that calibrate static quantisation
 TOLERANCE = 1e-4  # for probabilities, and for standardised regression values
 
 
 def load_predictor(folder: Path) -> Predictor:
-    """Creates a Predictor for an exported folder, from this repository's predictor.py, not the folder's copy."""
+    """Creates a Predictor for an exported folder, with the code of this repository instead of the folder's copy."""
     from tools.export.predictor import Predictor  # imported lazily, as onnxruntime may be missing
 
     seal(folder)  # the predictor rejects files that are not in its manifest
     return Predictor(folder)
 
 
-def answers_of(predictor: Predictor, data: MyDataset) -> list[dict[str, list]]:
-    """Labels a MyDataset with a Predictor -> [{task: labels}, {task: probabilities}]."""
+def predict(predictor: Predictor, data: MyDataset) -> list[dict[str, list]]:
+    """Labels a MyDataset with a Predictor. Returns [{task: labels}, {task: probabilities}]."""
     rows = [data[i] for i in range(len(data))]
-    answers = predictor.answers(predictor.encode(rows))
-    return [{name: [answer[name][part] for answer in answers] for name in data.tasks} for part in (0, 1)]
+    predictions = predictor.answers(predictor.encode(rows))
+    return [{name: [row[name][position] for row in predictions] for name in data.tasks} for position in (0, 1)]
 
 
 def inputs_of(predictor: Predictor, data: MyDataset) -> list[dict[str, np.ndarray]]:
-    """Returns the inputs of the graph for about NUM_TEXTS training texts, evenly spaced, or for those of `data` if
-    there are none; of each text alone, as padding would add numbers that no text has."""
+    """Returns graph inputs of about NUM_TEXTS texts, evenly spaced in train, or in `data` if there is no train split.
+
+    Each text is a batch of its own, because activations of padding would distort the calibration.
+    """
     from preprocess.schema import read_processed
 
     train = Path(data.origin).with_name("train.jsonl")
@@ -47,12 +49,12 @@ def inputs_of(predictor: Predictor, data: MyDataset) -> list[dict[str, np.ndarra
     with open(path, "rb") as file:
         step = sum(1 for _ in file) // NUM_TEXTS + 1
     encoded = predictor.encode(example for _, example in islice(read_processed(path, data.tasks), 0, None, step))
-    batches = (predictor.batch([feature], encoded) for row in encoded for feature in row.features)
+    batches = (predictor.encode.batch([feature], encoded) for row in encoded for feature in row.features)
     return [{name: inputs[name] for name in predictor.inputs} for inputs in batches]
 
 
 def num_different(predictor: Predictor, expected: Predictions, actual: list[dict[str, list]]) -> int:
-    """Counts examples with different answers. expected: Predictions of the checkpoint; actual: from `answers_of`"""
+    """Counts examples with different predictions. expected: Predictions of the checkpoint; actual: from `predict`"""
     labels, probabilities = actual
     different = set()
     for name, task in predictor.tasks.items():
@@ -67,7 +69,7 @@ def num_different(predictor: Predictor, expected: Predictions, actual: list[dict
 
 
 def is_close(expected: Any, actual: Any) -> bool:
-    """Whether probabilities agree; a missing one agrees with every value."""
+    """Returns whether probabilities agree. A missing probability agrees with every value."""
     if actual is None or expected is None:
         return True
     pairs = zip(expected, actual) if isinstance(actual, list) else [(expected, actual)]
@@ -75,13 +77,13 @@ def is_close(expected: Any, actual: Any) -> bool:
 
 
 def require_same(predictor: Predictor, expected: Predictions, actual: list[dict[str, list]]) -> None:
-    """Raises UserError if more than 1 % of the answers of an fp32 Predictor differ from those of the checkpoint."""
+    """Raises UserError if an fp32 Predictor predicts more than 1 % of the examples differently from the checkpoint."""
     number = len(next(iter(expected.labels.values())))
     wrong = num_different(predictor, expected, actual)
-    same = f"{number - wrong} of {number} dev examples have the same answers as in torch"
-    logger.info(f"{same}, probabilities within {TOLERANCE}")
+    same = f"{number - wrong} of {number} dev examples have the same predictions as in torch"
+    logger.info(f"{same} (probabilities within {TOLERANCE})")
     if wrong > 0.01 * number:
         raise UserError(
-            f"{wrong} of {number} dev examples have answers that differ from torch; a custom head or encoder is "
-            "not supported by tools/export; nothing was written"
+            f"{wrong} of {number} dev examples have different predictions than in torch; tools.export does not support "
+            "a custom head or encoder of this model; nothing was written"
         )

@@ -31,7 +31,7 @@ MAX_BYTES = 2**30  # maximum size of tensors in the graph file, which is limited
 
 
 def require_packages() -> None:
-    """Raises UserError if a package that an export needs is missing, or if torch is too old for it."""
+    """Raises UserError if a required package is missing, or if torch is too old."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -39,12 +39,17 @@ def require_packages() -> None:
     except ImportError as error:
         raise UserError(f"tools.export needs the package {error.name}; {NEEDED}") from None
     if not hasattr(torch.onnx, "ops"):
-        raise UserError(f"tools.export needs torch 2.8 or newer, but this is {torch.__version__}; export elsewhere")
+        raise UserError(
+            f"tools.export needs torch 2.8 or newer, but this is {torch.__version__}; export in another environment"
+        )
 
 
 class LogitsOnly(nn.Module):
-    """Wraps a MyModel: takes tensors in the order of `names` and returns the logits of each task. If the model reads
-    long texts in windows, the tensors of tokens are (B, N, L), with windows of any length L; some may be empty."""
+    """Wraps a MyModel: takes tensors in the order of `names` and returns the logits of each task.
+
+    If the model reads long texts in windows, token inputs have the shape (B, N, L), with N windows of L tokens. Windows
+    may be empty.
+    """
 
     def __init__(self, model: MyModel, names: list[str]):
         super().__init__()
@@ -65,7 +70,7 @@ class LogitsOnly(nn.Module):
 class PaddedLSTM(nn.Module):
     """The BiLSTM of model_utils.py with one ONNX LSTM operator per layer, which accepts sequence lengths.
 
-    Packed sequences of torch cannot be exported. The gate order is i, f, g, o in torch, and i, o, f, g in ONNX.
+    Packed sequences of torch cannot be exported. The order of gates is i, f, g, o in torch and i, o, f, g in ONNX.
     """
 
     def __init__(self, encoder: BiLSTM):
@@ -131,7 +136,7 @@ def prepare(model: MyModel) -> MyModel:
 def example_inputs(
     featurizer: Featurizer, batch_of: Callable[[list[dict[str, Any]]], Batch]
 ) -> dict[str, torch.Tensor]:
-    """Returns example inputs: two texts of different lengths, so that all dimensions have different sizes."""
+    """Returns the inputs of two texts of different lengths. All their dimensions have different sizes."""
     examples = []
     for number, words in enumerate((["a"] * 3, ["b"] * 5)):
         words = [*featurizer.markers, *words]
@@ -151,7 +156,7 @@ def example_inputs(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Context manager that silences the exporter, which logs useless warnings and prints the graph if tracing fails."""
+    """Silences the exporter, which logs warnings and prints the graph if tracing fails."""
     output = io.StringIO()
     with warnings.catch_warnings(), redirect_stdout(output), redirect_stderr(output):
         warnings.simplefilter("ignore")
@@ -162,8 +167,8 @@ def quiet() -> Iterator[None]:
             logging.disable(logging.NOTSET)
 
 
-def forget_sources(graph_model: Any) -> None:
-    """Removes source locations from all nodes, because they are long and contain local paths."""
+def remove_sources(graph_model: Any) -> None:
+    """Removes the source locations of all nodes, because they contain local paths and take up space."""
     graph = graph_model.graph
     for node in graph.all_nodes():
         node.doc_string = None
@@ -177,7 +182,7 @@ def forget_sources(graph_model: Any) -> None:
 
 
 def write_graph(model: MyModel, inputs: dict[str, torch.Tensor], path: Path) -> None:
-    """Writes a prepared model as ONNX and validates the file. inputs: from `example_inputs`
+    """Writes a prepared model as ONNX and validates the file. inputs: the result of `example_inputs`
 
     Raises UserError if torch cannot export the encoder. Tensors of more than 1 GB in total are saved in a second file.
     """
@@ -203,12 +208,12 @@ def write_graph(model: MyModel, inputs: dict[str, torch.Tensor], path: Path) -> 
                 output_names=outputs,
                 verbose=False,
             )
-    except Exception as error:  # tracing an unsupported encoder may raise any exception
+    except Exception as error:  # tracing an unsupported encoder can raise any exception
         kind = getattr(getattr(model.encoder, "config", None), "model_type", type(model.encoder).__name__)
         cause = first_line(error.__cause__ or error)
         raise UserError(f"torch cannot export {kind} to ONNX ({type(error).__name__}: {cause})") from None
-    assert program  # is not None with dynamo=True
-    forget_sources(program.model)
+    assert program  # not None with dynamo=True
+    remove_sources(program.model)
     size = sum(p.numel() * p.element_size() for p in (*model.parameters(), *model.buffers()))
     program.save(str(path), external_data=size > MAX_BYTES)
     onnx.checker.check_model(str(path), full_check=size <= MAX_BYTES)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from engine.model.head import Head
     from model_utils import MyModel
 
-# {(methods that decode and name labels): head in the predictor}. Custom heads that inherit both methods are supported;
-# those that override one need code in tools/export/predictor.py and an entry here
+# {(methods `decode` and `to_labels`): head in the predictor}. Custom heads that inherit both methods are supported.
+# A head that overrides one of them needs a class in tools/export/decoding.py and an entry here
 HEADS = {
     ("ClassificationHead.decode", "Head.to_labels"): "classification",
     ("MultilabelHead.decode", "MultilabelHead.to_labels"): "multilabel",
@@ -34,18 +34,18 @@ HEADS = {
     ("RelationHead.decode", "SpanHead.to_labels"): "relations",
     ("RelationHead.decode", "EventHead.to_labels"): "events",
 }
-KEPT = ("type", "kind", "labels", "unit", "mean", "std", "pairs")  # exported keys of a task in labels.json
+COPIED = ("type", "kind", "labels", "unit", "mean", "std", "pairs")  # keys of labels.json, exported unchanged
 
 
 def class_of(pattern: str) -> str:
-    """Converts a pattern of the package regex to a character class [...] for re, which does not support \\p{Han}."""
+    """Converts a pattern of the package regex to a character class of re, which does not support \\p{Han}."""
     everything = "".join(map(chr, range(sys.maxunicode + 1)))
     runs = [(ord(m.group()[0]), ord(m.group()[-1])) for m in regex.finditer(f"(?V1)(?:{pattern})+", everything)]
     return "[" + "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in runs) + "]"
 
 
 def patterns() -> tuple[dict[str, str], str]:
-    """Returns ({unit: pattern of a token in `split_text`}, pattern of a Chinese character) for Python's re."""
+    """Returns {unit: pattern of a token in `split_text`} and the pattern of a Chinese character, for Python's re."""
     classes = {pattern: class_of(pattern) for pattern in text.CLASSES}
     word = text.WORD.removeprefix("(?V1)")
     for pattern in sorted(classes, key=len, reverse=True):  # one class may contain another
@@ -54,32 +54,32 @@ def patterns() -> tuple[dict[str, str], str]:
 
 
 def kind_of_head(name: str, head: Head) -> str:
-    """Returns the head's kind in the predictor, which determines decoding. Raises UserError if there is none."""
+    """Returns the key of a head in HEADS of decoding.py. Raises UserError if the head cannot be exported."""
     kind = type(head)
     exported = HEADS.get((kind.decode.__qualname__, kind.to_labels.__qualname__))
     if exported is None:
         raise UserError(
-            f"the head of {name!r}, {kind.__name__}, overrides decoding, which predictor.py does not support; "
-            "add it to tools/export/predictor.py and to HEADS in tools/export/settings.py"
+            f"the head of {name!r}, {kind.__name__}, overrides decoding, which an export does not support; "
+            "add it to HEADS in tools/export/decoding.py and in tools/export/settings.py"
         )
     return exported
 
 
 def require_exportable(inputs: dict[str, Field]) -> None:
-    """Raises UserError if the predictor cannot compute one of the custom inputs."""
+    """Raises UserError for custom inputs that an exported predictor cannot compute."""
     for name, field in inputs.items():
         if field.function:
-            advice = "compute the values beforehand and declare a column"
-            raise UserError(f"FIELDS[{name!r}] is read by a function, which an export cannot contain; {advice}")
+            advice = "compute the values in advance and declare a column"
+            raise UserError(f"FIELDS[{name!r}] is computed by a function, which cannot be exported; {advice}")
         if field.level == "spans":
-            raise UserError(f"FIELDS[{name!r}]: the predictor of an export cannot map spans to tokens; use main.py")
+            raise UserError(f"FIELDS[{name!r}]: an exported predictor cannot map spans to tokens; use main.py")
 
 
 def task_of(name: str, head: Any) -> dict[str, Any]:
-    """Returns a task of predictor.json: its labels, and how its logits are decoded."""
+    """Returns a task of predictor.json: its labels and the settings for decoding."""
     kind, task = kind_of_head(name, head), head.task
     values = task.to_json()
-    found = {key: values[key] for key in KEPT if key in values} | {"head": kind}
+    found = {key: values[key] for key in COPIED if key in values} | {"head": kind}
     if head.distribution.has_temperature:
         found["temperature"] = float(head.temperature)
     if hasattr(head, "threshold"):
@@ -88,7 +88,7 @@ def task_of(name: str, head: Any) -> dict[str, Any]:
         found["reads_task"] = head.reads_task
     if kind == "multilabel" and hasattr(head, "paths"):
         found["paths"] = head.paths.tolist()
-    if kind in ("crf", "tagging"):
+    if task.is_tagging:
         found |= {"outside": outside_id(task), "entities": names_entities(task)}
     return found
 

@@ -1,4 +1,4 @@
-"""Makes an ONNX graph smaller: int8 weights by onnxruntime's quantisation, or an fp16 graph."""
+"""Makes an ONNX graph smaller: int8 weights with onnxruntime's quantisation, or an fp16 graph."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from typing import Any
 import numpy as np
 
 Feed = dict[str, np.ndarray]  # the inputs of a graph
-TYPE = {"DefaultTensorType": 1}  # float, if a type cannot be inferred
-KINDS = ("MatMul", "Gemm", "Gather")  # operators with weights: products, and embeddings
-SHARES = (8, 4, 2)  # of which each is tried: one product in so many stays in fp32
-NUM_RANKED = 32  # texts, and about as many tokens of each, from which the errors of products are measured
+TYPE = {"DefaultTensorType": 1}  # float: the type of tensors whose type cannot be inferred
+KINDS = ("MatMul", "Gemm", "Gather")  # operators with weights: matrix products and embeddings
+SHARES = (8, 4, 2)  # tried in this order: one matrix product out of 8, 4 or 2 stays in fp32
+NUM_RANKED = 32  # quantisation errors are measured on this many texts, and on about as many tokens of each
 
 
 def versions(path: Path, kind: str, feeds: Callable[[], list[Feed]]) -> Iterator[str]:
-    """Replaces a graph by smaller ones, from the usual one to the most precise, and returns how each was made; the
-    caller stops at one that is good enough. kind: int8 or fp16; feeds: returns the inputs of texts, of each alone"""
+    """Replaces a graph with smaller versions, the least precise first, and yields the name of each method.
+
+    The caller stops at the first graph that is good enough. kind: int8 or fp16; feeds: returns the inputs of single
+    texts, to calibrate static quantisation
+    """
     if kind == "fp16":
         to_fp16(path)
         yield kind
@@ -38,7 +41,7 @@ def versions(path: Path, kind: str, feeds: Callable[[], list[Feed]]) -> Iterator
         worst = by_error(whole, texts[:NUM_RANKED])
         for number in sorted({len(worst) // share for share in SHARES} - {0}):
             to_static_int8(whole, path, texts, worst[:number])
-            yield f"static int8 but for {number} of {len(worst)} products"
+            yield f"static int8 except {number} of {len(worst)} matrix products"
 
 
 def to_int8(source: Path, path: Path) -> None:
@@ -61,12 +64,13 @@ def to_int8(source: Path, path: Path) -> None:
         )
 
 
-def to_static_int8(source: Path, path: Path, feeds: list[Feed], left_out: Sequence[str] = ()) -> None:
-    """The same, but activations have fixed scales: the means of their extremes in some texts. Products in left_out, and
-    LSTMs, stay in fp32.
+def to_static_int8(source: Path, path: Path, feeds: list[Feed], excluded: Sequence[str] = ()) -> None:
+    """Quantises weights and activations to int8, with fixed scales for activations.
 
-    Not from percentiles or entropy: onnxruntime's histograms (1.32) need texts of one length, and outliers keep them
-    busy for minutes. The extremes of all texts lost more (docs/export.md).
+    The scales are computed from the minimum and maximum of each activation, averaged over the texts in `feeds`.
+    LSTMs and the operators named in `excluded` stay in fp32. Calibration by percentiles or entropy is not used:
+    onnxruntime's histograms (1.32) need texts of equal length and take minutes if there are outliers. The minimum and
+    maximum over all texts were less accurate (docs/export.md).
     """
     from onnxruntime.quantization import QuantType, quantize_static
 
@@ -87,7 +91,7 @@ def to_static_int8(source: Path, path: Path, feeds: list[Feed], left_out: Sequen
             reduce_range=True,
             weight_type=QuantType.QInt8,
             activation_type=QuantType.QUInt8,
-            nodes_to_quantize=[node.name for node, _ in weighted(source) if node.name not in left_out],
+            nodes_to_quantize=[node.name for node, _ in weighted(source) if node.name not in excluded],
             use_external_data_format=is_large,
             extra_options=TYPE | {"OpTypesToExcludeOutputQuantization": list(KINDS), "CalibMovingAverage": True},
         )
@@ -98,7 +102,7 @@ def to_static_int8(source: Path, path: Path, feeds: list[Feed], left_out: Sequen
 
 
 def weighted(path: Path) -> list[tuple[Any, np.ndarray]]:
-    """The products and embeddings of a graph that have fixed weights, with these."""
+    """Returns the matrix products and embeddings of a graph that have constant weights, with the weights."""
     import onnx
 
     graph = onnx.load(str(path)).graph
@@ -109,21 +113,23 @@ def weighted(path: Path) -> list[tuple[Any, np.ndarray]]:
 
 
 def by_error(path: Path, feeds: list[Feed]) -> list[str]:
-    """The names of a graph's products, beginning with the one that suffers most from an input of 8 bits: the share of
-    that error in the variance of its output. feeds: the inputs of texts, of each alone"""
+    """Returns the names of the matrix products of a graph, sorted by the error of an 8-bit input, the largest first.
+
+    The error is the mean squared error of the output, divided by the output's variance. feeds: inputs of single texts
+    """
     import onnx
     import onnxruntime
 
     products = {node.name: (node, weights) for node, weights in weighted(path) if node.op_type != "Gather"}
     graph = onnx.load(str(path), load_external_data=False)
-    wanted = list(dict.fromkeys(node.input[0] for node, _ in products.values()))
-    graph.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in wanted)
+    sources = list(dict.fromkeys(node.input[0] for node, _ in products.values()))
+    graph.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in sources)
     inside = path.with_name("inside.onnx")  # next to a large graph's tensors
     onnx.save(graph, str(inside))
     session = onnxruntime.InferenceSession(str(inside), providers=["CPUExecutionProvider"])
-    rows: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in sources}
     for feed in feeds:
-        for name, array in zip(wanted, session.run(wanted, feed)):
+        for name, array in zip(sources, session.run(sources, feed)):
             array = array.reshape(-1, array.shape[-1])
             rows[name].append(array[:: len(array) // NUM_RANKED + 1])
     errors = {}
@@ -138,8 +144,10 @@ def by_error(path: Path, feeds: list[Feed]) -> list[str]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write a graph to, which replaces the one at `path`. Silences onnxruntime, which recommends a
-    preprocessing step that has no effect here."""
+    """Yields a temporary path for a graph, and then moves the graph to `path`.
+
+    Silences onnxruntime, which recommends a preprocessing step that has no effect here.
+    """
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         small = Path(folder) / path.name
         logging.disable(logging.WARNING)
@@ -152,7 +160,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def to_fp16(path: Path) -> None:
-    """Converts weights and computation of a graph to fp16. Inputs and outputs keep their types."""
+    """Converts the weights and the computation of a graph to fp16. The types of inputs and outputs do not change."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -168,5 +176,6 @@ def data_of(path: Path) -> Path:
 
 
 def remove(path: Path) -> None:
+    """Deletes a graph and its external tensor file."""
     path.unlink(missing_ok=True)
     data_of(path).unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""Writes a checkpoint as a folder that transformers, or sentence-transformers, loads by itself (`--to`).
+"""Writes a checkpoint as a folder that transformers or sentence-transformers can load (`--to`).
 
-A head is exported where a class of transformers computes the same: one linear layer after the encoder, or a layer in
-between that can be made to pass on its input. Whether it does is measured, not assumed: the folder is written, loaded
-with the classes that a user would call, and must give the answers of the checkpoint on dev.
+A head can be exported if transformers has an equivalent class: one linear layer after the encoder, possibly with a
+layer in between that can be set to the identity. The export is verified: the folder is loaded with the classes that a
+user would use, and its predictions on dev must match the checkpoint's predictions.
 """
 
 from __future__ import annotations
@@ -35,56 +35,57 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("template")
 TOLERANCE = 1e-4  # for probabilities, standardised regression values, and the cosines of vectors
-OTHERWISE = "--to onnx exports every model; --to sentence-transformers exports the encoder alone"
-# {kind of task: (class of transformers, problem_type of its config)}
+ALTERNATIVES = "--to onnx exports every model; --to sentence-transformers exports the encoder alone"
+# {kind of task: (class of transformers, problem_type in its config)}
 CLASSES: dict[str, tuple[Any, str | None]] = {
     "classification": (AutoModelForSequenceClassification, "single_label_classification"),
     "multilabel": (AutoModelForSequenceClassification, "multi_label_classification"),
     "regression": (AutoModelForSequenceClassification, "regression"),
     "tagging": (AutoModelForTokenClassification, None),
 }
-# How a layer between the encoder and the logits passes on its input x. With weights of scale * identity and a bias of
-# shift, tanh(scale * x) / scale and gelu(x + shift) - shift are x up to rounding
-PASSES = ((1.0, 0.0), (1e-3, 0.0), (1.0, 50.0))
+# Values (scale, shift) that make a layer before the logits the identity, up to rounding. Its weights are scale times
+# the identity matrix and its bias is shift, because tanh(scale * x) / scale ≈ x and gelu(x + shift) - shift ≈ x
+IDENTITIES = ((1.0, 0.0), (1e-3, 0.0), (1.0, 50.0))
 BATCH = 32
 
 
 def why_not(model: MyModel, featurizer: Featurizer) -> str:
-    """Returns why no class of transformers computes the same as this model, or ""."""
+    """Returns the reason why transformers has no equivalent class for this model, or ""."""
     layer, heads = model.output_layer, list(model.output_layer.heads.values())
     [head, *more], kind = heads, heads[0].task.kind
     if more:
-        return f"it answers {len(heads)} tasks at once; train one of them"
+        return f"it has {len(heads)} tasks; train a model with one of them"
     if kind not in CLASSES or head.level not in ("text", "words"):
-        return f"transformers has no class for {kind} as this head answers them"
+        return f"transformers has no class for {kind} with this head"
     if hasattr(head, "crf"):
         return "its tags come from a CRF; train with --no_use_crf"
     if len(layer.shared):
         return "it has hidden layers between encoder and head; train with --shared_layers 0"
     if layer.word_shapes is not None:
-        return "its head reads how words are written; train with --word_shapes False"
+        return "its head reads word shapes; train with --word_shapes False"
     if head.level == "words" and layer.word_pooling != "first":
-        return f"it reads the {layer.word_pooling} sub-token of words; train with --word_pooling first"
+        return f"its head uses --word_pooling {layer.word_pooling}; train with --word_pooling first"
     if featurizer.fields or featurizer.markers or featurizer.apart:
-        return "it reads more than a text or a pair of texts in one input"
+        return "its input is not a single text, or a pair of texts that are encoded together"
     if pairs_of(featurizer.tasks) and featurizer.separator:
-        return f"its tokenizer puts nothing between the texts of a pair, and {featurizer.separator!r} is put there here"
+        separator = repr(featurizer.separator)
+        return f"its tokenizer adds no separator between the texts of a pair, but it was trained with {separator}"
     return why_no_encoder(model, featurizer)
 
 
 def why_no_encoder(model: MyModel, featurizer: Featurizer) -> str:
-    """Returns why the encoder cannot be exported alone, or ""."""
+    """Returns the reason why the encoder cannot be exported alone, or ""."""
     if not hasattr(model.encoder, "config"):
-        return "its encoder is not one of transformers"
+        return "its encoder is not a transformers model"
     if model.window or featurizer.long_text == "head_tail":
-        return "it reads long texts in parts; train with --long_text head"
+        return "it reads long texts in windows or segments; train with --long_text head"
     return ""
 
 
 def write(folder: Path, kind: str, model: MyModel, featurizer: Featurizer, data: MyDataset) -> None:
     """Writes a folder for transformers or sentence-transformers (kind), and compares it with the model.
 
-    data: the dev part to compare on. Raises UserError if it cannot be the same.
+    data: the dev split for the comparison. Raises UserError if the model cannot be exported or the results differ.
     """
     alone = kind == "sentence-transformers"
     try:
@@ -93,36 +94,38 @@ def write(folder: Path, kind: str, model: MyModel, featurizer: Featurizer, data:
         tokenizer = featurizer.tokenizer
         tokenizer.model_max_length = featurizer.max_length
         tokenizer.truncation_side = "left" if featurizer.long_text == "tail" else "right"
-        tokenizer.padding_side = "right"  # as here; decoders with positions answer differently otherwise
+        tokenizer.padding_side = "right"  # as in training; matters for decoders with absolute positions
         tokenizer.save_pretrained(folder)
         (write_encoder if alone else write_model)(folder, model, featurizer, data)
-    except (OSError, SafetensorError):  # of the disk
+    except (OSError, SafetensorError):  # disk errors
         raise
-    except Exception as error:  # transformers can raise anything, for some families
-        otherwise = "" if alone else f". {OTHERWISE}"
-        raise UserError(f"--to {kind}: {first_line(error)}{otherwise}") from None
+    except Exception as error:  # for some families, transformers can raise any exception
+        advice = "" if alone else f". {ALTERNATIVES}"
+        raise UserError(f"--to {kind}: {first_line(error)}{advice}") from None
 
 
 def write_encoder(folder: Path, model: MyModel, featurizer: Featurizer, data: MyDataset) -> None:
+    """Writes the encoder and its pooling for sentence-transformers."""
     encoder = AutoModel.from_config(model.encoder.config, trust_remote_code=False).float()
     found = encoder.load_state_dict(model.encoder.state_dict(), strict=False)
     with torch.no_grad():
-        for name in found.missing_keys:  # the pooler, which nothing reads: 0 rather than random
+        for name in found.missing_keys:  # the unused pooler, which would be random
             encoder.get_parameter(name).zero_()
     encoder.save_pretrained(folder)
     write_modules(folder, model.output_layer.pooling, model.hidden_size, featurizer.max_length)
-    require_same(data, Here(model, True), There(folder, model, True), "vectors")
+    require_same(data, Checkpoint(model, True), Exported(folder, model, True), "vectors")
 
 
 def write_model(folder: Path, model: MyModel, featurizer: Featurizer, data: MyDataset) -> None:
+    """Writes the encoder and the head as a model of transformers."""
     blanks = (featurizer.unit, HAN_CHARACTER) if featurizer.blanks else None
-    for last, (scale, shift) in zip((False, False, True), PASSES):
+    for last, (scale, shift) in zip((False, False, True), IDENTITIES):
         target = with_head(model, scale, shift, featurizer.pad_id)
         target.save_pretrained(folder)
         try:
-            return require_same(data, Here(model, False), There(folder, model, False, blanks), "answers")
+            return require_same(data, Checkpoint(model, False), Exported(folder, model, False, blanks), "predictions")
         except UserError:
-            if last or len(layers_of(target, model)) == 1:  # there is none in between
+            if last or len(layers_of(target, model)) == 1:  # there is no layer in between
                 raise
 
 
@@ -130,8 +133,10 @@ def write_model(folder: Path, model: MyModel, featurizer: Featurizer, data: MyDa
 
 
 def affine(head: Head, hidden_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns weights (C, H) and biases (C,) of a head that is linear, in units of its answers: divided by its
-    temperature, or in those of the labels for a regression."""
+    """Returns the weights (C, H) and biases (C,) of a linear head.
+
+    They include the temperature, or the mean and standard deviation of a regression.
+    """
     points = torch.cat([torch.zeros(1, hidden_size), torch.eye(hidden_size)])
     shape = (1, -1, hidden_size) if head.level == "words" else (-1, hidden_size)
     with torch.no_grad():
@@ -143,7 +148,7 @@ def affine(head: Head, hidden_size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def with_head(model: MyModel, scale: float, shift: float, pad_id: int) -> Any:
-    """Returns the encoder and head as a model of transformers. scale, shift: see PASSES."""
+    """Returns the encoder and head as a model of transformers. scale, shift: see IDENTITIES"""
     head = next(iter(model.output_layer.heads.values()))
     kind, problem = CLASSES[head.task.kind]
     before: Any = model.encoder.config
@@ -152,11 +157,13 @@ def with_head(model: MyModel, scale: float, shift: float, pad_id: int) -> Any:
     shape.id2label = dict(enumerate(labels))
     shape.label2id = {label: number for number, label in shape.id2label.items()}
     shape.problem_type = problem
-    if shape.pad_token_id is None or model.output_layer.pooling == "last":  # there: the last token that is another
+    if (
+        shape.pad_token_id is None or model.output_layer.pooling == "last"
+    ):  # transformers pools the last token other than this one
         shape.pad_token_id = pad_id
     try:
         target = kind.from_config(shape, trust_remote_code=False).float().eval()
-    except Exception as error:  # a family without such a class
+    except Exception as error:  # the family has no such class
         raise UserError(first_line(error)) from None
     found = base_of(target).load_state_dict(model.encoder.state_dict(), strict=False)
     layers, (weights, biases) = layers_of(target, model), affine(head, model.hidden_size)
@@ -173,9 +180,11 @@ def with_head(model: MyModel, scale: float, shift: float, pad_id: int) -> Any:
 
 
 def moved(target: Any, weights: torch.Tensor, biases: torch.Tensor) -> tuple[nn.Parameter, torch.Tensor]:
-    """Returns the bias b of the layer that ends the encoder, and what it becomes so that a head without biases answers
-    as one with: b + x, where weights @ x = biases. Raises UserError if no bias ends the encoder, as with RMSNorm, or if
-    there is no x, as with more labels than the hidden size."""
+    """Moves the biases of the head to the last layer of the encoder, for classes whose head has no biases.
+
+    Returns the bias b of this layer and its new value b + x, with weights @ x = biases. Raises UserError if the encoder
+    does not end with a bias (as with RMSNorm), or if there is no such x (as with more labels than hidden dimensions).
+    """
     outputs: dict[nn.Module, Any] = {}
     encoder = base_of(target)
     ending = [m for m in encoder.modules() if getattr(m, "bias", None) is not None]
@@ -185,37 +194,41 @@ def moved(target: Any, weights: torch.Tensor, biases: torch.Tensor) -> tuple[nn.
         hook.remove()
     found = [m for m, output in outputs.items() if torch.is_tensor(output) and torch.equal(output, hidden)]
     if not found:
-        raise UserError("its class there has no biases, and its encoder does not end with any that could replace them")
+        raise UserError(
+            "the head in transformers has no biases, and the encoder does not end with biases that could replace them"
+        )
     added = torch.linalg.lstsq(weights, biases.unsqueeze(1)).solution.squeeze(1)
     if not torch.allclose(weights @ added, biases, atol=1e-6):
-        raise UserError(f"its class there has no biases, and {len(biases)} labels are too many to do without")
+        raise UserError(
+            f"the head in transformers has no biases, and there are too many labels ({len(biases)}) to omit them"
+        )
     bias = cast(nn.Parameter, found[-1].bias)
     return bias, bias.double() + added
 
 
 def base_of(target: Any) -> Any:
-    """Returns the encoder in a model of transformers."""
+    """Returns the encoder of a transformers model."""
     return getattr(target, target.base_model_prefix)
 
 
 def layers_of(target: Any, model: MyModel) -> list[Any]:
-    """Returns the layers that a model of transformers has in addition to the encoder, in order."""
+    """Returns the layers of a transformers model other than the encoder, in order."""
     known = {name for name, _ in model.encoder.named_parameters()}
     own = {id(parameter) for name, parameter in base_of(target).named_parameters() if name in known}
     return [m for m in target.modules() if any(id(parameter) not in own for parameter in m.parameters(recurse=False))]
 
 
 def require_layers(layers: list[nn.Module], weights: torch.Tensor, unexpected: list[str]) -> None:
-    """Raises UserError unless the layers that a class of transformers adds to its encoder are one of this size to
-    logits, perhaps after one that can pass on its input, with biases."""
+    """Raises UserError unless the layers after the encoder are one linear layer with the shape of `weights`, possibly
+    after a square linear layer with biases."""
     sizes = [tuple(layer.weight.shape) if isinstance(layer, nn.Linear) else None for layer in layers]
-    wanted = [(weights.shape[1], weights.shape[1]), tuple(weights.shape)]
-    if unexpected or sizes not in (wanted, wanted[1:]) or any(layer.bias is None for layer in layers[:-1]):
-        raise UserError("its class there has other layers after the encoder")
+    expected = [(weights.shape[1], weights.shape[1]), tuple(weights.shape)]
+    if unexpected or sizes not in (expected, expected[1:]) or any(layer.bias is None for layer in layers[:-1]):
+        raise UserError("its class in transformers has other layers after the encoder")
 
 
 def write_modules(folder: Path, pooling: str, hidden_size: int, max_length: int) -> None:
-    """Writes what sentence-transformers reads beside an encoder."""
+    """Writes the files that sentence-transformers needs in addition to the encoder."""
     switches = {switch: mode == pooling for switch, mode in MODES.values()}
     kinds = {"": "Transformer", "1_Pooling": "Pooling"}
     modules = [
@@ -236,13 +249,13 @@ def write_modules(folder: Path, pooling: str, hidden_size: int, max_length: int)
 
 
 def probabilities(kind: str, logits: torch.Tensor) -> torch.Tensor:
-    """Returns the probabilities of logits that are divided by the temperature already; of a regression, its values."""
+    """Returns the probabilities for logits that include the temperature, or the values of a regression."""
     logits = logits.double()
     return logits if kind == "regression" else logits.sigmoid() if kind == "multilabel" else logits.softmax(-1)
 
 
-class Here:
-    """The answers of the checkpoint, or its vectors of texts."""
+class Checkpoint:
+    """Computes the predictions of the checkpoint, or its text vectors if `alone`."""
 
     def __init__(self, model: MyModel, alone: bool):
         self.model, self.alone = model, alone
@@ -251,22 +264,22 @@ class Here:
         self.unit = task.std if not alone and task.kind == "regression" else 1.0
 
     def __call__(self, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-        """Returns the probabilities of each row (C,), or of its words (W, C), or its vector (H,), of length 1."""
+        """Returns for each row the probabilities (C,), those of its words (W, C), or its normalised vector (H,)."""
         if self.alone:
             return [*nn.functional.normalize(self.model.embed(inputs).double(), dim=1)]
         [(name, head)] = self.model.output_layer.heads.items()
         logits = self.model(inputs).logits[name].double()
         if head.task.kind == "regression":
             return [*(logits.unsqueeze(-1) * head.task.std + head.task.mean)]
-        answers = probabilities(head.task.kind, logits / float(head.temperature))
-        return [a[mask] for a, mask in zip(answers, inputs["word_mask"])] if head.level == "words" else [*answers]
+        found = probabilities(head.task.kind, logits / float(head.temperature))
+        return [row[mask] for row, mask in zip(found, inputs["word_mask"])] if head.level == "words" else [*found]
 
 
-class There:
-    """The same of a folder, as its user would compute them."""
+class Exported:
+    """Computes the same for an exported folder, the way a user would."""
 
     def __init__(self, folder: Path, model: MyModel, alone: bool, blanks: tuple[str, Any] | None = None):
-        self.blanks = blanks  # arguments of `with_blanks`, for tokenizers that join words without blanks
+        self.blanks = blanks  # further arguments of `with_blanks`, for tokenizers that need leading spaces
         self.kind = None if alone else next(iter(model.output_layer.heads.values())).task.kind
         self.pooling = model.output_layer.pooling
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -274,7 +287,7 @@ class There:
             load = CLASSES[self.kind][0] if self.kind else AutoModel
             self.model, found = load.from_pretrained(folder, trust_remote_code=False, output_loading_info=True)
         if found["missing_keys"]:
-            raise UserError(f"{min(found['missing_keys'])} would have random weights there")
+            raise UserError(f"{min(found['missing_keys'])} would have random weights in transformers")
         self.model.eval()
 
     def __call__(self, rows: list[dict[str, Any]]) -> list[torch.Tensor]:
@@ -290,50 +303,55 @@ class There:
         if not self.kind:
             vectors = text_vectors(output.last_hidden_state, encoded, self.pooling)
             return [*nn.functional.normalize(vectors.double(), dim=1)]
-        answers = probabilities(self.kind, output.logits)
+        found = probabilities(self.kind, output.logits)
         if self.kind != "tagging":
-            return [*answers]
+            return [*found]
         firsts = [first_tokens(encoded.word_ids(number)) for number in range(len(rows))]
-        return [a[places] for a, places in zip(answers, firsts)]
+        return [row[positions] for row, positions in zip(found, firsts)]
 
 
 def first_tokens(word_ids: list[int | None]) -> list[int]:
-    """Returns the place of the first sub-token of each word."""
+    """Returns the position of the first sub-token of each word."""
     return [i for i, word in enumerate(word_ids) if word is not None and word not in word_ids[max(0, i - 1) : i]]
 
 
-def read_whole(data: MyDataset) -> list[int]:
-    """Returns the examples that both sides read in the same way: with words, those that fit into one window, as here
-    windows end with a word, and there a text is cut anywhere."""
+def comparable(data: MyDataset) -> list[int]:
+    """Returns the indices of the examples that both models read completely.
+
+    For tagging these are the texts that fit into one window, because tokenizers truncate within words.
+    """
     if not data.featurizer.tagging:
         return [*range(len(data))]
     rows = np.bincount(data.example_index, minlength=len(data))
     return [*np.flatnonzero((rows == 1) & (data.columns["num_cut"][data.first_rows] == 0))]
 
 
-def num_different(data: MyDataset, examples: list[int], here: Here, there: There) -> int:
-    """Counts examples whose answers differ, or whose probabilities do by more than TOLERANCE."""
+def num_different(data: MyDataset, examples: list[int], checkpoint: Checkpoint, exported: Exported) -> int:
+    """Counts examples with different labels, or with probabilities that differ by more than TOLERANCE."""
     different = 0
     for start in tqdm(range(0, len(examples), BATCH), desc="comparing", leave=False, delay=2):
         numbers = examples[start : start + BATCH]
-        own = here(data.batch(data.first_rows[numbers]).inputs)
-        for a, b in zip(own, there([data[number] for number in numbers])):
-            same = a.shape == b.shape and bool(((a - b).abs() <= TOLERANCE * here.unit).all())
+        own = checkpoint(data.batch(data.first_rows[numbers]).inputs)
+        for a, b in zip(own, exported([data[number] for number in numbers])):
+            same = a.shape == b.shape and bool(((a - b).abs() <= TOLERANCE * checkpoint.unit).all())
             different += not (same and torch.equal(a.argmax(-1), b.argmax(-1)))
     return different
 
 
-def require_same(data: MyDataset, here: Here, there: There, what: str) -> None:
-    """Logs how many dev examples are the same there. Raises UserError if more than 1 % are not, or none can be
-    compared."""
-    examples = read_whole(data)
+def require_same(data: MyDataset, checkpoint: Checkpoint, exported: Exported, what: str) -> None:
+    """Logs how many dev examples have the same result. Raises UserError if more than 1 % differ, or if there are none.
+
+    what: the name of the results in the log line
+    """
+    examples = comparable(data)
     if not examples:
-        raise UserError("no dev example fits into --max_length, so there is none to compare")
+        raise UserError("no dev example fits into --max_length, so nothing can be compared")
     with torch.inference_mode():
-        wrong = num_different(data, examples, here, there)
+        wrong = num_different(data, examples, checkpoint, exported)
     if wrong > 0.01 * len(examples):
-        pooling = here.model.output_layer.pooling
-        reads = "" if here.by_words else f" (--pooling {pooling} here; there mostly first, and last for decoders)"
-        raise UserError(f"{wrong} of {len(examples)} dev examples differ from torch{reads}")
-    same = f"{len(examples) - wrong} of {len(examples)} dev examples have the same {what} as here"
-    logger.info(f"{same}, within {TOLERANCE}")
+        pooling = checkpoint.model.output_layer.pooling
+        hint = f" (trained with --pooling {pooling}; transformers mostly uses first, or last for decoders)"
+        hint = "" if checkpoint.by_words else hint
+        raise UserError(f"{wrong} of {len(examples)} dev examples differ from torch{hint}")
+    same = f"{len(examples) - wrong} of {len(examples)} dev examples have the same {what} as the checkpoint"
+    logger.info(f"{same} (within {TOLERANCE})")

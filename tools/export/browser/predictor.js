@@ -1,61 +1,61 @@
-/* Labels texts in a browser with a folder written by tools.export, as its predictor.py does.
+/* Labels texts in a browser with an exported folder, like its predictor.py.
 
    import { load } from "./predictor.js";
    const predictor = await load("shipped");
-   await predictor.label(["turn on the light", "play a song"]);  // the columns of predictions.jsonl
+   await predictor.label(["turn on the light", "play a song"]);  // returns the columns of predictions.jsonl
 
-   For tasks that give a text one label, or tag its words, with or without a CRF; all else is refused with an Error.
-   Offsets count UTF-16 units, as JavaScript does: text.slice(start, end) is the entity. */
+   Supports classification, and tagging with or without a CRF; throws an Error for other models.
+   Offsets count UTF-16 code units: text.slice(start, end) is the entity. */
 import * as ort from "onnxruntime-web";
 import { Tokenizer } from "@huggingface/tokenizers";
 
 const INVISIBLE = /^[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Zs}]*$/u;
 const DIGITS = "\\p{Nd}²³¹፩-፱᧚⁰⁴-⁹₀-₉①-⑨⑴-⑼⒈-⒐⓪⓵-⓽⓿❶-❾➀-➈➊-➒🄀-🄊\u{10a40}-\u{10a43}\u{10e60}-\u{10e68}\u{11052}-\u{1105a}";
-const DIGIT = new RegExp(`[${DIGITS}]`, "u"); // what Python's str.isdigit accepts
+const DIGIT = new RegExp(`[${DIGITS}]`, "u"); // the characters that Python's str.isdigit accepts
 
-function refuse(reason) {
+function reject(reason) {
   throw new Error(`${reason}; use predictor.py or tools.serve`);
 }
 
 async function read(folder, name, sums) {
-  const answer = await fetch(`${folder}/${name}`, { cache: "no-cache" }); // the server is asked whether it has changed
-  if (!answer.ok) throw new Error(`${folder}/${name}: cannot be read (${answer.status})`);
-  const content = await answer.arrayBuffer();
+  const response = await fetch(`${folder}/${name}`, { cache: "no-cache" }); // revalidates cached files
+  if (!response.ok) throw new Error(`${folder}/${name}: cannot be read (${response.status})`);
+  const content = await response.arrayBuffer();
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", content));
   const sum = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
-  if (sums && sum !== sums[name]) throw new Error(`${folder}/${name}: has changed since the export; export it again`);
+  if (sums && sum !== sums[name]) throw new Error(`${folder}/${name}: has changed since the export; export the model again`);
   return content;
 }
 
-/** Loads an exported folder: an address without the final slash. Throws an Error if it cannot be used. */
+/** Loads an exported folder from a URL without trailing slash. Throws an Error if the folder cannot be used. */
 export async function load(folder) {
-  if (!globalThis.crypto?.subtle) throw new Error("files can be verified only in pages of https or of localhost");
+  if (!globalThis.crypto?.subtle) throw new Error("files can only be verified on pages served over https or from localhost");
   const json = (content) => JSON.parse(new TextDecoder().decode(content));
   const sums = json(await read(folder, "manifest.json"));
   const settings = json(await read(folder, "predictor.json", sums));
   const heads = Object.values(settings.tasks).map((task) => task.head);
   const other = heads.find((head) => !["classification", "tagging", "crf"].includes(head));
-  if (other) refuse(`a page does not answer tasks of ${other}`);
-  if (settings.pairs || Object.keys(settings.markers).length) refuse("a page reads neither pairs nor marked texts");
-  if (!settings.reads_text || Object.keys(settings.fields).length) refuse("a page does not read custom inputs");
-  if ("model.onnx.data" in sums) refuse("a page does not load models above 1 GB");
+  if (other) reject(`the page does not support ${other}`);
+  if (settings.pairs || Object.keys(settings.markers).length) reject("the page supports neither text pairs nor markers");
+  if (!settings.reads_text || Object.keys(settings.fields).length) reject("the page does not support custom inputs");
+  if ("model.onnx.data" in sums) reject("the page does not support models above 1 GB");
   const tokenizer = new Tokenizer(json(await read(folder, "tokenizer.json", sums)), {});
   const arrays = heads.includes("crf") ? arraysOf(await read(folder, "arrays.npz", sums)) : {};
-  ort.env.wasm.numThreads = 1; // more need a page that is isolated from other origins
+  ort.env.wasm.numThreads = 1; // more threads need a cross-origin isolated page
   const session = await ort.InferenceSession.create(await read(folder, "model.onnx", sums));
   return new Predictor(settings, tokenizer, arrays, session);
 }
 
-/** The arrays of what numpy.savez wrote, all in fp32: {name: values}. */
+/** Parses a file written by numpy.savez with fp32 arrays. Returns {name: values}. */
 function arraysOf(buffer) {
   const view = new DataView(buffer), arrays = {};
   const text = (from, size) => new TextDecoder("latin1").decode(new Uint8Array(buffer, from, size));
   for (let at = 0; view.getUint32(at, true) === 0x04034b50; ) {
     const name = view.getUint16(at + 26, true), body = at + 30 + name + view.getUint16(at + 28, true);
     let size = view.getUint32(at + 18, true);
-    if (size === 0xffffffff) size = Number(view.getBigUint64(at + 30 + name + 12, true)); // as zip64 has it
+    if (size === 0xffffffff) size = Number(view.getBigUint64(at + 30 + name + 12, true)); // zip64
     const begin = body + 10 + view.getUint16(body + 8, true);
-    if (!text(body, begin - body).includes("'<f4', 'fortran_order': False")) refuse("arrays.npz is not in fp32");
+    if (!text(body, begin - body).includes("'<f4', 'fortran_order': False")) reject("arrays.npz is not in fp32");
     arrays[text(at + 30, name - ".npy".length)] = new Float32Array(buffer.slice(begin, body + size));
     at = body + size;
   }
@@ -76,7 +76,7 @@ class Predictor {
     [this.before, this.after] = [whole.slice(0, at), whole.slice(at + this.filler.length)]; // special tokens
   }
 
-  /** Labels a list of texts, in batches of texts of similar length -> one object per text. */
+  /** Labels texts in batches of similar length. Returns one object per text. */
   async label(texts, batchSize = 32) {
     const features = texts.map((text, number) => this.encode(text, `text ${number + 1}`));
     const order = [...features].sort((a, b) => b.ids.length - a.ids.length);
@@ -84,7 +84,7 @@ class Predictor {
       const batch = order.slice(begin, begin + batchSize);
       const outputs = await this.session.run(this.inputs(batch));
       for (const { data, dims } of this.session.outputNames.map((name) => outputs[name])) {
-        if (!data.every(Number.isFinite)) throw new Error("an answer of the model is not a finite number");
+        if (!data.every(Number.isFinite)) throw new Error("the model's output is not finite");
         const width = dims.at(-1), size = data.length / batch.length;
         batch.forEach((feature, i) => {
           const rows = Array.from({ length: size / width }, (_, t) => i * size + t * width);
@@ -92,7 +92,7 @@ class Predictor {
         });
       }
     }
-    return features.map((feature) => this.answer(feature));
+    return features.map((feature) => this.decode(feature));
   }
 
   encode(text, where) {
@@ -110,13 +110,13 @@ class Predictor {
     ids.push(...this.after);
     if (!ids.length) ids.push(...this.filler);
     const most = this.settings.max_length;
-    if (ids.length > most) refuse(`${where}: has ${ids.length} tokens, and a page reads at most ${most}`);
+    if (ids.length > most) reject(`${where}: has ${ids.length} tokens, but the page supports at most ${most}`);
     return { text, words, ids, logits: [] };
   }
 
-  /** The ids of a text without special tokens. */
+  /** Returns the token ids of a text, without special tokens. */
   pieces(text) {
-    const lowers = this.tokenizer.normalizer?.("Σ") === "σ"; // JavaScript would make ς of the last Σ of a word
+    const lowers = this.tokenizer.normalizer?.("Σ") === "σ"; // JavaScript lower-cases a final Σ to ς
     return this.tokenizer.encode(lowers ? text.replaceAll("Σ", "σ") : text, { add_special_tokens: false }).ids;
   }
 
@@ -125,7 +125,7 @@ class Predictor {
     return isApart && !this.han.test([...last].at(-1)) && !this.han.test([...word][0]) ? ` ${word}` : word;
   }
 
-  /** The inputs of the graph, padded to the longest text. */
+  /** Returns the inputs of the graph, padded to the longest text. */
   inputs(batch) {
     const { word_ends, word_shapes, pad_id, long_text } = this.settings;
     const padded = (part, of, pad = 0) => {
@@ -147,7 +147,8 @@ class Predictor {
     return Object.fromEntries(this.session.inputNames.map((name) => [name, makers[name]()]));
   }
 
-  answer({ text, words, logits }) {
+  /** Returns the output columns of a text. */
+  decode({ text, words, logits }) {
     const columns = { text };
     Object.entries(this.tasks).forEach(([name, task], number) => {
       const { head, labels, entities, temperature = 1 } = task, rows = logits[number].slice(0, words.length || 1);
@@ -165,7 +166,7 @@ class Predictor {
   }
 }
 
-// ---- for one text, as in predictor.py; rows: the logits of each word ------------------------------------------------
+// ---- decoding of one text, as in scoring.py; rows: the logits of each word ------------------------------------------
 
 const round = (value) => Math.round(value * 1e6) / 1e6;
 const clip = (value) => Math.min(1, Math.max(0, value));
@@ -179,7 +180,7 @@ function dot(values, others) {
   return sum;
 }
 
-/** Where the sum of two arrays is highest. */
+/** Returns the index at which the sum of two arrays is largest. */
 function best(values, others) {
   let top = 0;
   for (let i = 1; i < values.length; i++) if (values[i] + others[i] > values[top] + others[top]) top = i;
@@ -191,7 +192,7 @@ function powers(values, temperature) {
   return values.map((value) => Math.exp((value - most) / temperature));
 }
 
-/** How a word is written, see engine/task/words.py. */
+/** Returns the shape of a word, see shape_of in engine/task/words.py. */
 export function shapeOf(word) {
   const letters = word.match(/\p{L}/gu) ?? [], all = letters.join(""), rest = letters.slice(1).join("");
   if (DIGIT.test(word)) return 5;
@@ -201,7 +202,7 @@ export function shapeOf(word) {
   return all === all.toUpperCase() ? 3 : 4;
 }
 
-/** What decoding needs of a task that tags words; goesOn[b][a]: whether tag b continues the entity of tag a (0, 1). */
+/** Returns the tables for decoding a tagging task. goesOn[b][a] is 1 if tag b continues the entity of tag a. */
 export function tablesOf({ head, labels, crf, temperature = 1 }, arrays) {
   const isOn = (a, b) => /^[BIM]-/.test(a) && /^[IEM]-/.test(b) && a.slice(2) === b.slice(2);
   const tables = { goesOn: head === "classification" ? [] : labels.map((b) => labels.map((a) => Number(isOn(a, b)))) };
@@ -224,7 +225,7 @@ export function viterbi(rows, { start, end, into }) {
   return tags;
 }
 
-/** For each word the probabilities that an entity begins with its tag, goes on with it, and ends after it. */
+/** Returns for each word the probabilities that an entity begins with its tag, continues with it, and ends after it. */
 function onWords(rows, tags, { goesOn }, temperature) {
   const p = rows.map((row) => scaled(powers(row, temperature)));
   return tags.map((tag, t) => [
@@ -248,7 +249,7 @@ export function onPath(rows, tags, { start, end, factorsInto: into, factorsOut: 
   ]);
 }
 
-/** The entities in tags, by the rules of seqeval. */
+/** Returns the entities in tags, by the rules of seqeval. */
 function entitiesOf(tags, words, text, chances) {
   const found = [];
   let [before, kindBefore, begin] = ["O", "_", 0];
