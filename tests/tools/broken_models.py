@@ -1,4 +1,4 @@
-"""Broken models, each with the check of `main.py --debug` that must find it, and what its message or hint names."""
+"""Broken models, each with the check of `main.py --debug` that must detect it and a pattern for its message or hint."""
 
 import math
 import random
@@ -111,7 +111,7 @@ class FirstTokenInTheMeanTwice(ClassificationHead):
 
 @broken("read_twice", "CLS.*twice")
 class MarkersNotFound(ClassificationHead):
-    """Their ids are those of another tokenizer, so that argmax returns position 0."""
+    """Uses token ids of another tokenizer, so argmax returns position 0."""
 
     level = "tokens"
 
@@ -156,7 +156,8 @@ class MarkersCutOff(Markers):
 
 
 def encoded_apart(with_first):
-    """MyModel.encode for the texts of a pair, each alone. with_first: the second text begins with [CLS] too."""
+    """Returns MyModel.encode for pairs whose texts are encoded separately. with_first: the second text also starts with
+    [CLS]."""
 
     def encode(model, inputs):
         ids, second = inputs["input_ids"], inputs["token_type_ids"]
@@ -175,7 +176,7 @@ def encoded_apart(with_first):
 
 
 class Cosine(RegressionHead):
-    """The cosine of the means of both texts, without [CLS]."""
+    """Computes the cosine similarity of the mean vectors of both texts, without [CLS]."""
 
     level, skipped = "tokens", 1
 
@@ -326,7 +327,7 @@ class LevelsReversed(ClassificationHead):
 
 
 class Ordinal(ClassificationHead):
-    """Cumulative logits of p(grade > k), as in CORAL (Cao et al., 2020)."""
+    """Predicts cumulative logits of p(grade > k), as in CORAL (Cao et al., 2020)."""
 
     def __init__(self, hidden_size, task):
         super().__init__(hidden_size, task)
@@ -508,7 +509,7 @@ class NanWithoutLabels(ClassificationHead):
 
 @broken("no_labels", "torch.where")
 class NanInUnusedBranch(ClassificationHead):
-    """The loss is right, its gradient NaN: 0 * inf behind torch.where."""
+    """The loss is correct, but its gradient is NaN: 0 * inf in a branch of torch.where."""
 
     def loss(self, logits, labels, inputs):
         right = logits.softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
@@ -524,7 +525,7 @@ class UnlabelledAsFirstClass(ClassificationHead):
 
 @broken("gradients", "not finite")
 class RootAtZero(ClassificationHead):
-    """The distance of each row to itself: the root of 0, whose gradient is infinite."""
+    """Computes the distance of each row to itself, the root of 0, whose gradient is infinite."""
 
     compares_rows = True
 
@@ -787,7 +788,7 @@ def claims_to_be_causal(replace):
 
 
 def scores_with(score):
-    """A function of gold and predicted added to the scores of classification, as `classification_scores` + score."""
+    """Adds score(gold, predicted) to the scores of classification tasks."""
 
     def apply(replace):
         plain = metrics.SCORES["classification"]
@@ -907,7 +908,7 @@ def schedule_stepped_after_the_save(replace):
 
 
 def only_trick(replace, trick):
-    """Adds a trick that is always on."""
+    """Adds a trick that is always enabled."""
     replace(tricks, "TRICKS", [*tricks.TRICKS, trick])
 
 
@@ -1068,7 +1069,7 @@ assert issubclass(Ordinal, Head)
 
 
 class Answers(RelationHead):
-    """Changes each relation found: (s_first, s_last, o_first, o_last, predicate)."""
+    """Changes each predicted relation: (s_first, s_last, o_first, o_last, predicate)."""
 
     def decode(self, logits, inputs):
         answers, probabilities = super().decode(logits, inputs)
@@ -1119,7 +1120,7 @@ class LossOfRelationsReversed(RelationHead):
 
 @broken("overfitting", "loss and decode", data="facts", kind="relations")
 class ObjectsInTheLossSwapped(RelationHead):
-    """The tables of heads and tails are learned from the object to the subject, but read the other way round."""
+    """Swaps subjects and objects in the loss, but not in decode."""
 
     def loss(self, logits, labels, inputs):
         items, size = labels.clone(), 5

@@ -1,6 +1,6 @@
-"""Headless Chromium over its DevTools pipe: a page is opened, clicked, photographed, and heard if it complains.
+"""Controls headless Chromium through its DevTools pipe (https://chromedevtools.github.io).
 
-Needs the program alone (Debian's package `chromium`), no driver and no library. https://chromedevtools.github.io
+Needs only the program (Debian's package `chromium`), no driver or library.
 """
 
 import base64
@@ -16,9 +16,10 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 class Browser:
-    """`with Browser(folder) as browser: browser.open(path)`. folder: for its profile; nothing is kept elsewhere.
+    """A browser: `with Browser(folder) as browser: browser.open(path)`. folder: contains the profile and all other
+    files.
 
-    complaints: what the console, an exception or the log said. requests: addresses other than the page's own file.
+    complaints: console messages, exceptions and log entries. requests: requested addresses, without the page's file.
     """
 
     def __init__(self, folder, width=1200, height=900):
@@ -32,7 +33,7 @@ class Browser:
             [CHROMIUM, *flags, "about:blank"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            close_fds=False,  # it reads commands from 3 and answers in 4; all other files are closed by themselves
+            close_fds=False,  # it reads commands from descriptor 3 and writes responses to 4
             preexec_fn=lambda: [os.dup2(fd, place) for fd, place in zip(there, (3, 4))],
         )
         for fd in (*there, pipes[0][0], pipes[1][1]):
@@ -44,7 +45,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def call(self, method, **params):
-        """Sends a command and waits for its answer; what happens meanwhile is kept."""
+        """Sends a command and returns its response. Stores events that arrive in the meantime."""
         self.number += 1
         message = {"id": self.number, "method": method, "params": params}
         message |= {"sessionId": self.session} if self.session else {}
@@ -83,20 +84,20 @@ class Browser:
             self.call("Page.handleJavaScriptDialog", accept=True)
 
     def open(self, path):
-        """Loads a file, until it is whole."""
+        """Opens a file and waits until it is loaded."""
         self.waiting = []
         self.call("Page.navigate", url=path.resolve().as_uri() if hasattr(path, "as_uri") else path)
         while "Page.loadEventFired" not in self.waiting:
             self.hear(self.next_message())
 
     def run(self, script):
-        """The value of a JavaScript expression in the page."""
+        """Returns the value of a JavaScript expression in the page."""
         answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
     def look(self, width=1200, height=900, dark=False, phone=False, media=""):
-        """As which device and in which theme the page is seen."""
+        """Sets the emulated device and colour theme."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", media=media, features=scheme)

@@ -1,6 +1,6 @@
-"""A collection of broken and correct models for `main.py --debug`: how they are declared, and the data they train on.
+"""A collection of broken and correct models for `main.py --debug`: declarations and data.
 
-The models are in broken_models.py and correct_models.py; test_model_check.py and benchmarks/model_checks.py use them.
+The models are in broken_models.py and correct_models.py. test_model_check.py and benchmarks/model_checks.py use them.
 """
 
 import dataclasses
@@ -32,12 +32,12 @@ CHECKS = {check.__name__.removeprefix("check_"): (name, look_at) for name, check
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """An edit of the template. apply(stack, replace) makes it, until the stack closes."""
+    """An edit of the template. apply(replace) makes the edit."""
 
     name: str
     apply: Callable[..., None]
-    check: str = ""  # of a broken model: the function in tools/check that must find it
-    words: str = ""  # a regular expression for the message and the hint of that check
+    check: str = ""  # broken models: the function in tools/check that must detect the error
+    words: str = ""  # regular expression that the message or hint of this check must match
     data: str = "grades"
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -47,8 +47,8 @@ CORRECT: list[Model] = []
 
 
 def declare(models: list[Model], check: str = "", words: str = "", **more: Any) -> Callable[[Any], Any]:
-    """A decorator. On a Head: it is used for `kind` (default classification). On a function: it is called with a
-    function replace(owner, name, value), where owner is an object or a dict."""
+    """Returns a decorator for a Head, which is used for tasks of type `kind` (default: classification), or for a
+    function, which is called with replace(owner, name, value), where owner is an object or a dict."""
     kind, data = more.pop("kind", "classification"), more.pop("data", "grades")
 
     def add(edit: Any) -> Any:
@@ -91,7 +91,7 @@ FACTS = {"type": "relations", "labels": ["beats", "made of", "near"], "counts": 
 
 @cache
 def folder_of(kind: str, root: str) -> str:
-    """The processed folder of a kind of data; 90 rows."""
+    """Returns a processed folder with 90 rows of a kind of data."""
     if kind == "facts":
         return facts_in(Path(root) / kind)
     rng, rows = random.Random(0), []
@@ -122,7 +122,8 @@ def folder_of(kind: str, root: str) -> str:
 
 
 def facts_in(folder: Path) -> str:
-    """Writes a processed folder of relations: both directions, two words, one pair with two predicates, none."""
+    """Writes a processed folder of relations in both directions, with spans of two words, pairs with two predicates,
+    and texts without relations."""
     rng, parts = random.Random(0), {"train": 90, "dev": 40}
     folder.mkdir()
     for part, size in parts.items():
@@ -146,7 +147,7 @@ def facts_in(folder: Path) -> str:
 
 
 def case_of(config: Config, after: Callable[[Any], None] = lambda trainer: None) -> Case:
-    """A Case as main.py makes it, without the trial run. after: what is done to each new trainer."""
+    """Returns a Case like main.py, but without a trial run. after: function that is called with each new trainer."""
     device = torch.device("cpu")
     data = main_module.load_data(config, device, 64)
 
@@ -162,7 +163,7 @@ def case_of(config: Config, after: Callable[[Any], None] = lambda trainer: None)
 
 
 def run(model: Model, root: str, only: str = "") -> tuple[dict[str, str], dict[str, str]]:
-    """({check: message} of those that fail, of those that are undecided). only: run this check alone."""
+    """Returns {check: message} of the failed checks, and of the undecided checks. only: runs only this check."""
     with ExitStack() as stack, TemporaryDirectory() as output:
 
         def replace(owner: Any, name: str, value: Any) -> None:
@@ -182,5 +183,5 @@ def run(model: Model, root: str, only: str = "") -> tuple[dict[str, str], dict[s
 
 
 def is_found(model: Model, failed: dict[str, str]) -> bool:
-    """Whether the right check fails, and its message or hint names the cause."""
+    """Returns whether the right check fails, and its message or hint names the cause."""
     return model.check in failed and bool(re.search(model.words, failed[model.check] + CHECKS[model.check][1]))

@@ -1,4 +1,4 @@
-"""Correct models that look unusual; no check of `main.py --debug` may refuse them."""
+"""Correct but unusual models, for which no check of `main.py --debug` may fail."""
 
 import math
 
@@ -183,7 +183,7 @@ class CoralOfATinyModel(Ordinal):
 
 @correct()
 class Corn(Ordinal):
-    """Conditional probabilities p(grade > k | grade >= k) (Shi et al., 2021)."""
+    """Predicts conditional probabilities p(grade > k | grade >= k) (Shi et al., 2021)."""
 
     def __init__(self, hidden_size, task):
         super().__init__(hidden_size, task)
@@ -282,7 +282,7 @@ class ProbabilitiesAndTheirLog(ClassificationHead):
 
 @correct()
 class ImpossibleLabelsExcluded(ClassificationHead):
-    """The first label is impossible for texts of one word, with a logit of -inf."""
+    """Excludes the first label for texts of one word with a logit of -inf."""
 
     def forward(self, vectors, inputs):
         logits = self.linear(vectors)
@@ -292,7 +292,7 @@ class ImpossibleLabelsExcluded(ClassificationHead):
 
 @correct()
 class TwoLevels(ClassificationHead):
-    """p(label) = p(group) p(label | group); the groups are good and bad."""
+    """Predicts p(label) = p(group) p(label | group) with the groups good and bad."""
 
     def __init__(self, hidden_size, task):
         super().__init__(hidden_size, task)
@@ -324,7 +324,7 @@ class FocalLoss(ClassificationHead):
 
 @correct()
 class BoundedLoss(ClassificationHead):
-    """1 - p(label), robust to wrong labels (Ghosh et al., 2017)."""
+    """Uses the loss 1 - p(label), which is robust to wrong labels (Ghosh et al., 2017)."""
 
     def loss(self, logits, labels, inputs):
         right = logits.softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
@@ -354,7 +354,7 @@ class HuberLoss(RegressionHead):
 
 @correct(data="topics", kind="multilabel")
 class AsymmetricLoss(MultilabelHead):
-    """Easy negatives count less (Ridnik et al., 2021)."""
+    """Reduces the weight of easy negatives (Ridnik et al., 2021)."""
 
     def loss(self, logits, labels, inputs):
         p = logits.sigmoid()
@@ -392,7 +392,7 @@ class Contrastive(ClassificationHead):
 
 @correct()
 class CentreLoss(ClassificationHead):
-    """Pulls each vector to the centre of its class, a buffer that follows the vectors (Wen et al., 2016)."""
+    """Uses the center loss, whose class centres are a buffer (Wen et al., 2016)."""
 
     family = LogitsAlone
 
@@ -443,7 +443,7 @@ class NoiseInTraining(ClassificationHead):
 
 @correct()
 class Experts(ClassificationHead):
-    """Each text takes the expert that its gate prefers."""
+    """Routes each text to one expert."""
 
     def __init__(self, hidden_size, task):
         super().__init__(hidden_size, task)
@@ -514,7 +514,7 @@ class Reverse(torch.autograd.Function):
 
 @correct(data="both", kind="regression")
 class GradientReversed(RegressionHead):
-    """The encoder must not know the score, which this head learns as well as it can (Ganin et al., 2016)."""
+    """Reverses the gradient, so the encoder learns not to encode the score (Ganin et al., 2016)."""
 
     def __init__(self, hidden_size, task):
         super().__init__(hidden_size, task)
@@ -528,7 +528,7 @@ class GradientReversed(RegressionHead):
 @correct()
 def output_weights_tied_to_embeddings(replace):
     class Tied(ClassificationHead):
-        """The logit of a label is that of its word, as in prompting."""
+        """Uses the logits of label words, as in prompting."""
 
         def __init__(self, hidden_size, task):
             super().__init__(hidden_size, task)
@@ -567,7 +567,7 @@ class NumbersNormalised(Numbers):
 
 @correct()
 class StatesKeptForPlots(ClassificationHead):
-    """Keeps the last vectors in a plain attribute, which nothing depends on."""
+    """Stores the last vectors in a plain attribute that does not affect results."""
 
     def forward(self, vectors, inputs):
         self.last = vectors.detach()
@@ -652,7 +652,7 @@ class NumbersOnALogScale(LogScale):
 
 @correct(data="scores", kind="regression")
 class MeanAndVariance(RegressionHead):
-    """The negative log-likelihood, which has no lower bound (Nix and Weigend, 1994)."""
+    """Uses a negative log-likelihood, which has no lower bound (Nix and Weigend, 1994)."""
 
     first_loss = 0.5
 
@@ -694,7 +694,7 @@ class Reversed(torch.autograd.Function):
 
 @correct(data="two")
 class Adversarial(ClassificationHead):
-    """The encoder learns to hide the label (Ganin et al., 2016)."""
+    """Trains the encoder adversarially not to encode the label (Ganin et al., 2016)."""
 
     def forward(self, vectors, inputs):
         return self.linear(Reversed.apply(vectors))

@@ -1,4 +1,4 @@
-"""The page of tools/export/browser with an exported folder, on a server of this machine, with packages from npm."""
+"""Serves the page of tools/export/browser with an exported folder and packages from npm on a local server."""
 
 import json
 import re
@@ -19,7 +19,8 @@ PLACE = re.compile(r"https://cdn\.jsdelivr\.net/npm/((?:@\w+/)?[\w-]+)@([\d.]+)/
 
 @cache
 def packages():
-    """The folder node_modules with the packages of the page in its versions, kept in .cache/; or why there is none."""
+    """Returns the folder node_modules with the pinned packages of the page, cached in .cache/, or the reason why it is
+    missing."""
     named = [f"{name}@{version}" for name, version in PLACE.findall((SOURCE / "index.html").read_text("utf-8"))]
     folder = ROOT / ".cache/npm" / "+".join(name.replace("/", "-") for name in named)
     if CHROMIUM is None or not shutil.which("npm"):
@@ -51,7 +52,7 @@ class Files(SimpleHTTPRequestHandler):
 
 @contextmanager
 def served(place, modules, **exports):
-    """The URL of a folder `place` with the page, whose packages are taken from `modules`, and exported folders."""
+    """Yields the URL of a folder `place` with the page, packages from `modules`, and exported folders."""
     for path in SOURCE.iterdir():
         text = path.read_text(encoding="utf-8")
         (place / path.name).write_text(PLACE.sub(r"./modules/\1/", text), encoding="utf-8")
@@ -68,7 +69,7 @@ def served(place, modules, **exports):
 
 
 def label(name, texts, batch_size=32):
-    """The expression of what the exported folder of this name answers, for a Browser that has the page open. Its model
-    is loaded once."""
+    """Returns a JavaScript expression for the predictions of the exported folder `name`, to run in a Browser that has
+    the page open. The model is loaded once."""
     script = f"import('./predictor.js').then((module) => window.{name} ??= module.load('{name}'))"
     return f"{script}.then((model) => model.label({json.dumps(texts)}, {batch_size}))"

@@ -1,5 +1,5 @@
-"""Typing at a model: the prompt in a real terminal and through a pipe, the page's server as a process of its own, and
-the page in a browser (skipped where there is no Chromium)."""
+"""The demo: the prompt in a real terminal and through a pipe, the server as a separate process, and the page in a
+browser (skipped without Chromium)."""
 
 import contextlib
 import json
@@ -48,7 +48,7 @@ def labeller_of(data, output, name):
 
 
 def assert_same(one, other):
-    """Equal, but for the last digit of numbers, which depends on what else is in a batch."""
+    """Compares results. Numbers can differ in the last digit, which depends on the other rows of a batch."""
     if isinstance(one, dict):
         assert one.keys() == other.keys()
         one, other = list(one.values()), list(other.values())
@@ -62,7 +62,7 @@ def assert_same(one, other):
 
 @pytest.fixture(scope="module")
 def trained(sample, tmp_path_factory):
-    """(flags that name a small run of the sample, [what --predict_file writes of TEXTS])."""
+    """Returns (flags of a small run on the sample, predictions of --predict_file for TEXTS)."""
     folder = tmp_path_factory.mktemp("trained")
     train(
         sample, folder, model_version="run", epochs=25, lr=5e-3, use_crf=True, monitor="slots_f1", early_stop_patience=0
@@ -72,7 +72,7 @@ def trained(sample, tmp_path_factory):
     out = folder / "out.jsonl"
     main(Config(**flags, do_predict=True, predict_file=str(folder / "texts.txt"), predict_output=str(out)))
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    assert any(row["slots"] for row in rows)  # so that there is something to mark
+    assert any(row["slots"] for row in rows)  # so that the model predicts entities
     words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
     return words, [{name: value for name, value in row.items() if name != "id"} for row in rows]
 
@@ -81,7 +81,7 @@ def trained(sample, tmp_path_factory):
 
 
 class Terminal:
-    """A program in a terminal of its own: `type` sends keys, `see` waits for what it shows."""
+    """A program in a pseudo-terminal. `type` sends keys, and `see` waits for output."""
 
     def __init__(self, *words):
         self.master, inner = pty.openpty()
@@ -94,13 +94,13 @@ class Terminal:
         self.shown, self.read = "", 0
 
     def see(self, pattern, seconds=90):
-        """Waits for it after what was seen before. -> all that came until its end"""
+        """Waits for a text in the new output. Returns the output up to the end of this text."""
         end = time.monotonic() + seconds
         while not (found := re.search(pattern, self.shown[self.read :])):
             assert select.select([self.master], [], [], max(0, end - time.monotonic()))[0], self.shown
             try:
                 self.shown += os.read(self.master, 1 << 16).decode("utf-8", "replace")
-            except OSError:  # the program has ended
+            except OSError:  # the program has exited
                 raise AssertionError(self.shown) from None
         seen = self.shown[self.read : self.read + found.end()]
         self.read += found.end()
@@ -110,7 +110,7 @@ class Terminal:
         os.write(self.master, keys.encode())
 
     def end(self):
-        """What it ends with."""
+        """Returns the exit code."""
         try:
             return self.process.wait(60)
         finally:
@@ -118,7 +118,7 @@ class Terminal:
             os.close(self.master)
 
 
-# A session with the terminal as its own, so that Ctrl-C becomes a signal, which what runs in the background may ignore
+# A session with its own terminal, so that Ctrl-C becomes a signal, which background processes may ignore
 LOGIN = (
     "import fcntl, os, signal, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
     "signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
@@ -126,14 +126,14 @@ LOGIN = (
 
 
 @pytest.mark.slow
-def test_keys_typed_in_a_terminal(trained):
+def test_typing_in_a_terminal(trained):
     words, rows = trained
     terminal = Terminal("-m", "tools.demo", "--terminal", *words)
     terminal.see("text> ")
     terminal.type("\r")
-    terminal.see("text> ")  # an empty line asks again
+    terminal.see("text> ")  # an empty line repeats the prompt
     for text, row in zip(TEXTS[:2], rows):
-        terminal.type(text[:4] + "xy\x7f\x7f" + text[4:] + "\r")  # and a typing error taken back
+        terminal.type(text[:4] + "xy\x7f\x7f" + text[4:] + "\r")  # and a typing error is corrected
         seen = terminal.see("text> ")
         assert f"{row['intent']} {row['intent_probability']:.4f}" in seen
         assert seen.count("\x1b[1;") >= 2 * len(row["slots"])
@@ -151,7 +151,7 @@ def test_ctrl_c_ends_the_prompt_without_a_traceback(trained):
     terminal.see("text> ")
     terminal.type("half a te")
     terminal.see("half a te")
-    for _ in range(20):  # readline may sleep through a signal that comes while it handles a key, until the next one
+    for _ in range(20):  # readline may miss a signal that arrives while it handles a key, until the next key
         terminal.type("\x03")
         with contextlib.suppress(subprocess.TimeoutExpired):
             terminal.process.wait(3)
@@ -160,7 +160,7 @@ def test_ctrl_c_ends_the_prompt_without_a_traceback(trained):
     assert "Traceback" not in terminal.shown
 
 
-def test_lines_of_a_pipe_are_answered_and_bad_ones_reported(trained, python):
+def test_piped_lines_are_labelled_and_invalid_ones_reported(trained, python):
     words, rows = trained
     lines = "\n".join([TEXTS[0], "", TEXTS[2]]).encode() + b"\n\xff\xfe\n" + f"{TEXTS[1]}".encode()
     done = subprocess.run(
@@ -174,7 +174,7 @@ def test_lines_of_a_pipe_are_answered_and_bad_ones_reported(trained, python):
     assert err.count("error: ") == 1 and "not UTF-8" in err
 
 
-def test_what_would_steer_the_terminal_is_shown_as_a_sign():
+def test_control_characters_are_replaced():
     answer = {"tasks": [{"task": "t\x1b[2J", "marked": ["a\x1b]0;x\x07\u202e"]}], "cut": 3}
     assert not re.search("[\x1b\x07\u202e]", format_result(answer, painter(False)))
     assert "truncated sub-tokens: 3" in format_result(answer, painter(True))
@@ -203,7 +203,7 @@ def raw_rows(kind):
 
 
 @pytest.mark.parametrize("kind", ["multilabel", "regression", "spans", "pairs"])
-def test_every_kind_of_task_is_answered_as_in_predictions(kind, tmp_path):
+def test_results_match_predictions_for_all_kinds_of_tasks(kind, tmp_path):
     (tmp_path / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in raw_rows(kind)))
     column = {"spans": "entities", "multilabel": "topics", "regression": "score", "pairs": "label"}[kind]
     more = {"label_type": f"{column}={kind}"}
@@ -246,7 +246,7 @@ def test_every_kind_of_task_is_answered_as_in_predictions(kind, tmp_path):
     assert examples.random_row() is not None
 
 
-def test_bad_input_is_reported():
+def test_invalid_input_is_reported():
     tasks = {"t": Task("classification", labels=["a"], pairs=True, extras={"n": {"mean": 0, "std": 1}})}
     good = {"text": "a", "text_pair": "b", "extras": {"n": "2"}}
     assert as_example(good, tasks)["extras"] == {"n": 2.0}
@@ -269,7 +269,7 @@ def test_bad_input_is_reported():
             as_example(wrong, tasks)
 
 
-def test_examples_that_cannot_be_used_are_passed_over(sample, tmp_path):
+def test_invalid_examples_are_skipped(sample, tmp_path):
     tasks = read_tasks(sample / "labels.json")
     assert Examples([tmp_path], tasks).first() == [] and Examples([], tasks).random_row() is None
     assert Examples([sample], tasks | {"more": Task("classification", labels=["a"])}).path is None
@@ -284,7 +284,7 @@ def test_examples_that_cannot_be_used_are_passed_over(sample, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1", "8000", ":8000", "127.0.0.1:x", "127.0.0.1:70000", "127.0.0.1:²"])
-def test_an_address_that_is_none(text):
+def test_invalid_addresses(text):
     pytest.importorskip("starlette")
     pytest.importorskip("uvicorn")
     from tools.demo.page import parse_address
@@ -294,14 +294,14 @@ def test_an_address_that_is_none(text):
     assert parse_address("[::1]:80") == ("::1", 80)
 
 
-def test_under_torchrun_nobody_can_type(monkeypatch):
+def test_torchrun_is_rejected(monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "x"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="without torchrun"):
         DemoConfig()
 
 
-def test_a_missing_package_is_one_line(trained, monkeypatch):
+def test_missing_packages_cause_a_one_line_error(trained, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.delitem(sys.modules, "tools.demo.page", raising=False)
     with pytest.raises(UserError, match=r"pip install -r tools/demo/requirements\.txt"):
@@ -309,7 +309,7 @@ def test_a_missing_package_is_one_line(trained, monkeypatch):
 
 
 class Server:
-    """The demo as a process of its own, at a port that was free."""
+    """The demo as a separate process on a free port."""
 
     def __init__(self, python, words, log):
         self.log = log
@@ -323,7 +323,7 @@ class Server:
         self.url, self.port = found.group(), int(found.group(1))
 
     def ask(self, path="/", body=None, **headers):
-        """(status, what it says)"""
+        """Returns (status, content)."""
         request = urllib.request.Request(self.url + path, body, headers)
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
@@ -346,7 +346,7 @@ def server(trained, tmp_path_factory, python):
     server.process.wait()
 
 
-def test_the_server_answers_as_predict_file_does(server, trained):
+def test_server_matches_predict_file(server, trained):
     status, page = server.ask()
     assert status == 200 and "<textarea" in page and "connect-src 'self'" in page
     assert not re.search(r"(src|href)=\"(?!data:)", page)
@@ -360,7 +360,7 @@ def test_the_server_answers_as_predict_file_does(server, trained):
     assert status == 200 and json.loads(said)["gold"]
 
 
-def test_the_server_takes_tokens_and_ids(server):
+def test_server_accepts_tokens_and_ids(server):
     given = [{"tokens": TEXTS[0].split(), "id": 7}, {"text": TEXTS[0]}]
     status, said = server.label(given)
     first, second = (answer["prediction"] for answer in said["answers"])
@@ -370,7 +370,7 @@ def test_the_server_takes_tokens_and_ids(server):
         assert status == 400 and ("text" in said["error"])
 
 
-def test_the_server_refuses_what_is_malformed_with_a_sentence(server):
+def test_server_rejects_malformed_requests(server):
     for body in (
         b"",
         b"x",
@@ -390,12 +390,12 @@ def test_the_server_refuses_what_is_malformed_with_a_sentence(server):
         assert status == 413 and "at most" in said["error"]
     assert server.label(["x" * MAX_CHARACTERS])[0] == 200
     assert server.ask("/label")[0] == 405 and server.ask("/none")[0] == 404
-    assert server.ask("/", Host="example.org")[0] == 400  # another site's name that leads here
+    assert server.ask("/", Host="example.org")[0] == 400  # host name of another site (DNS rebinding)
     assert server.process.poll() is None and "Traceback" not in server.log.read_text()
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/net/tcp"), reason="needs /proc/net/tcp")
-def test_the_server_listens_on_the_loopback_address_alone(server):
+def test_server_listens_only_on_the_loopback_address(server):
     lines = Path("/proc/net/tcp").read_text().splitlines()
     lines += Path("/proc/net/tcp6").read_text().splitlines() if Path("/proc/net/tcp6").exists() else []
     lines = [line.split() for line in lines]
@@ -403,7 +403,7 @@ def test_the_server_listens_on_the_loopback_address_alone(server):
     assert listening == [f"0100007F:{server.port:04X}"]
 
 
-def test_a_port_that_is_taken_is_one_line():
+def test_a_port_in_use_causes_a_one_line_error():
     pytest.importorskip("starlette")
     pytest.importorskip("uvicorn")
     from tools.demo.page import listen
@@ -419,7 +419,7 @@ def test_a_port_that_is_taken_is_one_line():
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package `chromium`)")
 def test_the_page_in_a_browser(server, trained, tmp_path):
-    """Typed keys become labels and marked entities; nothing of a text becomes markup, nothing is asked elsewhere."""
+    """The page labels typed texts, marks entities, escapes texts, and makes no requests to other hosts."""
     rows = trained[1]
     with Browser(tmp_path / "profile") as browser:
         browser.look()
@@ -457,7 +457,7 @@ def press_enter(browser):
 
 
 def wait_for(browser, expression, beginning):
-    """The value of an expression, once it is a string that begins so and is not empty."""
+    """Waits until an expression is a non-empty string with this prefix, and returns it."""
     end = time.monotonic() + 30
     while True:
         value = browser.run(expression)
@@ -472,12 +472,12 @@ def test_ctrl_c_closes_the_page(server, trained, tmp_path, python):
     end_by(Server(python, trained[0], tmp_path / "log"), signal.SIGINT)
 
 
-def test_sigterm_closes_the_page(server):  # the last one that needs it
+def test_sigterm_closes_the_page(server):  # the last test that needs the server
     end_by(server, signal.SIGTERM)
 
 
 def end_by(server, number):
-    with socket.create_connection(("127.0.0.1", server.port)):  # a browser that keeps its connection open
+    with socket.create_connection(("127.0.0.1", server.port)):  # like a browser that keeps its connection open
         server.process.send_signal(number)
         assert server.process.wait(60) == 0
     assert "the server has stopped" in server.log.read_text() and "Traceback" not in server.log.read_text()

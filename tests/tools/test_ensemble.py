@@ -1,4 +1,4 @@
-"""Several runs as one: the mean against one that is computed by hand, the selection against brute force, errors."""
+"""Ensembles: means compared with means computed by hand, selection compared with brute force, and errors."""
 
 import copy
 import csv
@@ -60,7 +60,7 @@ WORDS = "red green blue big small cat dog runs sleeps in Paris Rome the of".spli
 
 
 def train(folder, data, name, **options):
-    """A tiny run. -> its folder"""
+    """Trains a tiny run. Returns its folder."""
     config = Config(
         **{
             **TINY,
@@ -79,7 +79,8 @@ def train(folder, data, name, **options):
 
 
 def made_data(folder, kind, seed=1, shift=0.0):
-    """A processed folder of made-up texts. kind: "texts" (intent, topics, size) or "spans" (intent, places)."""
+    """Writes a processed folder of generated texts. kind: "texts" (intent, topics, size) or "spans" (intent,
+    places)."""
     rng, rows = random.Random(seed), []
     for i in range(150):
         words = [rng.choice(WORDS) for _ in range(rng.randint(3, 8 if kind == "texts" else 20))]
@@ -106,7 +107,8 @@ def made_data(folder, kind, seed=1, shift=0.0):
 
 @pytest.fixture(scope="module")
 def joint(sample, tmp_path_factory):
-    """{with a CRF?: three runs of intents and slots}: a BiLSTM with few words and with windows, and two that cut."""
+    """Returns {whether a CRF is used: three runs with intents and slots}: a BiLSTM with a small vocabulary and windows,
+    and two runs that truncate."""
     folder = tmp_path_factory.mktemp("joint")
     runs = {}
     for crf in (True, False):
@@ -122,7 +124,7 @@ def joint(sample, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def short_only(sample, tmp_path_factory):
-    """Two runs with a CRF that both cut, so that words are left that neither saw."""
+    """Returns two runs with a CRF that both truncate, so some words are read by neither."""
     folder = tmp_path_factory.mktemp("short")
     own = dict(use_crf=True, window_stride=-1, epochs=1)
     return [train(folder, sample, f"cut{length}", max_length=length, **own) for length in (10, 14)]
@@ -130,7 +132,8 @@ def short_only(sample, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
-    """Two runs of a label, of several, and of a number, which lies elsewhere in the training data of the second."""
+    """Returns two runs with classification, multilabel and regression. The numbers have another range in the second
+    run's training data."""
     folder = tmp_path_factory.mktemp("texts")
     data, other = made_data(folder / "one", "texts"), made_data(folder / "two", "texts", 2, 0.7)
     own = dict(epochs=12, lr=1e-2)
@@ -139,7 +142,7 @@ def texts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def spans(tmp_path_factory):
-    """Two runs of spans, relations and intents, of which the second cuts."""
+    """Returns two runs with spans, relations and intents. The second run truncates."""
     folder = tmp_path_factory.mktemp("spans")
     data, own = made_data(folder / "one", "spans"), dict(epochs=10, lr=1e-2)
     add_relations(data, "places")
@@ -148,7 +151,7 @@ def spans(tmp_path_factory):
 
 
 def together(runs, folder, **options):
-    """Runs tools.ensemble in this process. -> its folder"""
+    """Runs tools.ensemble in this process. Returns its folder."""
     flags = dict(device="cpu", output_dir=str(folder), **options)
     ensemble(EnsembleConfig(runs=tuple(map(str, runs)), **flags))
     return folder / "ensemble"
@@ -163,7 +166,7 @@ def examples_in(data, part):
 
 
 class ByHand:
-    """What a run's model gives for single texts, no batch, no padding; windows are merged here."""
+    """Computes a run's logits for single texts, without batches or padding. Windows are merged here."""
 
     def __init__(self, run):
         trainer, self.featurizer = load_trained(run / "checkpoints/best", Config(device="cpu"), CPU)
@@ -172,7 +175,7 @@ class ByHand:
 
     @torch.inference_mode()
     def __call__(self, example):
-        """{task: logits (C,), (), or (W, C) of the words that were seen, or of spans or relations}"""
+        """Returns {task: logits}: (C,), (), (W, C) for the words that were read, or logits of spans or relations."""
         data = MyDataset([example], self.featurizer, quiet=True)
         found = {name: [] for name in self.heads}
         for row in range(len(data.lengths)):
@@ -196,13 +199,13 @@ def softmax(logits):
 
 
 def mean_by_word(parts):
-    """[(W, C)] of different W -> the mean of each word over those that have it."""
+    """Returns the mean of [(W, C)] with different W for each word, over the tensors that contain it."""
     longest = max(map(len, parts))
     return np.array([np.mean([part[w] for part in parts if w < len(part)], 0) for w in range(longest)])
 
 
 def best_path(emissions, starts, between, ends, labels):
-    """The best legal path, by the plainest dynamic programme."""
+    """Returns the best valid path by dynamic programming."""
     bioes = any(label[0] in "ES" and label != "O" for label in labels)
     size, low = len(labels), -1e9
     score = [starts[j] + emissions[0][j] + (0 if may_follow("O", labels[j], bioes) else low) for j in range(size)]
@@ -222,7 +225,7 @@ def best_path(emissions, starts, between, ends, labels):
 
 
 def tags_by_hand(hands, logits, crf):
-    """The tags of one text, of the words that any of the models saw. logits: of each model (W, C)."""
+    """Returns the tags of the words in a text that any model read. logits: (W, C) per model."""
     labels, parts = hands[0].heads["slots"].task.labels, [one.numpy() for one in logits]
     if not crf:
         return [labels[i] for i in mean_by_word([softmax(part) for part in parts]).argmax(1)]
@@ -236,8 +239,8 @@ def tags_by_hand(hands, logits, crf):
 
 
 @pytest.mark.parametrize("crf", [True, False])
-def test_intents_and_tags_are_the_mean_by_hand(crf, joint, sample, tmp_path):
-    """Two encoders and tokenizers; one reads long texts in windows, the other cuts, a third one at another word."""
+def test_intents_and_tags_match_means_computed_by_hand(crf, joint, sample, tmp_path):
+    """The runs have different encoders and tokenizers: one reads windows, the others truncate at different words."""
     folder, hands = together(joint[crf], tmp_path), [ByHand(run) for run in joint[crf]]
     rows, uneven = rows_of(folder / "answers/test.jsonl"), 0
     for row, example in zip(rows, examples_in(sample, "test"), strict=True):
@@ -251,7 +254,7 @@ def test_intents_and_tags_are_the_mean_by_hand(crf, joint, sample, tmp_path):
     assert uneven > 5
 
 
-def test_words_that_no_run_saw_are_outside(short_only, sample, tmp_path):
+def test_words_truncated_in_all_runs_are_tagged_outside(short_only, sample, tmp_path):
     folder, hands = together(short_only, tmp_path), [ByHand(run) for run in short_only]
     unseen = 0
     for row, example in zip(rows_of(folder / "answers/test.jsonl"), examples_in(sample, "test"), strict=True):
@@ -262,7 +265,7 @@ def test_words_that_no_run_saw_are_outside(short_only, sample, tmp_path):
 
 
 def best_by_brute_force(scored, there):
-    """The threshold of the best F1, the highest of several. scored: [(probability, whether it is right)]"""
+    """Returns the threshold with the best F1 (on ties, the highest). scored: [(probability, whether it is right)]."""
     values, best = sorted({p for p, _ in scored}, reverse=True), (-1.0, None)
     for value, following in zip(values, [*values[1:], 0.0]):
         taken = [right for p, right in scored if p >= value]
@@ -272,8 +275,8 @@ def best_by_brute_force(scored, there):
     return best[1]
 
 
-def test_labels_and_numbers_are_the_mean_by_hand(texts, tmp_path, caplog):
-    """The threshold is the best one for the mean on dev; numbers are averaged as such, though their scales differ."""
+def test_labels_and_numbers_match_means_computed_by_hand(texts, tmp_path, caplog):
+    """The threshold is the best one for the mean on dev. Numbers are averaged in their original scale."""
     (runs, data), name = texts, "topics"
     folder, hands = together(runs, tmp_path), [ByHand(run) for run in runs]
     labels = hands[0].heads[name].task.labels
@@ -296,13 +299,13 @@ def test_labels_and_numbers_are_the_mean_by_hand(texts, tmp_path, caplog):
     scales = [read_json(run / "checkpoints/best/labels.json")["size"]["mean"] for run in runs]
     assert abs(scales[0] - scales[1]) > 0.3
     thresholds = [float(hand.heads[name].threshold) for hand in hands]
-    assert abs(threshold - np.mean(thresholds)) > 1e-3  # otherwise the test proves nothing
+    assert abs(threshold - np.mean(thresholds)) > 1e-3  # otherwise the test is trivial
     log = (folder / "train.log").read_text()
     assert "b was trained on" in log and "a was trained on" not in log
 
 
 def spans_by_hand(logits, _):
-    """{(first word, last word, type): score} of a table (W, W + 2T), of those above the minimum score."""
+    """Returns {(first word, last word, type): score} for scores above the minimum in a table (W, W + 2T)."""
     width = len(logits)
     types = (logits.shape[1] - width) // 2
     scores = {
@@ -315,7 +318,8 @@ def spans_by_hand(logits, _):
 
 
 def relations_by_hand(logits, number):
-    """{(four words, predicate): score} above the minimum score. logits: (W, 3W + 4 + 4P), then those of the entities"""
+    """Returns {(four words, predicate): score} for scores above the minimum. logits: (W, 3W + 4 + 4P), then
+    entities."""
     width, found = len(logits), {}
 
     def best(items, most):
@@ -335,7 +339,7 @@ def relations_by_hand(logits, number):
     return best({item: score for item, score in found.items() if score > LOWEST_SCORE}, 4 * width)
 
 
-def test_spans_and_relations_are_the_mean_by_hand(spans, tmp_path):
+def test_spans_and_relations_match_means_computed_by_hand(spans, tmp_path):
     runs, data = spans
     folder, hands = together(runs, tmp_path), [ByHand(run) for run in runs]
     require_the_mean(folder, hands, data, "places", spans_by_hand)
@@ -346,7 +350,7 @@ def require_the_mean(folder, hands, data, name, scores_of):
     types = hands[0].heads[name].task.labels
 
     def mean_of(example):
-        """{item: mean probability} over the runs that saw its last word"""
+        """Returns {item: mean probability} over the runs that read its last word."""
         probabilities, sizes = [], []
         for hand in hands:
             logits = hand(example)[name].numpy()
@@ -370,12 +374,12 @@ def require_the_mean(folder, hands, data, name, scores_of):
         between += sum((p >= threshold) != (p >= np.mean(thresholds)) for p in mean.values())
         found += len(wanted)
         assert sorted(row["answers"][name]["predicted"]) == sorted(wanted)
-    assert between  # the mean of the thresholds would find others
+    assert between  # the mean threshold would give other labels
     assert found > 10
 
 
-def test_the_mean_of_crfs_is_the_geometric_mean_of_their_distributions():
-    """The path that is found has the greatest mean of log p over two models, of all 243 paths."""
+def test_crfs_are_combined_by_the_geometric_mean():
+    """The predicted path has the greatest mean log probability over two models among all 243 paths."""
     torch.manual_seed(1)
     task, words, changed = Task("tagging", labels=["noun", "verb", "other"]), 5, 0
     heads = [torch.nn.ModuleDict({"x": CRFTaggingHead(4, task)}) for _ in range(2)]
@@ -397,10 +401,10 @@ def test_the_mean_of_crfs_is_the_geometric_mean_of_their_distributions():
         changed += tags != [
             task.labels[tag] for tag in heads[0]["x"].decode(emissions[:, i].mean(0)[None], {"word_mask": mask})[0][0]
         ]
-    assert changed > 3  # transitions of both count
+    assert changed > 3  # transitions of both models have an effect
 
 
-def test_the_mean_of_words_is_of_those_that_saw_them():
+def test_words_are_averaged_over_the_runs_that_read_them():
     one, other = torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[3.0]])
     assert mean_of_words([one, other]).tolist() == [[2.0], [2.0], [3.0]]
     assert mean_of_words([one, one, other[[0, 0, 0]]]).flatten().tolist() == pytest.approx([5 / 3, 7 / 3, 3])
@@ -409,19 +413,19 @@ def test_the_mean_of_words_is_of_those_that_saw_them():
 # ---- what is written -------------------------------------------------------------------------------------------------
 
 
-def test_scores_files_and_page(joint, sample, tmp_path, caplog):
+def test_scores_files_and_report(joint, sample, tmp_path, caplog):
     runs = joint[True]
     folder = together(runs, tmp_path)
     result, tasks = read_json(folder / "ensemble.json"), load_labels(sample)
     assert list(result["runs"]) == [run.name for run in runs] and result["monitor"] == "sentence_accuracy"
-    for run in runs:  # as main.py scores it
+    for run in runs:  # as in main.py
         config = Config(do_eval=True, checkpoint=str(run / "checkpoints/best"), data_path=str(sample), device="cpu")
         trainer, featurizer = load_trained(run / "checkpoints/best", config, CPU)
         for part in ("dev", "test"):
             loader = loader_of(sample / f"{part}.jsonl", featurizer, 7, run.name)
             scores = {name: v for name, v in trainer.eval(loader).scores.items() if not name.endswith("loss")}
             assert result["runs"][run.name][part] == pytest.approx(scores)
-    for part in ("dev", "test"):  # as anyone would from the rows
+    for part in ("dev", "test"):  # recomputed from the rows
         rows = rows_of(folder / f"answers/{part}.jsonl")
         sides = ({n: [row["answers"][n][side] for row in rows] for n in tasks} for side in ("gold", "predicted"))
         scores = metrics.score(tasks, *sides)
@@ -443,11 +447,11 @@ def test_scores_files_and_page(joint, sample, tmp_path, caplog):
     )
     log, (page, _) = (folder / "train.log").read_text(encoding="utf-8"), make_report(folder)
     assert "cross-fitted" in log and f"gain over {best}" in log and "which is optimistic" in log
-    assert all(run.name in page.read_text(encoding="utf-8") for run in runs)  # the learning curves of each
+    assert all(run.name in page.read_text(encoding="utf-8") for run in runs)  # the learning curves of each run
 
 
-def test_the_selected_ones_are_reported_if_asked_for(texts, tmp_path):
-    """Scores of several kinds of tasks have a mean, with an interval as well."""
+def test_select_reports_the_selected_runs(texts, tmp_path):
+    """The mean score over several kinds of tasks has an interval, too."""
     runs, data = texts
     folder = together(runs, tmp_path, select=True, data_path=str(data), monitor="topics_micro_f1")
     result = read_json(folder / "ensemble.json")
@@ -458,8 +462,8 @@ def test_the_selected_ones_are_reported_if_asked_for(texts, tmp_path):
     assert gain["mean_score"]["difference"] == pytest.approx(np.mean([gain[name]["difference"] for name in mains]))
 
 
-def test_texts_are_labelled_by_the_mean(joint, tmp_path, monkeypatch):
-    """As the three by hand; the same bytes in pools of any size, and when it goes on after a stop."""
+def test_texts_are_labelled_with_mean_probabilities(joint, tmp_path, monkeypatch):
+    """Predictions match means computed by hand, and are byte-identical for any pool size and after resuming."""
     given = [
         "play a song by Adele",
         "",
@@ -501,7 +505,7 @@ def test_texts_are_labelled_by_the_mean(joint, tmp_path, monkeypatch):
     assert again.read_bytes() == output.read_bytes()
 
 
-def test_labelling_takes_the_threshold_of_dev_or_the_mean_where_there_is_none(texts, tmp_path):
+def test_labelling_uses_the_dev_threshold_or_the_mean_threshold(texts, tmp_path):
     runs, data = texts
     test = examples_in(data, "test")
     (tmp_path / "texts.txt").write_text("\n".join(example["text"] for example in test) + "\n")
@@ -524,7 +528,7 @@ def test_labelling_takes_the_threshold_of_dev_or_the_mean_where_there_is_none(te
     assert "no dev split to fit" in (folder / "train.log").read_text()
 
 
-def test_one_model_is_in_memory_at_a_time(joint, sample):
+def test_models_are_loaded_one_at_a_time(joint, sample):
     before = []
 
     def load(folder):
@@ -543,7 +547,7 @@ def test_one_model_is_in_memory_at_a_time(joint, sample):
 
 
 def committee_of(probabilities, gold):
-    """A committee of which each member gave these probabilities (M, N, C) for dev. -> (Committee, SplitOutputs)"""
+    """Returns (Committee, dev SplitOutputs) whose members have the given probabilities (M, N, C) for dev."""
     labels = [f"l{c}" for c in range(probabilities.shape[2])]
     tasks = {"x": Task("classification", labels=labels)}
     tokenizer = train_tokenizer(lambda: iter(["a b"] * 3), 50)
@@ -587,7 +591,7 @@ def given_probabilities(members, size, skill, seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_selection_is_that_of_brute_force(seed):
+def test_selection_matches_brute_force(seed):
     probabilities, gold = given_probabilities(6, 90, 0.8, seed)
     committee, part = committee_of(probabilities, gold)
     selection = Selection(committee, part, "x_accuracy")
@@ -600,7 +604,7 @@ def test_the_selection_is_that_of_brute_force(seed):
     assert [member for member, _ in selection.order(rows)] == greedy_by_brute_force(probabilities, gold, rows)
 
 
-def test_a_member_may_be_added_again_and_equals_go_to_the_first():
+def test_members_can_repeat_and_ties_go_to_the_first():
     scores = {(1,): 0.5, (0,): 0.4, (0, 1): 0.6, (1, 1): 0.5, (0, 1, 1): 0.7, (0, 0, 1): 0.6}
     found = select(2, lambda members: scores.get(tuple(sorted(members)), 0.0), lambda new, old: new > old)
     assert found == [(1, 0.5), (0, 0.6), (1, 0.7)]
@@ -609,8 +613,8 @@ def test_a_member_may_be_added_again_and_equals_go_to_the_first():
     assert lower == [(1, 2.0)]
 
 
-def test_selecting_among_random_runs_looks_good_on_dev_but_not_cross_fitted():
-    """On dev the best of many guesses is better than chance; cross-fitted it is chance, as brute force says too."""
+def test_cross_fitting_reveals_selection_bias():
+    """On dev, the best of many random runs is better than chance. Cross-fitted, it is not, as brute force confirms."""
     probabilities, gold = given_probabilities(12, 120, 0.0, 4)
     committee, part = committee_of(probabilities, gold)
     result, _ = assess(committee, {"dev": part}, "x_accuracy")
@@ -623,8 +627,8 @@ def test_selecting_among_random_runs_looks_good_on_dev_but_not_cross_fitted():
     assert honest == pytest.approx(right / 120)
 
 
-def test_thresholds_are_fitted_on_the_rows_that_may_be_seen(texts):
-    """On these rows no other threshold is better; elsewhere it is another one."""
+def test_thresholds_are_fitted_on_the_given_rows(texts):
+    """No other threshold is better on these rows, and other rows have another threshold."""
     runs, data = texts
     load = partial(load_trained, config=Config(device="cpu"), device=CPU)
     committee = Committee(find_runs(runs), load, loader_of, Config(), CPU, metrics)
@@ -668,7 +672,7 @@ ERRORS = {
 
 
 def altered(best, folder, change):
-    """A sealed copy of a checkpoint with other labels."""
+    """Returns a sealed copy of a checkpoint with other labels."""
     from engine.run.files import seal
 
     copy = Path(shutil.copytree(best, folder))
@@ -681,7 +685,7 @@ def altered(best, folder, change):
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_an_error_is_one_line_and_nothing_is_written(name, joint, texts, sample, tmp_path, monkeypatch, capsys):
+def test_errors_take_one_line_and_write_no_files(name, joint, texts, sample, tmp_path, monkeypatch, capsys):
     best = joint[True][0] / "checkpoints/best"
     places = {"A": joint[True][0], "B": joint[True][1], "PLAIN": joint[False][0], "TEXTS": texts[0][0], "DATA": sample}
     places |= {"OTHER": texts[1], "HOME": joint[True][0].parent, "A/checkpoints/best": best}
@@ -708,7 +712,7 @@ def test_an_error_is_one_line_and_nothing_is_written(name, joint, texts, sample,
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_runs_may_stand_anywhere_among_the_flags_and_names_are_distinct(joint):
+def test_runs_can_appear_anywhere_and_names_are_distinct(joint):
     config = parse_args(EnsembleConfig, ["a", "--monitor", "slots_f1", "b", "--select"])
     assert config.runs == ("a", "b") and config.select and config.monitor == "slots_f1"
     best = joint[True][0] / "checkpoints/best"
@@ -726,7 +730,7 @@ def test_dev_without_labels_is_an_error(joint, sample, tmp_path):
     with pytest.raises(UserError, match="dev has no label"):
         together(joint[True][:2], tmp_path / "a", data_path=str(data))
     (data / "dev.jsonl").unlink()
-    folder = together(joint[True][:2], tmp_path / "b", data_path=str(data))  # test is scored without a choice
+    folder = together(joint[True][:2], tmp_path / "b", data_path=str(data))  # test is scored without a selection
     result = read_json(folder / "ensemble.json")
     assert result.keys() == {"monitor", "runs", "all"} and "test" in result["all"] and "dev" not in result["all"]
     with pytest.raises(UserError, match=r"no dev\.jsonl"):
@@ -754,7 +758,7 @@ def test_the_command(joint, sample, command, tmp_path):
 
 
 @pytest.mark.slow
-def test_folds_and_an_ensemble_of_them_say_the_same(sample, command, tmp_path):
+def test_an_ensemble_of_folds_matches_cross_validation(sample, command, tmp_path):
     assert command("data_process.py", "--input", sample, "--output_dir", "data", "--n_splits", 3).returncode == 0
     flags = ["--epochs", 2, "--hidden_size", 32, "--num_layers", 1, "--device", "cpu", "--use_crf"]
     assert command("tools.cross_validate", "--data_path", "data", *flags).returncode == 0
@@ -770,8 +774,8 @@ def test_folds_and_an_ensemble_of_them_say_the_same(sample, command, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_adapter_and_a_pretrained_encoder_join_in(joint, sample, tmp_path):
-    """LoRA beside a BERT whose tokenizer is its own, and a run from scratch."""
+def test_lora_adapters_and_pretrained_encoders(joint, sample, tmp_path):
+    """An ensemble of a LoRA run, a BERT run with another tokenizer, and a run from scratch."""
     tokenizer = train_tokenizer(lambda: (" ".join(row["tokens"]) for row in examples_in(sample, "train")), 400)
     BertModel(bert_config(tokenizer, 2, 32, 64)).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
@@ -784,7 +788,7 @@ def test_an_adapter_and_a_pretrained_encoder_join_in(joint, sample, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_and_an_ensemble_can_be_compared(joint, sample, tmp_path):
+def test_comparing_a_run_with_an_ensemble(joint, sample, tmp_path):
     options = dict(data_path=str(sample), device="cpu", output_dir=str(tmp_path))
     main_py(Config(do_eval=True, checkpoint=str(joint[True][0] / "checkpoints/best"), model_version="alone", **options))
     logging.getLogger("template").handlers.clear()

@@ -25,7 +25,7 @@ def consistent(items):
 
 
 def rows_of(size, seed=0):
-    """Stored rows of random events, with errors of all kinds; some are unlabelled."""
+    """Returns stored rows of random events with all kinds of errors. Some rows are unlabelled."""
     rng, rows = random.Random(seed), []
     spans = [(0, 0), (1, 2), (3, 3), (5, 6)]
     everything = [(*a, *b, name) for a, b, name in product(spans, spans, ACTS.labels)]
@@ -46,7 +46,7 @@ def scores_of(rows):
     return metrics.score({"acts": ACTS}, gold, predicted)
 
 
-def test_a_resample_scores_what_metrics_py_scores_on_the_rows_drawn():
+def test_resampled_scores_match_metrics():
     rows = rows_of(60)
     statistics = bootstrap.statistics_of(rows, {"acts": "events"})
     assert bootstrap.point(statistics, len(rows)) == pytest.approx(scores_of(rows))
@@ -57,7 +57,7 @@ def test_a_resample_scores_what_metrics_py_scores_on_the_rows_drawn():
         assert {name: column[number] for name, column in values.items()} == pytest.approx(scores_of(drawn))
 
 
-def test_the_page_shows_the_mentions_of_events(tmp_path):
+def test_the_report_shows_triggers_and_arguments(tmp_path):
     rows = rows_of(80)
     (tmp_path / "run/no-data").mkdir(parents=True)
     path, _ = make_report(make_run(tmp_path / "run", {"test": rows}, {"acts": ACTS}))

@@ -1,4 +1,4 @@
-"""`main.py --debug`: each broken model is found by the check meant for it, and correct models pass."""
+"""`main.py --debug`: each broken model fails the intended check, and correct models pass."""
 
 import json
 import shutil
@@ -24,12 +24,12 @@ SLOW = {"overfitting", "resume", "prediction"}
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory):
-    """The folder of the collection's data."""
+    """Returns the folder of the collection's data."""
     return str(tmp_path_factory.mktemp("collection"))
 
 
 def checked(case):
-    """({check: message} of the checks that fail, of those that are undecided)"""
+    """Returns {check: message} of the failed checks, and of the undecided checks."""
     failed = check_model(case)
     return [
         {check: found[name] for check, name in NAMES.items() if name in found} for found in (failed, case.undecided)
@@ -42,38 +42,38 @@ FAST = [pytest.param(model, marks=[pytest.mark.slow] * (model.check in SLOW), id
 
 
 @pytest.mark.parametrize("model", FAST)
-def test_a_broken_model_is_found_by_its_check(model, root):
+def test_broken_models_fail_their_check(model, root):
     failed, _ = run(model, root, only=model.check)
     assert is_found(model, failed), failed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", CORRECT, ids=lambda model: model.name)
-def test_an_unusual_model_passes(model, root):
+def test_unusual_correct_models_pass(model, root):
     assert run(model, root) == ({}, {})
 
 
-def test_the_collection_is_large():
+def test_size_of_the_collection():
     assert len(BROKEN) >= 60 and len(CORRECT) >= 40
-    assert {model.check for model in BROKEN} == {*CHECKS} - {"other_process"}  # test_the_command_… breaks that one
+    assert {model.check for model in BROKEN} == {*CHECKS} - {"other_process"}  # the command's test uses another one
 
 
-def test_an_error_while_building_is_the_only_one(root):
-    """Without the build nothing can be checked, so one line names its cause."""
+def test_a_build_error_ends_the_checks(root):
+    """If the model cannot be built, only this error is reported."""
     model = next(model for model in BROKEN if model.check == "build")
     failed, undecided = run(model, root)
     assert [*failed] == ["build"] and not undecided
     assert "KeyError: '1' (broken_models.py:" in failed["build"]
 
 
-def test_logits_that_are_not_finite_end_the_checks(root):
+def test_non_finite_logits_end_the_checks(root):
     model = next(model for model in BROKEN if model.name == "NotFinite")
     failed, _ = run(model, root)
     assert [*failed] == ["shapes"] and "'stars' are not finite" in failed["shapes"]
 
 
-def test_what_cannot_be_decided_is_undecided(root, monkeypatch):
-    """With a budget of few steps, a correct model is neither passed nor refused."""
+def test_too_few_steps_are_undecided(root, monkeypatch):
+    """With only a few steps, a correct model neither passes nor fails."""
     monkeypatch.setattr("tools.check.learning.WORK", 0.0)
     monkeypatch.setattr("tools.check.learning.FEWEST", 20)
     model = next(model for model in CORRECT if model.name == "Coral")
@@ -87,7 +87,8 @@ def test_what_cannot_be_decided_is_undecided(root, monkeypatch):
 
 @pytest.fixture
 def kinds(tmp_path):
-    """kinds(**options) -> a Config on pairs with a multilabel, a regression and a text task, and an extra column."""
+    """Returns kinds(**options), which creates a Config for pairs with a multilabel, a regression and a classification
+    task, and an extra column."""
     words = ["red", "green", "blue", "loud", "soft", "fast", "slow", "old", "new", "warm"]
     rows = []
     for n in range(90):
@@ -134,13 +135,13 @@ OPTIONS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
-def test_the_templates_own_options_pass(name, tiny):
+def test_options_pass(name, tiny):
     assert checked(case_of(tiny(**{"max_length": 32, "epochs": 3, **OPTIONS[name]}))) == [{}, {}]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [dict(), dict(class_weights="balanced")])
-def test_other_kinds_of_task_pass(options, kinds, monkeypatch):
+def test_kinds_of_tasks_pass(options, kinds, monkeypatch):
     monkeypatch.setitem(model_utils.HEADS, "classification", ReadsExtras)
     assert checked(case_of(kinds(**options))) == [{}, {}]
 
@@ -164,8 +165,8 @@ def test_other_kinds_of_task_pass(options, kinds, monkeypatch):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_odd_data_passes(name, rows, options, tmp_path):
-    """A folder that was written by hand, in an order of its own."""
+def test_unusual_data_passes(name, rows, options, tmp_path):
+    """Uses a hand-written folder with an unusual order of keys and rows."""
     tasks = {"kind": Task("classification", labels=["x", "y"], counts=[1, 1])}
     tasks["score"] = Task("regression", mean=2.5, std=1.4)
     lines = [json.dumps({"text": text, "kind": kind, "score": score}) for text, kind, score in rows]
@@ -178,8 +179,9 @@ def test_odd_data_passes(name, rows, options, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_pretrained_encoder_passes(tiny, tmp_path, monkeypatch):
-    """Frozen layers, layers that join, rates by layer; and FNet, whose answers depend on padding: let off by name."""
+def test_pretrained_encoders_pass(tiny, tmp_path, monkeypatch):
+    """Tests frozen layers, gradual unfreezing and layer-wise rates, and FNet, which is exempt from the padding
+    check."""
     from transformers import FNetConfig, FNetModel
 
     source = tiny(do_train=True, epochs=1, num_layers=2, hidden_size=64)
@@ -230,8 +232,8 @@ HEADS["classification"] = Crashes
 
 
 @pytest.mark.slow
-def test_the_command_checks_after_its_rehearsal(sample, command, tmp_path):
-    """--debug alone: all steps, then one line per check; exit code 0 if all pass, 3 if one fails in an edited copy."""
+def test_debug_runs_the_checks_after_the_trial_run(sample, command, tmp_path):
+    """--debug runs all steps and logs one line per check. The exit code is 0 if all pass and 3 if one fails."""
     flags = ["--debug", "--data_path", sample, "--epochs", 3, "--hidden_size", 32, "--num_layers", 1, "--device", "cpu"]
     done = command("main.py", *flags)
     assert done.returncode == 0, done.stderr
@@ -252,7 +254,7 @@ def test_the_command_checks_after_its_rehearsal(sample, command, tmp_path):
     path.write_text(text.replace(".detach()", "") + PROCESS_STATE)
     other_process = command(copied / "main.py", *flags)
     lines = [line for line in other_process.stderr.splitlines() if "FAILED" in line]
-    # What differs from process to process may also spoil the first loss
+    # random numbers per process may also change the first loss
     assert other_process.returncode == 3 and any(NAMES["other_process"] in line for line in lines), lines
     assert crashed.returncode == 3 and "Traceback" not in crashed.stderr, crashed.stderr
     line = "the trial run FAILED: ValueError: not enough logits (model_utils.py:"

@@ -1,4 +1,4 @@
-"""Own inputs after training: the exported folder, the server and the demo take them, or refuse them in one line."""
+"""Custom inputs after training: exported folders, the server and the demo accept or reject them."""
 
 import subprocess
 import sys
@@ -26,7 +26,7 @@ from tools.export.predictor import InputError, Predictor
 
 
 class TaggerWithInputs(TaggingHead):
-    """Tags from the words, a name per word, standardised numbers and the mean of a list."""
+    """Predicts tags from the words, a name per word, standardised numbers and the mean of a list."""
 
     def __init__(self, hidden_size, task):
         super().__init__(hidden_size + 8 + 2 + 1, task)
@@ -44,7 +44,7 @@ def ship(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_export_reads_own_inputs_as_main_does(fields, tmp_path, monkeypatch):  # noqa: F811
+def test_exports_match_main_with_custom_inputs(fields, tmp_path, monkeypatch):  # noqa: F811
     fields(
         pos=Field("pos", dtype="name", level="words"),
         size=Field(["wide", "high"], standardize=True),
@@ -67,7 +67,7 @@ def test_the_export_reads_own_inputs_as_main_does(fields, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-def test_a_model_without_a_text_is_exported_and_refused_by_the_demo(fields, tmp_path):  # noqa: F811
+def test_models_without_text_are_exported_but_rejected_by_the_demo(fields, tmp_path):  # noqa: F811
     fields(HeadOfX, x=Field("x", shape=(2,)))
     data = processed(tmp_path, without_text([{"label": "ab"[n % 2]} for n in range(40)]), **NO_TEXT)
     main(run_of(tmp_path, do_train=True, data_path=str(data)))
@@ -97,7 +97,7 @@ def test_a_model_without_a_text_is_exported_and_refused_by_the_demo(fields, tmp_
         (Field("x", level="spans"), "an exported predictor cannot map spans to tokens"),
     ],
 )
-def test_what_an_export_cannot_contain_is_one_line(field, message, fields, tmp_path, monkeypatch):  # noqa: F811
+def test_unsupported_exports_cause_a_one_line_error(field, message, fields, tmp_path, monkeypatch):  # noqa: F811
     fields(x=field)
     rows = [{"text": f"row {n}", "label": "ab"[n % 2], "x": [0, 2]} for n in range(40)]
     data = processed(tmp_path, rows)

@@ -1,4 +1,4 @@
-"""The page of tools/export/browser: an exported folder answers in headless Chromium as predictor.py does."""
+"""The page of tools/export/browser: predictions in headless Chromium match predictor.py."""
 
 import json
 import os
@@ -54,7 +54,7 @@ MODELS = {
 
 
 def train(name, sample, folder, tasks="", family="", **options):
-    """Exports a tiny model of some of the tasks of `sample`."""
+    """Exports a tiny model with some of the sample's tasks."""
     data = folder / f"data_{name}"
     data.mkdir()
     for path in sample.glob("*.json*"):
@@ -71,7 +71,7 @@ def train(name, sample, folder, tasks="", family="", **options):
 
 @pytest.fixture(scope="module")
 def place(sample, tmp_path_factory):
-    """(folder with exports, an open Browser, its address)"""
+    """Yields (folder with exports, open Browser, address)."""
     modules, folder = pages.packages(), tmp_path_factory.mktemp("page")
     if isinstance(modules, str):
         pytest.skip(modules)
@@ -87,7 +87,7 @@ def place(sample, tmp_path_factory):
 
 @pytest.fixture
 def page(place):
-    """The page, opened again."""
+    """Returns the browser with the page reloaded."""
     _, page, url = place
     page.complaints.clear()
     page.open(f"{url}/index.html")
@@ -95,7 +95,8 @@ def page(place):
 
 
 def require_same(found, wanted):
-    """Of one column or item. Offsets are those of JavaScript, so they are compared by what they cut out."""
+    """Compares a column or item. Offsets count UTF-16 units in JavaScript, so the texts at these offsets are
+    compared."""
     if isinstance(wanted, dict):
         assert found.keys() == wanted.keys()
         for key in wanted.keys() - {"start", "end"}:
@@ -109,7 +110,7 @@ def require_same(found, wanted):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_page_answers_as_the_predictor_does(name, place, page, sample):
+def test_browser_matches_the_predictor(name, place, page, sample):
     rows = [json.loads(line) for line in (sample / "test.jsonl").read_text(encoding="utf-8").splitlines()]
     texts = [join_tokens(row["tokens"], "word")[0] for row in rows] + TEXTS
     wanted = Predictor(place[0] / f"out_{name}", 1)(texts)
@@ -134,13 +135,13 @@ def click(page, texts):
 
 
 def wait_for(page, words):
-    """Until the page says something that ends so."""
+    """Waits until the output of the page ends with a text."""
     look = f"if ({STATUS}.endsWith({json.dumps(words)})) done(); else setTimeout(look, 20)"
     page.run(f"new Promise((done) => {{ const look = () => {{ {look} }}; look(); }})")
 
 
-def test_a_form_labels_texts(place, page):
-    """With what is in index.html alone, and from no other address."""
+def test_the_form_labels_texts(place, page):
+    """The form works with index.html alone, without requests to other addresses."""
     folder, _, url = place
     page.requests.clear()
     page.complaints.clear()
@@ -159,8 +160,8 @@ def test_a_form_labels_texts(place, page):
     wait_for(page, "text 1: has 202 tokens, but the page supports at most 128; use predictor.py or tools.serve")
 
 
-def test_words_have_the_shapes_that_they_have_in_python(page):
-    """All characters that both know, alone and in words."""
+def test_word_shapes_match_python(page):
+    """Tests all characters that both languages know, alone and in words."""
     letters = [c for c in map(chr, range(0x20, sys.maxunicode)) if unicodedata.category(c) not in ("Cn", "Cs", "Co")]
     words = [word for c in letters for word in (c, f"A{c}", f"a{c}")]
     script = "import('./predictor.js').then((module) => WORDS.map(module.shapeOf).join(''))"
@@ -169,8 +170,8 @@ def test_words_have_the_shapes_that_they_have_in_python(page):
     assert not different, different[:20]
 
 
-def test_a_crf_is_decoded_as_in_python(page):
-    """Random scores, which differ more between paths than those of a trained model."""
+def test_crf_decoding_matches_python(page):
+    """Uses random scores, which differ more between paths than the scores of a trained model."""
     rng, labels = np.random.default_rng(0), ["O", "B-a", "I-a", "B-b", "I-b"]
     for width in (1, 2, 9):
         shapes = {"start": 5, "transitions": (5, 5), "end": 5}
@@ -188,7 +189,7 @@ def test_a_crf_is_decoded_as_in_python(page):
         np.testing.assert_allclose(found[1], chances[0], atol=1e-9)
 
 
-def test_what_the_page_cannot_do_is_one_line(place, page, sample):
+def test_unsupported_models_cause_a_one_line_error(place, page, sample):
     folder, _, _ = place
     (folder / "relations").mkdir()
     data = with_relations(sample, folder / "relations/data", "slots")
@@ -215,6 +216,6 @@ def test_what_the_page_cannot_do_is_one_line(place, page, sample):
     for number, (change, said) in enumerate(changes.items(), 1):
         path.write_text(simple.replace(*change), encoding="utf-8")
         seal(path.parent)
-        for changed in (path, path.with_name("manifest.json")):  # a browser asks whether their second has changed
+        for changed in (path, path.with_name("manifest.json")):  # browsers compare Last-Modified in seconds
             os.utime(changed, 2 * (time.time() + number,))
         assert said in error("facts")

@@ -1,4 +1,4 @@
-"""Relations in report.html: errors against enumeration, intervals against metrics.py, and the page."""
+"""Relations in report.html: errors compared with enumeration, intervals compared with metrics.py, and the page."""
 
 import json
 import random
@@ -28,7 +28,7 @@ def triple(rng, size=8):
 
 
 def changed(item, rng):
-    """A relation with one of the errors that are classified, or none."""
+    """Returns the relation unchanged or with one of the classified errors."""
     a, b, c, d, predicate = item
     return rng.choice([item, item, [c, d, a, b, predicate], [a, b, c, d, "in"], [a, min(7, b + 1), c, d, predicate]])
 
@@ -38,7 +38,8 @@ def unique(items):
 
 
 def rows_of(size, seed=0, labels=None):
-    """Stored rows of both tasks, with errors of all kinds; some are unlabelled. labels: other names of predicates"""
+    """Returns stored rows of both tasks with all kinds of errors. Some are unlabelled. labels: names of the
+    predicates."""
     rng, rows, names = random.Random(seed), [], dict(zip(FACTS.labels, labels or FACTS.labels))
     for number in range(size):
         words = [rng.choice(["Ana", "Bo", "Oslo", "met", "the", "old"]) for _ in range(8)]
@@ -67,7 +68,7 @@ def sides_of(rows, name):
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_errors_of_relations_told_apart():
+def test_classifying_relation_errors():
     gold = {("in", 0, 0, 2, 3), ("knows", 0, 0, 5, 5), ("sees", 7, 8, 10, 11), ("sees", 12, 12, 14, 14)}
     gold |= {("in", 0, 0, 20, 20), ("in", 30, 30, 2, 3)}
     predicted = {("in", 0, 0, 2, 3), ("knows", 5, 5, 0, 0), ("sees", 7, 7, 11, 11), ("in", 12, 12, 14, 14)}
@@ -87,7 +88,7 @@ def test_the_errors_of_relations_told_apart():
 
 
 def enumerated(gold, predicted):
-    """[(verdict, gold, predicted)] by the module's docstring: of all pairs the best one, until there is none."""
+    """Returns [(verdict, gold, predicted)] according to the module docstring, by repeatedly choosing the best pair."""
     gold, predicted, found = set(gold), set(predicted), []
 
     def closeness(verdict, g, p):
@@ -118,7 +119,7 @@ def enumerated(gold, predicted):
     return found + [("false_positive", None, p) for p in predicted]
 
 
-def test_matching_equals_enumeration_and_counts_what_metrics_counts():
+def test_matching_agrees_with_enumeration_and_metrics():
     rng, verdicts = random.Random(5), set()
     for _ in range(1500):
         gold = unique(triple(rng, 5) for _ in range(rng.randrange(6)))
@@ -133,7 +134,7 @@ def test_matching_equals_enumeration_and_counts_what_metrics_counts():
     assert verdicts == {*relations.VERDICTS}
 
 
-def test_relations_by_distance_and_seen_in_training():
+def test_relations_by_distance_and_occurrence_in_training():
     row = {"text": "Ana met Bo in old Oslo", "places": [[0, 3], [4, 7], [8, 10], [11, 13], [14, 17], [18, 22]]}
     gold = {("knows", 0, 0, 2, 2), ("in", 0, 0, 4, 5), ("in", 4, 5, 4, 4)}
     found = [relations.match(gold, {("in", 0, 0, 4, 5)})]
@@ -143,7 +144,7 @@ def test_relations_by_distance_and_seen_in_training():
     assert entities.by_seen([row], found, seen) == {"seen": {"gold": 1, "found": 1}, "unseen": {"gold": 2, "found": 0}}
 
 
-def test_a_confident_relation_that_the_labels_lack_is_suspicious():
+def test_confident_unlabelled_relations_are_suspicious():
     one = {"gold": [[0, 0, 2, 2, "in"]], "predicted": [[0, 0, 2, 2, "in"], [1, 1, 2, 2, "in"]], "right": False}
     rows = [{"answers": {"facts": one | {"probability": [0.9, p]}}} for p in (0.95, 0.85)]
     assert [item["row"] for item in suspects.suspicious(rows, {"facts": "relations"})] == [0]
@@ -153,7 +154,7 @@ def test_a_confident_relation_that_the_labels_lack_is_suspicious():
 
 
 @pytest.mark.parametrize("typed", [True, False])
-def test_a_resample_scores_what_metrics_py_scores_on_the_rows_drawn(typed):
+def test_resampled_scores_match_metrics(typed):
     rows = rows_of(60)
     names = ["facts", "things"] if typed else ["facts"]
     tasks, kinds = {n: TASKS[n] for n in names}, {n: KINDS[n] for n in names}
@@ -180,7 +181,7 @@ def test_a_resample_scores_what_metrics_py_scores_on_the_rows_drawn(typed):
 
 
 def run_of(folder, rows, tasks=TASKS):
-    """A run folder with these rows, and training data in which the relations of the first two occur."""
+    """Creates a run folder with these rows, and training data with the relations of the first two rows."""
     data = folder / "no-data"
     data.mkdir(parents=True)
     examples = [
@@ -191,7 +192,7 @@ def run_of(folder, rows, tasks=TASKS):
     return make_run(folder, {"test": rows}, tasks)
 
 
-def test_the_page_shows_relations_with_their_errors(tmp_path):
+def test_the_report_shows_relations_with_their_errors(tmp_path):
     rows = rows_of(80)
     run = run_of(tmp_path / "run", rows)
     path, _ = make_report(run)
@@ -219,7 +220,7 @@ def test_the_page_shows_relations_with_their_errors(tmp_path):
     assert "Confused predicates" in html and "By predicate" in html and "Words between" in html
 
 
-def test_three_things_are_chosen_in_both_languages(tmp_path):
+def test_relation_findings_in_both_languages(tmp_path):
     found, _ = collect(run_of(tmp_path / "run", rows_of(200)))
     found["suspects"] = []
     chosen = [item for item in look.candidates(found) if item[2] in ("look_relations", "look_unseen_relations")]
@@ -233,7 +234,7 @@ def test_three_things_are_chosen_in_both_languages(tmp_path):
     )
 
 
-def test_many_relations_are_cut_and_nothing_becomes_markup(tmp_path):
+def test_many_relations_are_truncated_and_escaped(tmp_path):
     rows = rows_of(20, labels=["<b>in</b>", "</script>", "{{ 7 * 7 }}"])
     many = [[i, i, j, j, "</script>"] for i in range(8) for j in range(8)]
     for row in rows:
@@ -252,7 +253,7 @@ def test_many_relations_are_cut_and_nothing_becomes_markup(tmp_path):
 
 
 def test_error_lists_separate_correct_relations_from_those_that_differ(tmp_path):
-    """An item of a list shows relations that are right on both sides apart from the errors, in Chinese as well."""
+    """Each item shows correct relations separately from errors."""
     row = rows_of(1)[0]
     words = row["text"].split()
     right, extra = [0, 0, 1, 1, "in"], [2, 2, 3, 3, "sees"]
@@ -279,7 +280,7 @@ def test_gold_and_right_have_different_names(language):
     assert "labels are" not in words("look_suspects", **values)
 
 
-def test_a_comparison_has_paired_differences_of_all_scores(tmp_path):
+def test_comparisons_have_paired_differences_of_all_scores(tmp_path):
     rows = rows_of(40)
     for name, seed in (("one", 0), ("two", 3)):
         rng = random.Random(seed)
@@ -302,7 +303,7 @@ def test_a_comparison_has_paired_differences_of_all_scores(tmp_path):
         compare.compare_runs(tmp_path, ("one", "three"))
 
 
-# Of a text: the ends of its arcs, and those of the marks that its relations name, in pixels
+# For a text, returns the ends of its arcs and of the marks of its relations, in pixels
 ARCS = """(side) => {
   const place = (mark) => { const r = mark.getClientRects()[0]; return Math.round(r.left + r.width / 2); };
   const left = side.getBoundingClientRect().left;

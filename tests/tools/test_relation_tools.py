@@ -1,4 +1,4 @@
-"""Relations in the demo, in files to annotate, in the Python interface and in --debug, with small models."""
+"""Relations in the demo, in files for annotation, in the Python interface and in --debug, with small models."""
 
 import json
 from itertools import product
@@ -44,7 +44,7 @@ TEXTS = ["Ana likes Ben", "Eva and Finn like each other", "Dan lives in Rome and
 
 
 def made_data(folder, name):
-    """A processed folder of these tasks."""
+    """Writes a processed folder with these tasks."""
     folder.mkdir()
     for part, seed, size in (("train", 0, 160), ("dev", 1, 40), ("test", 2, 40)):
         rows = []
@@ -63,7 +63,8 @@ def made_data(folder, name):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """run(name) -> (the folder of a run on these tasks, its data, rows of predictions of test), trained once."""
+    """Returns run(name), which returns (run folder, data folder, rows of test predictions). Each run is trained
+    once."""
     root, made = tmp_path_factory.mktemp("runs"), {}
 
     def run(name):
@@ -79,7 +80,7 @@ def runs(tmp_path_factory):
 
 
 def triples_of(text, relations):
-    """{(subject, predicate, object)} of an answer, whose offsets must be those of the texts."""
+    """Returns {(subject, predicate, object)} of a prediction, and checks its offsets."""
     for one in relations:
         for end in (one["subject"], one["object"]):
             assert text[end["start"] : end["end"]] == end["text"]
@@ -96,7 +97,7 @@ WANTED = [
 # ---- the Python interface --------------------------------------------------------------------------------------------
 
 
-def test_the_python_interface_answers_as_predictions_do(runs):
+def test_python_interface_matches_predictions(runs):
     folder, data, rows = runs("typed")
     model = load(folder)
     found = model(TEXTS)
@@ -118,13 +119,13 @@ def test_the_python_interface_answers_as_predictions_do(runs):
     with pytest.raises(UserError, match="'things' finds spans, whose"):
         model.explain(TEXTS[0], task="things")
     joint = load(runs("joint")[0])
-    assert joint.explain(TEXTS[0]).task == "form"  # the first that can be explained
+    assert joint.explain(TEXTS[0]).task == "form"  # the first text that can be explained
 
 
 # ---- the report ------------------------------------------------------------------------------------------------------
 
 
-def test_the_report_has_the_scores_of_the_run(runs):
+def test_report_scores_match_eval(runs):
     found = check_page(runs("joint")[0])
     intervals = {one["name"]: (one["low"], one["high"]) for one in found["scores"]["test"]}
     for name in ("facts_f1", "facts_relaxed_f1", "facts_entities_f1", "facts_typed_f1", "facts_typed_recall"):
@@ -139,7 +140,7 @@ def test_the_report_has_the_scores_of_the_run(runs):
 # ---- the demo --------------------------------------------------------------------------------------------------------
 
 
-def test_typed_texts_show_their_relations(runs):
+def test_the_demo_shows_relations(runs):
     folder, data, _ = runs("typed")
     label = labeller_of(data, folder.parent, "typed")
     for text, wanted, answer in zip(TEXTS, WANTED, label(TEXTS)):
@@ -156,7 +157,7 @@ def test_typed_texts_show_their_relations(runs):
     assert any(task["relations"] for task in gold) and all(one[5] is None for t in gold for one in t["relations"])
 
 
-def test_relations_of_a_text_do_not_steer_the_terminal():
+def test_control_characters_in_relations_are_replaced():
     one = ["a\x1b[2J", 1, "p\x07", "b\n", 2, 0.5]
     lines = format_result({"tasks": [{"task": "t", "marked": ["a"], "relations": [one]}], "cut": 0}, painter(False))
     assert "\x1b" not in lines and "\x07" not in lines and lines.count("\n") == 1
@@ -164,7 +165,7 @@ def test_relations_of_a_text_do_not_steer_the_terminal():
 
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package `chromium`)")
-def test_the_page_shows_relations_in_a_browser(runs, tmp_path, python):
+def test_the_demo_page_shows_relations(runs, tmp_path, python):
     from test_demo import Server, end_by
 
     folder, data, _ = runs("typed")
@@ -187,7 +188,7 @@ POOL = [f"{'😀 ' * (n == 1)}{text}" for n, text in enumerate(TEXTS)]
 
 
 def selected(runs, tmp_path, name, form, texts=POOL):
-    """(what tools.select writes of texts, in their order; the file)"""
+    """Returns (rows that tools.select writes for texts, in their order; the file)."""
     suffix = {"label_studio": "json", "csv": "csv"}.get(form, "jsonl")
     pool, path = tmp_path / "pool.txt", tmp_path / f"a.{suffix}"
     pool.write_text("\n".join(texts) + "\n")
@@ -202,7 +203,7 @@ def selected(runs, tmp_path, name, form, texts=POOL):
 
 
 def in_units(text, start, end):
-    """The part of a text between offsets in UTF-16 units."""
+    """Returns the part of a text between offsets in UTF-16 units."""
     return text.encode("utf-16-le")[2 * start : 2 * end].decode("utf-16-le")
 
 
@@ -245,14 +246,14 @@ def test_relations_for_label_studio(name, runs, tmp_path):
     assert [node.get("value") for node in labels] == (["entity"] if name == "alone" else ["loc", "per"])
 
 
-def test_relations_in_lines(runs, tmp_path):
+def test_relations_in_jsonl_and_csv(runs, tmp_path):
     rows, _ = selected(runs, tmp_path, "typed", "jsonl")
     assert [triples_of(row["text"], row["facts"]) for row in rows] == WANTED
     assert all(one.keys() == {"subject", "predicate", "object"} for row in rows for one in row["facts"])
 
 
 @pytest.mark.parametrize("cells", [2**25, 1])
-def test_the_uncertainty_of_relations_is_the_entropy_of_all_cells(cells, runs, monkeypatch):
+def test_relation_uncertainty_is_the_entropy_of_all_cells(cells, runs, monkeypatch):
     monkeypatch.setattr(distributions, "DENSE", cells)
     model = load(runs("alone")[0])
     examples = choose.number(list(given(TEXTS, model.tasks)))
@@ -272,8 +273,8 @@ def test_the_uncertainty_of_relations_is_the_entropy_of_all_cells(cells, runs, m
 
 @pytest.mark.parametrize("name", ["alone", "typed"])
 @pytest.mark.parametrize("form", ["jsonl", "csv", "doccano", "label_studio"])
-def test_data_process_reads_what_was_annotated(name, form, runs, tmp_path):
-    """The relations are those of the answers, also after an emoji."""
+def test_data_process_reads_annotations(name, form, runs, tmp_path):
+    """The relations match the predictions, also after an emoji."""
     pool = sorted({" ".join(tokens) for tokens, _ in examples_of(3, 60)} | {*POOL})
     expected = {row["text"]: row for row in load(runs(name)[0])(pool)}
     path = selected(runs, tmp_path, name, form, pool)[1]
@@ -299,7 +300,7 @@ def test_data_process_reads_what_was_annotated(name, form, runs, tmp_path):
     assert found > 20
 
 
-def test_relations_whose_entities_have_no_type_are_left_out():
+def test_relations_without_entity_types_are_omitted():
     tasks = {name: Task(**one) for name, one in TASKS["typed"].items()}
     ends = [{"text": "Ana", "start": 0, "end": 3}, {"text": "Rome", "start": 4, "end": 8}]
     facts = [{"subject": ends[0], "predicate": "home", "object": ends[1]}]
@@ -310,7 +311,7 @@ def test_relations_whose_entities_have_no_type_are_left_out():
     assert annotate.split({"facts": facts, "things": spans}, tasks)[1] == ("things", [(0, 1, "home")], 0)
 
 
-def test_projects_that_cannot_hold_relations():
+def test_unsupported_relation_projects():
     tasks = {name: Task(**one) for name, one in TASKS["joint"].items()}
     with pytest.raises(UserError, match="a relations project cannot have other labels, but the tasks are facts, thin"):
         annotate.require_format("doccano", tasks)
@@ -330,8 +331,8 @@ def test_debug_passes(name, runs, tmp_path):
     assert check_model(case) == {} and case.undecided == {}
 
 
-def test_an_evaluation_scores_as_metrics_do(runs):
-    """Scores of eval.json against those of the written rows."""
+def test_evaluation_matches_metrics(runs):
+    """Compares eval.json with scores computed from the written rows."""
     folder, data, rows = runs("alone")
     gold = [json.loads(line)["facts"] for line in (data / "test.jsonl").read_text().splitlines()]
     tokens = [json.loads(line)["tokens"] for line in (data / "test.jsonl").read_text().splitlines()]
@@ -345,7 +346,7 @@ def test_an_evaluation_scores_as_metrics_do(runs):
 
 
 def place(words, end):
-    """(first, last) token of a span of characters."""
+    """Returns the (first, last) token of a span of characters."""
     starts = [len(" ".join(words[:i])) + (i > 0) for i in range(len(words))]
     inside = [i for i, start in enumerate(starts) if end["start"] <= start < end["end"]]
     return inside[0], inside[-1]

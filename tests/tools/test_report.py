@@ -1,5 +1,5 @@
-"""report.html: its numbers against hand computations and the files of the run, what it does to what the data hold, and
-the page itself in a browser (skipped where there is no Chromium)."""
+"""report.html: its numbers compared with hand computations and the run's files, escaping of data, and the page in a
+browser (skipped without Chromium)."""
 
 import csv
 import io
@@ -46,7 +46,7 @@ def answer(task, kind, gold, predicted, probability, **more):
 
 
 def class_rows(size, seed=0, labels=LABELS, accuracy=0.8, texts=None):
-    """Rows of a classification task `mood`, with the distribution that a model might give."""
+    """Returns rows of a classification task `mood` with plausible probabilities."""
     rng, task, rows = random.Random(seed), Task("classification", labels=labels), []
     for i in range(size):
         gold = rng.choice(labels)
@@ -60,7 +60,7 @@ def class_rows(size, seed=0, labels=LABELS, accuracy=0.8, texts=None):
 
 
 def make_run(folder, parts, tasks, **about):
-    """A run folder as an evaluation leaves it. parts: {part: rows}"""
+    """Creates a run folder like an evaluation does. parts: {split: rows}."""
     (folder / "answers").mkdir(parents=True)
     scores = {}
     for part, rows in parts.items():
@@ -91,19 +91,20 @@ MOOD = {"mood": Task("classification", labels=LABELS)}
 # ---- figures --------------------------------------------------------------------------------------------------------
 
 
-def test_the_expected_calibration_error_by_hand():
-    """Two of ten bins: 0.95 and 0.91 with one of two right, 0.3 with one of one: 2/3 |0.5 - 0.93| + 1/3 |1 - 0.3|."""
+def test_expected_calibration_error():
+    """There are two non-empty bins of ten: 0.95 and 0.91 with one of two right, and 0.3 with one of one right, so the
+    ECE is 2/3 |0.5 - 0.93| + 1/3 |1 - 0.3|."""
     found = calibration([0.95, 0.91, 0.3], [True, False, True], 10)
     assert found["ece"] == pytest.approx(2 / 3 * 0.43 + 1 / 3 * 0.7)
     full = {cell["low"]: cell for cell in found["bins"] if cell["count"]}
     assert {low: cell["count"] for low, cell in full.items()} == {0.2: 1, 0.9: 2}
     assert full[0.9]["accuracy"] == 0.5 and full[0.9]["confidence"] == pytest.approx(0.93)
     assert calibration([0.0, 1.0], [False, True])["ece"] == 0
-    assert calibration([0.5], [True], 10)["bins"][4]["count"] == 1  # the upper border belongs to a bin
+    assert calibration([0.5], [True], 10)["bins"][4]["count"] == 1  # the upper edge belongs to a bin
 
 
-def test_coverage_against_accuracy_by_hand():
-    """Equal confidences come together: no threshold lies between them."""
+def test_coverage_and_accuracy():
+    """Rows with equal confidence share a threshold."""
     thresholds, share, accuracy = figures.coverage([0.9, 0.5, 0.9, 0.2], [True, True, False, False])
     assert thresholds.tolist() == [0.9, 0.5, 0.2] and share.tolist() == [0.5, 0.75, 1.0]
     assert accuracy.tolist() == pytest.approx([1 / 2, 2 / 3, 2 / 4])
@@ -112,7 +113,7 @@ def test_coverage_against_accuracy_by_hand():
     assert [row["accuracy"] for row in table] == [pytest.approx(2 / 3), 0.5, None]
 
 
-def test_labels_confusions_and_histogram():
+def test_label_scores_confusions_and_histogram():
     gold, predicted = list("aabbcca"), list("abbbcaa")
     wanted = classification_report(gold, predicted, output_dict=True)
     for label, scores in metrics.label_scores(*metrics.count_matches("classification", gold, predicted)).items():
@@ -129,7 +130,7 @@ def test_labels_confusions_and_histogram():
     assert bars[0] == [0, 1] and bars[19] == [1, 1] and sum(map(sum, bars)) == 3
 
 
-def test_the_threshold_curve_and_errors_of_several_labels_by_hand():
+def test_multilabel_threshold_curve_and_errors():
     probabilities, gold = [{"x": 0.9, "y": 0.4}, {"x": 0.8, "y": 0.1}], [{"x", "y"}, {"y"}]
     curve = figures.threshold_curve(probabilities, gold)
     assert curve["thresholds"] == [0.9, 0.8, 0.4, 0.1] and curve["precision"] == pytest.approx([1, 1 / 2, 2 / 3, 3 / 4])
@@ -139,16 +140,16 @@ def test_the_threshold_curve_and_errors_of_several_labels_by_hand():
     assert pairs == [["x", "y", 1], ["x", "z", 1]] and by_label == [["x", 2, 0], ["y", 0, 1], ["z", 0, 1]]
 
 
-def test_residuals_by_hand():
+def test_residuals():
     found = figures.residuals([1.0, 2.0, 3.0], [1.5, 2.0, 2.0])
     assert found["mean"] == pytest.approx(-0.5 / 3) and found["rmse"] == pytest.approx(math.sqrt(1.25 / 3))
     assert found["r2"] == pytest.approx(1 - 1.25 / 2) and sum(found["counts"]) == 3
     assert figures.residuals([1.0, 1.0], [1.0, 2.0])["r2"] is None
-    assert figures.residuals([1.0, 2.0], [float("nan"), 2.0])["rmse"] == 0  # of a model that has diverged
+    assert figures.residuals([1.0, 2.0], [float("nan"), 2.0])["rmse"] == 0  # from a model that has diverged
     assert figures.residuals([1.0], [float("inf")]) is None
 
 
-def test_slices_are_quarters_of_the_length_and_columns_with_few_values():
+def test_slices_by_length_quartile_and_column():
     rows = [
         {"text": "x" * n, "cut": int(n == 8), "windows": 1, "columns": {"source": "web" if n % 2 else "news"}}
         for n in range(1, 9)
@@ -164,7 +165,7 @@ def test_slices_are_quarters_of_the_length_and_columns_with_few_values():
 
 
 def random_answers(kind, rng, size=60):
-    """(task, gold labels, predicted labels) of a kind; some rows have no label."""
+    """Returns (task, gold labels, predicted labels) for a kind. Some rows have no label."""
     tags = ["O", "B-p", "I-p", "B-q"]
     task = Task(kind, labels=tags if kind == "tagging" else LABELS)
     if kind == "words":
@@ -186,7 +187,7 @@ def random_answers(kind, rng, size=60):
 
 
 @pytest.mark.parametrize("kind", ["classification", "multilabel", "regression", "tagging", "spans", "words"])
-def test_a_resample_scores_what_metrics_py_scores_on_the_rows_drawn(kind):
+def test_resampled_scores_match_metrics(kind):
     rng = random.Random(3)
     task, gold, predicted = random_answers(kind, rng)
     rows = [{"answers": {"t": answer(task, kind, g, p, None)}} for g, p in zip(gold, predicted)]
@@ -203,8 +204,8 @@ def test_a_resample_scores_what_metrics_py_scores_on_the_rows_drawn(kind):
             assert own == pytest.approx(metrics.score({"t": task}, *sides)), kind
 
 
-def test_intervals_cover_as_they_say():
-    """Of 300 simulated test parts 95 % of the intervals should hold the true score, give or take 3.8 points (three
+def test_interval_coverage():
+    """About 95 % of the intervals of 300 simulated test sets should contain the true score, within 3.8 points (three
     standard errors)."""
     rng, covered = np.random.default_rng(0), {"accuracy": 0, "f1": 0}
     for trial in range(300):
@@ -213,7 +214,7 @@ def test_intervals_cover_as_they_say():
         one = bootstrap.Statistic(bootstrap.csr_matrix(columns.astype(float)), bootstrap.share_of)
         low, high = bootstrap.interval(bootstrap.resample([one], 200, times=300, seed=trial)["accuracy"])
         covered["accuracy"] += low <= 0.8 <= high
-        # 2 gold entities a text, each found with 0.7; 0.6 false positives: F1 = 2 * 1.4 / (2 + 1.4 + 0.6)
+        # 2 gold entities, each found with p = 0.7, and 0.6 false positives per text: F1 = 2 * 1.4 / (2 + 1.4 + 0.6)
         found, extra = rng.binomial(2, 0.7, 200), rng.binomial(2, 0.3, 200)
         pairs = [
             ({("x", i, i) for i in range(2)}, {("x", i, i) for i in range(f)} | {("x", 9 + i, 9) for i in range(n)})
@@ -226,8 +227,8 @@ def test_intervals_cover_as_they_say():
         assert 0.91 <= count / 300 <= 0.988, (name, count)
 
 
-def test_a_score_that_the_rows_do_not_give_has_no_interval(tmp_path):
-    """A metric of one's own under a name of ours, or answers of another evaluation."""
+def test_scores_that_rows_do_not_reproduce_have_no_interval(tmp_path):
+    """Examples are a custom metric with an existing name, and predictions of another evaluation."""
     run = make_run(tmp_path / "run", {"test": class_rows(50)}, MOOD)
     scores = read_json(run / "eval.json")
     scores["test"] |= {"mood_accuracy": 0.123, "mood_mine": 0.5}
@@ -240,7 +241,7 @@ def test_a_score_that_the_rows_do_not_give_has_no_interval(tmp_path):
 # ---- entities -------------------------------------------------------------------------------------------------------
 
 
-def test_the_errors_of_entities_told_apart():
+def test_classifying_entity_errors():
     gold = {("city", 0, 1), ("date", 3, 5), ("song", 7, 7), ("name", 9, 9), ("time", 11, 12)}
     predicted = {("city", 0, 1), ("date", 4, 6), ("movie", 7, 7), ("room", 20, 20), ("date", 11, 11)}
     found = entities.match(gold, predicted)
@@ -249,7 +250,7 @@ def test_the_errors_of_entities_told_apart():
         ("boundary_error", ("date", 3, 5), ("date", 4, 6)),
         ("wrong_type", ("song", 7, 7), ("movie", 7, 7)),
         ("missed", ("name", 9, 9), None),
-        ("false_positive", None, ("date", 11, 11)),  # overlaps ("time", 11, 12), but differs in type and border
+        ("false_positive", None, ("date", 11, 11)),  # overlaps ("time", 11, 12), but differs in type and boundary
         ("missed", ("time", 11, 12), None),
         ("false_positive", None, ("room", 20, 20)),
     ]
@@ -260,7 +261,7 @@ def test_the_errors_of_entities_told_apart():
     ]
 
 
-def test_every_entity_is_in_one_match_and_right_ones_are_those_that_metrics_counts():
+def test_each_entity_is_in_one_match_and_right_ones_agree_with_metrics():
     rng = random.Random(5)
     for _ in range(300):
         sides = [
@@ -281,7 +282,7 @@ def flat(tree):
     return "".join(item if isinstance(item, str) else flat(item[1]) for item in tree)
 
 
-def test_nested_and_crossing_entities_are_drawn_without_losing_a_character():
+def test_marking_nested_and_crossing_entities_keeps_the_text():
     nested = [marked.Mark(0, 10, "org", "right"), marked.Mark(4, 10, "place", "missed")]
     tree = marked.tree("Bank of Bosnia!", marked.split_crossing(nested))
     assert tree[0][0].label == "org" and tree[0][1][1][0].label == "place" and tree[-1] == "Bosnia!"[2:][-5:]
@@ -302,7 +303,7 @@ def test_nested_and_crossing_entities_are_drawn_without_losing_a_character():
                 assert apart or inside
 
 
-def test_seen_and_length_of_entities():
+def test_entities_by_length_and_occurrence_in_training():
     row = {"text": "to New York or Oslo", "places": [[0, 2], [3, 6], [7, 11], [12, 14], [15, 19]]}
     found = [entities.match({("city", 1, 2), ("city", 4, 4)}, {("city", 1, 2)})]
     assert entities.by_seen([row], found, {("city", ("New", "York"))}) == {
@@ -333,18 +334,18 @@ def curves(train, dev, score):
         ("overfit_score_rises", [3, 2, 1, 0.5], [2, 1, 1.2, 1.5], [0.5, 0.7, 0.72, 0.74]),
         ("underfit", [3, 2.5, 2], [3, 2.6, 2.2], [0.2, 0.3, 0.4]),
         ("level", [3, 1, 0.9], [2, 1, 1.02], [0.5, 0.7, 0.7]),  # rose by 2 %
-        ("level", [3, 1, 1.2], [2, 1, 1.5], [0.5, 0.7, 0.6]),  # the training loss rose as well: no overfitting
+        ("level", [3, 1, 1.2], [2, 1, 1.5], [0.5, 0.7, 0.6]),  # the training loss rose, too: no overfitting
         ("level", [3, 2, 1.5], [2, 1, 0.99], [0.5, 0.7, 0.8]),  # fell by 1 %
         ("short", [3], [2], [0.5]),
     ],
 )
-def test_what_the_curves_justify(said, train, dev, score):
+def test_diagnosis_of_learning_curves(said, train, dev, score):
     found, numbers = history.verdict(curves(train, dev, score), "f1")
     assert found == said
     assert Words("en")(found, **numbers) and Words("zh")(found, **numbers)
 
 
-def test_the_history_of_a_resumed_run_and_a_log(tmp_path):
+def test_history_of_a_resumed_run_and_log(tmp_path):
     lines = [
         {"step": 2, "epoch": 0, "lr": 1, "loss": 3},
         {"step": 2, "epoch": 0, "lr": 1, "loss": 4},
@@ -359,7 +360,7 @@ def test_the_history_of_a_resumed_run_and_a_log(tmp_path):
     assert told["warnings"] == [["cut", 2]] and told["ended"] == "2026-01-01 00:00:02"
 
 
-def test_the_best_epoch_and_an_early_stop_are_drawn(tmp_path):
+def test_plots_mark_the_best_epoch_and_early_stopping(tmp_path):
     run = make_run(tmp_path / "run", {"test": class_rows(20)}, MOOD)
     epochs = [{"step": 5 * (i + 1), "epoch": i, "dev_mood_accuracy": score} for i, score in enumerate((0.2, 0.6, 0.5))]
     (run / "metrics.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
@@ -367,29 +368,30 @@ def test_the_best_epoch_and_an_early_stop_are_drawn(tmp_path):
     drawn = [re.findall(r'class="mark-text"[^>]*>([^<]+)<', make_report(run, "en")[0].read_text())]
     (run / "train.log").write_text("2026-01-01 00:00:00,1 INFO stopped early: mood_accuracy has not improved\n")
     drawn.append(re.findall(r'class="mark-text"[^>]*>([^<]+)<', make_report(run, "en")[0].read_text()))
-    assert drawn == [["best"] * 2, ["best", "stopped early"] * 2]  # in two pictures
+    assert drawn == [["best"] * 2, ["best", "stopped early"] * 2]  # in two plots
 
 
 # ---- suspects -------------------------------------------------------------------------------------------------------
 
 
-def test_confident_learning_by_hand():
-    """t_a = (0.9 + 0.7 + 0.2) / 3 = 0.6, t_b = (0.8 + 0.4) / 2 = 0.6: row 2 (given a) counts to b, row 4 to nothing."""
+def test_confident_learning():
+    """t_a = (0.9 + 0.7 + 0.2) / 3 = 0.6 and t_b = (0.8 + 0.4) / 2 = 0.6: row 2 (given a) is likely b, row 4 is
+    neither."""
     rows = [("a", {"a": 0.9, "b": 0.1}), ("a", {"a": 0.7, "b": 0.3}), ("a", {"a": 0.2, "b": 0.8})]
     rows += [("b", {"a": 0.2, "b": 0.8}), ("b", {"a": 0.59, "b": 0.4})]
     assert suspects.class_thresholds(rows) == {"a": pytest.approx(0.6), "b": pytest.approx(0.6)}
     assert suspects.confident_learning(rows) == [(2, "b", pytest.approx(-0.6))]
 
 
-def test_sure_errors_of_tags_need_more_than_half_of_the_right_ones():
+def test_confident_tag_errors_exceed_the_median():
     task = Task("tagging", labels=["O", "B-x"])
     sure = [answer(task, "tagging", ["O", "B-x"], ["O", "B-x"], [p]) for p in (0.95, 0.97, 0.99)]
     wrong = [answer(task, "tagging", ["O", "O"], ["O", "B-x"], [p]) for p in (0.96, 0.98)]
     found = suspects.suspicious([{"answers": {"t": one}} for one in [*sure, *wrong]], {"t": "tagging"})
-    assert [(one["row"], one["score"]) for one in found] == [(4, 0.98)]  # the median of the right ones is 0.97
+    assert [(one["row"], one["score"]) for one in found] == [(4, 0.98)]  # the median of the right tags is 0.97
 
 
-def test_near_duplicates_with_another_label():
+def test_near_duplicates_with_different_labels():
     rows = [
         {"id": "7", "text": "Play some Jazz, please!", "answers": {"mood": answer(MOOD["mood"], "", "a", "b", 0.9)}}
     ]
@@ -428,7 +430,7 @@ def nasty_run(folder):
     return make_run(folder, {"test": rows}, {"<u>mood</u>": task}, options={"data_path": NASTY[1]})
 
 
-def test_nothing_of_the_data_becomes_markup(tmp_path):
+def test_data_is_escaped(tmp_path):
     path, _ = make_report(nasty_run(tmp_path / "<s>run&"))
     html = path.read_text(encoding="utf-8")
     for bad in ("<script>alert", "<img src=x", "<b>1", "<i>source", "<s>run", "<u>mood"):
@@ -441,13 +443,13 @@ def test_nothing_of_the_data_becomes_markup(tmp_path):
     assert "\u2028" not in blocks[0][1]
 
 
-def test_json_in_a_page_is_json_and_ends_no_script():
+def test_embedded_json_does_not_close_the_script():
     value = {"a": NASTY[:5], "b": [1.5, None]}
     assert json.loads(json_in_page(value)) == value and not set("<>&\u2028") & set(json_in_page(value))
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_rows_make_a_small_page_in_seconds(tmp_path):
+def test_large_data_makes_a_small_page_in_seconds(tmp_path):
     rows = class_rows(100_000, texts=[f"{'some words of a text ' * 8} {i}" for i in range(1000)])
     run = make_run(tmp_path / "big", {"test": rows}, MOOD)
     began = time.perf_counter()
@@ -465,7 +467,7 @@ def test_a_hundred_thousand_rows_make_a_small_page_in_seconds(tmp_path):
             assert browser.complaints == browser.requests == []
 
 
-def test_words_are_there_in_both_languages_and_found_by_the_texts():
+def test_strings_exist_in_both_languages():
     assert TEXTS["en"].keys() == TEXTS["zh"].keys()
     for key, english in TEXTS["en"].items():
         chinese = TEXTS["zh"][key]
@@ -494,14 +496,14 @@ def read_csv(path):
 
 
 def shown_scores(html):
-    """{"test.intent_accuracy": (as it is shown, exactly)} of a page."""
+    """Returns {"test.intent_accuracy": (displayed value, exact value)} of a page."""
     found = re.findall(r'data-figure="([^"]+)" data-value="([^"]+)">([^<]+)<', html)
     return {name: (shown, float(value)) for name, value, shown in found}
 
 
 def check_page(run):
-    """Every score in the page is that of eval.json, every label's that of report.json, and both can be recomputed from
-    predictions.csv."""
+    """Checks that scores on the page match eval.json, scores by label match report.json, and both can be recomputed
+    from predictions.csv."""
     html = (run / "report.html").read_text(encoding="utf-8")
     shown, told = shown_scores(html), read_json(run / "eval.json")
     for part, scores in told.items():
@@ -518,7 +520,7 @@ def check_page(run):
 
 @pytest.fixture(scope="module")
 def trained(sample, tmp_path_factory):
-    """A folder with two tiny runs of the sample, "run" and "crf", evaluated and predicted."""
+    """Returns a folder with two tiny runs on the sample, "run" and "crf", with evaluations and predictions."""
     output = tmp_path_factory.mktemp("output")
     small = dict(hidden_size=32, num_layers=1, epochs=5, batch_size=8, vocab_size=500, log_steps=2, lr=5e-3)
     for name, options in (("run", {"use_crf": False}), ("crf", {"use_crf": True})):
@@ -527,7 +529,7 @@ def trained(sample, tmp_path_factory):
     return output
 
 
-def test_a_run_leaves_a_page_whose_figures_are_those_of_its_files(trained):
+def test_report_of_a_run_matches_its_files(trained):
     run = trained / "run"
     found = check_page(run)
     rows = read_csv(run / "predictions.csv")
@@ -555,7 +557,7 @@ def test_a_run_leaves_a_page_whose_figures_are_those_of_its_files(trained):
     assert all_gold == sum(len(gold) for gold, _ in sets)
 
 
-def test_what_training_leaves_for_the_page(trained, caplog):
+def test_training_writes_the_report_inputs(trained, caplog):
     run = trained / "run"
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     norms = [record["gradient_norm"] for record in records if "lr" in record]
@@ -572,7 +574,7 @@ def test_what_training_leaves_for_the_page(trained, caplog):
     assert len(told) == 1 and any(re.search(r"  1\. \w", line) for line in log)
 
 
-def test_the_page_is_made_again_without_a_model(trained, tmp_path, monkeypatch):
+def test_the_report_is_recreated_without_a_model(trained, tmp_path, monkeypatch):
     shutil.copytree(trained / "run", tmp_path / "output/run", ignore=shutil.ignore_patterns("checkpoints", "*.html"))
     monkeypatch.chdir(tmp_path)
     report(ReportConfig(runs=("run",), report_language="zh"))
@@ -588,7 +590,7 @@ def test_the_page_is_made_again_without_a_model(trained, tmp_path, monkeypatch):
     assert not (tmp_path / "output/never").exists()
 
 
-def test_runs_are_compared_on_the_rows_that_they_share(trained, tmp_path):
+def test_runs_are_compared_on_shared_rows(trained, tmp_path):
     output = tmp_path / "output"
     shutil.copytree(trained, output)
     report(ReportConfig(runs=("run", "crf"), output_dir=str(output)))
@@ -612,8 +614,8 @@ OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clie
 
 
 def check_in_browser(path, folder, sections=("glance", "learning", "errors", "slices", "rows", "how")):
-    """The page opens in both themes and on a phone, says nothing in the console, asks for nothing, and its table sorts,
-    filters and searches."""
+    """Checks that the page opens in both themes and on a phone, logs nothing to the console, makes no requests, and
+    that its table can be sorted, filtered and searched."""
     with Browser(folder) as browser:
         for options in ({}, {"dark": True}, {"width": 390, "height": 844, "phone": True}):
             browser.look(**options)
@@ -669,7 +671,7 @@ def test_the_page_in_a_browser(trained, tmp_path):
 
 
 @in_browser
-def test_nasty_data_and_a_comparison_in_a_browser(trained, tmp_path):
+def test_adversarial_data_and_a_comparison_in_a_browser(trained, tmp_path):
     path, _ = make_report(nasty_run(tmp_path / "run & <s>"))
     check_in_browser(path, tmp_path / "profile")
     page = compare.compare_runs(trained, ("run", "crf"))
@@ -683,7 +685,7 @@ WORDS = "good bad slow fast red blue old new big small".split()
 
 
 def made_data(kind, folder, size=240):
-    """Data of a kind with something to learn, processed. -> its folder"""
+    """Processes learnable data of a kind. Returns its folder."""
     rng, rows = random.Random(1), []
     for i in range(size):
         words = [rng.choice(WORDS) for _ in range(rng.randrange(3, 12))]
@@ -712,7 +714,7 @@ def made_data(kind, folder, size=240):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["multilabel", "regression", "spans", "classification"])
-def test_a_real_run_of_each_kind(kind, tmp_path):
+def test_runs_of_all_kinds(kind, tmp_path):
     data = made_data(kind, tmp_path / "data")
     small = dict(hidden_size=64, num_layers=2, epochs=6, batch_size=16, vocab_size=300, log_steps=2, lr=3e-3)
     todo = dict(do_train=True, do_eval=True, do_predict=True, data_path=str(data), device="cpu")
@@ -745,8 +747,8 @@ def test_a_real_run_of_each_kind(kind, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_cross_validation_finds_wrong_labels_that_were_planted(tmp_path):
-    """2 % of the labels are wrong on purpose; at least half of them are within the first 5 % of the list."""
+def test_cross_validation_finds_corrupted_labels(tmp_path):
+    """Corrupts 2 % of the labels. At least half of them must be in the first 5 % of the list."""
     from tools.cross_validate import __main__ as cross_validate
 
     rng, rows = random.Random(4), []
@@ -780,7 +782,7 @@ def test_a_cross_validation_finds_wrong_labels_that_were_planted(tmp_path):
 # ---- pictures and lines ---------------------------------------------------------------------------------------------
 
 
-def test_pictures_escape_names_and_leave_out_what_is_not_finite():
+def test_plots_escape_names_and_omit_non_finite_values():
     drawn = svg.lines([([1, 2, 3], [0.5, float("nan"), None])], "<step>", "", 'a "title" <x>').__html__()
     assert "<step>" not in drawn and "&lt;step&gt;" in drawn and "nan" not in drawn.lower() and "<x>" not in drawn
     assert svg.ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0] and svg.number(0.00025) == "2.5e-4"
@@ -788,7 +790,7 @@ def test_pictures_escape_names_and_leave_out_what_is_not_finite():
     assert svg.span([1.0]) != (1.0, 1.0)
 
 
-def test_three_things_are_chosen_no_two_of_a_kind(tmp_path):
+def test_three_findings_of_different_kinds_are_selected(tmp_path):
     run = make_run(tmp_path / "run", {"test": class_rows(200, accuracy=0.5)}, MOOD)
     found, _ = collect(run)
     for item in found["suspects"]:
@@ -799,7 +801,7 @@ def test_three_things_are_chosen_no_two_of_a_kind(tmp_path):
         assert all(look.sentence(item, words, short) for item in chosen)
 
 
-def test_the_bar_shows_loss_rate_pace_and_time_left(tmp_path, monkeypatch):
+def test_progress_bar_shows_loss_rate_speed_and_remaining_time(tmp_path, monkeypatch):
     from engine.train.progress import EpochBar, Progress, RunningLosses
 
     monkeypatch.setattr("engine.train.progress.tqdm", partial(tqdm, disable=False, file=io.StringIO()))

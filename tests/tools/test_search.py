@@ -1,4 +1,4 @@
-"""tools.search: its language, what it proposes and gives up, and real searches that are stopped, killed and go on."""
+"""tools.search: the syntax of spaces, proposals and pruning, and real searches that are stopped, killed and resumed."""
 
 import csv
 import json
@@ -69,14 +69,15 @@ def make_plan(sample, **options):
         ("layer_decay=0.8..0.95", "need --pretrain_model_path"),
     ],
 )
-def test_an_error_in_the_space_is_one_line(space, said, sample):
+def test_errors_in_the_space_take_one_line(space, said, sample):
     with pytest.raises(UserError) as error:
         make_plan(sample, space=space)
     assert said in str(error.value) and "\n" not in str(error.value) and str(error.value).startswith("--space: ")
 
 
-def test_all_trials_have_the_epochs_that_the_data_want(sample):
-    """60 rows are 60 steps per epoch in batches of 1, 30 with two of these a step; what --epochs says is kept."""
+def test_all_trials_use_the_automatic_number_of_epochs(sample):
+    """60 rows take 60 steps per epoch with batches of 1, or 30 with two batches per step. An explicit --epochs is
+    unchanged."""
     for more, steps, epochs in (("", 60, 25), ("--epochs auto --gradient_accumulation_steps 2", 30, 50)):
         plan = make_plan(sample, options=f"--batch_size 1 {more}")
         assert plan.flags[-2:] == ["--epochs", str(epochs)] and plan.resolver.base.epochs == epochs
@@ -85,7 +86,7 @@ def test_all_trials_have_the_epochs_that_the_data_want(sample):
     assert plan.flags.count("--epochs") == 1 and plan.resolver.base.epochs == 4
 
 
-def test_each_error_has_its_line(sample):
+def test_one_line_per_error(sample):
     with pytest.raises(UserError) as error:
         make_plan(sample, space="lrr=1..2 lr=a..b dropout=0..3")
     lines = str(error.value).splitlines()
@@ -107,13 +108,13 @@ def test_each_error_has_its_line(sample):
         ({"hours": -1.0}, "--hours=-1.0"),
     ],
 )
-def test_other_errors_are_one_line(options, said, sample):
+def test_other_errors_take_one_line(options, said, sample):
     with pytest.raises(UserError) as error:
         make_plan(sample, **options)
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_point_becomes_options_of_main(sample):
+def test_points_are_converted_to_options(sample):
     space = "lr=1e-4..1e-3:log head_multiple=3..30:log warmup_share=0..0.5 epochs=4,8 use_fgm=True,False fgm_eps=0.5..2"
     plan = make_plan(sample, space=space)
     resolver = plan.resolver
@@ -123,12 +124,12 @@ def test_a_point_becomes_options_of_main(sample):
     point = {"lr": 5e-4, "head_multiple": 4.0, "warmup_share": 0.25, "epochs": 8, "use_fgm": True, "fgm_eps": 1.5}
     values = resolver.values(point)
     assert values == {"lr": 5e-4, "epochs": 8, "use_fgm": True, "fgm_eps": 1.5, "head_lr": 2e-3, "warmup_epochs": 2.0}
-    assert "fgm_eps" not in resolver.values(point | {"use_fgm": False})  # where it has no effect
+    assert "fgm_eps" not in resolver.values(point | {"use_fgm": False})  # because it has no effect
     assert resolver.config(point).head_lr == 2e-3
 
 
-def test_the_default_space_holds_the_default(sample, tmp_path):
-    """From scratch, of a pretrained encoder, and beside what --options sets."""
+def test_the_default_space_contains_the_defaults(sample, tmp_path):
+    """Tests training from scratch, a pretrained encoder, and options that --options sets."""
     from transformers import BertConfig, BertModel
 
     BertModel(BertConfig(vocab_size=100, num_hidden_layers=1, intermediate_size=64)).save_pretrained(tmp_path / "model")
@@ -140,7 +141,7 @@ def test_the_default_space_holds_the_default(sample, tmp_path):
     assert not {"lr", "head_multiple"} & make_plan(sample, options="--lr 1e-3 --head_lr 1e-3").space.keys()
 
 
-def test_kinds_of_tasks_decide_what_is_searched(sample, tmp_path):
+def test_the_default_space_depends_on_the_tasks(sample, tmp_path):
     labels = read_json(sample / "labels.json")
     for task, without in (("intent", "word_pooling"), ("slots", "pooling")):
         folder = tmp_path / task
@@ -172,7 +173,7 @@ def make_study(path, sample, **options):
         None,
     ],
 )
-def test_a_file_that_is_no_journal_is_one_line_and_stays_as_it_is(content, sample, tmp_path):
+def test_other_files_are_not_overwritten(content, sample, tmp_path):
     path = tmp_path / "search.journal"
     path.mkdir() if content is None else path.write_bytes(content)
     with pytest.raises(UserError, match=r"search\.journal: (is not the journal|cannot be read)"):
@@ -185,8 +186,8 @@ def objective(params):
     return 1 - abs(np.log10(params["lr"]) + 3) / 10 + 0.01 * (params["pooling"] == "mean")
 
 
-def test_a_search_that_is_started_again_proposes_the_same(sample, tmp_path):
-    """Also if the process was killed while it wrote the journal: half a line, and a lock, are left."""
+def test_a_restarted_search_makes_the_same_proposals(sample, tmp_path):
+    """Also if the process was killed while writing the journal, which leaves a partial line and a lock."""
     one, other = make_study(tmp_path / "one.journal", sample), None
     for number in range(9):
         params = one.propose(number)
@@ -195,7 +196,7 @@ def test_a_search_that_is_started_again_proposes_the_same(sample, tmp_path):
     for number in range(9):
         other = make_study(path, sample)
         if number % 3 == 1:
-            other.propose(number)  # asking changes nothing
+            other.propose(number)  # proposing changes nothing
         if number % 3 == 2:
             with open(path, "ab") as file:
                 file.write(b'{"op_code":8,"worker')
@@ -208,7 +209,7 @@ def test_a_search_that_is_started_again_proposes_the_same(sample, tmp_path):
     assert make_study(tmp_path / "third.journal", sample, seed=2).propose(0) != one.trials[0].params
 
 
-def test_what_is_proposed_follows_the_scores(sample, tmp_path):
+def test_proposals_depend_on_the_scores(sample, tmp_path):
     study = make_study(tmp_path / "journal", sample, startup=8)
     for number in range(40):
         params = study.propose(number)
@@ -218,7 +219,7 @@ def test_what_is_proposed_follows_the_scores(sample, tmp_path):
 
 
 @pytest.mark.parametrize("lower", [False, True])
-def test_a_trial_is_pruned_by_those_of_as_many_epochs(lower, sample, tmp_path):
+def test_trials_are_compared_with_trials_of_equal_length(lower, sample, tmp_path):
     study, sign = make_study(tmp_path / "journal", sample, lower=lower), -1 if lower else 1
 
     def trial(epochs, scores):
@@ -229,14 +230,14 @@ def test_a_trial_is_pruned_by_those_of_as_many_epochs(lower, sample, tmp_path):
 
     for i in range(5):
         study.end(trial(4, [0.1, 0.5 + i / 100, 0.6, 0.7]), "finished", sign * 0.7)
-    assert not study.should_prune(trial(4, [0.0]))  # every trial gets two epochs
+    assert not study.should_prune(trial(4, [0.0]))  # every trial runs two epochs
     assert study.should_prune(trial(4, [0.0, 0.51])) and not study.should_prune(trial(4, [0.0, 0.53]))
-    assert not study.should_prune(trial(8, [0.0, 0.1]))  # nothing to compare it with
+    assert not study.should_prune(trial(8, [0.0, 0.1]))  # no comparable trial
     study.prune_after = None
     assert not study.should_prune(trial(4, [0.0, 0.1]))
 
 
-def test_the_gain_has_the_interval_of_the_ablation(sample, tmp_path):
+def test_the_interval_of_the_gain_matches_the_ablation(sample, tmp_path):
     study = make_study(tmp_path / "journal", sample)
     rng, seeds = np.random.default_rng(3), range(1, 6)
     default, winner = rng.normal(0.8, 0.01, 5), rng.normal(0.85, 0.01, 5)
@@ -249,12 +250,12 @@ def test_the_gain_has_the_interval_of_the_ablation(sample, tmp_path):
     low, high = ablation.interval(winner - default)
     assert (found["f1"]["low"], found["f1"]["high"]) == pytest.approx((low, high)) and low > 0
     assert found["f1"]["verdict"] == "significant" and found["f1"]["part"] == "test"
-    assert found["loss"]["gain"] == pytest.approx(found["f1"]["gain"])  # a loss that falls is a gain
+    assert found["loss"]["gain"] == pytest.approx(found["f1"]["gain"])  # a lower loss is a gain
     stage.plan.has_test = False
     assert outcome.compare(stage, 3, ["f1"])["f1"]["part"] == "dev"
 
 
-def test_the_picture_has_every_trial(sample):
+def test_the_plot_contains_every_trial(sample):
     space = make_plan(sample, space="lr=1e-5..1e-2:log epochs=2,3 dropout=0..0.5").space
     states = ["finished", "pruned", "finished", "failed"]
     trials = [
@@ -263,8 +264,8 @@ def test_the_picture_has_every_trial(sample):
     ]
     tree = xml.fromstring(picture.draw(trials, space, "a<b", False))
     titles = [title.text for title in tree.iter("{http://www.w3.org/2000/svg}title")]
-    dots = 3 * (1 + len(["lr", "dropout"]))  # "epochs" is of none of them, the failed one has no score
-    assert len(titles) == dots + 3 and titles.count("trial 2: 0.2000") == 6  # the best has a ring as well
+    dots = 3 * (1 + len(["lr", "dropout"]))  # "epochs" is in no trial, and the failed trial has no score
+    assert len(titles) == dots + 3 and titles.count("trial 2: 0.2000") == 6  # the best trial also has a ring
     assert not any("nan" in str(element.attrib) for element in tree.iter())
 
 
@@ -277,14 +278,15 @@ def flags(sample, epochs=5, **options):
 
 
 def rows_of(folder):
-    """trials.csv without what the clock decides."""
+    """Returns the rows of trials.csv without durations."""
     rows = list(csv.DictReader((folder / "trials.csv").read_text(encoding="utf-8").splitlines()))
     return [{name: cell for name, cell in row.items() if "seconds" not in name} for row in rows]
 
 
 @pytest.mark.slow
-def test_a_search_runs_main_and_is_not_repeated(sample, command, tmp_path, monkeypatch):
-    """Two trials side by side; then the same command, another one in its folder, and one without Optuna."""
+def test_a_finished_search_is_not_repeated(sample, command, tmp_path, monkeypatch):
+    """Runs two parallel trials, then the same command again, another search in the same folder, and one without
+    Optuna."""
     words = flags(sample, epochs=2, trials=2, finalists=0)
     done = command("tools.search", *words)
     assert done.returncode == 0, done.stderr
@@ -323,12 +325,12 @@ def test_a_search_runs_main_and_is_not_repeated(sample, command, tmp_path, monke
 
 
 def run_search(command, folder, *words):
-    """A whole search, however long it takes: other work on the machine is no failure."""
+    """Runs a complete search without a time limit, because the machine may be busy."""
     return command("tools.search", *words, cwd=folder)
 
 
 @pytest.mark.slow
-def test_hopeless_trials_are_pruned_and_the_winner_is_measured(sample, command, tmp_path):
+def test_poor_trials_are_pruned_and_the_winner_is_scored(sample, command, tmp_path):
     done = run_search(command, tmp_path, *flags(sample, trials=8, startup=4, finalists=2, seeds=5))
     assert done.returncode == 0, done.stderr
     found, rows = read_json(tmp_path / "results/search.json"), rows_of(tmp_path / "results")
@@ -364,7 +366,7 @@ def test_hopeless_trials_are_pruned_and_the_winner_is_measured(sample, command, 
 
 
 def start(background, words, until):
-    """A search as a process, once `until()` holds."""
+    """Starts a search as a process, and returns it when `until()` is true."""
     process = background("tools.search", *words)
     while not until():
         assert process.poll() is None, process.printed()
@@ -377,7 +379,7 @@ def has_epochs(path, epochs):
 
 
 @pytest.mark.slow
-def test_a_search_that_is_killed_or_stopped_ends_with_the_same_trials(sample, tmp_path, command, background):
+def test_a_killed_or_stopped_search_ends_with_the_same_trials(sample, tmp_path, command, background):
     words = flags(sample, epochs=3, trials=4, startup=3, jobs=1, finalists=1, seeds=1)
     whole = tmp_path / "whole"
     whole.mkdir()
@@ -405,7 +407,7 @@ def test_a_search_that_is_killed_or_stopped_ends_with_the_same_trials(sample, tm
 
 
 @pytest.mark.slow
-def test_a_run_ends_with_a_search_that_is_killed(sample, tmp_path, background):
+def test_runs_end_when_the_search_is_killed(sample, tmp_path, background):
     if sys.platform != "linux":
         pytest.skip("only Linux signals a process that its parent has ended")
     path = tmp_path / "results/runs/0000/metrics.jsonl"
@@ -422,8 +424,8 @@ def test_a_run_ends_with_a_search_that_is_killed(sample, tmp_path, background):
 
 
 @pytest.mark.slow
-def test_failing_trials_are_reported_and_the_search_ends_with_their_code_only_if_all_fail(sample, tmp_path, command):
-    space = "freeze_layers=97,98,99,0 lr=1e-4..1e-2:log"  # this encoder has a single layer
+def test_failing_trials_are_reported(sample, tmp_path, command):
+    space = "freeze_layers=97,98,99,0 lr=1e-4..1e-2:log"  # this encoder has only one layer
     done = run_search(command, tmp_path, *flags(sample, epochs=1, trials=4, finalists=1, seeds=1, space=space))
     states = {(row["state"], "freeze_layers=9" in row["options"]) for row in rows_of(tmp_path / "results")}
     assert done.returncode == 0 and states == {("finished", False), ("failed", True)}, done.stderr
@@ -434,12 +436,12 @@ def test_failing_trials_are_reported_and_the_search_ends_with_their_code_only_if
     last = done.stderr.strip().splitlines()[-1]
     assert re.match("error: all [56] trials failed, the last one with: --freeze_layers=99: this", last), (
         last
-    )  # two at a time
+    )  # two in parallel
 
 
 @pytest.mark.slow
-def test_time_ends_the_search_and_dev_alone_flatters(sample, tmp_path, command):
-    """A limit that no trial can keep; then more of it, on data without a test part."""
+def test_the_time_limit_and_data_without_a_test_split(sample, tmp_path, command):
+    """Uses a limit that no trial can meet, then a higher limit, on data without a test split."""
     data = tmp_path / "data"
     shutil.copytree(sample, data)
     (data / "test.jsonl").unlink()

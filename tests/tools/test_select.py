@@ -1,4 +1,5 @@
-"""What to label next: uncertainties against entropies computed otherwise, the choice, and files that are read back."""
+"""Selecting texts to label: uncertainties compared with independent computations, selection, and round trips of
+files."""
 
 import csv
 import itertools
@@ -40,7 +41,7 @@ POOL = [
 
 @pytest.fixture(scope="module")
 def run(sample, tmp_path_factory):
-    """A run of intents and slots with a CRF, which has learnt some slots."""
+    """Returns a run with intents and slots with a CRF, which has learned some slots."""
     return train(tmp_path_factory.mktemp("select"), sample, "run", use_crf=True, epochs=15, lr=1e-2)
 
 
@@ -52,15 +53,15 @@ def pool(tmp_path):
 
 
 def selected(path, run, pool, **options):
-    """The rows of the file that the command writes."""
+    """Returns the rows of the file that the command writes."""
     path.unlink(missing_ok=True)
     main(SelectConfig(checkpoint=str(run), pool=str(pool), output=str(path), **options))
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def scores_of(model, texts):
-    """The uncertainties of texts, and what is needed to compute them otherwise: {task: logits of each text}, at the
-    temperature of the head."""
+    """Returns the uncertainties of texts, and {task: logits of each text} at the temperature of the head for computing
+    them independently."""
     examples = list(examples_of(texts, model.tasks))
     kept = []
     hook = model.trainer.model.register_forward_hook(lambda _, inputs, output: kept.append(output.logits))
@@ -68,12 +69,12 @@ def scores_of(model, texts):
     hook.remove()
     heads = model.trainer.model.output_layer.heads
     kept = [{name: of_text[name] / heads[name].temperature for name in heads} for of_text in kept]
-    assert np.allclose(choose.uncertainties(model, examples), rows, atol=1e-5)  # in one batch
+    assert np.allclose(choose.uncertainties(model, examples), rows, atol=1e-5)  # in a single batch
     return dict(zip(model.tasks, np.transpose(rows))), kept
 
 
-def test_entropies_of_texts_and_paths(run):
-    """Of a CRF: over all paths, listed."""
+def test_entropies_of_classes_and_paths(run):
+    """For a CRF, all paths are enumerated."""
     model = load(run)
     scores, logits = scores_of(model, ["play some", "book a", "weather"])
     crf = model.trainer.model.output_layer.heads["slots"].crf
@@ -115,35 +116,35 @@ def test_entropies_of_sets_words_and_spans(sample, tmp_path):
     for name, kinds in (("places", len(spans.labels["places"])), ("facts", 2)):  # facts: subjects and objects
         dense = spans.trainer.model.output_layer.heads[name].distribution.by_word(logits[0][name])[0]
         chances = 1 / (1 + np.exp(-dense.double().numpy().reshape(size, size, -1)))
-        chances[np.tril_indices(size, -1)] *= np.arange(chances.shape[2]) >= kinds  # none ends before it begins
+        chances[np.tril_indices(size, -1)] *= np.arange(chances.shape[2]) >= kinds  # no span ends before it starts
         expected = sum(entropy([p, 1 - p]) for p in chances.flat)
         assert scores[name][0] == pytest.approx(expected / size, abs=1e-4)
 
 
-def test_a_long_text_counts_per_word(run):
-    """In windows; a text of equal words has about the entropy of a shorter one."""
+def test_long_texts_are_normalised_per_word(run):
+    """A long text of equal words, read in windows, has about the same uncertainty as a shorter one."""
     short, long = choose.uncertainties(load(run), [{"text": "", "tokens": ["x"] * size} for size in (40, 400)])[:, 1]
     assert 0.5 < long / short < 2
 
 
-def test_ranks_give_tasks_equal_weights():
+def test_ranks_weight_tasks_equally():
     scores = np.array([[0.1, 300.0], [0.3, 100.0], [0.2, 100.0]])
     assert choose.ranks_of(scores).tolist() == pytest.approx([(1 + 3) / 6, (3 + 1.5) / 6, (2 + 1.5) / 6])
     assert choose.ranks_of(np.zeros((4, 0))).tolist() == [0.0] * 4
 
 
-def test_spread_takes_one_of_each_group():
+def test_spread_selects_one_text_per_cluster():
     rng = np.random.default_rng(0)
     centres = np.eye(5, 16)
     vectors = np.repeat(centres, 20, axis=0) * rng.uniform(0.5, 2, (100, 1)) + rng.normal(0, 0.01, (100, 16))
     chosen = choose.spread(vectors, np.ones(100), 5, seed=1)
     assert (chosen // 20).tolist() == [0, 1, 2, 3, 4]
-    for group, place in enumerate(chosen):  # the member nearest to the mean of its group
+    for group, place in enumerate(chosen):  # the member nearest to the mean of its cluster
         unit = vectors[20 * group : 20 * group + 20]
         unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
         assert place - 20 * group == np.linalg.norm(unit - unit.mean(0), axis=1).argmin()
     heavy = np.ones(100)
-    heavy[3] = 1e6  # the centre of its group moves there
+    heavy[3] = 1e6  # the cluster centre moves there
     assert 3 in choose.spread(vectors, heavy, 5, seed=1)
 
 
@@ -166,7 +167,7 @@ def test_the_most_uncertain_texts_come_first(run, pool, tmp_path):
     assert [row["text"] for row in every] == expected
 
 
-def test_both_takes_different_texts_of_the_uncertain(run, tmp_path, monkeypatch):
+def test_both_selects_diverse_uncertain_texts(run, tmp_path, monkeypatch):
     rng = random.Random(3)
     texts = [" ".join(rng.choices("play book wake jazz train seven the a".split(), k=5)) for _ in range(80)]
     (tmp_path / "pool.txt").write_text("\n".join(texts) + "\n")
@@ -184,7 +185,7 @@ def test_both_takes_different_texts_of_the_uncertain(run, tmp_path, monkeypatch)
     assert all(len(set(ids)) == 5 for ids in drawn) and drawn[0] != drawn[1]
 
 
-def test_labelled_texts_are_left_out(run, sample, tmp_path, capsys):
+def test_labelled_texts_are_skipped(run, sample, tmp_path, capsys):
     lines = [(sample / f"{part}.jsonl").read_text().splitlines()[0] for part in ("train", "dev", "test")]
     rows = [{"tokens": json.loads(line)["tokens"]} for line in lines] + [{"tokens": ["play", "polka"]}]
     (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -199,10 +200,10 @@ def test_labelled_texts_are_left_out(run, sample, tmp_path, capsys):
 
 
 def annotated(path, tmp_path):
-    """What Label Studio exports when all its predictions are accepted."""
+    """Returns the export of Label Studio if all predictions are accepted."""
     items = json.loads(path.read_text())
     for number, item in enumerate(items):
-        raw = item["data"]["text"].encode("utf-16-le")  # the units in which Label Studio counts
+        raw = item["data"]["text"].encode("utf-16-le")  # offsets in Label Studio count these units
         for value in (result["value"] for result in item["predictions"][0]["result"] if result["type"] == "labels"):
             assert raw[2 * value["start"] : 2 * value["end"]].decode("utf-16-le") == value["text"]
         item |= {"id": number, "annotations": [{"was_cancelled": False, "result": item["predictions"][0]["result"]}]}
@@ -211,8 +212,8 @@ def annotated(path, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv", "doccano", "label_studio"])
-def test_data_process_reads_what_was_annotated(form, run, sample, pool, tmp_path):
-    """Labels and entities are those of the answers, also after an emoji."""
+def test_data_process_reads_annotations(form, run, sample, pool, tmp_path):
+    """Labels and entities match the predictions, also after an emoji."""
     texts = [text for i, text in enumerate(POOL) if i not in (1, 2)]
     expected = {row["text"]: row for row in load(run)(texts)}
     assert any(span["start"] > row["text"].find("😀") >= 0 for row in expected.values() for span in row["slots"])
@@ -243,12 +244,12 @@ def test_data_process_reads_what_was_annotated(form, run, sample, pool, tmp_path
 
 
 def spans_of(row):
-    """[(type, text)] of the entities of a row of words."""
+    """Returns [(type, text)] of the entities in a row of words."""
     offsets, spans = words.place_tokens(row["text"], row["tokens"]), words.entities_in(row["slots"])
     return [(kind, row["text"][offsets[first][0] : offsets[last][1]]) for kind, first, last in spans]
 
 
-def test_files_without_answers(run, pool, tmp_path, command):
+def test_files_without_predictions(run, pool, tmp_path, command):
     rows = selected(tmp_path / "to_label.jsonl", run, pool, number=2, answers=False)
     assert all(row["intent"] is None and row["slots"] is None for row in rows)
     done = command("tools.select", "--pool", pool, "--strategy", "random", "--number", "3", "--output", "a.csv")
@@ -261,7 +262,7 @@ def test_files_without_answers(run, pool, tmp_path, command):
 
 
 def test_other_tasks(tmp_path, capsys):
-    """Numbers and label sets, spans, pairs of texts."""
+    """Tests regression, multilabel, spans, and pairs of texts."""
     data = made_data(tmp_path / "a", "texts")
     run = train(tmp_path, data, "texts", epochs=1)
     (tmp_path / "pool.txt").write_text("red dog\nsmall blue cat\nthe cat sleeps in Paris\n")
@@ -294,8 +295,8 @@ def test_other_tasks(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("form", ["jsonl", "label_studio"])
-def test_a_project_of_pairs_starts_without_a_run(form, tmp_path):
-    """The second texts are in the file, and in the interface."""
+def test_projects_of_pairs_without_a_run(form, tmp_path):
+    """The second texts are in the file and in the labelling interface."""
     rows = [{"text": "the same", "text_pair": f"{word} dog"} for word in "big small red".split()]
     (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = tmp_path / ("a.json" if form == "label_studio" else "a.jsonl")
@@ -308,8 +309,8 @@ def test_a_project_of_pairs_starts_without_a_run(form, tmp_path):
     assert form == "jsonl" or 'value="$text_pair"' in path.with_suffix(".xml").read_text()
 
 
-def test_columns_that_the_model_reads(tmp_path):
-    """They are in the file, for training."""
+def test_columns_that_the_model_needs_are_written(tmp_path):
+    """The file contains them for training."""
     rows = "".join(f"{word} dog {i},{i},{word}\n" for i in range(20) for word in ("big", "small"))
     (tmp_path / "raw.csv").write_text(f"text,age,label\n{rows}")
     (tmp_path / "pool.csv").write_text("text,age\n" + "".join(f"cat {i} sleeps,{i}\n" for i in range(12)))
@@ -338,7 +339,7 @@ def test_columns_that_the_model_reads(tmp_path):
         (["--pool", "pool.jsonl", "--strategy", "random", "--output_format", "label_studio"], "to_label.xml exists"),
     ],
 )
-def test_errors_are_one_line(flags, says, pool, tmp_path, command):
+def test_errors_take_one_line(flags, says, pool, tmp_path, command):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "to_label.xml").write_text("mine")
     done = command("tools.select", *flags)
@@ -346,7 +347,7 @@ def test_errors_are_one_line(flags, says, pool, tmp_path, command):
     assert not (tmp_path / "to_label.jsonl").exists() and (tmp_path / "to_label.xml").read_text() == "mine"
 
 
-def test_labels_needed_in_the_simulation():
+def test_number_of_labels_in_the_simulation():
     sys.path.insert(0, str(ROOT / "benchmarks"))
     from selection import labels_needed
 

@@ -1,4 +1,4 @@
-"""tools.serve: a real server of a small exported model, asked over the loopback address."""
+"""tools.serve: a real server with a small exported model, on the loopback address."""
 
 import asyncio
 import contextlib
@@ -34,15 +34,15 @@ LABEL = "set_alarm"
 TEXTS = ["turn on the lamp", "", "打开卧室的灯", "wake me at seven 🙂 please", "x " * 300]
 
 
-# ---- batches, of a model that only waits -----------------------------------------------------------------------------
+# ---- batches, with a model that only sleeps --------------------------------------------------------------------------
 
 
 class BadRow(ValueError):
-    """As the predictor's InputError."""
+    """Stands for the predictor's InputError."""
 
 
 class Sleeper:
-    """A model: a batch takes `fixed` seconds, and a text `each` more. It raises `error` once."""
+    """A model that takes `fixed` seconds per batch plus `each` seconds per text, and raises `error` once."""
 
     def __init__(self, fixed=0.02, each=0.001):
         self.fixed, self.each, self.sizes, self.error = fixed, each, [], None
@@ -59,7 +59,7 @@ class Sleeper:
 
 
 def with_batcher(model, work, seconds=1.0, label=None):
-    """What `await work(batcher)` gives, with a Batcher of that model running."""
+    """Returns `await work(batcher)` with a running Batcher of the model."""
 
     async def run():
         batcher = Batcher(label or model, 32, 1024, seconds, Metrics())
@@ -73,7 +73,7 @@ def with_batcher(model, work, seconds=1.0, label=None):
     return asyncio.run(run())
 
 
-def test_batches_gather_while_the_model_is_busy_and_answers_find_their_requests():
+def test_requests_are_batched_while_the_model_is_busy():
     async def work(batcher):
         return await asyncio.gather(*(batcher.ask([f"text {i}", "x" * i]) for i in range(40)))
 
@@ -82,7 +82,7 @@ def test_batches_gather_while_the_model_is_busy_and_answers_find_their_requests(
     assert max(model.sizes) == 32 and len(model.sizes) < 10
 
 
-def test_requests_of_a_batch_that_fails_get_its_error_and_the_next_is_answered():
+def test_an_error_fails_only_the_requests_of_its_batch():
     async def work(batcher):
         model.error = RuntimeError("broken")
         results = await asyncio.gather(*(batcher.ask(["a", "b"]) for _ in range(3)), return_exceptions=True)
@@ -93,7 +93,7 @@ def test_requests_of_a_batch_that_fails_get_its_error_and_the_next_is_answered()
     assert any(isinstance(one, RuntimeError) for one in results) and after == ["C"]
 
 
-def test_one_bad_row_does_not_spoil_the_others():
+def test_an_invalid_row_fails_alone():
     async def work(batcher):
         return await asyncio.gather(*(batcher.ask([text]) for text in ("a", "bad", "c")), return_exceptions=True)
 
@@ -102,7 +102,7 @@ def test_one_bad_row_does_not_spoil_the_others():
     assert (one, other) == (["A"], ["C"]) and isinstance(bad, BadRow) and str(bad) == "bad"
 
 
-def test_what_would_take_too_long_is_refused_also_behind_a_batch_that_runs():
+def test_requests_that_would_take_too_long_are_rejected():
     async def work(batcher):
         long = asyncio.create_task(batcher.ask(["x" * 100_000]))
         await asyncio.sleep(0.05)
@@ -116,8 +116,8 @@ def test_what_would_take_too_long_is_refused_also_behind_a_batch_that_runs():
     assert seconds > 0.5 and after == ["Y"]
 
 
-def test_a_slow_beginning_is_forgotten():
-    """A speed that was measured while the machine was busy rises again, though it lets in few texts at a time."""
+def test_the_estimated_speed_recovers_from_a_slow_start():
+    """The estimate rises again after the machine was busy, although few texts are accepted at first."""
 
     async def work(batcher):
         batcher.speed = start = batcher.speed / 50
@@ -138,7 +138,7 @@ def test_a_slow_beginning_is_forgotten():
 
 @pytest.fixture(scope="module")
 def shipped(sample, tmp_path_factory, python):
-    """A folder made by tools.export of a tiny model with a CRF, and with relations."""
+    """Returns an exported folder with a tiny model that has a CRF and relations."""
     folder = tmp_path_factory.mktemp("serve")
     data = with_relations(sample, folder / "data", "slots")
     flags = "--do_train --epochs 1 --hidden_size 32 --num_layers 1 --vocab_size 500 --use_crf --model_version run"
@@ -152,7 +152,7 @@ def shipped(sample, tmp_path_factory, python):
 
 
 class Served:
-    """`with Served(folder, flags) as server:` — a server on a free port."""
+    """A server on a free port: `with Served(folder, flags) as server:`."""
 
     def __init__(self, folder, *flags, python=sys.executable, cwd=ROOT):
         folders = [folder] if isinstance(folder, str | Path) else folder
@@ -175,7 +175,8 @@ class Served:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
 
     def ask(self, path, value=None, connection=None, **more):
-        """(status, what was answered), by POST if there is a value: bytes are sent as they are. more: headers"""
+        """Returns (status, content) of a GET, or of a POST if there is a value. Bytes are sent unchanged. more:
+        headers."""
         with (
             contextlib.closing(connection or self.connection())
             if connection is None
@@ -190,7 +191,7 @@ class Served:
         return answer.status, json.loads(read) if is_json else read.decode(errors="replace")
 
     def memory(self):
-        """Resident megabytes."""
+        """Returns the resident memory in megabytes."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+)", status).group(1)) / 1024
 
@@ -202,7 +203,7 @@ def server(shipped):
 
 
 @slow
-def test_the_answers_are_those_of_the_predictor(server, shipped):
+def test_predictions_match_the_predictor(server, shipped):
     script = f"""if True:
         import json, sys
         sys.path.insert(0, {str(shipped)!r})
@@ -227,7 +228,7 @@ def test_the_answers_are_those_of_the_predictor(server, shipped):
 
 
 @slow
-def test_rows_may_be_tokens_and_have_ids_and_what_is_refused_names_the_form(server):
+def test_rows_with_tokens_and_ids_and_invalid_rows(server):
     rows = [{"tokens": ["fly", "to", "Oslo"], "id": 7}, {"text": "fly to Oslo", "id": "x"}, {"text": "fly"}]
     status, answer = server.ask("/predict", {"texts": rows})
     assert status == 200 and [row.get("id") for row in answer["answers"]] == ["7", "x", None]
@@ -238,14 +239,14 @@ def test_rows_may_be_tokens_and_have_ids_and_what_is_refused_names_the_form(serv
 
 
 @slow
-def test_the_labels_health_page_and_metrics(server):
+def test_labels_health_docs_and_metrics(server):
     tasks = server.ask("/labels")[1]
     assert tasks["intent"]["type"] == "classification" and "set_alarm" in tasks["intent"]["labels"]
     assert server.ask("/health") == (200, {"status": "ok", "waiting": 0})
     assert set(server.ask("/openapi.json")[1]["paths"]) == {"/predict", "/labels", "/models", "/health"}
     page = server.ask("/docs")[1]
     for link in re.findall(r'(?:src|href)="([^"]+)"', page):
-        assert "//" not in link and server.ask(f"/{link}")[0] == 200, link  # nothing from elsewhere
+        assert "//" not in link and server.ask(f"/{link}")[0] == 200, link  # no files from other hosts
     before = float(re.search(r"\ntexts_total (\S+)", server.ask("/metrics")[1]).group(1))
     server.ask("/predict", {"texts": ["one", "two"]})
     results = server.ask("/metrics")[1]
@@ -254,7 +255,7 @@ def test_the_labels_health_page_and_metrics(server):
 
 
 def malformed(rng):
-    """A request that cannot be read, as (bytes, the statuses that it may get)."""
+    """Returns the body of an invalid request."""
     deep = b"[" * 100_000
     wrong = [b"", b"{", b"null", b"[]", b"1", b'"text"', deep, b"\xff\xfe", b'{"texts": null}', b'{"texts": []}']
     wrong += [
@@ -272,7 +273,7 @@ def malformed(rng):
 
 
 @slow
-def test_a_thousand_malformed_requests_are_the_clients_fault(server):
+def test_malformed_requests_return_client_errors(server):
     rng, found, connection = random.Random(0), Counter(), server.connection()
     for _ in range(1000):
         status, answer = server.ask("/predict", malformed(rng), connection)
@@ -291,7 +292,7 @@ def in_threads(number, work):
 
 
 @slow
-def test_too_many_requests_are_refused_and_nothing_piles_up(shipped):
+def test_an_overloaded_server_rejects_requests(shipped):
     statuses, answers = Counter(), []
 
     def ask():
@@ -315,7 +316,7 @@ def test_too_many_requests_are_refused_and_nothing_piles_up(shipped):
 
 
 @slow
-def test_sigterm_loses_no_request_that_was_accepted(shipped):
+def test_sigterm_finishes_accepted_requests(shipped):
     found, lost = Counter(), []
 
     def ask():
@@ -329,7 +330,7 @@ def test_sigterm_loses_no_request_that_was_accepted(shipped):
                 while True:
                     status, _ = server.ask("/predict", {"texts": ["turn on the lamp"] * 8}, connection)
                     found[status] += 1
-                    if connection.sock is None:  # the server said that it is to be closed
+                    if connection.sock is None:  # closed at the request of the server
                         break
             except (OSError, http.client.HTTPException) as error:
                 lost.append(error)
@@ -349,7 +350,7 @@ def test_sigterm_loses_no_request_that_was_accepted(shipped):
 
 @pytest.fixture(scope="module")
 def other(shipped):
-    """The same model, with one label of another name."""
+    """Returns the same model with one label renamed."""
     folder = shipped.parent / "other"
     shutil.copytree(shipped, folder)
     path = folder / "predictor.json"
@@ -376,7 +377,7 @@ def test_several_models_in_one_server(shipped, other):
 
 
 @slow
-def test_a_token_and_the_ids_of_requests(shipped, tmp_path):
+def test_token_authentication_and_request_ids(shipped, tmp_path):
     (tmp_path / "token").write_text("secret\n")
     with Served(shipped, "--token_file", tmp_path / "token", "--log_requests") as server:
         given = {"Authorization": "Bearer secret"}
@@ -399,8 +400,8 @@ def test_a_token_and_the_ids_of_requests(shipped, tmp_path):
 
 @slow
 @pytest.mark.parametrize("way", ["SIGHUP", "watching"])
-def test_a_reload_under_load_loses_no_request(way, shipped, other, tmp_path):
-    """Each answer is of one model or the other; a damaged folder changes nothing."""
+def test_reloading_under_load_loses_no_requests(way, shipped, other, tmp_path):
+    """Each prediction is from one of the models. A damaged folder changes nothing."""
     folder, found, lost, done = tmp_path / "served", Counter(), [], threading.Event()
     shutil.copytree(shipped, folder)
 
@@ -430,7 +431,7 @@ def test_a_reload_under_load_loses_no_request(way, shipped, other, tmp_path):
         for thread in threads:
             thread.join()
         assert "other_label" in labels_of(server)
-        if way == "watching":  # what could not be loaded is tried again once its files are complete
+        if way == "watching":  # a folder that could not be loaded is tried again when its files are complete
             shutil.copy(other / "predictor.json", folder)
             wait_for(lambda: server.ask("/models")[1]["served"]["loaded"] != loaded)
     assert not lost and set(found) == {(200, 4)}, (lost[:1], found)
@@ -443,7 +444,7 @@ def wait_for(condition):
 
 
 @slow
-def test_errors_are_one_line(shipped):
+def test_errors_take_one_line(shipped):
     with Served(shipped) as server:
         cases = {
             ("nowhere",): "no exported model",
@@ -457,8 +458,9 @@ def test_errors_are_one_line(shipped):
 
 
 @slow
-def test_the_steps_of_the_dockerfile(shipped, tmp_path):
-    """Without Docker: its files in a folder of their own, its packages in an environment of their own, its command."""
+def test_dockerfile_steps(shipped, tmp_path):
+    """Runs the steps without Docker: copies the files, installs the packages in a new environment, and runs the
+    command."""
     place, app = tmp_path / "clone", tmp_path / "app"
     place.mkdir()
     app.mkdir()
