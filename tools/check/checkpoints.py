@@ -201,8 +201,7 @@ def is_same(first: Any, second: Any) -> bool:
 
 @contextmanager
 def other_process(case: Case) -> Iterator[tuple[subprocess.Popen, Path]]:
-    """Context manager that starts a process that evaluates the checkpoint and predicts the rows. Yields (process, its
-    folder)."""
+    """Starts a process that evaluates the checkpoint and labels the rows. Yields (process, its folder)."""
     config = case.trainer.config
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"

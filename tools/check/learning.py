@@ -1,4 +1,4 @@
-"""Checks that the model can overfit a few texts, and that its predictions are converted to the right labels."""
+"""Checks that the model can overfit a few texts, and that its predictions are converted to the correct labels."""
 
 import copy
 import math
@@ -53,7 +53,7 @@ class Progress:
         return self.ratio < LOWEST and not self.of_numbers
 
     def is_learned(self) -> bool:
-        """Returns whether the predictions are right, and either the loss is low or the predictions are confident."""
+        """Returns whether the predictions are correct, and either the loss is low or the predictions are confident."""
         return self.right > RIGHT and (self.ratio < LOW or self.sure > self.enough)
 
 
@@ -183,7 +183,7 @@ def judge(case: Case, model: MyModel, batch: Batch, name: str, task: Progress, w
     if task.is_learned():
         return
     change = f"{task.losses[-1]:.3g} (initially {task.first:.3g}) {when}"
-    message = f"{name!r}: the loss is {change}, and {task.right:.0%} of the predictions are right"
+    message = f"{name!r}: the loss is {change}, and {task.right:.0%} of the predictions are correct"
     improves = max(task.hits[-len(task.hits) // 3 :]) > max(task.hits[: -len(task.hits) // 3], default=0.0)
     # If decode matches the loss, a wrong prediction has a high loss: 0.69, or half of the largest loss
     limit = (0.05 if improves else 0.1) * task.first
@@ -195,7 +195,7 @@ def judge(case: Case, model: MyModel, batch: Batch, name: str, task: Progress, w
     if has_reversed_gradient(case, batch, name):
         case.notes.append(f"{name!r} reverses the encoder's gradient, which prevents learning; not checked")
     elif not any(p.requires_grad for p in model.encoder.parameters()) and any(True for _ in model.encoder.parameters()):
-        case.notes.append(f"{name!r}: with the frozen encoder, {task.right:.0%} of the predictions are right")
+        case.notes.append(f"{name!r}: with the frozen encoder, {task.right:.0%} of the predictions are correct")
     elif task.right > RIGHT and probabilities_cost(model, batch, name) > LOW * task.first:
         raise Failed(f"{message}; the logits are probabilities: softmax or sigmoid before the loss, or softmax twice")
     elif task.falls or task.is_lowest:
@@ -248,7 +248,7 @@ def require_lowest_at_labels(model: MyModel, batch: Batch, name: str) -> None:
 
 @torch.no_grad()
 def probabilities_cost(model: MyModel, batch: Batch, name: str) -> float:
-    """Returns the loss of right predictions with probability 1 if a head's logits are probabilities, otherwise 0."""
+    """Returns the loss of correct predictions with probability 1 if a head's logits are probabilities, otherwise 0."""
     logits, labels = model.eval()(batch.inputs).logits[name], batch.labels[name]
     if labels.ndim != 1 or labels.is_floating_point() or logits.ndim != 2 or logits.min() < 0 or logits.max() > 1:
         return 0.0
@@ -289,7 +289,7 @@ def losses_of_wrong(model: MyModel, batch: Batch, name: str) -> float:
 
 
 def require_names(case: Case, trainer: Trainer, rows: list[int], names: list[str]) -> None:
-    """Raises Failed if `to_labels` converts right predictions to labels that differ from the data."""
+    """Raises Failed if `to_labels` converts correct predictions to labels that differ from the data."""
     whole = [i for i in map(int, case.data.example_index[rows]) if (case.data.example_index == i).sum() == 1]
     if not whole or not names:
         return
@@ -302,7 +302,7 @@ def require_names(case: Case, trainer: Trainer, rows: list[int], names: list[str
         wrong = [(gold, predicted) for gold, predicted in pairs if gold is not None and gold != predicted]
         if trainer.tasks[name].kind in ("classification", "tagging") and len(wrong) > len(pairs) / 2:
             predicted = f"{wrong[0][1]!r} where the label is {wrong[0][0]!r}"
-            raise Failed(f"{name!r}: decode returns right predictions, but to_labels returns {predicted}")
+            raise Failed(f"{name!r}: decode returns correct predictions, but to_labels returns {predicted}")
 
 
 def distinct_rows(case: Case, number: int = MANY) -> list[int]:

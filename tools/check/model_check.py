@@ -30,7 +30,7 @@ def check_build(case: Case) -> None:
 CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
     ("the model and its training can be built", check_build, "the line that raised it"),
     (
-        "scores are finite, and right predictions score best",
+        "scores are finite, and correct predictions score best",
         scores.check_scores,
         "SCORES and LOWER_IS_BETTER in metrics.py",
     ),
@@ -44,7 +44,7 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
     ),
     ("texts without labels have no loss", losses.check_no_labels, "the head's loss where labels are IGNORE or NaN"),
     (
-        "every trained parameter gets a gradient, frozen ones none",
+        "trained parameters get gradients, frozen ones none",
         training.check_gradients,
         ".detach(), .data, no_grad, unused layers",
     ),
@@ -57,7 +57,7 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
     ("predictions do not depend on the labels", training.check_labels_unseen, "how forward uses the labels"),
     ("custom inputs change the predictions", inputs.check_own_inputs, "inputs[NAME] in a head or the encoder"),
     ("markers are tokens that occur in texts", texts.check_markers, "--special_tokens, set_tokenizer, --max_length"),
-    ("no token is pooled twice", texts.check_read_twice, "pooling over [CLS], positions of markers"),
+    ("no token is read twice", texts.check_read_twice, "pooling over [CLS], positions of markers"),
     ("the prediction for a word depends on its tokens", texts.check_words, "word_starts, word_ends, shifted positions"),
     ("texts of a pair are encoded the same way", texts.check_pairs, "special tokens and pooling of the second text"),
     (
@@ -71,7 +71,7 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
         inputs.check_other_rows,
         "BatchNorm; means over dimension 0 (if intended, set compares_rows)",
     ),
-    ("a causal encoder ignores later words", inputs.check_later_words, "the encoder's attention mask"),
+    ("later words change nothing for a causal encoder", inputs.check_later_words, "the encoder's attention mask"),
     ("evaluation is deterministic", inputs.check_determinism, "F.dropout without training=self.training; randomness"),
     (
         "forward does not change its inputs or the mode",
@@ -79,20 +79,20 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
         "methods ending in _, assignments to inputs or buffers, train() and eval()",
     ),
     ("the model follows .to(device)", inputs.check_device, "torch.zeros, arange, tensor without device="),
-    ("half precision is close to full precision", inputs.check_half_precision, "large constants, long sums, exp"),
+    ("half precision is close to full", inputs.check_half_precision, "large constants, long sums, exp"),
     (
         "a step updates the weights once",
         training.check_step,
         "optimizer_step and train_one_epoch in trainer.py; forward and backward passes of tricks",
     ),
     ("predictions equal evaluation", checkpoints.check_prediction, "decode (does it depend on the batch?); calibrate"),
-    ("the best checkpoint is saved", checkpoints.check_best, "keep_best in trainer.py; LOWER_IS_BETTER"),
+    ("the best checkpoint is retained", checkpoints.check_best, "keep_best in trainer.py; LOWER_IS_BETTER"),
     (
         "resuming equals an uninterrupted run",
         checkpoints.check_resume,
         "plain attributes, globals and closures, other sources of randomness, state that is updated after save_model",
     ),
-    ("a new process makes the same predictions", checkpoints.check_other_process, "load_checkpoint and build_model"),
+    ("a new process gives the same predictions", checkpoints.check_other_process, "load_checkpoint and build_model"),
 ]
 
 
@@ -156,9 +156,9 @@ def run_check(check: Callable[[Case], None], case: Case) -> tuple[str, str]:
 
 @contextmanager
 def rehearsal() -> Iterator[list[Exception]]:
-    """Context manager for the trial run. Logs an exception in one line, writes the traceback to the log file, and
-    appends the exception to the yielded list. The checks that follow can then find the cause. UserError, Interrupted
-    and OSError propagate."""
+    """Catches an exception of the trial run, so that the checks can still run and find the cause. Logs it in one line,
+    writes the traceback to the log file, and appends the exception to the yielded list. UserError, Interrupted and
+    OSError propagate."""
     failures: list[Exception] = []
     try:
         yield failures

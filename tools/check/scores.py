@@ -1,4 +1,4 @@
-"""Checks that metrics are finite for all predictions, and that the monitored metric prefers right predictions."""
+"""Checks that metrics are finite for all predictions, and that the monitored metric prefers correct predictions."""
 
 import math
 from typing import Any
@@ -28,7 +28,7 @@ def check_scores(case: Case) -> None:
             trainer.metric_function(*one_text)
     for name, value in scores["right"].items():
         if not math.isfinite(value):
-            raise Failed(f"{name} is {value:g} if all predictions are right")
+            raise Failed(f"{name} is {value:g} if all predictions are correct")
         if not math.isfinite(scores["equal"].get(name, 0.0)):
             case.notes.append(f"{name} is not finite if all predictions are the same")
     monitor = trainer.monitor

@@ -141,7 +141,7 @@ def pictures(figures: dict[str, Any], words: Words) -> list[tuple[str, svg.Plot,
 
 
 def table_of(figures: dict[str, Any], rows: Sequence[Sequence[Row]]) -> dict[str, Any]:
-    """Like page.table_of, but with the predictions of all runs, for rows that only some runs label correctly."""
+    """Selects rows that only some runs label correctly, like page.table_of, with the predictions of all runs."""
     numbers: dict[tuple[str, str], int] = {}
     kinds, kept, size, count = figures["kinds"], [], 0, 0
     for run_rows in zip(*rows):

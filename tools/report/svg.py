@@ -53,7 +53,7 @@ class Plot:
     def __init__(
         self, x_range: Range, y_range: Range, x_label: str, y_label: str, describes: str, x_ticks: Labels | None = None
     ):
-        """x_ticks: ticks of the x axis (default: round numbers)."""
+        """Draws the axes. x_ticks: ticks of the x axis (default: round numbers)."""
         self.x_range, self.y_range, self.describes = x_range, y_range, describes
         self.parts: list[str] = []
         for value in ticks(*y_range):
