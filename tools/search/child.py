@@ -25,7 +25,7 @@ class Child:
     """A process that appends its output to a log. Ctrl-C in the terminal only reaches the parent."""
 
     def __init__(self, command: Sequence[str], log: Path, jobs: int) -> None:
-        """Starts the process. jobs: number of parallel processes; they share the cores unless OMP_NUM_THREADS is set."""
+        """Starts the process. jobs: number of processes; they share the cores unless OMP_NUM_THREADS is set."""
         threads = str(max(1, (os.cpu_count() or 1) // jobs))
         env = {"OMP_NUM_THREADS": threads, "TQDM_DISABLE": "1"} | dict(os.environ)
         self.log, self.start = log, time.perf_counter()
