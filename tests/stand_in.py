@@ -19,7 +19,7 @@ def be_real():
 
 
 def main(words):
-    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until it is known where they go
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until their handlers are set
     if not words or not (words[0] in ("-c", "-m") or words[0].endswith(".py")) or os.isatty(0):
         be_real()
     server = socket.socket(socket.AF_UNIX)

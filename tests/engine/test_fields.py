@@ -376,7 +376,7 @@ def test_checkpoint_is_rejected_by_code_without_its_field(fields, tmp_path):
         load_checkpoint(best)
 
 
-def test_text_options_are_rejected_or_reported_without_text(fields, tmp_path, told):
+def test_text_options_are_rejected_or_reported_without_text(fields, tmp_path, logged):
     for option in ("pretrain_model_path", "init_from", "special_tokens"):
         with pytest.raises(UserError, match=f"--{option}: --encoder none reads no text"):
             Config(encoder="none", **{option: "some"})

@@ -83,8 +83,8 @@ def test_path_logit_is_the_sum_of_its_node_logits():
     powers = {path: sum(own[node] for node in closed(path)).exp() for path in PATHS}
     best = [max(PATHS, key=lambda path: powers[path][row]) for row in range(50)]
     assert [head.task.labels[answer] for answer in answers] == best
-    wanted = torch.stack([powers[path][row] / sum(powers.values())[row] for row, path in enumerate(best)])
-    torch.testing.assert_close(probabilities.double(), wanted, rtol=1e-5, atol=1e-6)
+    expected = torch.stack([powers[path][row] / sum(powers.values())[row] for row, path in enumerate(best)])
+    torch.testing.assert_close(probabilities.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1.0, 300.0])
@@ -92,19 +92,19 @@ def test_node_probability_is_the_product_along_its_path(scale):
     head, vectors, own = head_of("multilabel", NODES, scale)
     logits = head(vectors, {})
     products = {node: torch.stack([own[one].sigmoid() for one in closed(node)]).prod(0) for node in NODES}
-    wanted = torch.stack([products[node] for node in NODES], 1)
-    torch.testing.assert_close(logits.double().sigmoid(), wanted, rtol=1e-4, atol=1e-6)
+    expected = torch.stack([products[node] for node in NODES], 1)
+    torch.testing.assert_close(logits.double().sigmoid(), expected, rtol=1e-4, atol=1e-6)
     labels = (torch.rand(50, len(NODES)) < 0.5).long()
     head.loss(logits, labels, {}).backward()
     assert torch.isfinite(head.linear.weight.grad).all()
     if scale == 1:
-        losses = -torch.where(labels == 1, wanted.log(), (1 - wanted).log())
+        losses = -torch.where(labels == 1, expected.log(), (1 - expected).log())
         torch.testing.assert_close(head.loss(logits, labels, {}).double(), losses.sum(), rtol=1e-4, atol=1e-4)
 
 
 def test_child_is_never_predicted_without_its_parent():
     head, vectors, _ = head_of("multilabel", NODES, scale=8.0)
-    logits = head(vectors, {}) + torch.randn(50, len(NODES)) / 10  # as rounding or averaging would disturb them
+    logits = head(vectors, {}) + torch.randn(50, len(NODES)) / 10  # disturbed like by rounding or averaging
     for threshold in [0.3, 0.5, *head.probabilities(logits)[:3].flatten().tolist()]:
         head.threshold.fill_(threshold)
         for row in head.decode(logits, {})[0]:

@@ -47,7 +47,7 @@ def raw_rows(kind):
             yield {"text": text, "text_pair": f"the {noun} of {n % 5}", "score": n % 5 + 0.5, "age": n, "price": n / 7}
         elif kind == "multilabel":
             yield {"text": text, "topics": [noun, "good" if good else "bad"][: 1 + n % 2]}
-        else:  # spans that nest
+        else:  # nested spans
             end = text.index("number") - 1
             spans = [
                 {"start": 2, "end": end, "label": "thing"},
@@ -121,7 +121,7 @@ def test_predictions_and_scores_equal_main(kind, runs, tmp_path):
     assert list(model(row for row in rows)) == expected
     without_id = [{key: value for key, value in row.items() if key != "id"} for row in rows]
     assert model(without_id) == [{key: value for key, value in row.items() if key != "id"} for row in expected]
-    whole = model_of(config)  # batches as in main's evaluation
+    whole = model_of(config)  # the batches of main's evaluation
     assert whole.evaluate(labelled) == read_json(config.run_dir / "eval.json")["test"]
 
 
@@ -285,7 +285,7 @@ def test_attributions_sum_to_the_logit_difference(kind, text, options, runs):
     data = model.loader([{"id": "0"} | example]).dataset
     first_words = [0] if len(data.lengths) == 1 else data.columns["first_word"].tolist()
     starts = [start for _, start, _ in split_text(example.get("text"), "word")]
-    row = first_words.index(starts.index(found.words[0].start))  # the window that begins with the first word explained
+    row = first_words.index(starts.index(found.words[0].start))  # the window that starts at the first explained word
     inputs = data.batch([row]).inputs
     ids = inputs["input_ids"]
     special = torch.isin(ids, torch.tensor([id for id in (tokenizer.cls_token_id, tokenizer.sep_token_id) if id]))
@@ -462,7 +462,7 @@ def test_code_of_the_page_runs(runs, tmp_path, monkeypatch, capsys):
         exec(compile(block, "docs/python.md", "exec"), names)
     assert names["vectors"].shape == (3, 32) and names["found"].task == "intent"
     assert str(read_json(config.run_dir / "eval.json")["test"]) in capsys.readouterr().out
-    assert "isolation.py" in last  # a program below runs it
+    assert "isolation.py" in last  # tested by a program below
 
 
 # ---- in another program ----------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def test_without_a_crf_words_are_independent(labels):
         names = [labels[tag] for tag in path[:size]]
         for entity, p in zip(entities_in(names), word_probabilities(names, chance[:size], True)):
             _, first, last = entity
-            # all paths in which the same tags are this same entity
+            # all paths in which these tags form this entity
             total = sum(
                 np.prod([row[i, tag] for i, tag in enumerate(other)])
                 for other in itertools.product(range(len(labels)), repeat=size)
@@ -222,7 +222,7 @@ def test_temperature_stays_1_without_an_optimum(case):
         labels[19:] = -100
     if case == "all right":
         labels = logits.argmax(1)
-    if case == "no information":  # the best temperature is infinite
+    if case == "no information":  # the optimal temperature is infinite
         labels = (logits.argmax(1) + torch.arange(400)) % 5
         logits = logits * 10
     if case == "own probabilities":
