@@ -27,7 +27,7 @@ from engine.model import lora
 from engine.model.encoders import ENCODER_FILE
 from engine.model.head import SINCE
 from engine.run import distributed
-from engine.run.command_line import first_line, torch_mistake
+from engine.run.command_line import first_line, torch_error_message
 from engine.run.device import name_of, random_state, set_random_state
 from engine.run.files import clean_temporaries, replace_folder, sync, verify, write_json
 from engine.run.run_folder import WEIGHTS_FILE, weights_file
