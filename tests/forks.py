@@ -47,7 +47,7 @@ class Forks:
         self.scripts, self.cwd = Path(scripts), Path(cwd)
         self.server = Path(server or self.cwd / "forks.socket")
         self.line = connect(self.server, env)
-        self.answers, self.ended = self.line.makefile("r"), {}
+        self.replies, self.ended = self.line.makefile("r"), {}
 
     def command(self, words, cwd, input=None, seconds=600):
         """Runs [script, flag, …] in `cwd`. Returns a subprocess.CompletedProcess. The process is killed after the time
@@ -113,7 +113,7 @@ class Forks:
 
     def listen(self, what, name):
         while True:
-            other, kind, number = json.loads(self.answers.readline())
+            other, kind, number = json.loads(self.replies.readline())
             if (kind, other) == (what, name):
                 return number
             self.ended[other] = number
@@ -122,7 +122,7 @@ class Forks:
         return self
 
     def __exit__(self, *_):
-        self.answers.close()
+        self.replies.close()
         self.line.close()
 
 
@@ -325,9 +325,9 @@ class Server:
         for stream in streams:
             os.close(stream)
 
-    def tell(self, line, *answer):
+    def tell(self, line, *reply):
         with suppress(OSError):  # the client may have disconnected
-            line.sendall(json.dumps(answer).encode() + b"\n")
+            line.sendall(json.dumps(reply).encode() + b"\n")
 
     def reap(self):
         """Sends the exit codes of ended processes, and kills processes that have reached their step."""

@@ -528,15 +528,15 @@ def test_endless_requests_are_rejected_with_little_memory(run):
         for line in lines:
             with suppress(OSError):  # it may have been rejected already
                 line.sendall(HALF + b'"' + b"x" * 890_000)
-        answers = Counter(line.recv(1 << 16).decode("latin-1").split(" ")[1] for line in lines)
+        statuses = Counter(line.recv(1 << 16).decode("latin-1").split(" ")[1] for line in lines)
         for line in lines:
             line.close()
-        assert status == 200 and set(answers) == {"408", "503"} and answers["503"] >= 30
+        assert status == 200 and set(statuses) == {"408", "503"} and statuses["503"] >= 30
         assert server.memory() - before < 60
         assert server.ask("/predict", {"texts": "play a song"})[0] == 200
         for host, code in (("evil.example", "400"), (f"localhost:{server.port}", "200"), ("[::1]", "200")):
-            answer = raw(server.port, f"GET /labels HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-            assert answer.split(" ")[1] == code, (host, answer)
+            response = raw(server.port, f"GET /labels HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            assert response.split(" ")[1] == code, (host, response)
     assert server.process.returncode == 0 and "Traceback" not in server.said
 
 

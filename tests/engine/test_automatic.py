@@ -340,7 +340,7 @@ def test_resume_keeps_the_resolved_ema_decay(tiny, monkeypatch):
     assert fingerprints(again) == fingerprints(whole)
 
 
-def test_ema_decay_of_an_old_run_without_ema_is_not_logged(tiny):
+def test_unused_decay_of_an_old_run_is_not_logged(tiny):
     """The user who resumes the run has not asked for it."""
     options = dict(epochs=1, do_train=True)
     assert "--ema_decay=0.99 has no effect" in run(tiny(ema_decay=0.99, **options))

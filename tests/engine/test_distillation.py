@@ -101,7 +101,7 @@ def two_teachers(tmp_path_factory):
     return made
 
 
-# ---- the divergence against sums over every answer ------------------------------------------------------------------
+# ---- the divergence compared with sums over all predictions ----------------------------------------------------------
 
 
 def log_probabilities(head, logits, size, temperature):
@@ -138,19 +138,19 @@ def log_probabilities(head, logits, size, temperature):
     return [scores.log_softmax(0)]
 
 
-def mean_divergence(name, teachers_answers, student_answer):
+def mean_divergence(name, teacher_outputs, student_output):
     """Computes the mean over teachers of KL(teacher || student) for one text. Each prediction is (head, logits of its
     words, size, T)."""
     total = 0.0
-    for answer in teachers_answers:
+    for teacher_output in teacher_outputs:
         if name == "score":  # two normal distributions of variance 1, in the student's units
-            (teacher, number, *_), (student, own, *_) = answer, student_answer
+            (teacher, number, *_), (student, own, *_) = teacher_output, student_output
             number = (number * teacher.task.std + teacher.task.mean - student.task.mean) / student.task.std
             total = total + (number - own) ** 2 / 2
             continue
-        for p, q in zip(log_probabilities(*answer), log_probabilities(*student_answer), strict=True):
+        for p, q in zip(log_probabilities(*teacher_output), log_probabilities(*student_output), strict=True):
             total = total + (p.exp() * (p - q)).sum()
-    return total / len(teachers_answers)
+    return total / len(teacher_outputs)
 
 
 def alone(model, featurizer, example):
@@ -168,11 +168,11 @@ def oracle(trainer, batch, folders, weight, temperature, counts):
     for i, row in enumerate(batch.rows.tolist()):
         example = data[row]
         size = len(example["tokens"])
-        answers = [alone(teacher.eval(), featurizer, example) for teacher, featurizer in asked]
+        taught = [alone(teacher.eval(), featurizer, example) for teacher, featurizer in asked]
         for name, head in model.output_layer.heads.items():
             several = [
-                (teacher.output_layer.heads[name], answer[name].detach(), size, temperature)
-                for (teacher, _), answer in zip(asked, answers)
+                (teacher.output_layer.heads[name], logits[name].detach(), size, temperature)
+                for (teacher, _), logits in zip(asked, taught)
             ]
             own = (head, output.logits[name][i], size, temperature)
             factor = 1 if name == "score" else temperature**2

@@ -93,7 +93,7 @@ def test_event_scores_equal_counting():
     spans = [(0, 0), (1, 2), (3, 3)]
     everything = [[*one, *other, name] for one, other, name in product(spans, spans, ["t", "t|a", "t|b", "u", "u|a"])]
 
-    def answer():
+    def random_label():
         label = sorted(draw.sample(everything, draw.randint(0, 25)))
         return [item for item, stay in zip(label, in_events(label, [True] * len(label))) if stay]
 
@@ -105,7 +105,7 @@ def test_event_scores_equal_counting():
         triggers = {(kind, next((x for x in items if x[0] == kind), None)) for (_, kind), items in groups.items()}
         return arguments, triggers, {(kind, frozenset(items)) for (_, kind), items in groups.items()}
 
-    gold, predicted = [answer() for _ in range(60)], [answer() for _ in range(60)]
+    gold, predicted = [random_label() for _ in range(60)], [random_label() for _ in range(60)]
     gold[:10] = [[item for item in label if draw.random() < 0.9] for label in predicted[:10]]
     gold = [[item for item, stay in zip(x, in_events(x, [True] * len(x))) if stay] for x in gold]
     task = Task("events", ("t", "t|a", "t|b", "u", "u|a"))
@@ -184,9 +184,11 @@ def test_generated_events_end_to_end(tmp_path, monkeypatch):
     options = {"dev_ratio": 0.5, "test_ratio": 0.0, "label_column": "events"}
     splits = prepare(DataConfig(input=str(tmp_path / "found/found.jsonl"), output_dir="unused", **options))[0]
     again = {row["id"]: row["events"] for rows in splits.values() for row in rows}
-    answers = {row["id"]: row["answers"]["events"]["predicted"] for row in rows_in(tmp_path / "e/answers/test.jsonl")}
+    predictions = {
+        row["id"]: row["answers"]["events"]["predicted"] for row in rows_in(tmp_path / "e/answers/test.jsonl")
+    }
     assert len(again) == 40 and {key: whole_events(x) for key, x in again.items()} == {
-        key: whole_events(x) for key, x in answers.items()
+        key: whole_events(x) for key, x in predictions.items()
     }
 
 

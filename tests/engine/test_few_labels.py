@@ -164,14 +164,14 @@ def test_prior_shift_follows_bayes_rule():
     assert not trick.shifts
     trick.begin(*loaders, Config())
 
-    def answer():
+    def predict():
         return linear(torch.tensor(x, dtype=torch.float32)).softmax(1).detach().numpy()
 
-    np.testing.assert_allclose(answer(), posterior(train), atol=1e-5)
+    np.testing.assert_allclose(predict(), posterior(train), atol=1e-5)
     few = torch.zeros(19, 3), torch.zeros(19, dtype=torch.int64)  # too few to fit a temperature
     with pytest.raises(KeyError), trick.swap_weights():
         trick.adapt_to_dev(lambda: {"y": few})
-        np.testing.assert_allclose(answer(), posterior(dev), atol=1e-5)
+        np.testing.assert_allclose(predict(), posterior(dev), atol=1e-5)
         raise KeyError
     assert torch.equal(linear.bias, before)
 

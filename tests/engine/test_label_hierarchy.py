@@ -79,10 +79,10 @@ def test_path_logit_is_the_sum_of_its_node_logits():
     logits = head(vectors, {})
     for path, column in zip(head.task.labels, logits.T):
         torch.testing.assert_close(column.double(), sum(own[node] for node in closed(path)), rtol=1e-5, atol=1e-5)
-    answers, probabilities = head.decode(logits, {})
+    decoded, probabilities = head.decode(logits, {})
     powers = {path: sum(own[node] for node in closed(path)).exp() for path in PATHS}
     best = [max(PATHS, key=lambda path: powers[path][row]) for row in range(50)]
-    assert [head.task.labels[answer] for answer in answers] == best
+    assert [head.task.labels[index] for index in decoded] == best
     expected = torch.stack([powers[path][row] / sum(powers.values())[row] for row, path in enumerate(best)])
     torch.testing.assert_close(probabilities.double(), expected, rtol=1e-5, atol=1e-6)
 
@@ -201,7 +201,7 @@ def test_inconsistent_processed_folder_is_rejected(data, tmp_path):
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
-def answers_of(path, name):
+def predictions_of(path, name):
     """Reads the predictions of a file: one label, or a list of labels, per row."""
     with open(path, encoding="utf-8", newline="") as file:
         cells = [row[name] for row in csv.DictReader(file)]
@@ -238,7 +238,7 @@ def test_hierarchy_end_to_end(name, data, tmp_path, fork_server):
         forks.run([*averaged, "--predict_output", "averaged.csv", "--device", "cpu"])
         forks.run([*train, "--model_version=student", f"--teacher={made}"])
     gold = [row[name] for row in rows_of(data / name / "test.jsonl")]
-    predicted = answers_of(made / "predictions.csv", name)
+    predicted = predictions_of(made / "predictions.csv", name)
     pairs = [(closed(g), closed(p)) for g, p in zip(gold, predicted)]
     scores = read_json(made / "eval.json")["test"]
     assert scores[f"{name}_hierarchical_f1"] == pytest.approx(f1_of(pairs)) and f1_of(pairs) > 0.6
@@ -246,8 +246,8 @@ def test_hierarchy_end_to_end(name, data, tmp_path, fork_server):
         level = [tuple({n for n in side if n.count("##") == depth - 1} for side in pair) for pair in pairs]
         assert scores[f"{name}_level_{depth}_f1"] == pytest.approx(f1_of(level))
     if name == "topics":
-        for answers in (predicted, *(answers_of(path, name) for path in [tmp_path / "averaged.csv"])):
-            assert all(closed(labels) == set(labels) for labels in answers)
+        for several in (predicted, *(predictions_of(path, name) for path in [tmp_path / "averaged.csv"])):
+            assert all(closed(labels) == set(labels) for labels in several)
         assert scores["topics_micro_f1"] == scores["topics_hierarchical_f1"]
     report = read_json(made / "report.json")["test"][name]
     assert {node: row["support"] for node, row in report.items() if row["support"]} == Counter(

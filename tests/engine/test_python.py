@@ -169,9 +169,9 @@ def test_iterator_is_read_one_pool_at_a_time(runs, monkeypatch):
             taken.append(text)
             yield text
 
-    answers = model(stream())
-    assert next(answers)["text"] == texts[0] and len(taken) == 4
-    assert [row["text"] for row in answers] == texts[1:]
+    predictions = model(stream())
+    assert next(predictions)["text"] == texts[0] and len(taken) == 4
+    assert [row["text"] for row in predictions] == texts[1:]
 
 
 # ---- vectors ---------------------------------------------------------------------------------------------------------
@@ -486,7 +486,7 @@ def state():
 before = state()
 {load}
 model = load({checkpoint!r}, device="cpu", precision="fp32")
-answers = model({texts!r})
+predictions = model({texts!r})
 model.embed(["a"]), model.explain("play a song")
 assert [a == b for a, b in zip(state(), before)] == [True] * len(before), [a == b for a, b in zip(state(), before)]
 {second}
@@ -498,13 +498,13 @@ assert pickle.loads(pickle.dumps(thing)).value == 3 and metrics.score() == "thei
 results = []
 threads = [threading.Thread(target=lambda: results.append(model({texts!r}))) for _ in range(3)]
 [thread.start() for thread in threads], [thread.join() for thread in threads]
-assert results == [answers] * 3
+assert results == [predictions] * 3
 scores = model.evaluate({rows!r})
 child = os.fork()
 if child == 0:
-    os._exit(0 if model({texts!r}) == answers else 1)
+    os._exit(0 if model({texts!r}) == predictions else 1)
 assert os.waitpid(child, 0)[1] == 0
-print(json.dumps([answers, scores]))
+print(json.dumps([predictions, scores]))
 """
 
 
@@ -534,8 +534,8 @@ def test_import_in_a_project_with_the_same_module_names(order, runs, tmp_path):
         [sys.executable, theirs / "program.py"], capture_output=True, text=True, cwd=tmp_path, env=env, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    answers, scores = json.loads(done.stdout)
-    assert [row["intent"] for row in answers] == [row["intent"] for row in model_of(config)(texts)]
+    predictions, scores = json.loads(done.stdout)
+    assert [row["intent"] for row in predictions] == [row["intent"] for row in model_of(config)(texts)]
     assert scores == pytest.approx(read_json(config.run_dir / "eval.json")["test"], abs=1e-5)
 
 
@@ -561,10 +561,10 @@ def test_distributed_program_gets_its_own_predictions(runs, tmp_path):
     for process_ in processes:
         process_.join(60)
     model = model_of(config)
-    for number, answers, shape in found:
+    for number, predictions, shape in found:
         expected = model(texts[number :: 2 - number])
-        assert [row["text"] for row in answers] == [row["text"] for row in expected] and shape == (1 + number, 32)
-        assert [row["intent"] for row in answers] == [row["intent"] for row in expected]
+        assert [row["text"] for row in predictions] == [row["text"] for row in expected] and shape == (1 + number, 32)
+        assert [row["intent"] for row in predictions] == [row["intent"] for row in expected]
 
 
 @pytest.mark.slow

@@ -298,7 +298,7 @@ def test_relations_are_learned(folder, tmp_path):
             assert 0 < found["probability"] <= 1
         texts = row["text"].split()
         expected = {(texts[a], texts[c], p) for a, _, c, _, p in items}
-        answers = {(f["subject"]["text"], f["object"]["text"], f["predicate"]) for f in row["facts"]}
-        right, predicted = right + len(expected & answers), predicted + len(answers)
+        labelled = {(f["subject"]["text"], f["object"]["text"], f["predicate"]) for f in row["facts"]}
+        right, predicted = right + len(expected & labelled), predicted + len(labelled)
     total = sum(map(len, gold))
     assert 2 * right / (predicted + total) == pytest.approx(scores["facts_f1"])

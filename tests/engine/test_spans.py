@@ -167,8 +167,8 @@ def test_fitted_threshold_maximises_f1():
         gold[0] = None
 
         def f1(found=found, gold=gold):
-            answers = [head.to_labels(*one)[0] for one in found]
-            return metrics.span_scores(gold[1:], answers[1:])["f1"]
+            decoded = [head.to_labels(*one)[0] for one in found]
+            return metrics.span_scores(gold[1:], decoded[1:])["f1"]
 
         head.calibrate(found, gold)
         chosen = f1()
@@ -484,12 +484,12 @@ def test_nested_spans_end_to_end(raw, small, tmp_path):
     main(config)
     given, written = [row for row in rows_of(raw) if row["split"] == "test"], rows_of(out)
     right = found = 0
-    for row, answer in zip(given, written):
-        assert answer["text"] == row["text"] and "entities_tags" not in answer
-        assert all(answer["text"][one["start"] : one["end"]] == one["text"] for one in answer["entities"])
-        assert all(0 < one["probability"] <= 1 for one in answer["entities"])
-        right += sum(span in row["entities"] for span in entities_of(answer))
-        found += len(answer["entities"]) + len(row["entities"])
+    for row, prediction in zip(given, written):
+        assert prediction["text"] == row["text"] and "entities_tags" not in prediction
+        assert all(prediction["text"][one["start"] : one["end"]] == one["text"] for one in prediction["entities"])
+        assert all(0 < one["probability"] <= 1 for one in prediction["entities"])
+        right += sum(span in row["entities"] for span in entities_of(prediction))
+        found += len(prediction["entities"]) + len(row["entities"])
     scores = read_json(config.run_dir / "eval.json")
     assert scores["test"]["entities_f1"] == pytest.approx(2 * right / found) and scores["test"]["entities_f1"] > 0.9
     assert read_json(config.run_dir / "report.json")["test"]["entities"]["bank"]["support"] > 5
@@ -588,11 +588,11 @@ def test_folds_are_averaged(small):
     for task, labels in (("entities", ["bank", "city"]), ("facts", PREDICATES)):
         assert alone.labels[task] == found[0].labels[task] and any(both.labels[task])
         lowest = float(heads[task].threshold.double().sigmoid())
-        for i, answer in enumerate(both.labels[task]):
+        for i, label in enumerate(both.labels[task]):
             p = [dict(zip(*one.averages[task][i])) for one in found]
             mean = {span: (p[0].get(span, 0.0) + p[1].get(span, 0.0)) / 2 for span in p[0].keys() | p[1].keys()}
             expected = sorted(span for span, value in mean.items() if value >= lowest)
-            assert [[*places, labels[kind]] for *places, kind in expected] == answer
+            assert [[*places, labels[kind]] for *places, kind in expected] == label
 
 
 def test_scores_do_not_depend_on_batch_size(small):

@@ -147,11 +147,11 @@ def test_scores_equal_the_stored_predictions(run):
     scores = read_json(run[1] / "eval.json")
     for split in ("dev", "test"):
         rows = lines(run[1] / f"answers/{split}.jsonl")
-        answers = [row["answers"]["intent"] for row in rows]
+        predictions = [row["answers"]["intent"] for row in rows]
         for name, key in (("ece", "probability"), ("ece_untempered", "untempered")):
-            pairs = [(a[key], a["gold"] == a["predicted"]) for a in answers]
+            pairs = [(a[key], a["gold"] == a["predicted"]) for a in predictions]
             assert scores[split][f"intent_{name}"] == pytest.approx(ece_by_hand(pairs), abs=1e-5)
-        nll = [-math.log(a["probabilities"].get(a["gold"], 1e-5)) for a in answers]
+        nll = [-math.log(a["probabilities"].get(a["gold"], 1e-5)) for a in predictions]
         assert scores[split]["intent_nll"] == pytest.approx(np.mean(nll), rel=0.02)
         slots = [row["answers"]["slots"] for row in rows]
         for name, key in (("ece", "probability"), ("ece_untempered", "untempered")):
