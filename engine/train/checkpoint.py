@@ -352,7 +352,7 @@ def restore_training(
     try:
         averages, progress, processes = restore_values(folder, optimizer, scheduler, scaler, device)
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, UserError) or torch_mistake(error):  # such as out of memory
+        if isinstance(error, UserError) or torch_error_message(error):  # such as out of memory
             raise
         if isinstance(error, SchemaError):
             raise UserError(f"{error}; the checkpoint is damaged, remove it") from None

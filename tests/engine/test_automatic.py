@@ -134,7 +134,9 @@ def test_debug_run_uses_the_default_epochs():
 )
 def test_default_patience_grows_with_the_epochs(epochs, given, expected):
     config = Config(epochs=epochs, early_stop_patience=given)
-    assert resolve_training_options(config, TrainingFacts(nn.Linear(2, 2), CPU, {}, 8, 2)).early_stop_patience == expected
+    assert (
+        resolve_training_options(config, TrainingFacts(nn.Linear(2, 2), CPU, {}, 8, 2)).early_stop_patience == expected
+    )
 
 
 def test_resume_keeps_the_resolved_patience(tiny, monkeypatch):
