@@ -235,7 +235,7 @@ def is_installed(package: str) -> bool:
 
 
 def chosen_trackers(config: Config, trackers: Sequence[Any] = TRACKERS) -> list[Any]:
-    """Returns the trackers named in --report_to, and those without a name. With --debug, only TensorBoard is used.
+    """Returns the trackers named in --report_to, and those without a name. With --debug, services are skipped.
 
     Raises UserError for unknown names, and for packages that are not installed.
     """

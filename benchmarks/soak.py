@@ -610,7 +610,7 @@ def malformed(trials=None):
 
 
 def hostile_texts(trials=None):
-    return pytest_row(["tests/tools/test_export.py", "-m", "slow or not slow", "-k", "relations_and_tags"])
+    return pytest_row(["tests/tools/test_export.py", "-m", "slow or not slow", "-k", "relations_events_and_tags"])
 
 
 def properties(trials=None):

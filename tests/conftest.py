@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # models of the tests are too small for more
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models in tests are too small for more threads
 
 from forks import Forks, Process  # noqa: E402
 
@@ -23,10 +23,10 @@ from data_process import DataConfig, process  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data"
 TINY = dict(hidden_size=32, num_layers=1, epochs=2, batch_size=8, vocab_size=500, log_steps=2, lr=3e-3, device="cpu")
-TINY["use_crf"] = False  # tests of it say so
+TINY["use_crf"] = False  # tests of the CRF turn it on
 
 
-# The files that take longest, first: with one file a worker (--dist loadfile) none of them is left for the end
+# The slowest files, which start first so that no worker (--dist loadfile) runs one of them at the end
 LONG = (
     "distributed cookbook docs hostile export model_check labelling hands_on report tricks crf size trainer main serve"
 )
@@ -48,8 +48,8 @@ def same_environment():
 
 
 @pytest.fixture
-def told(caplog):
-    """Returns the text logged so far."""
+def logged(caplog):
+    """Returns caplog, set to capture all messages of the template's logger."""
     logging.getLogger("template").propagate = True
     caplog.set_level(logging.INFO)
     return caplog
@@ -66,9 +66,9 @@ def sample(tmp_path_factory):
     ]
     kept = [
         row
-        for part, size in (("train", 30), ("dev", 12), ("test", 12))
+        for split, size in (("train", 30), ("dev", 12), ("test", 12))
         for start in (0, 1020)
-        for row in [row for row in rows[start : start + 1020] if row["split"] == part][:size]
+        for row in [row for row in rows[start : start + 1020] if row["split"] == split][:size]
     ]
     raw.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
     folder = tmp_path_factory.mktemp("data") / "tiny"

@@ -33,7 +33,7 @@ from filelock import FileLock
 
 QUIET = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
 PYTHON = sys.executable
-LONELY = 5  # seconds without a connection after which the server ends
+LONELY = 5  # seconds without a connection after which the server exits
 
 
 class Forks:
@@ -47,7 +47,7 @@ class Forks:
         self.scripts, self.cwd = Path(scripts), Path(cwd)
         self.server = Path(server or self.cwd / "forks.socket")
         self.line = connect(self.server, env)
-        self.answers, self.ended = self.line.makefile("r"), {}
+        self.replies, self.ended = self.line.makefile("r"), {}
 
     def command(self, words, cwd, input=None, seconds=600):
         """Runs [script, flag, …] in `cwd`. Returns a subprocess.CompletedProcess. The process is killed after the time
@@ -71,7 +71,7 @@ class Forks:
         AssertionError if one fails."""
         from torch.distributed import TCPStore
 
-        # here, as torchrun has it: with one in the first process the others could not end after it
+        # here, like in torchrun: if the first process hosted it, the others could not end after it
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         logs = [self.cwd / f"log-{rank}.txt" for rank in range(processes)]
         for rank, log in enumerate(logs):
@@ -113,7 +113,7 @@ class Forks:
 
     def listen(self, what, name):
         while True:
-            other, kind, number = json.loads(self.answers.readline())
+            other, kind, number = json.loads(self.replies.readline())
             if (kind, other) == (what, name):
                 return number
             self.ended[other] = number
@@ -122,7 +122,7 @@ class Forks:
         return self
 
     def __exit__(self, *_):
-        self.answers.close()
+        self.replies.close()
         self.line.close()
 
 
@@ -221,7 +221,7 @@ def become_stand_in(words, cwd, env, streams):
 
 def become(words, cwd, scripts, files, seconds, env):
     """Turns this process into the script. Never returns. The process ends without the slow cleanup of the libraries."""
-    writes = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND  # two may be the same file
+    writes = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND  # two of them may be the same file
     for number, (file, how) in enumerate(zip(files, (os.O_RDONLY, writes, writes))):
         os.dup2(os.open(file, how), number)
     sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
@@ -255,7 +255,7 @@ def run_script(words, scripts=""):
     except BaseException:
         traceback.print_exc()
         code = 1
-    threading._shutdown()  # waits for threads, as Python does at its end
+    threading._shutdown()  # waits for threads, like Python at its end
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -268,9 +268,9 @@ class Server:
     def __init__(self, listening):
         self.listening, self.selector = listening, selectors.DefaultSelector()
         self.selector.register(listening, selectors.EVENT_READ)
-        self.children = {}  # {process: (the connection that asked, its name there, where it is to be killed)}
-        self.lines, self.alone_since = {}, time.monotonic()  # {connection: what came of the next line}
-        self.streams, self.stand_ins = {}, set()  # streams that came with a line; the connections of stand-ins
+        self.children = {}  # {process: (connection of the request, name, where to kill it)}
+        self.lines, self.alone_since = {}, time.monotonic()  # {connection: received part of the next line}
+        self.streams, self.stand_ins = {}, set()  # streams received with a line; connections of stand-ins
 
     def run(self):
         """Serves until there have been no connections for a while."""
@@ -325,9 +325,9 @@ class Server:
         for stream in streams:
             os.close(stream)
 
-    def tell(self, line, *answer):
-        with suppress(OSError):  # whoever asked may have gone
-            line.sendall(json.dumps(answer).encode() + b"\n")
+    def tell(self, line, *reply):
+        with suppress(OSError):  # the client may have disconnected
+            line.sendall(json.dumps(reply).encode() + b"\n")
 
     def reap(self):
         """Sends the exit codes of ended processes, and kills processes that have reached their step."""
@@ -362,7 +362,7 @@ def main(address):
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)
         listening.listen()
-        gc.freeze()  # what is loaded stays shared
+        gc.freeze()  # loaded objects stay in shared memory
         Server(listening).run()
 
 

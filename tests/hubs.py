@@ -65,42 +65,42 @@ class Uploads(Handler):
         name = self.path.removeprefix("/api/models/")
         if name not in self.server.stored:
             return self.do_HEAD()
-        self.answer({"id": name, "sha": COMMIT, "siblings": [], "private": self.server.stored[name]["private"]})
+        self.respond({"id": name, "sha": COMMIT, "siblings": [], "private": self.server.stored[name]["private"]})
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.asked.append(self.path)
         self.server.tokens.append(self.headers.get("Authorization"))
         if status := self.server.status:
-            return self.answer({"error": "not allowed"}, status)
+            return self.respond({"error": "not allowed"}, status)
         stored, path = self.server.stored, self.path
         if path == "/api/validate-yaml":
-            return self.answer({"warnings": [], "errors": []})
+            return self.respond({"warnings": [], "errors": []})
         if path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked.get('organization') or 'me'}/{asked['name']}"
             if name in stored:
-                return self.answer(
+                return self.respond(
                     {"error": "You already created this model repo", "url": f"{self.server.url}/{name}"}, 409
                 )
             stored[name] = {
                 "private": asked.get("visibility") == "private" or asked.get("private") is True,
                 "files": {},
             }
-            return self.answer({"url": f"{self.server.url}/{name}", "name": name, "id": name})
+            return self.respond({"url": f"{self.server.url}/{name}", "name": name, "id": name})
         if path.endswith("/info/lfs/objects/batch"):
             objects = [
                 {**one, "actions": {"upload": {"href": f"{self.server.url}/lfs/{one['oid']}"}}}
                 for one in json.loads(body)["objects"]
             ]
-            return self.answer({"transfer": "basic", "objects": objects})
+            return self.respond({"transfer": "basic", "objects": objects})
         name = "/".join(path.split("/")[3:5])
         if "/preupload/" in path:
             files = [
                 {"path": one["path"], "uploadMode": "lfs" if one["size"] > 10_000 else "regular", "shouldIgnore": False}
                 for one in json.loads(body)["files"]
             ]
-            return self.answer({"files": files})
+            return self.respond({"files": files})
         for line in map(json.loads, body.splitlines()):
             value = line["value"]
             if line["key"] == "file":
@@ -108,16 +108,16 @@ class Uploads(Handler):
             elif line["key"] == "lfsFile":
                 stored[name]["files"][value["path"]] = self.server.objects[value["oid"]]
         address = f"{self.server.url}/{name}/commit/{COMMIT}"
-        self.answer({"success": True, "commitUrl": address, "commitOid": COMMIT, "hookOutput": ""})
+        self.respond({"success": True, "commitUrl": address, "commitOid": COMMIT, "hookOutput": ""})
 
     def do_PUT(self):
         content = self.rfile.read(int(self.headers["Content-Length"]))
         oid = self.path.rpartition("/")[2]
         ok = hashlib.sha256(content).hexdigest() == oid
         self.server.objects[oid] = content
-        self.answer({}, 200 if ok else 400)
+        self.respond({}, 200 if ok else 400)
 
-    def answer(self, value, status=200):
+    def respond(self, value, status=200):
         content = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -133,18 +133,18 @@ class ModelScope(Uploads):
         name = self.path.removeprefix("/api/v1/models/")
         if name in self.server.stored:
             return self.done({"Path": "me", "Visibility": 1 if self.server.stored[name]["private"] else 5})
-        self.answer({"Code": 10010205001, "Message": "not found", "Success": False}, 404)
+        self.respond({"Code": 10010205001, "Message": "not found", "Success": False}, 404)
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append(self.path)
         self.server.tokens.append(self.headers.get("Authorization"))
         if status := self.server.status:
-            return self.answer({"Code": status, "Message": "not allowed", "Success": False}, status)
+            return self.respond({"Code": status, "Message": "not allowed", "Success": False}, status)
         if self.path == "/api/v1/models":
             name = f"{asked['Path']}/{asked['Name']}"
             if name in self.server.stored:
-                return self.answer({"Code": 10010101002, "Message": "the model already exists", "Success": False}, 400)
+                return self.respond({"Code": 10010101002, "Message": "the model already exists", "Success": False}, 400)
             self.server.stored[name] = {"private": asked["Visibility"] == 1, "license": asked["License"], "files": {}}
             return self.done({})
         if self.path.endswith("/info/lfs/objects/batch"):
@@ -158,7 +158,7 @@ class ModelScope(Uploads):
         self.done({})
 
     def done(self, value):
-        self.answer({"Code": 200, "Data": value, "Success": True})
+        self.respond({"Code": 200, "Data": value, "Success": True})
 
 
 @contextmanager

@@ -19,7 +19,7 @@ def be_real():
 
 
 def main(words):
-    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until it is known where they go
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until their handlers are set
     if not words or not (words[0] in ("-c", "-m") or words[0].endswith(".py")) or os.isatty(0):
         be_real()
     server = socket.socket(socket.AF_UNIX)
@@ -29,15 +29,15 @@ def main(words):
         be_real()
     task = json.dumps({"words": words, "cwd": os.getcwd(), "env": dict(os.environ)})
     server.sendmsg([task.encode() + b"\n"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))])
-    answers = server.makefile("r")
-    _, what, process = json.loads(answers.readline())
+    replies = server.makefile("r")
+    _, what, process = json.loads(replies.readline())
     if what == "differs":
         be_real()
     for number in PASSED_ON:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda number, _: os.kill(process, number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
-    *_, code = json.loads(answers.readline())
+    *_, code = json.loads(replies.readline())
     if code < 0:
         signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
         os.kill(os.getpid(), -code)

@@ -152,7 +152,7 @@ def test_runs_are_identified_by_data_model_and_options(sample, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flags, said",
+    "flags, expected",
     [
         ("--tricks magic", "magic is neither"),
         ("--seeds 0", "--seeds"),
@@ -167,10 +167,10 @@ def test_runs_are_identified_by_data_model_and_options(sample, tmp_path):
         ("--tricks ema+swa", "--use_ema and --use_swa"),
     ],
 )
-def test_ablation_errors_are_one_line(flags, said, sample, command):
+def test_ablation_errors_are_one_line(flags, expected, sample, command):
     done = command("benchmarks/ablation.py", "--data_path", sample, "--seeds", 1, *flags.split())
     lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
-    assert done.returncode == 2 and len(lines) == 1 and said in lines[0] and "Traceback" not in done.stderr
+    assert done.returncode == 2 and len(lines) == 1 and expected in lines[0] and "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ def test_original_command_line_is_parsed():
 
 
 @pytest.mark.parametrize(
-    "flags, wanted",
+    "flags, expected",
     [
         ("--use_crf", True),
         ("--use_crf=True", True),
@@ -70,8 +70,8 @@ def test_original_command_line_is_parsed():
         ("--use_crf=1", True),
     ],
 )
-def test_four_ways_to_write_a_bool(flags, wanted):
-    assert parse_args(Config, flags.split()).use_crf is wanted
+def test_four_ways_to_write_a_bool(flags, expected):
+    assert parse_args(Config, flags.split()).use_crf is expected
 
 
 def test_parse_bool_rejects_other_values():
@@ -144,7 +144,7 @@ def test_bad_input_error_names_the_flag(flags, named, capsys):
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, expected",
     [
         ({"encoder": "foo"}, "--encoder=foo must be one of transformer, bilstm"),
         ({"dropout": 1.5}, "--dropout=1.5 must be between 0 and 1"),
@@ -156,8 +156,8 @@ def test_bad_input_error_names_the_flag(flags, named, capsys):
         ({"random_seed": 2**32}, "--random_seed=4294967296 must be between 0 and 4294967295"),
     ],
 )
-def test_values_are_checked_from_python_too(options, said):
-    with pytest.raises(UserError, match=re.escape(said)):
+def test_values_are_checked_from_python_too(options, expected):
+    with pytest.raises(UserError, match=re.escape(expected)):
         Config(**options)
 
 
@@ -196,7 +196,7 @@ def test_removed_option_is_ignored_for_prediction_and_rejected_on_resume(tmp_pat
     Config(lr=3e-4).save(tmp_path / "args.json")
     before = json.loads((tmp_path / "args.json").read_text()) | {"use_magic": 3}
     assert before.pop("version")
-    del before["use_fgm"]  # and one that is newer than the run
+    del before["use_fgm"]  # and one that did not exist for the run
     (tmp_path / "args.json").write_text(json.dumps(before))
     logging.getLogger("template").propagate = True
     assert Config.load(tmp_path / "args.json") == Config(lr=3e-4)

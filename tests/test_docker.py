@@ -73,7 +73,7 @@ def test_steps_of_the_training_dockerfile(tmp_path):
         else:
             assert word in ("ARG", "FROM", "CMD"), word
     assert user != "root" and (app / "output").stat().st_mode & 0o777 == 0o777
-    assert not list((tmp_path / "base").glob("lib/*/site-packages/torch"))  # the image's stays
+    assert not list((tmp_path / "base").glob("lib/*/site-packages/torch"))  # the version of the image is kept
     flags = "--do_train --do_eval --do_predict --epochs 1 --hidden_size 32 --num_layers 1 --device cpu".split()
     done = subprocess.run([*entry, *flags], cwd=app, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr

@@ -19,18 +19,18 @@ import few_slots
 def test_labelled_and_unlabelled_texts_partition_train(sample, tmp_path):
     task = few_slots.prepare(SimpleNamespace(data=str(sample)), tmp_path)
     folder = few_slots.draw(tmp_path, task, 2, 1, 10)
-    parts = {name: few_slots.rows_of(folder / f"{name}.jsonl") for name in ("train", "unlabelled", "dev", "test")}
-    ids = {name: [row["id"] for row in rows] for name, rows in parts.items()}
+    splits = {name: few_slots.rows_of(folder / f"{name}.jsonl") for name in ("train", "unlabelled", "dev", "test")}
+    ids = {name: [row["id"] for row in rows] for name, rows in splits.items()}
     whole = few_slots.rows_of(sample / "train.jsonl")
     assert sorted(ids["train"] + ids["unlabelled"]) == sorted(row["id"] for row in whole)
     assert (len(ids["dev"]), len(ids["test"]), task) == (10, 24, "slots")
-    assert {*parts["unlabelled"][0]} == {"id", "tokens"} and "intent" not in parts["train"][0]
+    assert {*splits["unlabelled"][0]} == {"id", "tokens"} and "intent" not in splits["train"][0]
 
     def sentences(rows):
         types = [{tag.kind for tag in map(parse_tag, row["slots"])} - {""} for row in rows]
         return {kind: sum(kind in of_row for of_row in types) for kind in set().union(*types)}
 
-    drawn, there = sentences(parts["train"]), sentences(whole)
+    drawn, there = sentences(splits["train"]), sentences(whole)
     assert drawn.keys() == there.keys() and all(drawn[kind] >= min(2, there[kind]) for kind in there)
     other = few_slots.draw(tmp_path, task, 2, 2, 10)
     assert (other / "train.jsonl").read_bytes() != (folder / "train.jsonl").read_bytes()

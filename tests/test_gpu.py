@@ -23,8 +23,8 @@ def device(request):
     return request.param
 
 
-def answers(config):
-    rows = [json.loads(line) for line in (config.run_dir / "answers.jsonl").read_text().splitlines()]
+def predictions(config):
+    rows = [json.loads(line) for line in (config.run_dir / "predictions.jsonl").read_text().splitlines()]
     return [(row["id"], row["intent"], row["slots_tags"]) for row in rows]
 
 
@@ -33,9 +33,9 @@ def test_device_and_cpu_predictions_are_equal(tiny, device):
     main_module.main(config)
     labelled = []
     for where in (device, "cpu"):
-        output = str(config.run_dir / "answers.jsonl")
+        output = str(config.run_dir / "predictions.jsonl")
         main_module.main(tiny(device=where, do_predict=True, predict_output=output))
-        labelled.append(answers(config))
+        labelled.append(predictions(config))
     assert labelled[0] == labelled[1] and len(labelled[0]) == 24
 
 

@@ -114,7 +114,7 @@ def test_link_target_is_replaced_and_other_files_stay(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "real/old.txt").write_text("old")
     (tmp_path / "link").symlink_to("real")
-    for name in (".real.tmp", ".real.old", ".link.tmp", ".link.old"):  # what anybody may call a folder
+    for name in (".real.tmp", ".real.old", ".link.tmp", ".link.old"):  # names that users may give to folders
         (tmp_path / name).mkdir()
         (tmp_path / name / "mine").write_text("mine")
     with appearing_folder(tmp_path / "link") as new:
@@ -501,7 +501,7 @@ def test_best_of_a_resumed_run_is_byte_identical(run, tiny):
     differ = [name for name in theirs if theirs[name] != ours[name]]
     values = [json.loads(each["args.json"]) for each in (theirs, ours)]
     assert values[0] | {"output_dir": ""} == values[1] | {"output_dir": ""}
-    assert set(differ) <= {"args.json", "manifest.json"}  # the two runs have folders of their own
+    assert set(differ) <= {"args.json", "manifest.json"}  # the two runs have different folders
 
 
 # ---- the server ------------------------------------------------------------------------------------------------------
@@ -526,17 +526,17 @@ def test_endless_requests_are_rejected_with_little_memory(run):
         before = server.memory()
         lines = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(60)]
         for line in lines:
-            with suppress(OSError):  # it may have been refused already
+            with suppress(OSError):  # it may have been rejected already
                 line.sendall(HALF + b'"' + b"x" * 890_000)
-        answers = Counter(line.recv(1 << 16).decode("latin-1").split(" ")[1] for line in lines)
+        statuses = Counter(line.recv(1 << 16).decode("latin-1").split(" ")[1] for line in lines)
         for line in lines:
             line.close()
-        assert status == 200 and set(answers) == {"408", "503"} and answers["503"] >= 30
+        assert status == 200 and set(statuses) == {"408", "503"} and statuses["503"] >= 30
         assert server.memory() - before < 60
         assert server.ask("/predict", {"texts": "play a song"})[0] == 200
         for host, code in (("evil.example", "400"), (f"localhost:{server.port}", "200"), ("[::1]", "200")):
-            answer = raw(server.port, f"GET /labels HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-            assert answer.split(" ")[1] == code, (host, answer)
+            response = raw(server.port, f"GET /labels HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            assert response.split(" ")[1] == code, (host, response)
     assert server.process.returncode == 0 and "Traceback" not in server.said
 
 
@@ -548,7 +548,7 @@ def test_sigterm_ends_a_server_with_open_connections(begun, run):
 
     with Served(run[1]) as server, socket.create_connection(("127.0.0.1", server.port)) as line:
         line.sendall(begun)
-        assert server.ask("/labels")[0] == 200  # so that the first connection has been accepted
+        assert server.ask("/labels")[0] == 200  # until the first connection is accepted
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(20) == 0
 
@@ -570,7 +570,7 @@ def test_idle_connections_are_closed_and_others_served(run):
         head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
         deaf.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
         for line in lines:
-            with suppress(OSError):  # reset, or closed after what was answered
+            with suppress(OSError):  # reset, or closed after the response
                 while line.recv(1 << 16):
                     pass
             assert server.ask("/health")[0] == 200
@@ -609,7 +609,7 @@ def test_texts_cannot_forge_log_lines_or_move_the_cursor(tmp_path):
         for handler in [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]:
             logger.removeHandler(handler)
             handler.close()
-    lines = (tmp_path / "train.log").read_text(encoding="utf-8").splitlines()[1:]  # the first one has the version
+    lines = (tmp_path / "train.log").read_text(encoding="utf-8").splitlines()[1:]  # the first line has the version
     assert lines[0].endswith(r"label a\x1b[2J\r\x9b1m\u202eb") and lines[1:] == [
         "    2026-11-29 10:00:00,000 INFO forged",
         "    10:00:00 forged",
@@ -743,7 +743,7 @@ def test_lone_surrogate_in_a_processed_row_is_a_one_line_error(sample, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "name, text, said",
+    "name, text, expected",
     [
         ("a.jsonl", '{"text": "a", "text": "b", "label": "x"}\n', "row 1: not JSON.*'text' appears twice"),
         ("a.json", '[{"text": "c", "label": "x"},\n{"text": "a", "label": "y", "label": "x"}]', "row 2.*appears twice"),
@@ -752,11 +752,11 @@ def test_lone_surrogate_in_a_processed_row_is_a_one_line_error(sample, tmp_path)
         ("a.csv", "text,label\n" + "a,1\nb,TRUE\nc,0\n" * 20, "write yes and no consistently"),
     ],
 )
-def test_ambiguous_input_is_rejected(name, text, said, tmp_path):
+def test_ambiguous_input_is_rejected(name, text, expected, tmp_path):
     from data_process import DataConfig, process
 
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=expected):
         process(DataConfig(input=str(tmp_path / name), output_dir=str(tmp_path / "out")))
 
 
@@ -797,9 +797,9 @@ def test_closed_output_pipe_ends_a_command_silently(script, flags, code, sample)
     words = [sys.executable, "-u", ROOT / script, flags, *(["--input", sample] if flags == "--check" else [])]
     with subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
-        told = process.stderr.read()
+        printed = process.stderr.read()
         # a short output may be written before the pipe closes, or be swallowed by argparse
-        assert process.wait(60) in {code, 128 + 13} and not told
+        assert process.wait(60) in {code, 128 + 13} and not printed
 
 
 def test_output_cannot_control_the_terminal(command, tmp_path):
@@ -814,8 +814,8 @@ def test_search_without_a_valid_trial_is_a_one_line_error(sample, tmp_path, monk
     from tools.search.__main__ import SearchConfig, main
 
     monkeypatch.chdir(tmp_path)
-    for options, said in ((dict(options="--epochs 0"), "trains nothing"), (dict(hours=1e-9), "no trial finished")):
-        with pytest.raises(UserError, match=said):
+    for options, expected in ((dict(options="--epochs 0"), "trains nothing"), (dict(hours=1e-9), "no trial finished")):
+        with pytest.raises(UserError, match=expected):
             main(SearchConfig(data_path=str(sample), results="found", trials=1, finalists=0, **options))
 
 
@@ -836,10 +836,10 @@ def test_lost_process_is_a_one_line_error(monkeypatch, capsys):
     from engine.run.command_line import LOST, exit_code
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    told = "Got the following error when running the callback: RuntimeError: Application timeout caused pair closure"
+    text = "Got the following error when running the callback: RuntimeError: Application timeout caused pair closure"
 
     def lose(_):
-        raise RuntimeError(told)
+        raise RuntimeError(text)
 
     assert exit_code(lose, None) == 2 and capsys.readouterr().err == f"error: {LOST}\n"
 

@@ -11,10 +11,10 @@ from test_trainer import make_trainer
 TOP_LEVEL = set("main config data_process data_loader model_utils trainer tricks logging_config metrics".split())
 BELOW = ("engine", "preprocess", "huggingface_hands_on", "tools")
 GROUND = {"engine.errors", "engine.schema"}  # for all packages of engine/
-ORDER = "task run model data predict train tricks".split()  # each imports only those before it
+ORDER = "task run model data predict train tricks".split()  # each imports only earlier ones
 STAGES = (
     "example storage labels schema readers splits shots checks gates prepared preview".split()
-)  # of preprocess/, in the same way
+)  # the same for preprocess/
 LIBRARY = [*sorted(ROOT.glob("*.py")), *(path for name in BELOW for path in sorted((ROOT / name).rglob("*.py")))]
 
 

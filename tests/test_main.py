@@ -23,7 +23,7 @@ def test_first_command_works_after_the_clone(command, tmp_path):
     run = tmp_path / "output/sample"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "output"
-    ]  # the sample is made in the repository, not here
+    ]  # the sample is written to the repository, not here
     names = {path.name for path in run.iterdir()}
     assert names >= {
         "args.json",
@@ -157,9 +157,9 @@ def test_bad_input_is_a_one_line_error_with_exit_code_2(name, sample, tmp_path, 
     monkeypatch.chdir(tmp_path)
     flags, named = MISTAKES[name]
     flags = [{"SAMPLE": str(sample), "SMALL": "./small"}.get(flag, str(flag)) for flag in flags]
-    with pytest.raises(UserError) as mistake:
+    with pytest.raises(UserError) as error:
         main.main(parse_args(Config, flags))
-    assert named in str(mistake.value) and "\n" not in str(mistake.value)
+    assert named in str(error.value) and "\n" not in str(error.value)
     assert sorted(tmp_path.rglob("*")) == before
 
 

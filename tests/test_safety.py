@@ -93,8 +93,8 @@ def test_pretrained_folder_cannot_execute_code(kind, tmp_path):
         )
         try:
             load_tokenizer(Config(pretrain_model_path=str(folder)), None)
-        except UserError as mistake:
-            assert "pretrain_model_path" in str(mistake)
+        except UserError as error:
+            assert "pretrain_model_path" in str(error)
     assert not canary.exists()
 
 
@@ -129,7 +129,7 @@ def test_remote_code_is_never_executed_even_if_confirmed(load, name, yes, tiny, 
         train(config)
         folder = config.run_dir / "checkpoints/best"
         poison(folder, canary, name)
-        files.seal(folder)  # sealed again, as an attacker would
+        files.seal(folder)  # with a new manifest, like an attacker would write
         loading = partial(load_checkpoint, folder)
     else:
         folder = pretrained(tmp_path / "model")
@@ -141,7 +141,7 @@ def test_remote_code_is_never_executed_even_if_confirmed(load, name, yes, tiny, 
             "tokenizer": partial(load_tokenizer, Config(pretrain_model_path=str(folder)), None),
             "encoder": partial(load_pretrained, str(folder)),
         }.get(load, partial(load_model, options))
-    with contextlib.suppress(UserError):  # a folder may load all the same, by the library's own code
+    with contextlib.suppress(UserError):  # a folder may still load, with the library's own code
         loading()
     assert not canary.exists()
 
@@ -211,7 +211,7 @@ run_command(main, PretrainConfig, {list(map(str, flags))!r})
     assert (newest / name).exists()
     (newest / name).write_bytes(pickle.dumps(Canary(canary)))
     files.seal(newest)
-    with contextlib.suppress(Exception):  # whatever it says, nothing may run
+    with contextlib.suppress(Exception):  # whatever the error is, nothing may be executed
         pretrain(config)
     assert not canary.exists()
 
@@ -231,8 +231,10 @@ def test_every_loader_sets_trust_remote_code_false():
                 and node.func.attr in ("from_pretrained", "from_config")
             ):
                 calls += 1
-                said = {word.arg: ast.unparse(word.value) for word in node.keywords}
-                assert said.get("trust_remote_code") == "False", f"{path.name}, line {node.lineno}: {ast.unparse(node)}"
+                expected = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                assert expected.get("trust_remote_code") == "False", (
+                    f"{path.name}, line {node.lineno}: {ast.unparse(node)}"
+                )
             assert not (isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node).endswith("pipeline")), (
                 path.name
             )
@@ -250,7 +252,7 @@ def test_checkpoint_with_a_pickle_in_any_file_is_rejected(name, tiny, tmp_path):
     with pytest.raises(UserError, match="damaged"):
         load_checkpoint(folder)
     manifest = {path.name: files.sha256(path) for path in folder.iterdir() if path.name != "manifest.json"}
-    files.write_json(folder / "manifest.json", manifest)  # sealed again, as an attacker would
+    files.write_json(folder / "manifest.json", manifest)  # with a new manifest, like an attacker would write
     if not name.startswith("training"):
         with pytest.raises(Exception):  # noqa: B017 -- whatever it says, nothing may run
             load_checkpoint(folder)
@@ -330,8 +332,8 @@ def test_any_bytes_are_rows_or_a_named_error(tmp_path_factory, name, content):
     (folder / name.replace("train", "dev")).write_bytes(content)
     try:
         process(DataConfig(input=str(folder), output_dir=str(folder / "out")))
-    except UserError as mistake:
-        assert str(folder) in str(mistake) or "task" in str(mistake)
+    except UserError as error:
+        assert str(folder) in str(error) or "task" in str(error)
         assert not (folder / "out").exists()
     else:
         assert load_labels(folder / "out")

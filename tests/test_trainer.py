@@ -36,7 +36,7 @@ def make_trainer(config, rows=None, own_optimizer=None):
     tasks = load_labels(data)
     tokenizer = load_tokenizer(config, lambda: training_texts(data / "train.jsonl"))
     encoder = Featurizer(tokenizer, tasks, config.max_length)
-    if rows is not None:  # dev is train: to be learnt by heart
+    if rows is not None:  # dev is train, to be overfitted
         data_set = MyDataset(data / "train.jsonl", encoder, rows)
         train_loader, dev_loader = (
             MyDataLoader(data_set, config.batch_size, config.random_seed),
@@ -231,7 +231,7 @@ def test_finite_gradients_whose_norm_overflows_change_nothing(precision, tiny):
     assert [bool(is_bad) for is_bad, _ in trainer.losses.unseen_steps] == [True]
 
 
-OPTIMIZERS = {  # each without a closure; SparseAdam refuses gradients that are not sparse
+OPTIMIZERS = {  # all without a closure; SparseAdam rejects dense gradients
     **{
         name: getattr(torch.optim, name)
         for name in (
@@ -291,7 +291,7 @@ def test_every_optimizer_is_clipped_guarded_and_resumed(name, tiny, monkeypatch)
         for group, plain in zip(trainer.optimizer.param_groups, copies)
         for p, copy in zip(group["params"], plain["params"])
     ]
-    wanted = type(trainer.optimizer)(copies)  # its options are in the groups
+    expected = type(trainer.optimizer)(copies)  # its options are in the parameter groups
     generator = torch.Generator().manual_seed(0)
     batch = trainer.train_loader.dataset.batch([0, 1])
     for _ in range(2):
@@ -300,9 +300,9 @@ def test_every_optimizer_is_clipped_guarded_and_resumed(name, tiny, monkeypatch)
             copy.grad = p.grad.clone()
         rates = [float(group["lr"]) for group in trainer.optimizer.param_groups]
         torch.nn.utils.clip_grad_norm_([copy for _, copy in pairs], 0.5)
-        for group, lr in zip(wanted.param_groups, rates):
+        for group, lr in zip(expected.param_groups, rates):
             group["lr"] = torch.tensor(lr) if isinstance(group["lr"], torch.Tensor) else lr
-        wanted.step()
+        expected.step()
         trainer.optimizer_step([batch])
         for p, copy in pairs:
             torch.testing.assert_close(p, copy, rtol=1e-4, atol=1e-7)
@@ -402,8 +402,8 @@ def stop_after(trainer, step, monkeypatch):
 
 def test_non_finite_loss_is_reported_and_divergence_is_an_error(tiny, monkeypatch):
     trainer = make_trainer(tiny(epochs=3, log_steps=4))
-    told = []
-    monkeypatch.setattr("trainer.logger.warning", told.append)
+    logged = []
+    monkeypatch.setattr("trainer.logger.warning", logged.append)
     forward, calls = trainer.model.forward, []
 
     def poisoned(*args):
@@ -416,7 +416,7 @@ def test_non_finite_loss_is_reported_and_divergence_is_an_error(tiny, monkeypatc
     monkeypatch.setattr(trainer.model, "forward", poisoned)
     with pytest.raises(UserError, match="diverged"):
         trainer.train()
-    assert "not finite" in told[0] and "rows" in told[0]
+    assert "not finite" in logged[0] and "rows" in logged[0]
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
 
 
@@ -430,7 +430,9 @@ def test_early_stopping_and_best_checkpoint(tiny, monkeypatch):
         return Evaluation({"intent_accuracy": next(scores)}, {}, {})
 
     monkeypatch.setattr(trainer, "eval", scripted)
-    assert trainer.train() == 0.5 and len(weights) == 4  # the tie and the loss are two epochs without a better score
+    assert (
+        trainer.train() == 0.5 and len(weights) == 4
+    )  # the tie and the lower score are two epochs without improvement
     assert all(torch.equal(p, weights[1][name]) for name, p in trainer.model.named_parameters())
     with pytest.raises(UserError, match="monitor=nothing"):
         make_trainer(tiny(monitor="nothing", model_version="other")).train()
@@ -509,8 +511,8 @@ QUICK = (VARIANTS[0], VARIANTS[2])
 def test_resume_after_any_step_is_bit_exact(options, tiny, monkeypatch):
     whole = tiny(model_version="whole", **options)
     train(whole)
-    wanted = fingerprints(whole)
-    total = wanted["progress"]["step"]
+    expected = fingerprints(whole)
+    total = expected["progress"]["step"]
     for stop in range(1, total, 1 if not options else 3):
         config = tiny(model_version=f"stopped{stop}", **options)
         trainer = make_trainer(config)
@@ -527,7 +529,7 @@ def test_resume_after_any_step_is_bit_exact(options, tiny, monkeypatch):
             trainer.train()
         seed_torch(99)  # a new process does not inherit random states
         train(config)
-        assert fingerprints(config) == wanted, f"stopped after step {stop}"
+        assert fingerprints(config) == expected, f"stopped after step {stop}"
 
 
 def test_damaged_checkpoint_falls_back_to_the_previous_one(tiny):

@@ -187,10 +187,6 @@ def options_without_switch(config: Any) -> list[str]:
     return unused
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of the description, which contains commands to copy."""
-
-
 class OneLineParser(flags.OneLineParser):
     """Prints a one-line error; under torchrun, only one process prints it."""
 
@@ -250,7 +246,7 @@ def parser_of(config_class: type, source: str = "") -> OneLineParser:
         epilog=textwrap.fill(f"other names: {other_names}", 120) if others else None,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
-        formatter_class=lambda prog: HelpFormatter(prog, max_help_position=32, width=120),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=120),
     )
     parser.source = source
     parser.add_argument("--version", action="version", version=VERSION, help="show the version and exit")
@@ -279,16 +275,15 @@ def add_flags(section: Any, f: dataclasses.Field, aliases: Sequence[str]) -> Non
         kind["metavar"] = "{" + ",".join(choices) + "}"
     if type_of(f) is bool:
         kind |= {"type": meta["parse"] or parse_bool, "nargs": "?", "const": True, "metavar": "BOOL"}
-        off = kind | {"type": parse_off, "const": False}
-        section.add_argument(f"--no_{f.name}", help=argparse.SUPPRESS, **off)
+        section.add_argument(f"--no_{f.name}", help=argparse.SUPPRESS, **kind | {"type": parse_off, "const": False})
     shown = "" if f.default is None or f.default is False or f.default in ("", (), -1) else f" [{f.default}]"
     section.add_argument(f"--{f.name}", help=meta["help"] + shown, **kind)
     for alias in aliases:
         section.add_argument(f"--{alias}", help=argparse.SUPPRESS, **kind)
     for switch in SWITCHES.get(f.name, ({}, ""))[0]:
-        section.add_argument(f"--{switch}", type=parse_bool, nargs="?", const=True, help=argparse.SUPPRESS)
-        off = {"dest": switch, "type": parse_off, "nargs": "?", "const": False, "help": argparse.SUPPRESS}
-        section.add_argument(f"--no_{switch}", **off)
+        common: dict[str, Any] = {"dest": switch, "nargs": "?", "help": argparse.SUPPRESS}
+        section.add_argument(f"--{switch}", type=parse_bool, const=True, **common)
+        section.add_argument(f"--no_{switch}", type=parse_off, const=False, **common)
 
 
 def read_flags(parser: OneLineParser, config_class: type, argv: Sequence[str]) -> dict[str, Any]:
@@ -445,7 +440,7 @@ def exit_code(main: Callable[[Any], int | None], config: Any) -> int:
     except MemoryError:  # from Python, NumPy and Arrow
         message = OUT_OF_HOST_MEMORY
     except (RuntimeError, TypeError, AssertionError) as error:
-        found = torch_mistake(error)
+        found = torch_error_message(error)
         if found is None:
             raise
         message = found
@@ -458,7 +453,7 @@ def exit_code(main: Callable[[Any], int | None], config: Any) -> int:
     return 2
 
 
-def torch_mistake(error: Exception) -> str | None:
+def torch_error_message(error: Exception) -> str | None:
     """Returns the error line for a torch error that is not a bug in this program, or None."""
     text = str(error)
     advice = [advice for pattern, advice in LACKING.items() if re.search(pattern, text)]

@@ -27,7 +27,7 @@ from engine.model import lora
 from engine.model.encoders import ENCODER_FILE
 from engine.model.head import SINCE
 from engine.run import distributed
-from engine.run.command_line import first_line, torch_mistake
+from engine.run.command_line import first_line, torch_error_message
 from engine.run.device import name_of, random_state, set_random_state
 from engine.run.files import clean_temporaries, replace_folder, sync, verify, write_json
 from engine.run.run_folder import WEIGHTS_FILE, weights_file
@@ -352,7 +352,7 @@ def restore_training(
     try:
         averages, progress, processes = restore_values(folder, optimizer, scheduler, scaler, device)
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, UserError) or torch_mistake(error):  # such as out of memory
+        if isinstance(error, UserError) or torch_error_message(error):  # such as out of memory
             raise
         if isinstance(error, SchemaError):
             raise UserError(f"{error}; the checkpoint is damaged, remove it") from None

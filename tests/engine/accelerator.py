@@ -17,9 +17,9 @@ from torch.utils import backend_registration
 from torch.utils._pytree import tree_map
 from torch.utils.dlpack import to_dlpack
 
-NAME, CPU, EXTENSION = "npu", 1, 12  # 1 and 12: DLPack's numbers of the kinds of device
+NAME, CPU, EXTENSION = "npu", 1, 12  # 1 and 12: DLPack's device types
 LACKS = [getattr(torch, name) for name in filter(None, os.environ.get("LACKS", "").split(","))]
-TAKE_BOTH = ("aten::_copy_from", "aten::index", "aten::_index_put")  # operations that accept tensors on the CPU too
+TAKE_BOTH = ("aten::_copy_from", "aten::index", "aten::_index_put")  # operations that also accept CPU tensors
 pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
 pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
 
@@ -28,7 +28,7 @@ def at_device(tensor, kind):
     """Returns a tensor that shares the memory of another one, but has another device type."""
     capsule = to_dlpack(tensor.detach())
     ctypes.c_int32.from_address(pointer_of(capsule, b"dltensor") + 8).value = kind  # after the address of the values
-    with torch.inference_mode(False):  # a view of a tensor of training
+    with torch.inference_mode(False):  # a view of a training tensor
         return torch._C._from_dlpack(capsule)
 
 
@@ -52,7 +52,7 @@ class Module:
 
 def kernel(op, *args, **kwargs):
     """Runs an operation with the CPU's kernel."""
-    ours = []  # (tensor for the kernel, the tensor that was given)
+    ours = []  # (tensor for the kernel, the given tensor)
 
     def lower(value):
         if isinstance(value, torch.device):
@@ -100,8 +100,8 @@ def register():
     backend_registration._setup_privateuseone_for_python_backend(NAME, Module())
     library = torch.library.Library("_", "IMPL")
     library.fallback(kernel, "PrivateUse1")
-    library.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")  # its autocast leaves all as it is
-    return library  # whose end would undo it
+    library.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")  # its autocast does nothing
+    return library  # which would be undone at its end
 
 
 if __name__ == "__main__":

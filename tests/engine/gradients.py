@@ -25,7 +25,7 @@ from engine.run.command_line import parse_args
 from engine.run.launch import end_process
 from main import build_trainer, load_data
 
-distributed.FEW_ROWS_FROM = 0  # the small word embeddings of the tests too
+distributed.FEW_ROWS_FROM = 0  # also for the tests' small word embeddings
 
 
 def shares(loader, processes):
@@ -78,7 +78,7 @@ def run(path, processes, argv):
         trainer.config = replace(trainer.config, gradient_accumulation_steps=accumulated)
         own_random_numbers(trainer, processes)
         type(trainer.train_loader).__iter__ = lambda loader: shares(loader, processes)
-    with torch.no_grad():  # a saved best is what train() ends with
+    with torch.no_grad():  # train() loads the best checkpoint at its end
         trainer.save_model("best")
     trainer.train()
     assert trainer.replica is None or trainer.replica.left_out

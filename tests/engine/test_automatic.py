@@ -65,7 +65,7 @@ def stop_run(config, step, monkeypatch):
 
 def a_machine_that(monkeypatch, is_fast):
     monkeypatch.setattr(automatic, "has_bf16", lambda device: is_fast)
-    monkeypatch.setattr(automatic, "BF16_HIDDEN_SIZE", 32)  # that of the encoders of these tests
+    monkeypatch.setattr(automatic, "BF16_HIDDEN_SIZE", 32)  # type of the encoders in these tests
 
 
 # ---- epochs ----------------------------------------------------------------------------------------------------------
@@ -77,9 +77,9 @@ def test_auto_epochs_reach_a_number_of_steps_within_bounds(pretrained):
     for steps in range(1, 3 * aim):
         epochs = epochs_of(steps, pretrained)
         assert fewest <= epochs <= most
-        if epochs > fewest:  # so many are needed
+        if epochs > fewest:  # required number
             assert (epochs - 1) * steps < aim
-        if epochs < most:  # and enough
+        if epochs < most:  # and sufficient
             assert epochs * steps >= aim
     assert epochs_of(0, pretrained) == most
 
@@ -92,9 +92,9 @@ def test_auto_epochs_are_resolved_before_use(tiny, two_epochs):
     assert (saved["epochs"], saved["early_stop_patience"]) == (5, 5)
     assert read_json(config.run_dir / "checkpoints/best/args.json")["epochs"] == 5
     assert (config.run_dir / "checkpoints/step_00000015").is_dir()
-    wanted = tiny(do_train=True, gradient_accumulation_steps=3, epochs=5, model_version="given")
-    run(wanted)
-    assert fingerprints(config) == fingerprints(wanted)
+    expected = tiny(do_train=True, gradient_accumulation_steps=3, epochs=5, model_version="given")
+    run(expected)
+    assert fingerprints(config) == fingerprints(expected)
 
 
 def test_resume_keeps_the_resolved_epochs(tiny, two_epochs, monkeypatch):
@@ -119,7 +119,7 @@ def test_resume_keeps_the_resolved_epochs(tiny, two_epochs, monkeypatch):
     ],
 )
 def test_options_are_checked_against_the_resolved_epochs(options, named, tiny, two_epochs):
-    config = tiny(epochs=-1, **options)  # not yet known
+    config = tiny(epochs=-1, **options)  # not resolved yet
     with pytest.raises(UserError, match=f"--{named}"):
         make_trainer(config)
 
@@ -130,11 +130,13 @@ def test_debug_run_uses_the_default_epochs():
 
 
 @pytest.mark.parametrize(
-    "epochs, given, wanted", [(0, None, 5), (10, None, 5), (24, None, 6), (60, None, 15), (60, 3, 3), (60, 0, 0)]
+    "epochs, given, expected", [(0, None, 5), (10, None, 5), (24, None, 6), (60, None, 15), (60, 3, 3), (60, 0, 0)]
 )
-def test_default_patience_grows_with_the_epochs(epochs, given, wanted):
+def test_default_patience_grows_with_the_epochs(epochs, given, expected):
     config = Config(epochs=epochs, early_stop_patience=given)
-    assert resolve_training_options(config, TrainingFacts(nn.Linear(2, 2), CPU, {}, 8, 2)).early_stop_patience == wanted
+    assert (
+        resolve_training_options(config, TrainingFacts(nn.Linear(2, 2), CPU, {}, 8, 2)).early_stop_patience == expected
+    )
 
 
 def test_resume_keeps_the_resolved_patience(tiny, monkeypatch):
@@ -162,7 +164,7 @@ def test_each_fold_resolves_and_keeps_its_epochs(tmp_path, two_epochs, monkeypat
     weights = [(tmp_path / f"cv-fold_{number}/checkpoints/best/manifest.json").read_text() for number in (0, 1)]
     monkeypatch.setattr(optimization, "FROM_SCRATCH", (24, 1, 9))
     a_machine_that(monkeypatch, False)
-    assert train_folds() == first  # nothing is trained any more
+    assert train_folds() == first  # no more training
     assert weights == [(tmp_path / f"cv-fold_{n}/checkpoints/best/manifest.json").read_text() for n in (0, 1)]
 
 
@@ -218,7 +220,7 @@ def test_unlabelled_texts_count_as_often_as_an_epoch_reads_them():
 
 
 @pytest.mark.parametrize(
-    "options, tasks, wanted",
+    "options, tasks, expected",
     [
         ({}, TAGGING, 8),
         ({"batch_size": 5}, TAGGING, 5),
@@ -229,8 +231,8 @@ def test_unlabelled_texts_count_as_often_as_an_epoch_reads_them():
         ({}, INTENT | TAGGING, 32),  # not measured
     ],
 )
-def test_default_batch_size_is_32(options, tasks, wanted):
-    assert batch_size_of(Config(**{"pretrain_model_path": "bert", **options}), tasks, 60) == wanted
+def test_default_batch_size_is_32(options, tasks, expected):
+    assert batch_size_of(Config(**{"pretrain_model_path": "bert", **options}), tasks, 60) == expected
 
 
 def test_auto_batch_size_is_logged_saved_and_kept_on_resume(tiny, bert, sample, tmp_path, monkeypatch):
@@ -264,51 +266,53 @@ def test_auto_precision_depends_on_cpu_features():
 
 @pytest.mark.parametrize("is_fast", [True, False])
 def test_resume_keeps_the_resolved_precision(is_fast, tiny, monkeypatch):
-    wanted, other = ("bf16", "fp32") if is_fast else ("fp32", "bf16")
+    expected, other = ("bf16", "fp32") if is_fast else ("fp32", "bf16")
     a_machine_that(monkeypatch, is_fast)
     options = dict(epochs=1, do_train=True)
     config = tiny(precision="auto", **options)
-    assert f"--precision auto: {wanted}" in stop_run(config, 3, monkeypatch)
-    assert read_json(config.run_dir / "args.json")["precision"] == wanted
+    assert f"--precision auto: {expected}" in stop_run(config, 3, monkeypatch)
+    assert read_json(config.run_dir / "args.json")["precision"] == expected
     a_machine_that(monkeypatch, not is_fast)
     again = tiny(precision="auto", resume=True, **options)
     slow = "; it is slow on this machine" if is_fast else ""
-    assert f"--precision auto: {wanted}, as when the run began{slow}\n" in run(again)
-    assert read_json(again.run_dir / "args.json")["precision"] == wanted
-    given = {precision: tiny(precision=precision, model_version=precision, **options) for precision in (wanted, other)}
+    assert f"--precision auto: {expected}, as when the run began{slow}\n" in run(again)
+    assert read_json(again.run_dir / "args.json")["precision"] == expected
+    given = {
+        precision: tiny(precision=precision, model_version=precision, **options) for precision in (expected, other)
+    }
     for one in given.values():
         run(one)
-    assert fingerprints(again) == fingerprints(given[wanted]) != fingerprints(given[other])
-    with pytest.raises(UserError, match=f"precision was '{wanted}', is '{other}'"):
+    assert fingerprints(again) == fingerprints(given[expected]) != fingerprints(given[other])
+    with pytest.raises(UserError, match=f"precision was '{expected}', is '{other}'"):
         run(tiny(precision=other, resume=True, **options))
 
 
-def test_encoder_that_overflows_gets_fp32(told, monkeypatch):
+def test_encoder_that_overflows_gets_fp32(logged, monkeypatch):
     a_machine_that(monkeypatch, True)
     shape = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=1, intermediate_size=32, vocab_size=20)
     config = Config(precision="auto")
     config = resolve_precision(config, DebertaModel(DebertaConfig(**shape)), CPU)
-    assert config.precision == "fp32" and "fp32: deberta overflows in bf16" in told.text
+    assert config.precision == "fp32" and "fp32: deberta overflows in bf16" in logged.text
     with pytest.raises(UserError, match="DeBERTa v1 overflows"):
         resolve_precision(Config(precision="bf16"), DebertaModel(DebertaConfig(**shape)), CPU)
 
 
 @pytest.mark.parametrize(
-    "trained, is_fast, wanted",
+    "trained, is_fast, expected",
     [("bf16", True, "bf16"), ("bf16", False, "fp32"), ("fp32", True, "fp32"), ("fp16", True, "fp32")],
 )
-def test_checkpoint_is_evaluated_in_its_training_precision_if_fast(trained, is_fast, wanted, monkeypatch):
+def test_checkpoint_is_evaluated_in_its_training_precision_if_fast(trained, is_fast, expected, monkeypatch):
     a_machine_that(monkeypatch, is_fast)
-    assert resolve_precision(Config(precision="auto"), nn.Linear(2, 2), CPU, trained).precision == wanted
+    assert resolve_precision(Config(precision="auto"), nn.Linear(2, 2), CPU, trained).precision == expected
 
 
-@pytest.mark.parametrize("size, wanted", [(224, "fp32"), (256, "bf16"), (None, "fp32")])
-def test_bf16_is_the_default_only_for_wide_transformers(size, wanted, told, monkeypatch):
+@pytest.mark.parametrize("size, expected", [(224, "fp32"), (256, "bf16"), (None, "fp32")])
+def test_bf16_is_the_default_only_for_wide_transformers(size, expected, logged, monkeypatch):
     monkeypatch.setattr(automatic, "has_bf16", lambda device: True)
     shape = dict(num_hidden_layers=1, num_attention_heads=1, intermediate_size=32, vocab_size=20)
     encoder = BertModel(BertConfig(hidden_size=size, **shape)) if size else BiLSTM(20, 256, 1, 0.1, 0)
-    assert resolve_precision(Config(), encoder, CPU).precision == wanted
-    assert ("bf16 hardly speeds up" in told.text) == (wanted == "fp32")
+    assert resolve_precision(Config(), encoder, CPU).precision == expected
+    assert ("bf16 hardly speeds up" in logged.text) == (expected == "fp32")
 
 
 # ---- averages --------------------------------------------------------------------------------------------------------
@@ -338,7 +342,7 @@ def test_resume_keeps_the_resolved_ema_decay(tiny, monkeypatch):
     assert fingerprints(again) == fingerprints(whole)
 
 
-def test_ema_decay_of_an_old_run_without_ema_is_not_logged(tiny):
+def test_unused_decay_of_an_old_run_is_not_logged(tiny):
     """The user who resumes the run has not asked for it."""
     options = dict(epochs=1, do_train=True)
     assert "--ema_decay=0.99 has no effect" in run(tiny(ema_decay=0.99, **options))
@@ -379,7 +383,7 @@ def pretrained(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options, wanted",
+    "options, expected",
     [
         (SAYS_MEAN, ("mean", "mean")),
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, ("first", "cls")),
@@ -396,9 +400,9 @@ def pretrained(tmp_path):
         ({"pooling_mode_cls_token": "yes"}, None),
     ],
 )
-def test_pooling_is_read_from_the_model_folder(options, wanted, tmp_path):
+def test_pooling_is_read_from_the_model_folder(options, expected, tmp_path):
     says(tmp_path, options)
-    assert stored_pooling(str(tmp_path)) == wanted
+    assert stored_pooling(str(tmp_path)) == expected
 
 
 def test_model_without_pooling_config(tmp_path):
@@ -414,8 +418,8 @@ def test_model_without_pooling_config(tmp_path):
 
 
 @pytest.mark.parametrize("encoder_type", [BertModel, GPT2Model])
-@pytest.mark.parametrize("options, wanted", [(SAYS_MEAN, "mean"), ({"pooling_mode": "max"}, "auto"), (None, "auto")])
-def test_run_uses_the_pooling_of_the_pretrained_model(encoder_type, options, wanted, tiny, pretrained):
+@pytest.mark.parametrize("options, expected", [(SAYS_MEAN, "mean"), ({"pooling_mode": "max"}, "auto"), (None, "auto")])
+def test_run_uses_the_pooling_of_the_pretrained_model(encoder_type, options, expected, tiny, pretrained):
     """The run's checkpoint, and a run that starts from it, use the same pooling."""
     if encoder_type is GPT2Model:
         vocabulary = read_json(pretrained / "config.json")["vocab_size"]
@@ -426,10 +430,10 @@ def test_run_uses_the_pooling_of_the_pretrained_model(encoder_type, options, wan
     config = tiny(pretrain_model_path=str(pretrained), do_train=True, epochs=1)
     log = run(config)
     best = config.run_dir / "checkpoints/best"
-    assert read_json(config.run_dir / "args.json")["pooling"] == read_json(best / "args.json")["pooling"] == wanted
-    used = wanted if wanted != "auto" else "last" if encoder_type is GPT2Model else "first"
+    assert read_json(config.run_dir / "args.json")["pooling"] == read_json(best / "args.json")["pooling"] == expected
+    used = expected if expected != "auto" else "last" if encoder_type is GPT2Model else "first"
     assert load_checkpoint(best)[0].output_layer.pooling == used
-    assert ("--pooling auto: mean; the model was trained with mean pooling" in log) == (wanted == "mean")
+    assert ("--pooling auto: mean; the model was trained with mean pooling" in log) == (expected == "mean")
     assert ("trained with max pooling, which is not supported" in log) == (options == {"pooling_mode": "max"})
     later = tiny(init_from=str(config.run_dir), do_train=True, epochs=1, model_version="later")
     main_module.main(later)

@@ -294,14 +294,14 @@ def test_resume_with_changes_that_affect_the_result_is_rejected(tiny, sample, tm
 
 
 def test_resume_with_another_thread_count_is_logged(tiny, monkeypatch):
-    config, told = tiny(epochs=1), []
+    config, logged = tiny(epochs=1), []
     train(config)
-    monkeypatch.setattr("engine.train.checkpoint.logger.warning", told.append)
+    monkeypatch.setattr("engine.train.checkpoint.logger.warning", logged.append)
     monkeypatch.setattr(
         "engine.train.checkpoint.environment", lambda device: {"torch": "9.9", "device": "cpu", "threads": 64}
     )
     train(config)
-    assert len(told) == 2 and "torch was" in told[0] and "threads was" in told[1]
+    assert len(logged) == 2 and "torch was" in logged[0] and "threads was" in logged[1]
 
 
 def test_failed_run_removes_only_its_own_folder(tiny, tmp_path):
@@ -428,9 +428,9 @@ def test_error_for_a_damaged_best_names_valid_checkpoints(tiny, command, sample)
     line = done.stderr.splitlines()[-1]
     assert "weights.safetensors has changed since it was written" in line and f"{step.name} (the same weights)" in line
     assert line.endswith(f"--checkpoint {step}")
-    done = command("main.py", *flags, "--checkpoint", step)  # the command that it names
+    done = command("main.py", *flags, "--checkpoint", step)  # the suggested command
     assert done.returncode == 0, done.stderr
-    with pytest.raises(UserError, match="the same weights"):  # a finished run that is resumed loads its best too
+    with pytest.raises(UserError, match="the same weights"):  # resuming a finished run also loads its best
         train(config)
     hurt(step / "weights.safetensors")
     with pytest.raises(UserError, match="none next to it is intact; train again"):
@@ -441,9 +441,9 @@ def test_error_for_other_weights_does_not_claim_equal_weights(tiny):
     config = tiny(epochs=1, use_ema=True)
     train(config)
     hurt(config.run_dir / "checkpoints/best/encoder.json")
-    with pytest.raises(UserError) as mistake:
+    with pytest.raises(UserError) as error:
         load_checkpoint(config.run_dir / "checkpoints/best")
-    assert "step_00000008" in str(mistake.value) and "same weights" not in str(mistake.value)
+    assert "step_00000008" in str(error.value) and "same weights" not in str(error.value)
 
 
 def test_signals_within_the_grace_period_count_once_and_a_later_one_kills():
@@ -469,7 +469,7 @@ def test_signals_within_the_grace_period_count_once_and_a_later_one_kills():
 def damage(path, kind, rng):
     """Damages a file like a failing disk or an interrupted copy would."""
     content = bytearray(path.read_bytes())
-    path.unlink()  # not in place: what maps it keeps what was there
+    path.unlink()  # not in place: existing memory maps keep the old content
     if kind == "flipped":
         for _ in range(rng.choice([1, 100])):
             content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
@@ -489,7 +489,7 @@ def test_sixty_random_damages_never_give_wrong_values(sample, tiny, tmp_path):
     shutil.copytree(sample, data, ignore=shutil.ignore_patterns(".cache"))
     main(tiny(do_train=True, do_eval=True, data_path=str(data)))
     run, kept = tmp_path / "output/run", tmp_path / "kept"
-    wanted = read_json(run / "eval.json")
+    expected = read_json(run / "eval.json")
     shutil.copytree(run / "checkpoints/best", kept / "best")
     shutil.copytree(data / ".cache", kept / ".cache")
     kinds, found = ("flipped", "truncated", "deleted", "read-only"), Counter()
@@ -503,11 +503,11 @@ def test_sixty_random_damages_never_give_wrong_values(sample, tiny, tmp_path):
             main(tiny(do_eval=True, data_path=str(data)))
         except UserError as error:
             assert place.name == "best" and "damaged checkpoint" in str(error) and "--checkpoint" in str(error)
-            found["told"] += 1
+            found["logged"] += 1
             continue
-        assert read_json(run / "eval.json") == wanted, (number, kind)
+        assert read_json(run / "eval.json") == expected, (number, kind)
         found[place.name] += 1
-    assert found[".cache"] > 25 and found["told"] > 15 and sum(found.values()) == 60
+    assert found[".cache"] > 25 and found["logged"] > 15 and sum(found.values()) == 60
 
 
 def test_all_random_states_are_restored():
@@ -520,10 +520,10 @@ def test_all_random_states_are_restored():
     seed_torch(3)
     draw()
     tensors, values = checkpoint.random_states(torch.device("cpu"))
-    values, wanted = json.loads(json.dumps(values)), draw()
+    values, expected = json.loads(json.dumps(values)), draw()
     draw()
     checkpoint.set_random_states(tensors, values, torch.device("cpu"))
-    assert draw() == wanted
+    assert draw() == expected
 
 
 def test_bug_in_a_user_trick_is_not_reported_as_a_damaged_checkpoint(tiny, monkeypatch):

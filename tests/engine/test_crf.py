@@ -17,7 +17,7 @@ from engine.task.tags import may_follow
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import launches
 
-ON_GPU = ()  # for `launch_free`: as if the CPU were one
+ON_GPU = ()  # for `launch_free`: treat the CPU like a GPU
 
 
 def case(num_tags, num_words, batch=4, scale=1.0, spread=0.5, seed=0, labels=None):
@@ -57,7 +57,7 @@ def in_doubles(crf):
     return copy.double()
 
 
-@pytest.mark.parametrize("spread", [0.5, 5.9, 29.9])  # in floats twice, in doubles
+@pytest.mark.parametrize("spread", [0.5, 5.9, 29.9])  # float32 twice, float64
 @pytest.mark.parametrize("scale", [1.0, 30.0, 300.0])
 def test_the_scan_equals_the_forward_algorithm_in_value_and_gradient(scale, spread):
     for seed, (num_tags, num_words) in enumerate(
@@ -66,17 +66,17 @@ def test_the_scan_equals_the_forward_algorithm_in_value_and_gradient(scale, spre
         crf, emissions, mask, _ = case(num_tags, num_words, scale=scale, spread=spread, seed=seed)
         if seed % 2:
             with torch.no_grad():
-                crf.transitions.copy_(crf.transitions.sign() * spread)  # as far apart as they may be
+                crf.transitions.copy_(crf.transitions.sign() * spread)  # the largest allowed spread
         weights = torch.randn(len(mask))
         ours = with_gradients(lambda e: crf.log_partition(e, mask), emissions, crf, weights)  # noqa: B023
         exact = in_doubles(crf)
-        wanted = with_gradients(
+        expected = with_gradients(
             lambda e: by_adding_logs(exact, e, mask),  # noqa: B023
             emissions.double(),
             exact,
             weights.double(),
         )
-        for one, other in zip(ours, wanted):
+        for one, other in zip(ours, expected):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4 if scale == 300 else 2e-5)
 
 
@@ -168,7 +168,7 @@ def test_marginals_equal_autograd_and_are_differentiable():
 # ---- launches and memory ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("largest", [0.1, 10.0])  # in floats, in doubles
+@pytest.mark.parametrize("largest", [0.1, 10.0])  # float32, float64
 @pytest.mark.parametrize("length", [*launches.LENGTHS, 1, 33, 500])
 def test_crf_adds_at_most_150_launches_at_any_length(length, largest):
     plain, crf = (launches.count(use_crf, length, 9, largest=largest)[0] for use_crf in (False, True))
@@ -226,9 +226,9 @@ def test_crf_method_does_not_depend_on_when_the_run_was_resumed():
 
     going_on, resumed = case(3, 4)[0], case(3, 4)[0]
     asked, ways = [], []
-    for call in range(1100):  # there and back over the borders at 6 and 30
+    for call in range(1100):  # across the limits at 6 and 30, in both directions
         with torch.no_grad():
-            size = 0.6 + 0.06 * min(call, 1100 - call)  # moves by less than engine.model.crf.MOVE + what a float rounds
+            size = 0.6 + 0.06 * min(call, 1100 - call)  # changes by less than engine.model.crf.MOVE + rounding
             for crf in (going_on, resumed):
                 crf.transitions.fill_(0.8 * size)
         resumed.largest.reset()
@@ -271,24 +271,24 @@ def test_empty_batch_is_no_error():
 def test_gpu_decoding_equals_the_loop(labels, num_words, monkeypatch):
     for seed in range(4):
         crf, emissions, mask, _ = case(5, num_words, batch=20, scale=2.0, seed=seed, spread=2.0, labels=labels)
-        if seed % 2:  # many ties, and sums that are exact
+        if seed % 2:  # many ties, and exact sums
             emissions = emissions.round()
             with torch.no_grad():
                 for parameter in crf.parameters():
                     parameter.round_()
         crf.launch_free = ("cpu",)
-        wanted = crf.viterbi(emissions, mask)
+        expected = crf.viterbi(emissions, mask)
         crf.launch_free = ON_GPU
         monkeypatch.setattr(viterbi, "MAX_WORK", 0)
         monkeypatch.setattr(viterbi, "MAX_NUMBERS", 3 * 20 * 25)  # three words, or two texts at once
-        assert torch.equal(crf.viterbi(emissions, mask), wanted)  # of several best paths the same
+        assert torch.equal(crf.viterbi(emissions, mask), expected)  # the same one of several best paths
         monkeypatch.setattr(viterbi, "MAX_WORK", 10**9)
         found = crf.viterbi(emissions, mask)
-        scores = [crf.path_score(emissions, tags, mask) for tags in (found, wanted)]
+        scores = [crf.path_score(emissions, tags, mask) for tags in (found, expected)]
         torch.testing.assert_close(*scores, rtol=0, atol=0 if seed % 2 else 1e-4)
         assert not found[~mask].any()
         for tags, there in zip(found, mask):
             names = ["O", *(labels[tag] for tag in tags[there])]
             assert all(may_follow(a, b, "S-x" in labels) for a, b in itertools.pairwise([*names, "O"]))
         if seed % 2 == 0:
-            assert torch.equal(found, wanted)
+            assert torch.equal(found, expected)

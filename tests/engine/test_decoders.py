@@ -44,7 +44,7 @@ def test_words_are_tokenized_like_running_text(kind):
     tokenizer, words = tokenizer_of(kind), "play a song by the lightsongby beatles".split()
     inputs = dataset(tokenizer, [example(words)]).batch([0]).inputs
     ids = inputs["input_ids"][0].tolist()
-    assert ids == tokenizer([" ".join(words)]).encodings[0].ids  # the tokens that the model knows from texts
+    assert ids == tokenizer([" ".join(words)]).encodings[0].ids  # the tokens that occur in running text
     starts, ends = inputs["word_starts"][0].tolist(), inputs["word_ends"][0].tolist()
     assert [tokenizer.decode(ids[a : b + 1]).strip() for a, b in zip(starts, ends)] == words
     assert ends[-1] == len(ids) - 1 and starts[1:] == [end + 1 for end in ends[:-1]]

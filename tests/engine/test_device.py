@@ -58,10 +58,10 @@ def test_torch_before_2_6_supports_only_cpu_and_cuda(name, monkeypatch):
 
 def test_distributed_on_an_unsupported_device_is_rejected():
     assert backend_of(CPU) == "gloo"
-    wanted = {"cuda": "nccl", "xpu": "xccl"}
-    for kind in ("cuda", "xpu", "mps", "meta"):  # mps: torch names gloo, which cannot read its memory
-        if kind in wanted and torch.distributed.is_backend_available(wanted[kind]):
-            assert backend_of(torch.device(kind)) == f"cpu:gloo,{kind}:{wanted[kind]}"
+    expected = {"cuda": "nccl", "xpu": "xccl"}
+    for kind in ("cuda", "xpu", "mps", "meta"):  # mps: torch selects gloo, which does not support its memory
+        if kind in expected and torch.distributed.is_backend_available(expected[kind]):
+            assert backend_of(torch.device(kind)) == f"cpu:gloo,{kind}:{expected[kind]}"
         else:
             with pytest.raises(UserError, match=f"connect processes on {kind}; start only one, or add --device cpu"):
                 backend_of(torch.device(kind))
@@ -86,7 +86,7 @@ def raises(error):
 @pytest.mark.parametrize(
     "command, advice",
     [
-        # as torch raises them on mps and xpu, which cannot be had here
+        # errors of torch on mps and xpu, which are not available here
         (
             raises(
                 NotImplementedError(
@@ -125,7 +125,7 @@ def test_other_errors_keep_their_traceback():
     for error in (TypeError("an integer is required"), AssertionError("shapes"), RuntimeError("shapes")):
         with pytest.raises(type(error)):
             exit_code(raises(error), None)
-    with pytest.raises(NotImplementedError):  # no other device would help
+    with pytest.raises(NotImplementedError):  # another device would not help
         exit_code(lambda _: torch.eye(2).to_sparse().tril(), None)
 
 
@@ -146,8 +146,8 @@ def test_run_without_float64_equals_the_cpu(sample, tmp_path, command):
     here = command("main.py", *flags, "--model_version", "here", "--device", "cpu")
     assert here.returncode == 0, here.stderr
     scores = [read_json(tmp_path / f"output/{name}/eval.json") for name in ("there", "here")]
-    for part in ("dev", "test"):
-        assert scores[0][part] == pytest.approx(scores[1][part], abs=1e-4)
+    for split in ("dev", "test"):
+        assert scores[0][split] == pytest.approx(scores[1][split], abs=1e-4)
     last = sorted((tmp_path / "output/there/checkpoints").glob("step_*"))[-1]
     assert read_json(last / "training.json")["environment"]["device"] == "a test's npu"
     with safe_open(last / "training.safetensors", "pt") as file:

@@ -70,9 +70,9 @@ def every_kind(tmp_path_factory):
 def write_data(folder, tasks, seed):
     generator = torch.Generator().manual_seed(seed)
     (folder / "labels.json").write_text(json.dumps(tasks_to_json(tasks)), encoding="utf-8")
-    for part, size in (("train", 60), ("dev", 12), ("test", 12)):
+    for split, size in (("train", 60), ("dev", 12), ("test", 12)):
         rows = [row_of(number, generator) for number in range(size)]
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder
 
 
@@ -101,7 +101,7 @@ def two_teachers(tmp_path_factory):
     return made
 
 
-# ---- the divergence against sums over every answer ------------------------------------------------------------------
+# ---- the divergence compared with sums over all predictions ----------------------------------------------------------
 
 
 def log_probabilities(head, logits, size, temperature):
@@ -117,7 +117,7 @@ def log_probabilities(head, logits, size, temperature):
             edges = crf.start_transitions[path[0]] + crf.end_transitions[path[-1]]
             totals.append(sum(scores[t, tag] for t, tag in enumerate(path)) + (steps + edges) / temperature)
         return [torch.stack(totals).log_softmax(0)]
-    if kind == "TaggingHead":  # as one distribution over paths, for a student may have a CRF
+    if kind == "TaggingHead":  # one distribution over paths, because a student can have a CRF
         by_word = scores.log_softmax(1)
         paths = itertools.product(range(3), repeat=size)
         return [torch.stack([sum(by_word[t, tag] for t, tag in enumerate(path)) for path in paths])]
@@ -126,7 +126,7 @@ def log_probabilities(head, logits, size, temperature):
         pairs, starts, ends = scores[:, :width], scores[:, width : width + 2], scores[:, width + 2 :]
         cells = [(i, j, t) for i in range(size) for j in range(i, size) for t in range(2)]
         scores = torch.stack([pairs[i, j] + starts[i, t] + ends[j, t] for i, j, t in cells])
-    if kind == "RelationHead":  # three tables, each with W + 4 columns; entities do not end before they begin
+    if kind == "RelationHead":  # three tables with W + 4 columns each; entities do not end before their start
         width, cells = len(scores), itertools.product(range(size), range(size), range(3), range(2))
         tables = scores.unflatten(1, (3, width + 4))
         cells = [(i, j, n, t) for i, j, n, t in cells if n or i <= j]
@@ -138,19 +138,19 @@ def log_probabilities(head, logits, size, temperature):
     return [scores.log_softmax(0)]
 
 
-def mean_divergence(name, teachers_answers, student_answer):
+def mean_divergence(name, teacher_outputs, student_output):
     """Computes the mean over teachers of KL(teacher || student) for one text. Each prediction is (head, logits of its
     words, size, T)."""
     total = 0.0
-    for answer in teachers_answers:
+    for teacher_output in teacher_outputs:
         if name == "score":  # two normal distributions of variance 1, in the student's units
-            (teacher, number, *_), (student, own, *_) = answer, student_answer
+            (teacher, number, *_), (student, own, *_) = teacher_output, student_output
             number = (number * teacher.task.std + teacher.task.mean - student.task.mean) / student.task.std
             total = total + (number - own) ** 2 / 2
             continue
-        for p, q in zip(log_probabilities(*answer), log_probabilities(*student_answer), strict=True):
+        for p, q in zip(log_probabilities(*teacher_output), log_probabilities(*student_output), strict=True):
             total = total + (p.exp() * (p - q)).sum()
-    return total / len(teachers_answers)
+    return total / len(teacher_outputs)
 
 
 def alone(model, featurizer, example):
@@ -168,11 +168,11 @@ def oracle(trainer, batch, folders, weight, temperature, counts):
     for i, row in enumerate(batch.rows.tolist()):
         example = data[row]
         size = len(example["tokens"])
-        answers = [alone(teacher.eval(), featurizer, example) for teacher, featurizer in asked]
+        taught = [alone(teacher.eval(), featurizer, example) for teacher, featurizer in asked]
         for name, head in model.output_layer.heads.items():
             several = [
-                (teacher.output_layer.heads[name], answer[name].detach(), size, temperature)
-                for (teacher, _), answer in zip(asked, answers)
+                (teacher.output_layer.heads[name], logits[name].detach(), size, temperature)
+                for (teacher, _), logits in zip(asked, taught)
             ]
             own = (head, output.logits[name][i], size, temperature)
             factor = 1 if name == "score" else temperature**2
@@ -182,17 +182,17 @@ def oracle(trainer, batch, folders, weight, temperature, counts):
     return loss, [torch.zeros_like(p) if g is None else g for p, g in zip(model.parameters(), gradients)]
 
 
-def largest_error(model, found, wanted):
+def largest_error(model, found, expected):
     """Returns the largest relative error of the gradients of one head, or of the encoder."""
     groups = {}
-    for (name, _), f, w in zip(model.named_parameters(), found, wanted, strict=True):
+    for (name, _), f, w in zip(model.named_parameters(), found, expected, strict=True):
         groups.setdefault(name.split(".")[2] if "heads" in name else "encoder", []).append((f, w))
     return max(error(*zip(*pairs)) for pairs in groups.values())
 
 
-def error(found, wanted):
-    difference = sum((f - w).double().square().sum() for f, w in zip(found, wanted))
-    return (difference / sum(w.double().square().sum() for w in wanted)).sqrt().item()
+def error(found, expected):
+    difference = sum((f - w).double().square().sum() for f, w in zip(found, expected))
+    return (difference / sum(w.double().square().sum() for w in expected)).sqrt().item()
 
 
 def taught_counts(batches):
@@ -203,7 +203,7 @@ def taught_counts(batches):
 
 def compare_with_oracle(every_kind, two_teachers, folder, use_crf, accumulation, **more):
     """Returns (relative error of our gradient compared with the oracle's, our loss, the oracle's loss)."""
-    for path in every_kind.joinpath(".cache").glob("teacher-*"):  # what an earlier version of the code answered
+    for path in every_kind.joinpath(".cache").glob("teacher-*"):  # results of an earlier version of the code
         path.unlink()
     names = ",".join(map(str, two_teachers))
     given = dict(teacher_weight=0.7, temperature=1.5, dropout=0.0) | more
@@ -230,11 +230,11 @@ def compare_with_oracle(every_kind, two_teachers, folder, use_crf, accumulation,
     "use_crf, accumulation", [(True, 3), (False, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOWER)]
 )
 def test_gradient_equals_the_oracle(use_crf, accumulation, every_kind, two_teachers, tmp_path, monkeypatch):
-    if not use_crf:  # scores of pairs of words, of few texts at a time
+    if not use_crf:  # scores of word pairs, for a few texts at a time
         monkeypatch.setattr(distributions, "DENSE", 500)
-    far, loss, wanted = compare_with_oracle(every_kind, two_teachers, tmp_path, use_crf, accumulation)
-    assert far < 5e-4  # spans less likely than 1 in 1,000 are not kept
-    assert loss == pytest.approx(wanted, rel=5e-4)
+    far, loss, expected = compare_with_oracle(every_kind, two_teachers, tmp_path, use_crf, accumulation)
+    assert far < 5e-4  # spans with a probability below 0.001 are not stored
+    assert loss == pytest.approx(expected, rel=5e-4)
 
 
 BROKEN = {  # module: [(line, broken)]
@@ -305,8 +305,8 @@ def same_code(function):
 @pytest.mark.parametrize("module, old, new", [(m, *line) for m, lines in BROKEN.items() for line in lines])
 def test_mutation_of_the_divergence_is_detected(module, old, new, every_kind, two_teachers, tmp_path, monkeypatch):
     break_line(monkeypatch, module, old, new)
-    far, loss, wanted = compare_with_oracle(every_kind, two_teachers, tmp_path, True, 3)
-    assert far > 1e-3 or loss != pytest.approx(wanted, rel=1e-3)
+    far, loss, expected = compare_with_oracle(every_kind, two_teachers, tmp_path, True, 3)
+    assert far > 1e-3 or loss != pytest.approx(expected, rel=1e-3)
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
@@ -429,23 +429,23 @@ def test_teacher_predictions_of_windows_are_merged(every_kind, two_teachers):
     assert found.statistics.values[found.statistics.words == middle].tolist() == pytest.approx(own.tolist(), abs=1e-5)
     part = teacher.find("slots", 0, 5, 4)
     assert set(part.statistics.words.tolist()) == {0, 1, 2, 3}
-    size, at = sizes[1] - 2, middle - firsts[1] - 1  # within the middle window, which has other words on both sides
+    size, at = sizes[1] - 2, middle - firsts[1] - 1  # inside the middle window, which has more words on both sides
     pairs = teacher.find("facts", 0, firsts[1] + 1, size).statistics
     pairs = pairs.where(pairs.words == at)
     scores = student["facts"].distribution.by_word(model(data.batch([1]).inputs).logits["facts"])[0].sigmoid()
-    wanted = scores[at + 1].unflatten(0, (-1, 6))[1 : size + 1]  # (second word, type)
-    wanted[:at, :2] = 0  # no entity ends before it begins
+    expected = scores[at + 1].unflatten(0, (-1, 6))[1 : size + 1]  # (second word, type)
+    expected[:at, :2] = 0  # no entity ends before its start
     seconds, types = at + pairs.ids // 6, pairs.ids % 6
-    assert {*zip(seconds.tolist(), types.tolist())} == {*map(tuple, wanted.gt(1e-3).nonzero().tolist())}
-    assert pairs.values.tolist() == pytest.approx(wanted[seconds, types].tolist(), abs=1e-5)
+    assert {*zip(seconds.tolist(), types.tolist())} == {*map(tuple, expected.gt(1e-3).nonzero().tolist())}
+    assert pairs.values.tolist() == pytest.approx(expected[seconds, types].tolist(), abs=1e-5)
     assert seconds.min() < at < seconds.max()
 
 
 def test_invalid_teachers_are_one_line_errors(with_more, two_teachers, every_kind, tiny, tmp_path):
     def refused(config):
-        with pytest.raises(UserError) as mistake:
+        with pytest.raises(UserError) as error:
             make_trainer(config)
-        return str(mistake.value)
+        return str(error.value)
 
     assert "neither a run with" in refused(with_more(teacher=str(tmp_path / "nothing")))
     train(tiny(model_version="other", epochs=0))
@@ -466,10 +466,10 @@ def test_task_without_a_teacher_keeps_its_loss(every_kind, two_teachers, tmp_pat
     tasks = {name: task for name, task in TASKS.items() if name not in gone}
     folder.mkdir()
     (folder / "labels.json").write_text(json.dumps(tasks_to_json(tasks)), encoding="utf-8")
-    for part in ("train", "dev"):
-        rows = map(json.loads, (every_kind / f"{part}.jsonl").read_text(encoding="utf-8").splitlines())
+    for split in ("train", "dev"):
+        rows = map(json.loads, (every_kind / f"{split}.jsonl").read_text(encoding="utf-8").splitlines())
         kept = [{key: value for key, value in row.items() if key not in gone} for row in rows]
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
     teacher = train(options(folder, tmp_path, model_version="knows_some"))
     gradients = []
     for names in ("", str(teacher.config.run_dir)):

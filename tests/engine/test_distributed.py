@@ -107,7 +107,7 @@ def require_equal(several, one, tolerance=1e-5):
         lengths.append(float(whole))
         for name in names:
             assert (several[name] - one[name]).double().norm() <= tolerance * whole, name
-    assert sum(length > 0.01 for length in lengths) >= len(lengths) / 2  # some steps have no label at all
+    assert sum(length > 0.01 for length in lengths) >= len(lengths) / 2  # some steps have no labels
 
 
 @pytest.mark.slow
@@ -121,10 +121,10 @@ def test_distributed_gradients_equal_one_process_with_the_same_rows(few, tmp_pat
     several = gradients_of(started, "several", tmp_path, processes, runs)
     one = gradients_of(started, "at once", tmp_path, processes, {n: [*r[:-1], 2 * processes] for n, r in runs.items()})
     for name in kinds:
-        (gradients, rows), (wanted, whole) = several[name], one[name]
+        (gradients, rows), (expected, whole) = several[name], one[name]
         assert [sorted(chain(*step)) for step in zip(*rows)] == [sorted(step) for step in whole[0]]
-        assert (processes, name) != (4, "plain") or not all(chain(*rows))  # one had no row
-        require_equal(gradients, wanted)
+        assert (processes, name) != (4, "plain") or not all(chain(*rows))  # one process had no row
+        require_equal(gradients, expected)
 
 
 @pytest.mark.slow
@@ -173,12 +173,12 @@ def test_two_processes_train_evaluate_and_predict_like_one(sample, tmp_path, sta
     started.several(1, ["main.py", *train, "--batch_size", "8", "--output_dir", tmp_path / "one"], tmp_path)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in one:
-        small = 5e-4 if name.endswith("window_query") else 1e-4  # its first gradients hardly differ from rounding
+        small = 5e-4 if name.endswith("window_query") else 1e-4  # its first gradients are close to rounding errors
         assert (one[name] - two[name]).norm() <= 1e-3 * one[name].norm() + small, name
     first, second = (metrics(tmp_path / name) for name in ("one", "two"))
     assert [line.keys() for line in first] == [line.keys() for line in second]
     for ours, theirs in zip(first, second):
-        assert theirs == pytest.approx(ours, rel=2e-3, abs=0.06)  # abs: a label of 24 may tip
+        assert theirs == pytest.approx(ours, rel=2e-3, abs=0.06)  # abs: one label of 24 may change
     assert first[0]["loss"] == pytest.approx(second[0]["loss"], rel=1e-5)  # logged: the mean over both processes
 
     use = ["--do_eval", "--do_predict", "--data_path", data, "--device", "cpu", "--eval_batch_size", "5"]
@@ -193,9 +193,9 @@ def test_two_processes_train_evaluate_and_predict_like_one(sample, tmp_path, sta
 def test_thresholds_are_fitted_on_all_of_dev(command, tmp_path, started):
     """The thresholds for multilabel, spans and relations are the same in two processes as in one."""
     rows = [
-        {"text": f"{a} {b}", "topics": [t for t, there in (("x", i % 2), ("y", i % 3)) if there], "split": part,
+        {"text": f"{a} {b}", "topics": [t for t, there in (("x", i % 2), ("y", i % 3)) if there], "split": split,
          "spans": [{"start": 0, "end": len(a), "label": "a"}, {"start": 6, "end": len(a + b) + 1, "label": "b"}]}
-        for part, size in (("train", 40), ("dev", 21), ("test", 9))
+        for split, size in (("train", 40), ("dev", 21), ("test", 9))
         for i in range(size)
         for a, b in [(f"word{i % 5}", f"other{i % 7}")]
     ]  # fmt: skip
@@ -221,7 +221,7 @@ def test_streamed_rows_are_split_across_processes(sample, tmp_path, workers, sta
     flags = ["--data_path", sample, *TINY, "--streaming", "--shuffle_buffer", "16", "--num_workers", workers]
     _, rows = gradients_of(started, "several", tmp_path, 3, {"stream": [*flags, "--batch_size", "3"]})["stream"]
     assert sorted(row for process in rows for step in process for row in step) == list(range(60))
-    assert len({len(process) for process in rows}) == 1  # as many steps in each
+    assert len({len(process) for process in rows}) == 1  # the same number of steps in each
     assert all(len(step) <= 3 for process in rows for step in process)
 
 
@@ -382,7 +382,7 @@ def test_unresponsive_process_is_a_one_line_error(sample, tmp_path):
     while "error: " not in run.log.read_text():
         assert run.agent.poll() is None, run.log.read_text()
         time.sleep(0.05)
-    os.kill(silent, signal.SIGKILL)  # as torchrun does after half a minute
+    os.kill(silent, signal.SIGKILL)  # like torchrun after half a minute
     printed = run.wait()
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "another process of this run has ended or does not respond" in errors[0], printed
@@ -399,7 +399,7 @@ def test_resume_with_another_number_of_processes(sample, tmp_path, started):
     assert "processes was 2, is 1" in log and "processes was 1, is 3" in log
     steps = [line for line in metrics(tmp_path) if "lr" in line]
     assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
-    assert steps[-1]["lr"] < 0.1 * max(line["lr"] for line in steps)  # the schedule came to its end
+    assert steps[-1]["lr"] < 0.1 * max(line["lr"] for line in steps)  # the schedule is finished
     epochs = [line["epoch"] for line in steps]
     assert [epochs.count(n) for n in range(4)] == [8, 8, 15, 5]  # 60 rows, 4 in each process
 
@@ -407,7 +407,7 @@ def test_resume_with_another_number_of_processes(sample, tmp_path, started):
 def test_epoch_position_is_converted_to_another_number_of_processes():
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step)
-    progress = Progress(step=14, epoch=1, batch=10)  # of 2 processes, 15 batches in each epoch, 2 in a step
+    progress = Progress(step=14, epoch=1, batch=10)  # 2 processes, 15 batches per epoch, 2 per step
     progress.share_among(3, 2, (scheduler, math.inf), batches=10, in_step=2)
     assert (progress.batch, progress.step) == (6, 14)  # 20 of 30 shares are done, whole steps of 6
     assert scheduler.last_epoch == 5 + 3 and scheduler.get_last_lr() == [8]
@@ -426,14 +426,14 @@ def test_another_number_of_processes_rejects_recursive_schedules():
 
 @pytest.mark.slow
 def test_error_is_printed_by_one_process(sample, tmp_path, python):
-    for words, wanted in (
+    for words, expected in (
         (["--do_train", "--data_path", tmp_path / "none"], "none"),
         (["--do_train", "--debug", "--data_path", sample], "--debug works in a single process"),
         (["--do_train", "--bach_size", "4"], "--bach_size"),
     ):
         printed = torchrun(python, 2, "main.py", *words, cwd=tmp_path, check=1)
         errors = [line for line in printed.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1 and wanted in errors[0], printed
+        assert len(errors) == 1 and expected in errors[0], printed
     assert not (tmp_path / "output").exists()
 
 

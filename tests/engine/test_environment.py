@@ -139,7 +139,7 @@ def test_constraints_are_within_the_ranges_and_complete():
     for name, pin in tested.items():
         assert pin.bounds.startswith("==") and SpecifierSet(ranges[name].bounds).contains(pin.bounds[2:]), name
     direct = {"numpy", "scipy", "pyarrow", "tokenizers", "markupsafe", "filelock", "jinja2", "regex", "ftfy"}
-    assert set(ranges) - set(tested) == direct  # what the pinned ones bring along
+    assert set(ranges) - set(tested) == direct  # dependencies of the pinned packages
     together = {one.name: one.bounds for one in read_requirements(ROOT / "requirements-test.txt")}
     for name in FILES[2:]:
         assert all(together[one.name] == one.bounds for one in read_requirements(ROOT / name)), name
@@ -240,7 +240,7 @@ def driver(tmp_path, monkeypatch):
     [
         ("13.0", "535.104.05", "is built for CUDA 13.0, which needs driver 580 or newer: update the driver, or"),
         ("12.4", "470.57", "needs driver 525 or newer"),
-        ("12.4", "470.57", "for CUDA 11.8 (https"),  # torch for CUDA 12 would not do
+        ("12.4", "470.57", "for CUDA 11.8 (https"),  # torch for CUDA 12 would not work
         ("13.0", "580.65.06", "sees no GPU: python -c"),
         (None, "580.65.06", "is built without CUDA"),
     ],
@@ -261,7 +261,7 @@ def test_unusable_gpu_is_reported_with_advice(cuda, number, message, driver, tin
 def test_no_gpu_or_a_hidden_one_is_not_reported(driver, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert gpu_problem() is None
-    driver("535.104.05", code=9)  # as when the driver does not run
+    driver("535.104.05", code=9)  # like when the driver is not running
     assert gpu_problem() is None
     driver("[N/A]")
     assert gpu_problem() is None
@@ -336,7 +336,7 @@ def test_setup_keeps_the_installed_torch_and_adds_missing_packages(server, tmp_p
     python = str(tmp_path / ".venv/bin/python")
     assert done.returncode == 0 and done.stdout.split() == [python], done.stderr
     assert "small is 1.0, but must be >=2; missing: extra" in done.stderr and "which uses the torch of" in done.stderr
-    # the tested extra 2.0 needs a newer torch: one that fits is taken instead
+    # the tested extra 2.0 needs a newer torch, so a compatible version is installed
     assert versions_in(python) == ["2.5.1+cu121", "2.1", "1.0"]
     own = {path.name for path in next((tmp_path / ".venv/lib").glob("python*/site-packages")).glob("*.dist-info")}
     assert {name for name in own if not name.startswith(("pip", "setuptools"))} == {
@@ -373,7 +373,7 @@ def test_setup_keeps_a_vendor_preview_that_pip_considers_older(server, tmp_path)
 def test_damaged_environment_is_rebuilt(damage, server, tmp_path):
     set_up, folder = server("2.5.1+cu121"), tmp_path / ".venv"
     assert set_up().returncode == 0
-    if damage == "python":  # the Python it was made with has been removed
+    if damage == "python":  # its base Python was removed
         for path in folder.glob("bin/python*"):
             path.unlink()
         (folder / "bin/python").symlink_to("/nowhere/python")

@@ -34,7 +34,7 @@ def test_label_events_as_objects():
     ana, paid, ben, may, june = (
         {"text": TEXT[a:b], "start": a, "end": b} for a, b in (OFFSETS[i] for i in (0, 1, 2, 4, 6))
     )
-    wanted = [
+    expected = [
         {
             "type": "pay",
             "trigger": paid,
@@ -43,7 +43,7 @@ def test_label_events_as_objects():
         {"type": "date", "trigger": paid, "arguments": [{"role": "month", **may}]},
         {"type": "date", "trigger": None, "arguments": [{"role": "month", **june}]},
     ]
-    assert columns_of("e", "events", label, OFFSETS, TEXT) == {"e": wanted}
+    assert columns_of("e", "events", label, OFFSETS, TEXT) == {"e": expected}
     assert columns_of("e", "events", [], OFFSETS, TEXT) == {"e": []}
     assert columns_of("e", "events", None, OFFSETS, TEXT) == {"e": None}
     found = columns_of("e", "events", label, OFFSETS, TEXT, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])["e"]
@@ -60,13 +60,13 @@ def test_items_without_an_anchor_are_ignored():
         label = sorted(draw.sample(everything, draw.randint(0, 12)))
         stays = [draw.random() < 0.7 for _ in label]
         kept = [item for item, stay in zip(label, stays) if stay]
-        wanted = []
+        expected = []
         for item in kept:
             same = [x for x in kept if x[:2] == item[:2] and x[4].split("|")[0] == item[4].split("|")[0]]
             triggers = sorted((x for x in same if "|" not in x[4]), key=lambda x: (x[:2] != x[2:4], x))
             has_anchor = any(x[:2] == x[2:4] for x in same)
-            wanted += [item] * (has_anchor and ("|" in item[4] or item == triggers[0]))
-        assert [item for item, stay in zip(label, in_events(label, stays)) if stay] == wanted
+            expected += [item] * (has_anchor and ("|" in item[4] or item == triggers[0]))
+        assert [item for item, stay in zip(label, in_events(label, stays)) if stay] == expected
         numbers = [i for event in events_in(label) for i in (*event.triggers, *event.arguments)]
         assert sorted(numbers) == [i for i, stay in enumerate(in_events(label, [True] * len(label))) if stay]
 
@@ -93,7 +93,7 @@ def test_event_scores_equal_counting():
     spans = [(0, 0), (1, 2), (3, 3)]
     everything = [[*one, *other, name] for one, other, name in product(spans, spans, ["t", "t|a", "t|b", "u", "u|a"])]
 
-    def answer():
+    def random_label():
         label = sorted(draw.sample(everything, draw.randint(0, 25)))
         return [item for item, stay in zip(label, in_events(label, [True] * len(label))) if stay]
 
@@ -105,7 +105,7 @@ def test_event_scores_equal_counting():
         triggers = {(kind, next((x for x in items if x[0] == kind), None)) for (_, kind), items in groups.items()}
         return arguments, triggers, {(kind, frozenset(items)) for (_, kind), items in groups.items()}
 
-    gold, predicted = [answer() for _ in range(60)], [answer() for _ in range(60)]
+    gold, predicted = [random_label() for _ in range(60)], [random_label() for _ in range(60)]
     gold[:10] = [[item for item in label if draw.random() < 0.9] for label in predicted[:10]]
     gold = [[item for item, stay in zip(x, in_events(x, [True] * len(x))) if stay] for x in gold]
     task = Task("events", ("t", "t|a", "t|b", "u", "u|a"))
@@ -160,8 +160,8 @@ def test_generated_events_end_to_end(tmp_path, monkeypatch):
     few = [generated.SENTENCES["en"][number] for number in (1, 4, 9, 11)]
     monkeypatch.setitem(generated.SENTENCES, "en", few)
     rows = [generated.row_of(*text) for text in generated.texts_of("en", 330)]
-    for part, chosen in (("train", rows[:250]), ("dev", rows[250:290]), ("test", rows[290:])):
-        (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
+    for split, chosen in (("train", rows[:250]), ("dev", rows[250:290]), ("test", rows[290:])):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chosen))
     process(DataConfig(input=str(tmp_path), output_dir=str(tmp_path / "data")))
     flags = ["--data_path", tmp_path / "data", "--output_dir", tmp_path, "--model_version", "e", "--epochs", "8"]
     flags += ["--hidden_size", "64", "--num_layers", "1", "--lr", "4e-3", "--batch_size", "8", "--max_length", "64"]
@@ -182,20 +182,22 @@ def test_generated_events_end_to_end(tmp_path, monkeypatch):
             assert all(0 < one["probability"] <= 1 for one in (event, *event["arguments"]))
 
     options = {"dev_ratio": 0.5, "test_ratio": 0.0, "label_column": "events"}
-    parts = prepare(DataConfig(input=str(tmp_path / "found/found.jsonl"), output_dir="unused", **options))[0]
-    again = {row["id"]: row["events"] for rows in parts.values() for row in rows}
-    answers = {row["id"]: row["answers"]["events"]["predicted"] for row in rows_in(tmp_path / "e/answers/test.jsonl")}
+    splits = prepare(DataConfig(input=str(tmp_path / "found/found.jsonl"), output_dir="unused", **options))[0]
+    again = {row["id"]: row["events"] for rows in splits.values() for row in rows}
+    predictions = {
+        row["id"]: row["answers"]["events"]["predicted"] for row in rows_in(tmp_path / "e/answers/test.jsonl")
+    }
     assert len(again) == 40 and {key: whole_events(x) for key, x in again.items()} == {
-        key: whole_events(x) for key, x in answers.items()
+        key: whole_events(x) for key, x in predictions.items()
     }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_generated_events_are_learned(language, tmp_path):
-    for part, seed, number in (("train", 0, 1500), ("dev", 1, 200), ("test", 2, 400)):
+    for split, seed, number in (("train", 0, 1500), ("dev", 1, 200), ("test", 2, 400)):
         rows = [generated.row_of(*text) for text in generated.texts_of(language, number, seed)]
-        (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     process(DataConfig(input=str(tmp_path), output_dir=str(tmp_path / "data")))
     flags = ["--data_path", tmp_path / "data", "--output_dir", tmp_path, "--model_version", "e", "--epochs", "20"]
     flags += ["--hidden_size", "64", "--num_layers", "2", "--lr", "2e-3", "--max_length", "96", "--batch_size", "16"]

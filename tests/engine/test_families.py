@@ -64,7 +64,7 @@ ENCODERS = {
     "XLM-R-XL": lambda: hf.XLMRobertaXLConfig(**SMALL),
     "XLNet": lambda: hf.XLNetConfig(d_model=32, n_layer=2, n_head=2, d_inner=64),
 }
-DECODERS = {  # and the shape of their tokenizers
+DECODERS = {  # and the pre-tokenization of their tokenizers
     "Gemma": (lambda: hf.GemmaConfig(**LLAMA), "gemma"),
     "Gemma 3, text": (lambda: hf.Gemma3TextConfig(**LLAMA, query_pre_attn_scalar=16), "gemma"),
     "GPT-2": (lambda: hf.GPT2Config(n_embd=32, n_layer=2, n_head=2), "gpt2"),
@@ -89,7 +89,7 @@ def byte_pairs(texts, pre_tokenizer, special, alphabet=()):
     tokenizer.pre_tokenizer = pre_tokenizer
     options = dict(vocab_size=500, special_tokens=special, initial_alphabet=list(alphabet), show_progress=False)
     tokenizer.train_from_iterator(texts, trainers.BpeTrainer(**options))
-    if not hasattr(hf, "GPTNeoXTokenizer"):  # transformers 4, whose classes take it as it is
+    if not hasattr(hf, "GPTNeoXTokenizer"):  # the classes of transformers 4 use it unchanged
         return dict(tokenizer_object=tokenizer)
     model = json.loads(tokenizer.to_str())["model"]
     return dict(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])
@@ -219,7 +219,7 @@ def looks_back_only(encoder):
 def predicts_elsewhere(family, name, folder):
     trainer = build(family(name, batch_size=24))
     trainer.train()
-    shutil.rmtree(trainer.config.pretrain_model_path)  # nothing but `best` is needed
+    shutil.rmtree(trainer.config.pretrain_model_path)  # only `best` is needed
     same_answers(trainer, folder)
 
 
@@ -243,7 +243,7 @@ def learns_with_fgm(family, name, folder):
     trainer = build(family(name, use_fgm=True, batch_size=24))
     trainer.train()
     (fgm,) = trainer.tricks
-    assert float(torch.linalg.vector_norm(fgm.r)) == pytest.approx(1.0, abs=1e-4)  # the attack reached its words
+    assert float(torch.linalg.vector_norm(fgm.r)) == pytest.approx(1.0, abs=1e-4)  # the words were perturbed
 
 
 def learns_with_lora(family, name, folder):
@@ -309,7 +309,7 @@ EXCEPT = {(name, "gradient checkpointing"): "does not support it" for name in ("
 EXCEPT |= {("ALBERT", "keep layers"): "shares one layer's weights"}
 EXCEPT |= {("DeBERTa v1", "bf16"): "use fp32, or a DeBERTa v2 or v3"}
 ALONE = "cannot read text alone"
-REFUSED = {  # not to be fine-tuned here: what the one line says
+REFUSED = {  # unsupported families: expected error message
     "Funnel": (lambda: hf.FunnelConfig(block_sizes=[1, 1], d_model=32, n_head=2, d_head=16, d_inner=64), ALONE),
     "LayoutLM": (lambda: hf.LayoutLMConfig(**SMALL), ALONE),
     "T5": (lambda: hf.T5Config(d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2), ALONE),
@@ -333,7 +333,7 @@ def table():
     lines = ["| family | " + " | ".join(CHECKS) + " |", "| --- |" + " --- |" * len(CHECKS)]
     for name in FAMILIES:
         cells = ["rejected" if (name, check) in EXCEPT else "yes" for check in CHECKS]
-        if name in ("FNet", "ConvBERT"):  # asserted above, by padding_mixer
+        if name in ("FNet", "ConvBERT"):  # tested above, with padding_mixer
             cells[0] = "yes, no"
         lines.append(f"| {name}{', decoder' * (name in DECODERS)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -344,19 +344,19 @@ def table():
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 )
 def test_a_family(name, check, family, tmp_path):
-    if said := EXCEPT.get((name, check)):
-        with pytest.raises(UserError, match=said) as mistake:
+    if expected := EXCEPT.get((name, check)):
+        with pytest.raises(UserError, match=expected) as error:
             CHECKS[check](family, name, tmp_path)
-        assert "\n" not in str(mistake.value)
+        assert "\n" not in str(error.value)
     else:
         CHECKS[check](family, name, tmp_path)
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_unsupported_family_is_a_one_line_error(name, family):
-    with pytest.raises(UserError, match=REFUSED[name][1]) as mistake:
+    with pytest.raises(UserError, match=REFUSED[name][1]) as error:
         build(family(name))
-    assert "\n" not in str(mistake.value) and "use " in str(mistake.value)
+    assert "\n" not in str(error.value) and "use " in str(error.value)
 
 
 def test_documented_table_equals_the_tests():

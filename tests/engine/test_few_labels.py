@@ -103,7 +103,7 @@ def test_contrastive_gradient_with_accumulation(length, tiny):
     trainer = main_module.build_trainer(main_module.load_data(config, CPU), CPU)
     model, data = trainer.model, trainer.train_loader.dataset
     for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)  # otherwise the vectors hardly differ
+        nn.init.normal_(parameter, std=0.3)  # otherwise the vectors are almost equal
     (contrast,) = (trick for trick in trainer.tricks if isinstance(trick, Contrast))
     assert list(contrast.heads) == ["intent"]
     group = [data.batch(range(0, 12)), data.batch(range(12, 32))]
@@ -130,9 +130,9 @@ def test_contrastive_gradient_with_accumulation(length, tiny):
         loss = loss + 2 * count["intent"] / totals["intent"] * sum(terms) / len(terms)
     names = [name for name in without if "heads." not in name]
     parameters = dict(model.named_parameters())
-    wanted = dict(zip(names, torch.autograd.grad(loss, [parameters[name] for name in names])))
-    scale = sum(w.square().sum() for w in wanted.values()).sqrt()
-    error = sum((with_it[name] - without[name] - wanted[name]).square().sum() for name in names).sqrt()
+    expected = dict(zip(names, torch.autograd.grad(loss, [parameters[name] for name in names])))
+    scale = sum(w.square().sum() for w in expected.values()).sqrt()
+    error = sum((with_it[name] - without[name] - expected[name]).square().sum() for name in names).sqrt()
     assert scale > 0.01 and error <= 1e-3 * scale
     assert all(torch.equal(with_it[name], without[name]) for name in without if name not in names)
 
@@ -164,14 +164,14 @@ def test_prior_shift_follows_bayes_rule():
     assert not trick.shifts
     trick.begin(*loaders, Config())
 
-    def answer():
+    def predict():
         return linear(torch.tensor(x, dtype=torch.float32)).softmax(1).detach().numpy()
 
-    np.testing.assert_allclose(answer(), posterior(train), atol=1e-5)
+    np.testing.assert_allclose(predict(), posterior(train), atol=1e-5)
     few = torch.zeros(19, 3), torch.zeros(19, dtype=torch.int64)  # too few to fit a temperature
     with pytest.raises(KeyError), trick.swap_weights():
         trick.adapt_to_dev(lambda: {"y": few})
-        np.testing.assert_allclose(answer(), posterior(dev), atol=1e-5)
+        np.testing.assert_allclose(predict(), posterior(dev), atol=1e-5)
         raise KeyError
     assert torch.equal(linear.bias, before)
 
@@ -188,16 +188,16 @@ def test_prior_shift_scales_with_the_logits(factor):
 
 
 @pytest.mark.parametrize(
-    "dev, train, wanted",
+    "dev, train, expected",
     [
         ([71, 9, 5, 15], [8, 8, 8, 8], True),
-        ([12, 8, 11, 9], [8, 8, 8, 8], False),  # such numbers come about by chance
+        ([12, 8, 11, 9], [8, 8, 8, 8], False),  # such counts occur by chance
         ([100, 0], [100, 0], False),
         ([0, 0], [8, 8], False),  # dev has none of these labels
     ],
 )
-def test_frequencies_must_differ_significantly(dev, train, wanted):
-    assert differ(torch.tensor(dev, dtype=torch.float64), torch.tensor(train, dtype=torch.float64)) == wanted
+def test_frequencies_must_differ_significantly(dev, train, expected):
+    assert differ(torch.tensor(dev, dtype=torch.float64), torch.tensor(train, dtype=torch.float64)) == expected
 
 
 @pytest.mark.parametrize("labels, train, dev", [(4, 60, 100), (21, 136, 100), (77, 300, 30), (150, 600, 50)])
@@ -223,30 +223,30 @@ def pretrained(sample, tmp_path_factory):
     return str(folder)
 
 
-@pytest.mark.parametrize("words, wanted", [("", None), ("--few_shot", True), ("--no_few_shot", False)])
+@pytest.mark.parametrize("words, expected", [("", None), ("--few_shot", True), ("--no_few_shot", False)])
 @pytest.mark.parametrize("more, value", [("auto", None), ("True", True), ("no", False)])
-def test_few_shot_flag_accepts_auto(words, wanted, more, value):
-    assert parse_args(Config, words.split()).few_shot is wanted
+def test_few_shot_flag_accepts_auto(words, expected, more, value):
+    assert parse_args(Config, words.split()).few_shot is expected
     assert parse_args(Config, ["--few_shot", more]).few_shot is value
 
 
 @pytest.mark.parametrize(
-    "task, wanted",
+    "task, expected",
     [
         (Task("classification", ["a", "b"], counts=[FEW_TEXTS - 1, 1]), True),
         (Task("classification", ["a", "b"], counts=[FEW_TEXTS, 1]), False),
         (Task("multilabel", ["a", "b"], counts=[FEW_TEXTS, FEW_TEXTS], rows=FEW_TEXTS), True),
-        (Task("classification", ["a", "b"]), False),  # made before there were counts
+        (Task("classification", ["a", "b"]), False),  # written by a version without counts
         (Task("tagging", ["O", "B-x"], counts=[8, 8], unit="word"), False),
         (Task("regression"), False),
     ],
 )
-def test_auto_few_shot_needs_few_texts_and_a_pretrained_encoder(task, wanted):
+def test_auto_few_shot_needs_few_texts_and_a_pretrained_encoder(task, expected):
     model = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=1, vocab_size=9))
     facts = TrainingFacts(model, CPU, {"x": task}, 16, 2)
     for path in ("some", ""):
         config = resolve_training_options(Config(pretrain_model_path=path), facts)
-        assert config.few_shot == (wanted and path != "")
+        assert config.few_shot == (expected and path != "")
     for given in (True, False):
         assert resolve_training_options(Config(few_shot=given), facts).few_shot == given
 
@@ -263,8 +263,8 @@ def few(tiny, sample, pretrained, tmp_path):
     """Returns few(**options) -> the Config of a run that classifies the sample's texts, with a pretrained encoder."""
     folder = tmp_path / "intents"
     folder.mkdir()
-    for part in ("train", "dev"):
-        (folder / f"{part}.jsonl").write_bytes((sample / f"{part}.jsonl").read_bytes())
+    for split in ("train", "dev"):
+        (folder / f"{split}.jsonl").write_bytes((sample / f"{split}.jsonl").read_bytes())
     (folder / "labels.json").write_text(json.dumps({"intent": read_json(sample / "labels.json")["intent"]}))
     given = dict(do_train=True, pretrain_model_path=pretrained, data_path=str(folder), save_steps=2)
     return lambda **options: tiny(**given, **options)
@@ -333,13 +333,13 @@ def test_prior_shift_is_saved_in_best_but_not_used_in_training(tmp_path):
     assert "label has different label frequencies in dev than in train, mainly for 'a'" in log
     counts = Counter(json.loads(line)["label"] for line in (data / "dev.jsonl").read_text().splitlines())
     dev = torch.tensor([counts[label] + 1.0 for label in "abc"])
-    wanted = (dev / dev.sum()).log() - math.log(1 / 3)
+    expected = (dev / dev.sum()).log() - math.log(1 / 3)
     name = "output_layer.heads.label.linear.bias"
     last, best = (
         load_file(folder / "weights.safetensors")[name]
         for folder in (next(config.run_dir.glob("checkpoints/step_*")), config.run_dir / "checkpoints/best")
     )
-    factors = (best - last) / wanted  # all the temperature that fits dev
+    factors = (best - last) / expected  # so only the temperature fits dev
     torch.testing.assert_close(factors, factors.mean().expand(3), atol=1e-3, rtol=0)
     assert 0.1 < factors.mean() < 10
 

@@ -343,14 +343,14 @@ def test_rows_without_text_train_evaluate_predict_and_stream(fields, tmp_path):
     write(tmp_path / "new.jsonl", rows)
     (tmp_path / "new.csv").write_text("x\n" + "".join(f'"{row["x"]}"\n' for row in rows))
     for name in ("new.jsonl", "new.csv"):
-        predict = dict(predict_file=str(tmp_path / name), predict_output=str(tmp_path / "answers.jsonl"))
+        predict = dict(predict_file=str(tmp_path / name), predict_output=str(tmp_path / "predictions.jsonl"))
         main(run_of(tmp_path, do_predict=True, **predict))
-        answers = lines_of(tmp_path / "answers.jsonl")
+        predictions = lines_of(tmp_path / "predictions.jsonl")
         logits = np.array([row["x"] for row in rows]) @ weight.T + bias
         probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        assert [answer["label"] for answer in answers] == ["ab"[i] for i in logits.argmax(1)]
-        assert np.allclose([a["label_probability"] for a in answers], probabilities.max(1), atol=1e-5)
-        assert answers[0]["text"] == "x [0.5, 0.0]"
+        assert [row["label"] for row in predictions] == ["ab"[i] for i in logits.argmax(1)]
+        assert np.allclose([a["label_probability"] for a in predictions], probabilities.max(1), atol=1e-5)
+        assert predictions[0]["text"] == "x [0.5, 0.0]"
     (tmp_path / "new.txt").write_text("one text\nanother\n")
     with pytest.raises(UserError, match="text 1: no column 'x', which this model needs; it has no columns besides"):
         main(run_of(tmp_path, do_predict=True, predict_file=str(tmp_path / "new.txt")))
@@ -376,7 +376,7 @@ def test_checkpoint_is_rejected_by_code_without_its_field(fields, tmp_path):
         load_checkpoint(best)
 
 
-def test_text_options_are_rejected_or_reported_without_text(fields, tmp_path, told):
+def test_text_options_are_rejected_or_reported_without_text(fields, tmp_path, logged):
     for option in ("pretrain_model_path", "init_from", "special_tokens"):
         with pytest.raises(UserError, match=f"--{option}: --encoder none reads no text"):
             Config(encoder="none", **{option: "some"})

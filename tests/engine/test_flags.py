@@ -94,7 +94,7 @@ def test_export_has_its_own_fp16_flag():
 
 
 @pytest.mark.parametrize(
-    "flags, said",
+    "flags, expected",
     [
         ("--batchsize 3", "--batchsize is not an option; did you mean --batch_size?"),
         ("--use-crff", "--use_crff is not an option; did you mean --use_crf?"),
@@ -133,17 +133,17 @@ def test_export_has_its_own_fp16_flag():
         ("--gpus 0 --device cuda:1", "--gpus=0 and --device=cuda:1 exclude each other"),
     ],
 )
-def test_unknown_flag_suggests_the_alternative(flags, said, capsys):
-    assert said in refusal(capsys, flags) + " (--help"
+def test_unknown_flag_suggests_the_alternative(flags, expected, capsys):
+    assert expected in refusal(capsys, flags) + " (--help"
 
 
 def test_typo_in_a_plain_argparse_command_gets_a_suggestion(capsys):
     parser = OneLineParser()
     parser.add_argument("--port")
-    for words, said in ((["--porrt=3"], "--porrt=3; did you mean --port? ("), (["--xyz", "3"], "--xyz 3 (")):
+    for words, expected in ((["--porrt=3"], "--porrt=3; did you mean --port? ("), (["--xyz", "3"], "--xyz 3 (")):
         with pytest.raises(SystemExit):
             parser.parse_args(words)
-        assert capsys.readouterr().err.startswith(f"error: unrecognized arguments: {said}")
+        assert capsys.readouterr().err.startswith(f"error: unrecognized arguments: {expected}")
 
 
 def test_advice_mentions_only_flags_of_the_command(capsys):
@@ -156,7 +156,7 @@ def test_warmup_ratio_is_a_share_of_the_epochs():
         ratio = Config(epochs=epochs, warmup_ratio=0.3)
         assert warmup_steps(ratio, 50) == warmup_steps(Config(epochs=epochs, warmup_epochs=0.3 * epochs), 50) > 0
     assert warmup_steps(Config(epochs=10, warmup_ratio=0.0), 50) == 0
-    assert Config(epochs=10, warmup_ratio=0.1, warmup_epochs=1.0).warmup_ratio == 0.1  # as in args.json
+    assert Config(epochs=10, warmup_ratio=0.1, warmup_epochs=1.0).warmup_ratio == 0.1  # like in args.json
 
 
 def test_help_lists_each_flag_once(capsys):
@@ -185,8 +185,8 @@ model_version: 0123
 def test_flags_override_the_config_file(tmp_path):
     (tmp_path / "a.yaml").write_text(YAML, encoding="utf-8")
     config = parse_args(Config, ["--config", str(tmp_path / "a.yaml"), "--epochs", "4", "--precision=fp16"])
-    wanted = Config(pretrain_model_path="bert", batch_size=8, lr=5e-5, epochs=4, use_crf=False, precision="fp16")
-    assert config == dataclasses.replace(wanted, model_version="0123")
+    expected = Config(pretrain_model_path="bert", batch_size=8, lr=5e-5, epochs=4, use_crf=False, precision="fp16")
+    assert config == dataclasses.replace(expected, model_version="0123")
     text = json.dumps({"lr": 3e-4, "epochs": None, "use_crf": False, "max_length": 64, "monitor": "loss"})
     for number, content in enumerate((text, "\ufeff" + text, text.replace(",", ",\r\n"))):
         path = tmp_path / f"{number}.json"
@@ -207,7 +207,7 @@ def test_command_with_positional_arguments_accepts_a_config_file(tmp_path, capsy
 
 
 @pytest.mark.parametrize(
-    "content, said",
+    "content, expected",
     [
         ("bach_size: 3", "bach_size is not an option; did you mean batch_size?"),
         ("warmup_steps: 3", "warmup_steps is not an option here: use --warmup_ratio"),
@@ -235,11 +235,11 @@ def test_command_with_positional_arguments_accepts_a_config_file(tmp_path, capsy
         ("#" * (2**20 + 1), "larger than 1 MB"),
     ],
 )
-def test_invalid_config_file_error_names_the_file(content, said, tmp_path, capsys):
+def test_invalid_config_file_error_names_the_file(content, expected, tmp_path, capsys):
     path = tmp_path / "options.txt"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     message = refusal(capsys, ["--config", str(path)])
-    assert message.startswith(f"{path}: ") and said in message
+    assert message.startswith(f"{path}: ") and expected in message
 
 
 def test_missing_config_file_is_a_one_line_error(tmp_path, capsys):
@@ -321,8 +321,8 @@ def test_run_sh_starts_one_process_per_gpu(flags, gpus, visible, processes, run_
     assert code == 0 and out.startswith(f"{visible} {launch}main.py --data_path=dataset/sample")
     assert ("gpu" in out.lower()) == (f"--gpus={visible}" in out) == (visible != "unset")
     assert ("--epochs 3" in out) == ("--epochs 3" in flags)
-    said = f"{processes} processes; a step has --batch_size x {processes} x --gradient_accumulation_steps examples"
-    assert (said in err) == (processes > 1)
+    expected = f"{processes} processes; a step has --batch_size x {processes} x --gradient_accumulation_steps examples"
+    assert (expected in err) == (processes > 1)
 
 
 def test_run_sh_respects_the_visible_gpus(run_sh):

@@ -67,11 +67,11 @@ def of_one_task(sample, task, folder):
     folder.mkdir()
     labels, words = json.loads((sample / "labels.json").read_text()), 0
     (folder / "labels.json").write_text(json.dumps({task: labels[task]}))
-    for part in ("train", "dev"):
-        rows = [json.loads(line) for line in (sample / f"{part}.jsonl").read_text().splitlines()]
+    for split in ("train", "dev"):
+        rows = [json.loads(line) for line in (sample / f"{split}.jsonl").read_text().splitlines()]
         words += sum(len(row["tokens"]) for row in rows)
         rows = [{name: row[name] for name in ("id", "tokens", task)} for row in rows]
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(folder), words
 
 

@@ -73,7 +73,7 @@ def test_hub_model_trains_and_predicts_and_is_cached(command, model, sample, tmp
         done = command("main.py", *flags, "--pretrain_model_path", NAME, "--model_version", "a", env=env)
         assert done.returncode == 0, done.stderr
         assert f"/{NAME}/resolve/main/config.json" in server.asked
-    # The server has ended, so nothing listens at its port
+    # the server has ended, so nothing listens on its port
     done = command("main.py", *flags, "--pretrain_model_path", NAME, "--model_version", "b", env=env)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count(f"{NAME} is loaded from the cache: {server.url} does not answer") == 1
@@ -113,7 +113,7 @@ def test_hub_failure_is_a_one_line_error(what, command, sample, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, value, said",
+    "name, value, expected",
     [
         ("HF_ENDPOINT", "hf-mirror.com", "must be an address such as https://hf-mirror.com, or unset"),
         ("HF_ENDPOINT", "127.0.0.1:9", "must be an address"),
@@ -124,13 +124,13 @@ def test_hub_failure_is_a_one_line_error(what, command, sample, tmp_path):
         ("HF_HUB_ETAG_TIMEOUT", "abc", "must be a whole number of seconds, or unset"),
     ],
 )
-def test_invalid_hub_setting_is_a_one_line_error(name, value, said, command, tmp_path):
+def test_invalid_hub_setting_is_a_one_line_error(name, value, expected, command, tmp_path):
     for words in (
         ["main.py", "--do_train", "--pretrain_model_path", NAME],
         ["data_process.py", "--input", "someone/data", "--format", "hf", "--output_dir", "dataset/data"],
     ):
         done = command(*words, env={name: value})
-        assert done.returncode == 2 and done.stderr.startswith(f"error: {name}={value!r} {said}"), done.stderr
+        assert done.returncode == 2 and done.stderr.startswith(f"error: {name}={value!r} {expected}"), done.stderr
         assert done.stderr.count("\n") == 1 and not (tmp_path / "output").exists()
 
 
@@ -288,7 +288,7 @@ def test_model_is_downloaded_once_under_a_lock(modelscope, tmp_path, forget):
     assert (Path(folder) / "config.json").exists() and len(tried) == 1
     forget()
     assert hub.locate(NAME, "modelscope", weights=True) == folder and downloads(modelscope) == [NAME]
-    (Path(folder) / hub.COMPLETE).unlink()  # a download that was interrupted
+    (Path(folder) / hub.COMPLETE).unlink()  # an interrupted download
     forget()
     assert hub.locate(NAME, "modelscope") == folder and len(downloads(modelscope)) == 2
 
@@ -307,9 +307,9 @@ def test_modelscope_problems_are_one_line_errors(modelscope, tiny, monkeypatch, 
     lines = {}
     for name in ("nobody/nothing", NAME):
         config = tiny(pretrain_model_path=name, model_hub="modelscope", do_train=True)
-        with pytest.raises(UserError) as mistake:
+        with pytest.raises(UserError) as error:
             main.main(config)
-        lines[name] = str(mistake.value)
+        lines[name] = str(error.value)
         assert "\n" not in lines[name] and not config.run_dir.exists()
         monkeypatch.setenv("MODELSCOPE_ENDPOINT", hubs.closed())
         forget()

@@ -139,7 +139,7 @@ def start_of(old, new, hidden_size=8):
     return start_head("x", new, {"x": old.task}, tensors, hidden_size)
 
 
-LABELS = ("a", "b", "c", "d", "e", "f", "g", "h")  # as many as the hidden size
+LABELS = ("a", "b", "c", "d", "e", "f", "g", "h")  # equal to the hidden size
 
 
 @pytest.mark.parametrize("kind", ["classification", "multilabel", "spans", "relations", "tagging"])
@@ -154,7 +154,7 @@ def test_label_axis_is_found_even_if_hidden_size_equals_num_labels(kind):
         assert torch.equal(here[:, :7], there[:, 1:].flip(1)), name
         assert torch.equal(here[:, 7], before[name].unflatten(0, (-1, 8))[:, 7])
     if layers != ["linear"]:
-        assert torch.equal(new.linear.weight, old.linear.weight)  # of words, not of types
+        assert torch.equal(new.linear.weight, old.linear.weight)  # per word, not per type
     if kind == "relations":
         assert torch.equal(new.borders.weight, old.borders.weight)  # of subjects and objects
     if hasattr(old, "threshold"):
@@ -210,7 +210,7 @@ def test_learning_rates_come_from_the_initial_run(start, run, tiny):
     config = start().config
     assert (config.lr, config.head_lr) == (before["lr"], before["head_lr"]) == (3e-3, 3e-3)
     assert start(lr=1e-4, model_version="slower").config.head_lr == pytest.approx(1e-4)
-    assert start(epochs=-1, model_version="auto").config.epochs == 30  # as for a pretrained encoder
+    assert start(epochs=-1, model_version="auto").config.epochs == 30  # like for a pretrained encoder
     assert not inherit_run_options(tiny(init_from="nowhere", do_eval=True)).do_train  # scores `best`, reads no run
     rates = {group["lr"] for group in parameter_groups(start().model, config)}
     assert rates == {3e-3}
@@ -330,7 +330,10 @@ def test_distributed_run_starts_from_it_and_one_process_logs(run, sample, tmp_pa
         (["--init_from", "RUN", "--pretrain_model_path", "bert"], "each name the encoder"),
         (["--init_from", "RUN", "--encoder", "bilstm"], "--encoder=bilstm contradicts"),
         (["--init_from", "RUN", "--hidden_size", "64"], "--hidden_size=64 contradicts"),
-        (["--init_from", "RUN", "--hidden_size", "256"], "--hidden_size=256 contradicts"),  # the default, but typed
+        (
+            ["--init_from", "RUN", "--hidden_size", "256"],
+            "--hidden_size=256 contradicts",
+        ),  # the default, given explicitly
         (["--init_from", "RUN", "--debug", "--vocab_size", "8000"], "--vocab_size=8000 contradicts"),
         (["--init_from", "RUN", "--keep_layers", "1"], "--keep_layers"),
         (["--init_from", "RUN", "--max_length", "600"], "more than the 512 positions"),
@@ -352,7 +355,7 @@ def test_invalid_initial_runs_are_one_line_errors(flags, words, run, sample, tmp
     seal(places["CUSTOM"])
     before = sorted(path for path in run.rglob("*"))
     done = command("main.py", "--do_train", "--data_path", sample, *(places.get(flag, flag) for flag in flags))
-    *log, line = done.stderr.splitlines()  # the log has lines only if the data's cache was full
+    *log, line = done.stderr.splitlines()  # the log is written only if the data cache existed
     assert done.returncode == 2 and line.startswith("error: ") and words in line, done.stderr
     assert "error" not in "".join(log)
     assert not (tmp_path / "output").exists() and before == sorted(path for path in run.rglob("*"))

@@ -79,12 +79,12 @@ def test_path_logit_is_the_sum_of_its_node_logits():
     logits = head(vectors, {})
     for path, column in zip(head.task.labels, logits.T):
         torch.testing.assert_close(column.double(), sum(own[node] for node in closed(path)), rtol=1e-5, atol=1e-5)
-    answers, probabilities = head.decode(logits, {})
+    decoded, probabilities = head.decode(logits, {})
     powers = {path: sum(own[node] for node in closed(path)).exp() for path in PATHS}
     best = [max(PATHS, key=lambda path: powers[path][row]) for row in range(50)]
-    assert [head.task.labels[answer] for answer in answers] == best
-    wanted = torch.stack([powers[path][row] / sum(powers.values())[row] for row, path in enumerate(best)])
-    torch.testing.assert_close(probabilities.double(), wanted, rtol=1e-5, atol=1e-6)
+    assert [head.task.labels[index] for index in decoded] == best
+    expected = torch.stack([powers[path][row] / sum(powers.values())[row] for row, path in enumerate(best)])
+    torch.testing.assert_close(probabilities.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1.0, 300.0])
@@ -92,19 +92,19 @@ def test_node_probability_is_the_product_along_its_path(scale):
     head, vectors, own = head_of("multilabel", NODES, scale)
     logits = head(vectors, {})
     products = {node: torch.stack([own[one].sigmoid() for one in closed(node)]).prod(0) for node in NODES}
-    wanted = torch.stack([products[node] for node in NODES], 1)
-    torch.testing.assert_close(logits.double().sigmoid(), wanted, rtol=1e-4, atol=1e-6)
+    expected = torch.stack([products[node] for node in NODES], 1)
+    torch.testing.assert_close(logits.double().sigmoid(), expected, rtol=1e-4, atol=1e-6)
     labels = (torch.rand(50, len(NODES)) < 0.5).long()
     head.loss(logits, labels, {}).backward()
     assert torch.isfinite(head.linear.weight.grad).all()
     if scale == 1:
-        losses = -torch.where(labels == 1, wanted.log(), (1 - wanted).log())
+        losses = -torch.where(labels == 1, expected.log(), (1 - expected).log())
         torch.testing.assert_close(head.loss(logits, labels, {}).double(), losses.sum(), rtol=1e-4, atol=1e-4)
 
 
 def test_child_is_never_predicted_without_its_parent():
     head, vectors, _ = head_of("multilabel", NODES, scale=8.0)
-    logits = head(vectors, {}) + torch.randn(50, len(NODES)) / 10  # as rounding or averaging would disturb them
+    logits = head(vectors, {}) + torch.randn(50, len(NODES)) / 10  # disturbed like by rounding or averaging
     for threshold in [0.3, 0.5, *head.probabilities(logits)[:3].flatten().tolist()]:
         head.threshold.fill_(threshold)
         for row in head.decode(logits, {})[0]:
@@ -201,7 +201,7 @@ def test_inconsistent_processed_folder_is_rejected(data, tmp_path):
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
-def answers_of(path, name):
+def predictions_of(path, name):
     """Reads the predictions of a file: one label, or a list of labels, per row."""
     with open(path, encoding="utf-8", newline="") as file:
         cells = [row[name] for row in csv.DictReader(file)]
@@ -238,7 +238,7 @@ def test_hierarchy_end_to_end(name, data, tmp_path, fork_server):
         forks.run([*averaged, "--predict_output", "averaged.csv", "--device", "cpu"])
         forks.run([*train, "--model_version=student", f"--teacher={made}"])
     gold = [row[name] for row in rows_of(data / name / "test.jsonl")]
-    predicted = answers_of(made / "predictions.csv", name)
+    predicted = predictions_of(made / "predictions.csv", name)
     pairs = [(closed(g), closed(p)) for g, p in zip(gold, predicted)]
     scores = read_json(made / "eval.json")["test"]
     assert scores[f"{name}_hierarchical_f1"] == pytest.approx(f1_of(pairs)) and f1_of(pairs) > 0.6
@@ -246,8 +246,8 @@ def test_hierarchy_end_to_end(name, data, tmp_path, fork_server):
         level = [tuple({n for n in side if n.count("##") == depth - 1} for side in pair) for pair in pairs]
         assert scores[f"{name}_level_{depth}_f1"] == pytest.approx(f1_of(level))
     if name == "topics":
-        for answers in (predicted, *(answers_of(path, name) for path in [tmp_path / "averaged.csv"])):
-            assert all(closed(labels) == set(labels) for labels in answers)
+        for several in (predicted, *(predictions_of(path, name) for path in [tmp_path / "averaged.csv"])):
+            assert all(closed(labels) == set(labels) for labels in several)
         assert scores["topics_micro_f1"] == scores["topics_hierarchical_f1"]
     report = read_json(made / "report.json")["test"][name]
     assert {node: row["support"] for node, row in report.items() if row["support"]} == Counter(

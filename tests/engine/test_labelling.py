@@ -34,7 +34,7 @@ from preprocess.readers.options import ReadOptions
 from preprocess.readers.sources import TextRows, read_texts
 
 TEXTS = [f"play song number {n} by Adele" + " please" * (n % 5) for n in range(35)] + ["", "播放音乐", "=1+1"]
-POOL = 8  # rows, in these tests: five pools
+POOL = 8  # rows in these tests: five pools
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +167,8 @@ def test_truncation_is_logged_once_per_file(label, pools, texts, caplog):
     logging.getLogger("template").propagate = True
     texts.write_text("".join(f"{'word ' * 300}\nshort {n}\n" for n in range(POOL)))
     label()
-    told = [record.getMessage() for record in caplog.records if "--max_length" in record.getMessage()]
-    assert len(told) == 1 and " windows" in told[0]
+    logged = [record.getMessage() for record in caplog.records if "--max_length" in record.getMessage()]
+    assert len(logged) == 1 and " windows" in logged[0]
 
 
 # ---- after a kill ----------------------------------------------------------------------------------------------------
@@ -199,11 +199,11 @@ def die_at(call):
 @pytest.mark.parametrize("name", ["out.csv", "out.jsonl"])
 def test_resume_after_a_kill_at_each_write_is_bit_exact(name, label, pools, tmp_path):
     """The first process is killed at its first write, the one that resumes at its second, the next at its third, …"""
-    wanted, kills = label(f"whole-{name}"), 0
+    expected, kills = label(f"whole-{name}"), 0
     while code := in_a_fork(lambda: (die_at(kills), label(name, resume=True))):  # noqa: B023
         assert code == 128 + signal.SIGKILL and kills < 99
         kills += 1
-    assert kills > 6 and (tmp_path / name).read_bytes() == wanted and left(tmp_path) == []
+    assert kills > 6 and (tmp_path / name).read_bytes() == expected and left(tmp_path) == []
 
 
 def test_logged_rows_are_on_disk_after_a_kill_at_any_write(trained, tmp_path):
@@ -222,21 +222,21 @@ def test_logged_rows_are_on_disk_after_a_kill_at_any_write(trained, tmp_path):
             output.finish()
 
     write(tmp_path / "whole.csv")
-    wanted, deaths = (tmp_path / "whole.csv").read_bytes(), 0
+    expected, deaths = (tmp_path / "whole.csv").read_bytes(), 0
     for deaths in range(99):
         path = tmp_path / f"{deaths}.csv"
         path.write_bytes(b"old")
         if in_a_fork(lambda: (die_at(deaths), write(path))) == 0:  # noqa: B023
             break
-        assert path.read_bytes() in (b"old", wanted)
+        assert path.read_bytes() in (b"old", expected)
         write(path)
-        assert path.read_bytes() == wanted
+        assert path.read_bytes() == expected
     assert 30 < deaths < 98 and left(tmp_path) == []
 
 
 def test_signal_stops_between_batches_and_resume_continues(label, pools, tmp_path, monkeypatch, caplog):
     logging.getLogger("template").propagate = True
-    wanted, calls, add = label("whole.csv"), [], Output.add
+    expected, calls, add = label("whole.csv"), [], Output.add
 
     def signalled(self, rows, data):
         add(self, rows, data)
@@ -250,7 +250,7 @@ def test_signal_stops_between_batches_and_resume_continues(label, pools, tmp_pat
     assert stopped.value.signal_number == signal.SIGTERM and calls == [POOL, 2 * POOL]
     assert "16 of 38 rows are in" in caplog.text and "the same command with --resume continues" in caplog.text
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL and not (tmp_path / "out.csv").exists()
-    assert label(resume=True) == wanted
+    assert label(resume=True) == expected
     assert calls[2:] == [24, 32, 38]  # nothing is labelled twice
 
 
@@ -281,14 +281,14 @@ def test_resume_after_a_change_is_rejected_and_loses_nothing(stopped, label, tex
         label(resume=True, precision="bf16")
     with pytest.raises(UserError, match=r"rows in a pool was 8, is 7; .*--eval_batch_size was 4, is 7"):
         label(resume=True, eval_batch_size=7)
-    wanted, before = label("whole.csv"), texts.read_bytes()
+    expected, before = label("whole.csv"), texts.read_bytes()
     texts.write_bytes(before.replace(b"number 30", b"number 31"))
     with pytest.raises(UserError, match="SHA-256 of the input") as refused:
         label(resume=True, force_resume=True)
     assert "--force_resume" not in str(refused.value)  # rows of two files would be mixed
     assert stopped.read_bytes() == there
     texts.write_bytes(before)
-    assert label(resume=True) == wanted
+    assert label(resume=True) == expected
 
 
 def test_resume_with_another_model_needs_force_resume(stopped, label, trained, tmp_path):
@@ -326,7 +326,7 @@ def test_damaged_partial_output_is_rejected(stopped, label):
 @pytest.mark.slow
 def test_resume_after_random_kills_is_bit_exact(trained, texts, label, pools, tmp_path, python):
     texts.write_text("".join(f"play song number {n} by Adele\n" for n in range(4000)))
-    wanted, rng, kills = label("whole.csv"), random.Random(0), 0
+    expected, rng, kills = label("whole.csv"), random.Random(0), 0
     command = small_pools(python, trained, texts, tmp_path / "out.csv", "--resume")
     while kills < 3:
         run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
@@ -339,7 +339,7 @@ def test_resume_after_random_kills_is_bit_exact(trained, texts, label, pools, tm
         kills += 1
     assert rows_in(progress) >= 200 and not (tmp_path / "out.csv").exists()
     assert subprocess.run(command, cwd=tmp_path, stderr=subprocess.DEVNULL).returncode == 0
-    assert (tmp_path / "out.csv").read_bytes() == wanted and left(tmp_path) == []
+    assert (tmp_path / "out.csv").read_bytes() == expected and left(tmp_path) == []
 
 
 def rows_in(progress):
@@ -369,7 +369,7 @@ def test_concatenated_shards_equal_the_whole_output(shards, label, pools, tmp_pa
     lines = [sorted(tmp_path.glob(f"out-?-of-{shards}.{kind}")) for kind in ("jsonl", "csv")]
     assert [len(paths) for paths in lines] == [shards, shards]
     assert b"".join(path.read_bytes() for path in lines[0]) == whole["whole.jsonl"]
-    join = "NR == 1 || FNR > 1"  # as docs/labelling.md has it
+    join = "NR == 1 || FNR > 1"  # the command in docs/labelling.md
     assert join in (ROOT / "docs/labelling.md").read_text(encoding="utf-8")
     assert subprocess.run(["awk", join, *lines[1]], capture_output=True).stdout == whole["whole.csv"]
 
@@ -395,7 +395,7 @@ def test_invalid_shard_is_rejected(shard):
 @pytest.mark.slow
 def test_torchrun_output_is_byte_identical_and_resumable(trained, label, texts, tmp_path, python):
     texts.write_text("".join(f"play song number {n} by Adele\n" for n in range(5000)))
-    wanted = label("whole.csv", eval_batch_size=64)
+    expected = label("whole.csv", eval_batch_size=64)
     flags = [f"--{name}={value}" for name, value in trained.items()]
     words = [*flags, "--do_predict", "--predict_file", texts, "--predict_output", tmp_path / "out.csv"]
     code = "import os, signal; from engine.predict.labelling import Output; add = Output.add\n"
@@ -407,7 +407,7 @@ def test_torchrun_output_is_byte_identical_and_resumable(trained, label, texts, 
     torchrun(python, 2, tmp_path / "dying.py", *words, cwd=tmp_path, check=1)
     assert rows_in(tmp_path / "out.csv.partial.json") == 4096
     torchrun(python, 2, "main.py", *words, "--resume", cwd=tmp_path)
-    assert (tmp_path / "out.csv").read_bytes() == wanted and left(tmp_path) == []
+    assert (tmp_path / "out.csv").read_bytes() == expected and left(tmp_path) == []
 
 
 # ---- mistakes, a full disk, two at once ------------------------------------------------------------------------------
@@ -446,18 +446,18 @@ def test_invalid_output_is_a_one_line_error(label, texts, tmp_path):
 
 def test_full_disk_loses_no_predictions(label, pools, trained, tmp_path, capfd):
     """Files can grow to 3,000 bytes; the new run folder is not removed, because it has output."""
-    wanted, best = label("whole.csv"), f"{trained['output_dir']}/run/checkpoints/best"
+    expected, best = label("whole.csv"), f"{trained['output_dir']}/run/checkpoints/best"
     new = dict(checkpoint=best, predict_output="", output_dir=str(tmp_path / "new"))
 
     def on_a_small_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
         label(**new)
 
-    assert len(wanted) > 4000 and in_a_fork(on_a_small_disk) == 2
-    told = capfd.readouterr().err.strip().splitlines()[-1]
-    assert "predictions.csv.partial: cannot be written (file too large); 16 of 38 rows are safe" in told
+    assert len(expected) > 4000 and in_a_fork(on_a_small_disk) == 2
+    printed = capfd.readouterr().err.strip().splitlines()[-1]
+    assert "predictions.csv.partial: cannot be written (file too large); 16 of 38 rows are safe" in printed
     label(**new, resume=True)
-    assert (tmp_path / "new/run/predictions.csv").read_bytes() == wanted
+    assert (tmp_path / "new/run/predictions.csv").read_bytes() == expected
 
 
 def test_two_processes_cannot_write_the_same_output(label, tmp_path):

@@ -64,10 +64,10 @@ def texts_of(seed, size, words):
     return rows
 
 
-def write_folder(folder, parts, tasks):
+def write_folder(folder, splits, tasks):
     folder.mkdir(parents=True)
-    for part, rows in parts.items():
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for split, rows in splits.items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (folder / "labels.json").write_text(json.dumps(tasks), encoding="utf-8")
     return folder
 
@@ -75,11 +75,11 @@ def write_folder(folder, parts, tasks):
 @pytest.fixture(scope="module")
 def long_data(tmp_path_factory):
     """Returns 160 + 40 + 60 texts of 120 words."""
-    parts = {
-        part: texts_of(seed, size, 120) for seed, (part, size) in enumerate(dict(train=160, dev=40, test=60).items())
+    splits = {
+        split: texts_of(seed, size, 120) for seed, (split, size) in enumerate(dict(train=160, dev=40, test=60).items())
     }
     tasks = {"weather": {"type": "classification", "labels": list(DECISIVE)}}
-    return write_folder(tmp_path_factory.mktemp("long") / "data", parts, tasks)
+    return write_folder(tmp_path_factory.mktemp("long") / "data", splits, tasks)
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_longer_text_of_a_pair_is_split_into_windows(tokenizer, first, second, r
     pair = [" ".join(f"w{i + start}" for i in range(size)) for size, start in ((first, 0), (second, 45))]
     encoding = tokenizer([pair[0]], [pair[1]]).encodings[0]
     [feature] = Cutter(20, 2, "windows", False).features(0, encoding)
-    if repeated is None:  # neither fits beside the other: the head of both
+    if repeated is None:  # neither fits next to the other: both are truncated
         assert len(feature.input_ids) == 20 and feature.num_cut == 63
         return
     parts = [feature.input_ids[i : i + 20] for i in range(0, len(feature.input_ids), 20)]
@@ -283,13 +283,13 @@ def test_two_processes_train_like_one(on_long, python, tmp_path):
 
 @pytest.mark.parametrize("share, chosen", [(0.04, "head"), (0.06, "windows")])
 def test_auto_uses_windows_if_many_texts_are_long(share, chosen, tmp_path):
-    parts = {}
-    for part in ("train", "dev"):
-        parts[part] = texts_of(1, 100, 6)
-        for row in parts[part][: round(100 * share)]:
+    splits = {}
+    for split in ("train", "dev"):
+        splits[split] = texts_of(1, 100, 6)
+        for row in splits[split][: round(100 * share)]:
             row["text"] = " ".join(8 * row["text"].split())
     tasks = {"weather": {"type": "classification", "labels": list(DECISIVE)}}
-    folder = write_folder(tmp_path / "data", parts, tasks)
+    folder = write_folder(tmp_path / "data", splits, tasks)
     given = TINY | dict(
         data_path=str(folder), output_dir=str(tmp_path / "output"), do_train=True, max_length=32, epochs=1
     )

@@ -49,7 +49,7 @@ def test_only_adapter_and_heads_have_gradients(name, adapted):
     model, batch = trainer.model.train(), trainer.dev_loader.dataset.batch(range(4))
     with torch.no_grad():
         for key, p in model.named_parameters():
-            if ".lora_B." in key:  # at 0, A would have a gradient of 0
+            if ".lora_B." in key:  # if B were 0, the gradient of A would be 0
                 torch.nn.init.normal_(p, std=0.1)
     model(batch.inputs, batch.labels).total_loss.backward()
     for key, p in model.named_parameters():
@@ -67,7 +67,7 @@ def test_merged_equals_unmerged(name, adapted, tmp_path):
     merged = load_file(trainer.checkpoints / "best/weights.safetensors")
     assert not any("lora" in key or "base_layer" in key for key in merged)
     assert not (trainer.checkpoints / "best" / lora.BASE_FILE).exists()
-    shutil.rmtree(trainer.config.pretrain_model_path)  # no base is needed
+    shutil.rmtree(trainer.config.pretrain_model_path)  # the base is not needed
     same_answers(trainer, tmp_path)
     again = build_elsewhere(trainer, name, adapted)
     data = trainer.dev_loader.dataset
@@ -105,18 +105,18 @@ def test_another_base_model_is_rejected(adapted, tmp_path):
     trainer = trained(adapted())
     best, base = trainer.checkpoints / "best", Path(trainer.config.pretrain_model_path)
     moved = base.rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"holds only a LoRA adapter; it was trained on .* does not exist") as mistake:
+    with pytest.raises(UserError, match=r"holds only a LoRA adapter; it was trained on .* does not exist") as error:
         load_checkpoint(best)
-    assert "--pretrain_model_path" in str(mistake.value) and "\n" not in str(mistake.value)
+    assert "--pretrain_model_path" in str(error.value) and "\n" not in str(error.value)
     model, *_ = load_checkpoint(best, str(moved))
     data = trainer.dev_loader.dataset
     close(logits_of(trainer.model.eval(), data, range(8)), logits_of(model.eval(), data, range(8)), 1e-6)
     tensors = load_file(moved / "model.safetensors")
     tensors["embeddings.word_embeddings.weight"][0, 0] += 1
     save_file(tensors, moved / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"is a different model now \(model.safetensors differs") as mistake:
+    with pytest.raises(UserError, match=r"is a different model now \(model.safetensors differs") as error:
         load_checkpoint(best, str(moved))
-    assert "\n" not in str(mistake.value)
+    assert "\n" not in str(error.value)
     moved.rename(base)
     with pytest.raises(UserError, match="is a different model now"):
         build(adapted()).resume()
@@ -139,9 +139,9 @@ def test_hub_base_is_saved_with_its_revision(adapted, tmp_path, monkeypatch):
     assert (base["name"], base["revision"]) == ("someone/tiny", commit) and base["sha256"]
     load_checkpoint(trainer.checkpoints / "best")
     shutil.rmtree(cache)
-    with pytest.raises(UserError, match=r"trained on someone/tiny \(revision 0123") as mistake:
+    with pytest.raises(UserError, match=r"trained on someone/tiny \(revision 0123") as error:
         load_checkpoint(trainer.checkpoints / "best")
-    assert "\n" not in str(mistake.value)
+    assert "\n" not in str(error.value)
 
 
 RESUMED = {
@@ -188,8 +188,8 @@ def test_lora_targets(adapted):
 
     inside = {f"attention.self.{part}" for part in ("query", "key", "value")} | {"attention.output.dense"}
     assert {name.partition(".")[2] for name in adapted_layers()} == {*inside, "intermediate.dense", "output.dense"}
-    wanted = {name.partition(".")[2] for name in adapted_layers(lora_targets="query, value")}
-    assert wanted == {"attention.self.query", "attention.self.value"}
+    expected = {name.partition(".")[2] for name in adapted_layers(lora_targets="query, value")}
+    assert expected == {"attention.self.query", "attention.self.value"}
     with pytest.raises(UserError, match="--lora_targets=q_proj: no such linear layer; this encoder has dense, key"):
         build(adapted(lora_targets="q_proj", model_version="mistaken"))
     gpt = {name for name, _ in build(adapted("GPT-2", model_version="gpt")).model.encoder.named_parameters()}
@@ -202,7 +202,7 @@ def test_learning_rates(adapted):
     model.encoder.config.hidden_size = 384
     assert learning_rates(model.encoder, config)[0] == pytest.approx(1.8e-3, rel=0.01)
     rates = {group["lr"] for group in parameter_groups(model, config)}
-    assert max(rates) == pytest.approx(3e-3)  # heads learn as beside an encoder that trains
+    assert max(rates) == pytest.approx(3e-3)  # heads have the rate of full training
     model.encoder.config.hidden_size = 4096
     lr, head_lr = learning_rates(model.encoder, config)
     assert lr == head_lr == pytest.approx(2.9e-4, rel=0.02)

@@ -47,7 +47,7 @@ def raw_rows(kind):
             yield {"text": text, "text_pair": f"the {noun} of {n % 5}", "score": n % 5 + 0.5, "age": n, "price": n / 7}
         elif kind == "multilabel":
             yield {"text": text, "topics": [noun, "good" if good else "bad"][: 1 + n % 2]}
-        else:  # spans that nest
+        else:  # nested spans
             end = text.index("number") - 1
             spans = [
                 {"start": 2, "end": end, "label": "thing"},
@@ -121,7 +121,7 @@ def test_predictions_and_scores_equal_main(kind, runs, tmp_path):
     assert list(model(row for row in rows)) == expected
     without_id = [{key: value for key, value in row.items() if key != "id"} for row in rows]
     assert model(without_id) == [{key: value for key, value in row.items() if key != "id"} for row in expected]
-    whole = model_of(config)  # batches as in main's evaluation
+    whole = model_of(config)  # the batches of main's evaluation
     assert whole.evaluate(labelled) == read_json(config.run_dir / "eval.json")["test"]
 
 
@@ -169,9 +169,9 @@ def test_iterator_is_read_one_pool_at_a_time(runs, monkeypatch):
             taken.append(text)
             yield text
 
-    answers = model(stream())
-    assert next(answers)["text"] == texts[0] and len(taken) == 4
-    assert [row["text"] for row in answers] == texts[1:]
+    predictions = model(stream())
+    assert next(predictions)["text"] == texts[0] and len(taken) == 4
+    assert [row["text"] for row in predictions] == texts[1:]
 
 
 # ---- vectors ---------------------------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def test_attributions_sum_to_the_logit_difference(kind, text, options, runs):
     data = model.loader([{"id": "0"} | example]).dataset
     first_words = [0] if len(data.lengths) == 1 else data.columns["first_word"].tolist()
     starts = [start for _, start, _ in split_text(example.get("text"), "word")]
-    row = first_words.index(starts.index(found.words[0].start))  # the window that begins with the first word explained
+    row = first_words.index(starts.index(found.words[0].start))  # the window that starts at the first explained word
     inputs = data.batch([row]).inputs
     ids = inputs["input_ids"]
     special = torch.isin(ids, torch.tensor([id for id in (tokenizer.cls_token_id, tokenizer.sep_token_id) if id]))
@@ -462,7 +462,7 @@ def test_code_of_the_page_runs(runs, tmp_path, monkeypatch, capsys):
         exec(compile(block, "docs/python.md", "exec"), names)
     assert names["vectors"].shape == (3, 32) and names["found"].task == "intent"
     assert str(read_json(config.run_dir / "eval.json")["test"]) in capsys.readouterr().out
-    assert "isolation.py" in last  # a program below runs it
+    assert "isolation.py" in last  # tested by a program below
 
 
 # ---- in another program ----------------------------------------------------------------------------------------------
@@ -486,7 +486,7 @@ def state():
 before = state()
 {load}
 model = load({checkpoint!r}, device="cpu", precision="fp32")
-answers = model({texts!r})
+predictions = model({texts!r})
 model.embed(["a"]), model.explain("play a song")
 assert [a == b for a, b in zip(state(), before)] == [True] * len(before), [a == b for a, b in zip(state(), before)]
 {second}
@@ -498,13 +498,13 @@ assert pickle.loads(pickle.dumps(thing)).value == 3 and metrics.score() == "thei
 results = []
 threads = [threading.Thread(target=lambda: results.append(model({texts!r}))) for _ in range(3)]
 [thread.start() for thread in threads], [thread.join() for thread in threads]
-assert results == [answers] * 3
+assert results == [predictions] * 3
 scores = model.evaluate({rows!r})
 child = os.fork()
 if child == 0:
-    os._exit(0 if model({texts!r}) == answers else 1)
+    os._exit(0 if model({texts!r}) == predictions else 1)
 assert os.waitpid(child, 0)[1] == 0
-print(json.dumps([answers, scores]))
+print(json.dumps([predictions, scores]))
 """
 
 
@@ -534,8 +534,8 @@ def test_import_in_a_project_with_the_same_module_names(order, runs, tmp_path):
         [sys.executable, theirs / "program.py"], capture_output=True, text=True, cwd=tmp_path, env=env, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    answers, scores = json.loads(done.stdout)
-    assert [row["intent"] for row in answers] == [row["intent"] for row in model_of(config)(texts)]
+    predictions, scores = json.loads(done.stdout)
+    assert [row["intent"] for row in predictions] == [row["intent"] for row in model_of(config)(texts)]
     assert scores == pytest.approx(read_json(config.run_dir / "eval.json")["test"], abs=1e-5)
 
 
@@ -561,10 +561,10 @@ def test_distributed_program_gets_its_own_predictions(runs, tmp_path):
     for process_ in processes:
         process_.join(60)
     model = model_of(config)
-    for number, answers, shape in found:
+    for number, predictions, shape in found:
         expected = model(texts[number :: 2 - number])
-        assert [row["text"] for row in answers] == [row["text"] for row in expected] and shape == (1 + number, 32)
-        assert [row["intent"] for row in answers] == [row["intent"] for row in expected]
+        assert [row["text"] for row in predictions] == [row["text"] for row in expected] and shape == (1 + number, 32)
+        assert [row["intent"] for row in predictions] == [row["intent"] for row in expected]
 
 
 @pytest.mark.slow

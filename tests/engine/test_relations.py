@@ -62,7 +62,7 @@ def test_sparse_loss_equals_the_dense_one():
     """The sparse form equals the dense one, Su (2020), to 1e-6, including gradients."""
     logits, labels, mask = batch_of()
     logits.requires_grad_()
-    wanted = []
+    expected = []
     for text, gold in enumerate(GOLD):
         total = torch.zeros((), dtype=torch.float64)
         scores, cells = scores_of(logits.double(), text), gold_cells(gold or [])
@@ -71,10 +71,10 @@ def test_sparse_loss_equals_the_dense_one():
                 own = [(s, key in cells) for key, s in scores.items() if key[:2] == (table, t)]
                 total = total + torch.log1p(sum((s.exp() for s, right in own if not right), torch.zeros(())))
                 total = total + torch.log1p(sum(((-s).exp() for s, right in own if right), torch.zeros(())))
-        wanted.append(total / 3)
+        expected.append(total / 3)
     losses = relations.loss(logits, labels, mask, PREDICATES)
-    torch.testing.assert_close(losses.double(), torch.stack(wanted), rtol=1e-6, atol=1e-6)
-    gradients = [torch.autograd.grad(x.sum(), logits)[0] for x in (losses, torch.stack(wanted))]
+    torch.testing.assert_close(losses.double(), torch.stack(expected), rtol=1e-6, atol=1e-6)
+    gradients = [torch.autograd.grad(x.sum(), logits)[0] for x in (losses, torch.stack(expected))]
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
 
 
@@ -91,7 +91,7 @@ def test_decoding_equals_enumeration(lowest, cells, types, monkeypatch):
     for text, size in enumerate(SIZES):
         scores = scores_of(logits, text)
         spans = [(i, j) for i in range(size) for j in range(i, size)]
-        wanted = {}
+        expected = {}
         for (a, b), (c, d), p in product(spans, spans, range(PREDICATES)):
             keys = ("heads", p, a, c), ("tails", p, b, d), ("entities", 0, a, b), ("entities", 1, c, d)
             values = [float(scores[key]) for key in keys[: 2 if types else 4]]
@@ -100,10 +100,10 @@ def test_decoding_equals_enumeration(lowest, cells, types, monkeypatch):
                 values.append(max(float(row[j] + row[WIDTH + t] + other[WIDTH + types + t]) for t in range(types)))
             lowest_score = min(values)
             if lowest_score > lowest:
-                wanted[a, b, c, d, p] = lowest_score
-        assert found[text] == sorted(wanted)
+                expected[a, b, c, d, p] = lowest_score
+        assert found[text] == sorted(expected)
         np.testing.assert_allclose(
-            probabilities[text], [1 / (1 + np.exp(-wanted[item])) for item in sorted(wanted)], rtol=1e-6
+            probabilities[text], [1 / (1 + np.exp(-expected[item])) for item in sorted(expected)], rtol=1e-6
         )
     assert lowest == 100.0 or found[0]
 
@@ -113,7 +113,7 @@ def test_head_uses_entity_types_only_if_trained_with_them():
     tasks = {
         "facts": Task("relations", ("likes",), entities="things"),
         "things": Task("spans", ("loc", "per")),
-        "alone": Task("relations", ("likes",), entities="others"),  # --label_column left out the task of the types
+        "alone": Task("relations", ("likes",), entities="others"),  # --label_column excluded the task of the types
     }
     options = HeadOptions(use_crf=False, dropout=0.0, dropout_samples=1, num_shared_layers=0, task_weights={})
     layer = OutputLayer(8, tasks, options).eval()
@@ -216,7 +216,7 @@ def test_dense_scores_and_their_divergence(dense, monkeypatch):
     first.requires_grad_()
     head = RelationHead(8, Task("relations", tuple("abc")))
     order = [("entities", 0), ("entities", 1), *[(table, p) for table in ("heads", "tails") for p in range(PREDICATES)]]
-    wanted = 0.0
+    expected = 0.0
     for text, gold in enumerate(GOLD):
         one, other = scores_of(first, text), scores_of(second, text)
         dense, where = relations.dense(first, PREDICATES)[text].detach(), relations.are_cells(mask, PREDICATES)[text]
@@ -225,10 +225,10 @@ def test_dense_scores_and_their_divergence(dense, monkeypatch):
             assert dense[order.index((table, t)), i, j] == pytest.approx(float(s.detach()), abs=1e-5)
         for key in one if gold is not None else ():
             p, q = (torch.distributions.Bernoulli(logits=side[key].double()) for side in (one, other))
-            wanted = wanted + torch.distributions.kl_divergence(p, q) + torch.distributions.kl_divergence(q, p)
+            expected = expected + torch.distributions.kl_divergence(p, q) + torch.distributions.kl_divergence(q, p)
     divergence = head.distribution.divergence(first, second, labels, {"word_mask": mask})
-    torch.testing.assert_close(divergence.double(), wanted, rtol=1e-5, atol=0)
-    gradients = [torch.autograd.grad(total, first)[0] for total in (divergence, wanted)]
+    torch.testing.assert_close(divergence.double(), expected, rtol=1e-5, atol=0)
+    gradients = [torch.autograd.grad(total, first)[0] for total in (divergence, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
@@ -272,9 +272,9 @@ def examples_of(seed, number):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("relations")
-    for part, seed, number in (("train", 0, 200), ("dev", 1, 40), ("test", 2, 40)):
+    for split, seed, number in (("train", 0, 200), ("dev", 1, 40), ("test", 2, 40)):
         rows = [{"id": str(i), "tokens": t, "facts": r} for i, (t, r) in enumerate(examples_of(seed, number))]
-        (path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tasks = {"facts": {"type": "relations", "labels": ["home", "likes"], "counts": [100, 100], "unit": "word"}}
     (path / "labels.json").write_text(json.dumps(tasks))
     return path
@@ -297,8 +297,8 @@ def test_relations_are_learned(folder, tmp_path):
                 assert row["text"][found[side]["start"] : found[side]["end"]] == found[side]["text"]
             assert 0 < found["probability"] <= 1
         texts = row["text"].split()
-        wanted = {(texts[a], texts[c], p) for a, _, c, _, p in items}
-        answers = {(f["subject"]["text"], f["object"]["text"], f["predicate"]) for f in row["facts"]}
-        right, predicted = right + len(wanted & answers), predicted + len(answers)
+        expected = {(texts[a], texts[c], p) for a, _, c, _, p in items}
+        labelled = {(f["subject"]["text"], f["object"]["text"], f["predicate"]) for f in row["facts"]}
+        right, predicted = right + len(expected & labelled), predicted + len(labelled)
     total = sum(map(len, gold))
     assert 2 * right / (predicted + total) == pytest.approx(scores["facts_f1"])

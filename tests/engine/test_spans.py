@@ -33,7 +33,7 @@ from model_utils import MyModel, SpanHead
 from trainer import Trainer
 
 TYPES = 3
-GOLD = [  # of six texts: nested, of equal borders and two types, crossing; a text of one word, one without, one unknown
+GOLD = [  # six texts: nested, equal boundaries with two types, crossing, one word, no spans, unlabelled
     [(0, 2, 1), (0, 2, 0), (1, 1, 2), (0, 5, 0)],
     [(0, 0, 1)],
     [],
@@ -82,9 +82,9 @@ def naive_loss(logits, text):
 def test_loss_and_gradient_equal_enumeration(scale):
     logits, labels, mask = batch_of(scale)
     found = span_pointer.loss(logits, labels, mask)
-    wanted = torch.stack([naive_loss(logits, text) for text in range(len(GOLD))])
-    torch.testing.assert_close(found.double(), wanted.double(), rtol=1e-5, atol=1e-5)
-    one, other = (torch.autograd.grad(losses.sum(), logits)[0] for losses in (found, wanted))
+    expected = torch.stack([naive_loss(logits, text) for text in range(len(GOLD))])
+    torch.testing.assert_close(found.double(), expected.double(), rtol=1e-5, atol=1e-5)
+    one, other = (torch.autograd.grad(losses.sum(), logits)[0] for losses in (found, expected))
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     assert found[3] == 0 and not one[3].any()
 
@@ -98,10 +98,10 @@ def test_extreme_scores_give_finite_losses_and_gradients():
 
 def test_labels_outside_the_text_are_ignored():
     logits, labels, mask = batch_of()
-    wanted = span_pointer.loss(logits, labels, mask)
+    expected = span_pointer.loss(logits, labels, mask)
     outside = torch.tensor([[0, 6, 0, 5, 9, 1, 4, 2, 0]]).expand(6, -1)
     more = torch.where(labels[:, :1] == IGNORE, IGNORE, outside)
-    torch.testing.assert_close(span_pointer.loss(logits, torch.cat([labels, more], 1), mask), wanted)
+    torch.testing.assert_close(span_pointer.loss(logits, torch.cat([labels, more], 1), mask), expected)
     unlabelled = torch.full_like(labels, IGNORE)
     assert not span_pointer.loss(logits, unlabelled, mask).any() and not span_pointer.has_labels(unlabelled).any()
 
@@ -109,14 +109,14 @@ def test_labels_outside_the_text_are_ignored():
 @pytest.mark.parametrize("cells", [1, 2**22])
 @pytest.mark.parametrize("lowest", [-4.0, 0.0, 3.0])
 def test_decoding_equals_enumeration_of_spans(lowest, cells, monkeypatch):
-    monkeypatch.setattr(span_pointer, "CELLS", cells)  # texts one by one, or all at once
+    monkeypatch.setattr(span_pointer, "CELLS", cells)  # texts one by one, or all together
     logits, _, mask = batch_of()
     spans, probabilities = span_pointer.find(logits, mask, lowest, most=100)
     for text in range(len(GOLD)):
         scores = all_scores(logits, text)
         assert spans[text] == sorted(span for span, score in scores.items() if score > lowest)
-        wanted = [scores[span].double().sigmoid().item() for span in spans[text]]
-        assert probabilities[text] == pytest.approx(wanted)
+        expected = [scores[span].double().sigmoid().item() for span in spans[text]]
+        assert probabilities[text] == pytest.approx(expected)
 
 
 def test_best_spans_are_kept_beyond_the_limit():
@@ -134,24 +134,24 @@ def test_scores_depend_only_on_relative_positions():
     torch.testing.assert_close(span_pointer.scores_of_pairs(vectors[:, 3:8]), whole[:, 3:8, 3:8], rtol=1e-4, atol=1e-5)
     assert (span_pointer.scores_of_pairs(vectors.flip(1)).flip(1, 2) - whole).abs().max() > 0.1
     turned, pair = span_pointer.rotate(vectors)[0], vectors[0, :, :2]
-    for m in (0, 1, 4):  # the first pair of numbers turns by an angle of 1 a word
+    for m in (0, 1, 4):  # the first pair of dimensions rotates by 1 radian per word
         cos, sin = math.cos(m), math.sin(m)
-        wanted = torch.stack([pair[m, 0] * cos - pair[m, 1] * sin, pair[m, 0] * sin + pair[m, 1] * cos])
-        torch.testing.assert_close(turned[m, :2], wanted)
+        expected = torch.stack([pair[m, 0] * cos - pair[m, 1] * sin, pair[m, 0] * sin + pair[m, 1] * cos])
+        torch.testing.assert_close(turned[m, :2], expected)
 
 
 def test_divergence_is_that_of_bernoulli_distributions():
     first, labels, mask = batch_of()
     second, _, _ = batch_of(seed=1)
-    wanted = 0.0
+    expected = 0.0
     for text in (0, 1, 2, 4, 5):
         one, other = all_scores(first, text), all_scores(second, text)
         for span in one:
             p, q = (torch.distributions.Bernoulli(logits=side[span].double()) for side in (one, other))
-            wanted = wanted + torch.distributions.kl_divergence(p, q) + torch.distributions.kl_divergence(q, p)
+            expected = expected + torch.distributions.kl_divergence(p, q) + torch.distributions.kl_divergence(q, p)
     distribution, inputs = SpanHead(8, Task("spans", tuple("abc"))).distribution, {"word_mask": mask}
     divergence = distribution.divergence(first, second, labels, inputs)
-    torch.testing.assert_close(divergence.double(), wanted, rtol=1e-5, atol=0)
+    torch.testing.assert_close(divergence.double(), expected, rtol=1e-5, atol=0)
     assert distribution.divergence(first, first, labels, inputs) == 0
 
 
@@ -167,8 +167,8 @@ def test_fitted_threshold_maximises_f1():
         gold[0] = None
 
         def f1(found=found, gold=gold):
-            answers = [head.to_labels(*one)[0] for one in found]
-            return metrics.span_scores(gold[1:], answers[1:])["f1"]
+            decoded = [head.to_labels(*one)[0] for one in found]
+            return metrics.span_scores(gold[1:], decoded[1:])["f1"]
 
         head.calibrate(found, gold)
         chosen = f1()
@@ -203,7 +203,7 @@ def test_span_comes_from_the_window_with_the_farther_edge():
     spans = {(0, 1, 1): 0.7, (3, 4, 0): 0.9, (4, 5, 0): 0.2, (5, 8, 1): 0.3}
     for windows in ([left, right], [right, left]):
         assert dict(zip(*merge_spans(windows))) == spans
-    unseen = (3, 6, [], [])  # the window whose edge is farther did not find (4, 5)
+    unseen = (3, 6, [], [])  # the window with the farther edge did not predict (4, 5)
     assert merge_spans([left, unseen])[0] == [(0, 1, 1), (3, 4, 0)]
 
 
@@ -228,7 +228,7 @@ def test_windows_do_not_change_predictions_without_context(length, stride, token
     torch.manual_seed(0)
     tasks = TASKS | FACTS
     model = MyModel(WordsAlone(len(tokenizer), 32), 32, tasks)
-    with torch.no_grad():  # some are found, and of no text so many that only the best are kept
+    with torch.no_grad():  # some spans are found, but in no text more than the limit
         for head in model.output_layer.heads.values():
             head.linear.weight.mul_(2)
             head.borders.bias.fill_(-6)
@@ -283,8 +283,8 @@ def test_window_labels_are_the_relations_inside(tokenizer, caplog):
     firsts, sizes = data.columns["first_word"].tolist(), data.columns["word_starts"].lengths.tolist()
     found, there = span_pointer.items_of(batch.labels["facts"], batch.inputs["word_mask"], 4)
     for first, size, own, is_item in zip(firsts, sizes, found, there):
-        wanted = [item for item in items if first <= min(item[:4]) and max(item[:4]) < first + size]
-        assert sorted([*(w + first for w in ws), "pq"[k]] for *ws, k in own[is_item].tolist()) == sorted(wanted)
+        expected = [item for item in items if first <= min(item[:4]) and max(item[:4]) < first + size]
+        assert sorted([*(w + first for w in ws), "pq"[k]] for *ws, k in own[is_item].tolist()) == sorted(expected)
     assert len(firsts) > 2 and there.sum() >= 3
     assert "2 relations of 'facts' fit in no window" in caplog.text
 
@@ -293,7 +293,9 @@ def test_average_over_folds():
     spans, p = span_pointer.mean_of([([(0, 1, 0), (2, 2, 1)], [0.8, 0.4]), ([(0, 1, 0)], [0.6])])
     assert dict(zip(spans, p)) == pytest.approx({(0, 1, 0): 0.7, (2, 2, 1): 0.2})
     spans, p = span_pointer.mean_of([([(0, 1, 0), (2, 2, 1)], [0.8, 0.4]), ([(0, 1, 0)], [0.6])], [3, 2])
-    assert dict(zip(spans, p)) == pytest.approx({(0, 1, 0): 0.7, (2, 2, 1): 0.4})  # the second was cut before word 2
+    assert dict(zip(spans, p)) == pytest.approx(
+        {(0, 1, 0): 0.7, (2, 2, 1): 0.4}
+    )  # the second was truncated before word 2
 
 
 def test_span_scores():
@@ -323,7 +325,7 @@ PATTERNS = [
 ]
 
 
-def nested_row(rng, part):
+def nested_row(rng, split):
     """Returns a text in which a bank contains a city, with blanks, Chinese and emoji."""
     city, other = rng.choice(CITIES), rng.choice(CITIES)
     bank = f"{city} {rng.choice(['Bank', '银行'])}"
@@ -336,14 +338,14 @@ def nested_row(rng, part):
     if rng.random() < 0.1:
         text, spans = rng.choice(["hello", "nothing is here"]), []
     mood = "good" if "ok" in text or "today" in text else "bad"
-    banks = [span for span in spans if span[2] == "bank"]  # flat: a task of tags beside that of spans
-    return {"text": text, "entities": sorted(spans), "mood": mood, "banks": banks, "split": part}
+    banks = [span for span in spans if span[2] == "bank"]  # flat: a tagging task next to the spans task
+    return {"text": text, "entities": sorted(spans), "mood": mood, "banks": banks, "split": split}
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
     rng = random.Random(0)
-    rows = [nested_row(rng, part) for part, size in (("train", 80), ("dev", 24), ("test", 24)) for _ in range(size)]
+    rows = [nested_row(rng, split) for split, size in (("train", 80), ("dev", 24), ("test", 24)) for _ in range(size)]
     rows[3]["entities"] = None
     path = tmp_path_factory.mktemp("raw") / "nested.jsonl"
     path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
@@ -415,7 +417,7 @@ def test_task_type_can_be_chosen(raw, sample, tmp_path, capsys):
     process(DataConfig(**source, output_dir=str(tmp_path / "tags")))
     for row, tagged in zip(rows_of(tmp_path / "spans/dev.jsonl"), rows_of(tmp_path / "tags/dev.jsonl")):
         assert metrics.items_in("spans", row["slots"]) == metrics.items_in("tagging", tagged["slots"])
-    pos = [{"tokens": ["a", "b"], "tags": ["NN", "VB"], "split": part} for part in ("train", "dev")]
+    pos = [{"tokens": ["a", "b"], "tags": ["NN", "VB"], "split": split} for split in ("train", "dev")]
     (tmp_path / "pos.jsonl").write_text("\n".join(map(json.dumps, pos)))
     with pytest.raises(UserError, match="not entities"):
         process(DataConfig(input=str(tmp_path / "pos.jsonl"), output_dir=str(tmp_path / "x"), label_type="tags=spans"))
@@ -442,9 +444,9 @@ def test_invalid_processed_row_is_a_one_line_error(label, named, tasks, tokenize
         label = [[*item[:2], 1, 1, *item[2:]] for item in label]
     good = {"tokens": ["abc", "def", "ghi"], "entities": [[0, 2, "x"], [1, 1, "y"]], "facts": [[2, 2, 0, 1, "p"]]}
     path.write_text(json.dumps(good) + "\n" + json.dumps(good | {name: label}) + "\n")
-    with pytest.raises(UserError, match=named) as mistake:
+    with pytest.raises(UserError, match=named) as error:
         MyDataset(path, Featurizer(tokenizer, tasks, 32))
-    assert "row 2" in str(mistake.value)
+    assert "row 2" in str(error.value)
     path.write_text(json.dumps({"text": "abc", name: good[name]}) + "\n")
     with pytest.raises(UserError, match="tokens"):
         MyDataset(path, Featurizer(tokenizer, tasks, 32))
@@ -482,12 +484,12 @@ def test_nested_spans_end_to_end(raw, small, tmp_path):
     main(config)
     given, written = [row for row in rows_of(raw) if row["split"] == "test"], rows_of(out)
     right = found = 0
-    for row, answer in zip(given, written):
-        assert answer["text"] == row["text"] and "entities_tags" not in answer
-        assert all(answer["text"][one["start"] : one["end"]] == one["text"] for one in answer["entities"])
-        assert all(0 < one["probability"] <= 1 for one in answer["entities"])
-        right += sum(span in row["entities"] for span in entities_of(answer))
-        found += len(answer["entities"]) + len(row["entities"])
+    for row, prediction in zip(given, written):
+        assert prediction["text"] == row["text"] and "entities_tags" not in prediction
+        assert all(prediction["text"][one["start"] : one["end"]] == one["text"] for one in prediction["entities"])
+        assert all(0 < one["probability"] <= 1 for one in prediction["entities"])
+        right += sum(span in row["entities"] for span in entities_of(prediction))
+        found += len(prediction["entities"]) + len(row["entities"])
     scores = read_json(config.run_dir / "eval.json")
     assert scores["test"]["entities_f1"] == pytest.approx(2 * right / found) and scores["test"]["entities_f1"] > 0.9
     assert read_json(config.run_dir / "report.json")["test"]["entities"]["bank"]["support"] > 5
@@ -552,7 +554,7 @@ def test_options_without_effect_are_reported():
     for options in ({"class_weights": "balanced"}, {"label_smoothing": 0.1}, {"focal_gamma": 2.0}):
         lines = Config(**options).unused_options(["spans", "relations"])
         assert len(lines) == 2 and "no effect on spans" in lines[0] and "no effect on relations" in lines[1]
-    assert Config().unused_options(["relations"]) == []  # nor has --use_crf, which is for tagging
+    assert Config().unused_options(["relations"]) == []  # --use_crf applies only to tagging
 
 
 @pytest.mark.parametrize(
@@ -586,11 +588,11 @@ def test_folds_are_averaged(small):
     for task, labels in (("entities", ["bank", "city"]), ("facts", PREDICATES)):
         assert alone.labels[task] == found[0].labels[task] and any(both.labels[task])
         lowest = float(heads[task].threshold.double().sigmoid())
-        for i, answer in enumerate(both.labels[task]):
+        for i, label in enumerate(both.labels[task]):
             p = [dict(zip(*one.averages[task][i])) for one in found]
             mean = {span: (p[0].get(span, 0.0) + p[1].get(span, 0.0)) / 2 for span in p[0].keys() | p[1].keys()}
-            wanted = sorted(span for span, value in mean.items() if value >= lowest)
-            assert [[*places, labels[kind]] for *places, kind in wanted] == answer
+            expected = sorted(span for span, value in mean.items() if value >= lowest)
+            assert [[*places, labels[kind]] for *places, kind in expected] == label
 
 
 def test_scores_do_not_depend_on_batch_size(small):

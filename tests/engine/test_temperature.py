@@ -85,7 +85,7 @@ def test_without_a_crf_words_are_independent(labels):
         names = [labels[tag] for tag in path[:size]]
         for entity, p in zip(entities_in(names), word_probabilities(names, chance[:size], True)):
             _, first, last = entity
-            # all paths in which the same tags are this same entity
+            # all paths in which these tags form this entity
             total = sum(
                 np.prod([row[i, tag] for i, tag in enumerate(other)])
                 for other in itertools.product(range(len(labels)), repeat=size)
@@ -140,9 +140,9 @@ def test_temperature_of_a_softmax_head(temperature):
 
     assert float(head.temperature) == pytest.approx(grid_minimum(nll), rel=2e-3)
     assert float(head.temperature) == pytest.approx(temperature, rel=0.1)
-    answers, chances = head.distribution.decode(samples[0].logits, {})
+    decoded, chances = head.distribution.decode(samples[0].logits, {})
     before, _ = head.decode(samples[0].logits, {})
-    assert torch.equal(answers, before)
+    assert torch.equal(decoded, before)
     z = logits / float(head.temperature)
     expected = (np.exp(z) / np.exp(z).sum(1, keepdims=True)).max(1)
     np.testing.assert_allclose(chances, expected, rtol=1e-5)
@@ -156,8 +156,8 @@ def test_multilabel_temperature_does_not_change_labels():
     head.threshold.fill_(0.3)
     fit_temperature(head, [Sample(torch.tensor(logits).float(), labels, {})])
     assert float(head.temperature) == pytest.approx(2, rel=0.1)
-    answers, chances = head.distribution.decode(torch.tensor(logits).float(), {})
-    assert torch.equal(answers, head.decode(torch.tensor(logits).float(), {})[0])
+    decoded, chances = head.distribution.decode(torch.tensor(logits).float(), {})
+    assert torch.equal(decoded, head.decode(torch.tensor(logits).float(), {})[0])
     np.testing.assert_allclose(chances, 1 / (1 + np.exp(-logits / float(head.temperature))), rtol=1e-4)
 
 
@@ -211,8 +211,8 @@ def test_temperature_of_entities(kind):
 
 class OwnProbabilities(ClassificationHead):
     def decode(self, logits, inputs):
-        answers, _ = super().decode(logits, inputs)
-        return answers, torch.full(answers.shape, 0.5)
+        decoded, _ = super().decode(logits, inputs)
+        return decoded, torch.full(decoded.shape, 0.5)
 
 
 @pytest.mark.parametrize("case", ["few", "all right", "own probabilities", "no information", "regression"])
@@ -222,7 +222,7 @@ def test_temperature_stays_1_without_an_optimum(case):
         labels[19:] = -100
     if case == "all right":
         labels = logits.argmax(1)
-    if case == "no information":  # the best temperature is infinite
+    if case == "no information":  # the optimal temperature is infinite
         labels = (logits.argmax(1) + torch.arange(400)) % 5
         logits = logits * 10
     if case == "own probabilities":

@@ -104,10 +104,10 @@ def test_killed_run_continues_its_curves(service, sample, tmp_path, fork_server)
         train("run", f"{service},tensorboard", -signal.SIGKILL, [str(tmp_path / "run/checkpoints"), 7])
         train("run", service)
     found = Counter(point for point in SERVICES[service](tmp_path / "run") if point[0] not in IGNORED)
-    wanted = expected_points(tmp_path / "run")
-    assert wanted and found.keys() == wanted.keys()
-    if service == "mlflow":  # the others may lose points of the last second, so that these are sent again
-        assert found == wanted
+    expected = expected_points(tmp_path / "run")
+    assert expected and found.keys() == expected.keys()
+    if service == "mlflow":  # other trackers may lose the points of the last second, which are sent again
+        assert found == expected
     for part in ("metrics.jsonl", "checkpoints/best/weights.safetensors"):
         assert (tmp_path / "run" / part).read_bytes() == (tmp_path / "plain" / part).read_bytes()
     (state,) = (tmp_path / "plain/checkpoints").glob("step_*16/training.json")
@@ -174,7 +174,7 @@ def trained(config, kinds):
 
 
 @pytest.mark.parametrize("pause", [0, 10_000])
-def test_failing_service_does_not_end_the_run(pause, tiny, service, monkeypatch, told):
+def test_failing_service_does_not_end_the_run(pause, tiny, service, monkeypatch, logged):
     monkeypatch.setattr(tracking, "PAUSE", pause)
     plain = trained(tiny(model_version="plain"), [])
 
@@ -190,7 +190,7 @@ def test_failing_service_does_not_end_the_run(pause, tiny, service, monkeypatch,
     tracked = trained(tiny(model_version="tracked"), [Flaky])
     assert tracked[0] == plain[0] and all(torch.equal(a, b) for a, b in zip(tracked[1], plain[1], strict=True))
     assert [json.dumps(point) for point in service.points] == plain[0].splitlines() and service.closed
-    assert told.text.count("Flaky failed: no route to host; training continues; the points are sent later") == 1
+    assert logged.text.count("Flaky failed: no route to host; training continues; the points are sent later") == 1
 
 
 def test_unresponsive_service_gets_its_points_on_resume(tiny, service):
@@ -254,7 +254,7 @@ def test_report_to_selects_trackers(tiny):
 
 def test_unknown_tracker_is_rejected_before_training(command, sample, tmp_path):
     (tmp_path / "not_installed_here").mkdir()
-    for named, said in (
+    for named, expected in (
         (
             "wanbd",
             "--report_to=wanbd must be one of tensorboard, wandb, swanlab, mlflow, all, none; did you mean wandb?",
@@ -262,7 +262,7 @@ def test_unknown_tracker_is_rejected_before_training(command, sample, tmp_path):
         ("none,wandb", "--report_to=none,wandb: none cannot be combined with other trackers"),
     ):
         done = command("main.py", "--do_train", "--data_path", sample, "--report_to", named)
-        assert (done.returncode, done.stderr) == (2, f"error: {said}\n")
+        assert (done.returncode, done.stderr) == (2, f"error: {expected}\n")
     assert not (tmp_path / "output").exists()
 
 

@@ -69,7 +69,7 @@ def test_confidences_of_each_task_type():
 
 @pytest.mark.parametrize("target", [0.6, 0.7, 0.8])
 def test_lowest_threshold_equals_exhaustive_search(target):
-    pairs = [(round(p, 2), right) for p, right in drawn(400, seed=3)]  # with equal ones
+    pairs = [(round(p, 2), right) for p, right in drawn(400, seed=3)]  # including ties
     allowed = []
     for threshold in {p for p, _ in pairs}:
         kept = [right for p, right in pairs if p >= threshold]
@@ -145,14 +145,14 @@ def run(sample, tmp_path_factory):
 
 def test_scores_equal_the_stored_predictions(run):
     scores = read_json(run[1] / "eval.json")
-    for part in ("dev", "test"):
-        rows = lines(run[1] / f"answers/{part}.jsonl")
-        answers = [row["answers"]["intent"] for row in rows]
+    for split in ("dev", "test"):
+        rows = lines(run[1] / f"answers/{split}.jsonl")
+        predictions = [row["answers"]["intent"] for row in rows]
         for name, key in (("ece", "probability"), ("ece_untempered", "untempered")):
-            pairs = [(a[key], a["gold"] == a["predicted"]) for a in answers]
-            assert scores[part][f"intent_{name}"] == pytest.approx(ece_by_hand(pairs), abs=1e-5)
-        nll = [-math.log(a["probabilities"].get(a["gold"], 1e-5)) for a in answers]
-        assert scores[part]["intent_nll"] == pytest.approx(np.mean(nll), rel=0.02)
+            pairs = [(a[key], a["gold"] == a["predicted"]) for a in predictions]
+            assert scores[split][f"intent_{name}"] == pytest.approx(ece_by_hand(pairs), abs=1e-5)
+        nll = [-math.log(a["probabilities"].get(a["gold"], 1e-5)) for a in predictions]
+        assert scores[split]["intent_nll"] == pytest.approx(np.mean(nll), rel=0.02)
         slots = [row["answers"]["slots"] for row in rows]
         for name, key in (("ece", "probability"), ("ece_untempered", "untempered")):
             pairs = [
@@ -160,7 +160,7 @@ def test_scores_equal_the_stored_predictions(run):
                 for a in slots
                 for entity, p in zip(entities_in(a["predicted"]), a[key])
             ]
-            assert scores[part][f"slots_{name}"] == pytest.approx(ece_by_hand(pairs), abs=1e-5)
+            assert scores[split][f"slots_{name}"] == pytest.approx(ece_by_hand(pairs), abs=1e-5)
     before = scores["dev"]["intent_nll_untempered"]
     assert scores["dev"]["intent_nll"] < before == pytest.approx(scores["dev"]["intent_loss"], abs=1e-5)
 
@@ -224,11 +224,11 @@ def test_target_precision_chooses_thresholds_on_dev(run, caplog):
     main(Config(**flags, model_version="run", do_eval=True, do_predict=True, target_precision="intent=0.1"))
     scores = read_json(folder / "eval.json")
     threshold = scores["dev"]["intent_abstain_below"]
-    for part in ("dev", "test"):
-        rows = [row["answers"]["intent"] for row in lines(folder / f"answers/{part}.jsonl")]
+    for split in ("dev", "test"):
+        rows = [row["answers"]["intent"] for row in lines(folder / f"answers/{split}.jsonl")]
         kept = [a["right"] for a in rows if a["probability"] >= threshold - 1e-6]
-        assert scores[part]["intent_coverage"] == pytest.approx(len(kept) / len(rows))
-        assert scores[part]["intent_answered_precision"] == pytest.approx(sum(kept) / len(kept))
+        assert scores[split]["intent_coverage"] == pytest.approx(len(kept) / len(rows))
+        assert scores[split]["intent_answered_precision"] == pytest.approx(sum(kept) / len(kept))
     assert "slots_coverage" not in scores["dev"] and f"{threshold:g}" in caplog.text
     with pytest.raises(
         UserError, match=r"24 answers of 'intent' in dev a precision of at least 0.99 with 95% confidence"

@@ -76,10 +76,12 @@ def named(tmp_path_factory):
                 tags.append("O" if kind == "O" or len(word) == 1 else f"B-{kind}")
             yield {"id": str(number), "tokens": words, "names": tags}
 
-    parts = {part: list(rows(seed, size)) for seed, (part, size) in enumerate(dict(train=80, dev=20, test=20).items())}
+    splits = {
+        split: list(rows(seed, size)) for seed, (split, size) in enumerate(dict(train=80, dev=20, test=20).items())
+    }
     tags = ["O", "B-ORG", "I-ORG", "B-PER", "I-PER"]
     tasks = {"names": {"type": "tagging", "labels": tags, "unit": "word"}}
-    return write_folder(tmp_path_factory.mktemp("named") / "data", parts, tasks)
+    return write_folder(tmp_path_factory.mktemp("named") / "data", splits, tasks)
 
 
 @pytest.fixture
@@ -111,7 +113,7 @@ def test_export_predicts_the_same(on_named, tmp_path):
     shipped.require_same("The OLD grey house Stands near 12 small-quiet LAKES")
 
 
-def test_auto_word_shapes_with_uncased_pretrained_encoders(uncased, told):
+def test_auto_word_shapes_with_uncased_pretrained_encoders(uncased, logged):
     lower, tasks = uncased, {"slots": Task("tagging", labels=["O", "B-x"], unit="word")}
     assert ignores_case(lower)
 
@@ -121,7 +123,7 @@ def test_auto_word_shapes_with_uncased_pretrained_encoders(uncased, told):
 
     pretrained = dict(pretrain_model_path="some")
     assert resolved(["The", "house"], **pretrained)
-    assert "--word_shapes auto: on" in told.text
+    assert "--word_shapes auto: on" in logged.text
     assert not resolved(["the", "house"], **pretrained) and not resolved(["THE", "HOUSE"], **pretrained)
     assert not resolved(["The", "house"]) and not resolved(["The", "house"], **pretrained, encoder="bilstm")
 

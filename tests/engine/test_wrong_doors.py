@@ -51,7 +51,7 @@ def best(sample, tmp_path_factory):
 @pytest.mark.parametrize("door", DOORS)
 def test_other_libraries_reject_a_checkpoint(door, best, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises((OSError, ValueError)):  # that a file of theirs is missing
+    with pytest.raises((OSError, ValueError)):  # the error is about a missing file
         DOORS[door](best)
 
 
