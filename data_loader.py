@@ -38,9 +38,9 @@ from engine.data.ragged import Ragged, to_arrow, to_numpy
 from engine.data.token_cache import cached_table
 from engine.errors import UserError
 from engine.run import distributed
+from engine.run.atomic import sha256
 from engine.run.command_line import first_line
 from engine.run.device import can_pin
-from engine.run.files import sha256
 from engine.run.reading import READING
 from engine.task.task import IGNORE, Task
 from engine.train.optimization import BATCH_SIZES, batch_size_of

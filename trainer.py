@@ -24,7 +24,8 @@ from tqdm import tqdm
 import metrics
 from engine.errors import UserError
 from engine.predict.collector import Averages, PredictionCollector, Predictions
-from engine.predict.predictions import prediction_rows, write_predictions
+from engine.predict.predictions import prediction_rows
+from engine.predict.rows import write_predictions
 from engine.predict.stored import report_kinds
 from engine.predict.uncertainty import Abstention, calibration_scores, thresholds_of
 from engine.run import compat, distributed

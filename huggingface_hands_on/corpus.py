@@ -13,8 +13,8 @@ from typing import Any
 from zlib import crc32
 
 from engine.errors import UserError
+from engine.run.atomic import sha256
 from engine.run.command_line import check_values, option
-from engine.run.files import sha256
 from engine.run.reading import ReadingOptions
 from preprocess.example import PART_NAMES, check_text, encode
 from preprocess.readers.formats import FORMATS, find_format

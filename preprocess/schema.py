@@ -12,8 +12,9 @@ from typing import Any
 
 from engine.data.own_inputs import fields_of, require_fields
 from engine.errors import UserError
+from engine.run.atomic import require_file
 from engine.run.command_line import first_line
-from engine.run.files import digest, require_file
+from engine.run.files import digest
 from engine.schema import parse_json
 from engine.task.task import Task, read_tasks, tasks_to_json
 from engine.task.text import text_of

@@ -19,8 +19,8 @@ from engine.data.ragged import Ragged
 from engine.data.tokenizer import load_tokenizer, train_tokenizer
 from engine.data.windows import merge_windows
 from engine.errors import UserError
+from engine.run.atomic import sha256
 from engine.run.device import to_device
-from engine.run.files import sha256
 from engine.run.run_folder import close_log
 from engine.task.task import Task
 from model_utils import load_checkpoint

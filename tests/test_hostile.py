@@ -26,7 +26,8 @@ from test_trainer import train
 from engine.data.token_cache import clear
 from engine.errors import UserError
 from engine.run import files
-from engine.run.files import appearing_folder, appearing_whole, clean_temporaries, open_own, seal
+from engine.run.atomic import appearing_whole, open_own
+from engine.run.files import appearing_folder, clean_temporaries, seal
 from engine.task.task import Task
 from engine.train.checkpoint import newest_intact
 from model_utils import load_checkpoint

@@ -20,7 +20,7 @@ from engine.data.windows import Cutter, Feature, Unusable, encode_texts
 from engine.errors import UserError
 from engine.model.head import Head, token_ids
 from engine.model.span_pointer import encode
-from engine.run.files import sha256
+from engine.run.atomic import sha256
 from engine.task.task import IGNORE, PLACES, Task, tasks_to_json
 from engine.task.text import HAN_CHARACTER, text_of, token_unit
 from engine.task.words import shape_of, texts_to_encode

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from engine.run.atomic import sha256
 from engine.run.command_line import os_error_line
-from engine.run.files import sha256
 
 logger = logging.getLogger("template")
 CACHE_NAME = re.compile(r"[\w.-]+-[0-9a-f]{20}\.[0-9a-f]{16}\.arrow")

@@ -17,8 +17,8 @@ from transformers.pytorch_utils import Conv1D
 
 from engine.errors import UserError
 from engine.model.hub import locate
+from engine.run.atomic import sha256
 from engine.run.command_line import first_line
-from engine.run.files import sha256
 from engine.schema import AnyOf, SchemaError, read_json
 
 if TYPE_CHECKING:

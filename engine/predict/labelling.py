@@ -26,8 +26,9 @@ from engine.errors import UserError
 from engine.predict.predictions import check_pairs, prepare_inputs
 from engine.predict.rows import write_rows
 from engine.run import distributed
+from engine.run.atomic import appearing_whole, open_own, require_file, sha256
 from engine.run.command_line import os_error_line
-from engine.run.files import appearing_whole, open_own, refuse_same_file, require_file, sha256, sync, write_json
+from engine.run.files import refuse_same_file, sync, write_json
 from engine.run.launch import restarts
 from engine.run.option_checks import parse_shard
 from engine.run.reading import READING, ReadingOptions

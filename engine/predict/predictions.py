@@ -10,8 +10,6 @@ from engine.data.fields import describe
 from engine.data.own_inputs import fields_of, input_columns, require_fields
 from engine.errors import UserError
 from engine.predict.collector import Predictions
-from engine.predict.rows import write_rows
-from engine.run.files import appearing_whole
 from engine.task.tags import names_entities
 from engine.task.task import Task, has_no_text, pairs_of
 from engine.task.text import split_text, text_and_offsets, token_unit
@@ -138,11 +136,3 @@ def without_probabilities(value: Any) -> Any:
         return [without_probabilities(item) for item in value]
     parts = value.items() if isinstance(value, dict) else ()
     return {key: without_probabilities(part) for key, part in parts if key != "probability"} if parts else value
-
-
-def write_predictions(rows: Iterable[dict[str, Any]], path: str | Path, spreadsheet_safe: bool = False) -> None:
-    """Writes rows to a .csv or .jsonl file atomically. In a CSV, lists are encoded as JSON."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with appearing_whole(path) as file:
-        write_rows(rows, file, path.suffix == ".jsonl", spreadsheet_safe=spreadsheet_safe)

@@ -28,8 +28,9 @@ from engine.data.cuts import num_windows
 from engine.data.own_inputs import fields_of
 from engine.errors import UserError
 from engine.predict.collector import Predictions
+from engine.run.atomic import appearing_whole
 from engine.run.device import name_of
-from engine.run.files import appearing_whole, write_json
+from engine.run.files import write_json
 from engine.run.run_folder import EVALUATE, read_result, read_result_lines
 from engine.schema import AnyOf, Optional, Range
 from engine.task.task import PARTS_OF_A_ROW, PLACES, TASK, Task, tasks_to_json

@@ -31,8 +31,8 @@ from engine.data.windows import merge_windows
 from engine.model.encoders import overflows
 from engine.predict.predictions import prepare_inputs
 from engine.run import distributed
+from engine.run.atomic import sha256
 from engine.run.device import can_pin
-from engine.run.files import sha256
 from engine.run.run_folder import weights_file
 
 CHUNK = 1024  # number of texts per record batch

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from engine.errors import UserError
-from engine.run.files import sha256
+from engine.run.atomic import sha256
 from engine.task.text import split_text, text_of
 from engine.task.words import id_of
 from preprocess.example import (

@@ -17,6 +17,7 @@ from typing import Any
 
 from config import Config
 from engine.errors import UserError
+from engine.predict.rows import write_predictions
 from engine.run.command_line import run_command
 from engine.run.files import write_json
 from engine.run.launch import is_launched
@@ -26,7 +27,7 @@ from logging_config import get_logger
 def main(config: Config) -> int:
     import metrics
     from engine.predict.ensemble import average_heads, deciding_state, mean_predictions, mean_scores
-    from engine.predict.predictions import prediction_rows, write_predictions
+    from engine.predict.predictions import prediction_rows
     from engine.predict.stored import rows_of, write_rows
     from main import main as train_fold
     from preprocess.schema import load_labels

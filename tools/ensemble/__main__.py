@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from config import Config
 from engine.errors import UserError
+from engine.run.atomic import sha256
 from engine.run.command_line import option, run_command
-from engine.run.files import sha256, write_json
+from engine.run.files import write_json
 from engine.run.launch import is_launched
 from engine.run.reading import ReadingOptions
 from engine.run.run_folder import lock_folder
@@ -179,7 +180,8 @@ def label(committee: "Committee", config: EnsembleConfig, monitor: str, dev_path
 def score(committee: "Committee", config: EnsembleConfig, monitor: str, paths: dict[str, Path]) -> None:
     """Scores each run, all runs together and the selected runs. Logs the scores and writes ensemble.json. Writes
     eval.json, predictions.csv and answers/ for all runs or, with --select, for the selected runs."""
-    from engine.predict.predictions import prediction_rows, write_predictions
+    from engine.predict.predictions import prediction_rows
+    from engine.predict.rows import write_predictions
     from engine.predict.stored import rows_of, write_rows
     from tools.ensemble.selection import assess, summary
 

@@ -32,9 +32,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("template")
 # Modules that an exported folder contains as predictor_*.py, because predictor.py imports them
-MODULES = "data/fields data/windows predict/rows run/flags schema task/signs task/tags task/words".split()
-SOURCES = [ROOT / "engine" / f"{name}.py" for name in MODULES]
-SOURCES += [Path(__file__).with_name(f"{name}.py") for name in "decoding encoding loading reading scoring".split()]
+MODULES = "errors schema run/atomic run/flags task/signs task/tags task/words data/fields data/windows predict/rows"
+SOURCES = [ROOT / "engine" / f"{name}.py" for name in MODULES.split()]
+SOURCES += [
+    Path(__file__).with_name(f"{name}.py") for name in ("decoding", "encoding", "loading", "reading", "scoring")
+]
 CODE = {f"predictor_{path.name}": path for path in SOURCES} | {"predictor.py": Path(__file__).with_name("predictor.py")}
 # All files of an ONNX export
 NAMES = {*CODE, "predictor.json", "requirements.txt", "tokenizer.json", "arrays.npz", "manifest.json", "README.md"}

@@ -1,6 +1,5 @@
 """Loads and validates the files of an exported folder: its settings, CRF parameters and graph."""
 
-import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from engine.errors import UserError
+from engine.run.atomic import sha256
 from engine.schema import AnyOf, Optional, Range, SchemaError, read_json
 from tools.export.decoding import HEADS, Task
 
@@ -54,17 +55,8 @@ PROVIDERS = {  # {name: (onnxruntime's name, the package that contains the provi
 }
 
 
-class InputError(ValueError):
-    """An invalid row, file or option. The message is a single line."""
-
-
-def sha256_of(path: Path) -> str:
-    """Returns the SHA-256 of a file in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
+class InputError(UserError):
+    """An invalid row, file or option."""
 
 
 def load_settings(folder: Path) -> dict[str, Any]:
@@ -74,7 +66,7 @@ def load_settings(folder: Path) -> dict[str, Any]:
         for name in sorted({"model.onnx", "predictor.json", *manifest} - {"README.md"}):  # users may edit README.md
             if Path(name).name != name or not os.path.isfile(folder / name):
                 raise InputError(f"{folder / name}: is missing; export the model again")
-            if manifest.get(name) != sha256_of(folder / name):
+            if manifest.get(name) != sha256(folder / name):
                 raise InputError(f"{folder / name}: has changed since the export; export the model again")
         settings = read_json(folder / "predictor.json", SETTINGS)
     except SchemaError as error:

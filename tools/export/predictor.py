@@ -27,7 +27,8 @@ if not __package__:  # in an exported folder, where the modules below are next t
     sys.path.append(str(Path(__file__).resolve().parent))
     sys.dont_write_bytecode |= __name__ == "__main__"
 
-from engine.predict.rows import write_rows
+from engine.errors import UserError
+from engine.predict.rows import write_predictions
 from engine.run.flags import OneLineParser, one_line, whole_number
 from engine.schema import read_json
 from engine.task.words import answered, is_wordless, row_of, shares_by_task, text_and_offsets, why_no_threshold
@@ -129,22 +130,6 @@ class Predictor:
 # ---- command line ----------------------------------------------------------------------------------------------------
 
 
-def write_file(rows: Iterable[dict[str, Any]], path: Path, spreadsheet_safe: bool = False) -> None:
-    """Writes rows to a .csv or .jsonl file atomically."""
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path}: is {'a folder' if path.is_dir() else 'not a file'}; choose another path")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # does not follow a link that someone else created
-    try:
-        with open(os.open(temporary, flags, 0o666), "w", encoding="utf-8", newline="") as file:
-            write_rows(rows, file, path.suffix == ".jsonl", spreadsheet_safe=spreadsheet_safe)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def label_file(options: argparse.Namespace) -> None:
     """Labels a file in constant memory, a few thousand rows at a time."""
     folder, output = Path(__file__).resolve().parent, Path(options.output)
@@ -158,7 +143,7 @@ def label_file(options: argparse.Namespace) -> None:
     if first is None:
         raise InputError(f"{options.texts}: the file is empty; nothing to label")
     predictor = Predictor(folder, options.threads or None, options.abstain_below, options.provider)
-    write_file(labelled(predictor, chain([first], rows), options.batch_size), output, options.spreadsheet_safe)
+    write_predictions(labelled(predictor, chain([first], rows), options.batch_size), output, options.spreadsheet_safe)
 
 
 def labelled(predictor: Predictor, rows: Iterator[dict[str, Any]], batch_size: int) -> Iterator[dict[str, Any]]:
@@ -190,7 +175,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         label_file(options)
-    except (InputError, csv.Error) as error:
+    except (UserError, csv.Error) as error:
         message = str(error)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         message = f"{options.texts}: cannot be decompressed ({error}); it is damaged or not a .gz file"

@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from engine.predict.rows import harmless
-from engine.run.files import appearing_whole
+from engine.run.atomic import appearing_whole
 from engine.task.task import needs_words
 from metrics import items_in
 from tools.report import bootstrap, entities, figures, look, marked, relations, svg

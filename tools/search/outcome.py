@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import metrics
-from engine.run.files import appearing_whole, write_csv, write_json
+from engine.run.atomic import appearing_whole
+from engine.run.files import write_csv, write_json
 from tools.search.finals import FinalStage
 from tools.search.paired import interval, verdict
 from tools.search.picture import draw

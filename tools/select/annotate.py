@@ -10,8 +10,9 @@ from xml.sax.saxutils import quoteattr
 
 from engine.errors import UserError
 from engine.predict.interface import Examples, Model
-from engine.predict.predictions import column_kind, without_probabilities, write_predictions
-from engine.run.files import appearing_whole
+from engine.predict.predictions import column_kind, without_probabilities
+from engine.predict.rows import write_predictions
+from engine.run.atomic import appearing_whole
 from engine.task.tags import parse_tag
 from engine.task.task import Task
 from engine.task.text import text_and_offsets
