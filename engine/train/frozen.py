@@ -80,7 +80,7 @@ def kept_outputs(trainer: Any) -> Iterator[None]:
     if reasons:
         logger.info(f"the frozen encoder runs in every step, because of {', '.join(reasons)}")
     elif (size := sum(bytes_of(data, levels, model.hidden_size) for data in data_sets)) > MAX_BYTES:
-        logger.info(f"the frozen encoder runs in every step: its outputs, {size / 1e9:.1f} GB, are too large to cache")
+        logger.info(f"the frozen encoder runs in every step: its outputs are {size / 1e9:.1f} GB, too large to cache")
     else:
         logger.info(f"the frozen encoder runs once: {size / 1e6:.1f} MB of its outputs are cached in memory")
         for data in data_sets:

@@ -38,11 +38,11 @@ class Progress:
     @classmethod
     def load(cls, values: dict[str, Any], folder: Path) -> "Progress":
         """Creates Progress from a checkpoint's values. Raises UserError if they are damaged or from another version."""
-        if values.keys() != {part.name for part in fields(cls)}:
+        if values.keys() != {f.name for f in fields(cls)}:
             advice = "start a new run with another --model_version"
             raise UserError(f"{folder}: was written by another version of this template; {advice}")
         kinds: dict[Any, Any] = {int: Range(0, 2**53), float | None: AnyOf(Number, None), dict: {str: Number}, str: str}
-        if wrong := mismatch(values, {part.name: kinds[part.type] for part in fields(cls)}):
+        if wrong := mismatch(values, {f.name: kinds[f.type] for f in fields(cls)}):
             raise UserError(f"{folder}: its training.json is damaged: {wrong}; remove that checkpoint")
         return cls(**values)
 
@@ -109,7 +109,7 @@ class RunningLosses:
         skipped = torch.stack([skip for skip, _ in self.unseen_steps]).tolist() if self.unseen_steps else []
         for (_, rows), skip in zip(self.unseen_steps, skipped):
             if skip:
-                rows = [row for part in distributed.gather(rows) for row in part]
+                rows = [row for of_process in distributed.gather(rows) for row in of_process]
                 shown = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
                 where = f"up to step {progress.step}"
                 logger.warning(f"{where}: the gradient of rows {shown} was not finite; that step was skipped")
