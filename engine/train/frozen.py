@@ -50,9 +50,7 @@ class Outputs:
         for level, kept in self.levels.items():
             starts = kept.offsets[rows]
             places = np.arange((kept.offsets[rows + 1] - starts).max(initial=0))
-            index = np.minimum(
-                starts[:, None] + places, len(kept.values) - 1
-            )  # padding is masked, so any vector will do
+            index = np.minimum(starts[:, None] + places, len(kept.values) - 1)  # padding: any vector, as it is masked
             found[f"encoded_{level}"] = torch.from_numpy(kept.values[starts if level == "text" else index])
         return found
 

@@ -53,9 +53,8 @@ class Progress:
         last step, see `rate_held_from`). batches: current micro-batches per epoch; in_step: micro-batches per step.
         """
         scheduler, last = schedule
-        if not isinstance(
-            scheduler, torch.optim.lr_scheduler.LambdaLR
-        ):  # others derive each rate from the previous one
+        # Other schedulers derive each rate from the previous one
+        if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
             advice = f"resume with {before} processes, or use a LambdaLR"
             raise UserError(f"{type(scheduler).__name__} cannot continue with another number of processes; {advice}")
         self.batch = self.batch * before // processes // in_step * in_step
@@ -74,11 +73,7 @@ class RunningLosses:
         self.sums = {name: torch.tensor(value, device=device) for name, value in progress.sums.items()}
         self.group_sums: dict[str, Any] = {}
         self.unseen_steps: list[tuple[torch.Tensor, list[int]]] = []
-        self.examples, self.seconds, self.shown = (
-            0,
-            0.0,
-            "",
-        )  # not saved, because they depend on the clock (see `EpochBar`)
+        self.examples, self.seconds, self.shown = 0, 0.0, ""  # not saved: they depend on the clock (see `EpochBar`)
 
     def add(self, outputs: list[Any]) -> None:
         """Adds the losses of a micro-batch, as shares of the group's loss. outputs: one per pass, to be averaged."""
@@ -151,9 +146,7 @@ class EpochBar:
     def update(self, group: list) -> None:
         """Advances the bar by a completed step. group: its batches."""
         now, losses = time.perf_counter(), self.losses
-        losses.examples += (
-            sum(len(batch.rows) for batch in group) * distributed.size()
-        )  # other processes have about as many
+        losses.examples += sum(len(batch.rows) for batch in group) * distributed.size()  # others have about as many
         losses.seconds, self.clock = losses.seconds + now - self.clock, now
         pace = f"{losses.examples / max(losses.seconds, 1e-9):.0f} examples/s"
         self.bar.set_postfix_str(f"{losses.shown}{pace}", refresh=False)
