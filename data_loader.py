@@ -1,10 +1,5 @@
-"""Tokenises examples and collates them into batches, in memory (MyDataset) or as a stream (MyIterableDataset).
-
-A `Batch` of texts of similar length has
-- inputs: `input_ids`, `attention_mask`, `token_type_ids` (B, L); for tagging also `word_starts` (B, W), the position of
-  each word's first sub-token (for decoders also `word_ends`, its last), and `word_mask` (B, W); and custom inputs
-- labels: {task: (B,) or (B, W)}, IGNORE if unlabelled; for spans (B, 1 + 3N), see engine/model/span_pointer.py
-- rows: the row number of each example in its file (B,)
+"""Tokenises examples and collates them into batches of similar length, in memory (MyDataset) or as a stream
+(MyIterableDataset).
 
 The order of batches depends only on (seed, epoch), not on the number of workers, so a run can resume at any batch.
 To add an input of the model, add an entry to FIELDS. To add a type of label, edit engine/data/features.py.
@@ -20,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -60,17 +55,23 @@ augment: Callable[[dict[str, Any], np.random.Generator], dict[str, Any]] | None 
 
 
 class Batch(NamedTuple):
-    inputs: dict
-    labels: dict
-    rows: torch.Tensor  # (B,)
+    """The inputs and labels of B rows, padded to L tokens and W words.
+
+    inputs: `input_ids`, `attention_mask`, `token_type_ids` (B, L); for tagging also `word_starts` (B, W), the position
+    of each word's first sub-token (for decoders also `word_ends`, its last), and `word_mask` (B, W); and custom inputs.
+    labels: {task: (B,) or (B, W)}, IGNORE if unlabelled; for spans (B, 1 + 3N), see engine/model/span_pointer.py.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    labels: dict[str, torch.Tensor]
+    rows: torch.Tensor  # row numbers (B,)
 
     def to(self, device: torch.device | str) -> Batch:
-        def move(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            return {name: tensor.to(device, non_blocking=pinned) for name, tensor in tensors.items()}
-
         pinned = can_pin(torch.device(device).type)
-
-        return Batch(move(self.inputs), move(self.labels), self.rows)
+        inputs, labels = (
+            {name: tensor.to(device, non_blocking=pinned) for name, tensor in tensors.items()} for tensors in self[:2]
+        )
+        return Batch(inputs, labels, self.rows)
 
 
 def make_batch(
@@ -105,9 +106,7 @@ def make_batch(
             column = column[rows]
             labels[name] = column if column.dtype == np.float32 else column.astype(np.int64)
     tensors = [{name: torch.from_numpy(array) for name, array in arrays.items()} for arrays in (inputs, labels)]
-    return Batch(
-        *cast("tuple[dict, dict]", tensors), torch.from_numpy(np.asarray(rows if numbers is None else numbers[rows]))
-    )
+    return Batch(tensors[0], tensors[1], torch.from_numpy(np.asarray(rows if numbers is None else numbers[rows])))
 
 
 def without_labels(batch: Batch) -> Batch:
@@ -456,13 +455,8 @@ class MyIterableDataLoader(DataLoader):
 
 
 def pin(batch: Batch) -> Batch:
-    return Batch(
-        *cast(
-            "tuple[dict, dict]",
-            ({name: tensor.pin_memory() for name, tensor in tensors.items()} for tensors in batch[:2]),
-        ),
-        batch.rows,
-    )
+    inputs, labels = ({name: tensor.pin_memory() for name, tensor in tensors.items()} for tensors in batch[:2])
+    return Batch(inputs, labels, batch.rows)
 
 
 def unlabelled_texts(config: Config, tasks: dict[str, Task], train_path: Path) -> TextRows | None:

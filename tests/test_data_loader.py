@@ -39,7 +39,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    """A processed file of 203 rows; row i has the id i and 1 to 12 words."""
+    """Returns a processed file of 203 rows. Row i has the id i and 1 to 12 words."""
     path = tmp_path_factory.mktemp("many") / "train.jsonl"
     with open(path, "w") as file:
         for i in range(203):
@@ -53,7 +53,7 @@ def many(tmp_path_factory):
     return path
 
 
-def test_ragged_pads_to_the_longest_of_the_chosen_rows():
+def test_ragged_pads_to_the_longest_selected_row():
     column = Ragged.from_lists([[1, 2, 3], [], [4], [5, 6]])
     padded, mask = column.pad(np.array([3, 1, 2]), -1)
     assert padded.tolist() == [[5, 6], [-1, -1], [4, -1]] and mask.tolist() == [
@@ -82,7 +82,7 @@ ODD = [
 ]
 
 
-def test_every_word_has_exactly_one_position_even_those_the_tokenizer_swallows(tokenizer):
+def test_every_word_has_one_position_even_if_the_tokenizer_drops_it(tokenizer):
     examples = [
         {"tokens": ODD, "intent": "go", "slots": ["O"] * len(ODD)},
         {"tokens": ["\u200b"], "intent": "go", "slots": ["B-x"]},
@@ -100,7 +100,7 @@ def test_every_word_has_exactly_one_position_even_those_the_tokenizer_swallows(t
     assert labels["slots"][1].tolist() == [1] + [IGNORE] * (len(ODD) - 1) and labels["slots"][2, :2].tolist() == [0, 1]
 
 
-def test_what_is_cut_is_counted_and_its_tags_are_no_labels(tokenizer, caplog):
+def test_truncated_words_are_counted_and_have_no_labels(tokenizer, caplog):
     logging.getLogger("template").propagate = True
     words = ["abc"] * 5 + ["\u200b"] + ["unbelievable"] + ["abc"] * 30
     data = MyDataset(
@@ -117,7 +117,7 @@ def test_what_is_cut_is_counted_and_its_tags_are_no_labels(tokenizer, caplog):
     assert inputs["word_starts"][0, :kept].tolist() == list(range(1, 1 + kept)) if kept < 7 else True
 
 
-def test_sentence_pairs_have_types_and_unknown_labels_are_ignored(tokenizer):
+def test_pairs_have_token_types_and_unknown_labels_are_ignored(tokenizer):
     tasks = {"intent": TASKS["intent"]}
     data = MyDataset(
         [{"text": "abc def", "text_pair": "ghi", "intent": "go"}, {"text": "abc", "text_pair": "abc", "intent": "new"}],
@@ -133,7 +133,7 @@ def test_sentence_pairs_have_types_and_unknown_labels_are_ignored(tokenizer):
     assert "word_starts" not in inputs
 
 
-def test_the_cache_is_used_and_depends_on_data_and_length(tokenizer, many, tmp_path):
+def test_cache_depends_on_data_and_max_length(tokenizer, many, tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_bytes(many.read_bytes())
 
@@ -163,7 +163,7 @@ def contents(loader, epoch, batch=0):
 
 
 @pytest.mark.parametrize("kind", ["memory", "stream"])
-def test_order_is_a_function_of_seed_and_epoch_and_each_row_comes_once(kind, many, tokenizer):
+def test_order_depends_on_seed_and_epoch_and_each_row_occurs_once(kind, many, tokenizer):
     loader = loader_of(kind, many, tokenizer)
     first, second = contents(loader, 0), contents(loader, 1)
     assert len(first) == len(loader) == 26 and first != second
@@ -171,24 +171,24 @@ def test_order_is_a_function_of_seed_and_epoch_and_each_row_comes_once(kind, man
         assert sorted(row for rows, _, _ in epoch for row in rows) == list(range(203))
     assert contents(loader_of(kind, many, tokenizer), 1) == second
     assert contents(loader_of(kind, many, tokenizer, seed=6), 0) != first
-    for rows, _, tags in first:  # row numbers name the rows that the batch holds
+    for rows, _, tags in first:  # row numbers match the rows in the batch
         assert [sum(tag != IGNORE for tag in row) for row in tags] == [1 + row * 7 % 12 for row in rows]
 
 
 @pytest.mark.parametrize("kind", ["memory", "stream"])
-def test_two_workers_give_the_same_batches(kind, many, tokenizer):
+def test_two_workers_return_the_same_batches(kind, many, tokenizer):
     assert contents(loader_of(kind, many, tokenizer, workers=2), 3) == contents(loader_of(kind, many, tokenizer), 3)
 
 
 @pytest.mark.parametrize("kind", ["memory", "stream"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_any_position_can_be_returned_to(kind, workers, many, tokenizer):
+def test_iteration_can_start_at_any_position(kind, workers, many, tokenizer):
     whole = contents(loader_of(kind, many, tokenizer), 2)
     for start in (1, 7, 8, 19, 25, 26):
         assert contents(loader_of(kind, many, tokenizer, workers), 2, start) == whole[start:]
 
 
-def test_a_stream_reads_nothing_before_its_position(many, tokenizer, monkeypatch):
+def test_stream_does_not_read_rows_before_its_position(many, tokenizer, monkeypatch):
     import data_loader
 
     loader, read = loader_of("stream", many, tokenizer), []
@@ -204,7 +204,7 @@ def test_a_stream_reads_nothing_before_its_position(many, tokenizer, monkeypatch
     assert everything == 203 and len(read) <= 80
 
 
-def test_length_batches_waste_little_and_evaluation_goes_longest_first(many, tokenizer):
+def test_length_batches_need_little_padding_and_evaluation_starts_with_the_longest(many, tokenizer):
     loader = loader_of("memory", many, tokenizer)
     loader.set_position(0)
     masks = [b.inputs["attention_mask"] for b in loader]
@@ -220,7 +220,7 @@ def test_length_batches_waste_little_and_evaluation_goes_longest_first(many, tok
         (dict(pretrain_model_path="no/such-model"), "no/such-model"),
     ],
 )
-def test_a_tokenizer_that_cannot_be_had_is_one_line(options, named, many):
+def test_missing_tokenizer_raises_a_one_line_error(options, named, many):
     with pytest.raises(UserError, match=named) as mistake:
         load_tokenizer(Config(**options), lambda: training_texts(many))
     assert "\n" not in str(mistake.value)
@@ -233,7 +233,7 @@ def test_devices():
             to_device(name)
 
 
-def test_a_stream_tells_what_it_cuts(many, tokenizer, monkeypatch):
+def test_stream_reports_truncated_examples(many, tokenizer, monkeypatch):
     told = []
     monkeypatch.setattr("data_loader.logger.warning", told.append)
     loader = MyIterableDataLoader(MyIterableDataset(many, Featurizer(tokenizer, TASKS, 8), 8, 64, 5))
@@ -254,7 +254,7 @@ def test_a_stream_tells_what_it_cuts(many, tokenizer, monkeypatch):
         ("", "not JSON"),
     ],
 )
-def test_a_processed_file_that_was_edited_badly_is_one_line(row, named, tokenizer, tmp_path):
+def test_invalid_row_in_a_processed_file_raises_a_one_line_error(row, named, tokenizer, tmp_path):
     good = '{"tokens": ["a"], "intent": "go", "slots": ["O"]}'
     (tmp_path / "train.jsonl").write_text(f"{good}\n{row}\n{good}\n")
     with pytest.raises(UserError, match=named) as mistake:
@@ -266,7 +266,7 @@ def test_a_processed_file_that_was_edited_badly_is_one_line(row, named, tokenize
 
 
 @pytest.mark.parametrize("tokenizer_class", ["RobertaTokenizer", "PreTrainedTokenizerFast"])
-def test_byte_level_tokenizers_begin_each_word_with_a_blank(tokenizer_class, tmp_path):
+def test_byte_level_tokenizers_prefix_each_word_with_a_space(tokenizer_class, tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -301,7 +301,7 @@ PAIRS = [(12, 0), (12, 3), (12, 6), (16, 1), (16, 4), (16, 8), (20, 5), (24, 12)
 
 @pytest.mark.parametrize("paired", [False, True])
 @pytest.mark.parametrize(("length", "stride"), PAIRS)
-def test_windows_hold_every_word_whole_and_its_own_tag(tokenizer, length, stride, paired):
+def test_windows_contain_whole_words_with_their_tags(tokenizer, length, stride, paired):
     short = {"tokens": ["abc", "def"], "intent": "stay", "slots": ["O", "B-x"]}
     examples = [one | ({"text_pair": "ghi"} if paired else {}) for one in (short, LONG, short)]
     data = MyDataset(examples, Featurizer(tokenizer, TASKS, length, stride))
@@ -321,11 +321,11 @@ def test_windows_hold_every_word_whole_and_its_own_tag(tokenizer, length, stride
         first, size = int(data.columns["first_word"][row]), int(inputs["word_mask"][row].sum())
         wanted = tokenizer([known[first : first + size]], [["ghi"]] if paired else None, is_split_into_words=True)
         real = data.lengths[row]
-        assert inputs["input_ids"][row][:real].tolist() == wanted["input_ids"][0]  # what the words alone give
+        assert inputs["input_ids"][row][:real].tolist() == wanted["input_ids"][0]  # the encoding of these words alone
         assert inputs["token_type_ids"][row][:real].tolist() == (wanted["token_type_ids"][0] if paired else [0] * real)
         assert labels["slots"][row][:size].tolist() == [ids[tag] for tag in LONG["slots"][first : first + size]]
         assert labels["intent"][row].item() == (0 if first == 0 else IGNORE)
-        if ends:  # as many words are shared as `stride` sub-tokens hold, but not all of the window before
+        if ends:  # the overlap has as many words as fit into `stride` sub-tokens, but not the whole previous window
             shared, more = (pieces_of(known[start : ends[-1]]) for start in (first, first - 1))
             assert shared <= stride and (more > stride or first == firsts[-1] + 1)
         firsts.append(first)
@@ -335,8 +335,8 @@ def test_windows_hold_every_word_whole_and_its_own_tag(tokenizer, length, stride
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 8)), min_size=1, max_size=6))
-def test_a_word_of_two_windows_is_answered_by_the_one_whose_edge_is_farther(sizes):
-    """Word by word, by the distances to the edges. sizes: (words of a window, how many it shares with the last one)."""
+def test_word_in_two_windows_is_predicted_by_the_one_with_the_farther_edge(sizes):
+    """Compares the distances to the edges for each word. sizes: (words of a window, words shared with the last)."""
     windows, end = [], 0
     for size, shared in sizes:
         first = max(end - shared, windows[-1][0] + 1 if windows else 0)
@@ -355,7 +355,7 @@ def test_a_word_of_two_windows_is_answered_by_the_one_whose_edge_is_farther(size
             assert window == (left if last - position >= position - first else right)
 
 
-def test_a_word_longer_than_a_window_still_has_its_place(tokenizer):
+def test_word_longer_than_a_window_has_a_position(tokenizer):
     words = ["abc", "x" * 60, "def"]
     data = MyDataset(
         [{"tokens": words, "intent": "go", "slots": ["O", "B-x", "O"]}], Featurizer(tokenizer, TASKS, 12, 4)
@@ -371,7 +371,7 @@ def test_a_word_longer_than_a_window_still_has_its_place(tokenizer):
 
 
 @pytest.mark.parametrize("long_text", ["head", "tail", "head_tail"])
-def test_what_is_kept_of_a_long_text_to_classify(tokenizer, long_text, caplog):
+def test_truncation_of_a_long_text_to_classify(tokenizer, long_text, caplog):
     logging.getLogger("template").propagate = True
     text = " ".join(["abc"] * 10 + ["def"] * 20 + ["ghi"] * 10)
     tasks = {"intent": TASKS["intent"]}
@@ -385,7 +385,7 @@ def test_what_is_kept_of_a_long_text_to_classify(tokenizer, long_text, caplog):
     assert f"1 of 2 examples are longer than --max_length 18; {len(ids) - 16} sub-tokens are not read" in caplog.text
 
 
-def test_streams_cut_and_say_so(tokenizer, tmp_path):
+def test_streams_truncate_long_texts_and_warn(tokenizer, tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text("".join(json.dumps({"id": str(i), **LONG}) + "\n" for i in range(5)))
     config = Config(streaming=True, max_length=16, batch_size=2, window_stride=4)
@@ -400,7 +400,7 @@ def test_streams_cut_and_say_so(tokenizer, tmp_path):
     assert len(dev_loader.dataset) == 5 < len(dev_loader.dataset.lengths)
 
 
-def test_labels_of_every_kind(tokenizer):
+def test_labels_of_every_type(tokenizer):
     tasks = {
         "topics": Task("multilabel", labels=["a", "b", "c"]),
         "score": Task("regression", mean=0, std=1),
@@ -427,7 +427,7 @@ def test_labels_of_every_kind(tokenizer):
     ]
 
 
-def test_batches_of_a_gpu_are_padded_to_a_multiple(tokenizer, many):
+def test_batches_on_a_gpu_are_padded_to_a_multiple(tokenizer, many):
     featurizer = Featurizer(tokenizer, TASKS, 32)
     data = MyDataset(many, featurizer)
     plain = data.batch([3, 4, 5])
@@ -442,7 +442,7 @@ def test_batches_of_a_gpu_are_padded_to_a_multiple(tokenizer, many):
 
 
 @pytest.mark.parametrize("kind", ["flip", "truncate", "empty"])
-def test_a_damaged_cache_is_told_and_made_anew(kind, tokenizer, many, tmp_path, caplog):
+def test_damaged_cache_is_logged_and_rebuilt(kind, tokenizer, many, tmp_path, caplog):
     path = tmp_path / "train.jsonl"
     path.write_bytes(many.read_bytes())
     featurizer = Featurizer(tokenizer, TASKS, 32)
@@ -456,7 +456,7 @@ def test_a_damaged_cache_is_told_and_made_anew(kind, tokenizer, many, tmp_path, 
             bad[rng.integers(len(bad))] ^= 1 << int(rng.integers(8))
         else:
             bad = bad[: rng.integers(len(bad)) if kind == "truncate" else 0]
-        cache.unlink()  # `whole` still maps the good one
+        cache.unlink()  # `whole` still maps the intact file
         cache.write_bytes(bad)
         caplog.clear()
         again = MyDataset(path, featurizer)
@@ -467,7 +467,7 @@ def test_a_damaged_cache_is_told_and_made_anew(kind, tokenizer, many, tmp_path, 
 
 
 @pytest.mark.parametrize("kind", ["a file in its place", "a broken link"])
-def test_where_no_cache_can_be_made_tokens_stay_in_memory(kind, tokenizer, many, tmp_path, caplog):
+def test_tokens_stay_in_memory_if_the_cache_cannot_be_written(kind, tokenizer, many, tmp_path, caplog):
     path = tmp_path / "train.jsonl"
     path.write_bytes(many.read_bytes())
     if kind == "a broken link":
@@ -481,12 +481,12 @@ def test_where_no_cache_can_be_made_tokens_stay_in_memory(kind, tokenizer, many,
     assert str(tmp_path / ".cache") in line and "in the way" in line and "in memory" in line and "Errno" not in line
 
 
-def test_a_full_disk_leaves_no_half_a_cache(tokenizer, many, tmp_path, caplog):
-    """Beyond RLIMIT_FSIZE a write fails as on a full disk."""
+def test_full_disk_leaves_no_partial_cache(tokenizer, many, tmp_path, caplog):
+    """A write beyond RLIMIT_FSIZE fails, as on a full disk."""
     path = tmp_path / "train.jsonl"
     path.write_bytes(many.read_bytes())
     logging.getLogger("template").propagate = True
-    close_log()  # another test's log would be too long already
+    close_log()  # the log of another test would exceed the limit
     before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
     try:
@@ -497,7 +497,7 @@ def test_a_full_disk_leaves_no_half_a_cache(tokenizer, many, tmp_path, caplog):
     assert "in memory" in caplog.text and not list((tmp_path / ".cache").iterdir())
 
 
-def test_caches_that_were_used_longest_ago_go_first(tokenizer, many, tmp_path, monkeypatch):
+def test_least_recently_used_caches_are_removed_first(tokenizer, many, tmp_path, monkeypatch):
     monkeypatch.setattr(token_cache, "KEPT", 2)
     path = tmp_path / "train.jsonl"
     path.write_bytes(many.read_bytes())
@@ -515,7 +515,7 @@ def test_caches_that_were_used_longest_ago_go_first(tokenizer, many, tmp_path, m
     assert not any((tmp_path / ".cache").iterdir())
 
 
-UNKNOWN = {  # kind: (a task, a label it knows, one that it does not)
+UNKNOWN = {  # kind: (a task, a known label, an unknown label)
     "classification": (Task("classification", labels=["go", "stay"]), "go", "left"),
     "multilabel": (Task("multilabel", labels=["go", "stay"]), ["go"], ["go", "left"]),
     "tagging": (Task("tagging", labels=["O", "B-x"], unit="word"), ["O", "B-x"], ["O", "B-left"]),
@@ -526,7 +526,7 @@ UNKNOWN = {  # kind: (a task, a label it knows, one that it does not)
 
 @pytest.mark.parametrize("way", ["memory", "streaming"])
 @pytest.mark.parametrize("kind", UNKNOWN)
-def test_a_label_to_train_on_that_labels_json_lacks_is_one_line_with_its_row(kind, way, tokenizer, tmp_path):
+def test_unknown_training_label_raises_a_one_line_error_with_its_row(kind, way, tokenizer, tmp_path):
     task, known, unknown = UNKNOWN[kind]
     featurizer, path = Featurizer(tokenizer, {"t": task}, 32), tmp_path / "train.jsonl"
 
@@ -542,19 +542,19 @@ def test_a_label_to_train_on_that_labels_json_lacks_is_one_line_with_its_row(kin
     write(known)
     assert len(read()) == (2 if way == "memory" else 1)
     write(unknown)
-    MyDataset(path, featurizer)  # evaluated, it counts as wrong; its cache does not hide the mistake from training
+    MyDataset(path, featurizer)  # in evaluation, it counts as wrong; its cache does not hide the error from training
     with pytest.raises(UserError, match=r"train.jsonl, row 2.*'(B-)?left' of 't' is not in labels.json"):
         read()
 
 
-def test_a_stream_without_rows_is_one_line(tokenizer, tmp_path):
+def test_empty_stream_raises_a_one_line_error(tokenizer, tmp_path):
     (tmp_path / "train.jsonl").write_text("")
     with pytest.raises(UserError, match=r"train.jsonl: no examples"):
         MyIterableDataset(tmp_path / "train.jsonl", Featurizer(tokenizer, TASKS, 32), 4, 64, seed=1)
 
 
 @pytest.mark.parametrize("change", ["a column is missing", "a column has another type", "a column has another name"])
-def test_a_cache_of_other_columns_is_made_again(change, tokenizer, many, tmp_path, caplog):
+def test_cache_with_other_columns_is_rebuilt(change, tokenizer, many, tmp_path, caplog):
     path, featurizer = tmp_path / "train.jsonl", Featurizer(tokenizer, TASKS, 32)
     path.write_bytes(many.read_bytes())
     right = MyDataset(path, featurizer).batch([3, 1])
@@ -580,8 +580,8 @@ def test_a_cache_of_other_columns_is_made_again(change, tokenizer, many, tmp_pat
 OURS = "training input_ids word_starts word_ends token_type_ids num_words example_index example first_word num_cut"
 
 
-def test_tasks_may_be_called_like_our_own_columns(tiny, sample, tmp_path):
-    """Each row of the sample has its intent once more under each of these names, and its slots under some."""
+def test_tasks_may_have_the_names_of_built_in_columns(tiny, sample, tmp_path):
+    """Each row of the sample also has its intent under each of these names, and its slots under some of them."""
     names = [*OURS.split(), "attention_mask", "word_mask", "items", "forward", "labels", "rows"]
     folder, tagged = tmp_path / "named", ("word_starts", "example")
     folder.mkdir()

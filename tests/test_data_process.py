@@ -28,7 +28,7 @@ def write(folder, files):
 
 
 def run(tmp_path, files, name=None, **options):
-    """Writes the files, processes them (or the one called `name`), and returns {part: examples} and the labels."""
+    """Writes the files, processes them (or only `name`), and returns {split: examples} and the labels."""
     raw = write(tmp_path / "raw", files)
     process(DataConfig(input=str(raw / name if name else raw), output_dir=str(tmp_path / "out"), **options))
     parts = {
@@ -39,19 +39,19 @@ def run(tmp_path, files, name=None, **options):
 
 
 def three(text):
-    """The same file as train, dev and test."""
+    """Returns the same file as train, dev and test."""
     return {f"{part}.{name}": body for part in ("train", "dev", "test") for name, body in text.items()}
 
 
-def test_csv_keeps_quotes_line_breaks_and_what_looks_missing(tmp_path):
+def test_csv_preserves_quotes_line_breaks_and_na_strings(tmp_path):
     body = 'text,label\n"a, ""b""\nc",x\nNA,null\nnull,x\n007,null\n"line\u2028sep",x\n'
     parts, labels = run(tmp_path, three({"csv": body}))
     assert [e["text"] for e in parts["train"]] == ['a, "b"\nc', "NA", "null", "007", "line\u2028sep"]
     assert labels == {"label": {"type": "classification", "labels": ["null", "x"], "counts": [2, 3]}}
 
 
-def test_lists_of_one_class(tmp_path):
-    """As doccano writes them; two classes are still refused."""
+def test_lists_with_one_class(tmp_path):
+    """doccano writes such lists. Two classes are still rejected."""
     rows = [{"text": f"text {i}", "label": [("x", "y")[i % 2]]} for i in range(4)]
     body = "".join(json.dumps(row) + "\n" for row in rows)
     options = dict(label_type="label=classification")
@@ -124,7 +124,7 @@ def test_seq_folders(tmp_path):
     assert labels["slots"]["unit"] == "word"
 
 
-def test_a_single_file_is_split_stratified_disjoint_and_by_the_seed(tmp_path, capsys):
+def test_single_file_is_split_into_disjoint_stratified_splits_by_seed(tmp_path, capsys):
     body = "text,label\n" + "".join(f"t{i},{'abc'[i % 3]}\n" for i in range(90)) + "alone,rare\n"
     parts, _ = run(tmp_path, {"all.csv": body}, "all.csv")
     assert {part: len(rows) for part, rows in parts.items()} == {"train": 73, "dev": 9, "test": 9}
@@ -238,7 +238,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_named_in_one_line_and_nothing_is_written(name, tmp_path):
+def test_invalid_input_raises_a_one_line_error_and_writes_nothing(name, tmp_path):
     files, words, options = BAD[name]
     raw = write(tmp_path / "raw", files)
     with pytest.raises(UserError) as raised:
@@ -248,13 +248,13 @@ def test_bad_input_is_named_in_one_line_and_nothing_is_written(name, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_ends_with_exit_code_2(command, tmp_path):
+def test_command_exits_with_code_2(command, tmp_path):
     write(tmp_path, {"bad.csv": "text,label\na,x\nb,\n"})
     done = command("data_process.py", "--input", "bad.csv", "--output_dir", "out")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "bad.csv, row 3" in done.stderr
 
 
-def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
+def test_folder_with_other_files_is_not_changed(tmp_path):
     write(tmp_path, {"all.csv": GOOD, "out/thesis.txt": "years of work"})
     with pytest.raises(UserError, match=r"thesis\.txt"):
         process(DataConfig(input=str(tmp_path / "all.csv"), output_dir=str(tmp_path / "out")))
@@ -266,19 +266,19 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
     ["订一张去New York的票, 谢谢!", "it's 7.7 o'clock, ok?", "  a\u200bb 👍🏽 é ", "日本語テスト", "a_b c++ d.c.", ""],
 )
 @pytest.mark.parametrize("unit", ["word", "character", "character+blank"])
-def test_split_text_gives_offsets_into_the_text(text, unit):
+def test_split_text_returns_offsets(text, unit):
     pieces = split_text(text, unit)
     assert pieces and all(text[start:end] == token for token, start, end in pieces)
     covered = {i for _, start, end in pieces for i in range(start, end)}
     assert all(i in covered or text[i].isspace() for i in range(len(text)))
 
 
-def test_split_text_cuts_words_as_people_do():
+def test_split_text_finds_word_boundaries():
     words = [token for token, _, _ in split_text("fly to st. louis, d.c at 7:30 (请快点)!", "word")]
     assert words == ["fly", "to", "st", ".", "louis", ",", "d.c", "at", "7:30", "(", "请", "快", "点", ")", "!"]
 
 
-def test_join_tokens_and_back():
+def test_join_tokens_round_trip():
     text, spans = join_tokens(["play", "Let", "It", "Be", "播", "放", "7", "点"], "word")
     assert text == "play Let It Be播放7点"
     assert [text[start:end] for start, end in spans] == ["play", "Let", "It", "Be", "播", "放", "7", "点"]
@@ -290,7 +290,7 @@ def test_illegal_tags_are_counted():
     assert illegal_tags(["B-x", "I-x", "E-x", "S-y", "B-x", "I-x"]) == []
 
 
-def test_texts_to_predict_on(tmp_path):
+def test_texts_to_predict(tmp_path):
     write(
         tmp_path,
         {"a.txt": "one\n\n三\n", "b.csv": "review,stars\nfine,5\n", "c.jsonl": '{"tokens": ["a", "b"]}\n', "d.txt": ""},
@@ -311,7 +311,7 @@ def test_texts_to_predict_on(tmp_path):
     for name, texts in (("f.tsv", ["", "x"]), ("g.ndjson", ["a", "", "b"]), ("h.CSV", ["", "x"])):
         assert [e["text"] for e in read_texts(tmp_path / name, options)] == texts, (
             name
-        )  # a row each, also for a blank one
+        )  # one row each, including the blank one
     assert next(read_texts(tmp_path / "i.txt", ReadOptions(encoding="gb18030")))["text"] == "你好"
     write(
         tmp_path,
@@ -327,7 +327,7 @@ def test_texts_to_predict_on(tmp_path):
             TextRows(name, partial(read_texts, tmp_path / name, options))
 
 
-def test_the_sample_is_what_its_generator_makes_and_processes_without_oddities(tmp_path, capsys):
+def test_sample_matches_its_generator_and_is_processed_without_warnings(tmp_path, capsys):
     import importlib.util
 
     source = importlib.util.spec_from_file_location("make_sample", ROOT / "dataset/sample_raw/make_sample.py")
@@ -354,7 +354,7 @@ def test_the_sample_is_what_its_generator_makes_and_processes_without_oddities(t
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the ATIS and CAIS files in ../shared/data")
 @pytest.mark.parametrize("name, sizes", [("atis", (4478, 500, 893)), ("cais", (7995, 994, 1012))])
-def test_real_sets_need_no_flag_but_input(name, sizes, tmp_path):
+def test_real_data_sets_need_only_the_flag_input(name, sizes, tmp_path):
     process(DataConfig(input=str(SHARED / name), output_dir=str(tmp_path / name)))
     counts = [(tmp_path / name / f"{part}.jsonl").read_bytes().count(b"\n") for part in ("train", "dev", "test")]
     assert tuple(counts) == sizes and list(read_json(tmp_path / name / "labels.json")) == ["intent", "slots"]
@@ -378,12 +378,12 @@ def test_raw_data_is_never_overwritten(output, tmp_path, monkeypatch):
     assert (tmp_path / "raw/train.jsonl").read_text() == (tmp_path / "mine/train.jsonl").read_text() == body
 
 
-def test_the_columns_that_are_used_are_printed(tmp_path, capsys):
+def test_selected_columns_are_printed(tmp_path, capsys):
     run(tmp_path, three({"tsv": "source\tsentence\tlabel\na\tb\tx\nc\td\ty\n"}))
     assert "text from 'sentence', labels from 'label'; not used: source" in capsys.readouterr().out
 
 
-def test_combining_marks_stay_with_their_letters():
+def test_combining_marks_are_not_separated_from_their_letters():
     words = [token for token, _, _ in split_text("हिन्दी cafe\u0301 boston,denver 1,000", "word")]
     assert words == ["हिन्दी", "cafe\u0301", "boston", ",", "denver", "1,000"]
 
@@ -391,18 +391,18 @@ def test_combining_marks_stay_with_their_letters():
 WEIBO = "科0 B-ORG.NAM\n技1 I-ORG.NAM\n20 O\n21 O\n\n全0 O\n方1 O\n位2 O\n10 O\n"
 
 
-def test_numbers_glued_to_characters_are_reported_and_removed(tmp_path, capsys):
+def test_numbers_appended_to_characters_are_reported_and_removed(tmp_path, capsys):
     for body in (WEIBO, WEIBO.replace(" ", "\t")):
         parts, _ = run(tmp_path, {f"weiboNER.conll.{part}": body for part in ("train", "dev")})
         assert [e["tokens"] for e in parts["train"]] == [["科", "技", "2", "2"], ["全", "方", "位", "1"]]
         assert "removing the position" in capsys.readouterr().out
-    plain = WEIBO.replace("位2", "位x2")  # one token that is not of this kind: nothing is guessed, but it is reported
+    plain = WEIBO.replace("位2", "位x2")  # one token does not have this form, so nothing is changed, but it is reported
     parts, _ = run(tmp_path, {f"weiboNER.conll.{part}": plain for part in ("train", "dev")})
     assert parts["train"][0]["tokens"] == ["科0", "技1", "20", "21"]
     assert "tokens are characters with a number appended (4): " in capsys.readouterr().out
 
 
-def test_ordinary_tokens_that_end_in_numbers_are_left_alone(tmp_path, capsys):
+def test_ordinary_tokens_that_end_in_numbers_are_unchanged(tmp_path, capsys):
     parts, _ = run(tmp_path, {f"{part}.conll": "A1 B-x\nB2 I-x\n\nQ4 O\n" for part in ("train", "dev")})
     assert parts["train"][0]["tokens"] == ["A1", "B2"] and "appended" not in capsys.readouterr().out
 
@@ -413,7 +413,7 @@ def nli(*labels):
     )
 
 
-def test_a_dash_among_words_is_no_gold_label(tmp_path, capsys):
+def test_dash_among_word_labels_means_no_gold_label(tmp_path, capsys):
     body = nli("neutral", "-", "entailment", "contradiction")
     parts, labels = run(tmp_path, {f"{part}.jsonl": body for part in ("train", "dev")})
     assert labels["label"]["labels"] == ["contradiction", "entailment", "neutral"]
@@ -428,7 +428,7 @@ def test_a_dash_among_words_is_no_gold_label(tmp_path, capsys):
     assert "-" in labels["label"]["labels"]
 
 
-def test_a_dash_is_unlabelled_beside_other_tasks_and_a_label_beside_other_signs(tmp_path):
+def test_dash_means_unlabelled_with_other_tasks_and_is_a_label_among_other_signs(tmp_path):
     two = "".join(json.dumps({"text": f"t{i}", "label": "-y"[i % 2], "intent": "ab"[i % 2]}) + "\n" for i in range(6))
     body = (
         two.replace('"label": "y"', '"label": "yes"') + json.dumps({"text": "t9", "label": "no", "intent": "a"}) + "\n"
@@ -447,7 +447,7 @@ def test_whole_numbers_with_a_decimal_point_are_reported(tmp_path, capsys):
     assert "score: few distinct values, all whole numbers (1): " in out and "1, 2, 3" in out
 
 
-def test_a_wrong_flag_does_not_wait_for_slow_libraries():
+def test_flag_errors_do_not_import_slow_libraries():
     heavy = "{'torch', 'transformers', 'scipy', 'sklearn', 'seqeval', 'datasets'}"
     code = f"import sys, data_process; print(*{heavy} & sys.modules.keys())"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -455,7 +455,7 @@ def test_a_wrong_flag_does_not_wait_for_slow_libraries():
 
 
 def processed(folder, rows=30, **options):
-    """A processed folder of a small CSV, with folds if asked for. -> the CSV"""
+    """Creates a processed folder of a small CSV, with folds if requested. Returns the CSV."""
     source = folder.with_suffix(".csv")
     lines = [f"text {i},{'ab'[i % 2]},g{i % 6}" for i in range(rows)]
     source.write_text("text,label,g\n" + "\n".join(lines) + "\n")
@@ -463,8 +463,8 @@ def processed(folder, rows=30, **options):
     return source
 
 
-def test_what_is_not_ours_stays(tmp_path):
-    """In an output folder, and in the folds in it; also the input, if it lies deeper."""
+def test_foreign_files_are_not_removed(tmp_path):
+    """In an output folder and its folds. The same holds for input inside the output folder."""
     folder = tmp_path / "folds"
     source = processed(folder, n_splits=2)
     before = (folder / "labels.json").read_bytes()
@@ -483,7 +483,7 @@ def test_what_is_not_ours_stays(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["another mount", "this process is in it"])
-def test_a_folder_that_cannot_be_renamed_gets_the_files(how, tmp_path, monkeypatch):
+def test_files_are_moved_into_a_folder_that_cannot_be_renamed(how, tmp_path, monkeypatch):
     folder = tmp_path / "data"
     source = processed(folder)
     (folder / ".cache").mkdir(exist_ok=True)
@@ -491,7 +491,7 @@ def test_a_folder_that_cannot_be_renamed_gets_the_files(how, tmp_path, monkeypat
     rename = os.rename
 
     def refuse(one, other):
-        """As the border of a mount does."""
+        """Fails like a rename across file systems."""
         within = [path.is_relative_to(folder) and path != folder for path in (Path(one), Path(other))]
         if not all(within):
             raise OSError(errno.EXDEV, "Invalid cross-device link")
@@ -510,7 +510,7 @@ def test_a_folder_that_cannot_be_renamed_gets_the_files(how, tmp_path, monkeypat
     assert [path.name for path in tmp_path.glob(".*")] == []
 
 
-def test_groups_that_cannot_be_kept_are_refused(tmp_path):
+def test_groups_that_cannot_be_respected_are_rejected(tmp_path):
     folder = tmp_path / "data"
     source = processed(folder)
     with pytest.raises(UserError, match="do not store groups"):
@@ -526,7 +526,7 @@ def test_groups_that_cannot_be_kept_are_refused(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_an_empty_part_of_a_processed_folder_and_a_kind_of_ones_own(tmp_path, monkeypatch):
+def test_empty_split_and_custom_task_type_in_a_processed_folder(tmp_path, monkeypatch):
     monkeypatch.setitem(KINDS, "ordinal", "classification")
     folder = tmp_path / "data"
     processed(folder, label_type="label=ordinal")

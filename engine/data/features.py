@@ -124,7 +124,7 @@ class Featurizer:
         return text != joined and text == spaced
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves out custom inputs, since a lambda cannot be pickled; a worker process reads FIELDS itself."""
+        """Omits custom inputs, because a lambda cannot be pickled. A worker process reads FIELDS instead."""
         return {name: value for name, value in self.__dict__.items() if name != "fields"}
 
     def fingerprint(self) -> str:

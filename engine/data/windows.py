@@ -27,7 +27,7 @@ class Feature(NamedTuple):
     first_word: int = 0
     num_cut: int = 0  # number of truncated sub-tokens
 
-    def beside(self, second: "Feature") -> "Feature":
+    def joined_with(self, second: "Feature") -> "Feature":
         """Joins two separately encoded texts, each with its own special tokens, into one input with types 0 and 1."""
         types = [0] * len(self.input_ids) + [1] * len(second.input_ids)
         num_cut = self.num_cut + second.num_cut
@@ -106,7 +106,7 @@ class Cutter(NamedTuple):
                 count = encoding.ids.count(token)
                 reason = f"--max_length {self.max_length} cuts {name} off" if count == 1 else f"it has {count} {name}"
                 raise Unusable(f"{reason}; this model needs one in each text")
-        return features if second is None else [features[0].beside(*self.cut(example, second, False))]
+        return features if second is None else [features[0].joined_with(*self.cut(example, second, False))]
 
     def cut(self, example: int, encoding: Encoding, has_words: bool) -> list[Feature]:
         is_long = len(encoding.ids) > self.max_length

@@ -77,7 +77,7 @@ def vector_at(hidden: torch.Tensor, inputs: dict[str, torch.Tensor], token: int)
 
 
 def separate_pairs(inputs: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    """[inputs of the first texts, inputs of the second texts] of pairs that are encoded separately (`Feature.beside`).
+    """[inputs of the first texts, inputs of the second texts] of pairs encoded separately (`Feature.joined_with`).
     The second texts are moved to the front. On a CPU, unneeded padding is cut off."""
     ids, mask, second = (inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids"))
     first = mask * (1 - second)

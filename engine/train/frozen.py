@@ -50,9 +50,7 @@ class Outputs:
         for level, kept in self.levels.items():
             starts = kept.offsets[rows]
             places = np.arange((kept.offsets[rows + 1] - starts).max(initial=0))
-            index = np.minimum(
-                starts[:, None] + places, len(kept.values) - 1
-            )  # padding is masked, so any vector will do
+            index = np.minimum(starts[:, None] + places, len(kept.values) - 1)  # padding: any vector, as it is masked
             found[f"encoded_{level}"] = torch.from_numpy(kept.values[starts if level == "text" else index])
         return found
 
@@ -80,7 +78,7 @@ def kept_outputs(trainer: Any) -> Iterator[None]:
     if reasons:
         logger.info(f"the frozen encoder runs in every step, because of {', '.join(reasons)}")
     elif (size := sum(bytes_of(data, levels, model.hidden_size) for data in data_sets)) > MAX_BYTES:
-        logger.info(f"the frozen encoder runs in every step: its outputs, {size / 1e9:.1f} GB, are too large to cache")
+        logger.info(f"the frozen encoder runs in every step: its outputs are {size / 1e9:.1f} GB, too large to cache")
     else:
         logger.info(f"the frozen encoder runs once: {size / 1e6:.1f} MB of its outputs are cached in memory")
         for data in data_sets:

@@ -83,7 +83,9 @@ def options_of_run(config: Config) -> dict[str, Any]:
     pretrained = "name another folder, or give a pretrained model to --pretrain_model_path"
     folder = checkpoint_of(config.init_from, pretrained)
     if config.run_dir.resolve() in folder.resolve().parents:
-        raise UserError(f"--init_from {config.init_from}: is this run itself; name the new one with --model_version")
+        raise UserError(
+            f"--init_from {config.init_from}: this is the run itself; name the new run with --model_version"
+        )
     before = read_options(folder / "args.json", type(config))
     if not lora.read_base(folder):  # trained in full or merged; learning rates of a merged run are for an adapter
         merged = before.get("lora_rank", 0) > 0
@@ -92,10 +94,8 @@ def options_of_run(config: Config) -> dict[str, Any]:
         if config.pretrain_model_path:
             raise UserError("--init_from and --pretrain_model_path each name the encoder; leave one of them out")
         if config.lora_rank:
-            whole = (
-                f"--lora_rank: {config.init_from} contains a full encoder, but an adapter needs a separate base model"
-            )
-            raise UserError(f"{whole}; leave it out, or start from a run with an unmerged adapter")
+            problem = f"--lora_rank: {config.init_from} contains a full encoder, but LoRA needs a separate base"
+            raise UserError(f"{problem}; leave it out, or start from a run with an unmerged adapter")
     return before
 
 

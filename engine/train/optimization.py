@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # --epochs auto: (target number of optimizer steps, minimum of epochs, maximum of epochs)
 PRETRAINED, FROM_SCRATCH = (1400, 3, 30), (1500, 10, 60)
 BATCH_SIZES = 32, 16, 8  # --batch_size auto: the first, or a smaller one for few texts to tag
-ENOUGH_STEPS = 500  # with 570 steps, batches of 32 are as good as smaller ones; with 180 they are not
+ENOUGH_STEPS = 500  # with 570 steps, batches of 32 are as good as smaller ones; with 180 steps, they are not
 EMA_SHARE = 0.05  # share of all steps that --use_ema averages over
 
 

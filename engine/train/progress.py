@@ -38,11 +38,11 @@ class Progress:
     @classmethod
     def load(cls, values: dict[str, Any], folder: Path) -> "Progress":
         """Creates Progress from a checkpoint's values. Raises UserError if they are damaged or from another version."""
-        if values.keys() != {part.name for part in fields(cls)}:
+        if values.keys() != {f.name for f in fields(cls)}:
             advice = "start a new run with another --model_version"
             raise UserError(f"{folder}: was written by another version of this template; {advice}")
         kinds: dict[Any, Any] = {int: Range(0, 2**53), float | None: AnyOf(Number, None), dict: {str: Number}, str: str}
-        if wrong := mismatch(values, {part.name: kinds[part.type] for part in fields(cls)}):
+        if wrong := mismatch(values, {f.name: kinds[f.type] for f in fields(cls)}):
             raise UserError(f"{folder}: its training.json is damaged: {wrong}; remove that checkpoint")
         return cls(**values)
 
@@ -53,9 +53,8 @@ class Progress:
         last step, see `rate_held_from`). batches: current micro-batches per epoch; in_step: micro-batches per step.
         """
         scheduler, last = schedule
-        if not isinstance(
-            scheduler, torch.optim.lr_scheduler.LambdaLR
-        ):  # others derive each rate from the previous one
+        # Other schedulers derive each rate from the previous one
+        if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
             advice = f"resume with {before} processes, or use a LambdaLR"
             raise UserError(f"{type(scheduler).__name__} cannot continue with another number of processes; {advice}")
         self.batch = self.batch * before // processes // in_step * in_step
@@ -74,11 +73,7 @@ class RunningLosses:
         self.sums = {name: torch.tensor(value, device=device) for name, value in progress.sums.items()}
         self.group_sums: dict[str, Any] = {}
         self.unseen_steps: list[tuple[torch.Tensor, list[int]]] = []
-        self.examples, self.seconds, self.shown = (
-            0,
-            0.0,
-            "",
-        )  # not saved, because they depend on the clock (see `EpochBar`)
+        self.examples, self.seconds, self.shown = 0, 0.0, ""  # not saved: they depend on the clock (see `EpochBar`)
 
     def add(self, outputs: list[Any]) -> None:
         """Adds the losses of a micro-batch, as shares of the group's loss. outputs: one per pass, to be averaged."""
@@ -109,7 +104,7 @@ class RunningLosses:
         skipped = torch.stack([skip for skip, _ in self.unseen_steps]).tolist() if self.unseen_steps else []
         for (_, rows), skip in zip(self.unseen_steps, skipped):
             if skip:
-                rows = [row for part in distributed.gather(rows) for row in part]
+                rows = [row for of_process in distributed.gather(rows) for row in of_process]
                 shown = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
                 where = f"up to step {progress.step}"
                 logger.warning(f"{where}: the gradient of rows {shown} was not finite; that step was skipped")
@@ -151,9 +146,7 @@ class EpochBar:
     def update(self, group: list) -> None:
         """Advances the bar by a completed step. group: its batches."""
         now, losses = time.perf_counter(), self.losses
-        losses.examples += (
-            sum(len(batch.rows) for batch in group) * distributed.size()
-        )  # other processes have about as many
+        losses.examples += sum(len(batch.rows) for batch in group) * distributed.size()  # others have about as many
         losses.seconds, self.clock = losses.seconds + now - self.clock, now
         pace = f"{losses.examples / max(losses.seconds, 1e-9):.0f} examples/s"
         self.bar.set_postfix_str(f"{losses.shown}{pace}", refresh=False)

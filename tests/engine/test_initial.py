@@ -266,7 +266,7 @@ def test_merged_run_continues_with_full_training(tiny, tmp_path, sample):
     second = make_trainer(inherit_run_options(tiny(**start, model_version="second")))
     assert second.config.lora_rank == 0 and second.config.lr == 1e-3 != first.config.lr
     assert all(p.requires_grad for p in second.model.parameters())
-    with pytest.raises(UserError, match="an adapter needs a separate base"):
+    with pytest.raises(UserError, match="LoRA needs a separate base"):
         trained(tiny(**start, lora_rank=4, model_version="third"))
 
 
@@ -337,7 +337,7 @@ def test_distributed_run_starts_from_it_and_one_process_logs(run, sample, tmp_pa
         (["--init_from", "RUN", "--debug", "--vocab_size", "8000"], "--vocab_size=8000 contradicts"),
         (["--init_from", "RUN", "--keep_layers", "1"], "--keep_layers"),
         (["--init_from", "RUN", "--max_length", "600"], "more than the 512 positions"),
-        (["--init_from", "RUN", "--output_dir", "PARENT", "--model_version", "run"], "is this run itself"),
+        (["--init_from", "RUN", "--output_dir", "PARENT", "--model_version", "run"], "is the run itself"),
         (["--init_from", "CUSTOM"], "was written by other code"),
         (["--pretrain_model_path", "RUN"], "use --init_from"),
         (["--pretrain_model_path", "BEST"], "use --init_from"),
