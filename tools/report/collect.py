@@ -251,7 +251,7 @@ def slice_figures(
 def error_figures(
     rows: dict[str, list[Row]], kinds: dict[str, str], training: Sequence[Row]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Returns {"suspects", "confident_errors"}: probably mislabelled rows and the most confident errors, with their near
+    """Returns {"suspects", "confident_errors"}: probably mislabelled rows and the most confident errors, with near
     duplicates in training that have a different label."""
     pool = [(split, row) for split, split_rows in rows.items() for row in split_rows]
     flat = [row for _, row in pool]
