@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from engine.task.task import Task
+if TYPE_CHECKING:  # exported folders contain this module without engine.task.task
+    from engine.task.task import Task
 
 LETTERS = frozenset("BIESMLU")  # letters of BIO, BIOES, BMES and BILOU
 
@@ -127,11 +128,11 @@ def illegal_tags(tags: Sequence[str]) -> list[int]:
     return [i for i, (before, tag) in enumerate(zip(["O", *tags], tags)) if not may_follow(before, tag, bioes=False)]
 
 
-def names_entities(task: Task) -> bool:
+def names_entities(task: "Task") -> bool:
     """Returns whether the tags of a task mark entities (B-, I-, …) rather than word classes such as parts of speech."""
     return are_of_entities(tuple(task.labels))
 
 
-def outside_id(task: Task) -> int:
+def outside_id(task: "Task") -> int:
     """Returns the id of O, or 0 if the task has no O."""
     return task.labels.index("O") if "O" in task.labels else 0
