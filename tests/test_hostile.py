@@ -538,7 +538,7 @@ def test_endless_requests_are_rejected_with_little_memory(run):
         for host, code in (("evil.example", "400"), (f"localhost:{server.port}", "200"), ("[::1]", "200")):
             response = raw(server.port, f"GET /labels HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
             assert response.split(" ")[1] == code, (host, response)
-    assert server.process.returncode == 0 and "Traceback" not in server.said
+    assert server.process.returncode == 0 and "Traceback" not in server.output
 
 
 @pytest.mark.slow

@@ -1,13 +1,10 @@
-"""Tagging schemes (BIO, BIOES, …), notations of tags, and legal transitions.
-
-Uses only the standard library, because every exported folder has a copy of this file.
-"""
+"""Tagging schemes (BIO, BIOES, …), notations of tags, and legal transitions."""
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # exported folders contain this module without engine.task.task
     from engine.task.task import Task
 
 LETTERS = frozenset("BIESMLU")  # letters of BIO, BIOES, BMES and BILOU

@@ -105,8 +105,8 @@ def folder_of(kind: str, root: str) -> str:
         marked = [f"<e1> {words[0]} </e1>", *words[2:], f"<e2> {words[1]} </e2>"]
         row |= {"marked": " ".join(marked if n % 2 else marked[::-1]), "relation": ["a(e1,e2)", "a(e2,e1)", "b"][n % 3]}
         rows.append(row)
-    wanted = {*re.split(",", KINDS[kind]["label_column"]), "text", *KINDS[kind].get("extra_columns", "").split(",")}
-    wanted |= {KINDS[kind].get("text_pair_column"), KINDS[kind].get("text_column")}
+    expected = {*re.split(",", KINDS[kind]["label_column"]), "text", *KINDS[kind].get("extra_columns", "").split(",")}
+    expected |= {KINDS[kind].get("text_pair_column"), KINDS[kind].get("text_column")}
     if kind == "tags":
         tags = [
             ["B-kind" if w in WORDS[:10] else "I-kind" if w.isdigit() else "O" for w in r["text"].split()] for r in rows
@@ -114,7 +114,7 @@ def folder_of(kind: str, root: str) -> str:
         rows = [{"tokens": row["text"].split(), "tags": tags} for row, tags in zip(rows, tags)]
     else:
         text = KINDS[kind].get("text_column", "text")
-        rows = [{k: v for k, v in row.items() if k in wanted and (k != "text" or k == text)} for row in rows]
+        rows = [{k: v for k, v in row.items() if k in expected and (k != "text" or k == text)} for row in rows]
     raw = Path(root) / f"{kind}.jsonl"
     raw.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     process(DataConfig(input=str(raw), output_dir=f"{root}/{kind}", **KINDS[kind]))

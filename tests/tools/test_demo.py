@@ -223,9 +223,9 @@ def test_results_match_predictions_for_all_kinds_of_tasks(kind, tmp_path):
     label = labeller_of(data, tmp_path, "run")
     examples = Examples([tmp_path / "none", data], label.tasks)
     first = examples.first(8)
-    wanted = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()][:8]
+    expected = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()][:8]
     answers = label([one["given"] for one in first])
-    for answer, row, one in zip(answers, wanted, first, strict=True):
+    for answer, row, one in zip(answers, expected, first, strict=True):
         assert_same(answer["prediction"], {name: row[name] for name in answer["prediction"]})
         (task,), (gold,) = answer["tasks"], one["gold"]
         line = format_result(answer, painter(False))
@@ -250,7 +250,7 @@ def test_invalid_input_is_reported():
     tasks = {"t": Task("classification", labels=["a"], pairs=True, extras={"n": {"mean": 0, "std": 1}})}
     good = {"text": "a", "text_pair": "b", "extras": {"n": "2"}}
     assert as_example(good, tasks)["extras"] == {"n": 2.0}
-    for change, said in (
+    for change, message in (
         ({"text": 3}, "must be a string"),
         ({"text": "\n "}, "empty"),
         ({"text": "x" * 10_001}, "10,001 characters"),
@@ -262,7 +262,7 @@ def test_invalid_input_is_reported():
         ({"extras": [1]}, "an object"),
         ({"label": "a"}, "unknown key 'label'"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             as_example(good | change, tasks)
     for wrong in (None, 3, [], ["a"]):
         with pytest.raises(UserError, match="each text must be"):
@@ -332,8 +332,8 @@ class Server:
             return error.code, error.read().decode()
 
     def label(self, texts):
-        status, said = self.ask("/label", json.dumps({"texts": texts}).encode())
-        return status, json.loads(said)
+        status, response = self.ask("/label", json.dumps({"texts": texts}).encode())
+        return status, json.loads(response)
 
 
 @pytest.fixture(scope="module")
@@ -350,24 +350,24 @@ def test_server_matches_predict_file(server, trained):
     status, page = server.ask()
     assert status == 200 and "<textarea" in page and "connect-src 'self'" in page
     assert not re.search(r"(src|href)=\"(?!data:)", page)
-    status, said = server.label(TEXTS)
-    rows = [answer["prediction"] for answer in said["answers"]]
+    status, response = server.label(TEXTS)
+    rows = [answer["prediction"] for answer in response["answers"]]
     assert status == 200 and [row["text"] for row in rows] == TEXTS
     assert_same(rows, trained[1])
-    one = said["answers"][0]["tasks"][0]["labels"]
+    one = response["answers"][0]["tasks"][0]["labels"]
     assert [p for _, p, _ in one] == sorted((p for _, p, _ in one), reverse=True) and one[0][2]
-    status, said = server.ask("/example")
-    assert status == 200 and json.loads(said)["gold"]
+    status, response = server.ask("/example")
+    assert status == 200 and json.loads(response)["gold"]
 
 
 def test_server_accepts_tokens_and_ids(server):
     given = [{"tokens": TEXTS[0].split(), "id": 7}, {"text": TEXTS[0]}]
-    status, said = server.label(given)
-    first, second = (answer["prediction"] for answer in said["answers"])
+    status, response = server.label(given)
+    first, second = (answer["prediction"] for answer in response["answers"])
     assert status == 200 and first.pop("id") == "7" and first.keys() == second.keys() and first["text"] == TEXTS[0]
     for wrong in ({"tokens": []}, {"tokens": "a"}, {"id": 1}, {"text": "a", "words": 1}, {"tokens": ["", " "]}):
-        status, said = server.label([wrong])
-        assert status == 400 and ("text" in said["error"])
+        status, response = server.label([wrong])
+        assert status == 400 and ("text" in response["error"])
 
 
 def test_server_rejects_malformed_requests(server):
@@ -382,12 +382,12 @@ def test_server_rejects_malformed_requests(server):
         b"[" * 100_000,
         b"\xff",
     ):
-        status, said = server.ask("/label", body)
-        assert status == 400 and json.loads(said)["error"], body[:30]
+        status, response = server.ask("/label", body)
+        assert status == 400 and json.loads(response)["error"], body[:30]
     assert server.label(["\ud800"])[0] == server.label([{"text": "a", "\ud800": 1}])[0] == 400
     for texts in (["x" * (MAX_CHARACTERS + 1)], ["x"] * 65, ["x" * 9_000_000]):
-        status, said = server.label(texts)
-        assert status == 413 and "at most" in said["error"]
+        status, response = server.label(texts)
+        assert status == 413 and "at most" in response["error"]
     assert server.label(["x" * MAX_CHARACTERS])[0] == 200
     assert server.ask("/label")[0] == 405 and server.ask("/none")[0] == 404
     assert server.ask("/", Host="example.org")[0] == 400  # host name of another site (DNS rebinding)

@@ -370,10 +370,10 @@ def require_the_mean(folder, hands, data, name, scores_of):
     thresholds = [float(hand.heads[name].threshold.double().sigmoid()) for hand in hands]
     for row, example in zip(rows_of(folder / "answers/test.jsonl"), examples_in(data, "test"), strict=True):
         mean = mean_of(example)
-        wanted = [[*places, types[t]] for (*places, t), p in mean.items() if p >= threshold]
+        expected = [[*places, types[t]] for (*places, t), p in mean.items() if p >= threshold]
         between += sum((p >= threshold) != (p >= np.mean(thresholds)) for p in mean.values())
-        found += len(wanted)
-        assert sorted(row["answers"][name]["predicted"]) == sorted(wanted)
+        found += len(expected)
+        assert sorted(row["answers"][name]["predicted"]) == sorted(expected)
     assert between  # the mean threshold would give other labels
     assert found > 10
 

@@ -94,29 +94,29 @@ def page(place):
     return page
 
 
-def require_same(found, wanted):
+def require_same(found, expected):
     """Compares a column or item. Offsets count UTF-16 units in JavaScript, so the texts at these offsets are
     compared."""
-    if isinstance(wanted, dict):
-        assert found.keys() == wanted.keys()
-        for key in wanted.keys() - {"start", "end"}:
-            require_same(found[key], wanted[key])
-    elif isinstance(wanted, list):
-        assert len(found) == len(wanted)
-        for one, other in zip(found, wanted):
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected.keys() - {"start", "end"}:
+            require_same(found[key], expected[key])
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected):
             require_same(one, other)
     else:
-        assert found == (pytest.approx(wanted, abs=1e-4) if isinstance(wanted, float) else wanted)
+        assert found == (pytest.approx(expected, abs=1e-4) if isinstance(expected, float) else expected)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_browser_matches_the_predictor(name, place, page, sample):
     rows = [json.loads(line) for line in (sample / "test.jsonl").read_text(encoding="utf-8").splitlines()]
     texts = [join_tokens(row["tokens"], "word")[0] for row in rows] + TEXTS
-    wanted = Predictor(place[0] / f"out_{name}", 1)(texts)
+    expected = Predictor(place[0] / f"out_{name}", 1)(texts)
     for batch_size in (1, 32):
         found = page.run(pages.label(name, texts, batch_size))
-        for one, other in zip(found, wanted, strict=True):
+        for one, other in zip(found, expected, strict=True):
             require_same(one, other)
     entities = [(row["text"], entity) for row in found for entity in row.get("slots", [])]
     assert entities or name != "tagger"
@@ -150,9 +150,9 @@ def test_the_form_labels_texts(place, page):
     click(page, "turn on the lamp\n\n<b>打开灯</b>")
     wait_for(page, " ms")
     head, *rows = page.run("[...document.querySelectorAll('tr')].map((row) => [...row.cells].map((c) => c.innerText))")
-    wanted = Predictor(folder / "out_joint", 1)(["turn on the lamp", "<b>打开灯</b>"])
-    assert head == ["text", "intent", "slots"] and [row[0] for row in rows] == [row["text"] for row in wanted]
-    for (_, intent, slots), row in zip(rows, wanted, strict=True):
+    expected = Predictor(folder / "out_joint", 1)(["turn on the lamp", "<b>打开灯</b>"])
+    assert head == ["text", "intent", "slots"] and [row[0] for row in rows] == [row["text"] for row in expected]
+    for (_, intent, slots), row in zip(rows, expected, strict=True):
         assert intent == f"{row['intent']} ({100 * row['intent_probability']:.1f} %)"
         assert slots.count(": ") == len(row["slots"])
     assert not page.complaints and all(request.startswith(url) for request in page.requests)
@@ -213,9 +213,9 @@ def test_unsupported_models_cause_a_one_line_error(place, page, sample):
         ('"pairs": false', '"pairs": true'): "pairs nor",
         ('"fields": {}', '"fields": {"n": {}}'): "custom inputs",
     }
-    for number, (change, said) in enumerate(changes.items(), 1):
+    for number, (change, message) in enumerate(changes.items(), 1):
         path.write_text(simple.replace(*change), encoding="utf-8")
         seal(path.parent)
         for changed in (path, path.with_name("manifest.json")):  # browsers compare Last-Modified in seconds
             os.utime(changed, 2 * (time.time() + number,))
-        assert said in error("facts")
+        assert message in error("facts")

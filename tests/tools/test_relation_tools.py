@@ -143,10 +143,10 @@ def test_report_scores_match_eval(runs):
 def test_the_demo_shows_relations(runs):
     folder, data, _ = runs("typed")
     label = labeller_of(data, folder.parent, "typed")
-    for text, wanted, answer in zip(TEXTS, WANTED, label(TEXTS)):
+    for text, expected, answer in zip(TEXTS, WANTED, label(TEXTS)):
         task = answer["tasks"][0]
         shown = {(subject, predicate, other) for subject, _, predicate, other, _, _ in task["relations"]}
-        assert shown == wanted == triples_of(text, answer["prediction"]["facts"])
+        assert shown == expected == triples_of(text, answer["prediction"]["facts"])
         numbers = {n: end for one in task["relations"] for end, n in (one[:2], one[3:5])}
         marks = [piece for piece in task["marked"] if isinstance(piece, dict)]
         assert {int(mark["label"]): mark["inside"][0] for mark in marks} == numbers
@@ -264,11 +264,11 @@ def test_relation_uncertainty_is_the_entropy_of_all_cells(cells, runs, monkeypat
             logits = model.trainer.model(inputs).logits["facts"]
         scores = relations.dense(logits, len(head.task.labels))[0].double() / float(head.temperature)
         size = len(example["tokens"])
-        wanted = 0.0
+        expected = 0.0
         for table, i, j in product(range(2 + 2 * 2), range(size), range(size)):
             if table >= 2 or i <= j:
-                wanted += Bernoulli(logits=scores[table, i, j]).entropy().item()
-        assert value == pytest.approx(wanted / size, rel=1e-4)
+                expected += Bernoulli(logits=scores[table, i, j]).entropy().item()
+        assert value == pytest.approx(expected / size, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["alone", "typed"])

@@ -115,10 +115,10 @@ def test_coverage_and_accuracy():
 
 def test_label_scores_confusions_and_histogram():
     gold, predicted = list("aabbcca"), list("abbbcaa")
-    wanted = classification_report(gold, predicted, output_dict=True)
+    expected = classification_report(gold, predicted, output_dict=True)
     for label, scores in metrics.label_scores(*metrics.count_matches("classification", gold, predicted)).items():
-        assert scores["f1"] == wanted[label]["f1-score"] and scores["support"] == wanted[label]["support"]
-        assert scores["precision"] == wanted[label]["precision"]
+        assert scores["f1"] == expected[label]["f1-score"] and scores["support"] == expected[label]["support"]
+        assert scores["precision"] == expected[label]["precision"]
     assert figures.confusions(gold, predicted) == [["a", "b", 1, 1 / 3], ["c", "a", 1, 1 / 2]]
     assert figures.matrix(gold, predicted)["counts"] == [[2, 1, 0], [0, 2, 0], [1, 0, 1]]
     assert figures.matrix(gold, predicted, most=2) | {"all": 0} == {
@@ -328,7 +328,7 @@ def curves(train, dev, score):
 
 
 @pytest.mark.parametrize(
-    "said, train, dev, score",
+    "verdict, train, dev, score",
     [
         ("overfit", [3, 2, 1, 0.5], [2, 1, 1.2, 1.5], [0.5, 0.7, 0.69, 0.6]),
         ("overfit_score_rises", [3, 2, 1, 0.5], [2, 1, 1.2, 1.5], [0.5, 0.7, 0.72, 0.74]),
@@ -339,9 +339,9 @@ def curves(train, dev, score):
         ("short", [3], [2], [0.5]),
     ],
 )
-def test_diagnosis_of_learning_curves(said, train, dev, score):
+def test_diagnosis_of_learning_curves(verdict, train, dev, score):
     found, numbers = history.verdict(curves(train, dev, score), "f1")
-    assert found == said
+    assert found == verdict
     assert Words("en")(found, **numbers) and Words("zh")(found, **numbers)
 
 
@@ -603,8 +603,8 @@ def test_runs_are_compared_on_shared_rows(trained, tmp_path):
     assert found["options"] == {"use_crf": [False, None]} and found["left_out"] == 0
     same = compare.paired([bootstrap.statistics_of(class_rows(80), {"mood": "classification"})] * 2, 80)
     assert same["mood_accuracy"][1]["difference_low"] == same["mood_accuracy"][1]["difference_high"] == 0.0
-    for names, said in ((("run", "run"), "at least two"), (("run", "none"), "no such run"), ((), "pass one run")):
-        with pytest.raises(UserError, match=said):
+    for names, message in ((("run", "run"), "at least two"), (("run", "none"), "no such run"), ((), "pass one run")):
+        with pytest.raises(UserError, match=message):
             report(ReportConfig(runs=names, output_dir=str(output)))
 
 

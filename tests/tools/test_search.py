@@ -42,7 +42,7 @@ def make_plan(sample, **options):
 
 
 @pytest.mark.parametrize(
-    "space, said",
+    "space, message",
     [
         ("lrr=1e-4..1e-3", "lrr is not an option of main.py that changes the result; did you mean lr?"),
         ("lr", "'lr' must look like"),
@@ -69,10 +69,10 @@ def make_plan(sample, **options):
         ("layer_decay=0.8..0.95", "need --pretrain_model_path"),
     ],
 )
-def test_errors_in_the_space_take_one_line(space, said, sample):
+def test_errors_in_the_space_take_one_line(space, message, sample):
     with pytest.raises(UserError) as error:
         make_plan(sample, space=space)
-    assert said in str(error.value) and "\n" not in str(error.value) and str(error.value).startswith("--space: ")
+    assert message in str(error.value) and "\n" not in str(error.value) and str(error.value).startswith("--space: ")
 
 
 def test_all_trials_use_the_automatic_number_of_epochs(sample):
@@ -94,7 +94,7 @@ def test_one_line_per_error(sample):
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, message",
     [
         ({"options": "--random_seed 3"}, "--random_seed"),
         ({"options": "--do_predict"}, "--do_predict"),
@@ -108,10 +108,10 @@ def test_one_line_per_error(sample):
         ({"hours": -1.0}, "--hours=-1.0"),
     ],
 )
-def test_other_errors_take_one_line(options, said, sample):
+def test_other_errors_take_one_line(options, message, sample):
     with pytest.raises(UserError) as error:
         make_plan(sample, **options)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_points_are_converted_to_options(sample):
@@ -311,11 +311,11 @@ def test_a_finished_search_is_not_repeated(sample, command, tmp_path, monkeypatc
     assert (tmp_path / "results/search.journal").read_bytes().startswith(journal) and len(
         os.listdir("results/runs")
     ) == 4
-    for changed, said in (
+    for changed, message in (
         ({"space": "lr=1e-6..1e-2:log"}, "space: pooling was first,mean, is None"),
         ({"seed": 1}, "seed was"),
     ):
-        with pytest.raises(UserError, match=f"results contains another search .{said}.*choose another folder with"):
+        with pytest.raises(UserError, match=f"results contains another search .{message}.*choose another folder with"):
             search.main(parse_args(search.SearchConfig, flags(sample, epochs=2, trials=2, **changed)))
     (tmp_path / "without").mkdir()
     (tmp_path / "without/optuna.py").write_text("raise ModuleNotFoundError(name='optuna')")

@@ -107,10 +107,10 @@ def test_requests_that_would_take_too_long_are_rejected():
         long = asyncio.create_task(batcher.ask(["x" * 100_000]))
         await asyncio.sleep(0.05)
         assert not batcher.waiting and batcher.running
-        with pytest.raises(Busy) as refused:
+        with pytest.raises(Busy) as rejected:
             await batcher.ask(["y"])
         await long
-        return refused.value.args[0], await batcher.ask(["y"])
+        return rejected.value.args[0], await batcher.ask(["y"])
 
     seconds, after = with_batcher(Sleeper(0.3, 0), work)
     assert seconds > 0.5 and after == ["Y"]
@@ -121,16 +121,16 @@ def test_the_estimated_speed_recovers_from_a_slow_start():
 
     async def work(batcher):
         batcher.speed = start = batcher.speed / 50
-        refused = 0
+        rejected = 0
         for _ in range(300):
             results = await asyncio.gather(*(batcher.ask(["a text"]) for _ in range(16)), return_exceptions=True)
-            refused = sum(isinstance(one, Busy) for one in results)
-            if not refused:
+            rejected = sum(isinstance(one, Busy) for one in results)
+            if not rejected:
                 break
-        return start, batcher.speed, refused
+        return start, batcher.speed, rejected
 
-    start, end, refused = with_batcher(Sleeper(0.005, 0.0001), work, seconds=0.2)
-    assert end > 5 * start and refused == 0
+    start, end, rejected = with_batcher(Sleeper(0.005, 0.0001), work, seconds=0.2)
+    assert end > 5 * start and rejected == 0
 
 
 # ---- a server --------------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ class Served:
     def __exit__(self, *_):
         if self.process.poll() is None:
             self.process.terminate()
-        self.said = self.process.communicate(timeout=60)[0]
+        self.output = self.process.communicate(timeout=60)[0]
 
     def connection(self):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -211,19 +211,20 @@ def test_predictions_match_the_predictor(server, shipped):
         print(json.dumps(Predictor({str(shipped)!r}, 1)({TEXTS!r})))
     """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    wanted = json.loads(done.stdout)
+    expected = json.loads(done.stdout)
     status, found = server.ask("/predict", {"texts": TEXTS})
     assert status == 200 and len(found["answers"]) == len(TEXTS)
-    for text, one, other in zip(TEXTS, found["answers"], wanted):
+    for text, one, other in zip(TEXTS, found["answers"], expected):
         assert one["text"] == text and one["slots"] == other["slots"] and one["slots_tags"] == other["slots_tags"]
         assert one["intent"] == other["intent"]
         for fact, same in zip(one["facts"], other["facts"], strict=True):
             assert fact.pop("probability") == pytest.approx(same.pop("probability"), abs=1e-4) and fact == same
         assert one["intent_probability"] == pytest.approx(other["intent_probability"], abs=1e-4)
-    assert server.ask("/predict", {"texts": TEXTS[0]})[1]["answers"][0]["intent"] == wanted[0]["intent"]
+    assert server.ask("/predict", {"texts": TEXTS[0]})[1]["answers"][0]["intent"] == expected[0]["intent"]
     words = TEXTS[0].split()
     assert (
-        server.ask("/predict", {"texts": [{"tokens": words}]})[1]["answers"][0]["slots_tags"] == wanted[0]["slots_tags"]
+        server.ask("/predict", {"texts": [{"tokens": words}]})[1]["answers"][0]["slots_tags"]
+        == expected[0]["slots_tags"]
     )
 
 
@@ -344,7 +345,7 @@ def test_sigterm_finishes_accepted_requests(shipped):
         server.process.wait(60)
         for thread in threads:
             thread.join()
-    assert server.process.returncode == 0 and "all accepted requests were finished" in server.said
+    assert server.process.returncode == 0 and "all accepted requests were finished" in server.output
     assert set(found) == {200} and not lost
 
 
@@ -394,8 +395,8 @@ def test_token_authentication_and_request_ids(shipped, tmp_path):
                 answer.read()
                 name = answer.headers["X-Request-Id"]
                 assert name and (name == sent) is echoed and "Access-Control-Allow-Origin" not in answer.headers
-    assert re.search(r"\d abc-1 GET '/labels' 200 [\d.]+ ms", server.said)
-    assert server.said.count(" 401 ") == 10 and "secret" not in server.said and "turn on" not in server.said
+    assert re.search(r"\d abc-1 GET '/labels' 200 [\d.]+ ms", server.output)
+    assert server.output.count(" 401 ") == 10 and "secret" not in server.output and "turn on" not in server.output
 
 
 @slow
@@ -435,7 +436,7 @@ def test_reloading_under_load_loses_no_requests(way, shipped, other, tmp_path):
             shutil.copy(other / "predictor.json", folder)
             wait_for(lambda: server.ask("/models")[1]["served"]["loaded"] != loaded)
     assert not lost and set(found) == {(200, 4)}, (lost[:1], found)
-    assert server.said.count(": reloaded ") == 3 + (way == "watching") and "the old model remains" in server.said
+    assert server.output.count(": reloaded ") == 3 + (way == "watching") and "the old model remains" in server.output
 
 
 def wait_for(condition):
@@ -451,10 +452,10 @@ def test_errors_take_one_line(shipped):
             (shipped, "--port", server.port): "in use",
             (shipped, "--batch_size", "0"): "not a whole number",
         }
-        for words, said in cases.items():
+        for words, message in cases.items():
             command = [sys.executable, "-m", "tools.serve", *words]
             done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
-            assert done.returncode == 2 and said in done.stderr.splitlines()[-1], done.stderr
+            assert done.returncode == 2 and message in done.stderr.splitlines()[-1], done.stderr
 
 
 @slow

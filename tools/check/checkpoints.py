@@ -156,19 +156,19 @@ def check_best(case: Case) -> None:
     """Calls `keep_best` with the scores of three epochs. All scores get worse in the second and better in the third."""
     case.trainer.config.run_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=case.trainer.config.run_dir) as folder:
-        trainer, kept = case.build(output_dir=folder, compile=False), list[int]()
+        trainer, saved = case.build(output_dir=folder, compile=False), list[int]()
         trainer.config.run_dir.mkdir(parents=True)
         scores = trainer.eval(MyDataLoader(case.data, 64)).scores
         if trainer.monitor not in scores:
             raise Skipped(f"these rows have no labels for {trainer.monitor}")
-        vars(trainer)["save_model"] = lambda *_, **__: kept.append(trainer.progress.epoch)
+        vars(trainer)["save_model"] = lambda *_, **__: saved.append(trainer.progress.epoch)
         for epoch, change in enumerate((0.0, -0.1, 0.2), 1):
             trainer.progress.epoch = epoch
             signed = {name: -change if metrics.lower_is_better(name) else change for name in scores}
             trainer.keep_best({name: value + signed[name] for name, value in scores.items()})
-    if 2 in kept:
+    if 2 in saved:
         raise Failed("keep_best replaces the best checkpoint with one that is worse in every score")
-    if 1 in kept and 3 not in kept:
+    if 1 in saved and 3 not in saved:
         raise Failed("keep_best does not save a checkpoint that is better in every score")
 
 

@@ -40,12 +40,12 @@ def main(config: Config) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     logger = get_logger(folder / "train.log", logging.INFO)
     rows: list[dict[str, Any]] = []  # rows of out_of_fold.csv
-    answers: list[dict[str, Any]] = []  # the same rows for the report
+    stored_rows: list[dict[str, Any]] = []  # the same rows for the report
     averages, head_states, test_set = [], [], None
     for fold in folds:
         number, (trainer, dev_loader, test_loader) = fold.fold, load_fold(fold)
         predictions, _ = trainer.infer(dev_loader, f"fold {number}: dev", keep_averages="texts")
-        answers += [row | {"fold": number} for row in rows_of(dev_loader.dataset, predictions, tasks, metrics)]
+        stored_rows += [row | {"fold": number} for row in rows_of(dev_loader.dataset, predictions, tasks, metrics)]
         for row in prediction_rows(predictions, dev_loader.dataset, tasks, metrics.is_right):
             rows.append({"id": row.pop("id"), "fold": number, **row})
         if test_loader:
@@ -57,10 +57,10 @@ def main(config: Config) -> int:
 
     result = mean_scores([fold.run_dir / "eval.json" for fold in folds])
     gold, predicted = (
-        {name: [row["answers"][name][side] for row in answers] for name in tasks} for side in ("gold", "predicted")
+        {name: [row["answers"][name][side] for row in stored_rows] for name in tasks} for side in ("gold", "predicted")
     )
     result["out_of_fold"] = metrics.score(tasks, gold, predicted)
-    write_rows(folder, "out_of_fold", answers)
+    write_rows(folder, "out_of_fold", stored_rows)
     if test_set is not None:
         heads = trainer.model.output_layer.heads
         average_heads(heads, head_states)

@@ -14,11 +14,11 @@ from scipy.sparse import csr_matrix
 
 from engine.task.task import needs_words
 from metrics import ends_of, event_views, items_in, relaxed_of, typed_sides
+from tools.report.figures import Outcome
 
 TIMES, SEED, SHARE = 1000, 20240101, 0.95
 F1 = {name: name for name in ("precision", "recall", "f1")}
 VIEWS: dict[str, Callable] = {"relaxed_": relaxed_of, "entities_": ends_of}  # see metrics.relation_scores
-Answer = dict[str, Any]  # the gold and predicted label of a row for a task, from stored.py
 Scores = dict[str, np.ndarray]  # {score: values (R,) in R resamples}
 
 
@@ -228,12 +228,12 @@ def mid_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (counts.cumsum(1) - (counts - 1) / 2)[:, group]
 
 
-def statistics_for(kind: str, answers: Sequence[Answer], typed: Sequence[Answer] | None = None) -> Sequence[Any]:
-    """Returns the statistics of a task's scores. answers: labels per row, from stored.py. typed: the same for the task
+def statistics_for(kind: str, outcomes: Sequence[Outcome], typed: Sequence[Outcome] | None = None) -> Sequence[Any]:
+    """Returns the statistics of a task's scores. outcomes: labels per row, from stored.py. typed: the same for the task
     with the types of the subjects and objects of relations."""
-    pairs = [(answer["gold"], answer["predicted"]) for answer in answers]
+    pairs = [(outcome["gold"], outcome["predicted"]) for outcome in outcomes]
     if kind == "relations":
-        spans = None if typed is None else [(answer["gold"], answer["predicted"]) for answer in typed]
+        spans = None if typed is None else [(outcome["gold"], outcome["predicted"]) for outcome in typed]
         return relation_statistics(pairs, spans)
     if kind == "events":
         return event_statistics(pairs)
@@ -258,11 +258,11 @@ def statistics_of(
     """Returns the statistics of all tasks with labels, and of sentence_accuracy. links: from `links_of`."""
     statistics: list[Statistic | OfWeights] = []
     for task, kind in kinds.items():
-        answers = [row["answers"][task] for row in rows]
-        if any(answer["gold"] is not None for answer in answers):
+        outcomes = [row["answers"][task] for row in rows]
+        if any(outcome["gold"] is not None for outcome in outcomes):
             other = (links or {}).get(task, "")
             typed = [row["answers"][other] for row in rows] if other in kinds else None
-            own = statistics_for(kind, answers, typed)
+            own = statistics_for(kind, outcomes, typed)
             statistics += [item._replace(scores=named(task, item.scores)) for item in own]
     verdicts = np.array([row_verdict(row) for row in rows], float).reshape(len(rows), 2)
     if verdicts[:, 1].any():
@@ -272,5 +272,5 @@ def statistics_of(
 
 def row_verdict(row: dict[str, Any]) -> tuple[int, int]:
     """Returns two flags (1 or 0): whether all predictions for a row are right, and whether the row has labels."""
-    known = [answer["right"] for answer in row["answers"].values() if answer["right"] is not None]
+    known = [outcome["right"] for outcome in row["answers"].values() if outcome["right"] is not None]
     return int(bool(known) and all(known)), int(bool(known))

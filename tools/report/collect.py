@@ -14,7 +14,7 @@ from engine.task.hierarchy import depth_of
 from engine.task.task import Task, needs_words, tasks_of
 from metrics import counts_of, items_in, label_scores, level_scores
 from tools.report import bootstrap, entities, figures, history, relations, suspects
-from tools.report.figures import Answer, Row
+from tools.report.figures import Outcome, Row
 
 About = dict[str, Any]  # answers/about.json
 PROCESS_AGAIN = "recreate the folder with data_process.py"
@@ -24,7 +24,7 @@ LISTED = 200  # maximum number of suspicious rows, confident errors and confusio
 
 
 def collect(folder: str | Path) -> tuple[dict[str, Any], dict[str, list[Row]]]:
-    """Returns (JSON-serialisable figures, {split: rows}) for a run folder or a cross-validation folder."""
+    """Returns (JSON-serialisable results, {split: rows}) for a run folder or a cross-validation folder."""
     folder = Path(folder)
     about = read_about(folder)
     kinds, described = about["kinds"], tasks_of(about["tasks"])
@@ -134,13 +134,13 @@ def learning_of(folder: Path, about: About) -> list[dict[str, Any]]:
 def task_figures(
     name: str, kind: str, rows: Sequence[Row], task: Task, training: Sequence[Row]
 ) -> dict[str, Any] | None:
-    """Computes the figures of a task on its labelled rows. Returns None if there are no labelled rows."""
+    """Computes the statistics of a task on its labelled rows. Returns None if there are no labelled rows."""
     labelled = [row for row in rows if row["answers"][name]["gold"] is not None]
-    answers = [row["answers"][name] for row in labelled]
-    if not answers:
+    outcomes = [row["answers"][name] for row in labelled]
+    if not outcomes:
         return None
-    result: dict[str, Any] = {"kind": kind, "rows": len(answers), "right": sum(bool(a["right"]) for a in answers)}
-    gold, predicted, sure = ([answer[key] for answer in answers] for key in ("gold", "predicted", "probability"))
+    result: dict[str, Any] = {"kind": kind, "rows": len(outcomes), "right": sum(bool(a["right"]) for a in outcomes)}
+    gold, predicted, sure = ([outcome[key] for outcome in outcomes] for key in ("gold", "predicted", "probability"))
     if kind == "regression":
         return result | {"residuals": figures.residuals(gold, predicted)}
     if kind == "words":
@@ -149,7 +149,7 @@ def task_figures(
     if task.hierarchy:
         result["levels"] = level_scores(task, gold, predicted)
         result["depths"] = {node: depth_of(node, task.hierarchy) for node in result["per_label"]}
-    earlier = [answer.get("untempered") for answer in answers]
+    earlier = [outcome.get("untempered") for outcome in outcomes]
     if needs_words(kind):
         pairs, before = (
             [pair for g, p, values in zip(gold, predicted, side) for pair in decisions_of(kind, g, p, values)]
@@ -160,7 +160,7 @@ def task_figures(
         link = task.entities if task.entities in labelled[0]["answers"] else ""
         return result | entity_figures(name, kind, labelled, training, link)
     if kind == "multilabel":
-        return result | multilabel_figures(answers, task.labels)
+        return result | multilabel_figures(outcomes, task.labels)
     if kind == "words":
         columns = (gold, predicted, sure, [values or [] for values in earlier])
         gold, predicted, sure, earlier = ([item for items in column for item in items] for column in columns)
@@ -188,12 +188,12 @@ def is_valid(sure: Sequence[Any], size: int | None = None) -> bool:
     return fits and all(isinstance(p, float | int) and 0 <= p <= 1 + 1e-6 for p in sure)
 
 
-def multilabel_figures(answers: Sequence[Answer], labels: Sequence[str]) -> dict[str, Any]:
-    gold, predicted = ([set(answer[side]) for answer in answers] for side in ("gold", "predicted"))
+def multilabel_figures(outcomes: Sequence[Outcome], labels: Sequence[str]) -> dict[str, Any]:
+    gold, predicted = ([set(outcome[side]) for outcome in outcomes] for side in ("gold", "predicted"))
     pairs, errors = figures.error_pairs(gold, predicted)
     result: dict[str, Any] = {"pairs": pairs[:LISTED], "errors": errors[:LISTED]}
-    if all("probabilities" in answer for answer in answers):
-        probabilities = [answer["probabilities"] for answer in answers]
+    if all("probabilities" in outcome for outcome in outcomes):
+        probabilities = [outcome["probabilities"] for outcome in outcomes]
         result["threshold"] = figures.threshold_curve(probabilities, gold)
         sure = [row.get(label, 0.0) for row in probabilities for label in labels]
         right = [label in gold_labels for gold_labels in gold for label in labels]
@@ -204,7 +204,7 @@ def multilabel_figures(answers: Sequence[Answer], labels: Sequence[str]) -> dict
 def entity_figures(
     name: str, kind: str, rows: Sequence[Row], training: Sequence[Row], of_entities: str
 ) -> dict[str, Any]:
-    """Computes figures about errors of entities or relations. of_entities: see `relations.matches_of`."""
+    """Computes statistics of entity or relation errors. of_entities: see `relations.matches_of`."""
     all_matches = [relations.matches_of(kind, row, name, of_entities) for row in rows]
     labelled = [example for example in training if example.get(name)]
     seen = {entities.key_of(row["tokens"], item) for row in labelled for item in items_in(kind, row[name])}
@@ -251,7 +251,7 @@ def slice_figures(
 def error_figures(
     rows: dict[str, list[Row]], kinds: dict[str, str], training: Sequence[Row]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Returns {"suspects", "mistakes"}: probably mislabelled rows and the most confident errors, with their near
+    """Returns {"suspects", "confident_errors"}: probably mislabelled rows and the most confident errors, with near
     duplicates in training that have a different label."""
     pool = [(split, row) for split, split_rows in rows.items() for row in split_rows]
     flat = [row for _, row in pool]
@@ -264,7 +264,7 @@ def error_figures(
     numbers = list(dict.fromkeys(item["row"] for item in [*suspicious[:LISTED], *errors[:LISTED]]))
     near = suspects.contradicted(flat, numbers, kinds, training)
     tables = {}
-    for key, items in (("suspects", suspicious), ("mistakes", errors)):
+    for key, items in (("suspects", suspicious), ("confident_errors", errors)):
         tables[key] = [
             item
             | {"part": pool[item["row"]][0], "id": flat[item["row"]]["id"]}

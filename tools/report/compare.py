@@ -53,7 +53,7 @@ def folder_of(output_dir: str | Path, name: str) -> Path:
 
 
 def figures_of(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Row]]]:
-    """Returns (JSON-serialisable figures, rows of each run), restricted to the rows that all runs share."""
+    """Returns (JSON-serialisable results, rows of each run), restricted to the rows that all runs share."""
     abouts = [read_about(folder) for folder in folders]
     kinds = {n: kind for n, kind in abouts[0]["kinds"].items() if all(a["kinds"].get(n) == kind for a in abouts)}
     split = next((split for split in SPLITS if all(split in about["parts"] for about in abouts)), None)
@@ -153,8 +153,8 @@ def table_of(figures: dict[str, Any], rows: Sequence[Sequence[Row]]) -> dict[str
         labels: set[tuple[str, str]] = set()
         for name, kind in kinds.items():
             gold = first["answers"][name]["gold"]
-            answers = [row["answers"][name] for row in run_rows]
-            shown = [[shown_label(kind, first, a["predicted"]), a["right"], None] for a in answers]
+            outcomes = [row["answers"][name] for row in run_rows]
+            shown = [[shown_label(kind, first, a["predicted"]), a["right"], None] for a in outcomes]
             cells.append([shown_label(kind, first, gold), shown])
             labels |= {(name, label) for label in labels_of(kind, gold)}
         label_numbers = [numbers.setdefault((n, short(x, 60)), len(numbers)) for n, x in sorted(labels)[:20]]

@@ -1,4 +1,4 @@
-"""Computes the figures of the report from the rows stored by stored.py. Shares are between 0 and 1.
+"""Computes the statistics of the report from stored rows. Shares are between 0 and 1.
 
 Each docstring is a complete definition, from which tests compute the values independently.
 """
@@ -14,7 +14,7 @@ from engine.task.task import PLACES, needs_words
 from engine.task.words import entities_in
 
 Row = dict[str, Any]  # as stored by stored.py
-Answer = dict[str, Any]  # the gold and predicted label of a row for a task
+Outcome = dict[str, Any]  # the gold and predicted label of a row for a task
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
@@ -188,15 +188,15 @@ def unread(rows: Sequence[Row], tagging: bool, joined: bool = False) -> dict[str
 # ---- confidence and errors -------------------------------------------------------------------------------------------
 
 
-def row_confidence(kind: str, answer: Answer) -> float | None:
+def row_confidence(kind: str, outcome: Outcome) -> float | None:
     """Returns the confidence of a prediction: the probability of its label or, for multilabel, tags and spans, the
     probability of the least confident decision. Not predicting a label is also a decision. Returns None for
     regression."""
-    p, by_label = answer["probability"], answer.get("probabilities")
+    p, by_label = outcome["probability"], outcome.get("probabilities")
     if kind == "tagging":
-        return min((value for _, value in with_probability(items_of(kind, answer["predicted"]), p)), default=None)
+        return min((value for _, value in with_probability(items_of(kind, outcome["predicted"]), p)), default=None)
     if kind == "multilabel":
-        predicted = set(answer["predicted"])
+        predicted = set(outcome["predicted"])
         sure = [v if label in predicted else 1 - v for label, v in (by_label or {}).items()]
         return min(sure or known(p), default=1.0)
     if isinstance(p, list):
@@ -225,7 +225,7 @@ def with_probability(predicted: list, probability: list | None) -> list[tuple]:
     return [(label, value) for label, value in pairs if value is not None]
 
 
-def error_confidence(kind: str, answer: Answer) -> float | None:
+def error_confidence(kind: str, outcome: Outcome) -> float | None:
     """Returns the confidence of the error in a prediction, or None if there is no error.
 
     Classification: the probability of the label. Multilabel: the probability of the most confident wrong decision. Tags
@@ -233,13 +233,13 @@ def error_confidence(kind: str, answer: Answer) -> float | None:
     probability of the most confident wrong one, or 0 if some are missed but none is wrong. Regression: the absolute
     error.
     """
-    gold, predicted, p = answer["gold"], answer["predicted"], answer["probability"]
-    if gold is None or answer["right"]:
+    gold, predicted, p = outcome["gold"], outcome["predicted"], outcome["probability"]
+    if gold is None or outcome["right"]:
         return None
     if kind == "regression":
         return abs(predicted - gold)
     if kind == "multilabel":
-        by_label = answer.get("probabilities") or dict(with_probability(predicted, p))
+        by_label = outcome.get("probabilities") or dict(with_probability(predicted, p))
         wrong = {*gold} ^ {*predicted}
         return max((by_label.get(x, 0) if x in predicted else 1 - by_label.get(x, 0) for x in wrong), default=None)
     if needs_words(kind):

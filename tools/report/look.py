@@ -1,4 +1,4 @@
-"""Selects the three most important findings of a run from its figures."""
+"""Selects the three most important findings of a run."""
 
 from collections import Counter
 from collections.abc import Callable

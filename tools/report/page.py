@@ -1,4 +1,4 @@
-"""Writes report.html from figures, plots and strings.
+"""Writes report.html from statistics, plots and strings.
 
     python -m tools.report NAME
 
@@ -59,7 +59,7 @@ def json_in_page(value: Any) -> Markup:
 
 
 def plain(value: Any, most: int = 300) -> Any:
-    """Truncates long strings in figures for the page, and replaces non-finite numbers with None."""
+    """Truncates long strings in nested data, and replaces non-finite numbers with None."""
     if isinstance(value, dict):
         return {short(str(key), most): plain(item, most) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -84,7 +84,7 @@ def raw(name: str) -> Markup:
 
 
 def write_page(path: Path, template: str, words: Words, view: dict[str, Any]) -> None:
-    """Renders a template with the style and script of the page. view: variables, including the figures as "found"."""
+    """Renders a template with the style and script of the page. view: variables, with the results as "found"."""
     shared = {"words": words, "style": raw("page.css"), "script": raw("page.js"), "figures": plain(view["found"])}
     html = environment(words).get_template(template).render(view | shared)
     with appearing_whole(path) as file:
@@ -100,14 +100,14 @@ def make_report(folder: str | Path, language: str = "auto", spreadsheet_safe: bo
     results, rows = collect(folder)
     everything = [row for split_rows in rows.values() for row in split_rows]
     words = Words(language_of(language, [row["text"] for row in everything]))
-    for item in [*results["suspects"], *results["mistakes"][:LISTED]]:
+    for item in [*results["suspects"], *results["confident_errors"][:LISTED]]:
         item |= differences(results["about"]["kinds"][item["task"]], everything[item["row"]], item)
     findings = look.worth_a_look(results)
     suspicious = Path(folder) / "suspicious.csv"
     write_suspicious(suspicious, results["suspects"], rows_with_split(rows), spreadsheet_safe)
     view = {
         "found": results,
-        "listed": {key: results.pop(key) for key in ("suspects", "mistakes")},
+        "listed": {key: results.pop(key) for key in ("suspects", "confident_errors")},
         "texts": everything,
         "look": [(item[1], look.sentence(item, words, short)) for item in findings],
         "slice_title": lambda by: look.slice_title(by, words, short),
@@ -319,12 +319,12 @@ def table_of(rows: dict[str, list[Row]], kinds: dict[str, str]) -> dict[str, Any
         cells = []
         labels: set[tuple[str, str]] = set()
         for name in names:
-            kind, answer = kinds[name], row["answers"][name]
-            sure = figures.row_confidence(kind, answer)
-            gold, predicted = (shown_label(kind, row, answer[side]) for side in ("gold", "predicted"))
+            kind, outcome = kinds[name], row["answers"][name]
+            sure = figures.row_confidence(kind, outcome)
+            gold, predicted = (shown_label(kind, row, outcome[side]) for side in ("gold", "predicted"))
             sure = sure if sure is None or not math.isfinite(sure) else round(sure, 4)
-            cells.append([gold, [[predicted, answer["right"], sure]]])
-            labels |= {(name, label) for side in ("gold", "predicted") for label in labels_of(kind, answer[side])}
+            cells.append([gold, [[predicted, outcome["right"], sure]]])
+            labels |= {(name, label) for side in ("gold", "predicted") for label in labels_of(kind, outcome[side])}
         size -= 80 * len(numbers)
         label_numbers = [numbers.setdefault((n, short(x, 60)), len(numbers)) for n, x in sorted(labels)[:20]]
         size += 80 * len(numbers)

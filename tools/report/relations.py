@@ -81,10 +81,10 @@ def verdicts_of(kind: str) -> tuple[str, ...]:
 def matches_of(kind: str, row: Row, name: str, of_entities: str = "") -> list[Match]:
     """Returns the matches of a row for a task with entities or relations, or [] if the row is unlabelled. of_entities:
     the task with the subjects and objects of relations, if there is one."""
-    answer = row["answers"][name]
-    if answer["gold"] is None:
+    outcome = row["answers"][name]
+    if outcome["gold"] is None:
         return []
-    gold, predicted = (items_in(kind, answer[side]) for side in ("gold", "predicted"))
+    gold, predicted = (items_in(kind, outcome[side]) for side in ("gold", "predicted"))
     if not are_relations(kind):
         return entities.match(gold, predicted)
     spans = row["answers"][of_entities]["predicted"] if of_entities in row["answers"] else []

@@ -13,7 +13,7 @@ from engine.predict.stored import LABEL_SCHEMAS
 from engine.schema import AnyOf, Optional, SchemaError, read_json_lines
 from engine.task.task import needs_words
 from engine.task.text import text_of
-from tools.report.figures import Answer, Row, items_of, with_probability
+from tools.report.figures import Outcome, Row, items_of, with_probability
 
 logger = logging.getLogger("template")
 NEAR = 0.8  # minimum cosine similarity (character trigrams) of near duplicates
@@ -55,48 +55,48 @@ def suspicious(rows: Sequence[Row], kinds: dict[str, str]) -> list[dict[str, Any
     """
     result = []
     for name, kind in kinds.items():
-        answers = [(number, row["answers"][name]) for number, row in enumerate(rows)]
-        answers = [(number, answer) for number, answer in answers if answer["gold"] is not None]
-        if kind == "classification" and answers and all("probabilities" in answer for _, answer in answers):
-            issues = confident_learning([(answer["gold"], answer["probabilities"]) for _, answer in answers])
-            result += [issue(answers[i][0], name, likely, -margin) for i, likely, margin in issues]
+        outcomes = [(number, row["answers"][name]) for number, row in enumerate(rows)]
+        outcomes = [(number, outcome) for number, outcome in outcomes if outcome["gold"] is not None]
+        if kind == "classification" and outcomes and all("probabilities" in outcome for _, outcome in outcomes):
+            issues = confident_learning([(outcome["gold"], outcome["probabilities"]) for _, outcome in outcomes])
+            result += [issue(outcomes[i][0], name, likely, -margin) for i, likely, margin in issues]
             continue
-        errors = large_errors(answers) if kind == "regression" else sure_errors(kind, answers)
-        result += [issue(number, name, answer["predicted"], value) for number, answer, value in errors]
+        errors = large_errors(outcomes) if kind == "regression" else confident_errors(kind, outcomes)
+        result += [issue(number, name, outcome["predicted"], value) for number, outcome, value in errors]
     return sorted(result, key=lambda item: -item["score"])
 
 
-def large_errors(answers: Sequence[tuple[int, Answer]]) -> list[tuple[int, Answer, float]]:
-    """Finds rows with an error above 3 RMSE. Returns [(row number, answer, error / (3 RMSE))]."""
-    sizes = [abs(answer["predicted"] - answer["gold"]) for _, answer in answers]
+def large_errors(outcomes: Sequence[tuple[int, Outcome]]) -> list[tuple[int, Outcome, float]]:
+    """Finds rows with an error above 3 RMSE. Returns [(row number, outcome, error / (3 RMSE))]."""
+    sizes = [abs(outcome["predicted"] - outcome["gold"]) for _, outcome in outcomes]
     scale = 3 * float(np.sqrt(np.mean(np.square(sizes)))) if sizes else 0.0
-    return [(number, answer, size / scale) for (number, answer), size in zip(answers, sizes) if size > scale > 0]
+    return [(number, outcome, size / scale) for (number, outcome), size in zip(outcomes, sizes) if size > scale > 0]
 
 
-def sure_errors(kind: str, answers: Sequence[tuple[int, Answer]]) -> list[tuple[int, Answer, float]]:
-    """Finds rows with confident errors (see `suspicious`). Returns [(row number, answer, probability of the most
+def confident_errors(kind: str, outcomes: Sequence[tuple[int, Outcome]]) -> list[tuple[int, Outcome, float]]:
+    """Finds rows with confident errors (see `suspicious`). Returns [(row number, outcome, probability of the most
     confident error)]."""
-    rows = [(number, answer, decisions(kind, answer)) for number, answer in answers]
+    rows = [(number, outcome, decisions(kind, outcome)) for number, outcome in outcomes]
     right = defaultdict(list)
     for *_, items in rows:
         for key, p, is_right in items:
             if is_right:
                 right[key].append(p)
     thresholds = {key: max(0.9, float(np.median(values))) for key, values in right.items()}
-    errors: list[tuple[int, Answer, float]] = []
-    for number, answer, items in rows:
+    errors: list[tuple[int, Outcome, float]] = []
+    for number, outcome, items in rows:
         wrong = [p for key, p, is_right in items if not is_right and p >= thresholds.get(key, 0.9)]
-        errors += [(number, answer, max(wrong))] if wrong else []
+        errors += [(number, outcome, max(wrong))] if wrong else []
     return errors
 
 
-def decisions(kind: str, answer: Answer) -> list[tuple[Any, float, bool]]:
+def decisions(kind: str, outcome: Outcome) -> list[tuple[Any, float, bool]]:
     """Splits a prediction into decisions. Returns [(decision, probability, is_right)]."""
-    gold, predicted, p = answer["gold"], answer["predicted"], answer["probability"]
+    gold, predicted, p = outcome["gold"], outcome["predicted"], outcome["probability"]
     if kind == "classification":
         return [] if p is None else [(predicted, p, gold == predicted)]
     if kind == "multilabel":
-        by_label = answer.get("probabilities") or dict(with_probability(predicted, p))
+        by_label = outcome.get("probabilities") or dict(with_probability(predicted, p))
         votes = [(label, label in predicted, by_label.get(label, 0.0)) for label in {*by_label, *gold}]
         return [((label, yes), v if yes else 1 - v, yes == (label in gold)) for label, yes, v in votes]
     if needs_words(kind):

@@ -99,7 +99,7 @@ def require_same(study: Study, plan: Plan) -> None:
             if isinstance(old, dict) and isinstance(new, dict):
                 changed = min(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
                 name, old, new = f"{name}: {changed}", old.get(changed), new.get(changed)
-            change = f"{name} was {old} and is now {new}"
+            change = f"{name} was {old}, is {new}"
             raise UserError(f"{plan.folder} contains another search ({change}); choose another folder with --results")
 
 
