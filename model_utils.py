@@ -1,8 +1,9 @@
 """The model: an encoder, shared layers, one head per task, and the loss that combines them.
 
-Edit here for your own model. A custom head is one class with `forward`, `loss` and `decode` and one line in HEADS. Its
-name in HEADS is the task's "type" in labels.json, where "kind" is the label format (KINDS). A custom encoder is a
-module whose output has `last_hidden_state` (B, L, H) (see `BiLSTM`) and one line in `build_encoder`.
+To use your own model, edit this file. A custom head is a class with `forward`, `loss` and `decode`, and an entry in
+HEADS; its key there is the "type" of the task in labels.json, while "kind" is the format of the labels (KINDS). A
+custom encoder is a module whose output has `last_hidden_state` (B, L, H), such as `BiLSTM`, and is created in
+`build_encoder`.
 Shapes: B texts, L tokens, W words, H the encoder's hidden size, C labels.
 """
 
@@ -59,7 +60,7 @@ class MyModelOutput:
 
 
 def mean_output(outputs: Sequence[MyModelOutput]) -> MyModelOutput:
-    """Combines outputs: the mean of their losses, and the logits of the first."""
+    """Averages the losses of several outputs; the logits are those of the first."""
     losses = {name: sum(output.losses[name] for output in outputs) / len(outputs) for name in outputs[0].losses}
     total = sum(output.total_loss for output in outputs) / len(outputs)
     return replace(outputs[0], total_loss=total, losses=losses)
@@ -67,21 +68,21 @@ def mean_output(outputs: Sequence[MyModelOutput]) -> MyModelOutput:
 
 @dataclass(frozen=True)
 class HeadOptions:
-    """How the heads read the encoder's output, and how their losses combine."""
+    """Options of the heads: how they read the encoder's output, and the weights of their losses."""
 
     use_crf: bool = False
     num_shared_layers: int = 0
     dropout: float = 0.1
-    dropout_samples: int = 1  # dropout masks per forward pass of the heads in training (Inoue, arXiv:1905.09788)
+    dropout_samples: int = 1  # number of dropout masks per training step (multi-sample dropout, arXiv:1905.09788)
     task_weights: dict[str, float] = field(default_factory=dict)
     pooling: str = "first"
     word_pooling: str = "first"
     word_shapes: bool = False
-    window: int = 0  # longer texts are read in windows of this many tokens; 0: no windows
+    window: int = 0  # texts with more tokens are split into windows of this size; 0: no windows
 
 
 class MyModel(nn.Module):
-    """Encoder -> OutputLayer -> MyLoss. It wraps any encoder without subclassing it, so weights load unchanged."""
+    """Encoder -> OutputLayer -> MyLoss. The encoder can be any module; it is wrapped, so its weights load unchanged."""
 
     def __init__(
         self, encoder: nn.Module, hidden_size: int, tasks: dict[str, Task], options: HeadOptions | None = None
@@ -98,15 +99,15 @@ class MyModel(nn.Module):
         self.dropout_samples = options.dropout_samples
         takes_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
         self.takes_token_types = takes_types and not is_causal(encoder)  # GPT-2 would add the word vector of token 0
-        # transformers checks whether a (B, L) mask is all ones, which forces a sync on a GPU. Only on CUDA, as other
-        # devices may lack attention with a (B, 1, L, L) mask
+        # With a (B, L) mask, transformers checks whether it is all ones, which forces a GPU sync. A (B, 1, L, L) mask
+        # avoids this, but only CUDA is sure to support it
         self.takes_wide_mask = takes_wide_mask(encoder)
         self.encoder_in_fp32 = all(p.dtype == torch.float32 for p in encoder.parameters())
         self.wide_mask_on = "cuda"
         self.encoder_is_frozen = False
 
     def train(self, mode: bool = True) -> "MyModel":
-        """A frozen encoder has no dropout, so its outputs do not change (engine/train/frozen.py)."""
+        """Sets the mode, but keeps a frozen encoder in evaluation mode: without dropout, its outputs can be cached."""
         super().train(mode)
         if self.encoder_is_frozen:
             self.encoder.eval()
@@ -118,26 +119,26 @@ class MyModel(nn.Module):
         labels: dict[str, torch.Tensor] | None = None,
         label_counts: dict[str, torch.Tensor] | None = None,
     ) -> MyModelOutput:
-        """inputs, labels: as in data_loader.Batch. With labels, the output has the loss of each task, averaged
-        over its labels.
+        """Computes the logits of each task and, given labels, its loss, averaged over its labels.
 
-        label_counts: {task: divisor of its loss}, for gradient accumulation; default: the label counts of this batch.
+        inputs, labels: see data_loader.Batch. label_counts: {task: divisor of its loss}, for gradient accumulation;
+        default: the label counts of this batch.
         """
         if "encoded_text" in inputs or "encoded_words" in inputs:  # cached outputs of a frozen encoder
             hidden = None
-        elif self.output_layer.reads_pairs:  # each text alone: (B, 2, L, H)
+        elif self.output_layer.reads_pairs:  # encodes both texts separately: (B, 2, L, H)
             hidden = torch.stack([self.encode(text) for text in separate_pairs(inputs)], 1)
         else:
             hidden = self.encode(inputs)
         if labels is None:
             return MyModelOutput(logits=self.output_layer(hidden, inputs))
         outputs = []
-        given = labels if self.training else None  # answers must not depend on the labels
+        given = labels if self.training else None  # predictions must not depend on the labels
         for _ in range(self.dropout_samples if self.training else 1):
             logits, losses = self.output_layer(hidden, inputs, given), {}
             with torch.autocast(inputs["input_ids"].device.type, enabled=False):  # losses and the CRF stay in fp32
                 counts = label_counts or self.count_labels(inputs, labels)
-                counts = {name: torch.where(count > 0, count, 1) for name, count in counts.items()}  # 0 / 1: no labels
+                counts = {name: torch.where(count > 0, count, 1) for name, count in counts.items()}  # 0 labels: 0 / 1
                 for name, head in self.output_layer.heads.items():
                     if name in labels:
                         losses[name] = head.loss(logits[name], labels[name], inputs) / counts[name]
@@ -145,7 +146,7 @@ class MyModel(nn.Module):
         return outputs[0] if len(outputs) == 1 else mean_output(outputs)
 
     def encode(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The encoder's hidden states, (B, L, H). Each window of a long text is read alone."""
+        """Returns the hidden states of the encoder, (B, L, H). The windows of a long text are encoded separately."""
         if self.window and inputs["input_ids"].shape[1] > self.window:
             return encode_windows(self.encode_rows, inputs, self.window)
         return self.encode_rows(inputs)
@@ -159,14 +160,14 @@ class MyModel(nn.Module):
         return hidden if self.encoder_in_fp32 else hidden.float()
 
     def embed(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The vector of each text, (B, H), that heads of level "text" read, before dropout and shared layers. If the
-        texts of a pair are encoded separately, the vector of the first one."""
+        """Returns one vector per text, (B, H): the input of heads of level "text", before dropout and shared layers. If
+        the texts of a pair are encoded separately, this is the vector of the first text."""
         inputs = separate_pairs(inputs)[0] if self.output_layer.reads_pairs else inputs
         return self.output_layer.text_vectors(self.encode(inputs), inputs)
 
     def divergence(self, first: MyModelOutput, second: MyModelOutput, batch: "Batch") -> torch.Tensor:
-        """The divergence of two outputs for a batch: KL(p || q) + KL(q || p), weighted and averaged like the losses.
-        -> ()"""
+        """Returns the divergence of two outputs for the same batch: KL(p || q) + KL(q || p), with the weights and
+        averages of the losses. -> ()"""
         heads = self.output_layer.heads
         with torch.autocast(batch.inputs["input_ids"].device.type, enabled=False):
             return sum(
@@ -179,30 +180,30 @@ class MyModel(nn.Module):
             )
 
     def decode(self, logits: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]) -> dict[str, tuple[Any, Any]]:
-        """{task: (label ids, probabilities)} for logits of `forward`; not called in training."""
+        """Returns {task: (label ids, probabilities)} for the logits of `forward`. Training does not call it."""
         return {name: head.decode(logits[name], inputs) for name, head in self.output_layer.heads.items()}
 
     def count_labels(self, inputs: dict[str, torch.Tensor], labels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """{task: number of labels with a loss}, the divisor of the loss; computed on the batch's device."""
+        """Returns {task: number of labels with a loss}, the divisors of the losses, on the batch's device."""
         heads = self.output_layer.heads
         return {name: head.label_weights(labels[name], inputs).sum() for name, head in heads.items() if name in labels}
 
 
 class OutputLayer(nn.Module):
-    """Hidden states (B, L, H) -> {task: logits}. Shared layers first, then one head per task.
+    """Hidden states (B, L, H) -> {task: logits}: pooling, shared layers, then one head per task.
 
-    Heads of level "text" get one vector per text (B, H): its first or last token, or the mean over its tokens.
-    Heads of level "words" get one per word (B, W, H), in the same way from its sub-tokens; with --word_shapes, plus an
-    embedding of how the word is written. Heads of level "tokens" get the hidden states unchanged. Heads of level "pair"
-    get the vectors of both texts (B, 2, H) from (B, 2, L, H).
+    The input of a head depends on its level. "text": one vector per text (B, H), which is its first or last token, or
+    the mean over its tokens. "words": one vector per word (B, W, H), pooled over its sub-tokens in the same way; with
+    --word_shapes, an embedding of the word's shape is added. "tokens": the hidden states, unchanged. "pair": the
+    vectors of both texts (B, 2, H), from hidden states (B, 2, L, H).
     """
 
     def __init__(self, hidden_size: int, tasks: dict[str, Task], options: HeadOptions):
         super().__init__()
         self.pooling, self.word_pooling, self.window = options.pooling, options.word_pooling, options.window
-        # Initially 0: all windows of a long text have the same weight
+        # Initially 0, so all windows of a long text have the same weight
         self.window_query = nn.Parameter(torch.zeros(hidden_size)) if options.window else None
-        # Initially 0: a word's vector is the encoder's alone
+        # Initially 0, so word vectors depend only on the encoder
         self.word_shapes = nn.Parameter(torch.zeros(NUM_SHAPES, hidden_size)) if options.word_shapes else None
         self.dropout = nn.Dropout(options.dropout)
         self.shared = nn.ModuleList(
@@ -223,7 +224,8 @@ class OutputLayer(nn.Module):
     def forward(
         self, hidden: Any, inputs: dict[str, torch.Tensor], labels: dict[str, torch.Tensor] | None = None
     ) -> dict[str, torch.Tensor]:
-        """hidden: None if the inputs have the vectors, "encoded_text" and "encoded_words"."""
+        """Computes the logits of all tasks, in fp32. hidden: None if the inputs contain cached vectors, "encoded_text"
+        and "encoded_words"."""
         if hidden is None:
             vectors = {name.removeprefix("encoded_"): inputs[name] for name in inputs if name.startswith("encoded_")}
         elif self.reads_pairs:
@@ -249,10 +251,10 @@ class OutputLayer(nn.Module):
         return logits | {name: torch.cat([logits[name], logits[task].detach()], 2) for name, task in read.items()}
 
     def text_vectors(self, hidden: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The vector of each text, (B, H); for a long text, from all its windows."""
+        """Returns one vector per text, (B, H). The windows of a long text are pooled."""
         if self.window_query is None:
             return text_vectors(hidden, inputs, self.pooling)
-        mask = inputs.get("window_mask")  # in an export, which passes windows separately
+        mask = inputs.get("window_mask")  # an export passes the windows separately
         if mask is None:
             size = min(self.window, hidden.shape[1])
             mask = windows_of(inputs["attention_mask"], size)
@@ -265,10 +267,10 @@ class OutputLayer(nn.Module):
         inputs: dict[str, torch.Tensor],
         labels: dict[str, torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Edit here to let the logits of one task depend on those of others. Returns fp32 logits for every task.
+        """Returns the logits of every task, in fp32. Edit it to make the logits of one task depend on other tasks.
 
-        labels: the labels of the batch in training, for teacher forcing (Williams and Zipser, 1989), else None. They
-        are IGNORE or NaN where a row has no label.
+        labels: in training, the labels of the batch, for teacher forcing (Williams and Zipser, 1989), otherwise None.
+        A missing label is IGNORE or NaN.
         """
         return logits
 
@@ -277,7 +279,7 @@ class OutputLayer(nn.Module):
 
 
 class ClassificationHead(ImbalanceHead):
-    """One label per text: (B, H) -> logits (B, C). With class_weights the loss is the weighted mean."""
+    """One label per text: (B, H) -> logits (B, C). With class_weights, the loss is a weighted mean."""
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         logits, labels = logits.flatten(0, -2), labels.flatten()
@@ -301,14 +303,16 @@ class ClassificationHead(ImbalanceHead):
         return torch.from_numpy(self.class_weights_on_host).to(labels.device)[labels.clamp(min=0)] * mask
 
     def balanced_weights(self, counts: torch.Tensor) -> torch.Tensor:
-        """Number of labels / (number of classes * labels of this class), as scikit-learn's "balanced". counts: (C,)"""
+        """Returns, for each class, number of labels / (number of classes * labels of this class), like the option
+        "balanced" of scikit-learn. counts: (C,)"""
         return counts.sum() / (len(counts) * counts)
 
 
 class MultilabelHead(ImbalanceHead):
     """Any number of labels per text: (B, H) -> logits (B, C). Labels (B, C) are 0, 1 or IGNORE.
 
-    A label is predicted if its probability reaches `threshold`, fitted on dev (best micro F1), saved with the weights.
+    A label is predicted if its probability is at least `threshold`, which maximises micro F1 on dev and is saved with
+    the weights.
     """
 
     family, needs_calibration = Bernoulli, True
@@ -319,7 +323,7 @@ class MultilabelHead(ImbalanceHead):
         self.register_buffer("threshold", torch.tensor(0.5))
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Sum of binary cross-entropies; class_weights weight the positive labels."""
+        """Returns the sum of binary cross-entropies, with class_weights for positive labels. -> ()"""
         targets = labels.clamp(min=0).float() * (1 - self.label_smoothing) + self.label_smoothing / 2
         losses = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=self.class_weights, reduction="none")
         if self.focal_gamma:
@@ -330,16 +334,16 @@ class MultilabelHead(ImbalanceHead):
         return logits.sigmoid()
 
     def decode(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(whether each label is predicted, probabilities), each (B, C)."""
+        """Returns (whether each label is predicted, probabilities), each (B, C)."""
         probabilities = self.probabilities(logits)
         return probabilities >= self.threshold, probabilities
 
-    def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
-        labels = [label for label, taken in zip(self.task.labels, answer) if taken]
-        return labels, [value for value, taken in zip(probability, answer) if taken]
+    def to_labels(self, prediction: Any, probability: Any) -> tuple[Any, Any]:
+        labels = [label for label, is_predicted in zip(self.task.labels, prediction) if is_predicted]
+        return labels, [value for value, is_predicted in zip(probability, prediction) if is_predicted]
 
     def balanced_weights(self, counts: torch.Tensor) -> torch.Tensor:
-        """For each label, the number of rows without it / the number of rows with it."""
+        """Returns, for each label, number of rows without it / number of rows with it. counts: (C,)"""
         return ((self.task.rows or 0) - counts).clamp(min=1) / counts
 
     def calibrate(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
@@ -351,7 +355,7 @@ class MultilabelHead(ImbalanceHead):
 
 class PathHead(ClassificationHead):
     """One path of a label hierarchy per text: (B, H) -> logits (B, C). The logit of a path is the sum of the logits of
-    its nodes, so all paths below a node share its weights."""
+    its nodes, so paths that share a node share its weights."""
 
     paths: torch.Tensor
 
@@ -364,7 +368,7 @@ class PathHead(ClassificationHead):
 
 
 class PathSetHead(MultilabelHead):
-    """Any number of nodes of a label hierarchy per text, each with its ancestors: (B, H) -> logits (B, C).
+    """Any number of nodes of a label hierarchy per text, including all ancestors: (B, H) -> logits (B, C).
 
     The probability of a node is the product of p(node | parent) = sigmoid(linear layer) along its path.
     """
@@ -376,17 +380,17 @@ class PathSetHead(MultilabelHead):
         self.register_buffer("paths", paths_of(task), persistent=False)
 
     def forward(self, vectors: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The logit of p, from s = -log p: -log(exp(s) - 1), in a form that does not overflow."""
+        """Computes the logit of p from s = -log p, as -log(exp(s) - 1), without overflow."""
         s = F.pad(F.softplus(-self.linear(vectors).float()), (0, 1))[:, self.paths].sum(2).clamp(min=1e-30)
         return -s - torch.log(-torch.expm1(-s))
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """Caps each probability at its parent's: even after rounding, no node is predicted without its parent."""
+        """Returns the probabilities, capped at the parent's, so even after rounding no node is predicted without it."""
         return F.pad(logits.sigmoid(), (0, 1), value=1.0)[:, self.paths].amin(2)
 
 
 class RegressionHead(Head):
-    """One number per text: (B, H) -> (B,), in standard deviations from the mean of train. Labels: NaN if missing."""
+    """One number per text: (B, H) -> (B,), in standard deviations from the mean of train. Missing labels are NaN."""
 
     family = Normal
 
@@ -397,7 +401,7 @@ class RegressionHead(Head):
         return self.linear(vectors).squeeze(-1)
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Sum of squared errors of the standardised values."""
+        """Returns the sum of the squared errors of the standardised values. -> ()"""
         targets = (labels - self.task.mean) / self.task.std
         return torch.where(labels.isnan(), 0.0, (logits - targets.nan_to_num()) ** 2).sum()
 
@@ -405,14 +409,14 @@ class RegressionHead(Head):
         numbers = to_double(logits) * self.task.std + self.task.mean
         return numbers, torch.ones_like(numbers)
 
-    def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
-        return answer, None
+    def to_labels(self, prediction: Any, probability: Any) -> tuple[Any, Any]:
+        return prediction, None
 
     def label_mask(self, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return ~labels.isnan()
 
     def start_from(self, before: dict[str, torch.Tensor], task: Task, larger: Head) -> list[str]:
-        """As in Head. If mean and standard deviation differ, the weights are rescaled to predict the same numbers."""
+        """Rescales the weights so that they predict the same numbers, if mean or standard deviation differ."""
         scale, shift = task.std / self.task.std, (task.mean - self.task.mean) / self.task.std
         last = {"linear.weight": (scale, 0.0), "linear.bias": (scale, shift)}
         before = before | {name: before[name] * a + b for name, (a, b) in last.items() if name in before}
@@ -420,7 +424,7 @@ class RegressionHead(Head):
 
 
 class TaggingHead(ClassificationHead):
-    """One tag per word, each decided independently: (B, W, H) -> logits (B, W, C)."""
+    """One tag per word, predicted independently of the others: (B, W, H) -> logits (B, W, C)."""
 
     level = "words"
     continues: torch.Tensor
@@ -430,25 +434,27 @@ class TaggingHead(ClassificationHead):
         self.register_buffer("continues", torch.tensor(continuations(task.labels)), persistent=False)
 
     def decode(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tags (B, W), and for each word (B, W, 3) the probabilities that `entity_probabilities` multiplies:
-        that an entity begins with this tag, continues with it, and ends there. Words are independent."""
+        """Returns the tags, (B, W), and three probabilities per word, (B, W, 3): that an entity begins with this tag,
+        continues with it, and ends there. Their product over the words of an entity is its probability
+        (`word_probabilities`). Words are independent.
+        """
         probabilities = logits.softmax(-1)
         p, tags = probabilities.max(-1)
-        one, other = probabilities[:, :-1], probabilities[:, 1:]
-        # B- always begins an entity; I- only if it does not continue the tag of the word before
-        continued = (one * self.continues.T[tags[:, 1:]]).sum(-1)
-        goes_on = (other * self.continues[tags[:, :-1]]).sum(-1) * inputs["word_mask"][:, 1:]
+        before, after = probabilities[:, :-1], probabilities[:, 1:]
+        # B- always begins an entity; I- only if it does not continue the previous tag
+        continues = (before * self.continues.T[tags[:, 1:]]).sum(-1)
+        goes_on = (after * self.continues[tags[:, :-1]]).sum(-1) * inputs["word_mask"][:, 1:]
         starts, ends = (
-            (1 - F.pad(share, sides)).clamp(min=0) for share, sides in ((continued, (1, 0)), (goes_on, (0, 1)))
+            (1 - F.pad(share, sides)).clamp(min=0) for share, sides in ((continues, (1, 0)), (goes_on, (0, 1)))
         )
         return tags, torch.stack([p * starts, p, ends], 2)
 
-    def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
-        return [self.task.labels[tag_id] for tag_id in answer], probability
+    def to_labels(self, prediction: Any, probability: Any) -> tuple[Any, Any]:
+        return [self.task.labels[tag_id] for tag_id in prediction], probability
 
 
 class CRFTaggingHead(Head):
-    """One tag per word, all tags of a text jointly: (B, W, H) -> emissions (B, W, C) of a conditional random field."""
+    """One tag per word, predicted jointly for each text: (B, W, H) -> emissions (B, W, C) of a CRF."""
 
     level, family = "words", Paths
 
@@ -461,18 +467,18 @@ class CRFTaggingHead(Head):
         self.crf.largest.max_change = max(self.crf.largest.max_change, 4 * (config.head_lr or 0))
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """-log p(tags). A text with an unlabelled word is left out: its path has no likelihood."""
+        """Returns the sum of -log p(tags). Texts with an unlabelled word do not count: they have no path. -> ()"""
         mask = inputs["word_mask"]
         score = self.crf.path_score(logits, labels.clamp(min=0), mask)
         return ((self.crf.log_partition(logits, mask) - score) * has_all_labels(labels, mask)).sum()
 
     def decode(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tags (B, W), and for each word (B, W, 3) the probabilities of `CRF.chain` at the head's temperature."""
+        """Returns the tags of the best path, (B, W), and three probabilities per word, (B, W, 3), see `CRF.chain`."""
         tags = self.crf.viterbi(logits, inputs["word_mask"])
         return tags, self.crf.chain(logits, inputs["word_mask"], tags, float(self.temperature))
 
-    def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
-        return [self.task.labels[tag_id] for tag_id in answer], probability
+    def to_labels(self, prediction: Any, probability: Any) -> tuple[Any, Any]:
+        return [self.task.labels[tag_id] for tag_id in prediction], probability
 
     def label_mask(self, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return inputs["word_mask"] & has_all_labels(labels, inputs["word_mask"]).unsqueeze(1)
@@ -481,58 +487,59 @@ class CRFTaggingHead(Head):
 class SpanHead(Head):
     """Spans of words that may nest and overlap (engine/model/span_pointer.py): (B, W, H) -> logits (B, W, W + 2T).
 
-    A span is predicted if its score reaches `threshold`, fitted on dev (best F1) and saved with the weights.
+    A span is predicted if its score is at least `threshold`, which maximises F1 on dev and is saved with the weights.
     """
 
-    level, family, size = "words", Spans, 64  # size: of the vectors q and k
+    level, family, size = "words", Spans, 64  # size: dimension of the vectors q and k
     finds_spans, needs_calibration = True, True
-    rows_per_label: ClassVar = {"borders.weight": 2, "borders.bias": 2}  # as first word, then as last word
+    rows_per_label: ClassVar = {"borders.weight": 2, "borders.bias": 2}  # one row for first words, one for last words
     threshold: torch.Tensor
 
     def __init__(self, hidden_size: int, task: Task):
         super().__init__(hidden_size, task, num_logits=2 * self.size)
-        self.borders = nn.Linear(2 * self.size, 2 * len(task.labels))  # a type's score for first and for last words
-        nn.init.constant_(self.borders.bias, -5.0)  # spans are rare: a low initial probability, as in Lin et al., 2017
+        self.borders = nn.Linear(2 * self.size, 2 * len(task.labels))  # scores per type, for first and for last words
+        nn.init.constant_(self.borders.bias, -5.0)  # spans are rare: a low initial probability (Lin et al., 2017)
         self.register_buffer("threshold", torch.tensor(0.0))
 
     def forward(self, vectors: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         vectors = self.linear(vectors).float()
-        with torch.autocast(vectors.device.type, enabled=False):  # half precision would lose the words' positions
+        with torch.autocast(vectors.device.type, enabled=False):  # half precision is too coarse for the positions
             return torch.cat([span_pointer.scores_of_pairs(vectors), self.borders(vectors) / 2], 2)
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return span_pointer.loss(logits, labels, inputs["word_mask"]).sum()
 
     def decode(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[list, list]:
-        """Candidate spans above the minimum score; `to_labels` applies the threshold."""
+        """Returns the candidate spans above the minimum score; `to_labels` applies the threshold."""
         return span_pointer.find(logits, inputs["word_mask"])
 
-    def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
-        """The items that reach the threshold: [[first word, last word, type]], and their probabilities."""
+    def to_labels(self, prediction: Any, probability: Any) -> tuple[Any, Any]:
+        """Returns the candidates that reach the threshold, [[first word, last word, type]], and their probabilities."""
         lowest, names = float(to_double(self.threshold).sigmoid()), self.task.labels
-        accepted = [(item, p) for item, p in zip(answer, probability) if p >= lowest]
+        accepted = [(item, p) for item, p in zip(prediction, probability) if p >= lowest]
         return [[*places, names[kind]] for (*places, kind), _ in accepted], [p for _, p in accepted]
 
     def label_mask(self, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """A text has one label, the set of its items."""
+        """Returns the mask of labelled texts, at the first position of their labels: a text has one label, its set of
+        spans."""
         first = torch.arange(labels.shape[1], device=labels.device).eq(0)
         return first & span_pointer.has_labels(labels).unsqueeze(1)
 
     def calibrate(self, logits: Any, labels: Any) -> None:
-        """Chooses the threshold with the best F1."""
+        """Sets the threshold that maximises F1."""
         threshold = span_pointer.threshold_of(logits, labels, self.task.labels)
         self.threshold.copy_(self.threshold if threshold is None else threshold)
 
     def real_logits(self: Any, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The scores of all pairs of real words, flat."""
+        """Returns the scores of all pairs of real words, flattened."""
         return self.distribution.dense(logits)[self.distribution.are_cells(inputs)]
 
-    def hits(self: Any, answers: Any, probabilities: Any, labels: torch.Tensor) -> tuple[int, int]:
-        """The numerator and the denominator of F1: (twice the correct items, predicted plus gold items)."""
+    def hits(self: Any, predictions: Any, probabilities: Any, labels: torch.Tensor) -> tuple[int, int]:
+        """Returns numerator and denominator of F1: (twice the correct spans, predicted plus gold spans)."""
         right, total, names, size = 0, 0, self.task.labels, self.task.num_places + 1
-        for answer, probability, row in zip(answers, probabilities, labels.tolist()):
+        for prediction, probability, row in zip(predictions, probabilities, labels.tolist()):
             if row[0] != IGNORE:
-                found = {tuple(item) for item in self.to_labels(answer, probability)[0]}
+                found = {tuple(item) for item in self.to_labels(prediction, probability)[0]}
                 numbers = [number for number in row[1:] if number != IGNORE]
                 gold = {(*places, names[kind]) for *places, kind in zip(*(numbers[i::size] for i in range(size)))}
                 right, total = right + 2 * len(found & gold), total + len(found) + len(gold)
@@ -540,9 +547,9 @@ class SpanHead(Head):
 
 
 class RelationHead(SpanHead):
-    """Relations between spans, which may nest and overlap (engine/model/relations.py): (B, W, H) -> logits
-    (B, W, 3W + 4 + 4P), followed by those of the entities if these have types. The vectors of words are projected three
-    times, once for each table."""
+    """Relations between spans that may nest and overlap (engine/model/relations.py): (B, W, H) -> logits
+    (B, W, 3W + 4 + 4P), from three projections of the word vectors, one per table. In evaluation, if the entities have
+    types, the logits of their task follow, (B, W, W + 2T)."""
 
     family = Relations
     reads_entities: torch.Tensor
@@ -550,8 +557,8 @@ class RelationHead(SpanHead):
 
     def __init__(self, hidden_size: int, task: Task):
         Head.__init__(self, hidden_size, task, num_logits=6 * self.size)
-        self.borders = nn.Linear(2 * self.size, 4)  # subjects and objects, as first word, then as last word
-        self.heads = nn.Linear(2 * self.size, 2 * len(task.labels))  # predicates, of the subject, then of the object
+        self.borders = nn.Linear(2 * self.size, 4)  # subjects and objects: for first words, then for last words
+        self.heads = nn.Linear(2 * self.size, 2 * len(task.labels))  # per predicate: for subjects, then for objects
         self.tails = nn.Linear(2 * self.size, 2 * len(task.labels))
         for layer in (self.borders, self.heads, self.tails):
             nn.init.constant_(layer.bias, -5.0)
@@ -559,7 +566,7 @@ class RelationHead(SpanHead):
         self.register_buffer(READS_ENTITIES, torch.tensor(0.0))
 
     def read_task(self, name: str) -> None:
-        """Takes the scores of subjects and objects from the entities' task of this name; called once, when built."""
+        """Makes decoding use the scores of this task, which has the types of the entities, for subjects and objects."""
         self.reads_task = name
         self.reads_entities.fill_(1)
 
@@ -582,17 +589,17 @@ class RelationHead(SpanHead):
 
 
 class EventHead(RelationHead):
-    """Events, as relations from triggers to arguments (`events_in` in engine/task/words.py)."""
+    """Events, as relations between triggers and arguments (`events_in` in engine/task/words.py)."""
 
-    def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
-        """The items that reach the threshold, without arguments whose trigger does not."""
-        label, chances = super().to_labels(answer, probability)
-        stays = in_events(label, [True] * len(label))
-        return [*compress(label, stays)], [*compress(chances, stays)]
+    def to_labels(self, prediction: Any, probability: Any) -> tuple[Any, Any]:
+        """Returns the candidates that reach the threshold, without arguments of triggers below it."""
+        label, probabilities = super().to_labels(prediction, probability)
+        is_valid = in_events(label, [True] * len(label))
+        return [*compress(label, is_valid)], [*compress(probabilities, is_valid)]
 
 
-# A task's "type" in labels.json -> its head. "tagging" uses "crf_tagging" with --use_crf; in a label hierarchy, a type
-# uses "hierarchical_<type>" if there is one
+# {"type" of a task in labels.json: its head}. With --use_crf, "tagging" means "crf_tagging"; with a label hierarchy, a
+# type means "hierarchical_<type>" if there is such a head
 HEADS: dict[str, type[Head]] = {
     "classification": ClassificationHead,
     "multilabel": MultilabelHead,
@@ -608,7 +615,7 @@ HEADS: dict[str, type[Head]] = {
 
 
 def heads_of(tasks: dict[str, Task], use_crf: bool) -> dict[str, type[Head]]:
-    """{task: the class of its head}"""
+    """Returns {task: class of its head}. Raises UserError for an unknown type."""
     types = {name: task.type for name, task in tasks.items()}
     if unknown := set(types.values()) - set(HEADS):
         raise UserError(
@@ -622,9 +629,9 @@ def heads_of(tasks: dict[str, Task], use_crf: bool) -> dict[str, type[Head]]:
 
 
 class MyLoss(nn.Module):
-    """The total loss, in training and evaluation: the weighted sum of the tasks' losses.
+    """The total loss in training and evaluation: the weighted sum of the losses of all tasks.
 
-    Divergences (R-Drop, SMART, distillation) are always weighted by `task_weights`.
+    Divergences (R-Drop, SMART, distillation) are always weighted by `task_weights`, not by this class.
     """
 
     def __init__(self, task_weights: dict[str, float] | None = None):
@@ -639,9 +646,10 @@ class MyLoss(nn.Module):
 
 
 class BiLSTM(nn.Module):
-    """An encoder without transformers: embeddings and bidirectional LSTMs. A minimal example of a custom encoder.
+    """Embeddings and bidirectional LSTMs: a minimal example of a custom encoder, without transformers.
 
-    Each layer is its own module, since the dropout between layers of one LSTM has a state that checkpoints cannot save.
+    Each layer is a separate module, because the dropout inside a multi-layer LSTM has a state that checkpoints cannot
+    save.
     """
 
     def __init__(self, vocab_size: int, hidden_size: int, num_layers: int, dropout: float, pad_id: int):
@@ -656,7 +664,7 @@ class BiLSTM(nn.Module):
         return self.embeddings
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
-        lengths = attention_mask.sum(1).cpu()  # packed, so the backward direction skips padding; syncs with a GPU
+        lengths = attention_mask.sum(1).cpu()  # for packing, so the backward direction skips padding; a GPU sync
         vectors = self.dropout(self.embeddings(input_ids))
         packed, _ = self.layers[0](
             nn.utils.rnn.pack_padded_sequence(vectors, lengths, batch_first=True, enforce_sorted=False)
@@ -665,13 +673,13 @@ class BiLSTM(nn.Module):
             packed, _ = layer(packed._replace(data=self.dropout(packed.data)))
         hidden, _ = nn.utils.rnn.pad_packed_sequence(packed, batch_first=True, total_length=input_ids.shape[1])
         hidden = hidden.unflatten(2, (2, -1))
-        # the last states of both directions, which have read the whole text
+        # the final states of both directions, each of which has seen the whole text
         first = torch.cat([hidden[range(len(lengths)), lengths - 1, 0], hidden[:, 0, 1]], 1)
         return SimpleNamespace(last_hidden_state=torch.cat([first.unsqueeze(1), hidden.flatten(2)[:, 1:]], 1))
 
 
 class NoEncoder(nn.Module):
-    """--encoder none: vectors of size 0, for models whose heads read only their own inputs (FIELDS, data_loader.py)."""
+    """--encoder none: hidden states of size 0, for heads that read only custom inputs (FIELDS in data_loader.py)."""
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
         return SimpleNamespace(last_hidden_state=attention_mask.new_zeros(*input_ids.shape, 0, dtype=torch.float32))
@@ -683,8 +691,8 @@ def build_encoder(
     checkpoint: str | Path | None = None,
     base_path: str | None = None,
 ) -> tuple[nn.Module, int]:
-    """(encoder, its hidden size H). checkpoint: one of our folders, read for its config; weights are loaded later.
-    base_path: the new location of its LoRA adapter's base model, if it has moved."""
+    """Returns (encoder, its hidden size H). checkpoint: a checkpoint folder; only its config is read, not its weights.
+    base_path: the new location of the base model of its LoRA adapter, if that was moved."""
     if tokenizer is None:
         return NoEncoder(), 0
     if config.encoder == "bilstm":
@@ -703,8 +711,8 @@ def build_model(
     checkpoint: str | Path | None = None,
     base_path: str | None = None,
 ) -> MyModel:
-    """The model as configured, on the CPU, with the weights of --init_from. checkpoint, base_path: as for
-    `build_encoder`; with a checkpoint, --init_from is not read."""
+    """Builds the model on the CPU, with the weights of --init_from, if given. checkpoint, base_path: see
+    `build_encoder`; with a checkpoint, --init_from is ignored."""
     run = checkpoint_of(config.init_from) if config.init_from and not checkpoint else None
     moved_to = base_path or (config.pretrain_model_path if config.init_from else None)
     encoder, hidden_size = build_encoder(config, tokenizer, checkpoint or run, moved_to)
@@ -726,7 +734,7 @@ def build_model(
     for name, head in model.output_layer.heads.items():
         require_inputs(name, head)
         if not config.calibrate:
-            head.temperature.fill_(1)  # also of --init_from
+            head.temperature.fill_(1)  # --init_from may have set it
         if tokenizer is not None:
             head.set_tokenizer(tokenizer)
         head.set_options(config, name)
@@ -736,7 +744,7 @@ def build_model(
 
 
 def require_inputs(task_name: str, head: nn.Module) -> None:
-    """Raises UserError for a head with a layer for the vectors of texts, which have size 0 with --encoder none."""
+    """Raises UserError if a head has a layer with input size 0: with --encoder none, it cannot read text vectors."""
     if any(not parameter.numel() for parameter in head.parameters()):
         advice = "write one that reads your own inputs (docs/cookbook/digits.md)"
         raise UserError(f"--encoder none: the head of {task_name!r}, {type(head).__name__}, needs a text; {advice}")
@@ -745,9 +753,9 @@ def require_inputs(task_name: str, head: nn.Module) -> None:
 def load_checkpoint(
     folder: str | Path, base_path: str | None = None, base_hub: str = "hf"
 ) -> tuple[MyModel, PreTrainedTokenizerBase | None, dict[str, Task], Config]:
-    """(model, tokenizer, tasks, config) of a checkpoint, on the CPU. Needs neither data nor the hub; an unmerged LoRA
-    adapter also needs its base model, at its original location or at base_path (a name on base_hub)."""
-    import data_loader  # noqa: F401 (it declares FIELDS)
+    """Loads a checkpoint on the CPU, without data or a hub. Returns (model, tokenizer, tasks, config). An unmerged LoRA
+    adapter also needs its base model, at its original location or at base_path, which may be a name on base_hub."""
+    import data_loader  # noqa: F401 (declares FIELDS)
 
     folder = Path(folder)
     if not folder.is_dir():
@@ -759,7 +767,7 @@ def load_checkpoint(
     tasks = read_tasks(folder / "labels.json")
     require_same_fields(tasks, folder)
     tokenizer = None if config.encoder == "none" else saved_tokenizer(folder)
-    where = replace(config, model_hub=base_hub) if base_hub != "hf" else config  # otherwise the hub used in training
+    where = replace(config, model_hub=base_hub) if base_hub != "hf" else config  # default: the hub used in training
     model = build_model(where, tokenizer, tasks, folder, base_path)
     checkpoint.load_weights(model, folder)
     return model, tokenizer, tasks, config
@@ -768,7 +776,7 @@ def load_checkpoint(
 def load_with_featurizer(
     folder: str | Path, base_path: str | None = None, base_hub: str = "hf"
 ) -> tuple[MyModel, Featurizer, Config]:
-    """(model, Featurizer, config) of a checkpoint; the Featurizer reads texts as in training."""
+    """Loads a checkpoint. Returns (model, Featurizer, config); the Featurizer processes texts as in training."""
     model, tokenizer, tasks, trained = load_checkpoint(folder, base_path, base_hub)
     heads, word_ends = map(type, model.output_layer.heads.values()), model.output_layer.word_pooling != "first"
     return model, Featurizer.from_config(trained, tokenizer, tasks, heads, word_ends), trained

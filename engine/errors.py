@@ -1,5 +1,5 @@
-"""The error that all packages raise when the input or an option is wrong."""
+"""The error that all packages raise for invalid input or options."""
 
 
 class UserError(ValueError):
-    """An error that the user can fix. `main` prints it on one line and exits with code 2, without a traceback."""
+    """An error that the user can fix. `main` prints a one-line message without a traceback and exits with code 2."""

@@ -1,14 +1,15 @@
-"""Schemas that JSON files are validated against.
+"""Schemas for validating JSON files.
 
     TASK = {"type": str, "labels": [str], Optional("unit"): AnyOf("word", "character")}
     tasks = read_json(folder / "labels.json", {str: TASK})
 
-A shape is one of: a type (`float` also accepts whole numbers, `int` rejects booleans; numbers must be finite), None, a
-literal string or boolean, `[shape]` for a list, `(shape, shape)` for a list of two, `{str: shape}` for an
-object with any keys, `{"name": shape, Optional("name"): shape}` for one with these keys (others are ignored),
-`AnyOf(shape, …)`, `Range(low, high)` for a number in that range, `Number` for one that need not be finite, or `object`
-for anything.
-Only the standard library is used, because every exported folder has a copy of this file.
+A shape is one of: a type (`float` also accepts integers, `int` rejects booleans; numbers must be finite), None, a
+literal string or boolean, `[shape]` for a list, `(shape, shape)` for a list of two items, `{str: shape}` for an object
+with arbitrary keys, `{"name": shape, Optional("name"): shape}` for an object with these keys (others are ignored),
+`AnyOf(shape, …)`, `Range(low, high)` for a number in this range, `Number` for a number that may be infinite or NaN, or
+`object` for any value.
+
+Uses only the standard library, because every exported folder has a copy of this file.
 """
 
 import json
@@ -18,11 +19,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-MAX_SHOWN = 60  # characters of a wrong value shown in a message
+MAX_SHOWN = 60  # maximum number of characters of an invalid value in a message
 
 
 class SchemaError(ValueError):
-    """Raised if a file does not match its schema; the one-line message says where and why."""
+    """Raised if a file does not match its schema. The one-line message says where and why."""
 
 
 class Optional(str):
@@ -30,25 +31,25 @@ class Optional(str):
 
 
 class AnyOf(tuple):
-    """Several shapes, one of which must match."""
+    """Alternative shapes; a value must match one of them."""
 
     def __new__(cls, *shapes: Any) -> "AnyOf":
         return super().__new__(cls, shapes)
 
 
 class Range(NamedTuple):
-    """A number from `low` to `high`, both included; a whole number if `low` is an int."""
+    """A number from `low` to `high`, inclusive; an integer if `low` is an int."""
 
     low: float
     high: float = math.inf
 
 
 class Number:
-    """Any float, including NaN and the infinities, such as a score or a loss."""
+    """Any number, including NaN and infinity, such as a score or a loss."""
 
 
 def without_duplicates(pairs: list[tuple[str, Any]]) -> dict:
-    """The dict of a JSON object's pairs. Raises ValueError for a duplicate key; json would keep the last value."""
+    """Converts the pairs of a JSON object to a dict. Raises ValueError for duplicate keys, which json accepts."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -56,12 +57,12 @@ def without_duplicates(pairs: list[tuple[str, Any]]) -> dict:
     return found
 
 
-# Text -> its JSON value, like json.loads
+# Parses a text like json.loads, but rejects duplicate keys
 parse_json = json.JSONDecoder(object_pairs_hook=without_duplicates).decode
 
 
 def read_json(path: str | Path, shape: Any = object) -> Any:
-    """The value in a JSON file. Raises SchemaError if it cannot be read or does not have this shape."""
+    """Reads a JSON file. Raises SchemaError if it cannot be read or does not have this shape."""
     if not os.path.isfile(path):  # a pipe would block, and /dev/zero has no end
         raise SchemaError(f"{path}: no such file")
     try:
@@ -74,7 +75,7 @@ def read_json(path: str | Path, shape: Any = object) -> Any:
 
 
 def read_json_lines(path: str | Path, shape: Any = object) -> Iterator[Any]:
-    """The values of a .jsonl file, one per line, all of this shape. Raises SchemaError as `read_json` does."""
+    """Yields the values of a .jsonl file, one per line. Raises SchemaError if a line does not have this shape."""
     number = 0
     if not os.path.isfile(path):
         raise SchemaError(f"{path}: no such file")
@@ -92,14 +93,14 @@ def read_json_lines(path: str | Path, shape: Any = object) -> Iterator[Any]:
 
 
 def mismatch(value: Any, shape: Any, where: str = "") -> str:
-    """Describes the first mismatch between a value and a shape; empty if they match."""
+    """Returns a description of the first mismatch between a value and a shape; "" if they match."""
     if isinstance(shape, AnyOf):
         found = [mismatch(value, option, where) for option in shape]
         return "" if "" in found else wrong(value, shape, where)
     if isinstance(shape, list):
         if not isinstance(value, list):
             return wrong(value, shape, where)
-        if shape[0] is str and set(map(type, value)) <= {str}:  # a fast path for the usual case
+        if shape[0] is str and set(map(type, value)) <= {str}:  # fast path for the most frequent shape
             return ""
         items = ((item, shape[0], f"{where}[{number}]") for number, item in enumerate(value))
         return next((text for item in items if (text := mismatch(*item))), "")
@@ -127,7 +128,7 @@ def mismatch_in_object(value: Any, shape: dict, where: str) -> str:
 
 
 def fits(value: Any, shape: Any) -> bool:
-    """Whether a single value matches a shape that is neither a list nor an object."""
+    """Returns whether a value matches a shape that is neither a list nor an object."""
     if shape is object:
         return True
     if isinstance(value, bool) or shape is bool:
@@ -139,14 +140,14 @@ def fits(value: Any, shape: Any) -> bool:
     if shape is Number:
         return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1e308)
     if shape is float:
-        # `float(10**400)` raises, and so do later comparisons in numpy
+        # `float(10**400)` and comparisons in numpy would raise
         return isinstance(value, int | float) and abs(value) < 1e308 and math.isfinite(value)
     return isinstance(value, shape) if isinstance(shape, type) else type(value) is type(shape) and value == shape
 
 
 def like(value: Any) -> Any:
-    """Infers the shape of a value: the same keys and number of items; numbers for numbers, finite if they are finite;
-    anything for null."""
+    """Infers the shape of a value: with the same keys and numbers of items, a number for a number, which must be finite
+    if it is finite, and any value for null."""
     if isinstance(value, dict):
         return {Optional(key): like(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -161,14 +162,14 @@ def like(value: Any) -> Any:
 def wrong(value: Any, shape: Any, where: str) -> str:
     try:
         shown = json.dumps(value, ensure_ascii=False)
-    except RecursionError:  # writing needs slightly more stack than reading
+    except RecursionError:  # writing needs a slightly deeper stack than reading
         shown = "nested too deeply"
     shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
     return f"{where or 'it'} is {shown}, but must be {describe(shape)}"
 
 
 def describe(shape: Any) -> str:
-    """A shape in words."""
+    """Returns a shape in words."""
     names: dict[Any, str] = {
         str: "a string",
         int: "a whole number",

@@ -1,12 +1,12 @@
 """The log partition of a linear-chain CRF in about a hundred kernel launches, for texts of any length.
 
-The forward algorithm takes one step per word, and a GPU waits for Python to launch each of them. Here the steps are
-matrices, M_t[i, j] = exp(transitions[i, j] + emissions[t, j]), and their product is a tree of pairwise products:
-an associative scan (Blelloch, 1990; for hidden Markov models Särkkä and García-Fernández,
-2021). The gradient is the marginals, from a sweep down the same tree with vectors in place of matrices.
+The forward algorithm takes one step per word, and a GPU waits for Python to launch the kernels of each step. Here the
+steps are matrices, M_t[i, j] = exp(transitions[i, j] + emissions[t, j]), which are multiplied in a tree of pairwise
+products: an associative scan (Blelloch, 1990; for hidden Markov models Särkkä and García-Fernández, 2021). The
+gradients are the marginals, which a sweep down the same tree computes with vectors instead of matrices.
 
-All values are in probability space, rescaled by their maxima to stay in the range of a float; see MAX_TRANSITION.
-Shapes: B texts, W words, C tags; N chunks of a text, a power of two, each of S words; C' states, see Steps.
+All values are in probability space, divided by their maxima to avoid overflow and underflow; see MAX_TRANSITION.
+Shapes: B texts, W words, C tags; N chunks per text, a power of two, of S words each; C' states, see Steps.
 """
 
 from typing import Any, cast
@@ -14,27 +14,28 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 
-CHUNK = 4  # words whose matrices are multiplied sequentially; only their product is kept
-ALIGNED = 4  # matrices are padded to a multiple of this size, for a GPU's vectorised loads
-# Largest absolute transition; their span is twice that. Emissions may have any value: in a product of matrices, divided
-# by its last word's exp(emissions), no entry is below exp(-2 span) of the largest, so underflow, below
-# exp(-87) or in fp64 exp(-708), is negligible. A product of two, and two levels without a division, reach exp(-4 span).
+CHUNK = 4  # number of words whose matrices are multiplied sequentially; only the product is stored
+ALIGNED = 4  # matrices are padded to a multiple of this size, for vectorised loads on a GPU
+# Limits for absolute transitions; transitions then differ by at most span = twice the limit. Emissions may have any
+# value: after dividing a product of matrices by exp(emissions) of its last word, no entry is below exp(-2 span) times
+# the largest. So underflow, below exp(-87) or in fp64 exp(-708), is negligible. A product of two, and two levels
+# without a division, reach exp(-4 span).
 MAX_TRANSITION = {torch.float32: 6.0, torch.float64: 30.0}
-MAX_BYTES = 2**28  # limit for the chunks' matrices: 36 texts of 512 words and 120 tags; larger batches are split up
+MAX_BYTES = 2**28  # limit for the chunks' matrices: 36 texts of 512 words with 120 tags; larger batches are split
 
 
 def chunks_of(num_words: int) -> tuple[int, int]:
-    """(N, S): the number of chunks, a power of two, and the words in each, at most CHUNK."""
+    """Returns (N, S): the number of chunks, a power of two, and the number of words in each, at most CHUNK."""
     chunks = 1 << (-(-num_words // CHUNK) - 1).bit_length()
     return chunks, -(-num_words // chunks)
 
 
 class Steps:
-    """The transition and emission factors, exponentiated: `words` (B, N, S, C') and `factors` (C', C').
+    """The exponentials of emissions and transitions: `words` (B, N, S, C') and `factors` (C', C').
 
-    The scores of start and end are added to the first and the last word. An extra state marks the end of the text, so
-    C' is at least C + 1: padding allows only this state, words of the text allow all others, and no step needs the
-    mask. `scale` (B,) is the log of the scaling factor.
+    `words` includes the start transitions at the first word and the end transitions at the last. An extra state stands
+    for the end of the text, so C' is at least C + 1: padding allows only this state, and words allow only the others.
+    So no step needs the mask. `scale` (B,) is the log of the scaling factor.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Steps:
         )
 
     def chunk_products(self) -> torch.Tensor:
-        """The product of each chunk's matrices, (B, N, C', C')."""
+        """Returns the product of the matrices of each chunk, (B, N, C', C')."""
         words = self.words.unsqueeze(3)
         # The matrix of the first word has no transition
         ones = torch.ones_like(self.factors).unsqueeze(0)
@@ -76,9 +77,9 @@ class Steps:
         return product
 
     def log_partition(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """(log partition (B,), the levels of the tree from its leaves up).
+        """Returns the log partition function, (B,), and the levels of the tree, from the leaves up.
 
-        A level of the tree is (B, n / 2, 2, C', C'): pairs of matrices, the right ones transposed.
+        A level contains pairs of matrices, (B, n / 2, 2, C', C'), with the right ones transposed.
         """
         product, tree, scales = self.chunk_products(), [], []
         while product.shape[1] > 1:
@@ -87,25 +88,25 @@ class Steps:
             tree.append(torch.stack([pairs[:, :, 0], pairs[:, :, 1].mT], 2))
             scales.append(peak.flatten(1))
             product = pairs[:, :, 0] @ pairs[:, :, 1]
-        total = product[:, 0, 0].sum(1, keepdim=True)  # all rows are equal, like those of the first word
+        total = product[:, 0, 0].sum(1, keepdim=True)  # all rows are equal, because those of the first word are
         return torch.cat([total, *scales], 1).log().sum(1) + self.scale, tree
 
-    def chunk_borders(self, tree: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sums over all paths before and after each chunk, each (B, N, C'), up to a factor."""
+    def chunk_boundaries(self, tree: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the sums over all paths before and after each chunk, each (B, N, C'), up to a factor."""
         crossed = torch.eye(2, dtype=torch.bool, device=self.words.device).unsqueeze(2)
-        borders = self.words.new_ones(len(self.words), 1, 2, len(self.factors))  # before and after the whole text
+        boundaries = self.words.new_ones(len(self.words), 1, 2, len(self.factors))  # before and after the whole text
         for depth in range(len(tree) - 1, -1, -1):
-            over = (borders.unsqueeze(3) @ tree[depth]).squeeze(3)  # over the left child, and back over the right one
-            borders = torch.where(crossed, borders.unsqueeze(2), over.unsqueeze(2)).flatten(1, 2)
+            over = (boundaries.unsqueeze(3) @ tree[depth]).squeeze(3)  # over the left child, backward over the right
+            boundaries = torch.where(crossed, boundaries.unsqueeze(2), over.unsqueeze(2)).flatten(1, 2)
             if depth % 2 == 0:
-                borders = borders / borders.amax(3, keepdim=True)
-        return borders[:, :, 0], borders[:, :, 1]
+                boundaries = boundaries / boundaries.amax(3, keepdim=True)
+        return boundaries[:, :, 0], boundaries[:, :, 1]
 
     def gradients(
         self, tree: list[torch.Tensor], grad: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The gradients of sum(grad * log partition) w.r.t. emissions (B, W, C), start, transitions and end."""
-        first, last = self.chunk_borders(tree)
+        """Returns the gradients of sum(grad * log partition) w.r.t. emissions (B, W, C), start, transitions and end."""
+        first, last = self.chunk_boundaries(tree)
         reached, after, arrived = [first], [last], list[torch.Tensor]()
         size = self.words.shape[2]
         for k in range(size):
@@ -128,8 +129,8 @@ class Steps:
 
 
 class LogPartition(torch.autograd.Function):
-    """The log partition function, (B,), computed in dtype. keep: whether to keep the tree for the backward pass instead
-    of recomputing it."""
+    """The log partition function, (B,), computed in dtype. keep: whether to store the tree for the backward pass
+    instead of recomputing it."""
 
     @staticmethod
     def forward(
@@ -156,8 +157,8 @@ class LogPartition(torch.autograd.Function):
 
 
 class Gradients(torch.autograd.Function):
-    """The gradients of sum(grad * log partition), differentiable because R-Drop and SMART compare marginals.
-    kept: (steps, tree) of the forward pass, or None."""
+    """The gradients of sum(grad * log partition). They are differentiable, because R-Drop and SMART compare marginals.
+    kept: (steps, tree) from the forward pass, or None."""
 
     @staticmethod
     def forward(
@@ -182,20 +183,20 @@ class Gradients(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *directions: torch.Tensor) -> Any:
-        """Works on a few texts at a time: recorded for autograd, the tree takes eight times the memory."""
+        """Processes a few texts at a time, because the tree takes eight times the memory when autograd records it."""
         emissions, start, transitions, end, grad, mask = ctx.saved_tensors
         shared = [tensor.detach().requires_grad_() for tensor in (start, transitions, end)]
         options = dict(allow_unused=True, materialize_grads=True)
         by_texts, by_shared = [], []
         size = texts_at_once(emissions, ctx.dtype, MAX_BYTES // 8)
-        for scores, weight, part, wanted in zip(*(t.split(size) for t in (emissions, grad, mask, directions[0]))):
+        for scores, weight, part, direction in zip(*(t.split(size) for t in (emissions, grad, mask, directions[0]))):
             scores, weight = scores.detach().requires_grad_(), weight.detach().requires_grad_()
             with torch.enable_grad():
                 total, _ = cast(Any, Steps)(scores, part, *shared, ctx.dtype).log_partition()
                 first = torch.autograd.grad(
                     total, (scores, *shared), weight.to(ctx.dtype), create_graph=True, **options
                 )
-                second = torch.autograd.grad(first, (scores, weight, *shared), (wanted, *directions[1:]), **options)
+                second = torch.autograd.grad(first, (scores, weight, *shared), (direction, *directions[1:]), **options)
             by_texts.append(second[:2])
             by_shared.append(second[2:])
         by_emissions, by_grad = (torch.cat(parts) for parts in zip(*by_texts))
@@ -203,7 +204,7 @@ class Gradients(torch.autograd.Function):
 
 
 def texts_at_once(emissions: torch.Tensor, dtype: torch.dtype, most: int) -> int:
-    """The number of texts whose chunk matrices fit in `most` bytes; at least one."""
+    """Returns the number of texts whose chunk matrices fit in `most` bytes, at least 1."""
     _, num_words, num_tags = emissions.shape
     return max(1, most // (chunks_of(num_words)[0] * num_tags**2 * dtype.itemsize))
 
@@ -216,10 +217,10 @@ def log_partition(
     end: torch.Tensor,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """The log partition function, (B,), twice differentiable.
+    """Returns the log partition function, (B,). It is twice differentiable.
 
     emissions (B, W, C), start and end (C,), transitions (C, C); mask (B, W), each row a prefix of ones. dtype: the
-    dtype of the products; no transition may exceed its MAX_TRANSITION in absolute value.
+    dtype of the products; absolute transitions must not exceed its MAX_TRANSITION.
     """
     dtype = dtype or emissions.dtype
     size = texts_at_once(emissions, dtype, MAX_BYTES)

@@ -1,7 +1,7 @@
-"""Distributions parametrised by a head's logits, for R-Drop, SMART, distillation and ensembles.
+"""Distributions that the logits of a head parametrise, for R-Drop, SMART, distillation and ensembles.
 
 Each is an exponential family, log p(y) = <statistics of y, logits> - log normaliser (Amari, Information Geometry and
-Its Applications, 2016), so divergences and distillation losses need only its log normaliser and expected statistics.
+Its Applications, 2016). So divergences and distillation losses need only log normalisers and expected statistics.
 Shapes: B texts, W words (1 for labels of whole texts), N statistics per word.
 """
 
@@ -17,30 +17,30 @@ from engine.run.device import to_double
 from engine.task.task import IGNORE
 
 Inputs = dict[str, torch.Tensor]
-DENSE = 2**25  # maximum number of scores of pairs of words in memory at a time, unless one text alone has more
+DENSE = 2**25  # maximum number of scores of word pairs in memory at a time, unless a single text has more
 
 
 class Distribution:
-    """The base class of all distributions. head: the Head whose logits it describes."""
+    """The base class of all distributions. head: the Head that computes the logits."""
 
     has_temperature = True
-    wants_pairs = False  # whether a student also learns from pairs of neighbouring tags
-    smallest = 1e-5  # smaller expected statistics of a teacher are not stored
+    wants_pairs = False  # whether distillation also uses the probabilities of pairs of adjacent tags
+    smallest = 1e-5  # a teacher's expected statistics below this are not stored
 
     def __init__(self, head: Any):
         self.head = head
 
     @property
     def stride(self) -> int:
-        """The index offset of a teacher's statistics per word; 0: none."""
+        """The offset between the indices of a teacher's statistics for adjacent words; 0: none."""
         return 0
 
     def statistics(self, logits: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-        """The expected statistics, the gradient of the log normaliser, in the logits' shape."""
+        """Returns the expected statistics: the gradient of the log normaliser, with the shape of the logits."""
         raise NotImplementedError
 
     def log_normalizers(self, logits: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-        """Logits -> log normalisers, without the last dimension."""
+        """Returns the log normalisers, with the shape of the logits without the last dimension."""
         raise NotImplementedError
 
     def to_average(self, logits: torch.Tensor) -> torch.Tensor:
@@ -48,34 +48,36 @@ class Distribution:
         return logits
 
     def from_average(self, average: torch.Tensor) -> torch.Tensor:
-        """Logits for `decode`, from the mean of several `to_average` outputs."""
+        """Converts the mean of several outputs of `to_average` to logits for `decode`."""
         return average
 
     def nll(self, logits: torch.Tensor, labels: torch.Tensor, inputs: Inputs, temperature: float) -> torch.Tensor:
-        """-log p(label) at a temperature, summed over all labels. -> ()"""
+        """Returns the sum of -log p(label) at a temperature. -> ()"""
         raise NotImplementedError
 
     def describes(self, probabilities: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> bool:
-        """Whether `decode` returns the probabilities of this distribution, so a temperature applies to them."""
+        """Returns whether `decode` returns probabilities of this distribution, so a temperature applies to them."""
         return False
 
     def decode(self, logits: torch.Tensor, inputs: Inputs) -> tuple[Any, Any]:
-        """The answers of the head's `decode`, with probabilities at the head's temperature. It changes no answer."""
-        answers, probabilities = self.head.decode(logits, inputs)
+        """Returns the predictions of the head's `decode`, with probabilities at the head's temperature. The temperature
+        does not change the predictions."""
+        predictions, probabilities = self.head.decode(logits, inputs)
         if self.has_temperature and (temperature := float(self.head.temperature)) != 1:
             probabilities = self.head.decode(logits / temperature, inputs)[1]
-        return answers, probabilities
+        return predictions, probabilities
 
     def chances(self, logits: torch.Tensor, inputs: Inputs, tags: torch.Tensor, temperature: float) -> torch.Tensor:
-        """The probabilities that a tagging head's `decode` returns, at a temperature, (B, W, 3). tags: its answers"""
+        """Returns the probabilities from `decode` of a tagging head, (B, W, 3), at a temperature. tags: the predicted
+        tags, (B, W)"""
         return self.head.decode(logits / temperature, inputs)[1]
 
     def divergence(
         self, first: torch.Tensor, second: torch.Tensor, labels: torch.Tensor, inputs: Inputs
     ) -> torch.Tensor:
-        """KL(p || q) + KL(q || p), weighted and summed over labelled positions -> ()
+        """Returns KL(p || q) + KL(q || p), weighted and summed over labelled positions. -> ()
 
-        It is <statistics of p - statistics of q, logits of p - logits of q>.
+        This equals <statistics of p - statistics of q, logits of p - logits of q>.
         """
         products = (self.statistics(first, inputs) - self.statistics(second, inputs)) * (first - second)
         weights = self.head.label_weights(labels, inputs)
@@ -89,38 +91,40 @@ class Distribution:
     # ---- teacher and student (engine/tricks/soft_targets.py) ----
 
     def parts(self, logits: torch.Tensor) -> list[slice]:
-        """Splits a batch into parts that are processed one after another, so that each fits in memory."""
+        """Splits a batch into parts that fit in memory and are processed sequentially."""
         return [slice(0, len(logits))]
 
     def teach_parts(self, logits: torch.Tensor, inputs: Inputs, *options: Any) -> Iterator[tuple[Inputs, Any]]:
-        """Yields (inputs of a part of the batch, its result of `teach`)."""
+        """Yields (inputs, output of `teach`) for each part of the batch."""
         for part in self.parts(logits):
             own = {name: tensor[part] for name, tensor in inputs.items()}
             yield own, self.teach(logits[part], own, *options)
 
     def by_word(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits -> (B, W, N)."""
+        """Reshapes logits to (B, W, N)."""
         return logits.reshape(len(logits), logits.shape[1] if self.head.by_words else 1, -1)
 
     def teach(
         self, logits: torch.Tensor, inputs: Inputs, temperature: float, pairs: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """A teacher's answer: (statistics (B, W, N), entropies (B, W), before). before: with `pairs` of tags (B, W, C),
-        see soft_targets.py, otherwise None."""
+        """Computes a teacher's output: (statistics (B, W, N), entropies (B, W), before). With `pairs`, `before` is
+        (B, W, C), see soft_targets.py, otherwise None."""
         scores = self.by_word(logits) / (temperature if self.has_temperature else 1.0)
         statistics = self.statistics(scores, inputs)
         entropies = self.log_normalizers(scores, inputs) - (statistics * scores).sum(2)
         return statistics, entropies, statistics if pairs else None
 
     def num_taught(self, targets: Any, inputs: Inputs) -> torch.Tensor:
-        """The number of texts or words that teachers labelled, (); it divides `distillation`. targets: SoftTargets"""
+        """Returns the number of texts or words that the teachers labelled, the divisor of the distillation loss. -> ()
+        targets: SoftTargets"""
         return targets.taught.sum()
 
     def distillation(self, logits: torch.Tensor, targets: Any, inputs: Inputs, temperature: float) -> torch.Tensor:
-        """temperature^2 * mean over teachers of KL(teacher || student) at that temperature, summed over all texts or
-        words that they labelled -> ()
+        """Returns temperature^2 * KL(teacher || student) at the temperature, averaged over teachers and summed over the
+        texts or words that they labelled. -> ()
 
-        It is A(student) - <statistics of the teacher, student> - entropy of the teacher; A is the log normaliser.
+        This equals A(student) - <statistics of the teacher, student> - entropy of the teacher, with the log normaliser
+        A.
         """
         temperature = temperature if self.has_temperature else 1.0
         scores = self.by_word(logits) / temperature
@@ -131,7 +135,7 @@ class Distribution:
 
 
 class Softmax(Distribution):
-    """One of C classes per text or word."""
+    """A distribution over C classes, per text or per word."""
 
     def statistics(self, logits: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         return logits.softmax(-1)
@@ -158,7 +162,7 @@ class Softmax(Distribution):
 
 
 class Bernoulli(Distribution):
-    """Independent labels, each with probability sigmoid(logit)."""
+    """Independent labels, each present with probability sigmoid(logit)."""
 
     def statistics(self, logits: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         return logits.sigmoid()
@@ -183,10 +187,10 @@ class Bernoulli(Distribution):
 
 
 class Normal(Distribution):
-    """Regression values as means of normal distributions of variance 1; temperature does not change them."""
+    """Normal distributions of variance 1, whose means are the predicted values. They have no temperature."""
 
     has_temperature = False
-    smallest = -1.0  # values have no lower bound
+    smallest = -1.0  # all values are stored
 
     def statistics(self, logits: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         return logits
@@ -196,7 +200,7 @@ class Normal(Distribution):
 
 
 class Paths(Distribution):
-    """Tag paths under `head.crf`. Emissions can be averaged, since path scores are linear in them."""
+    """Distributions over tag paths from `head.crf`. Emissions can be averaged: path scores are linear in them."""
 
     wants_pairs = True
 
@@ -216,17 +220,17 @@ class Paths(Distribution):
         return self.head.crf.chain(logits, inputs["word_mask"], tags, temperature)
 
     def decode(self, logits: torch.Tensor, inputs: Inputs) -> tuple[Any, Any]:
-        return self.head.decode(logits, inputs)  # transitions are divided too, in `CRF.chain`
+        return self.head.decode(logits, inputs)  # `CRF.chain` also divides the transitions by the temperature
 
     def teach(
         self, logits: torch.Tensor, inputs: Inputs, temperature: float, pairs: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         statistics, entropies, before = self.head.crf.path_statistics(logits, inputs["word_mask"], temperature)
-        entropies = F.pad(entropies.unsqueeze(1), (0, logits.shape[1] - 1))  # each at the first word
+        entropies = F.pad(entropies.unsqueeze(1), (0, logits.shape[1] - 1))  # stored at the first word
         return statistics.float(), entropies.float(), before if pairs else None
 
     def num_taught(self, targets: Any, inputs: Inputs) -> torch.Tensor:
-        """The number of words in texts that teachers labelled completely; other texts do not count."""
+        """Returns the number of words in texts that the teachers labelled completely. -> ()"""
         mask = inputs["word_mask"]
         return (mask * targets.whole(mask).unsqueeze(1)).sum()
 
@@ -242,7 +246,7 @@ class Paths(Distribution):
         return temperature**2 * (partitions - expected / temperature - entropies)
 
     def expected_transitions(self, targets: Any, whole: torch.Tensor) -> torch.Tensor:
-        """The expected transition scores under the teachers, summed over texts with weights `whole` (B,). -> ()"""
+        """Returns the teachers' expected transition scores, summed over texts with weights `whole` (B,). -> ()"""
         transitions = self.head.crf.transitions
         shares, before = targets.pairs(len(transitions))
         before, factors = before[:, :, :-1].flatten(1, 2), targets.factors  # (T, B * (W - 1), C), (T, C, C), T teachers
@@ -252,16 +256,16 @@ class Paths(Distribution):
 
 
 class Spans(Distribution):
-    """Spans, each present with probability sigmoid(score) (engine/model/span_pointer.py)."""
+    """Independent spans, each present with probability sigmoid(score) (engine/model/span_pointer.py)."""
 
-    smallest = 1e-3  # every span has some probability
+    smallest = 1e-3  # most of the W * W spans have a tiny probability
 
     @property
     def stride(self) -> int:
         return len(self.head.task.labels)
 
     def by_word(self, logits: torch.Tensor) -> torch.Tensor:
-        """The scores of all spans by their first word, (B, W, W * T): last word j and type t are at j * T + t."""
+        """Returns the scores of all spans by first word, (B, W, W * T), with last word j and type t at j * T + t."""
         return self.dense(logits).permute(0, 2, 3, 1).flatten(2)
 
     def statistics(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:
@@ -275,8 +279,8 @@ class Spans(Distribution):
         return [slice(begin, begin + size) for begin in range(0, len(logits), size)]
 
     def sum_of_parts(self, function: Callable[[slice], torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
-        """The sum of function(part) over `parts`. If there are several, the scores of each part are recomputed in the
-        backward pass instead of stored."""
+        """Returns the sum of function(part) over `parts`. If there are several, the scores of each part are not stored
+        but recomputed in the backward pass."""
         parts = self.parts(logits)
         if len(parts) == 1:
             return function(parts[0])
@@ -284,26 +288,26 @@ class Spans(Distribution):
         return torch.stack(losses).sum()
 
     def dense(self, logits: torch.Tensor) -> torch.Tensor:
-        """The scores of all pairs of words, (B, T, W, W)."""
+        """Returns the scores of all pairs of words, (B, T, W, W)."""
         return span_pointer.dense(logits)
 
     def are_cells(self, inputs: Inputs) -> torch.Tensor:
-        """Mask of the scores that count, (B, T, W, W)."""
+        """Returns the mask of the valid scores, (B, T, W, W)."""
         return span_pointer.spans_of(inputs["word_mask"]).unsqueeze(1).expand(-1, self.stride, -1, -1)
 
     def by_cell(self, inputs: Inputs) -> torch.Tensor:
         return self.are_cells(inputs).permute(0, 2, 3, 1).flatten(2)
 
     def decode(self, logits: torch.Tensor, inputs: Inputs) -> tuple[Any, Any]:
-        return self.head.decode(logits, inputs)  # `at_temperature` is applied later, after the threshold
+        return self.head.decode(logits, inputs)  # `at_temperature` is applied after the threshold
 
     def at_temperature(self, probabilities: list[float], temperature: float) -> list[float]:
-        """sigmoid(score / temperature) for each sigmoid(score)."""
+        """Converts each probability sigmoid(score) to sigmoid(score / temperature)."""
         odds = torch.tensor(probabilities, dtype=torch.float64).logit(eps=1e-15)
         return probabilities if temperature == 1 else (odds / temperature).sigmoid().tolist()
 
     def num_taught(self, targets: Any, inputs: Inputs) -> torch.Tensor:
-        """The number of texts, since a text has one label."""
+        """Returns the number of labelled texts. -> ()"""
         return targets.taught.amax(1).sum()
 
     def divergence(
@@ -317,7 +321,7 @@ class Spans(Distribution):
         return self.sum_of_parts(divergence_of, first)
 
     def distillation(self, logits: torch.Tensor, targets: Any, inputs: Inputs, temperature: float) -> torch.Tensor:
-        """As in Distribution, computed for one part of the texts at a time."""
+        """Computes the loss for one part of the texts at a time, see Distribution."""
 
         def distillation_of(part: slice) -> torch.Tensor:
             own = targets if part.stop >= len(logits) and not part.start else targets.of_rows(part)
@@ -328,8 +332,8 @@ class Spans(Distribution):
 
 
 class Relations(Spans):
-    """Relations, as pairs of words in the three tables of engine/model/relations.py, each present with probability
-    sigmoid(score)."""
+    """Relations as independent pairs of words in the three tables of engine/model/relations.py, each present with
+    probability sigmoid(score)."""
 
     @property
     def stride(self) -> int:

@@ -1,4 +1,4 @@
-"""Encoders of the transformers library: loads them safely, and handles differences between model families."""
+"""Loads encoders with transformers without running third-party code, and handles differences between model families."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ if TYPE_CHECKING:
 
     from config import Config
 
-BOTH_WAYS = ("xlnet", "bert-generation")  # language models in which every token sees the whole text
+BOTH_WAYS = ("xlnet", "bert-generation")  # language models with bidirectional attention
 ENDS_WITH_CLS = ("xlnet",)
 ENCODER_FILE = "encoder.json"  # the config of the encoder in a checkpoint
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-MAX_COUNTED, MAX_SIZE = 2**16, 2**62  # limits for the number of layers, heads, labels, …; and for other numbers
+MAX_COUNTED, MAX_SIZE = 2**16, 2**62  # limits for counts of layers, heads, labels, …; and for other numbers
 PLAIN_ATTENTION = (None, "eager", "sdpa")
 WIDE_MASK = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert")
 
 
 def takes_wide_mask(encoder: nn.Module) -> bool:
-    """Whether an encoder accepts an attention mask of (B, 1, L, L) unchanged."""
+    """Returns whether an encoder accepts an attention mask (B, 1, L, L) and does not change it."""
     return getattr(getattr(encoder, "config", None), "model_type", None) in WIDE_MASK and compat.takes_4d_mask()
 
 
 def is_causal(encoder: Any) -> bool:
-    """Whether a token sees only earlier tokens, as in GPT-2 and Llama. encoder: a module or its config. Only this
-    function decides it; a custom encoder sets an attribute `is_causal`."""
+    """Returns whether tokens attend only to earlier tokens, as in GPT-2 and Llama. encoder: a module or its config. A
+    custom encoder can set an attribute `is_causal`."""
     shape = getattr(encoder, "config", encoder)
     if getattr(encoder, "is_causal", False) or getattr(shape, "is_decoder", False):
-        return not getattr(shape, "is_encoder_decoder", False)  # as in BART: the encoder sees the whole text
+        return not getattr(shape, "is_encoder_decoder", False)  # the encoder of BART is bidirectional
     if getattr(shape, "is_encoder_decoder", False) or getattr(shape, "use_bidirectional_attention", None) is True:
         return False
     kind = getattr(shape, "model_type", None)
@@ -56,13 +56,14 @@ def is_causal(encoder: Any) -> bool:
 
 
 def read_shape(name: str | Path, revision: str | None = None) -> PretrainedConfig:
-    """The config of a third-party folder or hub name, without settings that make transformers download or run code.
+    """Reads the config of a third-party folder or hub name. Removes settings that make transformers download or run
+    code.
 
-    With the package `kernels`, transformers downloads and runs the attention that config.json names as "owner/name" or
-    as flash attention. Loading a quantized model does the same, and an adapter loads another model.
+    If the package `kernels` is installed, transformers downloads and runs the attention code that config.json names as
+    "owner/name" or as flash attention. Loading a quantized model also runs code, and an adapter loads another model.
     """
     if (Path(name) / "adapter_config.json").exists():
-        raise UserError(f"{name}: holds an adapter (adapter_config.json), which loads another model; merge it first")
+        raise UserError(f"{name}: contains an adapter (adapter_config.json), which loads another model; merge it first")
     require_plausible(name, revision)
     shape = AutoConfig.from_pretrained(name, trust_remote_code=False, revision=revision)
     restrict_to_builtin_code(shape, name)
@@ -70,32 +71,32 @@ def read_shape(name: str | Path, revision: str | None = None) -> PretrainedConfi
 
 
 def shape_file(folder: str | Path) -> Path:
-    """The encoder's config file in one of our checkpoints. It is not named config.json, because transformers would then
-    load the checkpoint as an encoder with random weights; earlier checkpoints have a config.json."""
+    """Returns the config file of the encoder in a checkpoint folder. It is not named config.json, because transformers
+    would then load the folder as an encoder with random weights. Older checkpoints have a config.json."""
     path = Path(folder) / ENCODER_FILE
     return path if path.exists() else path.with_name("config.json")
 
 
 def require_plausible(name: str | Path, revision: str | None = None) -> None:
-    """Raises UserError if a number in config.json would make transformers build an enormous number of layers or label
-    names. Call it before anything else is loaded from there, since a tokenizer builds the config too."""
+    """Raises UserError if a number in config.json would make transformers create an enormous number of layers or label
+    names. Call it before loading anything else from this folder: tokenizers create the config, too."""
     values = [PretrainedConfig.get_config_dict(name, revision=revision)[0]]
     while values:
-        inside = values.pop()
-        values += [value for value in inside.values() if isinstance(value, dict)]
-        refuse_size(inside, name)
+        section = values.pop()
+        values += [value for value in section.values() if isinstance(value, dict)]
+        require_plausible_numbers(section, name)
 
 
-def refuse_size(values: dict, name: str | Path) -> None:
+def require_plausible_numbers(values: dict, name: str | Path) -> None:
     for key, value in values.items():
         if isinstance(value, int | float):
             counts = "num" in key or "layer" in key or key.startswith("n_")
             if not -MAX_SIZE <= value <= (MAX_COUNTED if counts else MAX_SIZE):
-                raise UserError(f"{name}: {key} is {str(value)[:30]}, which no model has")
+                raise UserError(f"{name}: {key} is {str(value)[:30]}, which is not plausible for a model")
 
 
 def restrict_to_builtin_code(shape: PretrainedConfig, name: str | Path) -> None:
-    """Restricts a config and its sub-configs to transformers' own code. Raises UserError if it is quantized."""
+    """Restricts a config and its sub-configs to code in transformers. Raises UserError if the model is quantized."""
     if getattr(shape, "quantization_config", None) is not None:
         raise UserError(f"{name}: is quantized (quantization_config in config.json); use the unquantized model")
     if shape._attn_implementation not in PLAIN_ATTENTION:
@@ -108,8 +109,8 @@ def restrict_to_builtin_code(shape: PretrainedConfig, name: str | Path) -> None:
 
 
 def pretrained_shape(config: Config, own: Path | None = None) -> PretrainedConfig | None:
-    """The config of the encoder of --pretrain_model_path or --init_from; None if it is missing or cannot be loaded.
-    own: as in `load_tokenizer`. Raises UserError if no hub has the model."""
+    """Reads the config of the encoder of --pretrain_model_path or --init_from; None if there is none or it cannot be
+    loaded. own: see `load_tokenizer`. Raises UserError if the model cannot be found."""
     if not (config.pretrain_model_path or config.init_from) or config.encoder != "transformer":
         return None
     if own or config.init_from:
@@ -123,8 +124,8 @@ def pretrained_shape(config: Config, own: Path | None = None) -> PretrainedConfi
 
 
 def pooling_of(config: Config, shape: PretrainedConfig | None) -> tuple[str, str]:
-    """Resolves "auto" for an encoder with this config: (--pooling, --word_pooling)."""
-    last = is_causal(shape)  # sees a whole word only at its last sub-token, and a text at its last token
+    """Returns (--pooling, --word_pooling), with "auto" resolved for an encoder with this config."""
+    last = is_causal(shape)  # only the last sub-token attends to the whole word, and the last token to the whole text
     text = "last" if last or getattr(shape, "model_type", None) in ENDS_WITH_CLS else "first"
     return (
         text if config.pooling == "auto" else config.pooling,
@@ -138,8 +139,8 @@ def build_transformer(
     checkpoint: str | Path | None = None,
     base_path: str | None = None,
 ) -> PreTrainedModel:
-    """Builds the encoder from the options. checkpoint: one of our folders, read for its config only; base_path:
-    the location of its LoRA adapter's base model, if it has moved."""
+    """Builds the encoder from the options. checkpoint: a checkpoint folder; only its config is read, not its weights.
+    base_path: the new location of the base model of its LoRA adapter, if that was moved."""
     base = lora.read_base(checkpoint) if checkpoint else None
     if checkpoint and base:
         load = partial(load_pretrained, dtype=config.load_dtype)
@@ -163,15 +164,15 @@ def build_transformer(
         shape = bert_config(tokenizer, config.num_layers, config.hidden_size, config.max_length, config.dropout)
         encoder = AutoModel.from_config(shape, trust_remote_code=False)
     if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None  # our heads read the hidden states; its output would be unused
+        encoder.pooler = None  # unused: the heads read the hidden states
     if config.pretrain_model_path and not checkpoint:
         check_encoder(encoder, tokenizer, config.pretrain_model_path)
     if (longest := num_positions(encoder)) and config.max_length > longest:
-        raise UserError(f"--max_length={config.max_length} is more than the {longest} positions of this encoder")
+        raise UserError(f"--max_length={config.max_length} exceeds the {longest} positions of this encoder")
     if hasattr(encoder.config, "use_cache") and (
         is_causal(encoder) or getattr(encoder.config, "is_encoder_decoder", False)
     ):
-        encoder.config.use_cache = False  # keys and values of a text cannot be reused for another
+        encoder.config.use_cache = False  # keys and values are only useful for generation
     if base or (config.lora_rank and not checkpoint):
         encoder.lora_base = base or lora.describe_base(config.pretrain_model_path, config.model_hub)
         lora.add_adapter(encoder, config)
@@ -181,10 +182,10 @@ def build_transformer(
 
 
 def checkpoint_gradients(encoder: PreTrainedModel) -> None:
-    """Makes each layer recompute its activations in the backward pass, instead of storing them."""
+    """Makes each layer recompute its activations in the backward pass instead of storing them."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # not all supported versions have its new name
+            warnings.simplefilter("ignore", FutureWarning)  # older supported versions do not have the new name
             encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     except Exception:  # each family raises a different error
         kind = getattr(encoder.config, "model_type", type(encoder).__name__)
@@ -192,22 +193,22 @@ def checkpoint_gradients(encoder: PreTrainedModel) -> None:
             f"--gradient_checkpointing: transformers' {kind} does not support it; leave it out and lower --batch_size"
         ) from None
     with suppress(AttributeError):  # raised by transformers 4 if there is nothing to disable
-        encoder.disable_input_require_grads()  # only for the reentrant form: frozen layers stay out of the graph
+        encoder.disable_input_require_grads()  # needed only for reentrant checkpointing; would track frozen layers
 
 
 def overflows(encoder: nn.Module) -> bool:
-    """Whether the encoder's code overflows in half precision."""
+    """Returns whether the encoder's code overflows in half precision."""
     return getattr(getattr(encoder, "config", None), "model_type", None) == "deberta"
 
 
 def refuse_precision(encoder: nn.Module, precision: str) -> None:
-    """Raises UserError for half precision where the encoder's code overflows in it."""
+    """Raises UserError for half precision if the encoder's code overflows in it."""
     if precision != "fp32" and overflows(encoder):
         raise UserError(f"--precision {precision}: DeBERTa v1 overflows in it; use fp32, or a DeBERTa v2 or v3")
 
 
 def fit_vocabulary(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config) -> None:
-    """Grows the word embeddings for --special_tokens. Raises UserError if tokenizer and encoder do not match."""
+    """Adds word embeddings for --special_tokens. Raises UserError if tokenizer and encoder do not match."""
     try:
         num_embeddings = getattr(encoder.get_input_embeddings(), "num_embeddings", None)
     except NotImplementedError:  # speech encoders
@@ -227,7 +228,7 @@ def fit_vocabulary(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """A context in which transformers logs only errors."""
+    """Makes transformers log only errors within the context."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -242,7 +243,7 @@ def load_pretrained(name: str | Path, revision: str | None = None, dtype: str = 
     refuse_own(name, "labels.json")
     try:
         options["config"] = read_shape(name, revision)
-        with silence():  # hides its table of missing and unexpected weights; missing ones are refused below
+        with silence():  # hides the table of missing and unexpected weights; missing ones are rejected below
             encoder, found = AutoModel.from_pretrained(name, trust_remote_code=False, **options)
     except UserError:
         raise
@@ -251,15 +252,16 @@ def load_pretrained(name: str | Path, revision: str | None = None, dtype: str = 
     missing = [key for key in found["missing_keys"] if "pooler" not in key]
     if missing:
         raise UserError(
-            f"--pretrain_model_path {name}: has no weights for {len(missing)} tensors of its own config, such as "
+            f"--pretrain_model_path {name}: the weights of {len(missing)} tensors of its config are missing, such as "
             f"{missing[0]}"
         )
     return encoder
 
 
 def keep_evenly_spaced(encoder: PreTrainedModel, number: int) -> PreTrainedModel:
-    """Keeps `number` evenly spaced layers of an encoder, including the first and the last (Sanh et al., DistilBERT,
-    2019, arXiv:1910.01108). Raises UserError if it has fewer, or cannot be built with fewer layers."""
+    """Returns an encoder with `number` evenly spaced layers of the given one, including the first and the last (Sanh et
+    al., DistilBERT, 2019, arXiv:1910.01108). Raises UserError if it has too few layers, or if its number of layers
+    cannot be changed."""
     num_layers = layer_ids(encoder)[1]
     kind = getattr(encoder.config, "model_type", type(encoder).__name__)
     if encoder.config.num_hidden_layers != num_layers:  # ALBERT applies one layer several times
@@ -293,7 +295,7 @@ def keep_evenly_spaced(encoder: PreTrainedModel, number: int) -> PreTrainedModel
 def bert_config(
     tokenizer: PreTrainedTokenizerBase, num_layers: int, hidden_size: int, max_length: int, dropout: float = 0.1
 ) -> BertConfig:
-    """The config of a BERT that is built from scratch."""
+    """Returns the config of a BERT to train from scratch."""
     return BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -308,7 +310,7 @@ def bert_config(
 
 
 def check_encoder(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str | Path) -> None:
-    """Raises UserError unless an encoder accepts MyModel's batches and returns one vector per token."""
+    """Raises UserError unless an encoder accepts the inputs of MyModel and returns one vector per token."""
     pad = tokenizer.pad_token_id
     first, word = (pad if i is None else i for i in (tokenizer.cls_token_id, tokenizer.unk_token_id))
     ids = torch.tensor([[first, word], [first, pad]])
@@ -319,7 +321,7 @@ def check_encoder(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        except Exception as error:  # an unusual architecture can raise anything
+        except Exception as error:  # an unsupported architecture can raise anything
             raise UserError(
                 f"--pretrain_model_path {name}: {kind} cannot read text alone ({first_line(error)}); {advice}"
             ) from None
@@ -334,25 +336,26 @@ def check_encoder(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 
 
 def first_position(encoder: nn.Module) -> int:
-    """The first token's position index: 0, or for models like RoBERTa the one after the padding index."""
+    """Returns the position index of the first token: 0, or in models like RoBERTa the padding index + 1."""
     positions = next((module for name, module in encoder.named_modules() if name.endswith("position_embeddings")), None)
     padding = getattr(positions, "padding_idx", None)
     return 0 if padding is None else padding + 1
 
 
 def num_positions(encoder: nn.Module) -> int | None:
-    """The maximum number of tokens, or None if there is no limit."""
+    """Returns the maximum number of tokens, or None if there is no limit."""
     longest = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
     return longest - first_position(encoder) if longest and longest > 0 else None  # XLNet's -1 means no limit
 
 
 def layer_ids(encoder: Any) -> tuple[dict[str, int], int]:
-    """({parameter name: layer}, number of layers n). Layer 0: embeddings; n + 1: everything after the layers."""
+    """Returns ({parameter name: layer}, number of layers n). Layer 0 is the embeddings, n + 1 all modules after the
+    layers."""
     first = next((name for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)), "")
     num_layers = len(encoder.get_submodule(first)) if first else 0
     parent, stacks = first.rpartition(".")[0], stacks_of(encoder, num_layers)
     children = [name for name, _ in encoder.named_children()]
-    # Modules before the layers, or next to them in the same parent (such as relative positions), count as embeddings
+    # Modules before the layers, or in the same parent module (such as relative positions), count as embeddings
     below = children[: children.index(first.split(".")[0]) + bool(parent)] if first else []
     layers = {}
     for name, _ in encoder.named_parameters():
@@ -365,7 +368,7 @@ def layer_ids(encoder: Any) -> tuple[dict[str, int], int]:
 
 
 def stacks_of(encoder: nn.Module, num_layers: int) -> list[str]:
-    """The names of the lists of layers; XLM has several in parallel."""
+    """Returns the names of the lists of layers; XLM has several parallel lists."""
     lists = [(name, len(module)) for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)]
     parent = lists[0][0].rpartition(".")[0] if lists else ""
     return [name for name, length in lists if length == num_layers and name.rpartition(".")[0] == parent]
@@ -379,7 +382,7 @@ def freeze_layers(encoder: nn.Module, num_frozen: int) -> None:
         layers, num_layers = layer_ids(encoder)
         if num_frozen > num_layers:
             raise UserError(
-                f"--freeze_layers={num_frozen}: this encoder has {num_layers} layers that can be frozen one by one; "
+                f"--freeze_layers={num_frozen}: this encoder has {num_layers} layers that can be frozen individually; "
                 "'all' freezes the whole encoder"
             )
         for name, parameter in encoder.named_parameters():

@@ -1,8 +1,8 @@
-"""Where pretrained models come from: a local folder, the Hugging Face hub or a mirror of it, or ModelScope.
+"""Locates pretrained models: in a local folder, on the Hugging Face hub or a mirror of it, or on ModelScope.
 
-`locate` is the only place that looks up a name. The libraries retry for more than a minute before they report that a
-hub does not answer, so a short request with a timeout of a few seconds comes first. If the hub answers, a download may
-take as long as it needs.
+All names are looked up by `locate`. The libraries retry for more than a minute before they report that a hub does not
+respond. So a short request with a timeout of a few seconds is sent first. If the hub responds, the download itself has
+no timeout.
 """
 
 import hashlib
@@ -21,24 +21,25 @@ from engine.errors import UserError
 from engine.run.command_line import first_line
 
 logger = logging.getLogger("template")
-CACHED_WAIT = 3.0  # timeout of the request, in seconds, if the model is in the cache already
+CACHED_WAIT = 3.0  # timeout of the request in seconds, if the model is already in the cache
 MIRROR = "set HF_ENDPOINT to a mirror such as https://hf-mirror.com"
 WAYS_OUT = {
     "model": f"{MIRROR}, add --model_hub modelscope, or give a local folder (HF_HUB_OFFLINE=1 uses only models in the "
     "cache); see docs/download.md",
     "dataset": f"{MIRROR}, or give a local file or folder; see docs/download.md",
 }
-COMPLETE = ".complete"  # empty file in a folder of ModelScope's cache: the whole model was downloaded
+COMPLETE = ".complete"  # empty file in a folder of ModelScope's cache: the download was complete
 UNUSED = ["*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot", "*.tflite", "*.mlmodel", "*.gguf"]  # not for PyTorch
 
 
 def locate(
     name: str, model_hub: str = "hf", revision: str | None = None, weights: bool = False, download: bool = True
 ) -> str:
-    """The argument of from_pretrained for a model: a folder, or the name itself if the Hugging Face hub answers.
+    """Returns the argument of from_pretrained for a model: a folder, or the name itself if the Hugging Face hub
+    responds. Raises UserError if the model cannot be found.
 
-    weights: whether weights are needed, or only config and tokenizer. download: if False, only checks that the hub has
-    any files missing in the cache, so a command can fail early. Raises UserError if the model cannot be found.
+    weights: whether weights are needed, or only config and tokenizer. download: if False, checks only that files
+    missing in the cache can be downloaded, so a command can fail early.
     """
     if Path(name).is_dir():
         return name
@@ -55,13 +56,13 @@ def locate(
     if constants.HF_HUB_OFFLINE:
         reason = f"is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set"
         return cached_or_raise(name, None, (reason, "unset it, or give a local folder"))
-    refused = refusal(name, CACHED_WAIT if folder else constants.HF_HUB_ETAG_TIMEOUT, revision)
-    return cached_or_raise(name, folder, refused) if refused else name
+    problem = refusal(name, CACHED_WAIT if folder else constants.HF_HUB_ETAG_TIMEOUT, revision)
+    return cached_or_raise(name, folder, problem) if problem else name
 
 
 def optional_file(place: str, name: str) -> Path | None:
-    """A small file of a model; None if it does not exist or cannot be downloaded. place: the result of `locate`, so
-    only a hub that has answered is asked; in offline mode only its cache."""
+    """Returns a small file of a model; None if it does not exist or cannot be downloaded. In offline mode, only the
+    cache is searched. place: the output of `locate`"""
     if Path(place).is_dir():
         path = Path(place) / name
         return path if os.path.isfile(path) else None  # Path.is_file raises for a name that is too long
@@ -70,7 +71,7 @@ def optional_file(place: str, name: str) -> Path | None:
 
     try:
         return Path(hf_hub_download(place, name))
-    except EntryNotFoundError:  # also: not in the cache, in offline mode
+    except EntryNotFoundError:  # or, in offline mode, not in the cache
         return None
     except Exception as error:  # from huggingface_hub, requests or httpx
         warn(f"{place}: {name} cannot be downloaded ({first_line(error)})")
@@ -92,22 +93,23 @@ def require_settings() -> None:
             raise UserError(f"{name}={os.environ[name]!r} must be a whole number of seconds, or unset")
 
 
-def cached_or_raise(name: str, folder: Path | None, refused: tuple[str, str]) -> str:
-    """The folder of a model in a cache, with a warning. Raises UserError if there is none. refused: see `refusal`."""
+def cached_or_raise(name: str, folder: Path | None, problem: tuple[str, str]) -> str:
+    """Returns the folder of a model in a cache, with a warning. Raises UserError if folder is None. problem: (reason,
+    advice)"""
     if folder is None:
-        raise UserError(f"--pretrain_model_path {name}: {'; '.join(refused)}")
-    warn(f"{name} is loaded from the cache: {refused[0]}")
+        raise UserError(f"--pretrain_model_path {name}: {'; '.join(problem)}")
+    warn(f"{name} is loaded from the cache: {problem[0]}")
     return str(folder)
 
 
 @lru_cache
 def warn(text: str) -> None:
-    """Logs a warning once."""
+    """Logs a warning, but each text only once."""
     logger.warning(text)
 
 
 def cached_folder(name: str, revision: str | None, weights: bool) -> Path | None:
-    """The folder of a model in the cache of the Hugging Face hub, or None."""
+    """Returns the folder of a model in the cache of the Hugging Face hub, or None."""
     from huggingface_hub import try_to_load_from_cache
 
     for file in ("config.json", "tokenizer_config.json", "tokenizer.json"):
@@ -121,20 +123,22 @@ def cached_folder(name: str, revision: str | None, weights: bool) -> Path | None
 
 @lru_cache  # called for the tokenizer, the config and the weights
 def ask(url: str, seconds: float) -> tuple[int, str]:
-    """(status, X-Error-Code) of a server's answer, or (0, problem) if there is none within `seconds`.
+    """Sends a HEAD request. Returns (status, X-Error-Code) of the response, or (0, problem) if there is none within
+    `seconds`.
 
-    Uses a thread, because a silent DNS server, or a host with several addresses, can exceed the request's timeout.
+    Uses a thread, because a DNS server that does not respond, or a host with several addresses, can exceed the
+    request's timeout.
     """
-    answers: SimpleQueue[tuple[int, str]] = SimpleQueue()
-    Thread(target=lambda: answers.put(head(url, seconds)), daemon=True).start()
+    responses: SimpleQueue[tuple[int, str]] = SimpleQueue()
+    Thread(target=lambda: responses.put(head(url, seconds)), daemon=True).start()
     try:
-        return answers.get(timeout=seconds)
+        return responses.get(timeout=seconds)
     except Empty:
         return 0, f"within {seconds:g} s"
 
 
 def head(url: str, seconds: float) -> tuple[int, str]:
-    """`ask`, up to three times, in huggingface_hub's session, which has the proxies and certificates of downloads."""
+    """Sends the request of `ask` up to three times, with the proxies and certificates of huggingface_hub's session."""
     from huggingface_hub.utils import build_hf_headers, get_session
 
     problem = ""
@@ -148,14 +152,14 @@ def head(url: str, seconds: float) -> tuple[int, str]:
                 cause = inner
             problem = first_line(cause)
             continue
-        if response.status_code < 500 and response.status_code != 407:  # 407: a proxy asks for a password
+        if response.status_code < 500 and response.status_code != 407:  # 407: a proxy requires a password
             return response.status_code, response.headers.get("X-Error-Code", "")
         problem = f"HTTP status {response.status_code}"
     return 0, f"({problem})"
 
 
 def refusal(name: str, seconds: float, revision: str | None = None, kind: str = "model") -> tuple[str, str] | None:
-    """(reason, advice) if a model or dataset cannot be loaded from the Hugging Face hub, otherwise None."""
+    """Returns (reason, advice) if a model or dataset cannot be loaded from the Hugging Face hub, otherwise None."""
     from huggingface_hub import constants, hf_hub_url
 
     file, hub = "config.json" if kind == "model" else "README.md", constants.ENDPOINT
@@ -174,8 +178,8 @@ def refusal(name: str, seconds: float, revision: str | None = None, kind: str = 
 
 @lru_cache
 def from_modelscope(name: str, download: bool) -> str:
-    """The folder of a model in ModelScope's cache, downloaded if necessary. It is downloaded only once, so a resumed
-    run gets the same files. If a machine runs several processes, one downloads and the others wait."""
+    """Returns the folder of a model in ModelScope's cache. A model is downloaded only once, so a resumed run gets the
+    same files. If several processes run on a machine, one downloads and the others wait."""
     try:
         from modelscope import snapshot_download
     except ImportError as error:
@@ -202,8 +206,8 @@ def from_modelscope(name: str, download: bool) -> str:
         try:
             folder = Path(snapshot_download(name, ignore_patterns=UNUSED))
         except Exception as error:  # from modelscope or requests
-            refused = f"ModelScope cannot download it ({first_line(error)})"
-            return cached_or_raise(name, None, (refused, "check the name (OWNER/NAME) on modelscope.cn/models"))
-        with suppress(OSError):  # without a writable cache it is checked again
+            reason = f"ModelScope cannot download it ({first_line(error)})"
+            return cached_or_raise(name, None, (reason, "check the name (OWNER/NAME) on modelscope.cn/models"))
+        with suppress(OSError):  # if the cache is not writable, it is checked again
             (folder / COMPLETE).touch()
         return str(folder)

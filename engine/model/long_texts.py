@@ -1,7 +1,7 @@
-"""Long texts in windows: the encoder reads each window alone; the windows are then pooled into one vector per text.
+"""Long texts: the windows of a text are encoded separately, then pooled into one vector per text.
 
-The tokens of a text are in one row, window after window, each but the last of the same size (`Cutter.joined`). So a
-long text has one label, one loss and one answer, like a short one. Shapes: B texts, N windows, L tokens, H hidden size.
+A row contains all windows of a text, one after another, all but the last of the same size (`Cutter.joined`). So a long
+text has one label, one loss and one prediction, like a short one. Shapes: B texts, N windows, L tokens, H hidden size.
 """
 
 from collections.abc import Callable
@@ -11,23 +11,23 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 Inputs = dict[str, torch.Tensor]
-AT_ONCE = 8192  # a batch of 32 texts of 256 tokens, the defaults
+AT_ONCE = 8192  # number of tokens: 32 texts of 256 tokens, the default batch
 OF_TOKENS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def windows_of(tensor: torch.Tensor, size: int) -> torch.Tensor:
-    """(B, L, …) -> (B, N, size, …), padded with zeros."""
+    """Splits (B, L, …) into windows, (B, N, size, …), padded with zeros."""
     missing = -tensor.shape[1] % size
     padded = F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, missing)) if missing else tensor
     return padded.unflatten(1, (-1, size))
 
 
 def encode_windows(encode: Callable[[Inputs], torch.Tensor], inputs: Inputs, size: int) -> torch.Tensor:
-    """The hidden states (B, L, H) of texts in windows of `size` tokens; 0 for empty windows.
+    """Computes the hidden states of texts in windows of `size` tokens, (B, L, H); 0 for empty windows.
 
-    encode(inputs) -> hidden states. Each call gets as many windows as there are texts, or AT_ONCE tokens if that is
-    more. In training, only the results of each call are kept and the activations are recomputed (Chen et al., 2016,
-    arXiv:1604.06174), so a batch of long texts needs about as much memory as a batch of short ones.
+    encode(inputs) -> hidden states. Each call processes B windows, or as many as have AT_ONCE tokens if that is more.
+    In training, only the outputs of each call are stored and the activations are recomputed (Chen et al., 2016,
+    arXiv:1604.06174). So a batch of long texts needs about as much memory as a batch of short ones.
     """
     rows = {name: windows_of(inputs[name], size).flatten(0, 1) for name in OF_TOKENS}
     batch, length = inputs["input_ids"].shape

@@ -1,8 +1,8 @@
-"""LoRA (Hu et al., 2021, arXiv:2106.09685) with peft: W + alpha / r * B A for each linear layer. Only A and B are
+"""LoRA (Hu et al., 2021, arXiv:2106.09685) with peft: W + alpha / r * B A in each linear layer. Only A and B are
 trained and saved in checkpoints.
 
-An adapter is useless without the exact weights it was trained with. So a checkpoint names its base (folder or hub name,
-revision, SHA-256 of the weight files), and any other base is refused.
+An adapter works only with the exact weights it was trained with. So a checkpoint names its base model (folder or hub
+name, revision, SHA-256 of the weight files), and a different one is rejected.
 """
 
 import warnings
@@ -33,8 +33,8 @@ def add_adapter(encoder: nn.Module, config: "Config") -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        needed = "pip install -r requirements-lora.txt"
-        raise UserError(f"--lora_rank, and checkpoints made with it, need the package peft: {needed}") from None
+        command = "pip install -r requirements-lora.txt"
+        raise UserError(f"--lora_rank, and checkpoints made with it, need the package peft: {command}") from None
     targets = find_targets(encoder, config.lora_targets)
     modules = dict(encoder.named_modules())
     shape = LoraConfig(
@@ -45,34 +45,35 @@ def add_adapter(encoder: nn.Module, config: "Config") -> None:
         fan_in_fan_out=all(isinstance(modules[name], Conv1D) for name in targets),  # GPT-2 stores W transposed
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about mixed kinds of layers: peft detects which are transposed
+        warnings.simplefilter("ignore")  # about mixed layer types; peft detects which are transposed
         inject_adapter_in_model(shape, encoder)
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_(is_adapter(name))
         if is_adapter(name):
-            parameter.data = parameter.data.float()  # even if the weights are bf16: small updates would be lost
+            parameter.data = parameter.data.float()  # bf16 would lose small updates
 
 
 def is_adapter(name: str) -> bool:
     return ".lora_" in name
 
 
-def find_targets(encoder: nn.Module, wanted: str) -> list[str]:
-    """Names of the linear layers that get an adapter.
+def find_targets(encoder: nn.Module, lora_targets: str) -> list[str]:
+    """Returns the names of the linear layers that get an adapter.
 
-    auto: all linear layers of attention and feed-forward. With adapters on attention alone, LoRA does not match full
-    fine-tuning (Dettmers et al., QLoRA, 2023, arXiv:2305.14314, section 4). This default also avoids a list of layer
-    names for each model family.
+    auto: all linear layers of attention and feed-forward blocks. With adapters on attention alone, LoRA does not match
+    full fine-tuning (Dettmers et al., QLoRA, 2023, arXiv:2305.14314, section 4). No lists of layer names per model
+    family are needed, either.
     """
     stacks = [name for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)]
     linear = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     inside = [name for name in linear if any(name.startswith(f"{stack}.") for stack in stacks)]
-    if wanted != "auto":
-        endings = [part.strip() for part in wanted.split(",") if part.strip()]
+    if lora_targets != "auto":
+        endings = [name.strip() for name in lora_targets.split(",") if name.strip()]
         inside = [name for name in linear if any(f".{name}".endswith(f".{ending}") for ending in endings)]
     if not inside:
         known = sorted({name.rpartition(".")[2] for name in linear})
-        raise UserError(f"--lora_targets={wanted}: no such linear layer; this encoder has {', '.join(known) or 'none'}")
+        found = ", ".join(known) or "none"
+        raise UserError(f"--lora_targets={lora_targets}: no such linear layer; this encoder has {found}")
     return inside
 
 
@@ -83,38 +84,38 @@ BASE = {"name": str, "revision": AnyOf(str, None), "sha256": {str: str}}
 
 
 def describe_base(name: str, model_hub: str) -> dict[str, Any]:
-    """{"name", "revision", "sha256": {file: sum}} of the weights that an adapter is trained with."""
+    """Returns {"name", "revision", "sha256": {file: checksum}} of the model that an adapter is trained with."""
     folder = folder_of(locate(name, model_hub, weights=True))
     if Path(name).is_dir():
         return {"name": str(folder.resolve()), "revision": None, "sha256": sums_of_weights(folder)}
-    revision = folder.name if model_hub == "hf" else None  # ModelScope's folders are not named after it
+    revision = folder.name if model_hub == "hf" else None  # ModelScope's folders do not contain it
     return {"name": name, "revision": revision, "sha256": sums_of_weights(folder)}
 
 
 def folder_of(name: str, revision: str | None = None) -> Path:
-    """The folder of a model's files; for a hub name the snapshot folder, which is named after the revision."""
+    """Returns the folder of a model; for a hub name, this is the snapshot folder, which is named after the revision."""
     if Path(name).is_dir():
         return Path(name)
     from transformers.utils import cached_file
 
-    # it raises instead of returning None
+    # cached_file raises OSError instead of returning None
     return Path(cached_file(name, "config.json", revision=revision)).parent  # type: ignore[arg-type]
 
 
 def sums_of_weights(folder: Path) -> dict[str, str]:
-    """{file: SHA-256} of a model's weight files."""
+    """Returns {file: SHA-256} of the weight files of a model."""
     files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     return {path.name: sum_of(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
 
 @lru_cache
 def sum_of(path: Path, size: int, changed: int) -> str:
-    """The SHA-256 of a file with this size and modification time, computed once per process."""
+    """Returns the SHA-256 of a file with this size and modification time. It is computed once per process."""
     return sha256(path)
 
 
 def read_base(folder: str | Path) -> dict[str, Any] | None:
-    """The output of `describe_base` saved in a checkpoint, or None if it needs no base."""
+    """Reads the output of `describe_base` from a checkpoint. Returns None if there is none."""
     path = Path(folder) / BASE_FILE
     try:
         return read_json(path, BASE) if path.exists() else None
@@ -125,11 +126,11 @@ def read_base(folder: str | Path) -> dict[str, Any] | None:
 def load_base(
     folder: str | Path, base: dict[str, Any], moved_to: str | None, model_hub: str, load: Callable[..., Any]
 ) -> Any:
-    """The base encoder of a checkpoint's adapter. load(name, revision) loads it; moved_to: its new location, if it has
-    been moved; model_hub: where a name is looked up."""
+    """Loads the base model of a checkpoint's adapter with load(name, revision). Raises UserError if it cannot be loaded
+    or is not the original one. moved_to: its new location, if it was moved; model_hub: where names are looked up."""
     name = moved_to or base["name"]
     revision = None if Path(name).is_dir() else base["revision"]
-    needs = f"{folder}: holds only a LoRA adapter; it was trained on {base['name']}"
+    needs = f"{folder}: contains only a LoRA adapter, which was trained on {base['name']}"
     needs += f" (revision {base['revision']})" if base["revision"] else ""
     advice = "give its location with --pretrain_model_path, or train with --merge_lora"
     if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
@@ -145,10 +146,10 @@ def load_base(
 
 
 def require_same_base(folder: str | Path, base: dict[str, Any], sums: dict[str, str], name: str) -> None:
-    """Raises UserError unless the weight files at `name` match those that a checkpoint's adapter was trained with."""
+    """Raises UserError unless the weight files at `name`, with checksums `sums`, are those of the adapter's base."""
     if sums != base["sha256"]:
-        wrong = next((file for file in base["sha256"] if sums.get(file) != base["sha256"][file]), "the number of files")
-        other = f"{name} is a different model now ({wrong} differs; compared by SHA-256)"
+        differs = next((file for file in base["sha256"] if sums.get(file) != base["sha256"][file]), "number of files")
+        other = f"{name} is now a different model ({differs} differs; compared by SHA-256)"
         raise UserError(
             f"{folder}: its LoRA adapter was trained on {base['name']}, but {other}; restore the original there"
         )
@@ -158,12 +159,13 @@ def require_same_base(folder: str | Path, base: dict[str, Any], sums: dict[str, 
 
 
 def base_of(model: nn.Module) -> dict[str, Any] | None:
-    """The base of a model with an adapter, or None."""
+    """Returns the output of `describe_base` for the base of a model with an adapter, otherwise None."""
     return getattr(model.encoder, "lora_base", None)
 
 
 def kept_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """{name: tensor} of the weights to save: all weights, or with LoRA only the adapter and the non-encoder weights."""
+    """Returns {name: tensor} of the weights to save: all, or with LoRA only the adapter and the layers after the
+    encoder."""
     state = model.state_dict()
     if base_of(model) is None:
         return state
@@ -172,7 +174,7 @@ def kept_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def merged_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """{name: tensor} of the model with its adapter merged: W + alpha / r * B A in place of W."""
+    """Returns {name: tensor} of the model with its adapter merged: W + alpha / r * B A instead of W."""
     merged = {}
     for name, tensor in model.state_dict().items():
         owner, _, last = name.rpartition(".base_layer.")
@@ -184,7 +186,7 @@ def merged_tensors(model: Any) -> dict[str, torch.Tensor]:
 
 
 def split_merged(model: nn.Module, merged: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Converts the output of `merged_tensors` to tensors of a model with an adapter, whose B is 0."""
+    """Converts the output of `merged_tensors` to tensors of a model with an adapter with B = 0."""
     own = model.state_dict()
     plain = {name: merged.get(name.replace(".base_layer.", ".")) for name in own}
     adapter = {name: 0 * p if ".lora_B." in name else p for name, p in own.items() if is_adapter(name)}

@@ -1,4 +1,4 @@
-"""Hidden states -> a vector per text and per word. Shapes: B texts, L tokens, W words, H hidden size."""
+"""Pools hidden states into one vector per text or per word. Shapes: B texts, L tokens, W words, H hidden size."""
 
 from pathlib import Path, PurePosixPath
 
@@ -7,7 +7,7 @@ import torch
 from engine.model.hub import optional_file, warn
 from engine.schema import AnyOf, Optional, SchemaError, read_json
 
-# {mode of sentence-transformers: (its switch in older folders, the value of --pooling or "" if there is none)}
+# {mode in sentence-transformers: (its key in older config files, the equivalent --pooling, or "" if there is none)}
 MODES = {
     "cls": ("pooling_mode_cls_token", "first"),
     "max": ("pooling_mode_max_tokens", ""),
@@ -21,10 +21,10 @@ OPTIONS = {Optional("pooling_mode"): AnyOf(str, [str])} | {Optional(switch): boo
 
 
 def stored_pooling(place: str) -> tuple[str, str] | None:
-    """(--pooling, mode) in the folder of a sentence-transformers model; --pooling is "" if there is no such value here.
-    None if the folder specifies no mode. place: the result of `hub.locate`.
+    """Returns (equivalent --pooling, mode) of a sentence-transformers model; "" if there is no equivalent. Returns None
+    if the folder specifies no mode. place: the output of `hub.locate`
 
-    modules.json names the folder of the module Pooling, whose config.json has the mode, or a switch for each mode.
+    modules.json names the folder of the Pooling module, whose config.json has the mode, or a boolean for each mode.
     """
     try:
         path = optional_file(place, "modules.json")
@@ -35,7 +35,7 @@ def stored_pooling(place: str) -> tuple[str, str] | None:
         name = str(folders[0] / "config.json")
         options = read_json(optional_file(place, name) or Path(place, name), OPTIONS)
     except SchemaError as error:
-        warn(f"how the model pools cannot be read: {error}")
+        warn(f"the pooling mode of the model cannot be read: {error}")
         return None
     modes = options.get("pooling_mode") or [mode for mode, (switch, _) in MODES.items() if options.get(switch)]
     modes = [modes] if isinstance(modes, str) else modes or ["mean"]  # the default of sentence-transformers
@@ -43,22 +43,23 @@ def stored_pooling(place: str) -> tuple[str, str] | None:
 
 
 def text_vectors(hidden: torch.Tensor, inputs: dict[str, torch.Tensor], pooling: str) -> torch.Tensor:
-    """(B, H): the first token of each text, its last real one, or the mean over its tokens."""
+    """Returns, for each text, its first token, its last real token, or the mean over its tokens, (B, H)."""
     if pooling == "first":
         return hidden[:, 0]
     mask = inputs["attention_mask"]
     if pooling == "mean":
         return mean_of_tokens(hidden, mask)
-    last = mask.sum(1) - 1  # inputs are padded on the right, regardless of the tokenizer's setting
-    # not hidden[arange, last]: an export would fix the number of windows to that of its example input
+    last = mask.sum(1) - 1  # inputs are always padded on the right
+    # With hidden[arange, last], an export would fix the number of windows to that of its example input
     return hidden.gather(1, last[:, None, None].expand(-1, -1, hidden.shape[2])).squeeze(1)
 
 
 def pooled_windows(hidden: torch.Tensor, mask: torch.Tensor, pooling: str, query: torch.Tensor) -> torch.Tensor:
-    """(B, H): the mean of the vectors of each text's windows, weighted by attention, softmax(<query, vector>) (Ilse et
-    al., 2018, arXiv:1802.04712, without their hidden layer). hidden: (B, N * L, H), mask: (B, N, L), query: (H,)"""
+    """Returns the average of the vectors of each text's windows, (B, H), weighted by attention, softmax(<query,
+    vector>) (Ilse et al., 2018, arXiv:1802.04712, without the hidden layer). hidden: (B, N * L, H), mask: (B, N, L),
+    query: (H,)"""
     real = mask[:, :, 0].bool()
-    tokens = torch.cat([torch.ones_like(mask[:, :, :1]), mask[:, :, 1:]], 2)  # no window without tokens
+    tokens = torch.cat([torch.ones_like(mask[:, :, :1]), mask[:, :, 1:]], 2)  # so no window is empty
     states = hidden.unflatten(1, mask.shape[1:]).flatten(0, 1)
     vectors = text_vectors(states, {"attention_mask": tokens.flatten(0, 1)}, pooling).unflatten(0, real.shape)
     scores = (vectors @ query.to(vectors.dtype)).float().masked_fill(~real, -torch.inf)
@@ -66,25 +67,26 @@ def pooled_windows(hidden: torch.Tensor, mask: torch.Tensor, pooling: str, query
 
 
 def mean_of_tokens(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Hidden states (B, L, H), mask (B, L) -> their mean over the real tokens (B, H), in fp32."""
+    """Returns the mean of hidden states (B, L, H) over the real tokens, (B, H), in fp32. mask: (B, L)"""
     weights = mask / mask.sum(1, keepdim=True)
     return (hidden * weights.unsqueeze(-1)).sum(1)
 
 
 def vector_at(hidden: torch.Tensor, inputs: dict[str, torch.Tensor], token: int) -> torch.Tensor:
-    """(B, H): the hidden state at the token with this id, which each text has once (`markers` of a head)."""
+    """Returns the hidden state at the token with this id, (B, H). Each text must have it once (see Head.markers)."""
     return (hidden * (inputs["input_ids"] == token).unsqueeze(-1)).sum(1)
 
 
 def separate_pairs(inputs: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    """[inputs of the first texts, inputs of the second texts] of pairs encoded separately (`Feature.joined_with`).
-    The second texts are moved to the front. On a CPU, unneeded padding is cut off."""
+    """Splits the inputs of pairs that are encoded separately (`Feature.joined_with`) into [inputs of the first texts,
+    inputs of the second texts]. The second texts are moved to the start of the row. On a CPU, extra padding is removed.
+    """
     ids, mask, second = (inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids"))
     first = mask * (1 - second)
     places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     moved = ids.gather(1, (places + first.sum(1, keepdim=True)).clamp(max=ids.shape[1] - 1))
     masks = torch.stack([first, (places < second.sum(1, keepdim=True)).to(mask.dtype)])
-    if mask.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere the longest text costs a sync
+    if mask.device.type == "cpu" and not torch.compiler.is_compiling():  # on a GPU this would force a sync
         masks = masks[:, :, : int(masks.sum(2).max())]
     return [
         {"input_ids": i[:, : m.shape[1]] * m, "attention_mask": m, "token_type_ids": torch.zeros_like(m)}
@@ -93,7 +95,7 @@ def separate_pairs(inputs: dict[str, torch.Tensor]) -> list[dict[str, torch.Tens
 
 
 def word_vectors(hidden: torch.Tensor, inputs: dict[str, torch.Tensor], pooling: str) -> torch.Tensor:
-    """(B, W, H): the first sub-token of each word, its last one, or the mean over them."""
+    """Returns, for each word, its first sub-token, its last sub-token, or the mean over them, (B, W, H)."""
     if pooling == "mean":
         places = torch.arange(hidden.shape[1], device=hidden.device)
         starts, ends = inputs["word_starts"].unsqueeze(2), inputs["word_ends"].unsqueeze(2)

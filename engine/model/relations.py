@@ -1,18 +1,20 @@
-"""GPLinker: relations between spans of words, without a limit on how they overlap (Su, 2022, kexue.fm/archives/8888).
+"""GPLinker: relations between spans of words that may overlap in any way (Su, 2022, kexue.fm/archives/8888).
 
-A relation (subject, predicate, object) has four places: the first and the last word of the subject and of the object.
-Three tables of pairs of words are scored as in `span_pointer`, each from a product of its own:
+A relation (subject, predicate, object) has four word numbers: the first and the last word of the subject and of the
+object. Three tables contain scores of pairs of words, computed as in `span_pointer` from separate vectors q and k:
 
     entities  first and last word of a span, with two types: subject and object
-    heads     first word of the subject and first word of the object, with a type for each predicate
-    tails     last word of the subject and last word of the object, with a type for each predicate
+    heads     first word of the subject and first word of the object, with one type per predicate
+    tails     last word of the subject and last word of the object, with one type per predicate
 
-The score of a relation is the lowest of its four scores, so that it reaches a threshold if all four do. If the entities
-have types, and thus a task of their own, its score for a span (that of the best type) replaces the score as subject or
-object: that task knows more entities, while the table of subjects and objects still trains the encoder.
+The score of a relation is the minimum of its four scores, so a relation reaches a threshold if all four do. If the
+entities have types, they are a separate task. In decoding, the score of a span in that task (for its best type) then
+replaces its score as subject or object, because that task has more entities to learn from; in training, the table of
+subjects and objects still trains the encoder.
 
-The logits are the terms of the three tables, one after another: (B, W, 3W + 4 + 4P) for P predicates. Their size, and
-that of everything that the loss computes, does not grow with W x W x P.
+The logits are the terms of the three tables, concatenated: (B, W, 3W + 4 + 4P) for P predicates. In evaluation, the
+logits of the task with the entity types may follow, (B, W, W + 2T) for T types; `tables_of` splits them. Neither the
+logits nor the loss need memory proportional to W x W x P.
 """
 
 import functools
@@ -29,7 +31,7 @@ Item = tuple[int, ...]  # first and last word of the subject, first and last wor
 
 
 class Tables(NamedTuple):
-    """The logits of each table, and those of the task with the types of the entities, if they are appended."""
+    """The logits of the three tables, and of the task with the entity types if they are appended."""
 
     entities: torch.Tensor  # (B, W, W + 4)
     heads: torch.Tensor  # (B, W, W + 2P)
@@ -38,7 +40,7 @@ class Tables(NamedTuple):
 
 
 def tables_of(logits: torch.Tensor, num_predicates: int) -> Tables:
-    """Splits the logits of a relation head, with or without the appended logits of another task."""
+    """Splits the logits of a relation head."""
     width = logits.shape[1]
     sizes = [width + 4, *[width + 2 * num_predicates] * 2]
     entities, heads, tails, typed = logits.split([*sizes, logits.shape[2] - sum(sizes)], 2)
@@ -46,7 +48,7 @@ def tables_of(logits: torch.Tensor, num_predicates: int) -> Tables:
 
 
 def pairs_of(mask: torch.Tensor) -> torch.Tensor:
-    """Mask of the pairs of real words, (B, W, W). mask: (B, W)"""
+    """Returns the mask of the pairs of real words, (B, W, W). mask: (B, W)"""
     return mask.unsqueeze(2) & mask.unsqueeze(1)
 
 
@@ -121,8 +123,8 @@ def find(
 def candidates(
     table: torch.Tensor, mask: torch.Tensor, types: Sequence[int], lowest: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The spans (N, 3), text, first and last word, whose best score of these types is above `lowest`, in order, and
-    these scores (N,). table: (B, W, W + 2T)"""
+    """Returns the spans with a score above `lowest`, (N, 3), as sorted (text, first word, last word), and their scores,
+    (N,). The score of a span is the maximum over `types`. table: (B, W, W + 2T)"""
     pairs, starts, ends = span_pointer.parts_of(table)
     by_type = (pairs + starts[:, :, kind].unsqueeze(2) + ends[:, :, kind].unsqueeze(1) for kind in types)
     scores = functools.reduce(torch.maximum, by_type)
@@ -132,7 +134,8 @@ def candidates(
 
 
 def best_of_texts(scores: torch.Tensor, lowest: float, limits: torch.Tensor) -> torch.Tensor:
-    """Which scores (B, N) of each text are above `lowest`, and among its best `limits` (B,), or equal to the last."""
+    """Returns the mask of the scores (B, N) that are above `lowest` and among the best `limits` (B,) of their text,
+    including ties."""
     taken = scores > lowest
     for text in (taken.sum(1) > limits).nonzero().flatten().tolist():
         taken[text] &= scores[text] >= scores[text].topk(int(limits[text])).values[-1]
@@ -140,7 +143,8 @@ def best_of_texts(scores: torch.Tensor, lowest: float, limits: torch.Tensor) -> 
 
 
 def pairs_within(left: torch.Tensor, right: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """All pairs of rows of two sorted lists of text numbers that have the same text: their row numbers, each (N,)."""
+    """Returns the row numbers, each (N,), of all pairs of rows with equal values in two sorted lists of text numbers.
+    size: the number of texts"""
     number = torch.bincount(right, minlength=size)
     starts, repeats = number.cumsum(0) - number, number[left]
     rows = torch.arange(len(left), device=left.device).repeat_interleave(repeats)
@@ -149,14 +153,14 @@ def pairs_within(left: torch.Tensor, right: torch.Tensor, size: int) -> tuple[to
 
 
 def scores_at(table: torch.Tensor, text: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """The scores of pairs of words for each predicate. text, first, second: (N,). -> (N, P)"""
+    """Returns the scores of pairs of words for each predicate, (N, P). text, first, second: (N,)"""
     pairs, starts, ends = span_pointer.parts_of(table)
     return pairs[text, first, second].unsqueeze(1) + starts[text, first] + ends[text, second]
 
 
 def best_items(found: torch.Tensor, scores: torch.Tensor, limits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """At most the best `limits` (B,) relations of each text, of equal ones the first, and their scores, in the order
-    given. found: (N, 6), text and relation"""
+    """Returns the best `limits` (B,) relations of each text and their scores, in their original order; on ties, the
+    first ones. found: (N, 6), text and relation"""
     counts = torch.bincount(found[:, 0], minlength=len(limits))
     for text in (counts > limits).nonzero().flatten().tolist():
         own = (found[:, 0] == text).nonzero().flatten()
@@ -167,7 +171,8 @@ def best_items(found: torch.Tensor, scores: torch.Tensor, limits: torch.Tensor) 
 
 
 def by_text(found: torch.Tensor, scores: torch.Tensor, size: int) -> tuple[list[list], list[list[float]]]:
-    """(relations, probabilities) of each of `size` texts. found: (N, 6), text and relation"""
+    """Returns the relations and the probabilities of each text, two lists of `size` lists. found: (N, 6), text and
+    relation"""
     relations: list[list[Any]] = [[] for _ in range(size)]
     probabilities: list[list[float]] = [[] for _ in range(size)]
     for (text, *item), p in zip(found.tolist(), to_double(scores).sigmoid().tolist()):

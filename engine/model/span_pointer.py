@@ -1,14 +1,14 @@
 """Efficient GlobalPointer: a score for every span of words and every type, so spans may nest and overlap.
 
-Su et al., Global Pointer, 2022 (arXiv:2208.03054). For word i as the first and word j as the last word of type t
+Su et al., Global Pointer, 2022 (arXiv:2208.03054). The score of the span of type t from word i to word j, i <= j, is
 
     s[i, j, t] = q_i . k_j / sqrt(D) + starts[i, t] + ends[j, t]
 
-with q, k (D values per word, shared by all types) rotated by the words' positions (RoPE, Su et al., 2021,
-arXiv:2104.09864), so q_i . k_j depends on j - i and not on where the text or its window begins. Spans have i <= j.
+where q and k (D values per word, shared by all types) are rotated by the positions of the words (RoPE, Su et al., 2021,
+arXiv:2104.09864), so q_i . k_j depends on j - i, but not on where the text or its window begins.
 
-The logits are the terms, not their sums: (B, W, W + 2T), q_i . k_j followed by starts and ends. So a batch takes
-B x W x W memory, regardless of the number of types T.
+The logits are the terms of this sum, (B, W, W + 2T): q_i . k_j / sqrt(D), then starts and ends. So a batch takes
+B x W x W memory, independent of the number of types T.
 """
 
 import math
@@ -21,11 +21,11 @@ from engine.run.device import to_double
 from engine.task.task import IGNORE
 from engine.task.words import LOWEST_SCORE, SPANS_PER_WORD
 
-CELLS = 2**22  # maximum number of scores on the device at a time when finding spans
+CELLS = 2**22  # maximum number of scores in memory at a time when finding spans
 
 
 def rotate(vectors: torch.Tensor) -> torch.Tensor:
-    """RoPE: rotates the i-th pair of values of word m by the angle m * 10000^(-2i / D). (B, W, D) -> (B, W, D)"""
+    """Rotates the i-th pair of values of word m by the angle m * 10000^(-2i / D) (RoPE). (B, W, D) -> (B, W, D)"""
     width, size = vectors.shape[1:]
     rates = 10000 ** (-torch.arange(0, size, 2, device=vectors.device) / size)
     angles = torch.arange(width, device=vectors.device).unsqueeze(1) * rates
@@ -35,41 +35,42 @@ def rotate(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def scores_of_pairs(vectors: torch.Tensor) -> torch.Tensor:
-    """Vectors of words (B, W, 2D), q and k -> q_i . k_j / sqrt(D), (B, W, W)."""
+    """Computes q_i . k_j / sqrt(D), (B, W, W). vectors: q and k of each word, (B, W, 2D)"""
     q, k = vectors.chunk(2, 2)
     return rotate(q / math.sqrt(q.shape[2])) @ rotate(k).transpose(1, 2)
 
 
 def parts_of(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The terms: (B, W, W), starts (B, W, T), ends (B, W, T)."""
+    """Splits the logits into their terms: pairs (B, W, W), starts (B, W, T), ends (B, W, T)."""
     width = logits.shape[1]
     return logits.split([width, *[(logits.shape[2] - width) // 2] * 2], 2)
 
 
 def dense(logits: torch.Tensor) -> torch.Tensor:
-    """The scores, (B, T, W, W). Only for a small batch, or one text at a time: see `loss`."""
+    """Returns the scores, (B, T, W, W). Only for small batches, because of the memory; see `loss`."""
     pairs, starts, ends = parts_of(logits)
     return pairs.unsqueeze(1) + starts.transpose(1, 2).unsqueeze(3) + ends.transpose(1, 2).unsqueeze(2)
 
 
 def spans_of(mask: torch.Tensor) -> torch.Tensor:
-    """Mask of the valid spans, by first and last word, (B, W, W). mask: (B, W), the real words."""
+    """Returns the mask of the valid spans, by first and last word, (B, W, W). mask: of the real words, (B, W)"""
     return (mask.unsqueeze(2) & mask.unsqueeze(1)).triu()
 
 
 def has_labels(labels: torch.Tensor) -> torch.Tensor:
-    """Mask of the texts that have labels, (B,). labels: output of `encode`."""
+    """Returns the mask of the labelled texts, (B,). labels: a padded batch from `encode`"""
     return labels[:, 0] != IGNORE
 
 
 def encode(spans: Iterable[tuple[int, ...]] | None) -> list[int]:
-    """[(word numbers, …, label id)] of a text -> a flat row of labels: 0, then the numbers of each item. None (no
-    label) becomes [IGNORE]. A batch of such rows is padded with IGNORE."""
+    """Flattens the spans of a text, [(word numbers, …, label id)], to [0, …], the labels of one row. An unlabelled text
+    (None) becomes [IGNORE]. Batches are padded with IGNORE."""
     return [IGNORE] if spans is None else [0, *(number for span in spans for number in span)]
 
 
 def items_of(labels: torch.Tensor, mask: torch.Tensor, places: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(items (B, N, places + 1), mask of real items (B, N)), from a batch's labels."""
+    """Restores the spans from the labels of a batch. Returns the spans, (B, N, places + 1), and the mask of the valid
+    ones, (B, N). places: the number of word numbers per span"""
     number = (labels.shape[1] - 1) // (places + 1)
     items = labels[:, 1 : 1 + (places + 1) * number].unflatten(1, (number, places + 1))
     first, last = items[..., :-1:2], items[..., 1:-1:2]
@@ -79,11 +80,11 @@ def items_of(labels: torch.Tensor, mask: torch.Tensor, places: int) -> tuple[tor
 
 
 def loss(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The multi-label cross-entropy of Su (2020, kexue.fm/archives/7359) of each text, summed over types, (B,):
+    """Returns the multi-label cross-entropy of each text (Su, 2020, kexue.fm/archives/7359), summed over types, (B,):
 
-        sum over t of log(1 + sum of e^s over spans that are not of type t) + log(1 + sum of e^-s over those that are)
+        sum over t of log(1 + sum of e^s over spans without type t) + log(1 + sum of e^-s over spans with type t)
 
-    0 for unlabelled texts.
+    It is 0 for unlabelled texts.
     """
     items, there = items_of(labels, mask, 2)
     by_text = loss_of_cells(logits, (*items.unbind(2), there), spans_of(mask))
@@ -91,19 +92,20 @@ def loss(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torc
 
 
 def loss_of_cells(logits: torch.Tensor, gold: tuple[torch.Tensor, ...], valid: torch.Tensor) -> torch.Tensor:
-    """The loss of each text over the `valid` pairs of words (B, W, W). gold: the pairs that have types, as (first
-    words, second words, types, mask of real pairs), each (B, N). -> (B,)
+    """Returns the loss of each text over the `valid` pairs of words (B, W, W), summed over types, (B,). gold: the pairs
+    that have types, as (first words, second words, types, mask of real pairs), each (B, N); a pair may occur more than
+    once.
 
-    Nearly all pairs have no type; they are summed by a matrix product: e^(pairs + ends) needs no sum per type. It is
-    computed in fp64, where e^s underflows only below s = -700. A pair may occur several times.
+    Nearly all pairs have no type. Their e^s are summed by a matrix product, in fp64, where they underflow only below
+    s = -700.
     """
     first, last, kind, there = gold
     pairs, starts, ends = parts_of(logits)
-    width, low = pairs.shape[1], -1e30  # low: the score of spans that do not count; finite, to keep gradients finite
+    width, low = pairs.shape[1], -1e30  # low: the score of masked spans; finite, so gradients are finite
     cell = first * width + last
     at_cells = pairs.flatten(1).gather(1, cell).unsqueeze(2) + rows_at(starts, first) + rows_at(ends, last)  # (B, N, T)
     same = (cell.unsqueeze(2) == cell.unsqueeze(1)) & there.unsqueeze(2) & there.unsqueeze(1)
-    counts = there & ~same.tril(-1).any(2)  # a span of two types occurs twice; only the first counts
+    counts = there & ~same.tril(-1).any(2)  # a span with two types occurs twice; counts only the first
     types = torch.arange(starts.shape[2], device=kind.device)
     is_gold = (same.float() @ (kind.unsqueeze(2) == types).float()) > 0  # (B, N, T)
     wrong = at_cells.masked_fill(is_gold | ~counts.unsqueeze(2), low)
@@ -117,17 +119,18 @@ def loss_of_cells(logits: torch.Tensor, gold: tuple[torch.Tensor, ...], valid: t
 
 
 def rows_at(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """values (B, W, T), places (B, N) -> (B, N, T)"""
+    """Gathers the rows of values (B, W, T) at places (B, N). -> (B, N, T)"""
     return values.gather(1, places.unsqueeze(2).expand(-1, -1, values.shape[2]))
 
 
 def log_sum(pairs: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    """log of the sum of e^s over the spans in the mask `where` (B, W, W), per type: (B, T); very low if it is empty."""
+    """Returns the log of the sum of e^s over the spans in the mask `where` (B, W, W), per type, (B, T); about -1e30 for
+    an empty mask."""
     like = starts
     pairs, starts, ends = (to_double(scores) for scores in (pairs, starts, ends))
     where = where.to(pairs.device)
     pairs = pairs.masked_fill(~where, -math.inf)
-    tops = pairs.detach().amax(2, keepdim=True).clamp(min=-1e30)  # per first word: no e^x below overflows
+    tops = pairs.detach().amax(2, keepdim=True).clamp(min=-1e30)  # per first word, so e^x does not overflow
     top_ends = ends.detach().amax(1, keepdim=True)
     sums = (pairs - tops).exp() @ (ends - top_ends).exp()
     logs = sums.clamp(min=1e-300).log() + tops + top_ends + starts
@@ -135,8 +138,9 @@ def log_sum(pairs: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor, where
 
 
 def divergence(one: torch.Tensor, other: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    """KL(p || q) + KL(q || p), (), where each span of each type is present with probability sigmoid(score): the sum of
-    (sigmoid(s) - sigmoid(s')) (s - s') over the scores in the mask `where`. one, other, where: (B, T, W, W)"""
+    """Returns KL(p || q) + KL(q || p), (), if each span of each type is independently present with probability
+    sigmoid(score): the sum of (sigmoid(s) - sigmoid(s')) (s - s') over the scores in the mask `where`. one, other,
+    where: (B, T, W, W)"""
     return torch.where(where, (one.sigmoid() - other.sigmoid()) * (one - other), 0.0).sum()
 
 
@@ -144,8 +148,9 @@ def divergence(one: torch.Tensor, other: torch.Tensor, where: torch.Tensor) -> t
 def find(
     logits: torch.Tensor, mask: torch.Tensor, lowest: float = LOWEST_SCORE, most: int = SPANS_PER_WORD
 ) -> tuple[list[list[tuple[int, int, int]]], list[list[float]]]:
-    """(spans, probabilities): for each text a list of (first word, last word, type id) with a score above `lowest`, in
-    order, and the sigmoids of their scores. If there are more than `most` per word, the best are kept."""
+    """Finds the spans of each text with a score above `lowest`, at most `most` per word, the best ones. Returns two
+    lists per text: the sorted spans, (first word, last word, type id), and their probabilities, the sigmoids of the
+    scores."""
     spans: list[list[Any]] = [[] for _ in mask]
     probabilities: list[list[float]] = [[] for _ in mask]
     width, types = mask.shape[1], (logits.shape[2] - mask.shape[1]) // 2
@@ -166,34 +171,37 @@ def find(
 
 
 def mean_of(
-    answers: Sequence[tuple[list[Any], list[float]]], seen: Sequence[float] | None = None
+    predictions: Sequence[tuple[list[Any], list[float]]], seen: Sequence[float] | None = None
 ) -> tuple[list[tuple[int, ...]], list[float]]:
-    """Averages (spans or relations, probabilities) of one text over several models; a model that did not find an item
-    counts as 0.
+    """Averages the predictions of several models for one text, (spans or relations, probabilities). If a model did not
+    find a span, its probability is 0.
 
-    seen: the number of words that each model read, if one truncated the text; it is left out for items beyond that.
+    seen: the number of words that each model read, if the text was truncated. The average for a span is taken over the
+    models that read all its words.
     """
-    sums, seen = cast(dict[Any, float], {}), seen or [math.inf] * len(answers)
-    for spans, probabilities in answers:
+    sums, seen = cast(dict[Any, float], {}), seen or [math.inf] * len(predictions)
+    for spans, probabilities in predictions:
         for span, p in zip(spans, probabilities):
             sums[span] = sums.get(span, 0.0) + p / sum(max(span[:-1]) < size for size in seen)
     return sorted(sums), [sums[span] for span in sorted(sums)]
 
 
 def best_threshold(
-    scores: torch.Tensor, right: torch.Tensor, lowest: float, wanted: int | None = None
+    scores: torch.Tensor, right: torch.Tensor, lowest: float, num_gold: int | None = None
 ) -> torch.Tensor | None:
-    """The score threshold with the best F1: halfway between the last accepted score and the next.
+    """Returns the score threshold that maximises F1, halfway between the lowest accepted score and the next one; None
+    if no prediction is correct.
 
-    scores, right: (N,), right is 1 where accepting is correct. lowest: a score below all. wanted: the number of
-    gold items (default: the sum of `right`). Returns None if none is correct.
+    scores, right: (N,), right is 1 for correct predictions. lowest: a lower bound of the scores. num_gold: the number
+    of gold labels; default: the sum of `right`.
     """
     scores, order = scores.sort(descending=True)
     right = right[order].cumsum(0)
     if not len(right) or not right[-1] > 0:
         return None
-    f1 = 2 * right / (torch.arange(1, len(right) + 1, device=right.device) + (right[-1] if wanted is None else wanted))
-    f1[:-1][scores[:-1] == scores[1:]] = 0  # no threshold lies between equal scores
+    num_accepted = torch.arange(1, len(right) + 1, device=right.device)
+    f1 = 2 * right / (num_accepted + (right[-1] if num_gold is None else num_gold))
+    f1[:-1][scores[:-1] == scores[1:]] = 0  # no threshold can separate equal scores
     best = f1.argmax()
     following = scores[best + 1] if best + 1 < len(scores) else torch.full_like(scores[0], lowest)
     return (scores[best] + following) / 2
@@ -202,9 +210,9 @@ def best_threshold(
 def threshold_of(
     found: Iterable[tuple[list[Any], list[float]]], labels: Iterable[Any], names: Sequence[str]
 ) -> torch.Tensor | None:
-    """The score threshold with the best F1 on dev, see `best_threshold`.
+    """Returns the score threshold that maximises F1 on dev, see `best_threshold`.
 
-    found: (spans or relations, probabilities) of each text; labels: as in the file, None if unlabelled.
+    found: (spans or relations, probabilities) per text; labels: of each text as in the file, None if unlabelled.
     """
     pairs: list[tuple[float, bool]] = []
     num_gold = 0

@@ -1,7 +1,8 @@
-"""Fits the temperature of a head: one number that divides its logits before they become probabilities.
+"""Temperature scaling: fits the number that divides the logits of a head before they are converted to probabilities.
 
-Guo et al., On Calibration of Modern Neural Networks, 2017. It minimises the negative log likelihood of dev, changes no
-answer and no loss, and is saved with the weights. Dev also chose the epoch, so its own figures are slightly optimistic.
+Guo et al., On Calibration of Modern Neural Networks, 2017. The temperature minimises the negative log likelihood on dev
+and is saved with the weights. It changes neither predictions nor losses. Because the best epoch is also chosen on dev,
+calibration metrics on dev are slightly optimistic.
 """
 
 from typing import Any, NamedTuple
@@ -14,13 +15,13 @@ from engine.task.tags import are_of_entities
 from engine.task.task import IGNORE
 from engine.task.words import entities_in
 
-MOST_TEXTS = 2000  # more would hardly change one number
-FEWEST = 20  # labelled texts; with fewer, the temperature stays 1
-LOWEST, HIGHEST = 0.1, 10.0  # bounds of the fit; a result at a bound is rejected
+MOST_TEXTS = 2000  # more texts would hardly change the temperature
+FEWEST = 20  # minimum number of labelled texts; with fewer, the temperature is 1
+LOWEST, HIGHEST = 0.1, 10.0  # bounds of the fit; a minimum at a bound is rejected
 
 
 class Sample(NamedTuple):
-    """Logits of some rows of dev, with their labels and inputs."""
+    """The logits of some rows of dev, with labels and inputs."""
 
     logits: torch.Tensor
     labels: torch.Tensor
@@ -32,10 +33,11 @@ class Sample(NamedTuple):
 
 
 def best_temperature(nll: Any) -> float:
-    """The minimum of nll(temperature); 1 if it is at a bound, as when every answer is right.
+    """Returns the temperature that minimises nll(temperature), or 1 if that is at a bound, for example because every
+    prediction is correct.
 
-    -log p of an exponential family is convex in 1 / temperature, so there is only one minimum; for
-    products over the words of entities, this holds approximately.
+    -log p of an exponential family is convex in 1 / temperature, so there is only one minimum. For products over the
+    words of entities, this holds approximately.
     """
     bounds = np.log(LOWEST), np.log(HIGHEST)
     found = minimize_scalar(lambda t: float(nll(float(np.exp(t)))), bounds=bounds, options={"xatol": 1e-3})
@@ -44,19 +46,19 @@ def best_temperature(nll: Any) -> float:
 
 
 def fit_temperature(head: Any, samples: list[Sample]) -> None:
-    """Sets the temperature of a head. It stays 1 with few labels, if all answers are right, and for a head whose
-    `decode` returns other probabilities."""
+    """Sets the temperature of a head. It is 1 with few labels, if all predictions are correct, and for heads whose
+    `decode` returns probabilities of a different kind."""
     head.temperature.fill_(1)
     distribution, texts, right, total = head.distribution, 0, 0, 0
     if not distribution.has_temperature:
         return
     for logits, labels, inputs in samples:
-        answers, probabilities = head.decode(logits, inputs)
+        predictions, probabilities = head.decode(logits, inputs)
         if not distribution.describes(probabilities, logits, labels):
             return
         there = head.label_mask(labels, inputs)
         texts += int(there.flatten(1).any(1).sum() if there.ndim > 1 else there.sum())
-        right, total = (a + b for a, b in zip((right, total), head.hits(answers, probabilities, labels)))
+        right, total = (a + b for a, b in zip((right, total), head.hits(predictions, probabilities, labels)))
     if texts < FEWEST or right == total:
         return
     if head.task.is_tagging and probabilities.ndim == 3 and are_of_entities(tuple(head.task.labels)):
@@ -66,8 +68,7 @@ def fit_temperature(head: Any, samples: list[Sample]) -> None:
 
 
 def fit_temperature_on_entities(head: Any, samples: list[Sample]) -> None:
-    """Like `fit_temperature`, but maximises the likelihood that the right predicted entities are right and the wrong
-    ones are wrong."""
+    """Sets the temperature of a tagging head: it maximises the likelihood of which predicted entities are correct."""
     names, parts, rights = head.task.labels, [], []
     for logits, labels, inputs in samples:
         tags, where = head.decode(logits, inputs)[0], []
@@ -91,15 +92,16 @@ def fit_temperature_on_entities(head: Any, samples: list[Sample]) -> None:
 
 
 def of_entities(chances: torch.Tensor, where: np.ndarray) -> np.ndarray:
-    """The products of `word_probabilities` for E entities. chances: (B, W, 3); where: (row, first, last), (3, E)"""
+    """Returns the probabilities of E entities, (E,), see `word_probabilities`. chances: (B, W, 3); where: (row, first
+    word, last word), (3, E)"""
     logs = np.log(chances.double().cpu().numpy().clip(1e-300))
     inside, (row, first, last) = logs[..., 1].cumsum(1), where
     return np.exp(logs[row, first, 0] + inside[row, last] - inside[row, first] + logs[row, last, 2])
 
 
 def fit_temperature_on_spans(head: Any, found: list[tuple[list, list]], labels: list) -> None:
-    """Sets the temperature of a head that finds spans or relations, from whether its candidates are right. found:
-    (candidates, probabilities) of each text; labels: of each text as in the file, None if unlabelled."""
+    """Sets the temperature of a head that finds spans or relations: it maximises the likelihood of which candidates are
+    correct. found: (candidates, probabilities) per text; labels: of each text as in the file, None if unlabelled."""
     head.temperature.fill_(1)
     known = [(pair, {tuple(span) for span in gold}) for pair, gold in zip(found, labels) if gold is not None]
     names = head.task.labels

@@ -1,15 +1,15 @@
-"""The best path through a linear-chain CRF on a GPU, without a kernel launch per operation and word.
+"""The best path through a linear-chain CRF on a GPU, with few kernel launches.
 
-`by_scan` is a tree of products as in crf_scan.py, with maxima and sums in place of sums and products: about a hundred
-launches at any length, but C times the work of the Viterbi algorithm. `by_words` is that algorithm with three launches
-per word; the rest of it handles all words at once. Emissions are (B, W, C), transitions (C, C), mask (B, W).
+`by_scan` computes a tree of products like crf_scan.py, in the max-plus semiring. It takes about a hundred launches at
+any length, but C times the operations of the Viterbi algorithm. `by_words` is the Viterbi algorithm with three launches
+per word; all other operations process all words together. Shapes: emissions (B, W, C), transitions (C, C), mask (B, W).
 """
 
 import torch
 import torch.nn.functional as F
 
-MAX_NUMBERS = 2**27  # values at a time: half a GB
-# Estimated, not measured: up to this size, the scan moves fewer bytes than a GPU can during the launches of by_words
+MAX_NUMBERS = 2**27  # maximum number of values in memory at a time: half a GB
+# Up to this size, the scan moves fewer bytes than a GPU can move during the launches of by_words (estimated)
 MAX_WORK = 2**22
 
 
@@ -20,7 +20,8 @@ def is_for_scan(batch: int, num_tags: int) -> bool:
 def by_scan(
     emissions: torch.Tensor, start: torch.Tensor, transitions: torch.Tensor, end: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
-    """The tags of the best path of each text, (B, W); any path whose score differs only by rounding may win."""
+    """Returns the tags of the best path of each text, (B, W). Which of several paths wins whose scores differ only by
+    rounding is not defined."""
     _, num_words, num_tags = emissions.shape
     width = 1 << (num_words - 1).bit_length()
     size = max(1, MAX_NUMBERS // (max(1, width // 2) * num_tags**3))
@@ -48,8 +49,8 @@ def scan_of(
         tree.append(product.unflatten(1, (-1, 2)))
         left, right = tree[-1].unbind(2)
         product = (left.unsqueeze(4) + right.unsqueeze(2)).amax(3)
-    ends = product[:, 0, 0].argmax(1)  # all rows are equal, like those of the first word
-    ends = torch.stack([torch.zeros_like(ends), ends], 1).unsqueeze(1)  # the tags before and at the end of each node
+    ends = product[:, 0, 0].argmax(1)  # all rows are equal, because those of the first word are
+    ends = torch.stack([torch.zeros_like(ends), ends], 1).unsqueeze(1)  # the tags before each node and at its end
     for pairs in reversed(tree):
         left, right = pairs.unbind(2)
         first, final = ends.unbind(2)
@@ -63,13 +64,13 @@ def scan_of(
 def by_words(
     emissions: torch.Tensor, start: torch.Tensor, transitions: torch.Tensor, end: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
-    """The tags of the best path of each text, (B, W): the same as CRF.viterbi's loop, including ties."""
+    """Returns the tags of the best path of each text, (B, W), the same as the loop in CRF.viterbi, also for ties."""
     batch, num_words, num_tags = emissions.shape
     emissions, mask = emissions.transpose(0, 1).contiguous(), mask.T
     into = transitions.T.contiguous()  # into[j, i]: from i to j
     scores, paths = torch.empty_like(emissions), emissions.new_empty(batch, num_tags, num_tags)
     torch.add(emissions[0], start, out=scores[0])
-    for t in range(1, num_words):  # padding too: its results are not read
+    for t in range(1, num_words):  # the results at padding are not used
         torch.add(scores[t - 1].unsqueeze(1), into, out=paths)
         torch.amax(paths, 2, out=scores[t])
         scores[t].add_(emissions[t])
@@ -81,7 +82,7 @@ def by_words(
     back = torch.cat([(part.unsqueeze(2) + into).argmax(3) for part in parts])  # (W - 1, B, C): the tag before each tag
     back = torch.where(mask[1:, :, None], back, torch.arange(num_tags, device=mask.device))
     step = 1
-    while step < num_words - 1:  # each iteration reaches back twice as far as the last
+    while step < num_words - 1:  # each iteration doubles the number of words that `back` covers
         back = torch.cat([back[:-step].gather(2, back[step:]), back[-step:]])
         step *= 2
     tags = back.gather(2, tag[None, :, None].expand(num_words - 1, -1, 1)).squeeze(2)

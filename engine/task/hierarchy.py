@@ -1,6 +1,6 @@
-"""Label hierarchies: labels that are paths of nodes, such as 体育##足球, joined by the separator of their task.
+"""Label hierarchies: labels are paths of nodes, such as 体育##足球, joined by the separator of the task.
 
-A node is named by its path from the top, so equal names under different parents are different nodes.
+A node is identified by its path from the top, so equal names with different parents are different nodes.
 """
 
 from collections.abc import Iterable
@@ -29,10 +29,10 @@ def depth_of(node: str, separator: str) -> int:
 
 
 def problem_of(path: str, separator: str) -> str | None:
-    """Returns what is wrong with a path, or None."""
+    """Returns a description of what is wrong with a path, or None."""
     parts = path.split(separator)
     if "" in map(str.strip, parts) or path.startswith(separator.strip()) or path.endswith(separator.strip()):
         return "has an empty node"
     if any(part != part.strip() for part in parts):
-        return f"has spaces around {separator!r}; if all labels have, add them: --label_hierarchy ' {separator} '"
+        return f"has spaces around {separator!r}; if all labels have them, use --label_hierarchy ' {separator} '"
     return None

@@ -1,19 +1,19 @@
 """Heuristics for text files: column names, BOMs, inline entity markup.
 
-Uses only the standard library, because every exported folder has a copy of this file. Add your own column names here
-to have them detected without a flag; another syntax of entity markup is one line in INLINE.
+Uses only the standard library, because every exported folder has a copy of this file. To have your own column names
+detected, add them here; for another syntax of entity markup, add a line to INLINE.
 """
 
 import codecs
 import re
 from collections.abc import Iterable, Sequence
 
-# Common names of columns and keys. If a file has several, the first one in this list is the text.
+# Common names of columns and keys. If a file has several, the first in this list is the text
 TEXT_NAMES = "text sentence content sentence1 text_a premise question review query title 文本 内容".split()
 TEXT_NAMES += "正文 评论 评论内容 句子 句子1 语句 文本1 问题1 微博 微博正文 新闻 新闻内容 摘要 问题 标题 题目".split()
 TEXT_NAMES += "comment_text comment tweet message utterance body document question1 sentence_a".split()
 PAIR_NAMES = "text_pair sentence2 text_b hypothesis question2 sentence_b 文本2 句子2 问题2".split()
-# Pairs of columns; either one alone would be the text
+# Pairs of columns; without the other one, either would be the text
 PAIRS = [("question", "sentence"), ("question", "passage"), ("query", "title"), ("query", "passage")]
 PAIRS += [("context", "hypothesis")]
 LABEL_NAMES = "label labels entities spans intent class category target slots tags ner ner_tags cats 标签 类别".split()
@@ -43,7 +43,7 @@ def by_usual(usual: Iterable[str], names: list[str]) -> list[str]:
 
 
 def encoding_of_marks(sample: bytes) -> str | None:
-    """Detects UTF-16 or UTF-32 by its BOM, or UTF-16 by the zero bytes between letters. Returns None otherwise."""
+    """Detects UTF-16 or UTF-32 from the BOM, or UTF-16 from the zero bytes between letters. Otherwise returns None."""
     if sample.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         return "utf-32"
     if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -56,8 +56,8 @@ def encoding_of_marks(sample: bytes) -> str | None:
 
 
 def inline_syntax(texts: Sequence[str]) -> str | None:
-    """Returns the entity markup that at least a third of the texts use, with a few recurring labels and almost no stray
-    brackets; None if no markup fits."""
+    """Returns the entity markup that at least a third of the texts use, if its labels recur and almost all brackets
+    belong to it; otherwise None."""
     for syntax, pattern in INLINE.items():
         matches_by_text = [list(re.finditer(pattern, text)) for text in texts]
         labels = [match["label"] or match["more"] for matches in matches_by_text for match in matches]

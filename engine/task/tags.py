@@ -1,4 +1,4 @@
-"""Tagging schemes (BIO, BIOES, …), notations of tags, and legal transitions."""
+"""Tagging schemes (BIO, BIOES, …), notations of tags, and valid transitions."""
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -11,7 +11,7 @@ LETTERS = frozenset("BIESMLU")  # letters of BIO, BIOES, BMES and BILOU
 
 
 class Tag(NamedTuple):
-    """An entity tag such as B-LOC. O has an empty kind."""
+    """An entity tag such as B-LOC. The kind of O is empty."""
 
     letter: str
     kind: str
@@ -20,7 +20,7 @@ class Tag(NamedTuple):
 class Notation(NamedTuple):
     """A notation of entity tags: B-LOC, LOC-B or b-LOC."""
 
-    behind: bool = False  # LOC-B; Korean corpora with this notation write - for O: PER_B PER_I -
+    behind: bool = False  # LOC-B; Korean corpora with this notation use - instead of O: PER_B PER_I -
     lower: bool = False  # b-LOC
     signs: str = "-_"  # accepted separators between letter and kind
 
@@ -55,7 +55,7 @@ def parse_tag(tag: str) -> Tag | None:
 
 
 class TagFacts:
-    """Collects evidence for the scheme of lists of tags; several TagFacts can be merged."""
+    """Collects evidence for the tagging scheme of lists of tags. Several objects can be merged."""
 
     def __init__(self) -> None:
         self.tags: set[str] = set()
@@ -73,7 +73,7 @@ class TagFacts:
 
     @property
     def scheme(self) -> str | None:
-        """See find_scheme."""
+        """The tagging scheme, see `find_scheme`."""
         tags = [STANDARD.parse(tag) for tag in self.tags - {"O"}]
         letters = {tag.letter for tag in tags if tag}
         if not tags or None in tags:
@@ -88,7 +88,7 @@ class TagFacts:
 
 
 def find_scheme(tag_lists: Iterable[Sequence[str]]) -> str | None:
-    """Returns "bio", "iob1", "bioes", "bmes" or "bilou"; None if the tags are not entity tags (parts of speech, …).
+    """Returns "bio", "iob1", "bioes", "bmes" or "bilou"; None for other tags, such as parts of speech.
 
     IOB1 uses B- only for an entity that directly follows one of the same type (Ramshaw and Marcus, 1995).
     """
@@ -100,15 +100,15 @@ def find_scheme(tag_lists: Iterable[Sequence[str]]) -> str | None:
 
 @lru_cache  # called for each text
 def are_of_entities(labels: tuple[str, ...]) -> bool:
-    """Whether the tags of a task mark entities (B-, I-, …) rather than word classes (parts of speech, …)."""
+    """Returns whether the tags of a task mark entities (B-, I-, …), rather than parts of speech or the like."""
     tags = [tag for tag in labels if tag != "O"]
     return not tags or find_scheme([tags]) is not None
 
 
 def may_follow(before: str, tag: str, bioes: bool) -> bool:
-    """Whether `tag` may follow `before`; pass "O" for the start and the end of a text.
+    """Returns whether `tag` may follow `before`; "O" stands for the start and the end of a text.
 
-    BIO: an I- must follow a B- or I- of its type. BIOES (BMES): an entity started by B- must also be closed by E-.
+    BIO: I- must follow B- or I- of the same type. BIOES, BMES: also, an entity that begins with B- must end with E-.
     """
     is_open = before[:2] in ("B-", "I-", "M-")
     if tag[:2] in ("I-", "E-", "M-"):
@@ -117,14 +117,15 @@ def may_follow(before: str, tag: str, bioes: bool) -> bool:
 
 
 def continuations(labels: Sequence[str]) -> list[list[bool]]:
-    """For each pair of tags (a, b), whether b continues the entity of a: I- or E- after B- or I- of its type. (C, C)"""
+    """Returns, for each pair of tags (a, b), whether b continues the entity of a: I- or E- after B- or I- of the same
+    type. -> (C, C)"""
     return [
         [a[:2] in ("B-", "I-", "M-") and b[:2] in ("I-", "E-", "M-") and a[2:] == b[2:] for b in labels] for a in labels
     ]
 
 
 def illegal_tags(tags: Sequence[str]) -> list[int]:
-    """Returns the positions of I-, E- and M- tags that do not follow an open entity of their type."""
+    """Returns the positions of I-, E- and M- tags that do not continue an entity of their type."""
     return [i for i, (before, tag) in enumerate(zip(["O", *tags], tags)) if not may_follow(before, tag, bioes=False)]
 
 

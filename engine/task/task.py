@@ -1,4 +1,4 @@
-"""The Task class, and reading and writing labels.json."""
+"""The Task class, and functions that read and write labels.json."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -10,8 +10,8 @@ from engine.schema import AnyOf, Optional, Range, SchemaError, read_json
 from engine.task.hierarchy import nodes_on
 
 PARTS_OF_A_ROW = ("id", "text", "tokens", "text_pair", "extras", "kept")
-# {kind whose labels are lists of [word numbers, …, label]: count of word numbers}. These are the first and last word of
-# a span, of the subject and object of a relation, or of the trigger and an argument of an event (`words.events_in`)
+# {kind of task whose labels are lists of [word number, …, label]: number of word numbers}. These are the first and last
+# word of a span, of subject and object of a relation, or of the anchor and a mention of an event (`words.events_in`)
 PLACES = {"spans": 2, "relations": 4, "events": 4}
 KINDS = ("classification", "multilabel", "regression", "tagging", *PLACES)  # formats of labels
 IGNORE = -100  # label id of unlabelled texts and words (torch's ignore_index)
@@ -46,22 +46,22 @@ TASK = {
 
 @dataclass(frozen=True)
 class Task:
-    """A task. `type` is the key of its head in HEADS; `kind` is the format of its labels, one of KINDS."""
+    """A task. `type` is the key of its head in HEADS, and `kind` the format of its labels, one of KINDS."""
 
     type: str
     labels: tuple[str, ...] = ()  # ordered by id; empty for regression
-    counts: tuple[int, ...] | None = None  # number of occurrences of each label in train
+    counts: tuple[int, ...] | None = None  # frequency of each label in train
     rows: int | None = None  # multilabel: number of labelled texts in train
-    unit: str | None = None  # kinds with labels per word: the token unit
-    mean: float = 0.0  # regression: mean and std of the values in train
+    unit: str | None = None  # tagging, spans, relations, events: the token unit
+    mean: float = 0.0  # regression: mean and standard deviation of the values in train
     std: float = 1.0
-    pairs: bool = False  # texts are pairs
+    pairs: bool = False  # the inputs are pairs of texts
     extras: dict[str, dict[str, float]] | None = None  # {column: {"mean", "std"}} of --extra_columns
     fields: dict[str, dict[str, Any]] | None = None  # {name: Field as JSON} of other custom inputs
-    no_text: bool = False  # rows have no text, only custom inputs; "text" describes them
-    kind: str = ""  # default: the type
-    hierarchy: str = ""  # labels are paths of nodes, joined by this separator (engine/task/hierarchy.py)
-    entities: str = ""  # relations: the spans task with the types of subjects and objects, if they have types
+    no_text: bool = False  # rows have only custom inputs; their "text" is a description of these
+    kind: str = ""  # default: same as type
+    hierarchy: str = ""  # separator, if labels are paths of nodes (engine/task/hierarchy.py)
+    entities: str = ""  # relations: the task with the types of subjects and objects, if they have types
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", self.kind or self.type)
@@ -73,7 +73,7 @@ class Task:
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        """The labels, followed by those of their ancestors in the hierarchy that are not labels themselves."""
+        """The labels, followed by their ancestors in the hierarchy that are not labels."""
         paths = [nodes_on(label, self.hierarchy) for label in self.labels if self.hierarchy]
         return tuple(dict.fromkeys([*self.labels, *(node for path in paths for node in path)]))
 
@@ -84,7 +84,7 @@ class Task:
 
     @property
     def num_places(self) -> int:
-        """The count of word numbers in an item of the labels (see PLACES); 0 for other kinds."""
+        """The number of word numbers in each item of a label (see PLACES); 0 for other kinds."""
         return PLACES.get(self.kind, 0)
 
     @property
@@ -93,7 +93,7 @@ class Task:
         return needs_words(self.kind)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the task's object in labels.json, without unset fields."""
+        """Returns the task as a JSON object for labels.json, without unset fields."""
         values = asdict(self) | {"kind": None if self.kind == self.type else self.kind}
         if self.kind != "regression":
             del values["mean"], values["std"]
@@ -101,33 +101,33 @@ class Task:
 
 
 def pairs_of(tasks: dict[str, Task]) -> bool:
-    """Whether a model of these tasks reads a second text."""
+    """Returns whether the inputs of these tasks are pairs of texts."""
     return any(task.pairs for task in tasks.values())
 
 
 def has_no_text(tasks: Mapping[str, Task]) -> bool:
-    """Whether the rows of these tasks have no text."""
+    """Returns whether the rows of these tasks have no text."""
     return any(task.no_text for task in tasks.values())
 
 
 def needs_words(kind: str) -> bool:
-    """Whether tasks of this kind need texts split into tokens."""
+    """Returns whether tasks of this kind need texts split into tokens."""
     return kind == "tagging" or kind in PLACES
 
 
 def classifies_texts(kind: str) -> bool:
-    """Whether tasks of this kind assign a text one label, or a set of labels, from a list."""
+    """Returns whether tasks of this kind assign one label, or a set of labels, to each text."""
     return kind in ("classification", "multilabel")
 
 
 def read_tasks(path: str | Path) -> dict[str, Task]:
-    """Reads labels.json of a processed folder or a checkpoint. Raises UserError if it is malformed."""
+    """Reads labels.json of a processed folder or a checkpoint. Raises UserError if it is invalid."""
     try:
         tasks = tasks_of(read_json(path, {str: TASK}))
         for name, task in tasks.items():
             if task.kind not in KINDS:
-                custom = f"{name}.type is {task.type!r}, and {name}.kind is none of {', '.join(KINDS)}"
-                raise UserError(f"{path}: {custom}; add the kind of its labels")
+                custom = f"{name}.type is {task.type!r}, and {name}.kind is not one of {', '.join(KINDS)}"
+                raise UserError(f"{path}: {custom}; set the kind to the format of its labels")
             if not task.labels:  # regression
                 read_json(path, {name: STATISTICS})
             elif "" in task.labels:
@@ -147,7 +147,7 @@ def read_tasks(path: str | Path) -> dict[str, Task]:
 
 
 def tasks_of(objects: dict[str, dict[str, Any]]) -> dict[str, Task]:
-    """Creates Tasks from the objects of labels.json. Unknown keys are ignored."""
+    """Creates the tasks from the content of labels.json. Unknown keys are ignored."""
     known = {field.name for field in fields(Task)}
     return {name: Task(**{key: one[key] for key in one if key in known}) for name, one in objects.items()}
 
@@ -158,7 +158,7 @@ def tasks_to_json(tasks: dict[str, Task]) -> dict[str, dict[str, Any]]:
 
 
 def require_distinct(path: str | Path, names: Iterable[str]) -> None:
-    """Raises UserError if two columns of the predictions (of tasks, or built-in) would have the same name."""
+    """Raises UserError if two columns of the prediction files would have the same name."""
     owners = dict.fromkeys(PARTS_OF_A_ROW, "the row itself")
     for name in names:
         for column in (name, f"{name}_tags", f"{name}_probability"):

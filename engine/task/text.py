@@ -10,8 +10,8 @@ from engine.task.task import Task
 from engine.task.words import Offsets
 
 HAN = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
-# Format characters (U+200C in Persian, U+200D in Hindi, soft hyphens) are parts of words, like letters; but embedding
-# and isolate marks of bidirectional text are symbols, and U+200B only joins (see JOINER)
+# Format characters (U+200C in Persian, U+200D in Hindi, soft hyphens) belong to words, like letters; but the embedding
+# and isolate marks of bidirectional text are symbols, and U+200B only joins words (see JOINER)
 LETTER = rf"[[\p{{L}}\p{{M}}\p{{N}}_\p{{Cf}}]--{HAN}--[\u200b\u202a-\u202e\u2066-\u2069]]"
 SPACELESS = r"\p{Line_Break=Complex_Context}"  # Thai, Lao, Khmer, …: U+200B separates their words
 PICTURE, FLAG = r"\p{Extended_Pictographic}", r"\p{Regional_Indicator}"
@@ -24,16 +24,17 @@ HAN_CHARACTER = regex.compile(HAN)
 
 
 def split_text(text: str, unit: str) -> list[tuple[str, int, int]]:
-    """Splits a raw text into [(token, start, end)]: characters, or words. A Chinese character or a symbol is a word.
+    """Splits a raw text into characters or words, [(token, start, end)]. Each Chinese character and each symbol is a
+    word.
 
-    An empty text gives one empty token, which the loader replaces with [UNK].
+    The result for an empty text is one empty token, which the loader replaces with [UNK].
     """
     pattern = {"word": WORD, "character": r"\S", "character+blank": r"(?s)."}[unit]
     return [(m.group(), m.start(), m.end()) for m in regex.finditer(pattern, text)] or [("", 0, 0)]
 
 
 def join_tokens(tokens: Iterable[str], unit: str) -> tuple[str, Offsets]:
-    """Joins tokens into a text -> (text, offsets). Words are separated by spaces, but Chinese characters are not."""
+    """Joins tokens into a text. Returns (text, offsets). Words are separated by spaces, except Chinese characters."""
     return words.join_tokens(tokens, unit, HAN_CHARACTER)
 
 
@@ -48,7 +49,7 @@ def text_and_offsets(example: dict[str, Any], tasks: dict[str, Task]) -> tuple[s
 
 
 def text_of(example: dict[str, Any], with_pair: bool = False) -> str:
-    """Returns the text of an example, or its tokens joined by spaces; with_pair: followed by its second text."""
+    """Returns the text of an example, or its tokens joined by spaces; with_pair: followed by the second text."""
     if "tokens" in example:
         return " ".join(example["tokens"])
     return " ".join(filter(None, (example["text"], example.get("text_pair")))) if with_pair else example["text"]

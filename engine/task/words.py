@@ -1,4 +1,4 @@
-"""Joins words into texts, locates words and entities in texts, and builds output columns.
+"""Joins words into texts, finds words and entities in texts, and creates output columns.
 
 Uses only the standard library, because every exported folder has a copy of this file.
 """
@@ -11,17 +11,16 @@ from typing import Any, NamedTuple
 from unicodedata import category
 
 Offsets = list[tuple[int, int]]  # (start, end) of each token in its text
-INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")  # Unicode categories of control and format characters, and whitespace
-# Limits for spans and relations, because an untrained model accepts half of all candidates: the minimum score (a
-# probability of 1.8 %), even if the threshold fitted on dev is lower, and the maximum number of spans or relations per
-# word
-LOWEST_SCORE, SPANS_PER_WORD = -4.0, 4
-NUM_SHAPES = 7  # word shapes, see `shape_of`; 0 is padding
-SUBJECTS_PER_WORD = 2  # maximum number of subjects, and of objects, per word of a text that are paired
+INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")  # Unicode categories of control and format characters, and of whitespace
+# Limits for spans and relations, because an untrained model accepts half of all candidates
+LOWEST_SCORE = -4.0  # minimum score (a probability of 1.8 %), even if the threshold fitted on dev is lower
+SPANS_PER_WORD = 4  # maximum number of spans or relations per word of a text
+SUBJECTS_PER_WORD = 2  # maximum number of candidates for subjects, and for objects, per word of a text
+NUM_SHAPES = 7  # number of word shapes, see `shape_of`, including 0 for padding
 
 
 def join_tokens(tokens: Iterable[str], unit: str, han: Any) -> tuple[str, Offsets]:
-    """Joins tokens into a text -> (text, offsets). Words are separated by spaces, but Chinese characters are not.
+    """Joins tokens into a text. Returns (text, offsets). Words are separated by spaces, except Chinese characters.
 
     han: compiled pattern of a Chinese character (`re` or `regex`).
     """
@@ -38,7 +37,7 @@ def join_tokens(tokens: Iterable[str], unit: str, han: Any) -> tuple[str, Offset
 
 
 def place_tokens(text: str, tokens: Iterable[str]) -> Offsets | None:
-    """Returns the offsets of tokens that occur in the text in this order; None if they do not."""
+    """Returns the offsets of the tokens in the text; None if they do not all occur there in this order."""
     offsets, end = [], 0
     for token in tokens:
         start = text.find(token, end)
@@ -50,12 +49,13 @@ def place_tokens(text: str, tokens: Iterable[str]) -> Offsets | None:
 
 
 def id_of(given: Any, number: int) -> str:
-    """Returns the id of an input row: the given one, or else the zero-based row number."""
+    """Returns the id of an input row: the given one, or by default the zero-based row number."""
     return str(number if given is None else given)
 
 
 def text_or_tokens(value: Any, text: Any) -> dict[str, Any]:
-    """Returns the text or tokens of an input row. text: the text of a row with tokens; kept if it contains them"""
+    """Returns the text or the tokens of an input row. text: for a row with tokens, its text, which is returned as well
+    if it contains the tokens."""
     if not isinstance(value, list):
         return {"text": value}
     words = [token for token in value if isinstance(token, str)]
@@ -66,7 +66,7 @@ def text_or_tokens(value: Any, text: Any) -> dict[str, Any]:
 @lru_cache(1 << 16)
 def shape_of(word: str) -> int:
     """Returns the shape of a word: 1 lower case, or a script without case such as Chinese; 2 capitalised; 3 upper case;
-    4 other mixed case; 5 with digits; 6 no letters or digits. Less than NUM_SHAPES."""
+    4 mixed case; 5 has digits; 6 has neither letters nor digits."""
     if any(map(str.isdigit, word)):
         return 5
     letters = "".join(filter(str.isalpha, word))
@@ -80,7 +80,7 @@ def shape_of(word: str) -> int:
 
 
 def has_capitals(words: Iterable[str]) -> bool:
-    """Whether some, but not all, of the words with letters have capitals."""
+    """Returns whether some, but not all, of the words with letters have capital letters."""
     shapes = {shape_of(word) for word in words}
     return 1 in shapes and bool(shapes & {2, 3, 4})
 
@@ -92,15 +92,16 @@ def text_and_offsets(example: dict[str, Any], unit: str, han: Any) -> tuple[str,
         return example["text"], None
     if text is not None and (offsets := place_tokens(text, tokens)) is not None:
         return text, offsets
-    return join_tokens(tokens, unit, han)  # there is no text, or it does not contain the tokens
+    return join_tokens(tokens, unit, han)
 
 
 def texts_to_encode(
     example: dict[str, Any], by_words: bool, unit: str, han: Any, blanks: bool, separator: str | None
 ) -> tuple[Any, Any]:
-    """Returns the first and the second text (or None) to pass to the tokenizer; by_words: as lists of words.
+    """Returns the first and the second text (or None) for the tokenizer, as lists of words if `by_words`.
 
-    blanks: words keep their leading space; separator: prepended to the second text, if the tokenizer adds none.
+    blanks: whether words have a leading space, as byte-level tokenizers need; separator: put before the second text, if
+    the tokenizer adds none.
     """
     first, second = example["tokens" if by_words else "text"], example.get("text_pair")
     if by_words:
@@ -113,16 +114,17 @@ def texts_to_encode(
 
 
 def with_blanks(words: list[str], unit: str, han: Any) -> list[str]:
-    """Adds a leading space to the words that `join_tokens` would separate by one."""
+    """Adds a leading space to the words before which `join_tokens` inserts one."""
     _, offsets = join_tokens(words, unit, han)
     gaps = [False, *(after[0] > before[1] for before, after in pairwise(offsets))]
     return [f" {word}" if gap else word for word, gap in zip(words, gaps)]
 
 
 def entities_in(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Returns [(type, first token, last token)] for a list of tags, by the rules of seqeval's get_entities.
+    """Returns the entities in a list of tags, [(type, first token, last token)], by the rules of seqeval's
+    get_entities.
 
-    This version does not need scikit-learn and skips tokens outside entities.
+    Unlike seqeval, it does not need scikit-learn and skips tokens outside entities.
     """
     spans, before, kind_before, begin = [], "O", "_", 0
     for i, chunk in enumerate([*tags, "O"]):
@@ -140,10 +142,11 @@ def entities_in(tags: Sequence[str]) -> list[tuple[str, int, int]]:
 
 
 def word_probabilities(tags: Sequence[str], chances: Any, of_entities: bool) -> Any:
-    """Returns the probability of each entity in the tags, in text order, or else of each tag.
+    """Returns the probability of each entity, in text order, or of each tag if the tags do not mark entities.
 
-    chances: for each word, the probabilities that an entity begins with its tag, continues with it, and ends after it,
-    which are multiplied (`CRF.chain`); or one number, for heads that only return the probability of each tag.
+    chances: for each word, the probabilities that an entity begins with its tag, continues with it, and ends after it
+    (`CRF.chain`). The probability of an entity is a product of them. Heads that return only the probability of each tag
+    have one number per word.
     """
     if not isinstance(chances, list) or len(chances) != len(tags):
         return chances
@@ -168,8 +171,9 @@ def entities(tags: Sequence[str], offsets: Offsets, text: str) -> list[dict[str,
 
 
 def shares_by_task(text: str | float) -> dict[str, float]:
-    """0.9 or "0.9" -> {"": 0.9}; "intent=0.9,slots=0.8" -> {"intent": 0.9, "slots": 0.8}. Raises ValueError."""
-    pairs = [part.rpartition("=") for part in str(text).split(",") if part.strip()]
+    """Parses thresholds: 0.9 or "0.9" -> {"": 0.9}; "intent=0.9,slots=0.8" -> {"intent": 0.9, "slots": 0.8}. Raises
+    ValueError if they are invalid."""
+    pairs = [item.rpartition("=") for item in str(text).split(",") if item.strip()]
     try:
         shares = {name.strip(): float(share) for name, _, share in pairs}
     except ValueError:
@@ -180,8 +184,8 @@ def shares_by_task(text: str | float) -> dict[str, float]:
 
 
 def why_no_threshold(shares: Iterable[str], tasks: Iterable[str], always: Iterable[str]) -> str:
-    """The error message for names in `shares_by_task` that are not tasks whose answers can be left out, or "". always:
-    tasks whose answers are never left out"""
+    """Returns an error message if a name in `shares_by_task` is not a task that supports thresholds, otherwise "".
+    always: the tasks that do not support thresholds"""
     if unknown := {*shares} - {*tasks, ""}:
         return f"no task {min(unknown)!r}; the tasks are {', '.join(tasks)}"
     if stay := {*shares} & {*always}:
@@ -190,39 +194,40 @@ def why_no_threshold(shares: Iterable[str], tasks: Iterable[str], always: Iterab
 
 
 def answered(kind: str, label: Any, probability: Any, lowest: float) -> tuple[Any, Any, int, int]:
-    """Leaves out answers less probable than `lowest` -> (label, probability, number left out, number of answers).
+    """Removes predictions with a probability below `lowest`. Returns (label, probability, number of removed
+    predictions, number of predictions).
 
-    kind: as for `columns_of`. If left out, the label of a text becomes None, and the words of an entity are tagged O;
-    numbers, and tags that mark no entities, always stay.
+    kind: see `columns_of`. A removed label of a text becomes None, and the words of a removed entity become O. Numbers,
+    and tags that do not mark entities, are never removed.
     """
     if probability is None or kind == "tags":
         return label, probability, 0, 0
     if not isinstance(probability, list):
-        is_left_out = probability < lowest
-        return None if is_left_out else label, probability, int(is_left_out), 1
-    stays = [p is None or p >= lowest for p in probability]
+        is_removed = probability < lowest
+        return None if is_removed else label, probability, int(is_removed), 1
+    kept = [p is None or p >= lowest for p in probability]
     if kind == "entities":
         rest = list(label)
-        for (_, first, last), is_kept in zip(entities_in(label), stays):
+        for (_, first, last), is_kept in zip(entities_in(label), kept):
             rest[first : last + 1] = rest[first : last + 1] if is_kept else ["O"] * (last + 1 - first)
     else:
-        stays = in_events(label, stays) if kind == "events" else stays
-        rest = [item for item, is_kept in zip(label, stays) if is_kept]
-    return rest, [p for p, is_kept in zip(probability, stays) if is_kept], stays.count(False), len(stays)
+        kept = in_events(label, kept) if kind == "events" else kept
+        rest = [item for item, is_kept in zip(label, kept) if is_kept]
+    return rest, [p for p, is_kept in zip(probability, kept) if is_kept], kept.count(False), len(kept)
 
 
 def is_wordless(example: dict[str, Any]) -> bool:
-    """Whether a text has only whitespace and invisible characters. Its tags and spans are then empty, although the
-    model reads an [UNK]."""
+    """Returns whether a text has only whitespace and invisible characters. It then has no tags or spans, although the
+    model reads an [UNK] token."""
     pieces = (*(example.get("tokens") or ()), example.get("text") or "")
     return all(category(character) in INVISIBLE for piece in pieces for character in piece)
 
 
 def columns_of(name: str, kind: str, label: Any, offsets: Any, text: str, probability: Any = None) -> dict[str, Any]:
-    """Returns the output columns for a task's label, gold or predicted; a missing label stays None.
+    """Returns the output columns for the gold or predicted label of a task; a missing label is None.
 
-    kind: "spans", "relations", "events", "entities" (tags that mark entities), "tags" (other tags), or another string
-    for text-level labels.
+    kind: "spans", "relations", "events", "entities" (tags that mark entities), "tags" (other tags), or any other string
+    for labels of texts.
     """
     if kind == "tags":
         return {f"{name}_tags": label}
@@ -242,7 +247,8 @@ def columns_of(name: str, kind: str, label: Any, offsets: Any, text: str, probab
 
 
 def relation(item: Any, offsets: Offsets, text: str) -> dict[str, Any]:
-    """A relation as an object. item: [first and last word of the subject, first and last of the object, predicate]"""
+    """Converts a relation to a JSON object. item: [first and last word of the subject, first and last word of the
+    object, predicate]"""
     *places, predicate = item
     one, other = (mention(ends, offsets, text) for ends in (places[:2], places[2:]))
     return {"subject": one, "predicate": predicate, "object": other}
@@ -253,24 +259,26 @@ def mention(places: Sequence[int], offsets: Offsets, text: str) -> dict[str, Any
     return {"text": text[start:end], "start": start, "end": end}
 
 
-ROLE = "|"  # separator in the label of an argument: event type|role
+ROLE = "|"  # separates event type and role in the label of an argument
 
 
 class Event(NamedTuple):
-    """An event in a label of events. Its lists contain indices of items in the label."""
+    """An event in the label of a text. The lists contain indices of the label's items."""
 
     type: str
-    anchor: tuple[int, ...]  # first and last word of its trigger or of an argument
-    own: list[int]  # items that pair the anchor with itself, which mark an event
+    anchor: tuple[int, ...]  # first and last word of the mention that identifies the event
+    own: list[int]  # items that pair the anchor with itself
     triggers: list[int]  # at most one
     arguments: list[int]
 
 
 def events_in(label: Sequence[Any]) -> list[Event]:
-    """Returns the events in a label, a list of [first and last word of the anchor, first and last of a mention, name].
+    """Returns the events in a label, a list of [first and last word of the anchor, first and last word of a mention,
+    name].
 
-    The anchor of an event is one of its mentions. An item pairs the anchor with each mention; its name is the event
-    type for the trigger, and type|role for an argument. An anchor that is not paired with itself has no event.
+    The anchor of an event is its trigger or one of its arguments. The label has one item for each mention, including
+    the anchor: it pairs the anchor with the mention, and its name is the event type for the trigger, and type|role for
+    an argument. Without an item that pairs the anchor with itself, there is no event.
     """
     events: dict[Any, Event] = {}
     for number, (*places, name) in enumerate(label):
@@ -279,21 +287,22 @@ def events_in(label: Sequence[Any]) -> list[Event]:
         (event.arguments if is_argument else event.triggers).append(number)
         if places[:2] == places[2:]:
             event.own.append(number)
-    for event in events.values():  # of several triggers, the one at the anchor counts, or else the first
+    for event in events.values():  # if there are several triggers, keeps the one at the anchor, or the first
         event.triggers[:] = ([number for number in event.triggers if number in event.own] or event.triggers)[:1]
     return [event for event in events.values() if event.own]
 
 
-def in_events(label: Sequence[Any], stays: Iterable[bool]) -> list[bool]:
-    """Returns for each item whether it belongs to an event, if the label has only the items with True in `stays`."""
-    numbers = [number for number, is_kept in enumerate(stays) if is_kept]
+def in_events(label: Sequence[Any], kept: Iterable[bool]) -> list[bool]:
+    """Returns, for each item, whether it belongs to an event if only the items with True in `kept` exist."""
+    numbers = [number for number, is_kept in enumerate(kept) if is_kept]
     events = events_in([label[number] for number in numbers])
-    kept = {numbers[item] for event in events for item in (*event.triggers, *event.arguments)}
-    return [number in kept for number in range(len(label))]
+    members = {numbers[item] for event in events for item in (*event.triggers, *event.arguments)}
+    return [number in members for number in range(len(label))]
 
 
 def event_objects(label: Any, offsets: Offsets, text: str, probabilities: Any) -> list[dict[str, Any]]:
-    """The events in a label as objects, with arguments in text order. An event has the probability of its anchor."""
+    """Converts the events in a label to JSON objects, with arguments in text order. The probability of an event is that
+    of its anchor."""
     chances = probabilities if isinstance(probabilities, list) and len(probabilities) == len(label) else None
 
     def with_chance(item: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
@@ -312,18 +321,18 @@ def event_objects(label: Any, offsets: Offsets, text: str, probabilities: Any) -
 
 
 def with_probabilities(items: Any, probabilities: Any) -> Any:
-    """Adds a probability to each object, if there is one for each."""
+    """Adds a probability to each object, if their numbers are equal."""
     if not items or probabilities is None or len(probabilities) != len(items):
         return items
     return [item | {"probability": round(p, 6)} for item, p in zip(items, probabilities)]
 
 
 def row_of(
-    example: dict[str, Any], answers: dict[str, tuple[str, Any, Any]], text: str, offsets: Offsets | None
+    example: dict[str, Any], predictions: dict[str, tuple[str, Any, Any]], text: str, offsets: Offsets | None
 ) -> dict[str, Any]:
-    """Returns the output row of an example. answers: {task: (kind in `columns_of`, label, probability)}"""
+    """Returns the output row of an example. predictions: {task: (kind, label, probability)}, see `columns_of`"""
     example = example | {"text": text}
     row: dict[str, Any] = {key: example[key] for key in ("id", "text", "text_pair") if key in example}
-    for name, (kind, label, probability) in answers.items():
+    for name, (kind, label, probability) in predictions.items():
         row |= columns_of(name, kind, label, offsets, text, probability)
     return row

@@ -56,5 +56,5 @@ def test_quantized_encoder_and_adapter_are_rejected(strange_encoder):
         load_pretrained(str(folder))
     folder, _ = strange_encoder({})
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/name"}')
-    with pytest.raises(UserError, match="holds an adapter"):
+    with pytest.raises(UserError, match="contains an adapter"):
         load_pretrained(str(folder))

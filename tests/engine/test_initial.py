@@ -336,7 +336,7 @@ def test_distributed_run_starts_from_it_and_one_process_logs(run, sample, tmp_pa
         ),  # the default, given explicitly
         (["--init_from", "RUN", "--debug", "--vocab_size", "8000"], "--vocab_size=8000 contradicts"),
         (["--init_from", "RUN", "--keep_layers", "1"], "--keep_layers"),
-        (["--init_from", "RUN", "--max_length", "600"], "more than the 512 positions"),
+        (["--init_from", "RUN", "--max_length", "600"], "exceeds the 512 positions"),
         (["--init_from", "RUN", "--output_dir", "PARENT", "--model_version", "run"], "is the run itself"),
         (["--init_from", "CUSTOM"], "was written by other code"),
         (["--pretrain_model_path", "RUN"], "use --init_from"),

@@ -165,7 +165,7 @@ def test_processed_folder_of_a_hierarchy(data, capsys):
         ("##", "a##", "single.csv, row 5: the label topic='a##' has an empty node"),
         ("##", "##a", "has an empty node"),
         ("##", "a####b", "has an empty node"),
-        ("##", "a ## b", "has spaces around '##'; if all labels have, add them: --label_hierarchy ' ## '"),
+        ("##", "a ## b", "has spaces around '##'; if all labels have them, use --label_hierarchy ' ## '"),
         (" > ", "a >", "has an empty node"),
         ("-", "e-mail", "no two labels of the task 'topic' share a parent"),
         (" ", "a", "must not be blank"),

@@ -105,7 +105,9 @@ def test_another_base_model_is_rejected(adapted, tmp_path):
     trainer = trained(adapted())
     best, base = trainer.checkpoints / "best", Path(trainer.config.pretrain_model_path)
     moved = base.rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"holds only a LoRA adapter; it was trained on .* does not exist") as error:
+    with pytest.raises(
+        UserError, match=r"contains only a LoRA adapter, which was trained on .* does not exist"
+    ) as error:
         load_checkpoint(best)
     assert "--pretrain_model_path" in str(error.value) and "\n" not in str(error.value)
     model, *_ = load_checkpoint(best, str(moved))
@@ -114,11 +116,11 @@ def test_another_base_model_is_rejected(adapted, tmp_path):
     tensors = load_file(moved / "model.safetensors")
     tensors["embeddings.word_embeddings.weight"][0, 0] += 1
     save_file(tensors, moved / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"is a different model now \(model.safetensors differs") as error:
+    with pytest.raises(UserError, match=r"is now a different model \(model.safetensors differs") as error:
         load_checkpoint(best, str(moved))
     assert "\n" not in str(error.value)
     moved.rename(base)
-    with pytest.raises(UserError, match="is a different model now"):
+    with pytest.raises(UserError, match="is now a different model"):
         build(adapted()).resume()
 
 

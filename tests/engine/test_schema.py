@@ -66,7 +66,7 @@ def test_byte_order_mark_is_accepted(tmp_path):
 def test_user_task_type_needs_a_label_kind(tmp_path):
     path = tmp_path / "labels.json"
     path.write_text(json.dumps({"x": {"type": "my_tagging", "labels": ["a", "b"]}}))
-    with pytest.raises(UserError, match=r"x.type is .my_tagging., and x.kind is none of .*; add the kind"):
+    with pytest.raises(UserError, match=r"x.type is .my_tagging., and x.kind is not one of .*; set the kind"):
         read_tasks(path)
     path.write_text(json.dumps({"x": {"type": "my_tagging", "kind": "tagging", "labels": ["a", "b"]}}))
     assert read_tasks(path)["x"].is_tagging
