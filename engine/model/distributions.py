@@ -91,11 +91,11 @@ class Distribution:
     # ---- teacher and student (engine/tricks/soft_targets.py) ----
 
     def parts(self, logits: torch.Tensor) -> list[slice]:
-        """Splits a batch into parts that fit in memory and are processed sequentially."""
+        """Splits a batch into slices that fit in memory and are processed sequentially."""
         return [slice(0, len(logits))]
 
     def teach_parts(self, logits: torch.Tensor, inputs: Inputs, *options: Any) -> Iterator[tuple[Inputs, Any]]:
-        """Yields (inputs, output of `teach`) for each part of the batch."""
+        """Yields (inputs, output of `teach`) for each slice of the batch."""
         for part in self.parts(logits):
             own = {name: tensor[part] for name, tensor in inputs.items()}
             yield own, self.teach(logits[part], own, *options)
@@ -279,8 +279,8 @@ class Spans(Distribution):
         return [slice(begin, begin + size) for begin in range(0, len(logits), size)]
 
     def sum_of_parts(self, function: Callable[[slice], torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
-        """Returns the sum of function(part) over `parts`. If there are several, the scores of each part are not stored
-        but recomputed in the backward pass."""
+        """Returns the sum of function(slice) over `parts`. If there are several, the scores of each slice are
+        recomputed in the backward pass instead of stored."""
         parts = self.parts(logits)
         if len(parts) == 1:
             return function(parts[0])
@@ -321,7 +321,7 @@ class Spans(Distribution):
         return self.sum_of_parts(divergence_of, first)
 
     def distillation(self, logits: torch.Tensor, targets: Any, inputs: Inputs, temperature: float) -> torch.Tensor:
-        """Computes the loss for one part of the texts at a time, see Distribution."""
+        """Computes the loss for one slice of the batch at a time, see Distribution."""
 
         def distillation_of(part: slice) -> torch.Tensor:
             own = targets if part.stop >= len(logits) and not part.start else targets.of_rows(part)

@@ -168,7 +168,7 @@ def refusal(name: str, seconds: float, revision: str | None = None, kind: str = 
     except ValueError as error:  # not a valid name
         return f"no such folder, and no hub has such a name ({first_line(error)})", "check it (OWNER/NAME)"
     if not status:
-        return f"{hub} does not answer {code}", WAYS_OUT[kind]
+        return f"{hub} does not respond {code}", WAYS_OUT[kind]
     if code == "GatedRepo" or status == 403:
         return f"{hub} gives this {kind} only to some users", "apply on its page, then set HF_TOKEN"
     if status in (401, 404) and code not in ("EntryNotFound", "RevisionNotFound"):
@@ -200,7 +200,7 @@ def from_modelscope(name: str, download: bool) -> str:
         status, problem = ask(server, CACHED_WAIT if folder else 10)
         if not status:
             advice = "check the network, or give a local folder; see docs/download.md"
-            return cached_or_raise(name, folder, (f"{server} does not answer {problem}", advice))
+            return cached_or_raise(name, folder, (f"{server} does not respond {problem}", advice))
         if not download:
             return name
         try:

@@ -46,8 +46,8 @@ def best_temperature(nll: Any) -> float:
 
 
 def fit_temperature(head: Any, samples: list[Sample]) -> None:
-    """Sets the temperature of a head. It is 1 with few labels, if all predictions are correct, and for heads whose
-    `decode` returns probabilities of a different kind."""
+    """Fits the temperature of a head. It is 1 with few labels, if all predictions are correct, or if `decode` does not
+    return the probabilities of the head's distribution."""
     head.temperature.fill_(1)
     distribution, texts, right, total = head.distribution, 0, 0, 0
     if not distribution.has_temperature:
@@ -68,7 +68,7 @@ def fit_temperature(head: Any, samples: list[Sample]) -> None:
 
 
 def fit_temperature_on_entities(head: Any, samples: list[Sample]) -> None:
-    """Sets the temperature of a tagging head: it maximises the likelihood of which predicted entities are correct."""
+    """Fits the temperature of a tagging head, from whether each predicted entity is correct."""
     names, parts, rights = head.task.labels, [], []
     for logits, labels, inputs in samples:
         tags, where = head.decode(logits, inputs)[0], []
@@ -100,8 +100,8 @@ def of_entities(chances: torch.Tensor, where: np.ndarray) -> np.ndarray:
 
 
 def fit_temperature_on_spans(head: Any, found: list[tuple[list, list]], labels: list) -> None:
-    """Sets the temperature of a head that finds spans or relations: it maximises the likelihood of which candidates are
-    correct. found: (candidates, probabilities) per text; labels: of each text as in the file, None if unlabelled."""
+    """Fits the temperature of a head that finds spans or relations, from whether each candidate is correct. found:
+    (candidates, probabilities) per text; labels: of each text as in the file, None if unlabelled."""
     head.temperature.fill_(1)
     known = [(pair, {tuple(span) for span in gold}) for pair, gold in zip(found, labels) if gold is not None]
     names = head.task.labels

@@ -100,7 +100,7 @@ def find_scheme(tag_lists: Iterable[Sequence[str]]) -> str | None:
 
 @lru_cache  # called for each text
 def are_of_entities(labels: tuple[str, ...]) -> bool:
-    """Returns whether the tags of a task mark entities (B-, I-, …), rather than parts of speech or the like."""
+    """Returns whether the tags mark entities (B-, I-, …), rather than, for example, parts of speech."""
     tags = [tag for tag in labels if tag != "O"]
     return not tags or find_scheme([tags]) is not None
 
@@ -130,7 +130,7 @@ def illegal_tags(tags: Sequence[str]) -> list[int]:
 
 
 def names_entities(task: "Task") -> bool:
-    """Returns whether the tags of a task mark entities (B-, I-, …) rather than word classes such as parts of speech."""
+    """Returns whether the tags of a task mark entities (B-, I-, …) rather than, for example, parts of speech."""
     return are_of_entities(tuple(task.labels))
 
 

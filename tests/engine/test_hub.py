@@ -76,7 +76,7 @@ def test_hub_model_trains_and_predicts_and_is_cached(command, model, sample, tmp
     # the server has ended, so nothing listens on its port
     done = command("main.py", *flags, "--pretrain_model_path", NAME, "--model_version", "b", env=env)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count(f"{NAME} is loaded from the cache: {server.url} does not answer") == 1
+    assert done.stderr.count(f"{NAME} is loaded from the cache: {server.url} does not respond") == 1
     one, other = (tmp_path / "output" / name for name in ("a", "b"))
     assert read_json(one / "args.json")["pretrain_model_path"] == NAME
     for file in ("weights.safetensors", "encoder.json", "tokenizer.json", "tokenizer_config.json"):
@@ -298,7 +298,7 @@ def test_download_by_the_modelscope_cli_is_used_offline(modelscope, model, monke
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", url := hubs.closed())
     with caplog.at_level("WARNING", "template"):
         assert hub.locate(NAME, "modelscope") == str(modelscope / "cache" / NAME)
-    assert f"is loaded from the cache: {url} does not answer" in caplog.text and not downloads(modelscope)
+    assert f"is loaded from the cache: {url} does not respond" in caplog.text and not downloads(modelscope)
 
 
 def test_modelscope_problems_are_one_line_errors(modelscope, tiny, monkeypatch, forget):
@@ -317,7 +317,7 @@ def test_modelscope_problems_are_one_line_errors(modelscope, tiny, monkeypatch, 
         "ModelScope cannot download it (404 Client Error: Not Found); check the name (OWNER/NAME)"
         in lines["nobody/nothing"]
     )
-    assert "does not answer ([Errno 111] Connection refused)" in lines[NAME] and "local folder" in lines[NAME]
+    assert "does not respond ([Errno 111] Connection refused)" in lines[NAME] and "local folder" in lines[NAME]
     (modelscope / "package/modelscope/__init__.py").write_text("raise ImportError('no', name='modelscope')")
     sys.modules.pop("modelscope")
     with pytest.raises(UserError, match=r"needs the package modelscope .*: pip install modelscope$"):
