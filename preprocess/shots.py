@@ -18,7 +18,7 @@ import numpy as np
 from engine.errors import UserError
 from engine.task.tags import STANDARD
 from engine.task.task import PLACES, Task
-from preprocess.example import HIDDEN, Example, abbreviate
+from preprocess.example import HIDDEN, Example, abbreviate, counted
 from preprocess.labels.statistics import collect_labels
 from preprocess.schema import LINE
 from preprocess.storage.arrow import Rows, blocks_of
@@ -99,23 +99,23 @@ def choose(order: Sequence[int], classes: Sequence[frozenset[Class]], shots: Map
     for row in order:
         for one in classes[row]:
             rows_with[one].append(row)
-    wanted = {one: min(shots[one[0]], len(rows)) for one, rows in rows_with.items()}
+    required = {one: min(shots[one[0]], len(rows)) for one, rows in rows_with.items()}
     counts: Counter[Class] = Counter()
     chosen: dict[int, None] = {}
     for one in sorted(rows_with, key=lambda one: (len(rows_with[one]), one)):
         candidates = (row for row in rows_with[one] if row not in chosen)
-        while counts[one] < wanted[one]:
+        while counts[one] < required[one]:
             chosen[row := next(candidates)] = None
             counts.update(classes[row])
     for row in list(chosen):
-        if all(counts[one] > wanted[one] for one in classes[row]):
+        if all(counts[one] > required[one] for one in classes[row]):
             del chosen[row]
             counts.subtract(classes[row])
     return sorted(chosen)
 
 
 def sample_shots(train: Rows, kinds: Mapping[str, str], shots: Mapping[str, int], seed: int) -> Rows:
-    """Samples rows of the train part, keeping their order, and prints the number of rows and classes."""
+    """Samples rows of the train split, keeping their order, and prints the number of rows and classes."""
     shots = shots_of_tasks(shots, kinds)
     look = partial(look_at_block, train, {name: kinds[name] for name in shots}, seed)
     known: dict[frozenset[Class], frozenset[Class]] = {}  # equal sets share memory
@@ -126,10 +126,11 @@ def sample_shots(train: Rows, kinds: Mapping[str, str], shots: Mapping[str, int]
     chosen = choose(in_random_order(np.concatenate(keys)).tolist(), classes, shots)
     counts = Counter(one for row in chosen for one in classes[row])
     few = sorted(one for one in counts if counts[one] < shots[one[0]])
-    print(f"--shots: kept {len(chosen)} of {len(train)} rows of train for {len(counts)} classes, seed {seed}")
+    of_train = counted(len(train), "row")
+    print(f"--shots: sampled {len(chosen)} of {of_train} of train for {len(counts)} classes, seed {seed}")
     if few:
         listed = abbreviate(f"{label or 'no label'} ({counts[name, label]})" for name, label in few)
-        print(f"--shots: classes with fewer rows (all are kept): {listed}")
+        print(f"--shots: classes with fewer rows (all are used): {listed}")
     return Rows(train.store, train.form, train.order[chosen])
 
 

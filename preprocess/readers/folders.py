@@ -68,8 +68,8 @@ def read_brat(path: Path, options: ReadOptions) -> Iterator[Example]:
     if without_text := sorted({file.stem for file in annotations} - {file.stem for file in texts}):
         raise UserError(f"{path}/{without_text[0]}.ann: {without_text[0]}.txt is missing")
     files = annotations if options.labelled else set()
-    parts = [folder for folder in path.parent.iterdir() if folder.is_dir() and part_of_name(folder)]
-    of_all = [file for folder in (parts if path in parts else [path]) for file in sorted(folder.glob("*.ann"))]
+    splits = [folder for folder in path.parent.iterdir() if folder.is_dir() and part_of_name(folder)]
+    of_all = [file for folder in (splits if path in splits else [path]) for file in sorted(folder.glob("*.ann"))]
     signs = {row[0] for file in of_all if files for _, row in named_rows(file, options.encoding)}
     for file in texts:
         text, annotation = read_whole(file, options.encoding), file.with_suffix(".ann")
@@ -95,7 +95,7 @@ def read_brat(path: Path, options: ReadOptions) -> Iterator[Example]:
         labels = {name: every[name] if is_read else None for name in kept}
         yield {"_where": f"{file}", "id": file.stem, "text": text, **labels}
     if discontinuous:
-        note(f"{path}: dropped {len(discontinuous)} discontinuous entities: {abbreviate(discontinuous, 3)}")
+        note(f"{path}: discontinuous entities skipped: {len(discontinuous)} ({abbreviate(discontinuous, 3)})")
     names = {"R": "relations of events or discontinuous entities", "A": "attributes", "M": "attributes"}
     names |= {"#": "notes", "N": "references", "E": "events or arguments of discontinuous entities"}
     if ignored:
@@ -128,17 +128,17 @@ def events_of_lines(
 ) -> tuple[list[dict[str, Any]], set[str]]:
     """Returns (the events in BRAT lines, the ids of their triggers). Counts discontinuous triggers and arguments in
     `ignored`. lines: {id: (source, line)}."""
-    parts: dict[str, list[tuple[str, str]]] = {}
+    mentions: dict[str, list[tuple[str, str]]] = {}
     for key, (where, row) in lines.items():
         cells = row.split("\t")
         words = [each.rpartition(":") for each in cells[1].split()] if len(cells) > 1 else []
         pairs = [(name, end) for name, _, end in words]
         if not pairs or not all(name and end for name, end in pairs) or pairs[0][1] not in entities:
             raise UserError(f"{where}: expected TYPE:T1 and ROLE:T2 or ROLE:E2, found {row[:80]!r}")
-        parts[key] = [(re.sub(r"\d+$", "", name), end) for name, end in pairs]  # Theme2 is a second Theme
-    triggers = {key: pairs[0][1] for key, pairs in parts.items()}
+        mentions[key] = [(re.sub(r"\d+$", "", name), end) for name, end in pairs]  # Theme2 is a second Theme
+    triggers = {key: pairs[0][1] for key, pairs in mentions.items()}
     events = []
-    for key, pairs in parts.items():
+    for key, pairs in mentions.items():
         if unknown := [end for _, end in pairs if triggers.get(end, end) not in entities]:
             raise UserError(f"{lines[key][0]}: {key} refers to {unknown[0]}, which does not exist")
         spans = [(name, entities[triggers.get(end, end)]) for name, end in pairs]
