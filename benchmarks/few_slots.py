@@ -24,6 +24,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from few_labels import read_rows, write_rows
+
 from config import ROOT
 from data_process import DataConfig, process
 from engine.run.files import write_json
@@ -37,23 +39,14 @@ METHODS = {
 }
 
 
-def rows_of(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
 def prepare(options, work):
     """Writes the data, with only its tagging task, to work/raw. Returns the name of the task."""
     if not (work / "full").exists():
         process(DataConfig(input=options.data, output_dir=str(work / "full")))
     tasks = json.loads((work / "full/labels.json").read_text(encoding="utf-8"))
     (task,) = (name for name, about in tasks.items() if about["type"] == "tagging")
-    (work / "raw").mkdir(exist_ok=True)
     for split in ("train", "dev", "test"):
-        rows = rows_of(work / f"full/{split}.jsonl")
+        rows = read_rows(work / f"full/{split}.jsonl")
         write_rows(work / f"raw/{split}.jsonl", [{key: row[key] for key in ("id", "tokens", task)} for row in rows])
     return task
 
@@ -65,23 +58,22 @@ def draw(work, task, shots, seed, dev_rows):
         return folder
     columns = dict(tag_column=task, shots=str(shots), random_seed=seed)
     process(DataConfig(input=str(work / "raw"), output_dir=str(folder), **columns))
-    dev = rows_of(folder / "dev.jsonl")
+    dev = read_rows(folder / "dev.jsonl")
     write_rows(folder / "dev.jsonl", random.Random(seed).sample(dev, min(dev_rows, len(dev))))
-    labelled = {row["id"] for row in rows_of(folder / "train.jsonl")}
-    rest = [row for row in rows_of(work / "raw/train.jsonl") if row["id"] not in labelled]
+    labelled = {row["id"] for row in read_rows(folder / "train.jsonl")}
+    rest = [row for row in read_rows(work / "raw/train.jsonl") if row["id"] not in labelled]
     write_rows(folder / "unlabelled.jsonl", [{"id": row["id"], "tokens": row["tokens"]} for row in rest])
     return folder
 
 
-def train(folder, flags, run, seed, options):
+def train(folder, flags, run, seed):
     """Trains and evaluates one run of main.py, unless it is finished. Returns ({split: scores}, CPU seconds)."""
     done = run / "cpu_seconds.json"
     if not done.exists():
         shutil.rmtree(run, ignore_errors=True)
         run.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, str(ROOT / "main.py"), "--do_train", "--do_eval", "--data_path", str(folder)]
-        command += ["--pretrain_model_path", options.pretrain_model_path, "--random_seed", str(seed)]
-        command += ["--output_dir", str(run.parent), "--model_version", run.name]
+        command += ["--output_dir", str(run.parent), "--model_version", run.name, "--random_seed", str(seed)]
         child = Child([*command, "--save_epoch", "0", "--report_to", "none", *flags], run.with_suffix(".log"), 1)
         if child.wait():
             sys.exit(f"{run} failed: {child.last_line()}")
@@ -101,7 +93,7 @@ def run_method(name, folder, seed, task, options):
         flags = [flag.format(before=before, unlabelled=folder / "unlabelled.jsonl") for flag in shlex.split(stages[-1])]
         same = next(other for other, theirs in METHODS.items() if theirs[: number + 1] == stages)
         before = Path(options.work) / "runs" / f"{folder.name}-{same.replace(' ', '_')}-{number}"
-        scores, cpu = train(folder, flags, before, seed, options)
+        scores, cpu = train(folder, ["--pretrain_model_path", options.pretrain_model_path, *flags], before, seed)
         seconds += cpu
     return 100 * scores["dev"][f"{task}_f1"], 100 * scores["test"][f"{task}_f1"], seconds
 

@@ -102,8 +102,8 @@ MUTATIONS = {
     ),
     "windows overlap by one word too few": (
         "engine/data/windows.py",
-        "<= self.stride:",
-        "< self.stride:",
+        "begins[following - 1] <= self.stride:",
+        "begins[following - 1] < self.stride:",
         "data_loader any_data",
     ),
     "windows are not merged at the middle": (
@@ -162,10 +162,10 @@ MUTATIONS = {
         "else:",
         "shapes",
     ),
-    "labels that occur only in dev are lost": (
+    "a split has a row too many": (
         "preprocess/splits.py",
-        "max(1, round(ratio * size))",
-        "max(1, int(ratio * size) + 1)",
+        "max(1, round(ratio * total))",
+        "max(1, round(ratio * total)) + 1",
         "data_process",
     ),
     "label counts are not summed over processes": (
@@ -182,8 +182,8 @@ MUTATIONS = {
     ),
     "responses are sent to other requests": (
         "tools/serve/batcher.py",
-        "zip(batch, answers)",
-        "zip(batch, answers[::-1])",
+        "zip(batch, predictions)",
+        "zip(batch, predictions[::-1])",
         "serve",
     ),
     "the server never returns 503": ("tools/serve/batcher.py", "raise Busy(expected)", "pass", "serve"),

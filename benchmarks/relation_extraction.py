@@ -13,7 +13,6 @@ compared with the same loss on dense scores and with the spans head; and the tim
 """
 
 import argparse
-import json
 import shlex
 import statistics
 import subprocess
@@ -26,10 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import relation_texts  # noqa: E402
+from few_slots import train  # noqa: E402
 
 from data_process import DataConfig, process  # noqa: E402
-from engine.run.files import write_json  # noqa: E402
-from tools.search.child import Child  # noqa: E402
 
 FIXED = "--epochs 25 --early_stop_patience 0 --batch_size 16"
 TYPED, HEADS = f"{FIXED} --monitor relations_typed_f1", "--dropout 0.3 --word_pooling mean"
@@ -45,21 +43,6 @@ SHOWN = ("relations_precision", "relations_recall", "relations_f1", "relations_t
 SHOWN = ("entities_f1", *SHOWN, "relations_entities_f1")
 
 
-def train(folder, flags, run, seed):
-    """Trains and evaluates a run, unless it is finished. Returns (scores on test, CPU seconds)."""
-    done = run / "cpu_seconds.json"
-    if not done.exists():
-        run.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(ROOT / "main.py"), "--do_train", "--do_eval", "--data_path", str(folder)]
-        command += ["--output_dir", str(run.parent), "--model_version", run.name, "--random_seed", str(seed)]
-        child = Child([*command, "--save_epoch", "0", "--report_to", "none", *flags], run.with_suffix(".log"), 1)
-        if child.wait():
-            sys.exit(f"{run} failed: {child.last_line()}")
-        write_json(done, child.cpu_seconds)
-    scores = json.loads((run / "eval.json").read_text(encoding="utf-8"))
-    return scores["dev"], scores["test"], json.loads(done.read_text(encoding="utf-8"))
-
-
 def processed(work, source, columns=""):
     folder = work / f"data/{columns or 'all'}"
     if not (folder / "labels.json").exists():
@@ -68,15 +51,16 @@ def processed(work, source, columns=""):
 
 
 def table(rows):
-    """Returns the lines of a Markdown table with test scores in %. rows: {name: [(dev, test, seconds) per seed]}."""
+    """Returns the lines of a Markdown table with test scores in %. rows: {name: [(scores, seconds) per seed]}."""
     lines = [f"| variant | seeds | {' | '.join(SHOWN)} | CPU s |", "| --- " * (len(SHOWN) + 3) + "|"]
     for name, results in rows.items():
         cells = [name, len(results)]
         for score in SHOWN:
-            values = [100 * test[score] for _, test, _ in results if score in test]
+            values = [100 * scores["test"][score] for scores, _ in results if score in scores["test"]]
             spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.2f}{spread}" if values else "")
-        lines.append(f"| {' | '.join(map(str, [*cells, round(statistics.median(s for *_, s in results))]))} |")
+        cells.append(round(statistics.median(seconds for _, seconds in results)))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 
 
@@ -88,7 +72,7 @@ def real(options):
         for seed in options.seeds:
             run = options.work / "runs" / f"{name.replace(' ', '_')}-{seed}"
             rows.setdefault(name, []).append(train(folder, [*flags, *options.flags], run, seed))
-            print(f"{name}, seed {seed}: {rows[name][-1][1]}", flush=True)
+            print(f"{name}, seed {seed}: {rows[name][-1][0]['test']}", flush=True)
     print("\n".join(table(rows)))
 
 
@@ -102,7 +86,7 @@ def generated(options):
         for seed in options.seeds:
             run = work / f"runs/{seed}"
             rows.setdefault(language, []).append(train(folder, [*shlex.split(SCRATCH), *options.flags], run, seed))
-            print(f"{language}, seed {seed}: {rows[language][-1][1]}", flush=True)
+            print(f"{language}, seed {seed}: {rows[language][-1][0]['test']}", flush=True)
     print("\n".join(table(rows)))
 
 

@@ -23,7 +23,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from relation_extraction import processed, train  # noqa: E402
+from few_labels import read_rows, write_rows  # noqa: E402
+from few_slots import train  # noqa: E402
+from relation_extraction import processed  # noqa: E402
 from semeval import MARKERS, use_head_of_page  # noqa: E402
 
 from config import Config  # noqa: E402
@@ -36,15 +38,6 @@ from metrics import score  # noqa: E402
 
 NONE = "none"
 SHOWN = ("entities_f1", "relations_precision", "relations_recall", "relations_f1", "relations_typed_f1")
-
-
-def rows_of(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def write(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def schema_of(rows):
@@ -85,7 +78,7 @@ def write_pairs(folder, splits, schema):
         for number, one, other in pairs_of(rows, [row["entities"] for row in rows], schema):
             labels = [label for *places, label in rows[number]["relations"] if places == [*one[:2], *other[:2]]]
             lines.append({"text": marked(rows[number]["tokens"], one, other), "label": [*labels, NONE][0]})
-        write(folder / f"raw/{split}.jsonl", lines)
+        write_rows(folder / f"raw/{split}.jsonl", lines)
     raw = dict(input=str(folder / "raw"), output_dir=str(folder / "data"))
     process(DataConfig(**raw, label_type="label=classification"))
 
@@ -94,10 +87,10 @@ def judge(run, rows, entities, schema, name):
     """Returns the relations that the second model predicts for the pairs of these entities, per text."""
     pairs, found = pairs_of(rows, entities, schema), [[] for _ in rows]
     texts, output = run.parent / f"{run.name}-{name}.jsonl", run.parent / f"{run.name}-{name}-labelled.jsonl"
-    write(texts, [{"text": marked(rows[number]["tokens"], one, other)} for number, one, other in pairs])
+    write_rows(texts, [{"text": marked(rows[number]["tokens"], one, other)} for number, one, other in pairs])
     flags = ["--do_predict", "--checkpoint", str(run / "checkpoints/best"), "--predict_file", str(texts)]
     run_main(parse_args(Config, [*flags, "--predict_output", str(output)]))
-    for (number, one, other), prediction in zip(pairs, rows_of(output)):
+    for (number, one, other), prediction in zip(pairs, read_rows(output)):
         if prediction["label"] != NONE:
             found[number].append([*one[:2], *other[:2], prediction["label"]])
     return [sorted(label) for label in found]
@@ -110,7 +103,7 @@ def scores_of(options, splits, folder, schema, seed):
         return json.loads(done.read_text(encoding="utf-8"))
     entity_run = options.work / f"runs/entities-{seed}"
     model = ["--pretrain_model_path", options.pretrain_model_path]
-    *_, seconds = train(folder, [*shlex.split(options.entity_options), *model], entity_run, seed)
+    _, seconds = train(folder, [*shlex.split(options.entity_options), *model], entity_run, seed)
     run = options.work / f"runs/pairs-{seed}"
     measured, is_new, start = run / "cpu_seconds.json", not run.exists(), time.process_time()
     paths = ["--data_path", str(options.work / "pairs/data"), "--output_dir", str(run.parent)]
@@ -123,7 +116,7 @@ def scores_of(options, splits, folder, schema, seed):
     result = {"seconds": None if pairs is None else seconds + pairs}
     tasks = read_tasks(options.work / "data/all/labels.json")
     for split in ("dev", "test"):
-        rows, labelled = splits[split], rows_of(entity_run / f"answers/{split}.jsonl")
+        rows, labelled = splits[split], read_rows(entity_run / f"answers/{split}.jsonl")
         predicted = [row["answers"]["entities"]["predicted"] for row in labelled]  # tags, unless entities nest
         tagged = read_tasks(folder / "labels.json")["entities"].kind == "tagging"
         entities = [[[a, b, name] for name, a, b in entities_in(t)] for t in predicted] if tagged else predicted
@@ -145,7 +138,7 @@ def main():
     options.work = options.work.resolve()
     both = processed(options.work, options.data)
     folder = processed(options.work, options.data, "entities")
-    splits = {split: rows_of(both / f"{split}.jsonl") for split in ("train", "dev", "test")}
+    splits = {split: read_rows(both / f"{split}.jsonl") for split in ("train", "dev", "test")}
     schema = schema_of(splits["train"])
     if not (options.work / "pairs/data/labels.json").exists():
         write_pairs(options.work / "pairs", splits, schema)

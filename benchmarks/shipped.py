@@ -130,7 +130,9 @@ def run(python, *words, threads=None):
 def make_environment(folder):
     """Creates an environment with only the requirements of an export. Returns (its Python, size in MB with pip)."""
     run(sys.executable, "-m", "venv", folder)
-    run(folder / "bin/python", "-m", "pip", "install", "--quiet", "-r", ROOT / "tools/export/requirements.txt")
+    run(
+        folder / "bin/python", "-m", "pip", "install", "--quiet", "-r", ROOT / "tools/export/predictor_requirements.txt"
+    )
     size = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     return folder / "bin/python", size / 2**20
 

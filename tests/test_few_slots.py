@@ -19,9 +19,9 @@ import few_slots
 def test_labelled_and_unlabelled_texts_partition_train(sample, tmp_path):
     task = few_slots.prepare(SimpleNamespace(data=str(sample)), tmp_path)
     folder = few_slots.draw(tmp_path, task, 2, 1, 10)
-    splits = {name: few_slots.rows_of(folder / f"{name}.jsonl") for name in ("train", "unlabelled", "dev", "test")}
+    splits = {name: few_slots.read_rows(folder / f"{name}.jsonl") for name in ("train", "unlabelled", "dev", "test")}
     ids = {name: [row["id"] for row in rows] for name, rows in splits.items()}
-    whole = few_slots.rows_of(sample / "train.jsonl")
+    whole = few_slots.read_rows(sample / "train.jsonl")
     assert sorted(ids["train"] + ids["unlabelled"]) == sorted(row["id"] for row in whole)
     assert (len(ids["dev"]), len(ids["test"]), task) == (10, 24, "slots")
     assert {*splits["unlabelled"][0]} == {"id", "tokens"} and "intent" not in splits["train"][0]
