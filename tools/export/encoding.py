@@ -49,9 +49,8 @@ class Encoder:
         self.word_ends, self.apart = settings["word_ends"], settings["apart"] and self.pairs
         max_length, stride, long_text = (settings[name] for name in ("max_length", "stride", "long_text"))
         self.cutter = Cutter(max_length, stride, long_text, self.unit is not None, settings["markers"])
-        patterns = [settings["han"], *settings["patterns"].values()]
-        self.han, *compiled = load_part(folder / "predictor.json", lambda _: list(map(re.compile, patterns)))
-        self.patterns = dict(zip(settings["patterns"], compiled))
+        patterns = settings["han"], settings["patterns"].get(self.unit, "")  # compiling all takes 20 ms
+        self.han, self.token = load_part(folder / "predictor.json", lambda _: list(map(re.compile, patterns)))
 
     @property
     def inputs(self) -> set[str]:
@@ -97,7 +96,7 @@ class Encoder:
         if not self.pairs:
             example.pop("text_pair", None)
         if self.unit is not None and "tokens" not in example:
-            example["tokens"] = self.patterns[self.unit].findall(example["text"]) or [""]
+            example["tokens"] = self.token.findall(example["text"]) or [""]
         given = example.pop("extras", None) or {}
         if isinstance(row, dict) and isinstance(given, dict):  # the row itself may also have the columns as keys
             given = {name: row[name] for name in self.columns if name in row} | given
