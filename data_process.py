@@ -116,8 +116,8 @@ def prepare(config: DataConfig) -> tuple[dict[str, list[dict[str, Any]]], dict[s
     """Reads raw input or a processed folder. Returns ({split: examples}, {name: Task}, notes). The key "_where"
     of an example is its source."""
     with Prepared(config) as data:
-        tasks = data.tasks or collect_labels(data.parts, data.kinds, data.types, data.hierarchy)
-        return {split: list(rows) for split, rows in data.parts.items()}, tasks, data.notes
+        tasks = data.tasks or collect_labels(data.splits, data.kinds, data.types, data.hierarchy)
+        return {split: list(rows) for split, rows in data.splits.items()}, tasks, data.notes
 
 
 def process(config: DataConfig) -> None:
@@ -142,7 +142,7 @@ def process(config: DataConfig) -> None:
         if config.n_splits:
             folds = f"{config.n_splits} folds in {folder}/fold_0 …"
             print(f"{folds}; to train them all: python -m tools.cross_validate --data_path {folder}")
-        print(f"wrote {folder}: " + ", ".join(f"{len(rows)} {split}" for split, rows in data.parts.items()))
+        print(f"wrote {folder}: " + ", ".join(f"{len(rows)} {split}" for split, rows in data.splits.items()))
 
 
 def declare_fields() -> None:
@@ -155,19 +155,19 @@ def declare_fields() -> None:
 def check_and_write(config: DataConfig, data: Prepared, folder: Path | None = None) -> list[Note]:
     """Checks all rows in one pass, writes them to `folder` if given, and prints a summary. Returns the notes."""
     with ExitStack() as stack:
-        paths = {split: folder / f"{split}.jsonl" for split in data.parts} if folder else {}
+        paths = {split: folder / f"{split}.jsonl" for split in data.splits} if folder else {}
         files = {split: stack.enter_context(open(path, "wb")) for split, path in paths.items()}
-        results = look_through(data.parts, data.kinds, files)
-    tasks = data.tasks or label_info(results.labels, data.parts, data.kinds, data.types, data.hierarchy)
+        results = look_through(data.splits, data.kinds, files)
+    tasks = data.tasks or label_info(results.labels, data.splits, data.kinds, data.types, data.hierarchy)
     if folder:
         write_labels(folder, tasks)
-    print_summary(data.parts, tasks, results.labels)
+    print_summary(data.splits, tasks, results.labels)
     for line in [line for check in results.checks.values() for line in check.lines()]:
         print(line)
-    notes = run_checks(data.parts, tasks, data.notes, results)
+    notes = run_checks(data.splits, tasks, data.notes, results)
     # The last step, because the tokenizer's threads are not fork-safe
-    if not has_no_text(tasks) and (featurizer := featurizer_for_checks(config, data.parts, tasks)):
-        notes += with_rows(check_encoding(data.parts, tasks, featurizer))
+    if not has_no_text(tasks) and (featurizer := featurizer_for_checks(config, data.splits, tasks)):
+        notes += with_rows(check_encoding(data.splits, tasks, featurizer))
     show(notes)
     return notes
 
@@ -190,11 +190,11 @@ def write_folds(folder: Path, data: Prepared) -> None:
     have the same labels, so that their models can be averaged."""
     pool, folds = data.folds()
     data.tasks = collect_labels({"train": pool}, data.kinds, data.types, data.hierarchy)
-    rest = {"test": data.parts["test"]} if "test" in data.parts else {}
+    rest = {"test": data.splits["test"]} if "test" in data.splits else {}
     for number, (train, dev) in enumerate(folds):
         write_parts(folder / f"fold_{number}", {"train": train, "dev": dev, **rest})
         write_labels(folder / f"fold_{number}", data.tasks)
-    data.parts = {"train": folds[0][0], "dev": folds[0][1], **rest}
+    data.splits = {"train": folds[0][0], "dev": folds[0][1], **rest}
 
 
 def featurizer_for_checks(config: DataConfig, parts: dict[str, Any], tasks: dict[str, Task]) -> "Featurizer | None":

@@ -1,6 +1,6 @@
 """Examples as the readers yield them: dicts with "_where" (the source), "text" or "tokens", and one key per task.
 
-Defines the names of the other keys and of the parts, and checks texts.
+Defines the names of the other keys and of the splits, and checks texts.
 """
 
 import json
@@ -21,7 +21,7 @@ PART_NAMES = {
     **dict.fromkeys(("testa", "验证集", "开发集"), "dev"),  # testa, testb: CoNLL-2003
     **dict.fromkeys(("test", "testing", "testb", "测试", "测试集"), "test"),
 }
-PART_WORD = re.compile(r"^.*\d(?=[a-z])|\d+$")  # numbers before or after the name of a part: wnut17train, train2
+PART_WORD = re.compile(r"^.*\d(?=[a-z])|\d+$")  # numbers before or after the name of a split: wnut17train, train2
 CAPITAL = re.compile(r"(?<=[a-z])(?=(?:Train|Dev|Valid|Val|Test|Data|Set)(?![a-z]))")  # trainData
 TEXT_KEYS = ("text", "tokens", "text_pair")
 HIDDEN = ("_where", "split", "group")  # keys that are not written
@@ -31,17 +31,17 @@ MAX_TOKENS, MAX_CHARACTERS = 50, 2000  # longest plausible text of a file that h
 
 
 def part_words(path: str | Path) -> list[str]:
-    """Returns the words in a file name or key that are names of parts."""
+    """Returns the words in a file name or key that are names of splits."""
     words = [word.lower() for piece in re.split(r"[._\-\s]+", Path(path).name) for word in CAPITAL.split(piece)]
     words = [word if word in PART_NAMES else PART_WORD.sub("", word) for word in words]
     return [word for word in words if word in PART_NAMES]
 
 
 def part_of_name(path: str | Path) -> str | None:
-    """Returns the part in a file name (train.csv, atis.dev.txt, wnut17train.conll, test-00000-of-00001.parquet) or key
+    """Returns the split in a file name (train.csv, atis.dev.txt, wnut17train.conll, test-00000-of-00001.parquet) or key
     (oos_val), or None if there is none or more than one."""
-    parts = {PART_NAMES[word] for word in part_words(path)}
-    return parts.pop() if len(parts) == 1 else None
+    splits = {PART_NAMES[word] for word in part_words(path)}
+    return splits.pop() if len(splits) == 1 else None
 
 
 def cut(text: str, limit: int = 60) -> str:

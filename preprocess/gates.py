@@ -1,4 +1,4 @@
-"""Gates: refuse data that could be parsed but was probably misread.
+"""Gates: reject data that could be parsed but was probably misread.
 
 To add a gate, write a function that takes Evidence and add a line to GATES. `--accept NAME` turns a gate off.
 """
@@ -119,7 +119,7 @@ def name_positions(evidence: Evidence, config: Any) -> None:
             evidence.form.chosen[name] = "multilabel"
 
 
-def refuse(evidence: Evidence, accepted: Sequence[str], after_labels: bool) -> None:
+def apply_gates(evidence: Evidence, accepted: Sequence[str], after_labels: bool) -> None:
     """Raises UserError for the first gate that the data fails. accepted: the gates in --accept."""
     for gate in GATES:
         if gate.name not in accepted and gate.after_labels == after_labels and (problem := gate.look(evidence)):

@@ -1,4 +1,4 @@
-"""Reads the input into temporary files, infers the kinds of the tasks, and splits the rows into parts."""
+"""Reads the input into temporary files, infers the kinds of the tasks, and splits the rows."""
 
 import tempfile
 from collections import deque
@@ -18,7 +18,7 @@ from engine.errors import UserError
 from engine.run.reading import unescaped
 from engine.task.text import text_of
 from preprocess.example import PARTS, Example
-from preprocess.gates import check_accepted, gather, name_positions, refuse
+from preprocess.gates import apply_gates, check_accepted, gather, name_positions
 from preprocess.labels.form import Form
 from preprocess.labels.kinds import KINDS
 from preprocess.labels.label_pass import LabelPass, choose_schemes, label_all
@@ -39,7 +39,7 @@ class Prepared:
     labels.json if the input has one, otherwise None. notes: changes to the data."""
 
     understood: Understanding  # how each file was read
-    parts: dict[str, Rows]
+    splits: dict[str, Rows]
     kinds: dict[str, str]
     form: Callable[[list[int], list[Example]], list[Example]]
     strata: Strata
@@ -93,21 +93,21 @@ class Prepared:
         evidence = gather(store, form, survey.values, config.text_column)
         name_positions(evidence, config)
         accepted = check_accepted(config.accept)
-        refuse(evidence, accepted, after_labels=False)
-        self.notes, part_numbers = decide_form(form, store, survey, first)
+        apply_gates(evidence, accepted, after_labels=False)
+        self.notes, split_numbers = decide_form(form, store, survey, first)
         self.kinds, self.strata, self.dropped = form.kinds, Strata(form.kinds), form.dropped
         with_presence = list(self.kinds) if config.n_splits and len(self.kinds) > 1 else []
         label_pass = LabelPass(form, self.strata.name, bool(config.group_column), with_presence)
         labelled = label_all(store, label_pass, self.strata.add)
         self.presence = {name: np.concatenate(blocks) for name, blocks in labelled.presence.items()}
         evidence.tags = labelled.tags_of_tasks(form)
-        refuse(evidence, accepted, after_labels=True)
+        apply_gates(evidence, accepted, after_labels=True)
         self.notes += choose_schemes(form, store, labelled)
-        self.set_parts(split_rows(part_numbers, len(store) - len(self.dropped), self.strata, config))
+        self.set_splits(split_rows(split_numbers, len(store) - len(self.dropped), self.strata, config))
 
-    def set_parts(self, rows: dict[str, np.ndarray]) -> None:
-        """Creates Rows from the row numbers of each part. Keeps the numbers only if folds are needed."""
-        self.parts = {part: self.of_rows(numbers) for part, numbers in rows.items()}
+    def set_splits(self, rows: dict[str, np.ndarray]) -> None:
+        """Creates Rows from the row numbers of each split. Keeps the numbers only if folds are needed."""
+        self.splits = {split: self.of_rows(numbers) for split, numbers in rows.items()}
         if self.config.n_splits:
             self.rows = rows
         else:
@@ -130,15 +130,15 @@ class Prepared:
         if self.hierarchy:
             raise UserError(f"{folder}: already processed; use --label_hierarchy with the raw data")
         self.understood = Understanding({str(folder): "a processed folder"})
-        given, parts = load_labels(folder), {}
+        given, splits = load_labels(folder), {}
         self.tasks = named_tasks(given, self.config.label_column)
         keep = partial(without_tasks, names=given.keys() - self.tasks.keys(), tasks=self.tasks)
-        for part in PARTS:
-            if (path := folder / f"{part}.jsonl").exists():
+        for split in PARTS:
+            if (path := folder / f"{split}.jsonl").exists():
                 start, rows = len(self.store), read_processed(path, given)
                 deque(self.store.fill({"_where": where, **keep(example)} for where, example in rows), maxlen=0)
-                parts[part] = np.arange(start, len(self.store), dtype=np.uint32)
-        if not len(parts.get("train", ())):
+                splits[split] = np.arange(start, len(self.store), dtype=np.uint32)
+        if not len(splits.get("train", ())):
             raise UserError(f"{folder}: has labels.json, but train.jsonl is missing or empty")
         self.kinds, self.form = {name: task.kind for name, task in self.tasks.items()}, unchanged
         self.types = {name: task.type for name, task in self.tasks.items() if task.type in KINDS} | self.types
@@ -146,19 +146,19 @@ class Prepared:
         self.strata, self.presence = Strata(self.kinds), {}
         if self.config.n_splits:
             self.note_strata()
-        self.set_parts({part: rows for part, rows in parts.items() if len(rows)})
+        self.set_splits({split: rows for split, rows in splits.items() if len(rows)})
         for name, task in self.tasks.items():
             if task.counts is None:
-                counted = collect_labels(self.parts, {name: self.kinds[name]})[name]
+                counted = collect_labels(self.splits, {name: self.kinds[name]})[name]
                 kept: dict[str, Any] = dict(type=task.type, kind=task.kind, hierarchy=task.hierarchy)
                 kept |= dict(extras=task.extras, fields=task.fields, no_text=task.no_text, entities=task.entities)
                 self.tasks[name] = replace(counted, **kept)
 
     def sample(self, shots: dict[str, int]) -> None:
-        """Replaces the train part with a few rows per class. shots: {task: rows per class}."""
-        tasks = self.tasks or collect_labels(self.parts, self.kinds, self.types, self.hierarchy)
-        self.parts["train"] = sample_shots(self.parts["train"], self.kinds, shots, self.config.random_seed)
-        self.tasks = with_counts_of(self.parts["train"], tasks, self.kinds)
+        """Replaces the train split with a few rows per class. shots: {task: rows per class}."""
+        tasks = self.tasks or collect_labels(self.splits, self.kinds, self.types, self.hierarchy)
+        self.splits["train"] = sample_shots(self.splits["train"], self.kinds, shots, self.config.random_seed)
+        self.tasks = with_counts_of(self.splits["train"], tasks, self.kinds)
 
     def note_strata(self) -> None:
         """Records the strata for the folds of a processed folder."""
@@ -175,10 +175,10 @@ class Prepared:
         pool = np.concatenate([self.rows["train"], self.rows.get("dev", self.rows["train"][:0])])
         folds = split_folds(pool, self.strata, config)
         for number, fold in enumerate(folds):
-            for part, rows in zip(("train", "dev"), fold):
+            for split, rows in zip(("train", "dev"), fold):
                 for name, is_present in self.presence.items():
                     if not is_present[rows].any():
-                        problem = f"{part} of fold {number} would have no label of {name!r}"
+                        problem = f"{split} of fold {number} would have no label of {name!r}"
                         raise UserError(f"--n_splits {config.n_splits}: {problem}; use fewer folds")
         return self.of_rows(pool), [(self.of_rows(train), self.of_rows(dev)) for train, dev in folds]
 
@@ -220,17 +220,17 @@ def room_for(output_dir: str) -> Path | None:
     return folder
 
 
-def write_parts(folder: Path, parts: Mapping[str, Rows]) -> None:
-    """Writes the rows of each part to its file in a new folder."""
+def write_parts(folder: Path, splits: Mapping[str, Rows]) -> None:
+    """Writes the rows of each split to its file in a new folder."""
     folder.mkdir()
     with ExitStack() as stack:
-        files = {part: stack.enter_context(open(folder / f"{part}.jsonl", "wb")) for part in parts}
-        blocks = tqdm(list(blocks_of(parts)), desc=folder.name, leave=False, delay=2)
-        for part, lines in in_order(partial(encode_block, parts), blocks):
-            files[part].write(lines)
+        files = {split: stack.enter_context(open(folder / f"{split}.jsonl", "wb")) for split in splits}
+        blocks = tqdm(list(blocks_of(splits)), desc=folder.name, leave=False, delay=2)
+        for split, lines in in_order(partial(encode_block, splits), blocks):
+            files[split].write(lines)
 
 
-def encode_block(parts: Mapping[str, Rows], block: tuple[str, int, int]) -> tuple[str, bytes]:
-    """Returns (part, encoded lines) for a block of rows, in the format of the processed folder."""
-    part, start, stop = block
-    return part, encode_rows(parts[part][start:stop])
+def encode_block(splits: Mapping[str, Rows], block: tuple[str, int, int]) -> tuple[str, bytes]:
+    """Returns (split, encoded lines) for a block of rows, in the format of the processed folder."""
+    split, start, stop = block
+    return split, encode_rows(splits[split][start:stop])

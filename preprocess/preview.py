@@ -1,4 +1,4 @@
-"""Prints how the input was interpreted before anything is written: formats, columns, parts and examples."""
+"""Prints how the input was interpreted before anything is written: formats, columns, splits and examples."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,10 +17,10 @@ CONTEXT = 12  # tokens printed before the first entity of a long text
 
 
 def show_data(data: Prepared, number: int) -> None:
-    """Prints how the input was read, its parts, and the first examples of train."""
+    """Prints how the input was read, its splits, and the first examples of train."""
     for line in data.understood.lines():
         print(line)
-    print("parts: " + ", ".join(f"{part} {len(rows):,}" for part, rows in data.parts.items()))
+    print("splits: " + ", ".join(f"{split} {len(rows):,}" for split, rows in data.splits.items()))
     for example in chosen_examples(data, number):
         print(f"  {shown_example(example, data.kinds)}")
 
@@ -29,7 +29,7 @@ def chosen_examples(data: Prepared, number: int) -> list[Example]:
     """Returns examples from the start of train, those with relations first, then those with entities."""
     related = [name for name, kind in data.kinds.items() if links_mentions(kind)]
     marked = [name for name, kind in data.kinds.items() if kind == "tagging" or kind == "spans"]
-    head = data.parts["train"][: max(50, number)]
+    head = data.splits["train"][: max(50, number)]
     return sorted(head, key=lambda e: (not any(e[n] for n in related), not any(spans_of(e[n]) for n in marked)))[
         :number
     ]

@@ -30,8 +30,8 @@ def load_labels(data_path: str | Path) -> Tasks:
     if not path.exists():
         command = f"python data_process.py --input RAW --output_dir {data_path}"
         raise UserError(f"{data_path}: contains no labels.json; create the folder with: {command}")
-    for part in PARTS:
-        require_file(path.with_name(f"{part}.jsonl"))
+    for split in PARTS:
+        require_file(path.with_name(f"{split}.jsonl"))
     return read_tasks(path)
 
 
@@ -42,7 +42,7 @@ def data_and_model(data_path: str | Path, model_path: str) -> dict[str, str]:
     name = "/".join(model.parts[-2:]) or "from scratch"
     if model_path and model.is_dir():
         name += f" {digest(model, sorted(path.name for path in model.iterdir()))}"
-    return {"data": digest(data, ["labels.json", *(f"{part}.jsonl" for part in PARTS)]), "model": name}
+    return {"data": digest(data, ["labels.json", *(f"{split}.jsonl" for split in PARTS)]), "model": name}
 
 
 def check_row(example: Any, tasks: Tasks, where: str, needs_labels: bool = True) -> None:
@@ -108,8 +108,8 @@ def training_texts(path: str | Path) -> Iterator[str]:
         yield text_of(example, with_pair=True)
 
 
-def part_of(data_path: str | Path, part: str) -> Path:
-    path = Path(data_path) / f"{part}.jsonl"
+def part_of(data_path: str | Path, split: str) -> Path:
+    path = Path(data_path) / f"{split}.jsonl"
     if not path.exists():
         raise UserError(f"{path}: no such file; to predict on other texts, add --predict_file")
     return path
@@ -143,13 +143,13 @@ def write_labels(folder: Path, tasks: Tasks) -> None:
 def require_own_folder(folder: Path, source: Path) -> None:
     """Raises UserError unless the output folder is new, empty, or an earlier processed folder."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    parts = {f"{part}.jsonl" for part in PARTS}
+    splits = {f"{split}.jsonl" for split in PARTS}
     own_names = r"(?s)labels\.json|checks\.json|\.cache|fold_\d+|\.template-new|\.(.*\.)?tmp"
-    foreign = {name for name in names - parts if not re.fullmatch(own_names, name)}
+    foreign = {name for name in names - splits if not re.fullmatch(own_names, name)}
     if not foreign and "labels.json" not in names:
-        foreign = {name for name in names if name in parts or name.startswith("fold_")}
+        foreign = {name for name in names if name in splits or name.startswith("fold_")}
     for fold in folder.glob("fold_*/*") if not foreign else ():
-        if fold.name not in parts and not re.fullmatch(own_names, fold.name):
+        if fold.name not in splits and not re.fullmatch(own_names, fold.name):
             foreign.add(f"{fold.parent.name}/{fold.name}")
     if foreign or (folder.exists() and not folder.is_dir()):
         problem = shorten(foreign) or "it is not a folder"

@@ -18,7 +18,7 @@ import numpy as np
 from engine.errors import UserError
 from engine.task.tags import STANDARD
 from engine.task.task import PLACES, Task
-from preprocess.example import HIDDEN, Example, abbreviate
+from preprocess.example import HIDDEN, Example, abbreviate, counted
 from preprocess.labels.statistics import collect_labels
 from preprocess.schema import LINE
 from preprocess.storage.arrow import Rows, blocks_of
@@ -115,7 +115,7 @@ def choose(order: Sequence[int], classes: Sequence[frozenset[Class]], shots: Map
 
 
 def sample_shots(train: Rows, kinds: Mapping[str, str], shots: Mapping[str, int], seed: int) -> Rows:
-    """Samples rows of the train part, keeping their order, and prints the number of rows and classes."""
+    """Samples rows of the train split, keeping their order, and prints the number of rows and classes."""
     shots = shots_of_tasks(shots, kinds)
     look = partial(look_at_block, train, {name: kinds[name] for name in shots}, seed)
     known: dict[frozenset[Class], frozenset[Class]] = {}  # equal sets share memory
@@ -126,10 +126,11 @@ def sample_shots(train: Rows, kinds: Mapping[str, str], shots: Mapping[str, int]
     chosen = choose(in_random_order(np.concatenate(keys)).tolist(), classes, shots)
     counts = Counter(one for row in chosen for one in classes[row])
     few = sorted(one for one in counts if counts[one] < shots[one[0]])
-    print(f"--shots: kept {len(chosen)} of {len(train)} rows of train for {len(counts)} classes, seed {seed}")
+    of_train = counted(len(train), "row")
+    print(f"--shots: sampled {len(chosen)} of {of_train} of train for {len(counts)} classes, seed {seed}")
     if few:
         listed = abbreviate(f"{label or 'no label'} ({counts[name, label]})" for name, label in few)
-        print(f"--shots: classes with fewer rows (all are kept): {listed}")
+        print(f"--shots: classes with fewer rows (all are used): {listed}")
     return Rows(train.store, train.form, train.order[chosen])
 
 

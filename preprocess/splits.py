@@ -14,7 +14,7 @@ import numpy as np
 
 from engine.errors import UserError
 from engine.task.task import KINDS, PLACES
-from preprocess.example import PARTS
+from preprocess.example import PARTS, counted
 
 STEP = 1 << 18  # rows per counting step
 
@@ -103,34 +103,34 @@ def rows_of(given: np.ndarray, number: int) -> np.ndarray:
 
 
 def split_rows(given: np.ndarray, size: int, strata: Strata, config: Any) -> dict[str, np.ndarray]:
-    """Returns {part: rows (N,)}: the given split, with missing parts drawn from train (seeded, stratified). given: 1, 2
+    """Returns {split: rows (N,)}: the given splits, and missing ones drawn from train (seeded, stratified). given: 1, 2
     or 3 (train, dev, test) for each row, or an empty array. If it is empty, the rows are also shuffled."""
-    parts = {part: rows_of(given, number) for number, part in enumerate(PARTS, 1)}
-    if len(given) and not len(parts["train"]):
-        raise UserError(f"{config.input}: has {[part for part in PARTS if len(parts[part])]}, but no train part")
-    train = parts.pop("train") if len(given) else None
+    splits = {split: rows_of(given, number) for number, split in enumerate(PARTS, 1)}
+    if len(given) and not len(splits["train"]):
+        raise UserError(f"{config.input}: has {[split for split in PARTS if len(splits[split])]}, but no train split")
+    train = splits.pop("train") if len(given) else None
     ratios = {"dev": config.dev_ratio} if len(given) else {"test": config.test_ratio, "dev": config.dev_ratio}
-    missing = {part: ratio for part, ratio in ratios.items() if ratio and not len(parts[part])}
+    missing = {split: ratio for split, ratio in ratios.items() if ratio and not len(splits[split])}
     codes = strata.of(slice(None)) if missing else None
     if not config.n_splits:
         strata.values = []  # no longer needed, and as large as `codes`
     total = size if train is None else len(train)
-    for part, ratio in missing.items():
+    for split, ratio in missing.items():
         train_codes = codes if codes is None or train is None else codes[train]
-        codes = None if part == "dev" else codes  # dev is the last part
+        codes = None if split == "dev" else codes  # dev is the last split
         number = max(1, round(ratio * total))
-        train, parts[part] = set_aside(train, train_codes, (size, number), part, strata, config)
-    parts["train"] = np.arange(size, dtype=np.uint32) if train is None else train
-    parts = {part: parts[part] for part in PARTS if len(parts[part])}
+        train, splits[split] = set_aside(train, train_codes, (size, number), split, strata, config)
+    splits["train"] = np.arange(size, dtype=np.uint32) if train is None else train
+    splits = {split: splits[split] for split in PARTS if len(splits[split])}
     if not len(given):
         random_order = random.Random(config.random_seed)
-        for rows in parts.values():
+        for rows in splits.values():
             random_order.shuffle(memoryview(rows))  # type: ignore[arg-type]
-    return parts
+    return splits
 
 
 def set_aside(
-    rows: np.ndarray | None, codes: np.ndarray | None, sizes: tuple[int, int], part: str, strata: Strata, config: Any
+    rows: np.ndarray | None, codes: np.ndarray | None, sizes: tuple[int, int], split: str, strata: Strata, config: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (remaining rows, held-out rows): by group if requested, otherwise stratified if possible. rows: (N,), or
     None for all. codes: their strata (N,), or None. sizes: (total, approximate number of rows to hold out)."""
@@ -141,11 +141,12 @@ def set_aside(
 
         rows = np.arange(total, dtype=np.uint32) if rows is None else rows
         if len(np.unique(groups := strata.groups_of(rows))) < 2:
-            problem = f"{config.group_column!r} has too few groups to hold out {part}"
+            problem = f"{config.group_column!r} has too few groups to hold out {split}"
             raise UserError(f"{config.input}: {problem}; provide separate train, dev and test files")
         splitter = GroupShuffleSplit(1, test_size=min(0.9, size / len(rows)), random_state=seed)
         kept, held_out = next(splitter.split(rows, groups=groups))
-        print(f"no {part} part given: {len(held_out)} examples held out by {config.group_column!r}, seed {seed}")
+        held = counted(len(held_out), "example")
+        print(f"no {split} split given: {held} held out by {config.group_column!r}, seed {seed}")
         return rows[kept], rows[held_out]
     counts, rare = np.array([number]) if codes is None else count(codes), np.zeros(0, np.uint32)
     if (counts == 1).any():  # classes with one example stay in train
@@ -162,7 +163,7 @@ def set_aside(
     stratified = codes is not None and min(size, shared - size) >= (counts >= 2).sum()
     kept, held_out = draw(shared if rows is None else rows, codes if stratified else None, size, seed)
     method = f"stratified by {strata.name!r}" if stratified else "at random"
-    print(f"no {part} part given: {len(held_out)} examples held out {method}, seed {seed}")
+    print(f"no {split} split given: {counted(len(held_out), 'example')} held out {method}, seed {seed}")
     return np.concatenate([kept, rare]) if len(rare) else kept, held_out
 
 
@@ -229,7 +230,7 @@ def shares(counts: np.ndarray, size: int, random_state: np.random.RandomState) -
 
 
 def split_folds(pool: np.ndarray, strata: Strata, config: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Returns (train, dev) rows for each fold. Each row of `pool` is in exactly one dev part."""
+    """Returns (train, dev) rows for each fold. Each row of `pool` is in exactly one dev split."""
     from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
     codes = strata.of(pool)

@@ -13,7 +13,7 @@ from preprocess.labels.statistics import LabelStatistics
 from preprocess.storage.arrow import pick
 from preprocess.storage.facts import Facts, Note, Sample
 
-Parts = Mapping[str, Sequence[Example]]  # {part: examples with "_where", read on access}
+Splits = Mapping[str, Sequence[Example]]  # {split: examples with "_where", read on access}
 Tasks = Mapping[str, Any]  # {task: its entry in labels.json}
 # Texts and labels that look like a missing value
 PLACEHOLDERS = set("nan null none n/a na nil undefined - -- ? unknown todo tbd xxx 无 暂无 空".split())
@@ -22,13 +22,13 @@ PLACEHOLDERS = set("nan null none n/a na nil undefined - -- ? unknown todo tbd x
 class Context:
     """Properties of the data that the checks need. kinds: {task: kind}."""
 
-    def __init__(self, parts: Parts, kinds: Mapping[str, str]) -> None:
+    def __init__(self, splits: Splits, kinds: Mapping[str, str]) -> None:
         self.kinds = kinds
-        self.fields = getattr(parts["train"], "fields", {})  # custom inputs
-        self.entities: dict[str, str] = getattr(parts["train"], "entities", {})  # see Rows
-        self.folder: Path | None = getattr(parts["train"], "folder", None)  # for temporary files
-        self.own_ids: bool = getattr(parts["train"], "own_ids", True)  # if False, ids are row numbers
-        head = parts["train"][:1000]
+        self.fields = getattr(splits["train"], "fields", {})  # custom inputs
+        self.entities: dict[str, str] = getattr(splits["train"], "entities", {})  # see Rows
+        self.folder: Path | None = getattr(splits["train"], "folder", None)  # for temporary files
+        self.own_ids: bool = getattr(splits["train"], "own_ids", True)  # if False, ids are row numbers
+        head = splits["train"][:1000]
         tokens = [token for e in head for token in e.get("tokens", ())]
         self.glued = sum(bool(re.fullmatch(r"\S\d+", token)) for token in tokens) > 0.5 * len(tokens)
         self.words = any(len(token) > 1 for token in tokens)
@@ -52,36 +52,36 @@ class Check(Facts):
     def __init__(self, context: Context) -> None:
         """Initializes all attributes before any row is read."""
 
-    def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
-        """Processes a block of examples that starts at row `start` of the part."""
+    def look(self, split: str, start: int, examples: Sequence[Example], context: Context) -> None:
+        """Processes a block of examples that starts at row `start` of the split."""
 
     def lines(self) -> Iterator[str]:
         """Yields lines about the data for the summary."""
         yield from ()
 
-    def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
+    def notes(self, splits: Splits, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
         """Yields the findings. Notes without rows are not printed. labels: statistics of labels and lengths."""
         raise NotImplementedError
 
 
 class AllRows:
-    """The rows of all parts, concatenated in reading order."""
+    """The rows of all splits, concatenated in reading order."""
 
-    def __init__(self, parts: Parts) -> None:
-        self.parts = parts
-        self.names = list(parts)
-        self.starts = np.cumsum([0, *map(len, parts.values())])
+    def __init__(self, splits: Splits) -> None:
+        self.splits = splits
+        self.names = list(splits)
+        self.starts = np.cumsum([0, *map(len, splits.values())])
 
-    def part_numbers(self, positions: Any) -> Any:
-        """Returns, for each position, the index of its part in `names`."""
+    def split_numbers(self, positions: Any) -> Any:
+        """Returns, for each position, the index of its split in `names`."""
         return self.starts.searchsorted(positions, "right") - 1
 
-    def part(self, position: int) -> str:
-        return self.names[self.part_numbers(position)]
+    def split(self, position: int) -> str:
+        return self.names[self.split_numbers(position)]
 
     def __getitem__(self, position: int) -> Example:
-        number = self.part_numbers(position)
-        return self.parts[self.names[number]][int(position - self.starts[number])]
+        number = self.split_numbers(position)
+        return self.splits[self.names[number]][int(position - self.starts[number])]
 
     def where(self, position: int) -> str:
         return self[position]["_where"]
@@ -90,11 +90,11 @@ class AllRows:
         return f"{self.where(pair[0])}{between} {self.where(pair[1])}"
 
     def examples(self, positions: np.ndarray) -> list[Example]:
-        numbers = self.part_numbers(positions)
+        numbers = self.split_numbers(positions)
         examples: dict[int, Example] = {}
         for number, name in enumerate(self.names):
-            in_part = positions[numbers == number]
-            examples |= zip(in_part.tolist(), pick(self.parts[name], (in_part - self.starts[number]).tolist()))
+            in_split = positions[numbers == number]
+            examples |= zip(in_split.tolist(), pick(self.splits[name], (in_split - self.starts[number]).tolist()))
         return [examples[position] for position in positions.tolist()]
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from engine.task.text import text_of
-from preprocess.checks.base import AllRows, Check, Context, Parts, Tasks, sampled
+from preprocess.checks.base import AllRows, Check, Context, Splits, Tasks, sampled
 from preprocess.example import Example
 from preprocess.labels.statistics import LabelStatistics
 from preprocess.storage.arrow import step_of
@@ -20,12 +20,12 @@ class Ids(Check):
     def __init__(self, context: Context) -> None:
         self.ids = Series(context.folder)
 
-    def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
+    def look(self, split: str, start: int, examples: Sequence[Example], context: Context) -> None:
         if context.own_ids:
             self.ids.of_block = hashes([e["id"] for e in examples])
 
-    def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
-        rows = AllRows(parts)
+    def notes(self, splits: Splits, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
+        rows = AllRows(splits)
         firsts, positions = repeats(self.ids.column)
         repeated = sampled(np.sort(positions[positions != firsts]), lambda row: f"{rows.where(row)}: {rows[row]['id']}")
         yield Note("ids are used more than once", repeated, "predictions cannot be matched to examples by id")
@@ -37,25 +37,25 @@ class Duplicates(Check):
     def __init__(self, context: Context) -> None:
         self.texts = Series(context.folder)
 
-    def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
+    def look(self, split: str, start: int, examples: Sequence[Example], context: Context) -> None:
         self.texts.of_block = hashes([plain(e) for e in examples])
 
-    def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
+    def notes(self, splits: Splits, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
         firsts, positions = repeats(self.texts.column)
         if not len(positions):
             return
-        rows, step = AllRows(parts), step_of(parts["train"])
+        rows, step = AllRows(splits), step_of(splits["train"])
         blocks = (positions[start : start + step] for start in range(0, len(positions), step))
         hashed = in_order(partial(hash_again, rows, list(tasks)), blocks)
         keys, *label_hashes = map(np.concatenate, zip(*hashed))
         yield from repeated_texts(keys, positions, rows)
         yield from conflicting_labels(keys, positions, rows, dict(zip(tasks, label_hashes)))
         group_starts = np.maximum.accumulate(np.where(positions == firsts, np.arange(len(positions)), 0))
-        in_other_part = rows.part_numbers(positions) != rows.part_numbers(firsts)
-        near = np.stack([positions, firsts], axis=1)[in_other_part & (keys != keys[group_starts])]
+        in_other_split = rows.split_numbers(positions) != rows.split_numbers(firsts)
+        near = np.stack([positions, firsts], axis=1)[in_other_split & (keys != keys[group_starts])]
         similar = sampled(near, lambda pair: rows.pair(pair, " and"))
-        finding = "texts of two parts differ only in case, whitespace or punctuation"
-        yield Note(finding, similar, "this is close to leakage; keep such texts in the same part")
+        finding = "texts of two splits differ only in case, whitespace or punctuation"
+        yield Note(finding, similar, "this is close to leakage; keep such texts in the same split")
 
 
 class SwappedPairs(Check):
@@ -63,20 +63,20 @@ class SwappedPairs(Check):
         self.pairs = Series(context.folder)
         self.swapped = Series(context.folder)
 
-    def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
+    def look(self, split: str, start: int, examples: Sequence[Example], context: Context) -> None:
         if "text" in examples[0] and "text_pair" in examples[0]:
             pairs = [(e["text"], e["text_pair"]) for e in examples]
             self.pairs.of_block = hashes(pairs)
             self.swapped.of_block = hashes([(b, a) if a != b else (a, None, b) for a, b in pairs])
 
-    def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
+    def notes(self, splits: Splits, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
         swapped = [np.zeros(0, np.int64)]
         for (positions, values), (others, swapped_values) in buckets(self.pairs.column, self.swapped.column):
             if len(values):
                 known, first = np.unique(values, return_index=True)
                 at = np.minimum(np.searchsorted(known, swapped_values), len(known) - 1)
                 swapped.append(others[(known[at] == swapped_values) & (positions[first[at]] < others)])
-        rows = sampled(np.sort(np.concatenate(swapped)), AllRows(parts).where)
+        rows = sampled(np.sort(np.concatenate(swapped)), AllRows(splits).where)
         advice = "ignore this for a symmetric task; otherwise check which order is right"
         yield Note("pairs that also occur in reverse order", rows, advice)
 
@@ -85,23 +85,25 @@ class Groups(Check):
     def __init__(self, context: Context) -> None:
         self.groups = Series(context.folder)
 
-    def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
+    def look(self, split: str, start: int, examples: Sequence[Example], context: Context) -> None:
         if "group" in examples[0]:
-            unique_keys = [("", part, start + n) for n in range(len(examples))]
+            unique_keys = [("", split, start + n) for n in range(len(examples))]
             groups = [e.get("group") for e in examples]
             self.groups.of_block = hashes([key if g in (None, "") else str(g) for key, g in zip(unique_keys, groups)])
 
-    def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
-        rows = AllRows(parts)
+    def notes(self, splits: Splits, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
+        rows = AllRows(splits)
         firsts, positions = repeats(self.groups.column)
-        in_several_parts = np.unique(firsts[rows.part_numbers(positions) != rows.part_numbers(firsts)])
-        shared = sampled(in_several_parts, lambda first: shared_group(rows, positions[firsts == first].tolist()))
-        yield Note("groups in more than one part", shared, "keep each group in one part; otherwise scores are too high")
+        in_several_splits = np.unique(firsts[rows.split_numbers(positions) != rows.split_numbers(firsts)])
+        shared = sampled(in_several_splits, lambda first: shared_group(rows, positions[firsts == first].tolist()))
+        yield Note(
+            "groups in more than one split", shared, "keep each group in one split; otherwise scores are too high"
+        )
 
 
 def shared_group(rows: AllRows, positions: list[int]) -> str:
-    """Formats a group with its first row in each part."""
-    where = {rows.part(position): rows.where(position) for position in reversed(positions)}
+    """Formats a group with its first row in each split."""
+    where = {rows.split(position): rows.where(position) for position in reversed(positions)}
     return f"{str(rows[positions[0]]['group'])!r}: {', '.join(reversed(where.values()))}"
 
 
@@ -144,24 +146,24 @@ def groups_of_equal(keys: np.ndarray, positions: np.ndarray) -> Iterator[np.ndar
 
 
 def repeated_texts(keys: np.ndarray, positions: np.ndarray, rows: AllRows) -> Iterator[Note]:
-    """Yields notes on texts that are duplicated within a part or across parts."""
+    """Yields notes on texts that are duplicated within a split or across splits."""
     within: dict[str, Sample] = defaultdict(Sample)
     across: dict[tuple[str, str], Sample] = defaultdict(Sample)
     for group in groups_of_equal(keys, positions):
         first_in: dict[str, int] = {}
         for position in positions[group].tolist():
-            part = rows.part(position)
+            split = rows.split(position)
             for other, first in reversed(first_in.items()):
-                copies = within[part] if other == part else across[other, part]
+                copies = within[split] if other == split else across[other, split]
                 copies.add((position, first))
-            first_in.setdefault(part, position)
+            first_in.setdefault(split, position)
     shown = partial(sampled, shown=lambda pair: rows.pair(pair, ", as"))
-    for part, copies in within.items():
+    for split, copies in within.items():
         advice = "remove them, unless production data has as many duplicates"
-        yield Note(f"{part}: texts that repeat an earlier example", shown(copies), advice)
-    for (other, part), copies in across.items():
-        advice = "remove them from one of the parts; otherwise scores are too high"
-        yield Note(f"{part}: texts that also occur in {other}", shown(copies), advice)
+        yield Note(f"{split}: texts that repeat an earlier example", shown(copies), advice)
+    for (other, split), copies in across.items():
+        advice = "remove them from one of the splits; otherwise scores are too high"
+        yield Note(f"{split}: texts that also occur in {other}", shown(copies), advice)
 
 
 def conflicting_labels(

@@ -10,24 +10,24 @@ from tqdm import tqdm
 
 from engine.task.tags import find_scheme, illegal_tags
 from engine.task.words import entities_in
-from preprocess.checks.base import Check, Context, Parts, Tasks, add_if
+from preprocess.checks.base import Check, Context, Splits, Tasks, add_if
 from preprocess.example import Example
 from preprocess.labels.statistics import LabelStatistics
 from preprocess.storage.arrow import blocks_of
 from preprocess.storage.facts import Column, Facts, FirstRows, Note, Sample, Series, frequent, hashes
 from preprocess.storage.parallel import in_order
 
-NO_BORDER = "()[]《》“”\"'$#@.%+"  # punctuation that entities can start or end with
+NO_BOUNDARY = "()[]《》“”\"'$#@.%+"  # punctuation that entities can start or end with
 
 Words = tuple[str, ...]
-Block = tuple[str, int, int]  # (part, first row, end)
+Block = tuple[str, int, int]  # (split, first row, end)
 
 
 class EntityFacts(Facts):
     """Statistics of the entities of one task."""
 
     def __init__(self, context: Context) -> None:
-        self.parts: set[str] = set()  # parts with at least one entity
+        self.splits: set[str] = set()  # splits with at least one entity
         self.illegal = Sample()
         self.unfinished = Sample()
         self.crossing = Sample()
@@ -40,21 +40,21 @@ class Entities(Check):
     def __init__(self, context: Context) -> None:
         self.tasks = {name: EntityFacts(context) for name in (*context.tagged, *context.spans)}
 
-    def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
+    def look(self, split: str, start: int, examples: Sequence[Example], context: Context) -> None:
         for name, facts in self.tasks.items():
             surfaces: list[Words] = []
             for e in examples:
                 label = e[name]
                 if label and label.count("O") < len(label):
-                    facts.parts.add(part)
+                    facts.splits.add(split)
                     if name in context.spans:
                         add_if(facts.crossing, e, first_crossing(e, name))
                     else:
                         check_tags(facts, e, name)
-                    surfaces += check_borders(facts, e, name)
+                    surfaces += check_boundaries(facts, e, name)
             facts.surfaces.of_block = hashes(surfaces)
 
-    def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
+    def notes(self, splits: Splits, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
         for name, facts in self.tasks.items():
             kind, names = tasks[name].kind, tasks[name].labels
             if kind == "spans":
@@ -72,10 +72,10 @@ class Entities(Check):
             yield Note(f"{name}: long entities that fill most of their text", facts.long, advice)
             edges = facts.edges if facts.edges.number < max(10, 0.02 * len(facts.surfaces.column)) else []
             yield Note(f"{name}: entities start or end with punctuation", edges, "check for boundaries off by one")
-            yield from consistency_notes(parts, name, facts.surfaces.column)
-            rows = [f"{parts[part][0]['_where']}: {part}" for part in parts if part not in facts.parts]
+            yield from consistency_notes(splits, name, facts.surfaces.column)
+            rows = [f"{splits[split][0]['_where']}: {split}" for split in splits if split not in facts.splits]
             kind_name = "span" if kind == "spans" else "entity"
-            yield Note(f"{name}: parts without any {kind_name}", rows, "the F1 of such a part is always 0")
+            yield Note(f"{name}: splits without any {kind_name}", rows, "the F1 of such a split is always 0")
 
 
 def first_crossing(e: Example, name: str) -> str | None:
@@ -106,7 +106,7 @@ def check_tags(facts: EntityFacts, e: Example, name: str) -> None:
             break
 
 
-def check_borders(facts: EntityFacts, e: Example, name: str) -> list[Words]:
+def check_boundaries(facts: EntityFacts, e: Example, name: str) -> list[Words]:
     """Records suspicious entity boundaries of an example. Returns the words of each entity."""
     surfaces = []
     for label, first, last, words in entities_of(e, name):
@@ -119,14 +119,14 @@ def check_borders(facts: EntityFacts, e: Example, name: str) -> list[Words]:
 
 
 def is_punctuation(token: str) -> bool:
-    return token != "" and not any(map(str.isalnum, token)) and token not in NO_BORDER
+    return token != "" and not any(map(str.isalnum, token)) and token not in NO_BOUNDARY
 
 
-def consistency_notes(parts: Parts, name: str, surfaces: Column) -> Iterator[Note]:
+def consistency_notes(splits: Splits, name: str, surfaces: Column) -> Iterator[Note]:
     """Yields notes on words that are annotated inconsistently. Reads all rows again if there are frequent entities."""
     frequent_hashes = frequent(surfaces, 10)
     types = WordTypes()
-    for block in again(parts, partial(count_types, parts, name, frequent_hashes)) if frequent_hashes else ():
+    for block in again(splits, partial(count_types, splits, name, frequent_hashes)) if frequent_hashes else ():
         types.merge(block)
     rare = Sample()
     for words, counts in types.counts.items():
@@ -138,7 +138,7 @@ def consistency_notes(parts: Parts, name: str, surfaces: Column) -> Iterator[Not
     yield Note(finding, rare, "check the row; this is probably an annotation error")
     totals = {words: counts.total() for words, counts in types.counts.items() if len(words) >= 2}
     outside: dict[Words, Sample] = defaultdict(Sample)
-    for block in again(parts, partial(find_outside, parts, name, by_first_pair(totals))) if totals else ():
+    for block in again(splits, partial(find_outside, splits, name, by_first_pair(totals))) if totals else ():
         for words, rows in block.items():
             outside[words].merge(rows)
             if outside[words].number > 0.05 * totals[words]:
@@ -148,9 +148,9 @@ def consistency_notes(parts: Parts, name: str, surfaces: Column) -> Iterator[Not
     yield Note(finding, missed, "check the rows; the annotators probably missed these")
 
 
-def again(parts: Parts, look: Callable[[Block], Any]) -> Iterator[Any]:
+def again(splits: Splits, look: Callable[[Block], Any]) -> Iterator[Any]:
     """Yields look(block) for each block of rows, in order."""
-    return in_order(look, tqdm(list(blocks_of(parts)), desc="data checks: entities", leave=False, delay=2))
+    return in_order(look, tqdm(list(blocks_of(splits)), desc="data checks: entities", leave=False, delay=2))
 
 
 class WordTypes(Facts):
@@ -161,10 +161,10 @@ class WordTypes(Facts):
         self.first: dict[Words, FirstRows] = defaultdict(FirstRows)
 
 
-def count_types(parts: Parts, name: str, often: Mapping[int, int], block: Block) -> WordTypes:
+def count_types(splits: Splits, name: str, often: Mapping[int, int], block: Block) -> WordTypes:
     """Counts the types of a block's frequent entities. often: hashes of their words."""
-    types, (part, start, stop) = WordTypes(), block
-    for e in parts[part][start:stop]:
+    types, (split, start, stop) = WordTypes(), block
+    for e in splits[split][start:stop]:
         for label, _, _, tokens in entities_of(e, name) if e[name] else ():
             words = tuple(tokens)
             if hash(words) in often:
@@ -181,12 +181,12 @@ def by_first_pair(entities: Iterable[Words]) -> dict[Words, list[Words]]:
     return result
 
 
-def find_outside(parts: Parts, name: str, by_pair: Mapping[Words, list[Words]], block: Block) -> dict[Words, Sample]:
+def find_outside(splits: Splits, name: str, by_pair: Mapping[Words, list[Words]], block: Block) -> dict[Words, Sample]:
     """Returns {words: rows in which they are not annotated, although they are an entity elsewhere}. by_pair: see
     by_first_pair."""
     rows: dict[Words, Sample] = defaultdict(Sample)
-    part, start, stop = block
-    for e in parts[part][start:stop]:
+    split, start, stop = block
+    for e in splits[split][start:stop]:
         tokens = e["tokens"]
         if e[name] is not None and not by_pair.keys().isdisjoint(pairs := list(pairwise(tokens))):
             outside = is_outside(e, name)

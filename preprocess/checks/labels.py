@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from preprocess.checks.base import PLACEHOLDERS, AllRows, Check, Context, Parts, Tasks, add_if, sampled
+from preprocess.checks.base import PLACEHOLDERS, AllRows, Check, Context, Splits, Tasks, add_if, sampled
 from preprocess.example import Example
 from preprocess.labels.statistics import LabelStatistics
 from preprocess.storage.facts import Note, Sample
 
-Counts = Mapping[str, Counter[str]]  # {part: {label: count}}
-First = Mapping[str, Mapping[str, str]]  # {part: {label: first row with it, formatted}}
+Counts = Mapping[str, Counter[str]]  # {split: {label: count}}
+First = Mapping[str, Mapping[str, str]]  # {split: {label: first row with it, formatted}}
 
 LETTER = r"[^\W\d_]"
 # Blanks between letters and digits, and hyphens between letters. A hyphen before a digit could be a minus sign
@@ -26,27 +26,27 @@ class Labels(Check):
     def __init__(self, context: Context) -> None:
         self.without = {name: Sample() for name in context.kinds}  # {multilabel task: rows without a label}
 
-    def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
+    def look(self, split: str, start: int, examples: Sequence[Example], context: Context) -> None:
         for name, kind in context.kinds.items():
             if kind == "multilabel":
                 for e in examples:
                     add_if(self.without[name], e, e[name] == [])
 
-    def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
+    def notes(self, splits: Splits, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
         for name, task in tasks.items():
             kind = task.kind
             if kind == "regression":
                 continue
-            counts = {part: labels.counts[name, part] for part in parts}
+            counts = {split: labels.counts[name, split] for split in splits}
             first = {
-                part: {label: f"{where}: {label!r}" for label, where in labels.first[name, part].items()}
-                for part in parts
+                split: {label: f"{where}: {label!r}" for label, where in labels.first[name, split].items()}
+                for split in splits
             }
             yield from label_names(name, kind == "tagging", counts, first)
             if kind == "classification" and counts["train"]:
                 yield from class_balance(name, counts, first)
             if kind == "multilabel":
-                size = len(parts["train"])
+                size = len(splits["train"])
                 none = labels.empty[name]["train"] + labels.missing[name]["train"]
                 advice = "use null if the label is missing; an empty set means none of the labels"
                 without = [] if none > 0.05 * size else self.without[name]
@@ -56,12 +56,12 @@ class Labels(Check):
 
 
 def label_names(name: str, tags: bool, counts: Counts, first: First) -> Iterator[Note]:
-    """Yields notes on labels that are missing from a part, rare, or similar. tags: whether the labels are tags."""
+    """Yields notes on labels that are missing from a split, rare, or similar. tags: whether the labels are tags."""
     train, dev = counts["train"], counts.get("dev")
-    for part, present in counts.items():
-        unseen = [first[part][label] for label in sorted(present.keys() - train.keys())]
+    for split, present in counts.items():
+        unseen = [first[split][label] for label in sorted(present.keys() - train.keys())]
         advice = "move some rows to train, or merge labels; otherwise they always count as wrong"
-        yield Note(f"{name}: labels of {part} that never occur in train", unseen, advice)
+        yield Note(f"{name}: labels of {split} that never occur in train", unseen, advice)
     once = [first["train"][label] for label in sorted(train) if train[label] == 1]
     advice = "merge labels, collect more examples, or remove them; one example is too few to learn from"
     yield Note(f"{name}: labels that occur only once in train", once, advice)
@@ -70,7 +70,7 @@ def label_names(name: str, tags: bool, counts: Counts, first: First) -> Iterator
     if not tags:
         alike = labels_alike(counts, first)
         yield Note(f"{name}: labels that differ only in case, spaces or width", alike, "merge duplicates")
-    missing = [first[part][x] for part in counts for x in sorted(counts[part]) if x.strip().lower() in PLACEHOLDERS]
+    missing = [first[split][x] for split in counts for x in sorted(counts[split]) if x.strip().lower() in PLACEHOLDERS]
     yield Note(f"{name}: labels that look like a missing value", missing, "use null if there is no label")
 
 
@@ -91,7 +91,7 @@ def labels_alike(counts: Counts, first: First) -> list[str]:
     for group in folded.values():
         if len(group) > 1:
             rare = min(sorted(group), key=lambda label: total[label])
-            where = next(first[part][rare] for part in counts if counts[part][rare])
+            where = next(first[split][rare] for split in counts if counts[split][rare])
             rows.append(f"{where}, and {', '.join(repr(label) for label in sorted(group - {rare}))}")
     return rows
 
@@ -103,46 +103,46 @@ def class_balance(name: str, counts: Counts, first: First) -> Iterator[Note]:
         rows = [f"{first['train'][label]} {count / train.total():.1%}"]
         advice = "use macro F1 instead of accuracy, and try --class_weights balanced"
         yield Note(f"{name}: one label covers nearly all of train", rows, advice)
-    for part, other in counts.items():
+    for split, other in counts.items():
         if min(other.total(), train.total()) >= 30:  # never differs for train itself
             shares = {x: (train[x] / train.total(), other[x] / other.total()) for x in train if other[x]}
             if sum(abs(a - b) for a, b in shares.values()) / 2 > 0.2:
                 worst = max(shares, key=lambda x: abs(shares[x][0] - shares[x][1]))
-                rows = [f"{worst!r} is {shares[worst][0]:.0%} of train, {shares[worst][1]:.0%} of {part}"]
-                finding = f"{name}: labels are distributed differently in {part} than in train"
+                rows = [f"{worst!r} is {shares[worst][0]:.0%} of train, {shares[worst][1]:.0%} of {split}"]
+                finding = f"{name}: labels are distributed differently in {split} than in train"
                 yield Note(finding, rows, "split the data again, stratified, unless this is intended")
 
 
 class Numbers(Check):
     """Checks regression labels."""
 
-    def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
+    def notes(self, splits: Splits, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
         for name, task in tasks.items():
             if task.kind == "regression":
-                columns = {part: labels.numbers[name, part].column.read() for part in parts}
-                yield far_numbers(name, task, parts, columns)
-                for part, values in columns.items():
+                columns = {split: labels.numbers[name, split].column.read() for split in splits}
+                yield far_numbers(name, task, splits, columns)
+                for split, values in columns.items():
                     values = values[~np.isnan(values)]
-                    yield from compare_numbers(name, task, part, values, parts[part][0]["_where"])
+                    yield from compare_numbers(name, task, split, values, splits[split][0]["_where"])
 
 
-def far_numbers(name: str, task: Any, parts: Parts, columns: Mapping[str, np.ndarray]) -> Note:
+def far_numbers(name: str, task: Any, splits: Splits, columns: Mapping[str, np.ndarray]) -> Note:
     labelled = columns["train"][~np.isnan(columns["train"])]
     middle = float(np.median(labelled))
     limit = 10 * (1.4826 * float(np.median(np.abs(labelled - middle))) or task.std)
-    rows, values = AllRows(parts), np.concatenate(list(columns.values()))
+    rows, values = AllRows(splits), np.concatenate(list(columns.values()))
     far = np.flatnonzero(np.abs(values - middle) > limit)
     shown = sampled(far, lambda row: f"{rows.where(row)}: {values[row]:g}")
     return Note(f"{name}: values far from all others", shown, "check the units and decimal points")
 
 
-def compare_numbers(name: str, task: Any, part: str, values: np.ndarray, where: str) -> Iterator[Note]:
-    """Yields notes on a part whose values are constant or are distributed differently than in train."""
+def compare_numbers(name: str, task: Any, split: str, values: np.ndarray, where: str) -> Iterator[Note]:
+    """Yields notes on a split whose values are constant or are distributed differently than in train."""
     if len(values) > 1 and values.min() == values.max():
         rows = [f"{where}: {values[0]:g}"]
-        yield Note(f"{name}: all values of {part} are the same", rows, "correlations cannot be computed")
-    elif part != "train" and len(values) >= 30:
+        yield Note(f"{name}: all values of {split} are the same", rows, "correlations cannot be computed")
+    elif split != "train" and len(values) >= 30:
         mean = math.fsum(values) / len(values)
         if abs(mean - task.mean) > 0.5 * task.std:
             rows = [f"mean {mean:.4g} and {task.mean:.4g}"]
-            yield Note(f"{name}: values of {part} differ from train", rows, "split again, unless this is intended")
+            yield Note(f"{name}: values of {split} differ from train", rows, "split again, unless this is intended")

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import product
 
-from preprocess.checks.base import Check, Context, Parts, Tasks
+from preprocess.checks.base import Check, Context, Splits, Tasks
 from preprocess.example import Example, abbreviate
 from preprocess.labels.relations import shown_triple
 from preprocess.labels.statistics import LabelStatistics
@@ -18,13 +18,13 @@ class RelationFacts(Facts):
     """Statistics of the relations of one task."""
 
     def __init__(self) -> None:
-        self.parts: set[str] = set()  # parts with at least one relation
+        self.splits: set[str] = set()  # splits with at least one relation
         self.reflexive = Sample()
         self.outside = Sample()
         self.joined: Counter[Joined] = Counter()
         self.rows: dict[Joined, Sample] = defaultdict(Sample)
 
-    def look(self, part: str, e: Example, name: str, entities: str) -> None:
+    def look(self, split: str, e: Example, name: str, entities: str) -> None:
         """Adds the relations of an example. entities: the task with the types of subjects and objects, or ""."""
         types: dict[tuple[int, int], list[str]] = defaultdict(list)
         for first, last, kind in (e[entities] or ()) if entities else ():
@@ -32,7 +32,7 @@ class RelationFacts(Facts):
         for item in e[name]:
             row = f"{e['_where']}: {shown_triple(item, e['tokens'])}"
             subject, obj = tuple(item[:2]), tuple(item[2:4])
-            self.parts.add(part)
+            self.splits.add(split)
             if subject == obj:
                 self.reflexive.add(row)
             if entities and e[entities] is not None and not {subject, obj} <= types.keys():
@@ -46,11 +46,11 @@ class Relations(Check):
     def __init__(self, context: Context) -> None:
         self.tasks = {name: RelationFacts() for name, kind in context.kinds.items() if kind == "relations"}
 
-    def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
+    def look(self, split: str, start: int, examples: Sequence[Example], context: Context) -> None:
         for name, facts in self.tasks.items():
             for e in examples:
                 if e[name]:
-                    facts.look(part, e, name, context.entities.get(name, ""))
+                    facts.look(split, e, name, context.entities.get(name, ""))
 
     def lines(self) -> Iterator[str]:
         for name, facts in self.tasks.items():
@@ -58,7 +58,7 @@ class Relations(Check):
                 pairs = abbreviate((f"{one} → {other} {n:,}" for (one, other), n in counts.most_common()), 4)
                 yield f"task {name}: {predicate} connects {pairs}"
 
-    def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
+    def notes(self, splits: Splits, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
         for name, facts in self.tasks.items():
             advice = "check which mention was meant"
             yield Note(f"{name}: the subject and the object are the same words", facts.reflexive, advice)
@@ -75,8 +75,8 @@ class Relations(Check):
                     rare.merge(shown)
             advice = "check the rows; the predicate, its direction or a type is probably wrong"
             yield Note(f"{name}: entity types that a predicate rarely connects", rare, advice)
-            rows = [f"{parts[part][0]['_where']}: {part}" for part in parts if part not in facts.parts]
-            yield Note(f"{name}: parts without any relation", rows, "the F1 of such a part is always 0")
+            rows = [f"{splits[split][0]['_where']}: {split}" for split in splits if split not in facts.splits]
+            yield Note(f"{name}: splits without any relation", rows, "the F1 of such a split is always 0")
 
 
 def by_predicate(joined: Counter[Joined]) -> dict[str, Counter[tuple[str, str]]]:

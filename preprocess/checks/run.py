@@ -11,7 +11,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from engine.run.files import write_json
-from preprocess.checks.base import Check, Context, Parts, Tasks
+from preprocess.checks.base import Check, Context, Splits, Tasks
 from preprocess.checks.duplicates import Duplicates, Groups, Ids, SwappedPairs
 from preprocess.checks.entities import Block, Entities
 from preprocess.checks.events import Events
@@ -49,39 +49,39 @@ class CheckResults(Facts):
         self.labels = LabelStatistics(context.folder)
 
 
-def look_through(parts: Parts, kinds: Mapping[str, str], files: Mapping[str, BinaryIO] | None = None) -> CheckResults:
-    """Runs all checks in one pass over the rows. Also writes each part to files[part]. kinds: {task: kind}."""
-    context, blocks = Context(parts, kinds), list(blocks_of(parts))
-    results, look = CheckResults(context), partial(look_at_block, parts, context, bool(files))
-    size = sum(map(len, parts.values()))
+def look_through(splits: Splits, kinds: Mapping[str, str], files: Mapping[str, BinaryIO] | None = None) -> CheckResults:
+    """Runs all checks in one pass over the rows. Also writes each split to files[split]. kinds: {task: kind}."""
+    context, blocks = Context(splits, kinds), list(blocks_of(splits))
+    results, look = CheckResults(context), partial(look_at_block, splits, context, bool(files))
+    size = sum(map(len, splits.values()))
     with tqdm(total=size, desc="rows", unit=" rows", leave=False, delay=2) as bar:
-        for (part, start, stop), (block_results, lines) in zip(blocks, in_order(look, blocks)):
+        for (split, start, stop), (block_results, lines) in zip(blocks, in_order(look, blocks)):
             results.merge(block_results)
             if files:
-                files[part].write(lines)
+                files[split].write(lines)
             bar.update(stop - start)
     return results
 
 
-def look_at_block(parts: Parts, context: Context, write: bool, block: Block) -> tuple[CheckResults, bytes]:
+def look_at_block(splits: Splits, context: Context, write: bool, block: Block) -> tuple[CheckResults, bytes]:
     """Returns the results for a block of rows, and its encoded lines for the processed folder."""
-    part, start, stop = block
-    examples, results = parts[part][start:stop], CheckResults(context)
+    split, start, stop = block
+    examples, results = splits[split][start:stop], CheckResults(context)
     for check in results.checks.values():
-        check.look(part, start, examples, context)
-    results.labels.look(part, examples, context.kinds, context.fields)
+        check.look(split, start, examples, context)
+    results.labels.look(split, examples, context.kinds, context.fields)
     return results, encode_rows(examples) if write else b""
 
 
 def run_checks(
-    parts: Parts, tasks: Tasks, notes: Iterable[Note] = (), results: CheckResults | None = None
+    splits: Splits, tasks: Tasks, notes: Iterable[Note] = (), results: CheckResults | None = None
 ) -> list[Note]:
     """Returns all notes that have rows, starting with `notes`. results: from `look_through`, if it has run."""
     if results is None:
-        results = look_through(parts, {name: task.kind for name, task in tasks.items()})
+        results = look_through(splits, {name: task.kind for name, task in tasks.items()})
     notes = list(notes)
     for check in tqdm(results.checks.values(), desc="data checks", leave=False, delay=2):
-        notes += check.notes(parts, tasks, results.labels)
+        notes += check.notes(splits, tasks, results.labels)
     return with_rows(notes)
 
 

@@ -13,7 +13,7 @@ import regex
 from ftfy.badness import BADNESS_RE
 
 from engine.task.text import text_of
-from preprocess.checks.base import PLACEHOLDERS, Check, Context, Parts, Tasks, add_if
+from preprocess.checks.base import PLACEHOLDERS, Check, Context, Splits, Tasks, add_if
 from preprocess.example import Example, length_of
 from preprocess.labels.statistics import LabelStatistics
 from preprocess.storage.arrow import blocks_of
@@ -132,12 +132,12 @@ class Texts(Check):
     """Finds signs that texts were decoded or exported incorrectly."""
 
     def __init__(self, context: Context) -> None:
-        self.with_half_width: set[str] = set()  # parts with half-width characters
+        self.with_half_width: set[str] = set()  # splits with half-width characters
         self.rows = {finding: Sample() for _, finding, _ in (*IN_TEXTS, *IN_EXAMPLES)}
 
-    def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
+    def look(self, split: str, start: int, examples: Sequence[Example], context: Context) -> None:
         if any(HALF_WIDTH.search(text_of(e)) for e in examples):
-            self.with_half_width.add(part)
+            self.with_half_width.add(split)
         for e in examples:
             if is_suspicious(text_of(e)) or is_suspicious(e.get("text_pair", "")):
                 for test, finding, _ in IN_TEXTS:
@@ -146,7 +146,7 @@ class Texts(Check):
             for test_example, finding, _ in IN_EXAMPLES:
                 add_if(self.rows[finding], e, test_example(e))
 
-    def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
+    def notes(self, splits: Splits, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
         for test, finding, advice in (*IN_TEXTS, *IN_EXAMPLES):
             if test is not full_width or self.with_half_width:
                 yield Note(finding, self.rows[finding], advice)
@@ -158,7 +158,7 @@ class Tokens(Check):
         self.glued = Sample()
         self.blank = Sample()
 
-    def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
+    def look(self, split: str, start: int, examples: Sequence[Example], context: Context) -> None:
         for e in examples:
             tokens = e.get("tokens", ())
             if "" in tokens:
@@ -168,7 +168,7 @@ class Tokens(Check):
             if context.words and (joined := "".join(tokens)).split() != [joined]:
                 add_if(self.blank, e, first_token(tokens, r"(?s)\s+|.*\S\s+\S.*", ascii))
 
-    def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
+    def notes(self, splits: Splits, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
         yield Note("tokens that are empty", self.empty, "they become [UNK]; check how the text was split")
         advice = "remove the number; no vocabulary contains such tokens"
         yield Note("tokens are characters with a number appended", self.glued, advice)
@@ -182,30 +182,30 @@ def first_token(tokens: Sequence[str], pattern: str, shown: Callable[[str], str]
 
 
 class Lengths(Check):
-    """Finds outliers in text length, and parts whose length distribution differs from train."""
+    """Finds outliers in text length, and splits whose length distribution differs from train."""
 
     def __init__(self, context: Context) -> None:
         self.longest = Series(context.folder)  # maximum length per block
 
-    def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
+    def look(self, split: str, start: int, examples: Sequence[Example], context: Context) -> None:
         self.longest.of_block = np.array([max(map(length_of, examples))])
 
-    def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
-        lengths = {part: labels.lengths[part] for part in parts}
+    def notes(self, splits: Splits, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
+        lengths = {split: labels.lengths[split] for split in splits}
         logs, counts = np.log1p(list(lengths["train"])), list(lengths["train"].values())
         middle = weighted_median(logs, counts)
         # The median absolute deviation, scaled to the standard deviation of a normal distribution; robust to outliers
         spread = 1.4826 * weighted_median(np.abs(logs - middle), counts)
         limit = max(30, math.exp(middle + 6 * max(spread, 0.3)))
         long = Sample()
-        for (part, start, stop), longest in zip(blocks_of(parts), self.longest.column.read().tolist()):
+        for (split, start, stop), longest in zip(blocks_of(splits), self.longest.column.read().tolist()):
             if longest > limit and not long.is_full:
-                for e in parts[part][start:stop]:
+                for e in splits[split][start:stop]:
                     add_if(long, e, str(length_of(e)) if length_of(e) > limit else None)
-        long.number = sum(count for of_part in lengths.values() for n, count in of_part.items() if n > limit)
+        long.number = sum(count for of_split in lengths.values() for n, count in of_split.items() if n > limit)
         yield Note("texts far longer than the others", long, "check for missing line breaks and joined texts")
-        for part in parts:
-            yield from compare_lengths(lengths["train"], lengths[part], part)
+        for split in splits:
+            yield from compare_lengths(lengths["train"], lengths[split], split)
 
 
 def weighted_median(values: Sequence[float] | np.ndarray, counts: Sequence[int]) -> float:
@@ -213,16 +213,16 @@ def weighted_median(values: Sequence[float] | np.ndarray, counts: Sequence[int])
     return float(np.quantile(values, 0.5, weights=counts, method="inverted_cdf"))
 
 
-def compare_lengths(train: Counter[int], other: Counter[int], part: str) -> Iterator[Note]:
-    """Yields a note if the length distribution of a part differs from that of train (Kolmogorov-Smirnov, p < 0.001).
+def compare_lengths(train: Counter[int], other: Counter[int], split: str) -> Iterator[Note]:
+    """Yields a note if the length distribution of a split differs from that of train (Kolmogorov-Smirnov, p < 0.001).
     scipy.stats.ks_2samp would need all lengths instead of their counts, and its import takes 60 MB."""
     sizes = train.total(), other.total()
-    if part != "train" and min(sizes) >= 30:
+    if split != "train" and min(sizes) >= 30:
         critical_value = 1.95 * math.sqrt(sum(sizes) / (sizes[0] * sizes[1]))
         lengths = sorted(train.keys() | other.keys())
         cumulative = [np.cumsum([counts[n] for n in lengths]) / counts.total() for counts in (train, other)]
         if np.abs(cumulative[0] - cumulative[1]).max() > max(0.15, critical_value):
             medians = [weighted_median(list(counts), list(counts.values())) for counts in (train, other)]
-            rows = [f"median {medians[0]:g} in train, {medians[1]:g} in {part}"]
+            rows = [f"median {medians[0]:g} in train, {medians[1]:g} in {split}"]
             advice = "split the data again, unless this is intended"
-            yield Note(f"{part}: texts are longer or shorter than in train", rows, advice)
+            yield Note(f"{split}: texts are longer or shorter than in train", rows, advice)

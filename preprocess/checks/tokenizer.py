@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from engine.task.text import text_of
-from preprocess.checks.base import Parts, Tasks
+from preprocess.checks.base import Splits, Tasks
 from preprocess.checks.entities import entities_of
 from preprocess.example import Example
 from preprocess.storage.arrow import blocks_of
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from engine.data.features import Featurizer
 
 
-def check_encoding(parts: Parts, tasks: Tasks, featurizer: "Featurizer") -> Iterator[Note]:
+def check_encoding(splits: Splits, tasks: Tasks, featurizer: "Featurizer") -> Iterator[Note]:
     """Yields notes on the tokenized data: texts over max_length, lost tokens and unknown characters."""
     tokenizer, length = featurizer.tokenizer, featurizer.max_length
     special = [token for token in tokenizer.all_special_tokens if token.strip()]
     rows: dict[str, Sample] = defaultdict(Sample)
-    for part, start, stop in tqdm(list(blocks_of(parts)), desc="tokenizer", leave=False, delay=2):
-        chunk = parts[part][start:stop]
+    for split, start, stop in tqdm(list(blocks_of(splits)), desc="tokenizer", leave=False, delay=2):
+        chunk = splits[split][start:stop]
         words = [e["tokens"] if "tokens" in e else e["text"] for e in chunk]
         options = dict(is_split_into_words="tokens" in chunk[0], add_special_tokens=False, verbose=False)
         for e, encoding in zip(chunk, tokenizer(words, **options).encodings):
@@ -35,7 +35,7 @@ def check_encoding(parts: Parts, tasks: Tasks, featurizer: "Featurizer") -> Iter
     yield Note(f"entities are beyond --max_length {length}", rows["entity"], advice)
     advice = "they are replaced with [UNK], so that tags do not shift; remove them if they are meaningless"
     yield Note("tokens that the tokenizer drops", rows["vanished"], advice)
-    share = rows["unknown"].number / sum(map(len, parts.values()))
+    share = rows["unknown"].number / sum(map(len, splits.values()))
     if share > 0.1:
         advice = "use another tokenizer, or add them with --new_tokens of continue_pretrain_task.py"
         yield Note(f"characters become [UNK] ({share:.1%} of the rows)", rows["unknown"], advice)

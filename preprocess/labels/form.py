@@ -88,7 +88,7 @@ class Form:
         return notes
 
     def normalize(self, example: Example) -> None:
-        """Normalises part names, multi-hot lists, lists of a single class and (with several tasks) empty cells."""
+        """Normalises split names, multi-hot lists, lists of a single class and (with several tasks) empty cells."""
         if "split" in example:
             example["split"] = PART_NAMES[str(example["split"]).lower()]
         for name, positions in self.positions.items():

@@ -63,7 +63,7 @@ def tagged_tasks(form: Form) -> list[str]:
 
 
 def group_of(example: Example) -> str:
-    """Returns the group of an example, which must stay in one part. By default, each example is its own group."""
+    """Returns the group of an example, which must stay in one split. By default, each example is its own group."""
     return example["_where"] if example.get("group") in (None, "") else str(example["group"])
 
 

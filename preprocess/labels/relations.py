@@ -44,7 +44,7 @@ def places_of(surface: Any, text: str) -> list[Place]:
     while start >= 0 and len(found) < MOST_PLACES:
         found.append((start, start + len(surface)))
         start = text.find(surface, start + 1)
-    return [place for place in found if not any(is_cut(text, border) for border in place)] or found
+    return [place for place in found if not any(is_cut(text, boundary) for boundary in place)] or found
 
 
 def closest(subjects: Sequence[Place], objects: Sequence[Place]) -> tuple[Place, Place]:

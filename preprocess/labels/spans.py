@@ -160,9 +160,9 @@ def tokenize_spans(examples: list[Example], names: list[str], unit: str, nested:
             if example.get(name) is not None:
                 spans[name], dropped = (example[name], []) if name in nested else without_overlaps(example[name])
                 overlapping += [f"{where}: {text[start:end]!r} ({label})" for start, end, label in dropped]
-        borders = {border for task_spans in spans.values() for *places, _ in task_spans for border in places}
+        boundaries = {boundary for task_spans in spans.values() for *places, _ in task_spans for boundary in places}
         words = split_text(text, unit)
-        pieces = split_at_borders(words, borders)
+        pieces = split_at_boundaries(words, boundaries)
         if len(pieces) > len(words):
             inside.append(where)
         example["tokens"] = [token for token, _, _ in pieces]
@@ -203,11 +203,11 @@ def token_spans_to_tags(examples: list[Example], name: str) -> Note:
     return Note(f"{name}: spans overlap", overlapping, advice)
 
 
-def split_at_borders(pieces: Iterable[Piece], borders: Collection[int]) -> list[Piece]:
+def split_at_boundaries(pieces: Iterable[Piece], boundaries: Collection[int]) -> list[Piece]:
     """Splits the pieces at span boundaries."""
     result = []
     for token, start, end in pieces:
-        inner = sorted(border for border in borders if start < border < end)
+        inner = sorted(boundary for boundary in boundaries if start < boundary < end)
         for a, b in zip([start, *inner], [*inner, end]):
             result.append((token[a - start : b - start], a, b))
     return result
@@ -227,7 +227,7 @@ def spans_to_tags(spans: Sequence[Span], pieces: Iterable[Piece]) -> list[str]:
 
 def spans_to_tokens(spans: Iterable[tuple[Any, ...]], pieces: Sequence[Piece]) -> list[list]:
     """Converts spans (start, end, label), or items with several pairs of start and end, to [[first token, last token,
-    …, label]]. They must start and end at borders of pieces. Drops items with a span of only whitespace."""
+    …, label]]. They must start and end at boundaries of pieces. Drops items with a span of only whitespace."""
     starts, ends = [start for _, start, _ in pieces], [end for _, _, end in pieces]
     found = set()
     for *places, label in spans:

@@ -27,30 +27,32 @@ class LabelStatistics(Facts):
     """Statistics of labels, lengths and custom inputs over all rows."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.lengths: dict[str, Counter[int]] = defaultdict(Counter)  # {part: {length: number of rows}}
-        self.missing: dict[str, Counter[str]] = defaultdict(Counter)  # {task: {part: rows without a label}}
+        self.lengths: dict[str, Counter[int]] = defaultdict(Counter)  # {split: {length: number of rows}}
+        self.missing: dict[str, Counter[str]] = defaultdict(Counter)  # {task: {split: rows without a label}}
         self.first_missing = FirstRows()  # {task: first row without a label}
-        self.empty: dict[str, Counter[str]] = defaultdict(Counter)  # {task: {part: rows with an empty set}}
-        self.counts: dict[tuple[str, str], Counter[Any]] = defaultdict(Counter)  # {(task, part): {label: count}}
-        self.first: dict[tuple[str, str], FirstRows] = defaultdict(FirstRows)  # {(task, part): first row of each label}
+        self.empty: dict[str, Counter[str]] = defaultdict(Counter)  # {task: {split: rows with an empty set}}
+        self.counts: dict[tuple[str, str], Counter[Any]] = defaultdict(Counter)  # {(task, split): {label: count}}
+        self.first: dict[tuple[str, str], FirstRows] = defaultdict(
+            FirstRows
+        )  # {(task, split): first row of each label}
         series = partial(Series, folder, np.float64)
-        self.numbers: dict[tuple[str, str], Series] = defaultdict(series)  # {(task, part): NaN where missing}
+        self.numbers: dict[tuple[str, str], Series] = defaultdict(series)  # {(task, split): NaN where missing}
         self.cells: dict[str, Series] = defaultdict(series)  # {column: numbers in train, without missing ones}
         self.names: dict[str, Counter[str]] = defaultdict(Counter)  # {own input: its names in train}
         self.tokens: Counter[str] = Counter()  # {"long", "blank": train blocks with such tokens}
 
     def look(
         self,
-        part: str,
+        split: str,
         examples: Sequence[Example],
         kinds: Mapping[str, str],
         inputs: Mapping[str, Field] | None = None,
     ) -> None:
         """Adds a block of examples. kinds: {task: kind}; inputs: the custom inputs."""
-        self.lengths[part].update(map(length_of, examples))
+        self.lengths[split].update(map(length_of, examples))
         for name, kind in kinds.items():
-            self.look_at_task(part, examples, name, kind)
-        if part == "train":
+            self.look_at_task(split, examples, name, kind)
+        if split == "train":
             if any(map(needs_words, kinds.values())):
                 tokens = {token for e in examples for token in e["tokens"]}
                 self.tokens["long"] += any(len(token) > 1 for token in tokens)
@@ -66,17 +68,17 @@ class LabelStatistics(Facts):
             else:
                 self.names[name].update(values)
 
-    def look_at_task(self, part: str, examples: Sequence[Example], name: str, kind: str) -> None:
+    def look_at_task(self, split: str, examples: Sequence[Example], name: str, kind: str) -> None:
         values = [e[name] for e in examples]
-        self.missing[name][part] += values.count(None)
+        self.missing[name][split] += values.count(None)
         if None in values:
             self.first_missing.setdefault(name, examples[values.index(None)]["_where"])
         if kind == "regression":
-            self.numbers[name, part].of_block = np.array([np.nan if x is None else x for x in values], np.float64)
+            self.numbers[name, split].of_block = np.array([np.nan if x is None else x for x in values], np.float64)
             return
         if kind == "multilabel":
-            self.empty[name][part] += values.count([])
-        counts, first = self.counts[name, part], self.first[name, part]
+            self.empty[name][split] += values.count([])
+        counts, first = self.counts[name, split], self.first[name, split]
         if kind == "classification":
             counts.update(values)
             counts.pop(None, None)
@@ -92,23 +94,23 @@ class LabelStatistics(Facts):
 
 
 def collect_labels(
-    parts: Mapping[str, Sequence[Example]],
+    splits: Mapping[str, Sequence[Example]],
     kinds: Mapping[str, str],
     types: Mapping[str, str] | None = None,
     hierarchy: str = "",
 ) -> dict[str, Task]:
-    """Returns the tasks of {part: examples}, see `label_info`."""
+    """Returns the tasks of {split: examples}, see `label_info`."""
     total = LabelStatistics()
-    for part, start, stop in blocks_of(parts):
+    for split, start, stop in blocks_of(splits):
         block = LabelStatistics()
-        block.look(part, parts[part][start:stop], kinds, getattr(parts[part], "fields", {}))
+        block.look(split, splits[split][start:stop], kinds, getattr(splits[split], "fields", {}))
         total.merge(block)
-    return label_info(total, parts, kinds, types or {}, hierarchy)
+    return label_info(total, splits, kinds, types or {}, hierarchy)
 
 
 def label_info(
     found: LabelStatistics,
-    parts: Mapping[str, Sequence[Example]],
+    splits: Mapping[str, Sequence[Example]],
     kinds: Mapping[str, str],
     types: Mapping[str, str],
     hierarchy: str = "",
@@ -123,9 +125,9 @@ def label_info(
     require_distinct("the data", kinds)
     info: dict[str, dict[str, Any]] = {}
     for name, kind in kinds.items():
-        for part, rows in parts.items():
-            if found.missing[name][part] == len(rows):
-                raise UserError(f"{part} has no label for the task {name!r}")
+        for split, rows in splits.items():
+            if found.missing[name][split] == len(rows):
+                raise UserError(f"{split} has no label for the task {name!r}")
         if kind == "regression":
             column = found.numbers[name, "train"].column
             info[name] = {"type": kind, "labels": [], **mean_and_deviation(name, column)}
@@ -140,17 +142,17 @@ def label_info(
             raise UserError(f"the task {name!r} has no label in train; all label lists are empty")
         info[name] = {"type": kind, "labels": names, "counts": [counts[label] for label in names]}
         if kind == "multilabel":
-            info[name]["rows"] = len(parts["train"]) - found.missing[name]["train"]
+            info[name]["rows"] = len(splits["train"]) - found.missing[name]["train"]
         if needs_words(kind):
             unit = "character+blank" if found.tokens["blank"] else "character"
             info[name]["unit"] = "word" if found.tokens["long"] else unit
     if hierarchy:
         add_hierarchy(info, hierarchy)
-    first = parts["train"][0]
-    inputs = inputs_of(found, getattr(parts["train"], "fields", {}))
+    first = splits["train"][0]
+    inputs = inputs_of(found, getattr(splits["train"], "fields", {}))
     for name, task in info.items():
-        task["entities"] = getattr(parts["train"], "entities", {}).get(name, "")
-        task |= inputs | {"pairs": "text_pair" in first, "no_text": getattr(parts["train"], "no_text", False)}
+        task["entities"] = getattr(splits["train"], "entities", {}).get(name, "")
+        task |= inputs | {"pairs": "text_pair" in first, "no_text": getattr(splits["train"], "no_text", False)}
         if name in types and KINDS[types[name]] != types[name]:
             task |= {"type": types[name], "kind": KINDS[types[name]]}
     return tasks_of(info)
@@ -215,16 +217,16 @@ def mean_and_deviation(name: str, column: Column) -> dict[str, float]:
     return {"mean": mean, "std": deviation}
 
 
-def print_summary(parts: Mapping[str, Sequence[Example]], tasks: Mapping[str, Task], found: LabelStatistics) -> None:
+def print_summary(splits: Mapping[str, Sequence[Example]], tasks: Mapping[str, Task], found: LabelStatistics) -> None:
     """Prints the sizes, lengths and labels of the data."""
-    unit = "tokens" if "tokens" in parts["train"][0] else "characters"
-    print(f"{'part':<8}{'examples':>9}   length in {unit}: median   95 %   99 %    max")
-    for part, rows in parts.items():
-        lengths, counts = np.array(sorted(found.lengths[part].items())).T
+    unit = "tokens" if "tokens" in splits["train"][0] else "characters"
+    print(f"{'split':<8}{'examples':>9}   length in {unit}: median   95 %   99 %    max")
+    for split, rows in splits.items():
+        lengths, counts = np.array(sorted(found.lengths[split].items())).T
         ranks = [min(len(rows) - 1, int(share * len(rows))) for share in (0.5, 0.95, 0.99, 1)]
         quantiles = lengths[np.searchsorted(np.cumsum(counts), ranks, "right")]
         width = 18 if "tokens" in rows[0] else 22
-        print(f"{part:<8}{len(rows):>9}   {'':<{width}} " + " ".join(f"{length:>6}" for length in quantiles))
+        print(f"{split:<8}{len(rows):>9}   {'':<{width}} " + " ".join(f"{length:>6}" for length in quantiles))
     for name, task in tasks.items():
         if task.kind == "regression":
             print(f"task {name}: regression, mean {task.mean:.4g}, standard deviation {task.std:.4g}")
@@ -236,11 +238,11 @@ def print_summary(parts: Mapping[str, Sequence[Example]], tasks: Mapping[str, Ta
         if task.hierarchy:
             print(f"task {name}: hierarchy, {levels_of(task)}")
         if task.kind == "multilabel":
-            print(f"task {name}: rows with an empty label set: {per_part(found.empty[name], parts)}")
+            print(f"task {name}: rows with an empty label set: {per_split(found.empty[name], splits)}")
         if any(found.missing[name].values()):
-            numbers, first = per_part(found.missing[name], parts), found.first_missing[name]
+            numbers, first = per_split(found.missing[name], splits), found.first_missing[name]
             print(f"task {name}: rows without a label, which this task ignores: {numbers}; first: {first}")
 
 
-def per_part(counts: Mapping[str, int], parts: Iterable[str]) -> str:
-    return ", ".join(f"{part} {counts[part]}" for part in parts)
+def per_split(counts: Mapping[str, int], splits: Iterable[str]) -> str:
+    return ", ".join(f"{split} {counts[split]}" for split in splits)

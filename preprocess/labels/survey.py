@@ -38,14 +38,14 @@ class Survey(Facts):
     def __init__(self) -> None:
         self.values: dict[str, Values] = defaultdict(Values)  # {task: Values}
         self.dashes: dict[str, list[int]] = defaultdict(list)  # {task: row numbers of the label "-"}
-        self.parts: list[np.ndarray] = []  # per block (rows,): 1, 2, 3 for train, dev, test; or empty
+        self.splits: list[np.ndarray] = []  # per block (rows,): 1, 2, 3 for train, dev, test; or empty
         self.names_seen: set[tuple[str, ...]] = set()  # label names known when each block was read
 
 
 def decide_form(form: Form, store: Store, survey: Survey, first: Example) -> tuple[list[Note], np.ndarray]:
-    """Determines the kinds of a Form for the examples of a store. Returns (notes, parts of the kept rows, see Survey).
-    A row may lack the label of one task if it has a label of another."""
-    values, parts = survey.values, np.concatenate(survey.parts)
+    """Determines the kinds of a Form for the examples of a store. Returns (notes, splits of the remaining rows; see
+    Survey). A row may lack the label of one task if it has a label of another."""
+    values, splits = survey.values, np.concatenate(survey.splits)
     notes = list(drop_dashes(form, store, survey))
     span_tasks = [n for n in form.names if form.chosen.get(n) in SPAN_KINDS and values[n].kind == "spans"]
     kinds = {name: form.chosen.get(name, values[name].kind) for name in form.names}
@@ -70,7 +70,7 @@ def decide_form(form: Form, store: Store, survey: Survey, first: Example) -> tup
         if name not in form.chosen:
             notes += doubtful_numbers(form, store, name, values[name])
     form.from_tags = [name for name, kind in form.kinds.items() if kind == "spans" and name not in span_tasks]
-    return notes, np.delete(parts, form.dropped) if len(parts) else parts
+    return notes, np.delete(splits, form.dropped) if len(splits) else splits
 
 
 def task_of_entities(form: Form, span_tasks: Collection[str]) -> str:
@@ -111,14 +111,14 @@ def surveyed(batch: Batch, form: Form, first: Example, shapes: Iterable[tuple[st
         survey.values[name].add(examples, name)
         if survey.values[name].dashes:
             survey.dashes[name] = [number for number, e in enumerate(examples, batch.start) if e.get(name) == "-"]
-    parts = [PARTS.index(e["split"]) + 1 for e in examples] if "split" in first else []
-    survey.parts.append(np.array(parts, np.uint8))
+    splits = [PARTS.index(e["split"]) + 1 for e in examples] if "split" in first else []
+    survey.splits.append(np.array(splits, np.uint8))
     survey.names_seen.add(tuple(form.names))
     return survey
 
 
 def check_shape(example: Example, first: Example) -> None:
-    """Raises UserError unless an example has the same text keys as the first one, and a part if that one has a part."""
+    """Raises UserError unless an example has the same text keys as the first one, and a split if that has one."""
     where = example["_where"]
     if any((key in example) != (key in first) for key in TEXT_KEYS):
         has, expected = (sorted(e.keys() & TEXT_KEYS) for e in (example, first))
@@ -130,7 +130,7 @@ def check_shape(example: Example, first: Example) -> None:
         raise UserError(f"{where}: split {shown(example['split'])} must be one of train, dev, test")
     if ("split" in example) != ("split" in first):
         source = where if "split" in first else first["_where"]
-        raise UserError(f"{source}: has no part (train, dev, test), but other rows have one")
+        raise UserError(f"{source}: has no split (train, dev, test), but other rows have one")
 
 
 def drop_dashes(form: Form, store: Store, survey: Survey) -> Iterator[Note]:

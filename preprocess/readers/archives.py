@@ -47,7 +47,7 @@ def is_hidden(name: str) -> bool:
 
 
 def innermost(path: Path) -> Path:
-    """Descends while a folder contains only one folder that is not named after a part."""
+    """Descends while a folder contains only one folder that is not named after a split."""
     while path.is_dir():
         entries = [entry for entry in path.iterdir() if not is_hidden(entry.name)]
         if len(entries) != 1 or not entries[0].is_dir() or entries[0].name.lower() in PART_NAMES:

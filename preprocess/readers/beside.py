@@ -82,7 +82,7 @@ def read_beside(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 def classes_of(files: list[Path]) -> dict[Path, str] | None:
     """Returns {file: class}, or None if the file names are not classes. The class is the file name without words that
-    all names share and without names of parts such as train."""
+    all names share and without names of splits such as train."""
     words = {path: [word for word in words_of(path) if word not in PART_NAMES and word != "txt"] for path in files}
     common = set.intersection(*map(set, words.values())) if words else set()
     words_of_class = {path: {*file_words} - common for path, file_words in words.items()}
@@ -116,9 +116,9 @@ def read_class_files(path: Path, options: ReadOptions) -> Iterator[Example]:
     names = list(dict.fromkeys(classes.values()))
     is_sure = all(map(part_of_name, files)) or {name.lower() for name in names} <= CLASS_WORDS
     if options.format != "class_files" and not is_sure:
-        raise UserError(f"{path}: {file_names} may hold one class each; if so, add --format class_files")
+        raise UserError(f"{path}: {file_names} may contain one class each; if so, add --format class_files")
     note(f"{path}: one class for each of the {len(names)} files ({abbreviate(names)})")
     for file, name in classes.items():
-        part = part_of_name(file)
+        split = part_of_name(file)
         for where, row in named_rows(file, options.encoding):
-            yield {"_where": where, "text": row, "label": name} | ({"split": part} if part else {})
+            yield {"_where": where, "text": row, "label": name} | ({"split": split} if split else {})

@@ -88,7 +88,7 @@ class Reading:
 
     def report(self) -> None:
         for message, number in self.counts.items():
-            note(f"{self.path}: {number:,} {message}")
+            note(f"{self.path}: {message}: {number:,}")
 
 
 # ---- which shape ---------------------------------------------------------------------------------------------------

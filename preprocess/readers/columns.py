@@ -22,7 +22,7 @@ NUMBER_NAMES = "score rating stars similarity".split()  # labels if no column is
 # Labels if no column is in NUMBER_NAMES either; the first match is used
 OTHER_LABEL_NAMES = "sentiment emotion topic polarity 情感 情感标签 情感倾向 情感极性 情绪 分类 类型 意图 实体".split()
 OTHER_LABEL_NAMES += "relations events 评分 星级 得分 打分 分数 相似度 gold_label is_duplicate".split()
-# Columns with these names are used only if all their values are names of parts
+# Columns with these names are used only if all their values are names of splits
 PART_COLUMNS = "split partition set subset dataset part data_split 划分 数据集".split()
 # Unsupported tasks, and sets of keys that identify their data
 OTHER_TASKS: dict[str, list[set[str]]] = {
@@ -88,7 +88,7 @@ class Columns(NamedTuple):
     extras: list[str]
     kept: list[str]
     group: str | None = None
-    part: str | None = "split"  # the column with the part of each row
+    split: str | None = "split"  # the column with the split of each row
     inline: str | None = None  # the syntax (a key of INLINE) of entity markup in the text
 
     @property
@@ -98,7 +98,7 @@ class Columns(NamedTuple):
 
     def order(self, names: Sequence[str]) -> list[str]:
         """Returns the keys of an example in the order of the table, or [] if `example` already uses this order."""
-        roles = {self.part: ["split"], "id": ["id"], self.text: ["text", "tokens"], self.pair: ["text_pair"]}
+        roles = {self.split: ["split"], "id": ["id"], self.text: ["text", "tokens"], self.pair: ["text_pair"]}
         roles |= {source: [task] for task, source in self.labels.items() if isinstance(source, str)}
         default = ["id", "split", "text", "tokens", "text_pair", *self.labels]
         order = [key for name in names for key in roles.get(name, ())]
@@ -107,7 +107,7 @@ class Columns(NamedTuple):
     def example(self, values: Mapping[str, Any], where: str) -> Example:
         """Converts a row to an Example. Roles set by options take precedence, even for a column called `id`."""
         example: Example = {"_where": where}
-        for key, column in (("id", "id"), ("split", self.part)):
+        for key, column in (("id", "id"), ("split", self.split)):
             if column and values.get(column) is not None and column not in (self.text, self.pair, *self.sources):
                 example[key] = values[column]
         if self.text:
@@ -163,7 +163,7 @@ class Head:
         return binary if any(YES[cell] for name in binary for cell in columns[name]) else []
 
 
-def refuse_other_tasks(head: Head, options: ReadOptions) -> None:
+def reject_other_tasks(head: Head, options: ReadOptions) -> None:
     """Raises UserError if the columns show that the data is for an unsupported task."""
     names = {*head.names}
     if not options.labelled or options.label_column or {*LABEL_NAMES} & names:
@@ -181,7 +181,7 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
     defined by the file format."""
     path, names, listed = head.path, head.names, head.listed
     if not known:
-        refuse_other_tasks(head, options)
+        reject_other_tasks(head, options)
     text, pair = find_texts(head, options)
     inline = find_inline(head, options, text, known) if text else None
     if not options.labelled:  # the trained model defines the extra columns
@@ -191,14 +191,14 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
         extras = [name for name in names if name not in (text, pair, "id", "split")]
         options.understood.unread.update(alike([*LABEL_NAMES, *NUMBER_NAMES, *OTHER_LABEL_NAMES], extras))
         return Columns(text, pair, {}, extras, [], inline=inline)
-    part = find_part(head, options)
-    labels = find_labels(head, options, known, {text, pair, part}, needed=not inline)
+    split = find_split(head, options)
+    labels = find_labels(head, options, known, {text, pair, split}, needed=not inline)
     group = next(iter(head.pick("group_column", [options.group_column], needed=False)), None)
     extras = head.pick("extra_columns", split_names(options.extra_columns), needed=False)
     own = [column for field in FIELDS.values() for column in field.columns]
     extras = list(dict.fromkeys(extras + head.pick("FIELDS in data_loader.py", own, needed=False)))
     kept = head.pick("keep_columns", split_names(options.keep_columns), needed=False)
-    columns = Columns(text, pair, labels, extras, kept, group, part, inline)
+    columns = Columns(text, pair, labels, extras, kept, group, split, inline)
     used = columns.sources
     if text in used or pair in used:
         raise UserError(f"{path}: --label_column is a text column; {listed}")
@@ -208,13 +208,13 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
     if both := sorted({*extras} & {text, pair, *used}):
         raise UserError(f"{path}: --extra_columns or FIELDS: {both[0]!r} is the text or a label; {listed}")
     origins = {name: head.origins.get(name, name) for name in used}
-    used_columns = {text, pair, *used, *origins.values(), *extras, *kept, group, part, "id"}
+    used_columns = {text, pair, *used, *origins.values(), *extras, *kept, group, split, "id"}
     unused = [name for name in names if name not in used_columns]
     shown = f", second text from {pair!r}" if pair else ""
     shown += f", extra inputs from {abbreviate(map(repr, extras))}" if extras else ""
-    shown += f", parts from {part!r}" if part else ""
+    shown += f", splits from {split!r}" if split else ""
     shown += f", entities marked as {inline} (--shape none keeps the marks)" if inline else ""
-    shown += f", kept for the report: {', '.join(map(repr, kept))}" if kept else ""
+    shown += f", stored for the report: {', '.join(map(repr, kept))}" if kept else ""
     not_used = f"; not used: {abbreviate(unused)}" if unused else ""
     options.understood.columns.update(names)
     options.understood.add_columns(text=text and repr(text), pair=pair, labels=abbreviate(map(repr, used)))
@@ -248,9 +248,9 @@ def find_texts(head: Head, options: ReadOptions) -> tuple[str | None, str | None
     return text, next(iter(head.pick("text_pair_column", [options.text_pair_column], PAIR_NAMES, needed=False)), None)
 
 
-def find_part(head: Head, options: ReadOptions) -> str | None:
-    """Returns the split column: --split_column, `split`, or a column whose values are all names of parts. A column with
-    an unusual name must also contain train."""
+def find_split(head: Head, options: ReadOptions) -> str | None:
+    """Returns the split column: --split_column, `split`, or a column whose values are all names of splits. A column
+    with an unusual name must also contain train."""
     if options.split_column:
         return head.pick("split_column", [options.split_column])[0]
     if "split" in head.names:
@@ -259,8 +259,8 @@ def find_part(head: Head, options: ReadOptions) -> str | None:
     for name in dict.fromkeys([*usual, *head.names]):
         position = head.names.index(name)
         values = {str(row[position]).strip().lower() for row in head.rows if position < len(row)}
-        parts = {PART_NAMES.get(value) for value in values} if name not in other_roles else {None}
-        if parts and None not in parts and (name in usual or ("train" in parts and not alike([name], USUAL_ROLES))):
+        splits = {PART_NAMES.get(value) for value in values} if name not in other_roles else {None}
+        if splits and None not in splits and (name in usual or ("train" in splits and not alike([name], USUAL_ROLES))):
             return name
     return None
 

@@ -130,11 +130,11 @@ def conll_layout(path: Path, options: ReadOptions) -> Layout:
         options = replace(options, token_column="3", tag_column="10")
     layout = find_layout(token_head, options, intent=intent)
     if options.header and not titled and not layout.notation and not layout.starred:
-        refuse_possible_header(token_head, layout)
+        reject_possible_header(token_head, layout)
     return layout
 
 
-def refuse_possible_header(head: TokenHead, layout: Layout) -> None:
+def reject_possible_header(head: TokenHead, layout: Layout) -> None:
     """Raises UserError if row 1 could be a header: its tag occurs in no other row, although all other tags repeat."""
     for column in layout.tags.values():
         first, *tags = head.column(column)

@@ -68,8 +68,8 @@ def read_brat(path: Path, options: ReadOptions) -> Iterator[Example]:
     if without_text := sorted({file.stem for file in annotations} - {file.stem for file in texts}):
         raise UserError(f"{path}/{without_text[0]}.ann: {without_text[0]}.txt is missing")
     files = annotations if options.labelled else set()
-    parts = [folder for folder in path.parent.iterdir() if folder.is_dir() and part_of_name(folder)]
-    of_all = [file for folder in (parts if path in parts else [path]) for file in sorted(folder.glob("*.ann"))]
+    splits = [folder for folder in path.parent.iterdir() if folder.is_dir() and part_of_name(folder)]
+    of_all = [file for folder in (splits if path in splits else [path]) for file in sorted(folder.glob("*.ann"))]
     signs = {row[0] for file in of_all if files for _, row in named_rows(file, options.encoding)}
     for file in texts:
         text, annotation = read_whole(file, options.encoding), file.with_suffix(".ann")
@@ -95,7 +95,7 @@ def read_brat(path: Path, options: ReadOptions) -> Iterator[Example]:
         labels = {name: every[name] if is_read else None for name in kept}
         yield {"_where": f"{file}", "id": file.stem, "text": text, **labels}
     if discontinuous:
-        note(f"{path}: dropped {len(discontinuous)} discontinuous entities: {abbreviate(discontinuous, 3)}")
+        note(f"{path}: discontinuous entities skipped: {len(discontinuous)} ({abbreviate(discontinuous, 3)})")
     names = {"R": "relations of events or discontinuous entities", "A": "attributes", "M": "attributes"}
     names |= {"#": "notes", "N": "references", "E": "events or arguments of discontinuous entities"}
     if ignored:

@@ -71,7 +71,7 @@ def find_dialogue(rows: Sequence[Values], options: ReadOptions) -> Convert | Non
 
 
 def may_lack_answers(keys: set[str], options: ReadOptions) -> bool:
-    """Returns True if answers are optional: labels are not needed, and no other key holds the text."""
+    """Returns True if answers are optional: labels are not needed, and no other key contains the text."""
     return not options.labelled and not alike(TEXT_NAMES, keys - {*QUESTION_KEYS})
 
 

@@ -1,4 +1,4 @@
-"""Finds the rows in a JSON file that is one object: rows at a path, one list per part, or a pandas table."""
+"""Finds the rows in a JSON file that is one object: rows at a path, one list per split, or a pandas table."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ Located = Iterator[tuple[str, Any]]  # (source for messages, row)
 
 
 def rows_of_object(path: Path, content: dict[str, Any], rows_key: str) -> Located:
-    """Returns the rows of a JSON object, with `split` if the object has parts. Raises UserError if several lists could
+    """Returns the rows of a JSON object, with `split` if the object has splits. Raises UserError if several lists could
     be the rows. rows_key: the path in --rows_key."""
     if rows_key:
         rows = at(content, rows_key)
@@ -34,19 +34,19 @@ def rows_of_object(path: Path, content: dict[str, Any], rows_key: str) -> Locate
     for row_path, name in ROW_PATHS.items():
         if listed := rows_at(content, row_path.split("."), name):
             return numbered(listed)
-    if parts := parts_of(path, content):
-        return rows_of_parts(parts)
+    if splits := splits_of(path, content):
+        return rows_of_splits(splits)
     for find in (as_table, as_patterns, as_classes):
         if rows := find(content):
             return numbered(rows)
-    below = [parts for value in content.values() if isinstance(value, dict) and (parts := parts_of(path, value))]
-    return rows_of_parts(below[0]) if len(below) == 1 else numbered(the_list(path, content))
+    below = [splits for value in content.values() if isinstance(value, dict) and (splits := splits_of(path, value))]
+    return rows_of_splits(below[0]) if len(below) == 1 else numbered(the_list(path, content))
 
 
-def rows_of_parts(parts: dict[str, tuple[str, Rows]]) -> Located:
-    """Yields the rows of {key: (part, rows)}."""
-    for key, (part, rows) in parts.items():
-        yield from ((f"{key} {number}", with_keys(row, split=part)) for number, row in enumerate(rows, 1))
+def rows_of_splits(splits: dict[str, tuple[str, Rows]]) -> Located:
+    """Yields the rows of {key: (split, rows)}."""
+    for key, (split, rows) in splits.items():
+        yield from ((f"{key} {number}", with_keys(row, split=split)) for number, row in enumerate(rows, 1))
 
 
 def numbered(rows: Rows) -> Located:
@@ -82,16 +82,16 @@ def rows_at(content: Any, steps: Sequence[str], name: str, key: str = "") -> Row
     return [row for each, value in content.items() for row in rows_at(value, steps[1:], name, each)]
 
 
-def parts_of(path: Path, content: dict[str, Any]) -> dict[str, tuple[str, Rows]] | None:
-    """Returns {key: (part, rows)} if the keys of an object are names of parts, otherwise None."""
+def splits_of(path: Path, content: dict[str, Any]) -> dict[str, tuple[str, Rows]] | None:
+    """Returns {key: (split, rows)} if the keys of an object are names of splits, otherwise None."""
     lists = {key: value for key, value in content.items() if has_rows(value)}
-    named = {key: part for key in lists if (part := part_of_name(key))}
+    named = {key: split for key in lists if (split := part_of_name(key))}
     if not named:
         return None
     if unknown := [key for key in lists if key not in named]:
-        problem = f"the keys {', '.join(named)} are parts, but {', '.join(unknown)} is not"
-        raise UserError(f"{path}: {problem}; select the rows with --rows_key, or write each part to its own file")
-    return {key: (part, as_rows(path, lists[key])) for key, part in named.items()}
+        problem = f"the keys {', '.join(named)} are splits, but {', '.join(unknown)} is not"
+        raise UserError(f"{path}: {problem}; select the rows with --rows_key, or write each split to its own file")
+    return {key: (split, as_rows(path, lists[key])) for key, split in named.items()}
 
 
 def has_rows(value: Any) -> bool:
@@ -193,14 +193,14 @@ def with_sentences(objects: Iterator[tuple[str, Any]], labelled: bool) -> Iterat
     """Yields (source, object). Splits DyGIE and spaCy documents into one object per sentence."""
     count = 0
     for where, values in objects:
-        part = {"split": values["split"]} if isinstance(values, dict) and "split" in values else {}
+        split = {"split": values["split"]} if isinstance(values, dict) and "split" in values else {}
         tagged = [with_tags(each) for each in sentences_in(values)]
         if all(tagged):
             for number, sentence in enumerate(tagged, count + 1):
-                yield f"{where.rpartition(', ')[0]}, sentence {number}", (sentence or {}) | part
+                yield f"{where.rpartition(', ')[0]}, sentence {number}", (sentence or {}) | split
             count += len(tagged)
         elif is_document(values, labelled):
-            yield from ((place, row | part) for place, row in sentences_of(values, where, labelled))
+            yield from ((place, row | split) for place, row in sentences_of(values, where, labelled))
         else:
             yield where, values
 

@@ -1,4 +1,4 @@
-"""Skips rows without text or label, and a test part without labels."""
+"""Skips rows without text or label, and a test split without labels."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from preprocess.example import PART_NAMES, RESERVED, Example
+from preprocess.example import PART_NAMES, RESERVED, Example, counted
 from preprocess.labels.kinds import KINDS, NO_LABEL
 from preprocess.readers.archives import note
 from preprocess.readers.columns import NoLabels
@@ -33,7 +33,7 @@ def without_gaps(examples: Iterable[Example], path: Path, options: ReadOptions) 
             yield example
     for missing, number in dropped.items():
         option = "--drop_empty" if missing == "text" else "--drop_unlabelled"
-        note(f"{path}: dropped {number:,} rows without a {missing} ({option}); first: {first[missing]}")
+        note(f"{path}: dropped {counted(number, 'row')} without a {missing} ({option}); first: {first[missing]}")
 
 
 def has_text(example: Example) -> bool:
@@ -59,22 +59,22 @@ def is_no_label(label: Any, may_be_empty: bool) -> bool:
 
 @dataclass
 class SecretLabels:
-    """Skips a test part (of one or more files) without labels, if other parts have labels."""
+    """Skips a test split (of one or more files) without labels, if other splits have labels."""
 
     options: ReadOptions
-    trained: bool = False  # whether rows of other parts have been read
+    trained: bool = False  # whether rows of other splits have been read
     has_minus: bool = False  # whether any of those rows has the label -1
-    has_labels: bool = False  # whether any row of the test part has a label
-    first: Example | None = None  # first row of the test part, if it has no label
+    has_labels: bool = False  # whether any row of the test split has a label
+    first: Example | None = None  # first row of the test split, if it has no label
     paths: dict[Path, int] = field(default_factory=dict)  # {file: number of skipped rows}
 
-    def labelled(self, examples: Iterator[Example], part: str | None, path: Path) -> Iterator[Example]:
-        """Yields the examples of a file, except examples of a test part without labels."""
+    def labelled(self, examples: Iterator[Example], split: str | None, path: Path) -> Iterator[Example]:
+        """Yields the examples of a file, except examples of a test split without labels."""
         is_read = False
         try:
             for example in examples:
                 is_read = True
-                if part_of(example, part) != "test" or self.options.drop_unlabelled:
+                if part_of(example, split) != "test" or self.options.drop_unlabelled:
                     self.trained = True
                     self.has_minus = self.has_minus or bool(minus_in(example))
                     yield example
@@ -89,7 +89,7 @@ class SecretLabels:
                         self.first = None
                     yield example
         except NoLabels as error:
-            if is_read or part != "test" or not self.trained or not self.has_known_columns(error.names):
+            if is_read or split != "test" or not self.trained or not self.has_known_columns(error.names):
                 raise
             self.paths[path] = 0
 
@@ -104,18 +104,18 @@ class SecretLabels:
         return bool(labels) and (len(missing) == len(labels) or secret)
 
     def require_no_minus(self, example: Example) -> None:
-        """Raises UserError if an example has the label -1, which no other part has, but other test rows have labels."""
+        """Raises UserError if an example has the label -1, unlike all other splits, but other test rows have labels."""
         if minus := minus_in(example):
-            reason = f"the label {minus[0]!r} is -1, which no other part has, but other test rows have labels"
+            reason = f"the label {minus[0]!r} is -1, which no other split has, but other test rows have labels"
             raise UserError(f"{example['_where']}: {reason}; empty such cells and add --drop_unlabelled")
 
     def report(self) -> None:
         """Prints what was skipped."""
         for path, number in self.paths.items() if not self.has_labels else ():
             self.options.understood.forms.pop(str(path), None)
-            rows = f" ({number:,} rows)" if number else ""
+            rows = f" ({counted(number, 'row')})" if number else ""
             advice = "pass it to --predict_file after training"
-            note(f"{path}: skipped the test part, which has no labels{rows}; {advice}")
+            note(f"{path}: skipped the test split, which has no labels{rows}; {advice}")
 
 
 def minus_in(example: Example) -> list[str]:
@@ -127,5 +127,5 @@ def is_minus(label: Any) -> bool:
     return not isinstance(label, list | dict | bool) and label in MINUS
 
 
-def part_of(example: Example, part: str | None) -> str | None:
-    return part or PART_NAMES.get(str(example.get("split", "")).lower())
+def part_of(example: Example, split: str | None) -> str | None:
+    return split or PART_NAMES.get(str(example.get("split", "")).lower())

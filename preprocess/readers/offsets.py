@@ -51,7 +51,7 @@ def with_parts(item: Any, convert: Callable[[StoredSpan], dict[str, Any]]) -> An
     if is_event(item):
         return item | {"trigger": moved(item.get("trigger")), "arguments": [*map(moved, item["arguments"])]}
     if not is_relation(item):
-        return item  # refused later
+        return item  # raises an error later
     return item | {end: moved(part) for end, part in zip(ENDS, parts_of(item))}
 
 

@@ -21,15 +21,15 @@ class Understanding:
     """
 
     forms: dict[str, str] = field(default_factory=dict)  # {file: "FORMAT: role = column, …"}
-    parts: dict[str, str | None] = field(default_factory=dict)  # {file: part}
+    splits: dict[str, str | None] = field(default_factory=dict)  # {file: split}
     columns: set[str] = field(default_factory=set)  # columns and keys of files with labels
     relations: list[str] = field(default_factory=list)  # the tasks of the relations in an earlier file
     events: str = ""  # the task of the events in an earlier file
     unread: set[str] = field(default_factory=set)  # label columns that are not read
 
-    def begin(self, path: Path | str, part: str | None, form: str) -> None:
+    def begin(self, path: Path | str, split: str | None, form: str) -> None:
         """Records a file that is about to be read."""
-        self.parts[str(path)] = part
+        self.splits[str(path)] = split
         self.forms.setdefault(str(path), form)
 
     def add(self, path: Path | str, form: str, **columns: str | None) -> None:
@@ -48,12 +48,12 @@ class Understanding:
         return [f"{line}{labels}" for line in self.lines()]
 
     def lines(self) -> list[str]:
-        """Returns one line per format, with its files and their parts."""
+        """Returns one line per format, with its files and their splits."""
         files: dict[str, list[str]] = {}
         for path, form in self.forms.items():
-            part = self.parts.get(path)
+            split = self.splits.get(path)
             named = as_named(path)
-            files.setdefault(form, []).append(f"{named} ({part})" if part else named)
+            files.setdefault(form, []).append(f"{named} ({split})" if split else named)
         return [f"read as {form}; from {abbreviate(paths, 6, width=500)}" for form, paths in files.items()]
 
 
@@ -70,13 +70,13 @@ class RawOptions(ReadingOptions):
         "TASK=COLUMN+COLUMN+… combines columns of 0 and 1 into one multilabel task: 'topics=toxic+obscene+threat'",
     )
     tag_column: str = option("", "column of token tags, or several, comma-separated; each becomes a task")
-    group_column: str = option("", "rows with equal values in this column stay in the same part and fold")
+    group_column: str = option("", "rows with equal values in this column stay in the same split and fold")
     extra_columns: str = option("", "numeric columns, comma-separated, used as model inputs in addition to the text")
     text: bool = option(
         True, "the rows have a text; --no_text: they have only --extra_columns and FIELDS of data_loader.py"
     )
     keep_columns: str = option("", "columns to keep, comma-separated; the report shows scores per value")
-    split_column: str = option("", "column or key with the part of each row (default: split, partition, …)")
+    split_column: str = option("", "column or key with the split of each row (default: split, partition, …)")
     offsets: Literal["auto", "characters", "utf16"] = option("auto", "unit of span offsets")
     span_end: Literal["auto", "exclusive", "inclusive"] = option("auto", "whether the end of a span is inclusive")
     accept: str = option("", "gates to skip, comma-separated (an error message names the gate)")
@@ -88,7 +88,7 @@ class ReadOptions(RawOptions):
 
     label_types: dict[str, str] = field(default_factory=dict)  # {task: type} of --label_type
     understood: Understanding = field(default_factory=Understanding, compare=False)
-    needs_text: bool = True  # whether files without a text column are refused
+    needs_text: bool = True  # whether a file without a text column is an error
     labelled: bool = False  # whether to read labels; not needed for prediction and tokenizer training
 
     @classmethod

@@ -20,7 +20,7 @@ from preprocess.readers.archives import note
 from preprocess.readers.encodings import begin_of, choose_encoding, is_damaged_utf8
 
 MAX_CHARACTERS = 16 * 2**20  # per row; limits memory use if a file has no line breaks
-MAX_HEAD_BYTES = 128 * 2**20  # approximate size of the rows kept to identify columns
+MAX_HEAD_BYTES = 128 * 2**20  # approximate size of the rows that identify the columns
 MAX_DETECTION_BYTES = 64 * 2**20  # read from a file to detect its encoding
 SAMPLE = 2**20  # bytes of a file used to choose its encoding
 Row = TypeVar("Row")
@@ -28,7 +28,7 @@ Row = TypeVar("Row")
 
 @contextmanager
 def open_bytes(path: str | Path) -> Iterator[BinaryIO]:
-    """`with open_bytes(path) as file:` — opens a file, and decompresses .gz. Raises UserError if it is damaged."""
+    """Opens a file (`with open_bytes(path) as file:`), and decompresses .gz. Raises UserError if it is damaged."""
     with gzip.open(path) if Path(path).suffix.lower() == ".gz" else open(path, "rb") as file:
         try:
             yield cast(BinaryIO, file)
@@ -38,7 +38,7 @@ def open_bytes(path: str | Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def open_text(path: str | Path, encoding: str = "auto", newline: str = "\n", report: bool = True) -> Iterator[TextIO]:
-    """`with open_text(path) as file:` — opens a text file without its byte order mark; only `newline` ends a row.
+    """Opens a text file (`with open_text(path) as file:`) without its byte order mark; only `newline` ends a row.
     report: whether to print a detected encoding. Raises UserError with the row number if a row cannot be decoded."""
     encoding = encoding_of(path, report) if encoding == "auto" else encoding
     with open_bytes(path) as raw:

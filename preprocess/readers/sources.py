@@ -1,4 +1,4 @@
-"""Finds the raw data files and their parts, and reads them."""
+"""Finds the raw data files and their splits, and reads them."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
@@ -85,12 +85,12 @@ def has_classes(folder: Path) -> bool:
     files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
     suffixes = {suffix_of(path) for path in files}
     tables = any(map(format_of_suffix, suffixes)) or suffixes & {*CONLL_SUFFIXES} or any(map(part_of_name, files))
-    parts = any(path.name.lower() in PART_NAMES for path in folder.iterdir() if path.is_dir())
-    return not tables and not parts and len(class_folders(folder)) > 1
+    splits = any(path.name.lower() in PART_NAMES for path in folder.iterdir() if path.is_dir())
+    return not tables and not splits and len(class_folders(folder)) > 1
 
 
 def find_sources(source: Path, whole: bool = False) -> list[tuple[str | None, Path]]:
-    """Returns [(part or None, path)] for the data in a file or folder. Names such as train.csv determine the part.
+    """Returns [(split or None, path)] for the data in a file or folder. Names such as train.csv determine the split.
     whole: whether each folder is one source, because --format is a folder format."""
     files_in = (lambda folder: [folder]) if whole else data_files
     if not source.exists():
@@ -102,39 +102,39 @@ def find_sources(source: Path, whole: bool = False) -> list[tuple[str | None, Pa
     paths_by_folder = {folder: files_in(folder) for folder in folders}
     sources = [(PART_NAMES[folder.name.lower()], path) for folder, paths in paths_by_folder.items() for path in paths]
     if empty := [folder for folder, paths in paths_by_folder.items() if sources and not paths]:
-        reason = "contains no data files or class folders, but other parts do"
+        reason = "contains no data files or class folders, but other splits do"
         raise UserError(f"{empty[0]}: {reason}; rename or remove it")
     if not folders:
-        # The name of the input folder itself does not determine a part
+        # The name of the input folder itself does not determine a split
         sources = [(None if path == source else part_of_name(path), path) for path in files_in(source)]
-    if not sources:  # one folder per intent, with one file per part (Snips)
+    if not sources:  # one folder per intent, with one file per split (Snips)
         below = [path for path in sorted(source.iterdir()) if path.is_dir() and not path.name.startswith(".")]
         sources = [(part_of_name(path), path) for folder in below for path in data_files(folder) if path.is_file()]
-        sources = sources if all(part for part, _ in sources) else []
+        sources = sources if all(split for split, _ in sources) else []
     if not sources:
         raise UserError(f"{source}: contains no data files")
-    refuse_doubtful_parts(sources)
+    require_clear_splits(sources)
     return sorted(sources, key=lambda part_and_path: PARTS.index(part_and_path[0] or "train"))
 
 
-def refuse_doubtful_parts(sources: list[tuple[str | None, Path]]) -> None:
-    """Raises UserError if the name of a file does not show its part."""
-    parts = {part for part, _ in sources}
-    if None in parts and len(parts) > 1:
-        unclear = next(path for part, path in sources if part is None)
+def require_clear_splits(sources: list[tuple[str | None, Path]]) -> None:
+    """Raises UserError if the name of a file does not show its split."""
+    splits = {split for split, _ in sources}
+    if None in splits and len(splits) > 1:
+        unclear = next(path for split, path in sources if split is None)
         several = len(part_words(unclear)) > 1
-        reason = "the name contains several parts" if several else "the name must contain train, dev (valid) or test"
+        reason = "the name contains several splits" if several else "the name must contain train, dev (valid) or test"
         raise UserError(f"{unclear}: {reason}{'' if several else ', like the other names'}; rename or remove it")
-    dev = [path for part, path in sources if part == "dev" and path.is_file()]
+    dev = [path for split, path in sources if split == "dev" and path.is_file()]
     testa = [path for path in dev if "testa" in part_words(path)]
     if testa and len(testa) < len(dev):
         other = next(path.name for path in dev if path not in testa)
-        reason = f"testa is a name of the dev part, but {other} is also the dev part"
+        reason = f"testa is a name of the dev split, but {other} is also the dev split"
         raise UserError(f"{testa[0]}: {reason}; rename or remove it")
 
 
 def read_examples(source: Path, options: ReadOptions) -> Iterator[Example]:
-    """Yields all examples of the input, each with "_where" and, if the data has parts, "split". Reads at most
+    """Yields all examples of the input, each with "_where" and, if the data has splits, "split". Reads at most
     --max_rows rows of each file. With --drop_unlabelled, skips rows without a label."""
     try:
         for example in examples_of(source, options):
@@ -145,33 +145,33 @@ def read_examples(source: Path, options: ReadOptions) -> Iterator[Example]:
 
 def examples_of(source: Path, options: ReadOptions) -> Iterator[Example]:
     """Yields the examples for read_examples, with the paths of extracted files in "_where"."""
-    test_part, whole = SecretLabels(options), options.format in FOLDERS
+    test_split, whole = SecretLabels(options), options.format in FOLDERS
     with ExitStack() as stack:
-        for part, path in [(None, source)] if options.format == "hf" else sources_of(source, stack, whole):
+        for split, path in [(None, source)] if options.format == "hf" else sources_of(source, stack, whole):
             name = find_format(path, options)
-            options.understood.begin(path, part, name)
+            options.understood.begin(path, split, name)
             examples = FORMATS[name].read(path, options)
             if name != "hf":  # this reader limits the rows of each split itself
                 examples = limit_rows(examples, options.max_rows, path)
             if options.labelled:
-                examples = test_part.labelled(Offsets(path, options).examples(examples), part, path)
+                examples = test_split.labelled(Offsets(path, options).examples(examples), split, path)
             if options.drop_empty or options.drop_unlabelled:
                 examples = without_gaps(examples, path, options)
             empty = True
             for example in examples:
                 empty = False
-                yield example | ({"split": part} if part else {})
-            if empty and path not in test_part.paths:
+                yield example | ({"split": split} if split else {})
+            if empty and path not in test_split.paths:
                 raise UserError(f"{path}: contains no examples")
-    test_part.report()
+    test_split.report()
 
 
 def sources_of(source: Path, stack: ExitStack, whole: bool) -> list[tuple[str | None, Path]]:
     """Calls find_sources, and extracts archives to folders that are deleted when the stack is closed."""
     sources: list[tuple[str | None, Path]] = []
-    for part, path in find_sources(unpacked(source, stack) if is_archive(source) else source, whole):
-        inner = find_sources(unpacked(path, stack), whole) if is_archive(path) else [(part, path)]
-        sources += [(part or of_inner, each) for of_inner, each in inner]
+    for split, path in find_sources(unpacked(source, stack) if is_archive(source) else source, whole):
+        inner = find_sources(unpacked(path, stack), whole) if is_archive(path) else [(split, path)]
+        sources += [(split or of_inner, each) for of_inner, each in inner]
     return sources
 
 
@@ -200,9 +200,9 @@ def texts_of(config: Any) -> TextRows:
     return rows
 
 
-def rows_of_part(data_path: str | Path, part: str, tasks: dict[str, Any], limit: int | None = None) -> TextRows:
-    """Returns the TextRows of a part of a processed folder. limit: the maximum number of rows."""
-    path = part_of(data_path, part)
+def rows_of_part(data_path: str | Path, split: str, tasks: dict[str, Any], limit: int | None = None) -> TextRows:
+    """Returns the TextRows of a split of a processed folder. limit: the maximum number of rows."""
+    path = part_of(data_path, split)
     return TextRows(path, lambda: (row for _, row in islice(read_processed(path, tasks), limit)), labelled=True)
 
 

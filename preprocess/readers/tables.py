@@ -20,7 +20,7 @@ from engine.task.signs import TEXT_NAMES, alike
 from preprocess.example import PART_NAMES, Example, abbreviate
 from preprocess.readers.archives import note
 from preprocess.readers.cells import Cells
-from preprocess.readers.columns import Columns, Head, find_columns, refuse_other_tasks
+from preprocess.readers.columns import Columns, Head, find_columns, reject_other_tasks
 from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.raw_files import MAX_CHARACTERS, lines_of, open_text, read_rows, take_head
 from preprocess.readers.selection import select_columns
@@ -209,7 +209,7 @@ def columns_by_name(head: Head, options: ReadOptions) -> Columns:
     """Returns the Columns of a table with a header."""
     is_doubtful = options.labelled and options.text and not alike([*TEXT_NAMES, "tokens"], head.names)
     no_header = f"if row 1 is not a header, add --no_header; {head.listed}"
-    refuse_other_tasks(head, options)
+    reject_other_tasks(head, options)
     if is_doubtful and not options.text_column:
         problem = "looks like data" if is_data(head) else "has no usual column names"
         advice = f"{quote_advice(head.names, options)}specify the columns with --text_column and --label_column"
@@ -265,7 +265,7 @@ def second_text(head: Head, text: int, names: list[str]) -> str | None:
 
 
 def read_xlsx(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """Reads --sheet or the only non-empty sheet of a workbook. Sheets called train, dev and test are parts."""
+    """Reads --sheet or the only non-empty sheet of a workbook. Sheets called train, dev and test are splits."""
     try:
         from openpyxl import load_workbook
     except ImportError:
@@ -276,9 +276,9 @@ def read_xlsx(path: Path, options: ReadOptions) -> Iterator[Example]:
             if sum(part.file_size for part in packed.infolist()) > MAX_UNPACKED_BYTES:
                 raise UserError(f"{path}: more than {MAX_UNPACKED_BYTES:,} bytes when decompressed; save it as CSV")
         with closing(load_workbook(path, read_only=True, data_only=True)) as book:
-            for part, name in find_sheets(path, book, options.sheet):
+            for split, name in find_sheets(path, book, options.sheet):
                 for example in columns_to_examples(f"{path}, sheet {name}", sheet_rows(book[name]), options):
-                    yield example | ({"split": part} if part else {})
+                    yield example | ({"split": split} if split else {})
     except UserError:
         raise
     except Exception as error:  # openpyxl raises many kinds of errors
@@ -286,18 +286,18 @@ def read_xlsx(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def find_sheets(path: Path, book: Any, selected: str) -> list[tuple[str | None, str]]:
-    """Returns [(part or None, name)] of the sheets to read."""
+    """Returns [(split or None, name)] of the sheets to read."""
     non_empty = [sheet.title for sheet in book.worksheets if next(sheet_rows(sheet), None)]
     if selected:
         if selected not in non_empty:
             raise UserError(f"{path}: no sheet {selected!r} with rows (--sheet); it has: {abbreviate(non_empty)}")
         return [(None, selected)]
-    parts = [(PART_NAMES.get(name.strip().lower()), name) for name in non_empty]
-    if len(parts) > 1 and not all(part for part, _ in parts):
+    splits = [(PART_NAMES.get(name.strip().lower()), name) for name in non_empty]
+    if len(splits) > 1 and not all(split for split, _ in splits):
         raise UserError(f"{path}: several sheets have rows ({abbreviate(non_empty)}); select one with --sheet NAME")
     if not non_empty:
         raise UserError(f"{path}: all sheets are empty")
-    return parts if len(parts) > 1 else [(None, non_empty[0])]
+    return splits if len(splits) > 1 else [(None, non_empty[0])]
 
 
 def sheet_rows(sheet: Any) -> Table:

@@ -1,7 +1,7 @@
 """Finds the token, tag and sentence columns of files with one token per row (CoNLL, tables).
 
-The columns are inferred from the first rows. Ambiguous files are refused, with a message that lists the options that
-resolve the ambiguity. To recognise other column names, edit this file.
+The columns are inferred from the first rows. Ambiguous files raise UserError, with a message that lists the
+options that resolve the ambiguity. To recognise other column names, edit this file.
 """
 
 import re
@@ -42,7 +42,7 @@ class Layout:
     token: int
     tags: dict[str, int]  # {task: column}
     sentence: int | None = None
-    part: int | None = None
+    split: int | None = None
     notation: Notation | None = None  # notation of the entity tags
     starred: bool = False  # whether the tags are in CoNLL-2012 format
     known: frozenset[str] = frozenset()  # tags in the first rows
@@ -75,7 +75,7 @@ class Layout:
         """Returns {role: its columns} for the printed summary."""
         tags = ", ".join(self.title(column) for column in self.tags.values())
         sentence = None if self.sentence is None else self.title(self.sentence)
-        used = {self.token, self.sentence, self.part, *self.tags.values()}
+        used = {self.token, self.sentence, self.split, *self.tags.values()}
         unused = [self.title(n) for n in range(len(self.names)) if n not in used]
         not_used = abbreviate(unused, 6) if unused else None
         return {"token": self.title(self.token), "tag": tags, "sentence": sentence, "not used": not_used}
@@ -120,7 +120,7 @@ class TokenHead:
         """Returns the first distinct values of a column for a message."""
         return abbreviate(dict.fromkeys(map(repr, self.column(number))), 3)
 
-    def refuse(self, reason: str) -> UserError:
+    def error(self, reason: str) -> UserError:
         return UserError(f"{self.path}: {reason}; {ADVICE}; {self.listed()}")
 
     def counts(self, number: int) -> bool:
@@ -165,8 +165,10 @@ def blocks_of(rows: Iterable[Cells]) -> list[list[Cells]]:
     return [block for block in blocks if block]
 
 
-def find_layout(head: TokenHead, options: ReadOptions, *, part: int | None = None, intent: int | None = None) -> Layout:
-    """Returns the Layout of a file with one token per row. part, intent: the positions of the split column and the
+def find_layout(
+    head: TokenHead, options: ReadOptions, *, split: int | None = None, intent: int | None = None
+) -> Layout:
+    """Returns the Layout of a file with one token per row. split, intent: the positions of the split column and the
     intent row, if known."""
     sentence = numbers_of_sentences(head, options)
     token = find_token(head, sentence, options)
@@ -179,7 +181,7 @@ def find_layout(head: TokenHead, options: ReadOptions, *, part: int | None = Non
         token,
         dict(zip(task_names(head, columns, options), columns)),
         sentence=sentence,
-        part=part,
+        split=split,
         notation=notation,
         starred=not notation and "*" in cells and all(map(STARS.fullmatch, cells)),
         known=frozenset(cells),
@@ -211,13 +213,13 @@ def find_token(head: TokenHead, sentence: int | None, options: ReadOptions) -> i
     would_be = f"the tokens in column {head.names[token]} would be"
     numbered = len(cells) > FEW and not options.token_column and all(map(NUMBER.fullmatch, cells))
     if head.counts(token) or numbered:
-        raise head.refuse(f"{would_be} numbers ({', '.join(cells[:3])}, …)")
+        raise head.error(f"{would_be} numbers ({', '.join(cells[:3])}, …)")
     if notation_of(cells) and kinds_in(cells) and len(set(cells)) < 0.5 * len(cells):
-        raise head.refuse(f"{would_be} tags ({cells[0]}, …)")
+        raise head.error(f"{would_be} tags ({cells[0]}, …)")
     repeated = sum(before == after for before, after in pairwise(cells))
     if len(head.names) > 2 and len(cells) > FEW and repeated > 0.5 * len(cells):  # unlike words
         advice = f"if the column names the sentence, add --sentence_column {head.names[token]}"
-        raise head.refuse(f"{would_be} mostly repeated values (such as {cells[0]!r}); {advice}")
+        raise head.error(f"{would_be} mostly repeated values (such as {cells[0]!r}); {advice}")
     return token
 
 
@@ -236,13 +238,13 @@ def find_tags(head: TokenHead, token: int, sentence: int | None, options: ReadOp
     if options.tag_column:
         columns = [head.find("tag_column", name) for name in split_names(options.tag_column)]
         if token in columns:
-            raise head.refuse(f"--tag_column {head.names[token]} is the token column")
+            raise head.error(f"--tag_column {head.names[token]} is the token column")
         return columns
     candidates = [n for n in range(len(head.names)) if n not in (token, sentence) and (n > token or head.titled)]
     tagged = [n for n in candidates if notation_of(head.column(n))]
     named = head.named(TAG_NAMES)
     if not candidates:
-        raise head.refuse("has only one column; each row needs a token and a tag")
+        raise head.error("has only one column; each row needs a token and a tag")
     if named and not tagged:
         return named[:1]
     last = candidates[-1]
@@ -252,7 +254,7 @@ def find_tags(head: TokenHead, token: int, sentence: int | None, options: ReadOp
         return levels(head, tagged, last)
     if tagged:
         places = " and ".join(f"column {head.names[n]}" for n in tagged)
-        raise head.refuse(f"{places} has entity tags, but the last column has {head.shown(last)}")
+        raise head.error(f"{places} has entity tags, but the last column has {head.shown(last)}")
     if not are_bare_tags(head.column(last)):
         require_classes(head, token, last, candidates)
     return [last]
@@ -265,10 +267,10 @@ def levels(head: TokenHead, tagged: list[int], last: int) -> list[int]:
     shared = [n for n in tagged if n == last or kinds[n] & kinds[last]]
     if not kinds[last] and (with_types := [n for n in tagged if kinds[n]]):
         columns = " and ".join(f"column {head.names[n]}" for n in with_types)
-        raise head.refuse(f"column {head.names[last]} has only O, but {columns} has entity tags")
+        raise head.error(f"column {head.names[last]} has only O, but {columns} has entity tags")
     if others := [n for n in tagged if n not in shared and not kinds[n] <= CHUNKS]:
         columns = " and ".join(f"column {head.names[n]} ({abbreviate(sorted(kinds[n]), 3)})" for n in (*others, last))
-        raise head.refuse(f"several columns have entity tags: {columns}")
+        raise head.error(f"several columns have entity tags: {columns}")
     return shared
 
 
@@ -286,7 +288,7 @@ def require_classes(head: TokenHead, token: int, last: int, candidates: list[int
         f"the last column has too many different values for tags ({shown})": len(cells) >= 2 * FEW and like_words,
     }
     if reason := next((reason for reason, applies in reasons.items() if applies), ""):
-        raise head.refuse(reason)
+        raise head.error(reason)
 
 
 def task_names(head: TokenHead, columns: list[int], options: ReadOptions) -> list[str]:
@@ -349,8 +351,8 @@ def example_of(layout: Layout, start: int, block: list[Cells], options: ReadOpti
     """Returns the Example of a sentence."""
     where = f"{layout.path}, row {start}"
     example: Example = {"_where": where, "tokens": [cells[layout.token] for cells in block]}
-    if layout.part is not None:
-        example["split"] = block[0][layout.part].strip()
+    if layout.split is not None:
+        example["split"] = block[0][layout.split].strip()
     for task, column in layout.tags.items():
         tags = [cells[column].strip() for cells in block] if options.labelled else []
         if "" in tags:
@@ -378,8 +380,8 @@ def token_layout(path: str | Path, names: list[str], rows: list[Row], options: R
         return None
     token = options.token_column or options.text_column or (head.names[words[0]] if words else "")
     options = replace(options, token_column=token, tag_column=options.tag_column or options.label_column)
-    part = next((n for n in head.named(SPLIT_NAMES) if {*map(str.lower, head.column(n))} <= PART_NAMES.keys()), None)
-    layout = find_layout(head, options, part=part)
+    split = next((n for n in head.named(SPLIT_NAMES) if {*map(str.lower, head.column(n))} <= PART_NAMES.keys()), None)
+    layout = find_layout(head, options, split=split)
     if layout.sentence is None and len(blocks) == 1 and not options.sentence_end and len(blocks[0]) > 1:
         advice = "add --sentence_column NAME or --sentence_end '.' (or --label_type label=classification for classes)"
         raise UserError(f"{path}: has one token per row, but nothing ends a sentence; {advice}; {head.listed()}")

@@ -166,7 +166,7 @@ class Store(ArrowFile):
 
 
 class Rows(Sequence[Example]):
-    """The examples of a part in their output form, plus "_where". Each access reads from the store. order: (rows,) row
+    """The examples of a split in their output form, plus "_where". Each access reads from the store. order: (rows,) row
     numbers in the store. form: form(numbers, examples) -> examples."""
 
     def __init__(
@@ -193,12 +193,12 @@ class Rows(Sequence[Example]):
             yield from self.pick(slice(start, start + self.step))
 
 
-def blocks_of(parts: Mapping[str, Sequence[Example]]) -> Iterator[tuple[str, int, int]]:
-    """Yields (part, start, stop) for each block of {part: examples}, in order."""
-    for part, rows in parts.items():
+def blocks_of(splits: Mapping[str, Sequence[Example]]) -> Iterator[tuple[str, int, int]]:
+    """Yields (split, start, stop) for each block of {split: examples}, in order."""
+    for split, rows in splits.items():
         step = step_of(rows)
         for start in range(0, len(rows), step):
-            yield part, start, min(len(rows), start + step)
+            yield split, start, min(len(rows), start + step)
 
 
 def step_of(rows: Sequence[Example]) -> int:

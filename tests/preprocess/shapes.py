@@ -1,5 +1,4 @@
-"""The shapes that data comes in: a table of writers of the same examples. What must come back is thus known without any
-reader.
+"""A table of data shapes: each writes the same examples, so that the expected result does not depend on any reader.
 
 A row of SHAPES is a writer, the attribute of an Example that each task must have after reading, and options. A writer
 takes the examples and a Noise, and returns {file: its content}. Add a shape here: test_shapes.py reads, trains and
@@ -27,7 +26,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 
 
 class Example(NamedTuple):
-    """A sentence, and all that a file may say about it."""
+    """A sentence and everything that a file can say about it."""
 
     tokens: list
     tags: list  # BIO
@@ -150,7 +149,7 @@ EXAMPLES = [
 
 
 def in_language(*sentences):
-    """Examples of one language, for encodings."""
+    """Returns examples in one language, for encodings."""
     return [
         Example(f"{sentence}".split(" "), [], [], ["go", "say"][n // 4 % 2], (), 0.5, PARTS[n % 4], n)
         for n, sentence in enumerate(f"{sentence} {number}" for number in range(6) for sentence in sentences)
@@ -209,7 +208,7 @@ COMMENTS = ["# sent_id = {}", "# the dog of my neighbour barks", "# text = a b",
 
 
 class Noise:
-    """What may differ between two files that say the same: nothing without a generator of random numbers."""
+    """Random differences between two files with the same content. Without a random generator, there are none."""
 
     def __init__(self, rng=None, options=()):
         self.rng, self.options, self.seen, self.names = rng, options, [], {}
@@ -261,12 +260,12 @@ class Noise:
 
 
 def get(example, of):
-    """An attribute of an example, what a function makes of it, or a constant."""
+    """Returns an attribute of an example, the result of a function of it, or a constant."""
     return of(example) if callable(of) else getattr(example, of) if isinstance(of, str) else of
 
 
 def record(columns=(), **more):
-    """A form: {column: value} of an example."""
+    """Returns a form: a function from an example to {column: value}."""
     return lambda example: {name: get(example, of) for name, of in {**dict(columns), **more}.items()}
 
 
@@ -283,7 +282,7 @@ def lines(values):
 
 
 def table(form, name="a.csv", sep=",", header=True, more=(), plain=False):
-    """A table of the dicts that a form gives. more: further rows; plain: quotes are ordinary characters"""
+    """Returns a writer of a table with the dicts of a form. more: additional rows. plain: quotes are characters"""
 
     def write(examples, noise):
         rows = [form(example) for example in examples]
@@ -310,7 +309,7 @@ def tsv(form, name="a.tsv", sep="\t", **more):
 
 
 def objects(form, name="a.json", wrap=None, more=()):
-    """JSON of what a form gives, a list or wrapped; with noise also a row each. more: further objects"""
+    """Returns a writer of JSON with the dicts of a form: a list, wrapped, or (with noise) rows. more: more objects"""
 
     def write(examples, noise):
         rows = [*map(form, examples), *more]
@@ -327,12 +326,12 @@ def jsonl(form, name="a.jsonl", **more):
 
 
 def document(wrap, name="a.json"):
-    """JSON of what a function makes of all examples."""
+    """Returns a writer of JSON with the result of a function of all examples."""
     return lambda examples, noise: {name: noise.join([noise.dump(wrap(examples), whole=True)])}
 
 
 def rows(form, name="a.txt", head=(), more=(), blank=True):
-    """A row of text per example."""
+    """Returns a writer of one row of text per example."""
     return lambda examples, noise: {name: noise.join([*head, *map(form, examples), *more], blank)}
 
 
@@ -364,7 +363,7 @@ def tagged(n, e, token, tag, pos):
 
 
 def conll(letters, name="a.conll"):
-    """CoNLL with tags written in another way."""
+    """Returns a writer of CoNLL with tags in another notation."""
 
     def write(examples, noise):
         return words(tagged, name)([example._replace(tags=letters(example.tags)) for example in examples], noise)
@@ -373,7 +372,7 @@ def conll(letters, name="a.conll"):
 
 
 def ends(begin, inside, last, single):
-    """Makes BIO tags those of schemes that mark ends."""
+    """Converts BIO tags to a scheme that marks ends."""
 
     def convert(tags):
         found = [*tags]
@@ -391,13 +390,13 @@ def each(form):
 
 
 def iob1(tags):
-    """B- only where an entity of the same type ends just before."""
+    """Converts BIO tags to IOB1: B- only after an entity of the same type."""
     before = ["O", *tags]
     return [f"I{tag[1:]}" if tag[0] == "B" and before[n][1:] != tag[1:] else tag for n, tag in enumerate(tags)]
 
 
 def in_parts(write, names="{}.csv"):
-    """A writer's file for each part; names: of the files of train, dev and test, or one with {} for the part"""
+    """Returns a writer of one file per split. names: the files of train, dev and test, or one name with {}"""
 
     def all_parts(examples, noise):
         files = {}
@@ -410,7 +409,7 @@ def in_parts(write, names="{}.csv"):
 
 
 def packed(write, how="gzip", inside=""):
-    """The files of a writer, compressed."""
+    """Returns a writer of compressed files."""
 
     def compressed(examples, noise):
         files = {name: as_bytes(body) for name, body in write(examples, noise).items()}
@@ -446,7 +445,7 @@ def as_bytes(body):
 
 
 def book(**sheets):
-    """The bytes of a workbook of sheets, which are lists of rows."""
+    """Returns the bytes of a workbook. sheets: {name: list of rows}"""
     found, out = openpyxl.Workbook(), io.BytesIO()
     found.remove(found.active)
     for name, of_sheet in sheets.items():
@@ -484,7 +483,7 @@ def parquet(form):
 
 
 def saved(examples, noise):
-    """A dataset as save_to_disk leaves it, with classes as numbers."""
+    """Writes a dataset with save_to_disk, with classes as numbers."""
     names = sorted({example.label for example in examples})
     label = datasets.ClassLabel(names=names)
     features = datasets.Features({"text": datasets.Value("string"), "label": label})
@@ -503,7 +502,7 @@ def seq(examples, noise):
 
 
 def beside(texts, labels, of="label"):
-    """A file of texts, and one of their labels next to it."""
+    """Returns a writer of a file of texts and a parallel file of labels."""
 
     def write(examples, noise):
         shown = [get(example, of) for example in examples]
@@ -516,7 +515,7 @@ def beside(texts, labels, of="label"):
 
 
 def by_class(name, **more):
-    """A file per text: its name may have {label}, {number} and {part}."""
+    """Returns a writer of one file per text. name: can contain {label}, {number} and {part}"""
     return lambda examples, noise: (
         {name.format(label=e.label, number=e.number, part=e.part): noise.join([e.text], blank=False) for e in examples}
         | more
@@ -524,7 +523,7 @@ def by_class(name, **more):
 
 
 def class_files(name):
-    """A file per class, and part: its name has {label} and may have {part}."""
+    """Returns a writer of one file per class (and split). name: contains {label} and optionally {part}"""
 
     def write(examples, noise):
         found = {}
@@ -551,24 +550,24 @@ def brat(examples, noise):
 
 
 def chars(key, span, text="text", **more):
-    """An object of a text and spans of its characters: span(start, end, type, surface)."""
+    """Returns a form with a text and spans of characters. span: function of (start, end, type, surface)"""
     own = record(more)
     return lambda e: {text: e.text, **own(e), key: [span(a, b, c, e.text[a:b]) for a, b, c in e.spans]}
 
 
 def tokens(key, span, name="tokens", **more):
-    """An object of tokens and spans of them: span(first, end, type)."""
+    """Returns a form with tokens and spans of tokens. span: function of (first, end, type)"""
     own = record(more)
     return lambda e: {name: e.tokens, **own(e), key: [span(*each) for each in e.entities]}
 
 
 def keyed(start="start", end="end", label="label", last=0, surface=""):
-    """A span as an object with these keys."""
+    """Returns a function that converts a span to an object with these keys."""
     return lambda a, b, c, s="": {start: a, end: b - last, label: c} | ({surface: s} if surface else {})
 
 
 def marked(form):
-    """The text of an example with its entities marked in it."""
+    """Returns the text of an example with marked entities."""
 
     def mark(example):
         text = example.text
@@ -580,7 +579,7 @@ def marked(form):
 
 
 def pieces(key="entity"):
-    """A text in pieces, as in Snips."""
+    """Returns the pieces of a text, as in Snips."""
 
     def cut(example):
         found, end = [], 0
@@ -594,7 +593,7 @@ def pieces(key="entity"):
 
 
 def by_label(of_span):
-    """The spans of an example by their type: {type: [of_span(start, end, surface), …]}"""
+    """Returns the spans of an example by type: {type: [of_span(start, end, surface), …]}"""
 
     def found(example):
         spans = {}
@@ -613,13 +612,13 @@ def cluener(example):
 
 
 def predicted(e, **more):
-    """The relations as in predictions."""
+    """Returns the relations in the format of predictions."""
     ends = [{"text": e.text[a:b], "start": a, "end": b} for a, b, _ in e.spans]
     return [{"subject": ends[a], "predicate": name, "object": ends[b], **more} for a, b, name in e.triples]
 
 
 def duie(e):
-    """Triples of words. Those called `is_near` are a slot of a complex object whose value is empty."""
+    """Returns triples of words. The predicate `is_near` is a slot of a complex object without a value."""
     found, words, kinds = [], e.surfaces, [kind for _, _, kind in e.spans]
     for a, b, name in e.triples:
         predicate, _, slot = name.partition("_")
@@ -649,7 +648,7 @@ def tplinker(e):
 
 
 def doccano(e):
-    """Entities with numbers of their own, and relations between them."""
+    """Returns entities with ids, and relations between them."""
     entities = [keyed("start_offset", "end_offset")(*span) | {"id": 70 - n} for n, span in enumerate(e.spans)]
     relations = [{"id": n, "from_id": 70 - a, "to_id": 70 - b, "type": c} for n, (a, b, c) in enumerate(e.triples)]
     return {"id": e.number, "text": e.text, "Comments": [], "entities": entities, "relations": relations}
@@ -685,7 +684,7 @@ def nyt(e):
 
 
 def units(text, place):
-    """A place in a text as a browser counts it: an emoji is two."""
+    """Converts an offset to UTF-16 units, as in a browser: an emoji is two."""
     return len(text[:place].encode("utf-16-le")) // 2
 
 
@@ -699,7 +698,7 @@ def regions(example):
 
 
 def regions_of(text, spans):
-    """Entities as Label Studio has them, and a relation."""
+    """Returns entities in the format of Label Studio, and a relation."""
     found = [
         {"start": units(text, a), "end": units(text, b), "text": text[a:b], "labels": [label]} for a, b, label in spans
     ]
@@ -708,12 +707,12 @@ def regions_of(text, spans):
 
 
 def studio(results, **more):
-    """Label Studio's export; results(example) are its annotations."""
+    """Returns a writer of a Label Studio export. results: function from an example to its annotations"""
     return objects(record(id="number", data=lambda e: {"text": e.text}, annotations=results), wrap=take, **more)
 
 
 def linked_regions(e):
-    """Entities with ids, and relations between them, some of which are drawn from right to left."""
+    """Returns entities with ids, and relations between them, some drawn from right to left."""
     found = [region | {"id": f"r{n}"} for n, region in enumerate(regions_of(e.text, e.spans)[0]["result"][:-1])]
     for a, b, name in e.triples:
         ends = (a, b, "right") if a % 2 else (b, a, "left")
@@ -727,7 +726,7 @@ def take(rows, examples):
 
 
 def per(of, value, wrap=lambda found: found):
-    """{what `of` is: [value of each example]}"""
+    """Returns {value of `of`: [value of each example]}."""
 
     def make(examples):
         found = {}
@@ -754,7 +753,7 @@ def dygie(examples):
 
 
 def conllu(upos="pos", xpos="_"):
-    """CoNLL-U with a range and an empty node in each sentence."""
+    """Returns CoNLL-U with a range and an empty node in each sentence."""
 
     def write(examples, noise):
         noise.begin()
@@ -772,7 +771,7 @@ def conllu(upos="pos", xpos="_"):
 
 
 def webanno(features="value"):
-    """WebAnno's TSV 3, with a layer of entities that has several features, and a span of a part of a token."""
+    """Returns WebAnno TSV 3 with an entity layer with several features, and a span of a part of a token."""
 
     def write(examples, noise):
         found, number = ["#FORMAT=WebAnno TSV 3.3", f"#T_SP=de.x.NamedEntity|{features}", "#T_RL=de.x.Link|role", ""], 0
@@ -805,7 +804,7 @@ def sentence_number(n, e, *_):
 
 
 def word_table(name, header, form, sep=",", **options):
-    """A table with one token per row; blank rows as `between` says."""
+    """Returns a writer of a table with one token per row. between: rows between sentences"""
 
     def write(examples, noise):
         as_cells = (lambda *row: [quoted(cell) for cell in form(*row)]) if sep == "," else form
@@ -815,7 +814,7 @@ def word_table(name, header, form, sep=",", **options):
 
 
 def glued(n, e, token, tag, pos):
-    """Weibo NER: a character and its position in its word."""
+    """Returns rows as in Weibo NER: a character and its position in its word."""
     first = n - 1
     while e.tags[first][0] == "I":
         first -= 1
@@ -823,13 +822,13 @@ def glued(n, e, token, tag, pos):
 
 
 def by_character(example):
-    """The Chinese words of an example as characters."""
+    """Splits the Chinese words of an example into characters."""
     found = [("好", "O")]
     for token, tag in zip(example.tokens, example.tags):
         if all("一" <= sign <= "龥" for sign in token):
             found += zip(token, [tag, *[tag.replace("B-", "I-")] * (len(token) - 1)])
     chars, tags = map(list, zip(*found))
-    for n, tag in enumerate(tags):  # a word in front may be left out
+    for n, tag in enumerate(tags):  # a leading word can be dropped
         tags[n] = f"B{tag[1:]}" if tag[0] == "I" and tags[n - 1][1:] != tag[1:] else tag
     return example._replace(tokens=chars, tags=tags, pos=["x"] * len(found), gap="")
 
@@ -851,7 +850,7 @@ def hot(e):
 
 
 def daily(e):
-    """People's Daily: an entity of several words in brackets."""
+    """Returns rows as in People's Daily, with entities of several words in brackets."""
     found = [f"{token}/{pos.lower()}" for token, pos in zip(e.tokens, e.pos)]
     return "  ".join([f"[{' '.join(found[:2])}]nt", *found[2:]])
 
@@ -862,23 +861,23 @@ def daily(e):
 class Shape(NamedTuple):
     write: Callable
     gives: dict  # {task: attribute of an Example}
-    of: str = "text"  # what else must come back: attributes of an Example
+    of: str = "text"  # other attributes of an Example that must be read exactly
     options: dict = MappingProxyType({})
-    source: str = ""  # what the input is in the folder of the files
-    change: Callable = lambda example: example  # the examples as this shape has them
+    source: str = ""  # path of the input in the folder of the files
+    change: Callable = lambda example: example  # converts the examples to what this shape can express
     examples: list = EXAMPLES
-    avoid: str = ""  # characters that a shape cannot have in its texts
-    breaks: bool = False  # whether its texts may have line feeds and tabs
+    avoid: str = ""  # characters that texts of this shape cannot contain
+    breaks: bool = False  # whether texts can contain line feeds and tabs
 
 
 def text(write, options=None, **more):
-    """A Shape of texts: fields of a Shape, and its tasks."""
+    """Returns a Shape with texts."""
     fields = {name: more.pop(name) for name in [*more] if name in Shape._fields}
     return Shape(write, more, **{"of": "text", "options": options or {}, **fields})
 
 
 def in_words(write, options=None, **more):
-    """A Shape of tokens."""
+    """Returns a Shape with tokens."""
     return text(write, options, **{"of": "tokens", **more})
 
 
@@ -1586,7 +1585,7 @@ def classes_in_json():
 
 
 def document_of(begin, row, tail, name, head=()):
-    """Rasa's files of marked examples below their intents."""
+    """Returns a writer of Rasa files, with marked examples below their intents."""
 
     def write(examples, noise):
         found = [*head]
@@ -1598,7 +1597,7 @@ def document_of(begin, row, tail, name, head=()):
 
 
 def without(drop):
-    """A change of an example that removes entities: drop(text, surface, type, types before)"""
+    """Returns a change of an example that removes entities. drop: function of (text, surface, type, types before)"""
 
     def change(example):
         tags, seen = [*example.tags], []
@@ -1616,7 +1615,7 @@ def occurs_again(text, surface, kind, seen):
 
 
 def unclear(text, surface, kind, seen):
-    """Whether the words of an entity do not show where it is."""
+    """Returns whether the words of an entity do not determine its position."""
     return occurs_again(text, surface, kind, seen) or surface != surface.strip()
 
 
@@ -1629,12 +1628,12 @@ def is_second_or_occurs_again(*span):
 
 
 def in_clauses(example):
-    """A text of clauses, with Chinese punctuation."""
+    """Converts a text to clauses with Chinese punctuation."""
     return example._replace(tokens=[*example.tokens, "今天，明天"], tags=[*example.tags, "O"], gap="")
 
 
 def clauses(example):
-    """(start, end, type or None) of the pieces of a text that its spans leave."""
+    """Returns (start, end, type or None) of the spans of a text and the pieces between them."""
     found, end = [], 0
     for a, b, label in [*example.spans, (len(example.text), len(example.text), "")]:
         found += [(end, a, None)] if a > end else []
@@ -1708,19 +1707,19 @@ def random_examples(rng, shape):
 
 
 def usable(shape, examples):
-    """The examples as a shape can have them."""
+    """Returns the examples in the form that a shape can express."""
     return [shape.change(e) for e in examples if not {*shape.avoid} & {*e.text}]
 
 
 def as_value(value):
-    """A value as JSON has it; sets in order."""
+    """Converts a value to JSON types. Sets become sorted lists."""
     if isinstance(value, tuple):
         return sorted(value)
     return [[*span] if isinstance(span, tuple) else span for span in value] if isinstance(value, list) else value
 
 
 def expected(shape, examples, names=()):
-    """The rows that must come back. names: what noise calls the tasks"""
+    """Returns the expected rows. names: the names that noise gives to the tasks"""
     keys = {name: name for name in shape.of.split()} | {
         dict(names).get(task, task): of for task, of in shape.gives.items()
     }

@@ -1,5 +1,4 @@
-"""Any data: small files of every format, tag scheme and task go raw -> processed -> two epochs -> eval.json ->
-predictions."""
+"""Small files of each format, tag scheme and task: processed, trained for two epochs, evaluated and predicted."""
 
 import csv
 import gzip
@@ -33,7 +32,7 @@ from engine.task.words import place_tokens
 from main import main
 from preprocess.labels.kinds import KINDS
 from preprocess.labels.schemes import convert_tags
-from preprocess.labels.spans import read_all_spans, read_spans, spans_to_tags, split_at_borders, tokenize_spans
+from preprocess.labels.spans import read_all_spans, read_spans, spans_to_tags, split_at_boundaries, tokenize_spans
 from preprocess.schema import load_labels
 
 rng = random.Random(0)
@@ -44,7 +43,7 @@ SONGS, ROOMS = (
 
 
 def example(number):
-    """A text with two entities, and a label of every kind."""
+    """Returns a text with two entities and a label of each kind."""
     song, room = rng.choice(SONGS), rng.choice(ROOMS)
     pattern = rng.choice(["play {} in the {}", "  stop {}  in {} ", "{}，在{}播放！", "{}\u3000{} ok?"])
     text = pattern.format(song, room)
@@ -67,7 +66,9 @@ PARTS = {"train": ROWS[:20], "dev": ROWS[20:28], "test": ROWS[28:]}
 
 
 def words_and_tags(row, scheme="bio"):
-    pieces = split_at_borders(split_text(row["text"], "word"), {border for span in row["spans"] for border in span[:2]})
+    pieces = split_at_boundaries(
+        split_text(row["text"], "word"), {place for span in row["spans"] for place in span[:2]}
+    )
     tags = spans_to_tags(row["spans"], pieces)
     if scheme == "iob1":
         tags = [
@@ -148,7 +149,7 @@ def parquet(folder, columns):
 
 
 def hugging_face(folder, columns):
-    """A DatasetDict as save_to_disk leaves it, with ClassLabel features."""
+    """Writes a DatasetDict with ClassLabel features by save_to_disk."""
     found = {}
     for part, rows in PARTS.items():
         one = datasets.Dataset.from_list([{column: value_of(row, column) for column in columns} for row in rows])
@@ -298,7 +299,7 @@ def test_raw_to_predictions(name, tmp_path):
                 spans = [
                     (offsets[first][0], offsets[last][1], label) for label, first, last in get_entities(truth[task])
                 ]
-                if "text" in truth:  # the gold entities come back as they were, in the text as it was
+                if "text" in truth:  # the gold entities and the text are unchanged
                     assert row["text"] == raw["text"] and spans == raw["spans"]
                 assert [row["text"][start:end].replace(" ", "") for start, end, _ in spans] == [
                     "".join(raw["text"][start:end].split()) for start, end, _ in raw["spans"]
@@ -315,7 +316,7 @@ def test_raw_to_predictions(name, tmp_path):
 
 
 @pytest.mark.parametrize("scheme", ["bio", "iob1", "bioes", "bmes", "bilou"])
-def test_schemes_are_recognised_and_hold_the_same_entities(scheme):
+def test_schemes_are_recognised_and_contain_the_same_entities(scheme):
     written = [words_and_tags(row, scheme)[1] for row in ROWS]
     written.append({"bio": ["B-a", "B-a", "I-a"], "iob1": ["I-a", "B-a", "I-a"]}.get(scheme, ["S-a", "B-a", "E-a"]))
     if scheme == "bilou":
@@ -342,7 +343,7 @@ def texts_with_spans(draw):
 
 @SPANS
 @given(texts_with_spans(), st.sampled_from(["word", "character"]))
-def test_spans_come_back_as_they_were(given_text, unit):
+def test_spans_survive_the_conversion_to_tags(given_text, unit):
     text, spans = given_text
     example = {
         "_where": "here",
@@ -357,7 +358,7 @@ def test_spans_come_back_as_they_were(given_text, unit):
     )
     found = [(offsets[first][0], offsets[last][1], label) for label, first, last in get_entities(example["slots"])]
 
-    def stripped(start, end):  # blanks at an entity's border belong to no token
+    def stripped(start, end):  # whitespace at the boundary of an entity belongs to no token
         inside = [place for place in range(start, end) if regex.match(r"\S", text[place])]
         return (inside[0], inside[-1] + 1) if inside else None
 
@@ -398,7 +399,7 @@ def test_overlapping_spans_are_reported(tmp_path, capsys):
         ({"song": 3}, "must be"),
     ],
 )
-def test_spans_that_cannot_be_are_one_line(entities, words, tmp_path, command):
+def test_invalid_spans_raise_a_one_line_error(entities, words, tmp_path, command):
     good = {"text": "Hey Jude", "entities": [{"start": 0, "end": 8, "label": "song", "text": "Hey Jude"}]}
     (tmp_path / "a.jsonl").write_text(
         json.dumps(good) + "\n" + json.dumps({"text": "Hey Jude", "entities": entities}) + "\n"
@@ -489,7 +490,7 @@ def test_folds_are_a_partition_and_stratified(group, tmp_path):
         assert not group or not groups[0] & groups[1]
         label_of = dict(line.split(",")[:2] for line in lines[1:])
         counts.append(Counter(label_of[text] for text in dev))
-    assert sorted(text for dev in tables for text in dev) == whole  # each row in one dev part
+    assert sorted(text for dev in tables for text in dev) == whole  # each row is in one dev split
     assert group or all(len({count[label] for count in counts}) == 1 for label in "ab")  # 20 and 40 in four folds
 
 
@@ -532,7 +533,7 @@ def test_cross_validation(tmp_path, command, sample):
         for x in (tmp_path / f"data/{part}.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     assert sorted(row["id"] for row in rows) == sorted(row["id"] for row in pool)
-    for fold in range(3):  # each row by the model whose training part has it not
+    for fold in range(3):  # each row is predicted by the model that was not trained on it
         seen = {
             json.loads(x)["id"]
             for x in (tmp_path / f"data/fold_{fold}/train.jsonl").read_text(encoding="utf-8").splitlines()
@@ -569,7 +570,7 @@ def test_imbalance_options_train_every_kind_of_task(options, tmp_path):
     assert all(read_json(tmp_path / f"output/{name}/eval.json")["dev"]["loss"] > 0 for name in ("texts", "tags"))
 
 
-def test_a_model_of_pairs_wants_pairs(tmp_path):
+def test_a_model_of_pairs_requires_pairs(tmp_path):
     table("\t", ".tsv")(tmp_path, ["text", "text_pair", "label"])
     process(DataConfig(input=str(tmp_path), output_dir=str(tmp_path / "data")))
     config = {
@@ -602,13 +603,13 @@ def lines(rows):
     return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
 
 
-def test_a_row_without_a_part_among_rows_with_one(tmp_path):
+def test_a_row_without_a_split_is_rejected_if_others_have_one(tmp_path):
     rows = [{"text": f"t{n}", "label": "ab"[n % 2], "split": ["train", "dev", None][n % 3]} for n in range(30)]
     with pytest.raises(UserError, match="row 3: has no part"):
         processed(tmp_path, "a.jsonl", lines(rows))
 
 
-def test_the_first_row_does_not_decide_which_tasks_there_are(tmp_path):
+def test_tasks_can_first_appear_in_later_rows(tmp_path):
     rows = [{"text": f"t{n}", "intent": "ab"[n % 2], **({"score": n / 4 + 0.1} if n else {})} for n in range(40)]
     parts, tasks = processed(tmp_path, "a.jsonl", lines(rows), label_column="intent,score")
     assert (
@@ -652,7 +653,7 @@ def test_tags_without_prefixes(tmp_path, capsys):
     }
 
 
-def test_comments_of_conll_and_strange_tags(tmp_path, capsys):
+def test_conll_comments_and_unusual_tags(tmp_path, capsys):
     body = "\n".join(f"# id {n} domain=train\nann B-PER\nw{n} O\n" for n in range(30))
     parts, tasks = processed(tmp_path, "a.conll", body)
     assert parts["train"][0]["tokens"][0] == "ann" and tasks["slots"]["labels"] == ["O", "B-PER"]
@@ -664,7 +665,7 @@ def test_comments_of_conll_and_strange_tags(tmp_path, capsys):
     assert "some tags do not follow the tag scheme (1)" in capsys.readouterr().out
 
 
-def test_groups_stay_in_one_part(tmp_path, capsys):
+def test_groups_stay_in_one_split(tmp_path, capsys):
     body = "text,label,who\n" + "".join(f"text {n},{'ab'[n % 2]},u{n // 6}\n" for n in range(120))
     parts, _ = processed(tmp_path, "a.csv", body, label_column="label", group_column="who")
     groups = [{int(row["text"].split()[1]) // 6 for row in rows} for rows in parts.values()]
@@ -675,7 +676,7 @@ def test_groups_stay_in_one_part(tmp_path, capsys):
             "text,label,who\n" + "".join(f"{part} {n},{'ab'[n % 2]},u{n}\n" for n in range(4))
         )
     process(DataConfig(input=str(tmp_path / "given"), label_column="label", group_column="who", check=True))
-    assert "groups in more than one part (4)" in capsys.readouterr().out
+    assert "groups in more than one split (4)" in capsys.readouterr().out
 
 
 def test_multilabel_cells(tmp_path, capsys):
@@ -692,7 +693,7 @@ def test_multilabel_cells(tmp_path, capsys):
     assert "rows with an empty label set" in capsys.readouterr().out
 
 
-def test_values_of_tables(tmp_path, capsys):
+def test_table_values(tmp_path, capsys):
     import datetime
     from decimal import Decimal
 
@@ -741,27 +742,27 @@ def test_values_of_tables(tmp_path, capsys):
         ("a.parquet", b"PAR1", {}, "Parquet"),
     ],
 )
-def test_what_cannot_be_is_one_line(name, body, options, words, tmp_path):
+def test_invalid_input_raises_a_one_line_error(name, body, options, words, tmp_path):
     with pytest.raises(UserError, match=words) as raised:
         processed(tmp_path, name, body, **options)
     assert "\n" not in str(raised.value) and not (tmp_path / "data").exists()
 
 
-def test_json_files_of_other_shapes(tmp_path):
+def test_json_files_with_other_shapes(tmp_path):
     rows = [{"text": f"t{n}", "label": "ab"[n % 2]} for n in range(30)]
     for name, content in (("a.json", {"version": 1, "labels": ["a", "b"], "data": rows}), ("b.json", rows)):
         parts, _ = processed(tmp_path, name, json.dumps(content))
         assert sum(map(len, parts.values())) == 30
 
 
-def test_spans_may_be_called_tagging(tmp_path):
+def test_spans_can_be_declared_as_tagging(tmp_path):
     rows = [{"text": f"hey jude {n}", "marks": [{"start": 0, "end": 8, "label": "song"}]} for n in range(30)]
     _, tasks = processed(tmp_path, "a.jsonl", lines(rows), label_column="marks", label_type="marks=tagging")
     assert tasks["marks"]["labels"] == ["O", "B-song", "I-song"]
 
 
-def test_columns_of_numbers_reach_the_batch_and_the_prediction(tmp_path, capsys):
-    """--extra_columns: kept, standardised by train, in windows too, and asked for when predicting."""
+def test_numeric_columns_reach_training_and_prediction(tmp_path, capsys):
+    """--extra_columns are stored, standardised by train (also in windows), and required for prediction."""
     rows = [{"text": f"text number {n} of many", "mood": "ab"[n % 2], "age": n, "price": None} for n in range(40)]
     for n in range(0, 40, 3):
         rows[n]["price"] = f"{n / 10}"
@@ -804,7 +805,7 @@ def test_columns_of_numbers_reach_the_batch_and_the_prediction(tmp_path, capsys)
         (",,", "'n' is empty in train"),
     ],
 )
-def test_a_bad_extra_column_is_one_line(column, message, tmp_path):
+def test_an_invalid_extra_column_raises_a_one_line_error(column, message, tmp_path):
     lines = [f"text {i},{'ab'[i % 2]},{value}" for i, value in enumerate(10 * column.split(","))]
     (tmp_path / "a.csv").write_text("text,label,n\n" + "\n".join(lines) + "\n")
     with pytest.raises(UserError, match=message):
@@ -819,8 +820,8 @@ def test_a_bad_extra_column_is_one_line(column, message, tmp_path):
 
 
 @pytest.mark.parametrize("base", ["classification", "multilabel", "regression"])
-def test_a_kind_of_your_own_is_handled_as_the_one_that_its_labels_look_like(base, tmp_path, monkeypatch):
-    """Processed, in folds, checked again, trained with its own head, scored and predicted."""
+def test_a_custom_kind_is_handled_like_the_kind_with_the_same_label_format(base, tmp_path, monkeypatch):
+    """Processes, checks, trains with its own head, scores and predicts."""
     from model_utils import HEADS
 
     cells = {"classification": "{}", "multilabel": "a{},all", "regression": "{}.5"}[base]
@@ -852,13 +853,13 @@ def test_a_kind_of_your_own_is_handled_as_the_one_that_its_labels_look_like(base
         ([[0, 1, "x"], 5], "found 5, "),
     ],
 )
-def test_spans_of_no_shape_are_one_line(spans, found, tmp_path):
+def test_spans_in_an_unknown_shape_raise_a_one_line_error(spans, found, tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a b", "entities": spans}) + "\n")
     with pytest.raises(UserError, match=f"row 1: a span needs a start, an end and a label, {found}"):
         process(DataConfig(input=str(tmp_path / "a.jsonl"), output_dir=str(tmp_path / "data")))
 
 
-def test_a_column_called_id_may_be_the_text_and_the_label_a_group(tmp_path):
+def test_a_column_called_id_can_be_the_text_and_the_label_can_be_the_group(tmp_path):
     rows = "".join(f"text {n},{'abcdef'[n % 6]}\n" for n in range(60))
     (tmp_path / "a.csv").write_text("id,label\n" + rows)
     options = dict(text_column="id", group_column="label", output_dir=str(tmp_path / "data"))

@@ -1,4 +1,4 @@
-"""The checks: each fault that is put into clean data is named with its row, and clean data leaves it quiet."""
+"""Data checks: each fault added to clean data is reported with its row, and clean data has no notes."""
 
 import copy
 import random
@@ -21,7 +21,7 @@ WORDS = SENTENCE.split()
 
 
 def made(label, size=60, **more):
-    """{part: examples} of distinct clean texts; label(rng) gives each its label of the task "x"."""
+    """Returns {split: examples} with distinct clean texts. label: function from rng to the label of `x`"""
     rng, parts, seen = random.Random(1), {}, set()
     for part in ("train", "dev", "test"):
         parts[part] = []
@@ -57,7 +57,7 @@ def kinds_of(kind):
 
 
 def change(part="train", row=7, **values):
-    """A fault: the row gets other values; a function is given the row."""
+    """Returns a fault that changes values of a row. A function receives the row."""
 
     def fault(parts):
         example = parts[part][row]
@@ -68,7 +68,7 @@ def change(part="train", row=7, **values):
 
 
 def tags(*new):
-    """The row's tokens and slots become these (token, tag) pairs."""
+    """Returns a fault that replaces the tokens and slots of a row by these (token, tag) pairs."""
     return change(tokens=[token for token, _ in new], slots=[tag for _, tag in new])
 
 
@@ -203,7 +203,7 @@ FAULTS = {
     "no entity in dev": (
         "tagging",
         many(lambda e, n: e.update(slots=["O"] * len(e["slots"])), "dev", range(240)),
-        "parts without any entity",
+        "splits without any entity",
     ),
 }
 
@@ -223,7 +223,7 @@ def test_clean_data_has_no_notes(kind):
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_named_with_its_row(name):
+def test_each_fault_is_reported_with_its_row(name):
     kind, fault, words = FAULTS[name]
     notes, where = notes_of(kind, fault)
     found = [note for note in notes if words in note.what]
@@ -240,7 +240,7 @@ def test_the_check_in_the_docs_runs(monkeypatch):
     assert [(note.what, note.rows) for note in notes] == [("texts in capital letters", [where])]
 
 
-def test_slips_of_annotation():
+def test_annotation_errors():
     parts, tasks = base("tagging")
     for number in range(12):  # "hey jude" is a song twelve times, then a person, then nothing
         parts["train"][number].update(
@@ -262,7 +262,7 @@ def test_slips_of_annotation():
     ]
 
 
-def test_chinese_tokens_are_shown_as_they_are_written():
+def test_chinese_tokens_are_printed_without_spaces():
     parts, _ = base("tagging")
     for examples in parts.values():
         for e in examples:
@@ -272,7 +272,7 @@ def test_chinese_tokens_are_shown_as_they_are_written():
     assert note.rows[0].endswith(": '科0'")
 
 
-def test_an_open_entity_of_bioes():
+def test_a_bioes_entity_without_an_end():
     parts, _ = base("tagging")
     for part in parts.values():
         for e in part:
@@ -283,7 +283,7 @@ def test_an_open_entity_of_bioes():
     assert notes and notes[0].rows[0].startswith(parts["train"][4]["_where"])
 
 
-def test_what_the_tokenizer_does():
+def test_tokenizer_checks():
     parts, tasks = base("tagging")
     tokenizer = train_tokenizer(lambda: (" ".join(e["tokens"]) for e in parts["train"]), 2000)
     notes = run_checks(parts, tasks, check_encoding(parts, tasks, Featurizer(tokenizer, tasks, 256)))
@@ -303,7 +303,7 @@ def test_what_the_tokenizer_does():
     assert notes and len(notes[0].rows) > 1000
 
 
-def test_check_writes_nothing_and_takes_raw_or_processed_data(tmp_path, capsys, sample):
+def test_check_reads_raw_or_processed_data_and_writes_nothing(tmp_path, capsys, sample):
     process(DataConfig(input=str(ROOT / "dataset/sample_raw"), check=True))
     assert "checks: no problems found" in capsys.readouterr().out
     before = {path.name: path.read_bytes() for path in sample.iterdir() if path.is_file()}
@@ -313,7 +313,7 @@ def test_check_writes_nothing_and_takes_raw_or_processed_data(tmp_path, capsys, 
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the ATIS files in ../shared/data")
-def test_known_faults_of_a_real_set(capsys):
+def test_known_faults_of_a_real_dataset(capsys):
     process(DataConfig(input=str(SHARED / "atis"), check=True))
     printed = capsys.readouterr().out
     assert (
@@ -325,7 +325,7 @@ def test_known_faults_of_a_real_set(capsys):
 @pytest.mark.parametrize(
     "text", ["می‌خواهم به خانه بروم و کتاب بخوانم", "«\u00a0c'est l'été\u00a0» dit-il, élève…", "TNFα, IFNγ, 5 μm"]
 )
-def test_what_is_right_in_other_languages_is_left_alone(text):
+def test_correct_text_in_other_languages_causes_no_notes(text):
     parts, _ = base("classification")
     parts["train"][4]["text"] = text
     tasks = collect_labels(parts, {"x": "classification"})

@@ -1,4 +1,4 @@
-"""Events as data sets store them, and the mentions at which they are anchored."""
+"""Events in the formats of public datasets, and the choice of their anchors."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ EMOJI = "😀 Orba bought Wenzo"
 
 
 def read(tmp_path, rows, name="rows.jsonl", **options):
-    """(examples in the order of the file, tasks, {what: rows of a note})"""
+    """Returns (examples in the order of the file, tasks, {note: its rows})."""
     path = tmp_path / name
     if isinstance(rows, list):
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -31,7 +31,7 @@ def read(tmp_path, rows, name="rows.jsonl", **options):
 
 
 def shown(example, name="events"):
-    """[(words of the anchor, words of a mention, label)], joined without blanks."""
+    """Returns [(words of the anchor, words of a mention, label)], joined without spaces."""
     words = example["tokens"]
     return [("".join(words[a : b + 1]), "".join(words[c : d + 1]), label) for a, b, c, d, label in example[name]]
 
@@ -67,7 +67,7 @@ DUEE = {
 
 
 def without(value, *keys):
-    """The value without these keys, at every level."""
+    """Removes these keys from a value at every level."""
     if isinstance(value, list):
         return [without(item, *keys) for item in value]
     return {k: without(v, *keys) for k, v in value.items() if k not in keys} if isinstance(value, dict) else value
@@ -82,7 +82,7 @@ def test_duee(tmp_path):
 
 
 def test_without_offsets_the_closest_mention_is_taken(tmp_path):
-    """As in DuEE-fin; words that occur once decide."""
+    """As in DuEE-fin. Words that occur once determine the place of the others."""
     examples, _, notes = read(tmp_path, [without(DUEE, "trigger_start_index", "argument_start_index")] * 5)
     assert shown(examples[0]) == BOUGHT + LEFT
     assert examples[0]["events"][2][2] == 8 and examples[0]["events"][3][2] == 11
@@ -177,7 +177,7 @@ def test_events_in_the_cells_of_a_table(tmp_path):
     assert tasks["events"].kind == "events" and shown(examples[0])[0] == ("bought", "Orba", "buy|buyer")
 
 
-def test_other_tasks_beside_events(tmp_path):
+def test_events_next_to_other_tasks(tmp_path):
     rows = [own() | {"intent": name, "topic": name} for name in "xyxyxy"]
     assert {name: task.type for name, task in read(tmp_path, rows)[1].items()} == {
         "events": "events",
@@ -218,7 +218,7 @@ def test_brat(tmp_path):
     wanted = [bought[0], ("bought", "bought", "Buy"), bought[1], ("bought", "Lima", "Buy|Target"), *said]
     assert shown(examples[0]) == wanted and examples[1]["events"] == []
     tagged = [tag.split("-")[-1] for tag in examples[0]["entities"] if tag != "O"]
-    assert tagged == ["Firm", "Firm", "Place", "Person"]  # triggers are no entities
+    assert tagged == ["Firm", "Firm", "Place", "Person"]  # triggers are not entities
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_brat(tmp_path):
         ("E3\tBuy:T1 Buyer:E9", r"E3 refers to E9, which does not exist"),
     ],
 )
-def test_broken_lines_of_brat(line, problem, tmp_path):
+def test_malformed_brat_lines(line, problem, tmp_path):
     with pytest.raises(UserError, match=rf"0\.ann, row 9: {problem}"):
         brat(tmp_path, [*BRAT, line])
 
@@ -276,10 +276,10 @@ def test_summary_preview_and_checks(tmp_path, capsys):
     assert 'buy "bought" (buyer: Orba, bought: Wenzo)' in shown
     assert "task events: 121 events buy with bought 121, buyer 120, seller 1" in shown
     assert "events: roles that a type has only once" in shown and "buy|seller" in shown
-    assert "events: parts without any event" in shown
+    assert "events: splits without any event" in shown
 
 
-def test_rows_with_events_pass_through_splits_shots_and_the_folder(tmp_path):
+def test_rows_with_events_survive_splitting_sampling_and_reading_back(tmp_path):
     rare = own(role="seller")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [own()] * 40 + [rare] * 4))
     options = dict(input=str(tmp_path / "rows.jsonl"), accept="repeated", test_ratio=0.25, dev_ratio=0.25)
@@ -301,7 +301,7 @@ def test_rows_with_events_pass_through_splits_shots_and_the_folder(tmp_path):
     assert again[1]["events"].kind == "events" and len(again[0]["train"]) == 22
 
 
-def test_a_part_without_events(tmp_path):
+def test_a_split_without_events(tmp_path):
     for part, rows in (("train", [DUEE] * 5), ("dev", [{"text": "没有事件", "id": "y", "event_list": []}] * 3)):
         (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     process(DataConfig(input=str(tmp_path), output_dir=str(tmp_path / "data")))
@@ -340,7 +340,7 @@ def test_labels_of_rows_from_python(row, wanted):
         (["x"], "'events' must be a list of"),
     ],
 )
-def test_wrong_labels_of_rows_from_python(events, problem):
+def test_invalid_labels_of_rows_from_python(events, problem):
     with pytest.raises(UserError, match=problem):
         list(examples_of([{"text": "a b", "events": events}], {"events": Task("events", ("t",))}, labelled=True))
 
@@ -349,7 +349,7 @@ def test_wrong_labels_of_rows_from_python(events, problem):
 
 
 def decoded(items):
-    """The events in items, from the definition."""
+    """Returns the events in items, directly from the definition."""
     groups = {}
     for *places, name in items:
         groups.setdefault((*places[:2], name.split("|")[0]), set()).add((name, tuple(places[2:])))
@@ -363,7 +363,7 @@ def random_events(draw):
         yield "t", frozenset((name, draw.choice(places)) for name in names if draw.random() < 0.7) or {("t", (0, 1))}
 
 
-def test_events_are_found_again_unless_they_have_no_mention_of_their_own():
+def test_events_are_recovered_unless_they_share_all_mentions():
     draw = random.Random(0)
     texts = [[(kind, frozenset(mentions)) for kind, mentions in random_events(draw)] for _ in range(400)]
     order, lost = ranking(texts), 0
@@ -379,7 +379,7 @@ def test_events_are_found_again_unless_they_have_no_mention_of_their_own():
     assert 0 < lost < 100
 
 
-def test_joined_events_are_reported(tmp_path):
+def test_merged_events_are_reported(tmp_path):
     same = {
         "type": "sale",
         "arguments": [{"role": role, "text": word} for role, word in (("a", "Orba"), ("b", "Lima"))],

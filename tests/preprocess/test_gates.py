@@ -1,4 +1,4 @@
-"""Data that was probably read wrongly is refused in one line that names the row and the options that decide."""
+"""Gates: data that was probably misread raises a one-line error that names the row and the options that help."""
 
 import json
 
@@ -40,7 +40,7 @@ def texts(rows):
 
 
 WORDS = [("Mia", "B-PER"), ("flies", "O"), ("to", "O"), ("Lyon", "B-LOC"), (".", "O")] * 12
-REFUSED = [  # gate, files, options, words of the message
+REJECTED = [  # gate, files, options, words of the message
     ("one_word", texts(WORDS), {}, ["row 1", "'Mia'", "--sentence_column"]),
     ("one_word", texts((word, tag[-3:]) for word, tag in WORDS), {}, ["--token_column"]),
     ("one_word", texts((word, ("NOUN", "VERB", "ADP")[n % 3]) for n, (word, _) in enumerate(WORDS)), {}, ["row 1"]),
@@ -107,13 +107,13 @@ def run(tmp_path, files, **options):
 
 
 def rows(tmp_path):
-    """{task: its labels}, and the labels of all rows by their text or tokens."""
+    """Returns ({task: its labels}, {text or tokens: labels of the row})."""
     written = [line for part in tmp_path.glob("out/*.jsonl") for line in part.open()]
     return read_json(tmp_path / "out/labels.json"), list(map(json.loads, written))
 
 
-@pytest.mark.parametrize(("gate", "files", "options", "words"), REFUSED)
-def test_implausible_data_is_refused_unless_it_is_accepted(tmp_path, gate, files, options, words):
+@pytest.mark.parametrize(("gate", "files", "options", "words"), REJECTED)
+def test_implausible_data_is_rejected_unless_it_is_accepted(tmp_path, gate, files, options, words):
     with pytest.raises(UserError) as error:
         run(tmp_path, files, **options)
     message = str(error.value)
@@ -122,14 +122,14 @@ def test_implausible_data_is_refused_unless_it_is_accepted(tmp_path, gate, files
     every = ",".join({gate, "free_text", "structured", "many_tags"})
     try:
         process(DataConfig(input=str(tmp_path / "raw"), output_dir=str(tmp_path / "out"), accept=every))
-    except UserError as other:  # what follows may be impossible for another reason
+    except UserError as other:  # later steps may fail for another reason
         assert gate in ("free_text", "multihot", "only_O") and "--accept" not in str(other)
     else:
         assert (tmp_path / "out/labels.json").exists()
 
 
 def test_every_gate_is_tested():
-    assert {gate.name for gate in GATES} == {gate for gate, *_ in REFUSED}
+    assert {gate.name for gate in GATES} == {gate for gate, *_ in REJECTED}
 
 
 PLAUSIBLE = {
@@ -158,7 +158,7 @@ def test_plausible_data_passes_all_gates(tmp_path, name):
     assert (tmp_path / "out/train.jsonl").exists()
 
 
-def test_an_option_that_decides_is_an_answer(tmp_path):
+def test_an_option_resolves_the_ambiguity(tmp_path):
     with pytest.raises(UserError, match="occur only once"):
         run(tmp_path, table(lambda n: f"note {n}"), label_type="label=classification")
     with pytest.raises(UserError, match="--accept nothing: no such gate; the gates are one_word"):
@@ -184,18 +184,18 @@ MIXED += [["B-X", "_", "O"], ["B-X", "o", "O"]]
 
 
 @pytest.mark.parametrize(("tags", "as_read"), WAYS)
-def test_ways_to_write_tags(tags, as_read):
+def test_tag_notations(tags, as_read):
     written, _ = read_tags(tags)
     assert [written[tag] for tag in tags] == as_read
 
 
-def test_tags_that_stay_or_are_mixed():
+def test_tags_that_are_unchanged_or_mixed():
     assert all(read_tags(tags) == ({}, "") for tags in AS_THEY_ARE)
     assert all(read_tags(tags) is None for tags in MIXED)
 
 
 @pytest.mark.parametrize("as_written", ["{}_{}", "{1}-{0}", "{1}_{0}", "{}/{}", "{}-{} "])
-def test_tags_in_other_ways_give_the_same_files(tmp_path, as_written, capsys):
+def test_other_tag_notations_give_the_same_files(tmp_path, as_written, capsys):
     def written(tag):
         return "O" if tag == "O" else as_written.format(*tag.split("-"))
 
@@ -207,7 +207,7 @@ def test_tags_in_other_ways_give_the_same_files(tmp_path, as_written, capsys):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "usual/out" / name).read_bytes()
 
 
-def test_each_file_may_write_its_tags_in_its_way_and_keep_keeps_them(tmp_path):
+def test_each_file_can_have_its_own_tag_notation_and_keep_leaves_it_unchanged(tmp_path):
     other = [tag.replace("-", "_") for tag in TAGS]
     files = {"train.jsonl": tagged()["a.jsonl"], "dev.jsonl": tagged(other)["a.jsonl"]}
     run(tmp_path, files)
@@ -230,7 +230,7 @@ MARKS = [
 
 @pytest.mark.parametrize("files", MARKS)
 @pytest.mark.parametrize("named", ["option", "file"])
-def test_lists_of_0_and_1_are_positions_once_they_have_names(tmp_path, files, named):
+def test_multi_hot_lists_become_label_sets_if_their_positions_have_names(tmp_path, files, named):
     by_option = named == "option"
     files = files if by_option else files | {"labels.txt": "art\nlaw\nwar\n"}
     run(tmp_path, files, label_names="art,law,war" if by_option else "")
@@ -239,7 +239,7 @@ def test_lists_of_0_and_1_are_positions_once_they_have_names(tmp_path, files, na
     assert all(row["label"] == (["art", "law"] if int(row["text"].split()[-1]) % 2 else ["law"]) for row in written)
 
 
-def test_names_of_positions_that_do_not_fit(tmp_path):
+def test_invalid_names_of_positions(tmp_path):
     with pytest.raises(UserError, match="--label_names: 2 names, but the lists of 'label' have 3 positions"):
         run(tmp_path, labelled(lambda n: [n % 2, 1, 0]), label_names="art,law")
     (tmp_path / "raw/a.jsonl").write_text(
@@ -256,21 +256,21 @@ def test_marks():
     assert marks_width([[1, 0], [1]]) == marks_width([[0], [1]]) == marks_width([[0, 1], "x"]) == 0
 
 
-def test_labels_alike_differ_in_no_sign_or_digit():
+def test_similar_labels_never_differ_in_a_sign_or_digit():
     same = [("class 1", "class_1"), ("Very Good", "very-good"), ("ＡＢ", "ab"), ("a 1", "A1")]
     other = [("-1", "1"), ("A+", "A"), ("A-", "A"), ("1-2", "12"), ("x²", "x2"), ("t -1", "t 1"), ("1 2", "12")]
     assert all(folded_label(a) == folded_label(b) for a, b in same)
     assert not any(folded_label(a) == folded_label(b) for a, b in other)
 
 
-def test_what_was_understood_is_shown_before_it_is_written(tmp_path, capsys):
+def test_the_interpretation_is_printed_before_anything_is_written(tmp_path, capsys):
     with pytest.raises(UserError):
         run(tmp_path, {"train.jsonl": tagged()["a.jsonl"], "other.jsonl": ""})
     (tmp_path / "raw/other.jsonl").unlink()
     process(DataConfig(input=str(tmp_path / "raw"), preview=True))
     shown = capsys.readouterr().out
     assert shown.count("flies to [New ") == 10 and "|LOC]" in shown and "[Mia" in shown
-    assert "train.jsonl (train)" in shown and "parts: train 22, dev 2" in shown
+    assert "train.jsonl (train)" in shown and "splits: train 22, dev 2" in shown
     assert "checks" not in shown and not (tmp_path / "out").exists()
     process(DataConfig(input=str(tmp_path / "raw"), output_dir=str(tmp_path / "out")))
     assert capsys.readouterr().out.count("flies to [New ") == 2
@@ -278,7 +278,7 @@ def test_what_was_understood_is_shown_before_it_is_written(tmp_path, capsys):
     assert "read as a processed folder" in capsys.readouterr().out
 
 
-def test_examples_are_marked_and_cut():
+def test_printed_examples_are_marked_and_truncated():
     parts_of_speech = {"tokens": ["Mia", "sings"], "upos": ["PROPN", "VERB"]}
     assert shown_example(parts_of_speech, {"upos": "tagging"}) == "upos: Mia|PROPN sings|VERB"
     assert marked_text(["go", "to", "New", "York"], [(2, 3, "city")]) == "go to [New York|city]"

@@ -1,5 +1,4 @@
-"""Shapes of JSON: each is read exactly, checked against what was written, or refused in one line that names the option
-that decides."""
+"""Shapes of JSON: each is read exactly, or rejected with a one-line error that names the option that decides."""
 
 import json
 
@@ -43,7 +42,7 @@ REVIEWS = [
 
 
 def dicts(start="start", end="end", label="label", last=0, surface=""):
-    """Spans of characters under these keys."""
+    """Returns objects with spans of characters under these keys."""
     return [
         [{start: a, end: b - last, label: c} | ({surface: text[a:b]} if surface else {}) for a, b, c in spans]
         for text, spans in MARKED
@@ -59,7 +58,7 @@ def over_tokens(key, form, tokens="tokens"):
 
 
 def marked_as(form):
-    """The texts with their entities marked in them."""
+    """Returns the texts with marked entities."""
     rows = []
     for text, spans in MARKED:
         for a, b, label in reversed(spans):
@@ -77,7 +76,7 @@ def write(folder, content, name="data.json"):
 
 
 def read(path, **options):
-    """{text: row} of what is written for a file, and the tasks."""
+    """Returns ({text: row}, tasks) of the processed folder of a file."""
     with_part, tasks, _ = prepare(DataConfig(input=str(path), output_dir="unused", **options))
     return {text_of(row): row | {"part": part} for part, rows in with_part.items() for row in rows}, tasks
 
@@ -87,7 +86,7 @@ def text_of(row):
 
 
 def entities_of(row, task):
-    """The entities of a row as (surface, label), with the words between them shown by their order."""
+    """Returns the entities of a row as (surface, label), in text order."""
     found = row[task]
     if found and isinstance(found[0], str):
         found = [[first, last, label] for label, first, last in get_entities(found)]
@@ -98,7 +97,7 @@ def wanted_entities():
     return {text: [(text[a:b], label) for a, b, label in spans] for text, spans in MARKED}
 
 
-def test_tokens_stay_as_they_are_and_nested_spans_are_kept(tmp_path):
+def test_tokens_are_unchanged_and_nested_spans_are_retained(tmp_path):
     rows = over_tokens("entities", lambda a, b, c: {"type": c, "start": a, "end": b})
     rows[0]["entities"].append({"type": "all", "start": 0, "end": 3})
     found, tasks = read(write(tmp_path, rows))
@@ -109,7 +108,7 @@ def test_tokens_stay_as_they_are_and_nested_spans_are_kept(tmp_path):
     assert entities_of(found[MARKED[0][0]], "entities") == [("Ida Berg sails", "all"), ("Turku", "where")]
 
 
-def test_our_own_folder_comes_back_to_the_same_spans_and_texts(tmp_path):
+def test_a_processed_file_is_read_back_with_the_same_spans_and_texts(tmp_path):
     nested = [{"text": t, "spans": [*s, *((a, b, "x") for a, b, _ in s[:1])]} for t, s in MARKED]
     first, again = tmp_path / "first", tmp_path / "again"
     process(DataConfig(input=str(write(tmp_path / "raw", nested)), output_dir=str(first)))
@@ -123,24 +122,24 @@ def test_our_own_folder_comes_back_to_the_same_spans_and_texts(tmp_path):
         assert rows == back
 
 
-def test_discontinuous_spans_are_left_out_and_counted(tmp_path, capsys):
+def test_discontinuous_spans_are_skipped_and_counted(tmp_path, capsys):
     rows = over_tokens("ner", lambda a, b, c: {"index": [*range(a, b)], "type": c}, "sentence")
     rows[0]["ner"].append({"index": [0, 2], "type": "who"})
     rows[5]["ner"].append({"index": [1, 3], "type": "who"})
     found, _ = read(write(tmp_path, rows))
     assert {text: entities_of(row, "ner") for text, row in found.items()} == wanted_entities()
-    assert "2 discontinuous spans skipped" in capsys.readouterr().out
+    assert "discontinuous spans skipped: 2" in capsys.readouterr().out
 
 
-def test_a_value_that_occurs_twice_is_no_label_and_is_counted(tmp_path, capsys):
+def test_a_value_that_occurs_twice_gives_no_label_and_is_counted(tmp_path, capsys):
     rows = [{"text": t, "slots": {c: t[a:b] for a, b, c in s}, "intent": i} for (t, s), i in zip(MARKED, INTENTS)]
     rows[2] = {"text": "to Graz from Graz", "slots": {"where": "Graz"}, "intent": "travel"}
     found, _ = read(write(tmp_path, rows))
     assert found["to Graz from Graz"]["slots"] is None
-    assert "1 texts without slots, because a value does not occur exactly once" in capsys.readouterr().out
+    assert "texts without slots, because a value does not occur exactly once: 1" in capsys.readouterr().out
 
 
-REFUSED = {  # name: (rows, words of the message, an option that helps, its value)
+REJECTED = {  # name: (rows, words of the message, an option that helps, its value)
     "open ends": (
         [{"tokens": words, "ner": [[0, 1, "who"]]} for words, spans in WORDS if spans],
         "--span_end inclusive or --span_end exclusive",
@@ -219,9 +218,9 @@ REFUSED = {  # name: (rows, words of the message, an option that helps, its valu
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_doubtful_objects_are_refused_with_the_option_that_decides(name, tmp_path):
-    content, words, helps = REFUSED[name]
+@pytest.mark.parametrize("name", REJECTED)
+def test_ambiguous_objects_raise_an_error_with_the_option_that_decides(name, tmp_path):
+    content, words, helps = REJECTED[name]
     path = write(tmp_path, content)
     with pytest.raises(UserError) as caught:
         read(path, **({"shape": "x"} if name == "an unknown shape" else {}))
@@ -233,11 +232,11 @@ def test_doubtful_objects_are_refused_with_the_option_that_decides(name, tmp_pat
 
 def test_offsets_in_utf16_and_inclusive_ends_are_converted(tmp_path):
     for name, behind in (("UTF-16", "🚀 "), ("UTF-16 with surfaces", "🎈🎈 ")):
-        rows, _ = read(write(tmp_path, REFUSED[name][0]), offsets="utf16")
+        rows, _ = read(write(tmp_path, REJECTED[name][0]), offsets="utf16")
         assert {t: entities_of(row, "label") for t, row in rows.items()} == {
             behind + t: found for t, found in wanted_entities().items()
         }
-    rows, _ = read(write(tmp_path, REFUSED["inclusive ends"][0]), span_end="inclusive")
+    rows, _ = read(write(tmp_path, REJECTED["inclusive ends"][0]), span_end="inclusive")
     assert {text: entities_of(row, "entities") for text, row in rows.items()} == wanted_entities()
 
 
@@ -257,7 +256,7 @@ def test_intents_with_patterns(form, tmp_path):
 
 
 @pytest.mark.parametrize("column", ["partition", "Split", "set", "subset", "used for"])
-def test_a_column_of_parts_is_found_by_its_name_and_values(column, tmp_path):
+def test_a_split_column_is_found_by_its_name_and_values(column, tmp_path):
     rows = [{"text": t, "label": m, column: ["train", "validation", "test"][n % 3]} for n, (t, m) in enumerate(REVIEWS)]
     found, _ = read(write(tmp_path, rows))
     assert [found[t]["part"] for t, _ in REVIEWS] == ["train", "dev", "test"] * 8
@@ -270,7 +269,7 @@ def test_a_column_of_parts_is_found_by_its_name_and_values(column, tmp_path):
         read(path, split_column="no such")
 
 
-def test_a_column_called_set_without_parts_is_no_part(tmp_path):
+def test_a_column_called_set_without_split_names_is_not_a_split_column(tmp_path):
     rows = [{"text": t, "label": m, "set": "tableware"} for t, m in REVIEWS]
     assert {row["part"] for row in read(write(tmp_path, rows))[0].values()} == {"train", "dev", "test"}
 
@@ -285,7 +284,7 @@ RASA_YML += '  examples: |\n    - good day\n    - so [late]{"entity": "when"}\n'
 
 
 @pytest.mark.parametrize(("name", "text"), [("nlu.md", RASA_MD), ("nlu.yml", RASA_YML)])
-def test_rasa_s_marked_examples(name, text, tmp_path):
+def test_marked_examples_of_rasa(name, text, tmp_path):
     (tmp_path / name).write_text(text)
     rows, _ = read(tmp_path / name)
     assert {text: (row["intent"], entities_of(row, "slots")) for text, row in rows.items()} == {
@@ -296,7 +295,7 @@ def test_rasa_s_marked_examples(name, text, tmp_path):
     }
 
 
-def test_links_and_other_brackets_are_no_entities():
+def test_links_and_other_brackets_are_not_entities():
     assert inline_syntax([f"see [page {n}](link{n}) and (this)" for n in range(20)]) is None
     assert inline_syntax([f"see [page {n}](https://a.org/{n})" for n in range(20)]) is None
     assert inline_syntax(["[Speaker: Ann] hello"] * 20) is None
@@ -325,7 +324,7 @@ def test_a_file_of_marked_texts(form, tmp_path):
         read(tmp_path / "b.txt", format="inline")
 
 
-def test_tokens_that_are_objects_in_paragraphs_of_sentences(tmp_path):
+def test_token_objects_in_paragraphs_of_sentences(tmp_path):
     sentences = []
     for words, spans in WORDS:
         tags = ["O"] * len(words)
@@ -342,7 +341,7 @@ def test_tokens_that_are_objects_in_paragraphs_of_sentences(tmp_path):
         read(write(tmp_path, questions))
 
 
-def test_two_shapes_that_fit_equally_well_are_refused(monkeypatch):
+def test_two_shapes_that_fit_equally_well_raise_an_error(monkeypatch):
     rows = [{"text": t, "x": [{"a": 0, "b": 3, "c": 5, "d": "who"}]} for t, s in MARKED if s]
     more = [
         Shape("first", "text", spans=Spans("x", "a", "b", "d")),
@@ -354,7 +353,7 @@ def test_two_shapes_that_fit_equally_well_are_refused(monkeypatch):
     assert find_reading("f", rows, ReadOptions(labelled=True, shape="second")).shape.name == "second"
 
 
-def test_plain_objects_go_through_no_step():
+def test_objects_in_standard_form_need_no_conversion():
     assert not Conversion.of("f", [("row 1", row) for row in LABELLED], ReadOptions(labelled=True), ()).steps
     assert not Conversion.of(
         "f", [("row 1", row) for row in with_texts("entities", dicts())], ReadOptions(labelled=True), ()
@@ -371,7 +370,7 @@ def test_a_later_row_that_does_not_fit_is_named(tmp_path):
         read(write(tmp_path, rows))
 
 
-def test_surfaces_elsewhere_show_that_an_emoji_is_one_character(tmp_path):
+def test_other_surfaces_show_that_an_emoji_is_one_character(tmp_path):
     rows = [
         {"text": f"{'🎈' * (n % 2)}去{c}玩", "label": [[n % 2 + 1, n % 2 + 3, "where"]]}
         for n, c in enumerate(["上海"] * 12)
@@ -380,8 +379,8 @@ def test_surfaces_elsewhere_show_that_an_emoji_is_one_character(tmp_path):
     assert len(found) == 12
 
 
-def test_nothing_is_written_when_offsets_are_doubtful(tmp_path):
-    path = write(tmp_path / "raw", REFUSED["UTF-16"][0])
+def test_nothing_is_written_if_offsets_are_ambiguous(tmp_path):
+    path = write(tmp_path / "raw", REJECTED["UTF-16"][0])
     with pytest.raises(UserError, match="--offsets utf16"):
         process(DataConfig(input=str(path), output_dir=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
@@ -399,7 +398,7 @@ def test_nothing_is_written_when_offsets_are_doubtful(tmp_path):
         ([{"text": t, "context": "x", "slots": {}} for t, _ in MARKED], {}),
     ],
 )
-def test_texts_to_predict_on_go_through_the_same_shapes(rows, options, tmp_path):
+def test_prediction_inputs_are_read_by_the_same_shapes(rows, options, tmp_path):
     path = write(tmp_path, rows, "a.jsonl")
     assert [row["text"] for row in read_texts(path, ReadOptions(**options))] == [t for t, _ in MARKED]
     tokens = write(tmp_path, over_tokens("ner", lambda a, b, c: [a, b, c], "sentence"), "b.json")

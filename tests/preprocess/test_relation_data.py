@@ -1,4 +1,4 @@
-"""Relations: each form is read exactly, from the file to the tokens of the processed folder, or refused in one line."""
+"""Relations: each form is read exactly, from the file to the processed folder, or rejected with a one-line error."""
 
 import json
 from collections import Counter
@@ -28,7 +28,7 @@ for _n in range(20):
 
 
 def read(folder, rows, name="a.jsonl", **options):
-    """({text: row}, tasks, {note: its rows}) of what is written for a file"""
+    """Returns ({text: row}, tasks, {note: its rows}) of the processed folder of a file."""
     path = write(folder / "raw", rows, name)
     parts, tasks, notes = prepare(DataConfig(input=str(path), output_dir="unused", **options))
     found = {row["text"] if "text" in row else " ".join(row["tokens"]): row for each in parts.values() for row in each}
@@ -36,12 +36,12 @@ def read(folder, rows, name="a.jsonl", **options):
 
 
 def with_lives(row, form):
-    """A row, and enough others to split: form(text, name, town)"""
+    """Returns a row and enough others for a split. form: function of (text, name, town)"""
     return [row, *(form(*each) for each in LIVES)]
 
 
 def words(text, name, town):
-    """A row with a triple of words."""
+    """Returns a row with a triple of words."""
     return {"text": text, "spo_list": [{"subject": name, "predicate": "lives", "object": town}]}
 
 
@@ -56,7 +56,7 @@ def shown(row):
 # ---- mentions without offsets ----------------------------------------------------------------------------------------
 
 
-def test_of_several_places_the_closest_two_are_taken_and_reported(tmp_path):
+def test_of_several_places_the_closest_pair_is_used_and_reported(tmp_path):
     text = "Oslo is too far , Ida Berg lives in Oslo and Omar in Oslo"
     found, _, notes = read(tmp_path, with_lives(words(text, "Ida Berg", "Oslo"), words))
     assert found[text]["relations"] == [[5, 6, 9, 9, "lives"]]
@@ -67,7 +67,7 @@ def test_of_several_places_the_closest_two_are_taken_and_reported(tmp_path):
     }
 
 
-def test_a_mention_that_does_not_occur_loses_its_relation_only(tmp_path):
+def test_a_mention_that_does_not_occur_only_drops_its_relation(tmp_path):
     text = "Ida Berg lives in Oslo"
     row = {"text": text, "spo_list": [triple("Ida Berg", "lives", "Oslo"), triple("Ida Berg", "lives", "Rome")]}
     found, _, notes = read(tmp_path, with_lives(row, words))
@@ -77,7 +77,7 @@ def test_a_mention_that_does_not_occur_loses_its_relation_only(tmp_path):
     ]
 
 
-def test_whole_words_come_first_and_chinese_needs_none():
+def test_whole_words_are_preferred_except_in_chinese():
     assert places_of("art", "party art smart art.") == [(6, 9), (16, 19)]
     assert places_of("art", "party") == [(1, 4)]
     assert places_of("北京", "在北京大学，北京") == [(1, 3), (6, 8)]
@@ -86,7 +86,7 @@ def test_whole_words_come_first_and_chinese_needs_none():
     assert places_of("", "Ida") == places_of(None, "Ida") == places_of("Ida", "") == []
 
 
-def test_a_place_inside_the_other_mention_is_the_last_choice(tmp_path):
+def test_overlapping_places_are_used_only_if_there_are_no_others(tmp_path):
     text = "北京大学在北京"
     rows = [{"text": text, "spo_list": [triple("北京大学", "位于", "北京")]}]
     pairs = [*product("甲乙丙", "沪穗")] * 2
@@ -102,7 +102,7 @@ def test_a_place_inside_the_other_mention_is_the_last_choice(tmp_path):
     st.sets(st.integers(0, 25), min_size=1, max_size=8), st.integers(1, 4),
     st.sets(st.integers(0, 25), min_size=1, max_size=8), st.integers(1, 4),
 )  # fmt: skip
-def test_the_closest_pair_is_that_of_all_pairs(firsts, size, seconds, other_size):
+def test_the_closest_pair_equals_a_brute_force_search(firsts, size, seconds, other_size):
     one = sorted((start, start + size) for start in firsts)
     other = sorted((start, start + other_size) for start in seconds)
 
@@ -114,7 +114,7 @@ def test_the_closest_pair_is_that_of_all_pairs(firsts, size, seconds, other_size
     assert closest(one, other) == min(product(one, other), key=between)
 
 
-def test_texts_without_most_of_their_mentions_are_refused_unless_accepted(tmp_path):
+def test_texts_without_most_of_their_mentions_are_rejected_unless_accepted(tmp_path):
     rows = [words(text, name, town if n % 3 else "Rome") for n, (text, name, town) in enumerate(LIVES)]
     refusal = r"row 1: mentions of 7 of 20 relations do not occur .*Ida Berg —lives→ Rome.*--accept mentions"
     with pytest.raises(UserError, match=refusal):
@@ -124,7 +124,7 @@ def test_texts_without_most_of_their_mentions_are_refused_unless_accepted(tmp_pa
     assert len(notes["relations: mentions that do not occur in the text"]) == 7
 
 
-def test_texts_of_one_character_and_of_blanks(tmp_path):
+def test_texts_with_one_character_or_only_blanks(tmp_path):
     rows = [words("A", "A", "A"), words(" ", "A", "B") | {"spo_list": []}, *(words(*each) for each in LIVES)]
     with pytest.raises(UserError, match="row 2: the text is empty"):
         read(tmp_path, rows)
@@ -139,7 +139,7 @@ def test_texts_of_one_character_and_of_blanks(tmp_path):
 
 
 def ends(text, *surfaces, unit=lambda text: len(text), last=0, keep=False):
-    """The offsets of words in a text, as objects."""
+    """Returns the offsets of words in a text, as objects."""
     starts = [unit(text[: text.index(surface)]) for surface in surfaces]
     return [
         {"start": start, "end": start + unit(surface) - last} | ({"text": surface} if keep else {})
@@ -204,8 +204,8 @@ def test_words_are_split_where_a_subject_or_an_object_ends(tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in SHAPES if name.startswith("relations of")])
-def test_texts_to_predict_on_have_these_forms_too(name, tmp_path):
-    """Without their labels, texts are read where they are stored."""
+def test_prediction_inputs_can_have_these_forms(name, tmp_path):
+    """Without labels, texts are read from the same keys."""
     shape = SHAPES[name]
     examples = usable(shape, shape.examples)
     files = shape.write(examples, Noise())
@@ -219,7 +219,7 @@ def test_texts_to_predict_on_have_these_forms_too(name, tmp_path):
 # ---- which tasks -----------------------------------------------------------------------------------------------------
 
 
-def test_types_of_mentions_become_entities_and_names_choose_tasks(tmp_path):
+def test_types_of_mentions_become_entities_and_label_column_selects_tasks(tmp_path):
     rows = [
         {"text": text, "spo_list": [triple(name, "lives", town) | {"subject_type": "who", "object_type": "where"}]}
         for text, name, town in LIVES
@@ -241,7 +241,7 @@ def test_types_of_mentions_become_entities_and_names_choose_tasks(tmp_path):
     assert list(tasks) == ["relations"]
 
 
-def test_a_text_without_a_list_is_unlabelled_and_one_with_an_empty_list_has_none(tmp_path):
+def test_a_missing_list_means_unlabelled_and_an_empty_list_means_no_relations(tmp_path):
     rows = [words(*each) | {"label": "x" if n % 2 else "y"} for n, each in enumerate(LIVES)]
     rows += [{"text": "not read", "spo_list": None, "label": "x"}, {"text": "empty", "spo_list": [], "label": "y"}]
     found, tasks, _ = read(tmp_path, rows)
@@ -249,7 +249,7 @@ def test_a_text_without_a_list_is_unlabelled_and_one_with_an_empty_list_has_none
     assert {name: task.kind for name, task in tasks.items()} == {"relations": "relations", "label": "classification"}
 
 
-def test_other_labels_and_lists_that_are_empty_at_first(tmp_path):
+def test_other_labels_and_lists_that_are_empty_in_the_first_rows(tmp_path):
     who = {"id": 7, "label": "who", "start_offset": 0}
     rows = [{"text": t, "entities": [who | {"end_offset": len(n)}], "relations": []} for t, n, _ in LIVES] * 15
     _, tasks, _ = read(tmp_path, rows)
@@ -260,7 +260,7 @@ def test_other_labels_and_lists_that_are_empty_at_first(tmp_path):
     assert list(read(tmp_path, rows, label_column="entities")[1]) == ["entities"]
 
 
-def test_a_part_without_any_relation_has_empty_lists(tmp_path):
+def test_a_split_without_any_relation_has_empty_lists(tmp_path):
     for name, form in (("spo_list", words), ("relations", typed)):
         rows = [form(*each) | {"label": "xy"[n % 2]} for n, each in enumerate(LIVES)]
         for row in rows if form is words else ():
@@ -299,7 +299,7 @@ GOOD = of_tokens(type="lives", head=0, tail=1)
 PLACED = {"text": LIVES[0][0], "relations": [triple({"start": 0, "end": 8}, "lives", {"start": 18, "end": 22})]}
 TRIPLE = {"text": "a b", "triple_list": [["a", "p", "b"]]}
 OURS = {"id": "0", "text": "a b", "tokens": ["a", "b"], "relations": [[0, 0, 1, 1, "p"]]}
-REFUSED = {  # name: (a row after others of its form, one of them, words of the message)
+REJECTED = {  # name: (invalid row, valid row, words of the message)
     "no such entity": (of_tokens(type="lives", head=0, tail=2), GOOD, "a span with the number 2, which does not exist"),
     "no predicate": (of_tokens(head=0, tail=1), GOOD, "needs a predicate, a subject and an object"),
     "an empty predicate": (of_tokens(type=" ", head=0, tail=1), GOOD, "needs a predicate"),
@@ -321,15 +321,15 @@ REFUSED = {  # name: (a row after others of its form, one of them, words of the 
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_is_wrong_is_one_line_with_its_row(name, tmp_path):
-    bad, good, message = REFUSED[name]
+@pytest.mark.parametrize("name", REJECTED)
+def test_invalid_relations_raise_a_one_line_error_with_the_row(name, tmp_path):
+    bad, good, message = REJECTED[name]
     with pytest.raises(UserError) as caught:
         read(tmp_path, [good] * 250 + [bad])
     assert "row 251: " in str(caught.value) and message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_documents_of_several_mentions_are_refused_with_a_conversion(tmp_path):
+def test_entities_with_several_mentions_raise_an_error_that_describes_a_conversion(tmp_path):
     rows = [{"text": "a", "title": "a", "sents": [["a"]], "vertexSet": [[]]}] * 3
     with pytest.raises(UserError, match=r"several mentions \(as in DocRED.*choose a mention of each"):
         read(tmp_path, rows)
@@ -347,14 +347,14 @@ def brat(folder, name, text, lines):
 LINES = ["T1\tPER 2 10\tIda Berg", "T2\tLOC 20 24\tOslo", "T3\tLife 11 16\tlives"]
 
 
-def test_brat_relations_of_a_folder_of_parts(tmp_path):
+def test_brat_relations_in_a_folder_with_splits(tmp_path):
     text = "😀 Ida Berg lives in Oslo"
     for n in range(8):
         brat(tmp_path / "raw/train", f"{n}", text, [*LINES, "R1\tLives Arg1:T1 Arg2:T2\t", "E1\tLife:T3 Who:T1"])
-    brat(tmp_path / "raw/dev", "a", f"{text} .", LINES)  # nobody lives anywhere in dev
+    brat(tmp_path / "raw/dev", "a", f"{text} .", LINES)  # dev has no relation
     parts, tasks, _ = prepare(DataConfig(input=str(tmp_path / "raw"), output_dir="unused"))
     assert parts["train"][0]["relations"] == [[1, 2, 5, 5, "Lives"]] and parts["dev"][0]["relations"] == []
-    assert parts["train"][0]["entities"] == [[1, 2, "PER"], [5, 5, "LOC"]]  # a trigger is no entity
+    assert parts["train"][0]["entities"] == [[1, 2, "PER"], [5, 5, "LOC"]]  # a trigger is not an entity
     assert parts["train"][0]["events"] == [[3, 3, 1, 2, "Life|Who"], [3, 3, 3, 3, "Life"]]
     assert tasks["relations"].labels == ("Lives",)
     for line, message in (
@@ -420,7 +420,7 @@ def processed(tmp_path, rows, **options):
     return parts, {note["what"]: note for note in read_json(tmp_path / "data/checks.json")}
 
 
-def test_the_summary_lists_what_predicates_join_and_notes_name_the_odd_ones(tmp_path, capsys):
+def test_the_summary_lists_the_types_of_each_predicate_and_notes_name_unusual_ones(tmp_path, capsys):
     rows = [typed(f"{text} {n}", name, town) for n in range(6) for text, name, town in LIVES]
     rows.append(typed("Oslo has Ida Berg", "Oslo", "Ida Berg", ("where", "who")))
     rows.append(typed("Ida is Ida", "Ida", "Ida") | {"relations": [{"type": "is", "head": 0, "tail": 0}]})
@@ -433,22 +433,24 @@ def test_the_summary_lists_what_predicates_join_and_notes_name_the_odd_ones(tmp_
     assert odd["rows"][0].endswith("row 121: Oslo —lives→ Ida Berg, where → who, usually who → where")
     same = notes["relations: the subject and the object are the same words"]
     assert same["count"] == 1 and same["rows"][0].endswith("row 122: Ida —is→ Ida")
-    process(DataConfig(input=str(tmp_path / "data"), check=True))  # labels.json knows the task with the types
+    process(DataConfig(input=str(tmp_path / "data"), check=True))  # labels.json names the task with the types
     assert "task relations: lives connects who → where 120, where → who 1" in capsys.readouterr().out
 
 
-def test_every_row_of_a_rare_direction_is_noted_also_in_small_data(tmp_path):
+def test_every_row_with_a_rare_direction_is_noted_even_in_small_data(tmp_path):
     rows = [typed(f"{text} {n}", name, town) for n in range(3) for text, name, town in LIVES]
     rows += [typed(f"Oslo has Ida {n}", "Oslo", "Ida", ("where", "who")) for n in range(3)]
     note = processed(tmp_path, rows)[1]["relations: entity types that a predicate rarely connects"]
     assert note["count"] == 3 and all("where → who, usually who → where" in row for row in note["rows"])
-    rows += [typed(f"Oslo has Bo {n}", "Oslo", "Bo", ("where", "who")) for n in range(9)]  # common enough to be meant
+    rows += [
+        typed(f"Oslo has Bo {n}", "Oslo", "Bo", ("where", "who")) for n in range(9)
+    ]  # frequent enough to be intended
     (tmp_path / "more").mkdir()
     assert "relations: entity types that a predicate rarely connects" not in processed(tmp_path / "more", rows)[1]
 
 
 def with_ids(number):
-    """A row in the form of doccano, with relations by the keys of entities."""
+    """Returns a row in the format of doccano, whose relations refer to ids of entities."""
     ends = [{"id": 2 * number, "start_offset": 0, "end_offset": 3, "label": "person"}]
     ends.append({"id": 2 * number + 1, "start_offset": 13, "end_offset": 17, "label": "place"})
     text = f"Ida lives in Oslo {number}"
@@ -482,8 +484,8 @@ def test_slots_and_unread_keys_of_relations_are_counted(tmp_path, capsys):
         item |= {"object": {"@value": item["object"], "inDate": item["object"] * (number < 5)}, "score": 0.9}
     processed(tmp_path, rows)
     out = capsys.readouterr().out
-    assert "5 relations read from the slot 'inDate' of an object" in out and "lives_inDate" in out
-    assert f"{len(rows)} relations with the key 'score', which is not read" in out
+    assert "relations read from the slot 'inDate' of an object: 5" in out and "lives_inDate" in out
+    assert f"relations with the key 'score', which is not read: {len(rows)}" in out
 
 
 @pytest.mark.parametrize("entities", [{}, {"entities": []}])
@@ -494,7 +496,7 @@ def test_relations_without_the_entities_that_they_refer_to_are_rejected(tmp_path
     assert "\n" not in str(error.value)
 
 
-def test_a_row_of_duie_without_its_list_is_named(tmp_path):
+def test_a_duie_row_without_its_list_is_named(tmp_path):
     rows = [
         {"text": f"王小明{n}住在北京", "spo_list": [{"subject": f"王小明{n}", "predicate": "居住地", "object": "北京"}]}
         for n in range(30)
@@ -504,21 +506,21 @@ def test_a_row_of_duie_without_its_list_is_named(tmp_path):
         processed(tmp_path, rows)
 
 
-def test_two_entities_with_one_key_are_refused(tmp_path):
+def test_two_entities_with_the_same_key_raise_an_error(tmp_path):
     rows = [with_ids(number) for number in range(40)]
     rows[7]["entities"].append({"id": 15, "start_offset": 4, "end_offset": 9, "label": "person"})
     with pytest.raises(UserError, match="row 8: a relation refers to a span with a key 'id' that several spans"):
         processed(tmp_path, rows)
 
 
-def test_ends_that_are_no_entity_and_parts_without_relations_are_reported(tmp_path):
+def test_mentions_that_are_no_entity_and_splits_without_relations_are_reported(tmp_path):
     rows = [{"id": str(n), "text": t, "tokens": t.split(), "split": "train" if n < 15 else "dev",
              "entities": [[0, 1, "who"]] + [[4, 4, "where"]] * (n > 0),
              "relations": [[0, 1, 4, 4, "lives"]] * (n < 15)} for n, (t, _, _) in enumerate(LIVES)]  # fmt: skip
     _, notes = processed(tmp_path, rows)
     outside = notes["relations: subjects or objects that are not an entity of 'entities'"]
     assert outside["count"] == 1 and outside["rows"][0].endswith("row 1: Ida Berg —lives→ Oslo")
-    assert notes["relations: parts without any relation"]["count"] == 1
+    assert notes["relations: splits without any relation"]["count"] == 1
 
 
 def test_repeated_relations_count_once_and_are_reported(tmp_path):
@@ -533,7 +535,7 @@ MANY += [{"tokens": ["nothing", str(n)], "entities": [], "relations": []} for n 
 RARE = typed("Ida Berg left Lima today", "Ida Berg", "Lima", predicate="rare")
 
 
-def test_shots_are_texts_per_predicate(tmp_path):
+def test_shots_are_counted_per_predicate(tmp_path):
     parts, _ = processed(tmp_path, MANY, shots="relations=4", test_ratio=0)
     predicates = [item[-1] for row in parts["train"] for item in row["relations"]]
     assert Counter(predicates) == {"p0": 4, "p1": 4, "p2": 4} and len(parts["train"]) == 12
@@ -547,7 +549,7 @@ def test_dev_and_test_have_each_predicate_in_proportion(tmp_path):
     assert counts == {"train": 8, "dev": 1, "test": 1}
 
 
-def test_groups_folds_and_kept_columns_pass_through(tmp_path):
+def test_groups_folds_and_kept_columns_are_retained(tmp_path):
     rows = [row | {"source": f"s{n % 7}"} for n, row in enumerate(MANY)]
     process(DataConfig(input=str(write(tmp_path / "raw", rows, "a.jsonl")), output_dir=str(tmp_path / "data"),
                        group_column="source", keep_columns="source", n_splits=3, test_ratio=0))  # fmt: skip
@@ -567,7 +569,7 @@ def test_the_same_text_with_other_relations_is_a_conflict(tmp_path):
     assert "relations: the same text has different labels" in notes
 
 
-def test_a_task_of_a_processed_folder_can_be_left_out(tmp_path):
+def test_a_task_of_a_processed_folder_can_be_excluded(tmp_path):
     processed(tmp_path, MANY)
     process(DataConfig(input=str(tmp_path / "data"), output_dir=str(tmp_path / "one"), label_column="relations"))
     labels = read_json(tmp_path / "one/labels.json")
@@ -583,7 +585,7 @@ def given_rows(rows):
     return list(examples_of(rows, tasks, labelled=True))
 
 
-def test_labels_given_from_python_have_the_same_forms():
+def test_labels_from_python_have_the_same_forms():
     text, name, town = LIVES[0]
     ends = [{"start": 0, "end": 8, "text": name}, {"start": 18, "end": 22, "text": town}]
     types = {"subject_type": "who", "object_type": "where"}

@@ -1,5 +1,5 @@
-"""The shapes that data really comes in: one small file each goes raw -> processed -> trained a step -> predicted, with
-labels and offsets as they were. What is not read is refused in one line that names the flag that would help."""
+"""Each shape of data that occurs in practice: a small file is processed, trained on for a step and predicted, with
+exact labels and offsets. Unreadable input raises a one-line error that names the flag that would help."""
 
 import builtins
 import gzip
@@ -61,7 +61,7 @@ OPTIONS = ReadOptions(labelled=True)
 
 
 def as_given(row, keys, kinds):
-    """A processed row as the table has it: spans of its text where it has one, else its tokens and tags."""
+    """Converts a processed row to the form of the table: spans of its text, or its tokens and tags."""
     result = {key: row[key] for key in keys}
     for name, kind in kinds.items():
         result[name] = row[name]
@@ -85,7 +85,7 @@ def config_of(shape, source):
 
 
 def processed(name, tmp_path, monkeypatch):
-    """(the processed folder of a shape, its tasks)"""
+    """Returns (processed folder of a shape, its tasks)."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     shape = SHAPES[name]
@@ -97,12 +97,12 @@ def rows_in(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
-def test_the_table_has_all_that_people_bring():
+def test_the_table_covers_all_common_formats():
     assert len(SHAPES) >= 130
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_each_shape_comes_back_as_it_was(name, tmp_path, monkeypatch):
+def test_each_shape_is_read_back_exactly(name, tmp_path, monkeypatch):
     shape = SHAPES[name]
     data, tasks = processed(name, tmp_path, monkeypatch)
     kinds = {task: info["type"] for task, info in tasks.items()}
@@ -119,7 +119,7 @@ def test_each_shape_comes_back_as_it_was(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", SHAPES)
 def test_each_shape_trains_and_predicts(name, tmp_path, monkeypatch):
     data, tasks = processed(name, tmp_path, monkeypatch)
-    if not (data / "test.jsonl").exists():  # a file called train gives train and dev
+    if not (data / "test.jsonl").exists():  # a file called train is split into train and dev
         shutil.copy(data / "dev.jsonl", data / "test.jsonl")
     run = dict(data_path=str(data), output_dir=str(tmp_path / "output"), model_version="run")
     output = tmp_path / "p.jsonl"
@@ -148,7 +148,7 @@ def test_each_shape_trains_and_predicts(name, tmp_path, monkeypatch):
 
 
 def noisy(seed, number, name, folder):
-    """(what was read, what must be, the noise) of a file of a shape with noise; reading may raise UserError"""
+    """Returns (rows read, rows expected, noise) for a file of a shape with noise, or raises UserError."""
     rng, shape = random.Random(f"{seed} {number}"), SHAPES[name]
     noise, writer = Noise(rng, shape.options), shape.write
     examples = usable(shape, random_examples(rng, shape))
@@ -166,7 +166,7 @@ def noisy(seed, number, name, folder):
 
 
 def check_with_noise(seed, numbers, folder):
-    """Counter of outcomes of files with noise, of all shapes in turn: each is read exactly, or refused in one line."""
+    """Counts the outcomes of files with noise: each is read exactly or rejected with a one-line error."""
     names, outcomes = random.Random(seed).sample([*SHAPES], len(SHAPES)), Counter()
     for number in numbers:
         name, place = names[number % len(names)], folder / str(number)
@@ -185,21 +185,21 @@ def check_with_noise(seed, numbers, folder):
     return outcomes
 
 
-def test_files_with_noise_are_read_exactly_or_refused(tmp_path):
+def test_files_with_noise_are_read_exactly_or_rejected(tmp_path):
     outcomes = check_with_noise("fast", range(60), tmp_path)
     assert outcomes["read"] > 45, outcomes
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", os.environ.get("NOISE_SEEDS", "1").split(","))
-def test_2000_files_with_noise_are_read_exactly_or_refused(seed, tmp_path, monkeypatch):
+def test_2000_files_with_noise_are_read_exactly_or_rejected(seed, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     outcomes = check_with_noise(seed, range(2000), tmp_path)
     print(f"seed {seed}: {dict(outcomes)}")
     assert outcomes["read"] > 1700, outcomes
 
 
-def test_texts_to_predict_on_come_in_these_shapes_too(tmp_path):
+def test_prediction_inputs_can_have_these_shapes(tmp_path):
     write(tmp_path, {"a.xlsx": book(s=[[], ["评论"], *([text] for text, _ in REVIEWS), [None], [None]])})
     write(tmp_path, {"d.xlsx": book(s=[["text", "n"], ["a", 1], [None, None], ["b", 2], [" "], [None]])})
     assert [row["text"] for row in read_texts(tmp_path / "d.xlsx", ReadOptions())][:3] == ["a", "", "b"]
@@ -228,7 +228,7 @@ def test_texts_to_predict_on_come_in_these_shapes_too(tmp_path):
         (
             "BRAT",
             [
-                "dropped 1 discontinuous entities",
+                "discontinuous entities skipped: 1",
                 "000.ann, row 3",
                 "1 notes, 1 relations of events or discontinuous entities",
             ],
@@ -243,21 +243,21 @@ def test_texts_to_predict_on_come_in_these_shapes_too(tmp_path):
         ("Weibo", ["removing the position index after each character"]),
     ],
 )
-def test_what_was_done_is_printed(name, words, tmp_path, monkeypatch, capsys):
+def test_changes_are_printed(name, words, tmp_path, monkeypatch, capsys):
     processed(name, tmp_path, monkeypatch)
     printed = capsys.readouterr().out
     assert all(word in printed for word in words), printed
 
 
 def export(text, results):
-    """Label Studio's export of a text."""
+    """Returns a Label Studio export of a text."""
     return json.dumps([{"id": 7, "data": {"text": text}, "annotations": [{"result": results}]}])
 
 
 HEADLESS = {"a.csv": "".join(f"{b},{quoted(t)}\n" for t, b in REVIEWS)}
 NO_BOB = {"start": 0, "end": 3, "text": "Bob", "labels": ["x"]}
 PAGE = {"paragraphs": [{"context": "a b", "qas": [{"question": "a?", "answers": [{"text": "a", "answer_start": 0}]}]}]}
-REFUSED = {  # name: (files, what the one line says, options)
+REJECTED = {  # name: (files, words of the message, options)
     "titles and numbers": ({"a.txt": "".join(f"{t}\t1\n" for t, _ in REVIEWS)}, ["looks like data", "--no_header"], {}),
     "csv without a header": (HEADLESS, ["--no_header", "row 1"], {}),
     "a number for a name": (
@@ -381,9 +381,9 @@ REFUSED = {  # name: (files, what the one line says, options)
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_is_not_read_is_one_line_with_the_flag(name, tmp_path, monkeypatch):
-    files, words, options = REFUSED[name]
+@pytest.mark.parametrize("name", REJECTED)
+def test_unreadable_input_raises_a_one_line_error_with_the_flag(name, tmp_path, monkeypatch):
+    files, words, options = REJECTED[name]
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     source = write(tmp_path / "raw", files)
     with pytest.raises(UserError) as error:
@@ -393,7 +393,7 @@ def test_what_is_not_read_is_one_line_with_the_flag(name, tmp_path, monkeypatch)
     assert not (tmp_path / "out").exists()
 
 
-def test_excel_without_its_package_is_one_line(tmp_path, monkeypatch):
+def test_excel_without_its_package_raises_a_one_line_error(tmp_path, monkeypatch):
     importing = builtins.__import__
     monkeypatch.setattr(
         builtins, "__import__", lambda name, *a, **k: importing("no_such" if name == "openpyxl" else name, *a, **k)
@@ -403,8 +403,8 @@ def test_excel_without_its_package_is_one_line(tmp_path, monkeypatch):
         list(read_examples(tmp_path / "a.xlsx", OPTIONS))
 
 
-def test_streamed_rows_are_those_that_are_not_streamed(tmp_path, monkeypatch):
-    """A dataset of local files, with classes as numbers: as a whole, its first rows, and where the disk is full."""
+def test_streamed_rows_equal_downloaded_rows(tmp_path, monkeypatch):
+    """Reads a dataset of local files with ClassLabel ids: all rows, the first rows, and with a full disk."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     source = write(tmp_path / "hub", {"train.jsonl": lines(TEXT), "validation.jsonl": lines(TEXT[:5])})
     options = ReadOptions(format="hf", labelled=True)
@@ -440,7 +440,7 @@ def folder(tmp_path_factory):
 
 @FUZZ
 @given(st.lists(sentence, min_size=1, max_size=4))
-def test_words_and_tags_come_back_in_each_form(folder, sentences):
+def test_words_and_tags_are_read_exactly_in_each_form(folder, sentences):
     (folder / "a.txt").write_bytes("".join(" ".join(f"{w}/{t}" for w, t in s) + "\n" for s in sentences).encode())
     rows = ["\n".join(f"{n}\t{w}\t_\t{t}" + "\t_" * 6 for n, (w, t) in enumerate(s, 1)) for s in sentences]
     (folder / "b.conllu").write_bytes(("\n\n".join(rows) + "\n").encode())
@@ -451,8 +451,8 @@ def test_words_and_tags_come_back_in_each_form(folder, sentences):
 
 @FUZZ
 @given(st.lists(st.text(st.sampled_from("ab[]/ nsv"), max_size=12), max_size=6))
-def test_brackets_never_shift_a_tag(folder, rows):
-    """Whatever the brackets, each token has the tag that stood behind it, or the row is named."""
+def test_brackets_never_shift_tags(folder, rows):
+    """With any brackets, each token gets the tag behind it, or the error names the row."""
     (folder / "a.txt").write_text("\n".join(rows) + "\n")
     try:
         found = list(FORMATS["word_tags"].read(folder / "a.txt", OPTIONS))
@@ -470,7 +470,7 @@ def test_brackets_never_shift_a_tag(folder, rows):
 
 @FUZZ
 @given(any_text, st.lists(st.tuples(st.integers(-2, 40), st.integers(-2, 40), st.booleans()), max_size=5))
-def test_brats_entities_are_what_the_text_has_there(folder, text, spans):
+def test_brat_entities_match_the_text_at_their_offsets(folder, text, spans):
     text = text or "x"
     rows = [
         f"T{n}\tX {a} {b}\t{text[max(a, 0) : max(b, 0)] if same else 'other'}" for n, (a, b, same) in enumerate(spans)
@@ -493,7 +493,7 @@ def test_brats_entities_are_what_the_text_has_there(folder, text, spans):
     st.text(st.sampled_from("ab中😀 𝒳é"), min_size=1, max_size=12),
     st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=4),
 )
-def test_label_studios_offsets_mean_the_surface(folder, text, pairs):
+def test_label_studio_offsets_match_the_surface(folder, text, pairs):
     spans = [(a, b, "x") for a, b in pairs if a < b <= len(text)]
     annotations = [
         {"data": {"text": each}, "annotations": regions_of(each, of)} for each, of in [(text, spans), ("a", [])]
@@ -515,7 +515,7 @@ json_values = st.recursive(
 
 
 class Slowly(io.StringIO):
-    """A file that gives a few characters at a time."""
+    """A file that returns a few characters at a time."""
 
     def read(self, size=-1):
         return super().read(min(size, 3) if size > 0 else size)
@@ -523,7 +523,7 @@ class Slowly(io.StringIO):
 
 @FUZZ
 @given(st.lists(json_values, max_size=4), st.sampled_from([None, 1]), st.booleans())
-def test_a_list_read_in_pieces_is_the_list(values, indent, ascii):
+def test_a_list_that_is_read_in_pieces_is_complete(values, indent, ascii):
     text = " \n" + json.dumps(values, indent=indent, ensure_ascii=ascii) + "\n"
     for file in (io.StringIO(text), Slowly(text)):
         assert list(objects.JsonList("a.json", file).items()) == values
@@ -533,7 +533,7 @@ def test_a_list_read_in_pieces_is_the_list(values, indent, ascii):
 @given(st.text(st.sampled_from('[]{},:"a1 \n\\utrue'), max_size=25))
 @example("[1:]")
 @example("[1.,2]")
-def test_a_broken_list_is_refused_as_json_refuses_it(text):
+def test_a_malformed_list_raises_the_error_of_the_json_module(text):
     try:
         values = json.loads(text)
     except ValueError:
@@ -559,7 +559,7 @@ ROWS_OF_SHAPES += ["[a/n b/v]nt", '"', "1\ta\t_\tN\t_\t_\t0\tr\t_\t_"]
         st.lists(st.sampled_from(ROWS_OF_SHAPES), max_size=6).map(lambda rows: "\n".join(rows).encode()),
     ),
 )
-def test_any_bytes_are_rows_or_a_named_error(tmp_path_factory, name, options, content):
+def test_arbitrary_bytes_give_rows_or_a_one_line_error(tmp_path_factory, name, options, content):
     raw = tmp_path_factory.mktemp("bytes")
     (raw / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     try:
@@ -574,8 +574,8 @@ def test_any_bytes_are_rows_or_a_named_error(tmp_path_factory, name, options, co
 
 @FUZZ
 @given(st.data())
-def test_damaged_workbooks_are_rows_or_a_named_error(folder, data):
-    """Bytes of a part of a workbook are replaced, with its checksum made right again."""
+def test_damaged_workbooks_give_rows_or_a_one_line_error(folder, data):
+    """Replaces bytes of a file in a workbook and corrects its checksum."""
     whole = zipfile.ZipFile(io.BytesIO(book(one=[["text", "label"], *REVIEWS])))
     damaged = data.draw(st.sampled_from(whole.namelist()))
     with zipfile.ZipFile(folder / "a.xlsx", "w") as packed:
@@ -593,7 +593,7 @@ def test_damaged_workbooks_are_rows_or_a_named_error(folder, data):
         assert all({"text", "label"} <= row.keys() for row in found)
 
 
-def test_the_small_rules():
+def test_helper_functions():
     assert fasttext_labels("__label__a, __label__b text __label__c") == ("text __label__c", ["a", "b"])
     assert fasttext_labels("text  __label__c\t__label__d") == ("text", ["d", "c"])
     assert names_marked(["a", "b"], {"a": "1.0", "b": False}, "here") == ["a"]
@@ -605,7 +605,7 @@ def test_the_small_rules():
 
 @pytest.fixture
 def narrow(monkeypatch):
-    """Limits so small that a test's file is beyond them."""
+    """Sets limits that the files of a test exceed."""
     for module in (raw_files, tables, objects):
         monkeypatch.setattr(module, "MAX_CHARACTERS", 1000)
     monkeypatch.setattr(objects, "MAX_OBJECT_CHARACTERS", 5000)
@@ -642,7 +642,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_rows_without_an_end_are_one_line(name, tmp_path, narrow):
+def test_rows_without_an_end_raise_a_one_line_error(name, tmp_path, narrow):
     file, body, words = HOSTILE[name]
     write(tmp_path / "raw", {file: body} | ({"z/1.txt": "b"} if "/" in file else {}))
     with pytest.raises(UserError) as error:
@@ -650,7 +650,7 @@ def test_rows_without_an_end_are_one_line(name, tmp_path, narrow):
     assert all(word in str(error.value) for word in words) and len(str(error.value)) < 400, error.value
 
 
-def test_ten_thousand_columns_are_read_or_one_short_line(tmp_path, capsys):
+def test_ten_thousand_columns_are_read_or_raise_a_short_error(tmp_path, capsys):
     names = [f"column {number}" for number in range(10_000)]
     body = [["text", "label", *names], *([t, b, *["0"] * 10_000] for t, b in REVIEWS)]
     write(tmp_path, {"a.csv": "".join(",".join(map(quoted, row)) + "\n" for row in body)})
@@ -663,8 +663,8 @@ def test_ten_thousand_columns_are_read_or_one_short_line(tmp_path, capsys):
         process(DataConfig(input=str(tmp_path / "b.csv"), output_dir=str(tmp_path / "out2")))
 
 
-def test_large_rows_are_not_held_by_the_thousand(tmp_path, monkeypatch):
-    """Few of them say which columns there are; all are read, and a key that comes late is named."""
+def test_large_rows_are_not_kept_in_memory_by_the_thousand(tmp_path, monkeypatch):
+    """A few rows determine the columns. All rows are read, and the error names a key that first appears later."""
     monkeypatch.setattr(raw_files, "MAX_HEAD_BYTES", 1000)
     write(tmp_path, {"a.jsonl": lines(TEXT), "b.csv": csv_of(REVIEWS, ["text", "label"])})
     write(tmp_path, {"c.jsonl": lines([*TEXT, {"text": "x", "label": "pos", "intent": "y"}])})
@@ -675,7 +675,7 @@ def test_large_rows_are_not_held_by_the_thousand(tmp_path, monkeypatch):
         list(FORMATS["jsonl"].read(tmp_path / "c.jsonl", OPTIONS))
 
 
-# A small process in between: Linux counts the memory of the process that starts another as the other's own
+# A small process starts data_process.py, because Linux counts the memory of the parent as peak memory of the child
 MEASURE = """import resource, subprocess, sys
 code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
@@ -683,7 +683,7 @@ sys.exit(code)"""
 
 
 def run_measured(flags, folder):
-    """(exit code, its lines on stderr, peak memory in MB) of data_process.py."""
+    """Returns (exit code, lines on stderr, peak memory in MB) of data_process.py."""
     command = [sys.executable, "-c", MEASURE, sys.executable, str(ROOT / "data_process.py"), *flags]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     return done.returncode, done.stderr.splitlines(), int(done.stdout) / 1024
@@ -691,7 +691,7 @@ def run_measured(flags, folder):
 
 @pytest.fixture(scope="module")
 def zeros(tmp_path_factory):
-    """A .gz of one row of 2 GB."""
+    """Writes a .gz file with one row of 2 GB."""
     path = tmp_path_factory.mktemp("zeros") / "zeros.gz"
     with gzip.open(path, "wb", compresslevel=1) as file:
         for _ in range(512):
@@ -702,7 +702,7 @@ def zeros(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json", "txt", "conll", "conllu"])
 @pytest.mark.parametrize("start", [b"", b'{"a": "', b'[{"a": "'])
-def test_a_packed_row_of_two_gigabytes_is_one_line_in_little_memory(suffix, start, zeros, tmp_path):
+def test_a_compressed_row_of_two_gigabytes_raises_an_error_in_little_memory(suffix, start, zeros, tmp_path):
     with open(tmp_path / f"a.{suffix}.gz", "wb") as file:  # members of a .gz follow each other
         file.write(gzip.compress(start) + zeros.read_bytes())
     code, errors, peak = run_measured(["--input", f"a.{suffix}.gz", "--output_dir", "out"], tmp_path)
@@ -712,7 +712,7 @@ def test_a_packed_row_of_two_gigabytes_is_one_line_in_little_memory(suffix, star
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "json", "conll"])
-def test_a_row_of_100_mb_is_one_line_in_little_memory(suffix, tmp_path):
+def test_a_row_of_100_mb_raises_an_error_in_little_memory(suffix, tmp_path):
     body = {"csv": "text,label\na,x\n%s,y\n", "conll": "a O\n%s O\n", "json": '[{"text": "%s", "label": "x"}]'}
     text = body.get(suffix, '{"text": "a", "label": "x"}\n{"text": "%s", "label": "y"}\n') % ("文" * 34_000_000)
     (tmp_path / f"a.{suffix}").write_text(text, encoding="utf-8")
@@ -731,7 +731,7 @@ def test_a_row_of_100_mb_is_one_line_in_little_memory(suffix, tmp_path):
     ("name", "size", "words"),
     [("all.csv", 200_000, "nearly all different"), ("train.csv", 1_000_000, "--label_column")],
 )
-def test_a_million_labels_are_one_line_in_little_memory(name, size, words, tmp_path):
+def test_a_million_labels_raise_an_error_in_little_memory(name, size, words, tmp_path):
     rng = random.Random(1)
     rows = [f"row {number},n{rng.randrange(10**12)}\n" for number in range(size)]
     write(tmp_path, {f"raw/{name}": "text,label\n" + "".join(rows)})

@@ -23,7 +23,7 @@ def rows_of(path):
 
 
 def sampled(tmp_path, parts, name="out", **options):
-    """Processes {part: rows} with --shots. -> ({part: rows}, labels.json)"""
+    """Processes {split: rows} with --shots. Returns ({split: rows}, labels.json)."""
     raw = tmp_path / "raw"
     raw.mkdir(exist_ok=True)
     for part, rows in parts.items():
@@ -35,7 +35,7 @@ def sampled(tmp_path, parts, name="out", **options):
 
 
 def coloured(sizes, start=0):
-    """Rows of a classification task with so many rows per colour."""
+    """Returns rows of a classification task. colours: number of rows per class"""
     labels = [colour for colour, size in zip(COLOURS, sizes) for _ in range(size)]
     return [
         {"id": f"{label}{start + n}", "text": f"number {start + n}", "label": label} for n, label in enumerate(labels)
@@ -43,7 +43,7 @@ def coloured(sizes, start=0):
 
 
 def tagged(number, seed=0):
-    """Rows with an intent and entities of three types, of which `day` is rare; `time` may have two words."""
+    """Returns rows with an intent and entities of three types. `day` is rare; `time` can have two words."""
     rng, rows = random.Random(seed), []
     for n in range(number):
         tags = ["O", f"B-{'day' if n % 9 == 0 else rng.choice(['city', 'time', 'city'])}", "O"]
@@ -54,7 +54,7 @@ def tagged(number, seed=0):
     return rows
 
 
-def test_k_rows_of_each_class_are_kept_and_dev_and_test_stay(tmp_path, capsys):
+def test_k_rows_of_each_class_are_sampled_and_dev_and_test_are_unchanged(tmp_path, capsys):
     parts = {"train": coloured((30, 3, 12)), "dev": coloured((4, 2, 2), 100), "test": coloured((5, 1, 1), 200)}
     kept, labels = sampled(tmp_path, parts, shots="5", random_seed=3)
     assert Counter(row["label"] for row in kept["train"]) == {"red": 5, "green": 3, "blue": 5}
@@ -62,12 +62,13 @@ def test_k_rows_of_each_class_are_kept_and_dev_and_test_stay(tmp_path, capsys):
     assert dict(zip(labels["label"]["labels"], labels["label"]["counts"])) == {"red": 5, "green": 3, "blue": 5}
     printed = capsys.readouterr().out
     assert (
-        "--shots: kept 13 of 45 rows of train for 3 classes, seed 3" in printed and "(all are kept): green" in printed
+        "--shots: sampled 13 of 45 rows of train for 3 classes, seed 3" in printed
+        and "(all are used): green" in printed
     )
 
 
 def test_the_sample_depends_on_the_seed_but_not_on_the_order_of_the_file(tmp_path):
-    """Each row is drawn about equally often."""
+    """Also tests that each row is drawn about equally often."""
     rows, dev = coloured((8, 8, 8)), coloured((2, 2, 2), 100)
     drawn = Counter()
     for seed in range(60):
@@ -81,7 +82,7 @@ def test_the_sample_depends_on_the_seed_but_not_on_the_order_of_the_file(tmp_pat
     assert len(drawn) == 24 and min(drawn.values()) >= 15 and max(drawn.values()) <= 45  # 30 ± 4
 
 
-def test_copies_of_a_row_do_not_come_together(tmp_path):
+def test_copies_of_a_row_are_not_sampled_together(tmp_path):
     rows = [{"text": "the same", "label": "red"}] * 30 + coloured((30, 5, 5))
     for seed in range(5):
         kept, _ = sampled(tmp_path, {"train": rows, "dev": coloured((2, 2, 2), 100)}, shots="10", random_seed=seed)
@@ -90,7 +91,7 @@ def test_copies_of_a_row_do_not_come_together(tmp_path):
 
 
 @pytest.mark.parametrize("label_type", ["", "slots=spans"])
-def test_each_type_of_entity_is_in_k_sentences_and_no_sentence_is_superfluous(tmp_path, label_type):
+def test_each_entity_type_is_in_k_sentences_and_no_sentence_is_redundant(tmp_path, label_type):
     parts = {"train": tagged(90), "dev": tagged(8, 1)}
     kept, labels = sampled(tmp_path, parts, shots="slots=6", label_type=label_type)
     of_id = {row["id"]: {tag[2:] for tag in row["slots"]} - {""} for row in parts["train"]}
@@ -102,7 +103,7 @@ def test_each_type_of_entity_is_in_k_sentences_and_no_sentence_is_superfluous(tm
     assert sum(labels["intent"]["counts"]) == len(kept["train"]) < 18
 
 
-def test_all_tasks_are_sampled_or_those_that_are_named(tmp_path):
+def test_all_tasks_or_the_named_ones_are_sampled(tmp_path):
     parts = {"train": tagged(90), "dev": tagged(8, 1)}
     kept, _ = sampled(tmp_path, parts, shots="4")
     assert min(Counter(row["intent"] for row in kept["train"]).values()) >= 4
@@ -120,8 +121,8 @@ def test_label_sets_and_the_empty_set(tmp_path):
     assert all(any(counts[label] == 5 for label in row["topics"] or [""]) for row in kept["train"])
 
 
-def test_no_row_of_a_sample_can_be_left_out():
-    """Over random label sets, against all subsets with one row fewer."""
+def test_no_row_of_a_sample_is_redundant():
+    """Tests random label sets against all subsets with one row fewer."""
     rng = random.Random(0)
     for _ in range(200):
         classes = [frozenset(("task", c) for c in "abcd" if rng.random() < 0.5) for _ in range(rng.randint(4, 12))]
@@ -135,7 +136,7 @@ def test_no_row_of_a_sample_can_be_left_out():
 
 
 def test_a_processed_folder_is_sampled_and_trains(tmp_path):
-    """With the labels of the full data in their order, also a tag that the sample lacks."""
+    """The sample has the labels of the full data in their order, including a tag that does not occur in it."""
     parts = {"train": tagged(90), "dev": tagged(8, 1)}
     for row in parts["train"][4:6]:
         row["slots"][:3] = ["B-city", "I-city", "O"]
@@ -152,18 +153,18 @@ def test_a_processed_folder_is_sampled_and_trains(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["0", "x", "8,9", "intent=", "=4", "intent=0", "intent=1.5", "-3", ",", " "])
-def test_what_is_no_number_of_rows_is_refused(text):
+def test_an_invalid_number_of_rows_raises_an_error(text):
     with pytest.raises(UserError, match="must be a number of rows per class"):
         parse_shots(text)
 
 
-def test_a_task_has_one_number_of_rows():
+def test_a_task_cannot_have_two_numbers_of_rows():
     with pytest.raises(UserError, match="--shots='a=8, a=3' names a task twice"):
         parse_shots("a=8, a=3")
     assert parse_shots("a=8, b=3,") == {"a": 8, "b": 3}
 
 
-def test_what_has_no_classes_or_no_meaning_is_refused(tmp_path):
+def test_tasks_without_classes_and_meaningless_options_raise_an_error(tmp_path):
     rows = [{"text": f"t{n}", "score": n / 7, "label": "ab"[n % 2]} for n in range(20)]
     parts = {"train": rows, "dev": rows[:4]}
     with pytest.raises(UserError, match=r"'score' is a regression, which has no classes; .* --shots label=8"):
@@ -177,7 +178,7 @@ def test_what_has_no_classes_or_no_meaning_is_refused(tmp_path):
     assert labels["score"]["mean"] == pytest.approx(sum(row["score"] for row in kept["train"]) / 6)
 
 
-def test_a_task_of_a_processed_folder_is_chosen_by_its_name(tmp_path):
+def test_a_task_of_a_processed_folder_is_selected_by_its_name(tmp_path):
     rows = [
         {"tokens": ["play", f"song{i}"], "slots": ["O", "B-song"], "intent": "ab"[i % 2], "split": part}
         for part, size in (("train", 12), ("dev", 4))

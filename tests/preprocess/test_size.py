@@ -1,5 +1,5 @@
-"""Data of any size: blocks and processes change no byte, memory does not grow with the text, and a kill leaves nothing
-half-written."""
+"""Data of any size: blocks and processes do not change the output, memory use does not grow with the data, and a kill
+leaves no partial output."""
 
 import csv
 import hashlib
@@ -44,7 +44,7 @@ WORDS = "please bring show find open close start stop the red blue green lamp do
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Blocks of a few rows, in two processes; the tokenizer's checks, which are slow, are left out."""
+    """Sets blocks of a few rows in two processes. Skips the tokenizer checks, which are slow."""
     monkeypatch.setattr(arrow, "BLOCK", 40)
     monkeypatch.setattr(facts, "CHUNK", 64)
     monkeypatch.setattr(parallel, "num_processes", lambda: 2)
@@ -67,7 +67,7 @@ def as_lines(rows):
 
 
 def simple_split(rows, strata, seed=666):
-    """{part: rows} as lists and scikit-learn give them: a tenth each for test and dev, the rest in a seeded order."""
+    """Splits with lists and scikit-learn: a tenth each for test and dev. Returns {split: rows} in a seeded order."""
     parts = {"train": list(range(len(rows)))}
     for part in ("test", "dev"):
         counts = Counter(strata[i] for i in parts["train"])
@@ -98,7 +98,7 @@ def regression(rng):
 
 
 def strata_of(kind, rows):
-    """What the split keeps in proportion: the class, the rarest label, the tenth that a number lies in."""
+    """Returns the stratum of a label: the class, the rarest label, or the decile of a number."""
     labels = [row["x"] for row in rows]
     if kind == "multilabel":
         counts = Counter(label for of_row in labels for label in of_row)
@@ -110,7 +110,7 @@ def strata_of(kind, rows):
 
 
 @pytest.mark.parametrize("kind", [classification, multilabel, regression], ids=lambda kind: kind.__name__)
-def test_a_table_becomes_what_a_simple_program_makes_of_it(kind, tmp_path, small_blocks):
+def test_a_table_is_processed_like_in_a_simple_reference(kind, tmp_path, small_blocks):
     rng = random.Random(0)
     cells, rows = [], []
     for number in range(1000):
@@ -142,8 +142,8 @@ def test_a_table_becomes_what_a_simple_program_makes_of_it(kind, tmp_path, small
     assert (tmp_path / "out/labels.json").read_text() == json.dumps(tasks, ensure_ascii=False, indent=1) + "\n"
 
 
-def test_tags_in_parts_become_what_a_simple_program_makes_of_them(tmp_path, small_blocks):
-    """Files with parts stay in order; BIOES becomes BIO where another file has that; ids count through all files."""
+def test_tags_in_splits_are_processed_like_in_a_simple_reference(tmp_path, small_blocks):
+    """Files of splits stay in order, BIOES becomes BIO if another file has BIO, and ids count over all files."""
     rng, number, expected = random.Random(1), 0, {}
     for part, size in (("train", 500), ("dev", 90), ("test", 90)):
         body, expected[part] = "", []
@@ -161,7 +161,7 @@ def test_tags_in_parts_become_what_a_simple_program_makes_of_them(tmp_path, smal
         assert (tmp_path / f"out/{part}.jsonl").read_bytes() == as_lines(rows), part
 
 
-def test_the_sample_has_the_bytes_that_it_had_before_rows_were_read_in_blocks(tmp_path, small_blocks):
+def test_the_sample_is_byte_identical_to_the_version_that_read_all_rows_at_once(tmp_path, small_blocks):
     process(DataConfig(input=str(ROOT / "dataset/sample_raw"), output_dir=str(tmp_path / "out")))
     sums = {name: hashlib.sha256(body).hexdigest()[:16] for name, body in files_of(tmp_path / "out").items()}
     assert sums == SUMS
@@ -176,7 +176,7 @@ SUMS = {
 }
 
 
-def test_a_draw_is_that_of_scikit_learn():
+def test_draw_equals_train_test_split_of_scikit_learn():
     rng = random.Random(2)
     for trial in range(60):
         size, strata = rng.randint(20, 400), rng.choice([2, 5, 9, 130])
@@ -194,7 +194,7 @@ def test_a_draw_is_that_of_scikit_learn():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_entities_are_those_of_seqeval():
+def test_entities_equal_those_found_by_seqeval():
     rng, tags = random.Random(3), ["O", "O", "B-a", "I-a", "B-b", "I-b", "E-a", "S-b", "M-a", "B", "I", "O-x", ".", "-"]
     for _ in range(5000):
         sequence = rng.choices(tags, k=rng.randint(0, 8))
@@ -205,7 +205,7 @@ def test_entities_are_those_of_seqeval():
 
 
 def faulty(path, rows=600):
-    """A file with faults of all kinds: copies in several parts, with other labels, marks in texts, odd tags."""
+    """Writes a file with all kinds of faults: copies across splits, conflicting labels, markup, invalid tags."""
     rng, lines = random.Random(4), []
     for number in range(rows):
         tokens = [*rng.choices(WORDS, k=rng.randint(3, 5)), "hey", "jude"]
@@ -222,7 +222,7 @@ def faulty(path, rows=600):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def test_the_checks_find_the_same_in_blocks_as_in_one_list(tmp_path, small_blocks, monkeypatch):
+def test_the_checks_find_the_same_in_blocks_as_in_a_list(tmp_path, small_blocks, monkeypatch):
     faulty(tmp_path / "a.jsonl")
     process(DataConfig(input=str(tmp_path / "a.jsonl"), output_dir=str(tmp_path / "out")))
     in_blocks = json.loads((tmp_path / "out/checks.json").read_text())
@@ -233,7 +233,7 @@ def test_the_checks_find_the_same_in_blocks_as_in_one_list(tmp_path, small_block
     assert len(whole) >= 15, [note.what for note in whole]
 
 
-def test_copies_are_those_that_comparing_all_texts_finds(tmp_path, small_blocks):
+def test_duplicates_equal_a_brute_force_search(tmp_path, small_blocks):
     faulty(tmp_path / "a.jsonl")
     parts, tasks, _ = prepare(DataConfig(input=str(tmp_path / "a.jsonl"), check=True))
     found = {note.what: note.number for note in run.run_checks(parts, tasks)}
@@ -247,7 +247,7 @@ def test_copies_are_those_that_comparing_all_texts_finds(tmp_path, small_blocks)
 
 
 class Lamps(Check):
-    """As a user would write one: one class, over all examples."""
+    """A check as a user would write it: one class, over all examples."""
 
     def notes(self, parts, tasks, labels):
         rows = [e["_where"] for examples in parts.values() for e in examples if "lamp" in e["text"]]
@@ -257,7 +257,7 @@ class Lamps(Check):
 
 
 class Doors(Check):
-    """The same in the pass that writes the data, on blocks of rows in several processes."""
+    """The same check in the pass that writes the data, on blocks of rows in several processes."""
 
     def __init__(self, context):
         self.rows = Sample()
@@ -275,7 +275,7 @@ class Doors(Check):
         yield facts.Note("texts about doors", self.rows, "all is well")
 
 
-def test_a_check_of_your_own_is_one_class(tmp_path, small_blocks, monkeypatch, capsys):
+def test_a_custom_check_is_one_class(tmp_path, small_blocks, monkeypatch, capsys):
     rng = random.Random(5)
     texts = [text_of(rng) for _ in range(600)]
     (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"{text},{n % 2}\n" for n, text in enumerate(texts)))
@@ -286,7 +286,7 @@ def test_a_check_of_your_own_is_one_class(tmp_path, small_blocks, monkeypatch, c
 
 
 def late(path, options):
-    """A reader whose second label comes after many rows."""
+    """Yields examples whose second label first appears after many rows."""
     for number in range(900):
         row = {
             "_where": f"{path}: {number}",
@@ -296,8 +296,8 @@ def late(path, options):
         yield row | ({"second": "xy"[number % 2]} if number >= 700 else {})
 
 
-def test_a_label_that_comes_late_counts_for_the_rows_before_it(tmp_path, small_blocks, monkeypatch):
-    """With two tasks an empty cell is no label; with one it would be an error."""
+def test_a_label_that_first_appears_late_applies_to_earlier_rows(tmp_path, small_blocks, monkeypatch):
+    """With two tasks, an empty cell means no label; with one, it is an error."""
     monkeypatch.setitem(FORMATS, "late", Format(late))
     (tmp_path / "a").write_text("")
     with pytest.raises(UserError, match="has no label for any task"):
@@ -309,7 +309,7 @@ def test_a_label_that_comes_late_counts_for_the_rows_before_it(tmp_path, small_b
     assert all(list(row) == ["id", "text", "first", "second"] for row in rows)
 
 
-def test_a_store_gives_back_what_it_was_given(small_blocks):
+def test_a_store_returns_the_rows_that_were_added(small_blocks):
     rng, values = (
         random.Random(6),
         ["é\ud800", "", 7, 2**70, 1.5, None, True, [1, ["a"]], {"k": [None]}, np.float64(2.5)],
@@ -352,7 +352,7 @@ class OddFacts(Facts):
         self.numbers = Series(None)
 
 
-def test_facts_of_blocks_add_up():
+def test_facts_of_blocks_are_merged():
     merged = OddFacts()
     for start in range(0, 9000, 1000):
         block = OddFacts()
@@ -374,7 +374,7 @@ def square(number):
     return number * number, os.getpid()
 
 
-def test_results_come_in_order_from_several_processes_and_errors_too(small_blocks):
+def test_results_and_errors_of_several_processes_are_in_order(small_blocks):
     results = list(in_order(square, range(12)))
     assert [result for result, _ in results] == [n * n for n in range(12)] and os.getpid() not in {
         p for _, p in results
@@ -385,7 +385,7 @@ def test_results_come_in_order_from_several_processes_and_errors_too(small_block
         list(in_order(lambda number: os.kill(os.getpid(), signal.SIGKILL), range(50)))
 
 
-def test_a_check_that_fails_leaves_the_folder_as_it_was(tmp_path, small_blocks, monkeypatch):
+def test_a_failing_check_leaves_the_folder_unchanged(tmp_path, small_blocks, monkeypatch):
     rows = "".join(f"text number {n},{n % 2}\n" for n in range(400))
     (tmp_path / "a.csv").write_text("text,label\n" + rows)
     options = DataConfig(input=str(tmp_path / "a.csv"), output_dir=str(tmp_path / "out"))
@@ -406,14 +406,14 @@ def test_a_check_that_fails_leaves_the_folder_as_it_was(tmp_path, small_blocks, 
     assert after.keys() == {*before, "out/.cache/tokens"} and after["out/train.jsonl"] != before["out/train.jsonl"]
 
 
-def test_labels_are_counted_in_blocks_as_in_one_list(small_blocks):
+def test_labels_are_counted_in_blocks_as_in_a_list(small_blocks):
     parts, tasks, _ = prepare(DataConfig(input=str(ROOT / "dataset/sample_raw"), check=True))
     counts = Counter(tag for e in parts["train"] for tag in e["slots"])
     assert dict(zip(tasks["slots"].labels, tasks["slots"].counts)) == counts
     assert collect_labels(parts, {name: task.type for name, task in tasks.items()}) == tasks
 
 
-def test_half_a_character_is_found_wherever_it_is(tmp_path):
+def test_a_lone_surrogate_is_found_anywhere(tmp_path):
     for value in (
         '{"tokens": ["\\ud800"], "x": "a"}',
         '{"text": "a", "x": "\\ud800"}',
@@ -431,7 +431,7 @@ def test_half_a_character_is_found_wherever_it_is(tmp_path):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 @pytest.mark.parametrize("name", ["csv", "jsonl"])
 def test_memory_does_not_grow_with_the_text(name, tmp_path):
-    """More rows than those up to which the tokenizer is examined too."""
+    """Uses more rows than the limit of the tokenizer checks."""
     measured = []
     for rows in (60_000, 200_000):
         path = tmp_path / f"rows.{name}"
@@ -443,7 +443,7 @@ def test_memory_does_not_grow_with_the_text(name, tmp_path):
 
 
 def processes_of(folder):
-    """Those that are still there of a command that was started in this folder."""
+    """Returns the processes that are still running of a command started in this folder."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cwd"):
         with suppress(OSError):
@@ -453,8 +453,8 @@ def processes_of(folder):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
-def test_killed_at_random_moments_it_leaves_the_old_folder_or_none(tmp_path, background):
-    """... and no process, which would hold memory and disk; what lies beside the folder goes with the next run."""
+def test_a_kill_at_any_moment_leaves_the_old_folder_or_none(tmp_path, background):
+    """It leaves no process behind. The next run deletes temporary files next to the folder."""
     rng = random.Random(8)
     for name, rows in (("old", 1000), ("new", 10_000)):
         data_size.write_csv(tmp_path / f"{name}.csv", rows)

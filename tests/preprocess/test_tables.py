@@ -1,4 +1,4 @@
-"""Tables as people have them: quotes, columns without names, lists in cells, labels beside, archives, encodings."""
+"""Tables: quotes, unnamed columns, lists in cells, parallel label files, archives and encodings."""
 
 import json
 import zipfile
@@ -21,7 +21,7 @@ ROWS = [(f"the {noun} was {KINDS[n % 2]}, in {place}", KINDS[n % 2]) for n, (nou
 
 
 def read(folder, files, source="", **options):
-    """The examples of files, as they are read."""
+    """Returns the examples of files."""
     for name, body in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(body if isinstance(body, bytes) else body.encode())
@@ -29,7 +29,7 @@ def read(folder, files, source="", **options):
 
 
 def processed(folder, files, **options):
-    """{part: rows} of the processed folder of files."""
+    """Returns {split: rows} of the processed folder of files."""
     raw = folder / "raw"
     for name, body in files.items():
         (raw / name).parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def pairs(examples, key="label"):
 
 @pytest.mark.parametrize("text, pair", [("question", "sentence"), ("Query", "Title"), ("question1", "question2")])
 @pytest.mark.parametrize("label", ["label", "gold_label", "is_duplicate"])
-def test_two_texts_that_belong_together_are_a_pair(text, pair, label, tmp_path):
+def test_two_related_text_columns_are_a_pair(text, pair, label, tmp_path):
     names = ["id", pair, text, label, "annotator"]
     rows = [[str(n), f"it was {n}", f"is it {n}?", KINDS[n % 2], "x"] for n in range(4)]
     found = read(tmp_path, {"a.csv": table(rows, ",".join(names))})
@@ -62,18 +62,18 @@ def test_two_texts_that_belong_together_are_a_pair(text, pair, label, tmp_path):
     assert pairs(read(tmp_path, {"b/c.jsonl": lines}, "b"), label) == pairs(found, label)
 
 
-def test_without_a_header_two_texts_are_not_one(tmp_path):
+def test_two_texts_without_a_header_are_ambiguous(tmp_path):
     rows = [(f"was kostet {noun} {n}", f"in {place} oder {n}", str(n % 2)) for n, (noun, place) in enumerate(NOUNS)]
     body = "".join("\t".join(row) + "\n" for row in rows)
     with pytest.raises(UserError, match="columns 0,1 could both be texts; add --text_column 0 --text_pair_column 1"):
         read(tmp_path, {"a.tsv": body}, header=False)
     found = read(tmp_path, {"a.tsv": body}, header=False, text_column="0", text_pair_column="1")
     assert [(e["text"], e["text_pair"], e["label"]) for e in found] == rows
-    titles = "".join(f"{row[2]},{row[0][11:]},{' '.join(row) * 3}\n" for row in rows)  # a title is no second text
+    titles = "".join(f"{row[2]},{row[0][11:]},{' '.join(row) * 3}\n" for row in rows)  # a title is not a second text
     assert read(tmp_path, {"b/b.csv": titles}, "b", header=False)[0]["text"] == " ".join(rows[0]) * 3
 
 
-def test_objects_with_words_and_with_categories(tmp_path):
+def test_objects_with_words_or_categories(tmp_path):
     rows = [{"words": ["see", noun], "tags": ["O", "B-food"]} for noun, _ in NOUNS]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     assert pairs(read(tmp_path, {"a.jsonl": lines}), "tags") == [(row["words"], row["tags"]) for row in rows]
@@ -84,7 +84,7 @@ def test_objects_with_words_and_with_categories(tmp_path):
 # ---- quotes and delimiters -------------------------------------------------------------------------------------------
 
 
-def test_a_tsv_with_quotes_is_read_as_its_note_says(tmp_path):
+def test_a_tsv_with_quotes_is_read_as_the_note_advises(tmp_path):
     body = "text\tlabel\n" + "".join(f'"say ""{n}""\nand\tgo"\t{KINDS[n % 2]}\n' for n in range(12))
     found = pairs(read(tmp_path, {"a.tsv": body}, format="csv", delimiter="\t"))
     assert found == [(f'say "{n}"\nand\tgo', KINDS[n % 2]) for n in range(12)]
@@ -102,7 +102,7 @@ def test_quotes_can_be_another_character_or_none(tmp_path):
         DataConfig(input="a", output_dir="b", quotechar="''")
 
 
-def test_a_blank_separates_a_label_from_its_text(tmp_path):
+def test_a_space_separates_a_label_from_its_text(tmp_path):
     body = "".join(f'{kind} {text}  "x\n' for text, kind in ROWS)
     with pytest.raises(UserError, match="add --delimiter"):
         read(tmp_path, {"a/a.label": body}, "a/a.label")
@@ -110,7 +110,7 @@ def test_a_blank_separates_a_label_from_its_text(tmp_path):
     assert pairs(found) == [(f'{text}  "x', kind) for text, kind in ROWS]
 
 
-def test_escapes_are_the_characters_that_they_name(tmp_path):
+def test_escapes_in_options_are_replaced(tmp_path):
     assert unescaped(r"\t") == "\t" and unescaped(r"\n") == "\n" and unescaped("|") == "|"
     body = "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in ROWS)
     assert pairs(read(tmp_path, {"a.txt": body}, delimiter="\t")) == ROWS
@@ -129,7 +129,7 @@ def test_escapes_are_the_characters_that_they_name(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "Unnamed: 0"])
-def test_a_count_of_the_rows_is_not_used(name, tmp_path, capsys):
+def test_a_column_of_row_numbers_is_not_used(name, tmp_path, capsys):
     body = f"{name},text,label,\n" + "".join(f'{n},"{text}",{label},\n' for n, (text, label) in enumerate(ROWS))
     assert pairs(read(tmp_path, {"a.csv": body})) == ROWS
     assert "not used: column 1, 4 (unnamed" in capsys.readouterr().out
@@ -158,7 +158,7 @@ def test_rows_without_a_text_are_dropped_and_counted(tmp_path, capsys):
         processed(tmp_path / "a", {"a.csv": body})
     found = processed(tmp_path / "b", {"a.csv": body}, drop_empty=True)
     assert sum(map(len, found.values())) == len(ROWS)
-    assert "dropped 1 rows without a text (--drop_empty); first: " in capsys.readouterr().out
+    assert "dropped 1 row without a text (--drop_empty); first: " in capsys.readouterr().out
     lines = '{"tokens": ["a"], "slots": ["O"]}\n{"tokens": [], "slots": []}\n'
     assert len(read(tmp_path / "c", {"a.jsonl": lines}, drop_empty=True)) == 1
 
@@ -186,7 +186,7 @@ def test_rows_without_a_text_are_dropped_and_counted(tmp_path, capsys):
         ("", None),
     ],
 )
-def test_what_a_cell_is(cell, value):
+def test_parsing_of_cells(cell, value):
     assert literal(cell) == value
 
 
@@ -205,7 +205,7 @@ def test_names_in_brackets_without_quotes_are_sets(tmp_path):
     assert {tuple(row["label"]) for part in found.values() for row in part} == {("calm", "sad"), ("calm",)}
 
 
-def test_positions_of_characters_are_no_labels(tmp_path):
+def test_character_positions_are_not_labels(tmp_path):
     rows = [(text, str(list(range(4 + n, 9 + n)))) for n, (text, _) in enumerate(ROWS)]
     with pytest.raises(UserError, match="character positions"):
         processed(tmp_path, {"a.csv": table(rows, "text,spans")})
@@ -228,7 +228,7 @@ def test_labels_next_to_texts(names, tmp_path):
 
 
 @pytest.mark.parametrize("names", ["{1}/{0}.txt", "{1}_{0}.txt", "reviews.{1}.{0}"])
-def test_a_file_for_each_class(names, tmp_path, capsys):
+def test_one_file_per_class(names, tmp_path, capsys):
     files = {names.format(kind, part): f"{part} text of {kind}\n" * 6 for kind in KINDS for part in ("train", "test")}
     found = read(tmp_path, files)
     assert sorted({(e["split"], *pair) for e, pair in zip(found, pairs(found))}) == sorted(
@@ -237,7 +237,7 @@ def test_a_file_for_each_class(names, tmp_path, capsys):
     assert len(found) == 24 and "one class for each of the 2 files" in capsys.readouterr().out
 
 
-def test_files_that_are_not_called_like_classes_are_refused(tmp_path):
+def test_files_that_are_not_named_after_classes_are_rejected(tmp_path):
     for names in (("text.txt", "vocab.txt"), ("1.txt", "2.txt")):
         folder = tmp_path / names[0]
         with pytest.raises(UserError, match="unknown format"):
@@ -256,18 +256,18 @@ def test_files_that_are_not_called_like_classes_are_refused(tmp_path):
         ({"x.txt": "to Bonn\n\nUlm\n", "x.tags": "O B-L\nO\nO\n"}, "x.txt, row 2: 0 words, but x.tags has 1 tags", {}),
     ],
 )
-def test_what_would_be_read_wrongly_is_one_line(files, words, options, tmp_path):
+def test_tables_that_would_be_misread_raise_a_one_line_error(files, words, options, tmp_path):
     with pytest.raises(UserError) as error:
         read(tmp_path, files, **options)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-def test_classes_are_spelled_as_in_the_names_of_files(tmp_path):
+def test_classes_are_spelled_as_in_file_names(tmp_path):
     files = {f"train_{name}.txt": "a text\n" for name in ("Non-fiction", "Sci_Fi")}
     assert {label for _, label in pairs(read(tmp_path, files, format="class_files"))} == {"Non-fiction", "Sci_Fi"}
 
 
-def test_names_that_may_be_classes_are_confirmed(tmp_path):
+def test_names_that_could_be_classes_must_be_confirmed(tmp_path):
     files = {"chapter.txt": "a text\n" * 5, "poem.txt": "a line\n" * 5}
     with pytest.raises(UserError, match=r"chapter.txt, poem.txt may hold one class each; .* --format class_files"):
         read(tmp_path, files)
@@ -276,7 +276,7 @@ def test_names_that_may_be_classes_are_confirmed(tmp_path):
     assert {label for _, label in pairs(read(tmp_path / "clear", clear))} == {"pos", "neg"}
 
 
-def test_a_damaged_archive_is_one_line(tmp_path):
+def test_a_damaged_archive_raises_a_one_line_error(tmp_path):
     with pytest.raises(UserError, match=r"a.zip: not a readable .zip"):
         read(tmp_path, {"a.zip": b"PK\x03\x04 and no more"}, "a.zip")
 
@@ -293,17 +293,17 @@ def test_a_damaged_archive_is_one_line(tmp_path):
         ("{}.tsv", lambda text, label: f"{text}\t{label or -1}"),
     ],
 )
-def test_a_test_part_without_labels_is_left_out(name, row, tmp_path, capsys):
+def test_a_test_split_without_labels_is_skipped(name, row, tmp_path, capsys):
     header = {"csv": "sentence,label\n", "tsv": "sentence\tlabel\n"}.get(name[3:], "")
     files = {name.format(part): header + "".join(f"{row(text, part != 'test' and label)}\n" for text, label in ROWS)
              for part in ("train", "dev", "test")}  # fmt: skip
     found = processed(tmp_path, files)
     assert {part: len(rows) for part, rows in found.items()} == {"train": 9, "dev": 9}
-    assert "skipped the test part, which has no labels" in (printed := capsys.readouterr().out)
+    assert "skipped the test split, which has no labels" in (printed := capsys.readouterr().out)
     assert "--predict_file" in printed
 
 
-def test_some_labels_in_a_test_part_are_needed_in_all_its_rows(tmp_path):
+def test_a_partly_labelled_test_split_raises_an_error(tmp_path):
     test = table([(text, label if n > 3 else "") for n, (text, label) in enumerate(ROWS)])
     with pytest.raises(UserError, match=r"test.csv, row 2.*--drop_unlabelled"):
         processed(tmp_path / "a", {"train.csv": table(ROWS), "test.csv": test})
@@ -315,7 +315,7 @@ def test_some_labels_in_a_test_part_are_needed_in_all_its_rows(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", LANGUAGES)
-def test_the_encoding_is_found(encoding, tmp_path, capsys):
+def test_the_encoding_is_detected(encoding, tmp_path, capsys):
     rows = [f"{LANGUAGES[encoding][0]} {n}" for n in range(5)]
     (tmp_path / "a.txt").write_bytes("".join(f"{row}\n" for row in rows).encode(encoding))
     assert [row for _, row in read_rows(tmp_path / "a.txt")] == rows
@@ -325,7 +325,7 @@ def test_the_encoding_is_found(encoding, tmp_path, capsys):
         assert f"read as {encoding.upper()}" in capsys.readouterr().out
 
 
-def test_halves_of_emoji_as_oracle_writes_them(tmp_path):
+def test_surrogate_pairs_as_written_by_oracle(tmp_path):
     text = "so 👍 und 🎉 é"
     halves = text.encode("utf-16-le")
     body = b"".join(halves[i : i + 2].decode("utf-16-le", "surrogatepass").encode("utf-8", "surrogatepass")
@@ -335,14 +335,14 @@ def test_halves_of_emoji_as_oracle_writes_them(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["mac_roman", "cp850", "iso8859-6", "cp862"])
-def test_an_encoding_that_does_not_look_like_text_is_refused(encoding, tmp_path):
+def test_an_encoding_that_gives_implausible_text_is_rejected(encoding, tmp_path):
     text = {"iso8859-6": "مرحبا بكم", "cp862": "שלום לכם"}.get(encoding, "Die Suppe schmeckt schön, früher größer")
     (tmp_path / "a.txt").write_bytes(f"{text}\n{text}\n".encode(encoding))
     with pytest.raises(UserError, match=r"a\.txt.*--encoding"):
         list(read_rows(tmp_path / "a.txt"))
 
 
-def test_two_encodings_that_fit_are_both_named():
+def test_the_error_names_both_encodings_that_fit():
     with pytest.raises(UserError, match=r"add the right encoding: --encoding cp125. .* or --encoding cp125. "):
         choose_encoding(["a.txt"], "der løber en mand\n".encode("cp1252"), lambda path, name: True)
 
@@ -354,7 +354,7 @@ def test_texts_of_a_folder_share_an_encoding(tmp_path, capsys):
     assert capsys.readouterr().out.count("read as GB18030") == 1
 
 
-def test_files_of_an_archive_are_named_by_it(tmp_path, capsys):
+def test_messages_name_the_archive_of_a_file(tmp_path, capsys):
     for name, content in (("a", table(ROWS)), ("b", table(ROWS) + ",food\n")):
         with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
             archive.writestr("in/x.csv", content)

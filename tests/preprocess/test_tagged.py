@@ -1,5 +1,5 @@
-"""Tokens with tags in the forms they come in: one token per row, one sentence per row, pieces with types. Each is read
-exactly as its text says, or refused in one line that names the options that decide."""
+"""Tokens with tags: one token per row, one sentence per row, or pieces with types. Each file is read exactly, or
+rejected with a one-line error that names the options that decide."""
 
 import json
 
@@ -24,7 +24,7 @@ SENTENCES = [  # (tokens, tags of entities, parts of speech)
 
 
 def rows_of(form, before=lambda number: "", sentences=SENTENCES, between="\n"):
-    """One token per row: form(number from 1, token, tag, part of speech)."""
+    """Returns a file with one token per row. form: function of (number from 1, token, tag, part of speech)"""
     blocks = [
         before(number) + "".join(form(place, *cells) + "\n" for place, cells in enumerate(zip(*sentence), 1))
         for number, sentence in enumerate(sentences)
@@ -33,7 +33,7 @@ def rows_of(form, before=lambda number: "", sentences=SENTENCES, between="\n"):
 
 
 def of_rows(form):
-    """One sentence per row: form(tokens, tags, intent)."""
+    """Returns a file with one sentence per row. form: function of (tokens, tags, intent)"""
     return "".join(form(tokens, tags, "go" if len(tokens) > 3 else "say") + "\n" for tokens, tags, _ in SENTENCES)
 
 
@@ -43,13 +43,13 @@ MISC = rows_of(lambda n, t, g, p: f"{n}\t{t}\t_\t{p}\t_\t_\t_\t_\t_\t{'A=b|' * (
 
 
 def read(tmp_path, name, text, **options):
-    """The rows as the readers give them, without where they are from."""
+    """Returns the examples of a file without their sources."""
     (tmp_path / name).write_bytes(text.encode())
     rows = list(read_examples(tmp_path / name, ReadOptions(labelled=True, **options)))
     return [{key: value for key, value in row.items() if key not in ("_where", "id")} for row in rows]
 
 
-REFUSED = {  # name: (file, text, what the line says, options)
+REJECTED = {  # name: (file, text, words of the message, options)
     "SpaceAfter": (
         "a.conll",
         rows_of(lambda n, t, g, p: f"{t} {g} {'+-'[n % 2]}"),
@@ -138,9 +138,9 @@ REFUSED = {  # name: (file, text, what the line says, options)
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_is_doubtful_is_one_line_with_the_option(name, tmp_path):
-    file, text, words, options = REFUSED[name]
+@pytest.mark.parametrize("name", REJECTED)
+def test_ambiguous_input_raises_a_one_line_error_with_the_option(name, tmp_path):
+    file, text, words, options = REJECTED[name]
     with pytest.raises(UserError) as error:
         read(tmp_path, file, text, **options)
     message = str(error.value)
@@ -163,7 +163,7 @@ def test_korean_tags_have_their_type_first_and_a_minus_outside(tmp_path, capsys)
         assert "'-' is read as 'O'" in capsys.readouterr().out
 
 
-def test_tags_in_misc_of_conllu(tmp_path):
+def test_tags_in_the_misc_column_of_conllu(tmp_path):
     found = read(tmp_path, "a.conllu", MISC)
     assert [(row["tokens"], row["name"]) for row in found] == [(tokens, tags) for tokens, tags, _ in SENTENCES]
     body = MISC * 60 + MISC[: MISC.rindex("Name=")] + "_\n"
@@ -171,19 +171,19 @@ def test_tags_in_misc_of_conllu(tmp_path):
         read(tmp_path, "a.conllu", body)
 
 
-def test_the_options_of_a_table_of_texts_name_the_columns_too(tmp_path):
+def test_the_options_for_text_tables_also_select_token_columns(tmp_path):
     text = "text,label\n" + rows_of(lambda n, t, g, p: f'"{t}",{g}')
     rows = read(tmp_path, "a.csv", text, text_column="text", label_column="label")
     assert rows == [{"tokens": tokens, "label": tags} for tokens, tags, _ in SENTENCES]
     assert read(tmp_path, "a.csv", text.replace("text,", "utterance,"), token_column="utterance") == rows
 
 
-def test_the_prefix_of_comments_does_not_hide_the_form(tmp_path):
+def test_the_comment_prefix_does_not_affect_format_detection(tmp_path):
     commented = PLAIN.replace("\n\n", "\n\n%% a remark about the next one\n")
     assert read(tmp_path, "a.txt", commented, comment="%%") == read(tmp_path, "b.txt", PLAIN)
 
 
-def test_sentences_end_at_the_named_tokens(tmp_path):
+def test_sentences_end_at_the_tokens_of_sentence_end(tmp_path):
     rows = read(tmp_path, "a.txt", WHOLE, sentence_end=". ,")
     assert [len(row["tokens"]) for row in rows[:4]] == [6, 3, 10, 6]
     assert [token for row in rows for token in row["tokens"]] == [token for s in SENTENCES for token in s[0]]
@@ -199,7 +199,7 @@ def test_classes_of_single_words_can_be_read_as_classes(tmp_path):
     assert rows[1] == {"text": "word1", "label": "A"}
 
 
-def test_pieces_of_text_with_the_types_of_entities(tmp_path):
+def test_pieces_of_text_with_entity_types(tmp_path):
     text = "上海市/ns 的雨停了，大家都出门了。/o\n她和/o 李小龙/nr 说，明天再来。/o\n" * 9
     rows = read(tmp_path, "a.txt", text)
     assert rows[0] == {"text": "上海市的雨停了，大家都出门了。", "entities": [[0, 3, "ns"]]}
@@ -209,13 +209,13 @@ def test_pieces_of_text_with_the_types_of_entities(tmp_path):
 
 
 @pytest.mark.parametrize("emoji", ["❤️", "👨‍👩‍👧", "1️⃣", "🇨🇳", "👍🏽"])
-def test_an_emoji_does_not_keep_positions_in_words(emoji, tmp_path):
+def test_position_indices_are_removed_after_an_emoji(emoji, tmp_path):
     text = "天0\tB-X\n气1\tI-X\n好0\tO\n\n" * 9 + f"{emoji}0\tO\n好0\tO\n"
     rows = read(tmp_path, "a.conll", text)
     assert rows[0]["tokens"] == ["天", "气", "好"] and rows[-1]["tokens"] == [emoji, "好"]
 
 
-def test_a_strange_token_in_a_long_file_does_not_keep_them_either(tmp_path):
+def test_position_indices_are_removed_despite_an_unusual_token(tmp_path):
     rows = read(tmp_path, "a.conll", "天0\tB-X\n气1\tI-X\n好0\tO\n\n" * 90 + "http://t.cn\tO\n好0\tO\n")
     assert rows[0]["tokens"] == ["天", "气", "好"] and rows[-1]["tokens"] == ["http://t.cn", "好"]
 
@@ -229,12 +229,12 @@ PARTS = {
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_names_of_parts(part, tmp_path):
+def test_names_of_splits(part, tmp_path):
     found = {name: part_of_name(tmp_path / name) for name in PARTS[part].split()}
     assert found == dict.fromkeys(found, part)
 
 
-def test_doubtful_names_of_parts_are_refused(tmp_path):
+def test_ambiguous_names_of_splits_are_rejected(tmp_path):
     for names, word in ((("eng.train", "eng.dev", "eng.testa"), "testa"), (("train.txt", "dev_test.txt"), "several")):
         folder = tmp_path / word
         folder.mkdir()
@@ -274,7 +274,7 @@ PREDICT = {  # name: (file, text, tokens or texts, options)
 
 
 @pytest.mark.parametrize("name", PREDICT)
-def test_texts_to_predict_on_may_be_tokens(name, tmp_path):
+def test_prediction_inputs_can_be_tokens(name, tmp_path):
     file, text, wanted, options = PREDICT[name]
     (tmp_path / file).write_text(text)
     rows = list(read_texts(tmp_path / file, ReadOptions(**options)))
@@ -282,7 +282,7 @@ def test_texts_to_predict_on_may_be_tokens(name, tmp_path):
     assert all(row.keys() <= {"id", "tokens", "text"} for row in rows)
 
 
-def test_texts_that_may_be_tokens_are_refused(tmp_path):
+def test_texts_that_could_be_tokens_are_rejected(tmp_path):
     (tmp_path / "a.txt").write_text("vitamin O\ngroup O\nblood O\n")
     with pytest.raises(UserError, match="--token_column 0 for tokens"):
         list(read_texts(tmp_path / "a.txt", ReadOptions()))
@@ -292,7 +292,7 @@ def test_texts_that_may_be_tokens_are_refused(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["GermEval", "Kaggle", "a row with the intents of a block", "words, tags, intent"])
-def test_they_label_files_of_the_same_form(name, tmp_path):
+def test_tokens_of_the_same_format_are_labelled(name, tmp_path):
     (file,) = write(tmp_path / "raw", SHAPES[name].write(EXAMPLES, Noise())).iterdir()
     process(DataConfig(input=str(file), output_dir=str(tmp_path / "data"), dev_ratio=0.2))
     run = dict(data_path=str(tmp_path / "data"), output_dir=str(tmp_path / "output"), model_version="run")
@@ -308,7 +308,7 @@ WEBANNO = "#FORMAT=WebAnno TSV 3.3\n#T_SP=x.Pos|value\n#T_SP=x.Entity|value\n\n#
 WEBANNO += "1-1\t0-3\tTom\t_\tPER[1]\t\n1-2\t4-6\tLi\t{}\tPER[1]|ORG[2]\t\n1-3\t7-10\tAnn\t_\tORG[2]\t\n"
 
 
-def test_spans_of_webanno_may_overlap_and_what_is_doubtful_is_refused(tmp_path):
+def test_spans_of_webanno_can_overlap_and_ambiguous_layers_are_rejected(tmp_path):
     found = read(tmp_path, "a.tsv", WEBANNO.format("*"))
     assert found == [{"tokens": ["Tom", "Li", "Ann"], "entities": [[0, 1, "PER"], [1, 2, "ORG"]]}]
     with pytest.raises(UserError, match=r"2 features have labels; add --tag_column .*Pos.value, Entity.value"):

@@ -1,5 +1,4 @@
-"""Files to predict on go through the readers of data_process.py: what it reads with labels is the same texts without
-them, under the same ids."""
+"""Prediction inputs are read by the readers of data_process.py: the same texts, with the same ids, without labels."""
 
 import json
 import shutil
@@ -38,18 +37,21 @@ CASES = {  # name: (writes a folder -> what to read, options of data_process.py)
 }
 
 
-FEWER = {"max_rows", "drop_unlabelled", "drop_empty"}  # options with which data_process.py leaves out rows
-LEFT_OUT = ("shapes: OCNLI", "shapes: a folder per class, in parts, GB18030")  # where labels say that rows are left out
+FEWER = {"max_rows", "drop_unlabelled", "drop_empty"}  # options with which data_process.py drops rows
+LEFT_OUT = (
+    "shapes: OCNLI",
+    "shapes: a folder per class, in parts, GB18030",
+)  # rows that data_process.py drops because of their labels
 
 
 def texts(row, like):
-    """What is compared of a row: its id, text and tokens, without tokens that only its labels are for."""
+    """Returns the compared values of a row: id, text, and tokens unless only its labels need them."""
     keys = [key for key in ("id", "text", "tokens", "text_pair") if key in row and (key != "tokens" or key in like)]
     return tuple(str(row[key]) for key in keys)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_texts_are_those_of_data_process(name, tmp_path, monkeypatch):
+def test_the_texts_equal_those_read_by_data_process(name, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     put, options = CASES[name]
@@ -120,14 +122,14 @@ def written_alone(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ALONE)
-def test_texts_need_no_labels_and_wrong_ones_do_no_harm(name, tmp_path):
+def test_texts_need_no_labels_and_invalid_labels_are_ignored(name, tmp_path):
     config, wanted = written_alone(name, tmp_path)
     rows = list(texts_of(config).read())
     assert [row.get("tokens", row.get("text")) for row in rows] == wanted
     assert [row["id"] for row in rows] == [str(number) for number in range(len(rows))]
 
 
-def test_the_log_says_how_a_file_was_read_and_that_its_labels_are_not(tmp_path):
+def test_the_log_states_how_a_file_was_read_and_that_labels_are_ignored(tmp_path):
     (tmp_path / "a.csv").write_bytes(
         "text;label\n今天天气很好，我们去公园玩;1\n他说的话我不知道是不是真的;0\n".encode("gb18030")
     )
@@ -155,7 +157,7 @@ def test_the_log_says_how_a_file_was_read_and_that_its_labels_are_not(tmp_path):
         ("a.csv", "text\na\n", {"delimiter": '"'}, "cannot be a delimiter"),
     ],
 )
-def test_what_is_doubtful_is_one_line(file, content, options, words, tmp_path):
+def test_ambiguous_texts_raise_a_one_line_error(file, content, options, words, tmp_path):
     if file:
         (tmp_path / file).write_text(content)
     with pytest.raises(UserError, match=words) as refused:
@@ -163,7 +165,7 @@ def test_what_is_doubtful_is_one_line(file, content, options, words, tmp_path):
     assert "\n" not in str(refused.value)
 
 
-def test_an_archive_or_a_folder_of_parts_is_read_in_the_order_of_data_process(tmp_path):
+def test_archives_and_folders_are_read_in_the_order_of_data_process(tmp_path):
     case = test_tables.table(test_tables.ROWS)
     folder = write(tmp_path / "raw", {"test.csv": case, "train.csv": case})
     rows = [row["text"] for row in read_texts(folder, ReadOptions())]

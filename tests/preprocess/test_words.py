@@ -1,4 +1,4 @@
-"""Words of texts in all scripts: a text and its tokens get the same answers, and a text without words gets none."""
+"""Words in all scripts: a text and its tokens get the same predictions, and a text without words gets none."""
 
 import re
 
@@ -32,7 +32,7 @@ def is_word(token: str) -> bool:
 
 
 def word_of(letters: str) -> st.SearchStrategy[str]:
-    """A word of one script, perhaps with format characters inside."""
+    """Returns a strategy for words of one script, some with format characters inside."""
     pieces = st.lists(st.text(st.sampled_from(letters), min_size=1, max_size=4), min_size=1, max_size=3)
     return st.tuples(pieces, st.sampled_from(FORMATS)).map(lambda found: found[1].join(found[0]))
 
@@ -42,13 +42,13 @@ words = st.one_of(*map(word_of, LETTERS.values()), st.sampled_from(EMOJI), st.sa
 
 @pytest.fixture(scope="module")
 def exported():
-    """The pattern of words in the predictor, for Python's own re."""
+    """Returns the predictor's pattern of words, for Python's re."""
     return re.compile(patterns()[0]["word"])
 
 
 @EXAMPLES
 @given(st.lists(words.filter(is_word), min_size=1, max_size=8))
-def test_tokens_that_are_words_come_back_from_their_text(exported, tokens):
+def test_word_tokens_are_recovered_from_their_text(exported, tokens):
     text, offsets = join_tokens(tokens, "word")
     assert split_text(text, "word") == [(token, *place) for token, place in zip(tokens, offsets)]
     assert exported.findall(text) == tokens
@@ -67,7 +67,7 @@ def test_a_format_character_inside_a_word_is_part_of_it(script, sign):
     ]
 
 
-def test_where_a_zero_width_space_separates_words_it_still_does():
+def test_a_zero_width_space_can_separate_words():
     assert [token for token, _, _ in split_text("กขค\u200bนมา", "word")] == ["กขค", "\u200b", "นมา"]
 
 
@@ -98,5 +98,5 @@ def test_a_text_without_words_gets_no_entity_and_no_tag(text, unit):
     assert (row["slots"], row["slots_tags"], row["spans"]) == ([], [], [])
 
 
-def test_a_text_with_a_word_is_not_wordless():
+def test_a_text_with_a_word_has_words():
     assert not is_wordless({"tokens": [".", " "]}) and not is_wordless({"text": "\u200bа"})
