@@ -27,7 +27,7 @@ from preprocess.checks.tokenizer import check_encoding
 from preprocess.gates import check_accepted
 from preprocess.labels.kinds import KINDS
 from preprocess.labels.statistics import collect_labels, label_info, print_summary
-from preprocess.prepared import Prepared, write_parts
+from preprocess.prepared import Prepared, write_splits
 from preprocess.preview import show_data
 from preprocess.readers.options import RawOptions
 from preprocess.schema import require_own_folder, write_labels
@@ -192,21 +192,21 @@ def write_folds(folder: Path, data: Prepared) -> None:
     data.tasks = collect_labels({"train": pool}, data.kinds, data.types, data.hierarchy)
     rest = {"test": data.splits["test"]} if "test" in data.splits else {}
     for number, (train, dev) in enumerate(folds):
-        write_parts(folder / f"fold_{number}", {"train": train, "dev": dev, **rest})
+        write_splits(folder / f"fold_{number}", {"train": train, "dev": dev, **rest})
         write_labels(folder / f"fold_{number}", data.tasks)
     data.splits = {"train": folds[0][0], "dev": folds[0][1], **rest}
 
 
-def featurizer_for_checks(config: DataConfig, parts: dict[str, Any], tasks: dict[str, Task]) -> "Featurizer | None":
+def featurizer_for_checks(config: DataConfig, splits: dict[str, Any], tasks: dict[str, Task]) -> "Featurizer | None":
     """Builds a Featurizer as in training. Returns None for more than 50,000 examples, unless --check is given."""
-    if not config.check and sum(map(len, parts.values())) > 50_000:
+    if not config.check and sum(map(len, splits.values())) > 50_000:
         print("skipping the tokenizer checks for data of this size; --check runs them")
         return None
     from engine.data.features import Featurizer
     from engine.data.tokenizer import load_tokenizer
 
     options = Config(pretrain_model_path=config.pretrain_model_path, model_hub=config.model_hub)
-    tokenizer = load_tokenizer(options, lambda: (text_of(example, with_pair=True) for example in parts["train"]))
+    tokenizer = load_tokenizer(options, lambda: (text_of(example, with_pair=True) for example in splits["train"]))
     return Featurizer(tokenizer, tasks, config.max_length)
 
 

@@ -220,7 +220,7 @@ def room_for(output_dir: str) -> Path | None:
     return folder
 
 
-def write_parts(folder: Path, splits: Mapping[str, Rows]) -> None:
+def write_splits(folder: Path, splits: Mapping[str, Rows]) -> None:
     """Writes the rows of each split to its file in a new folder."""
     folder.mkdir()
     with ExitStack() as stack:

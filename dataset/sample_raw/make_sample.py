@@ -1,11 +1,11 @@
-"""Writes the sample that ships with the repository: zh.jsonl and en.jsonl, spoken requests with an intent and slots.
+"""Generates the sample in this repository: zh.jsonl and en.jsonl, spoken requests with an intent and slots.
 
     python dataset/sample_raw/make_sample.py
 
-All sentences are made from the tables below; the same seed gives the same bytes. Every fourth sentence of dev and test
-has a phrasing or slot values that training never showed, from behind the `|` of the tables; the others are drawn like
-train. The field `slice` says which, and the report has the scores of both. A template's `{slot}` becomes a value of that
-slot, tagged B-/I-. Edit here when you want a sample of your own domain.
+Sentences are sampled from the tables below; the output is a pure function of the seed. Every fourth sentence of dev and
+test has a phrasing or slot values that do not occur in train (after the `|` in the tables); the others are sampled like
+train. The field `slice` distinguishes them, and the report shows scores for both. `{slot}` in a template is replaced by a
+value of that slot, tagged B-/I-. To generate a sample for another domain, edit the tables.
 """
 
 import json
@@ -13,7 +13,7 @@ import random
 import re
 from pathlib import Path
 
-SIZES = {"train": 740, "dev": 120, "test": 160}  # sentences of each language
+SIZES = {"train": 740, "dev": 120, "test": 160}  # sentences per language
 
 ZH_VALUES = {
     "artist": "周深 陈粒 许巍 朴树 李荣浩 毛不易 五月天 王菲 孙燕姿 张震岳 | 逃跑计划 田馥甄 陈绮贞 万能青年旅店 刘若英 草东没有派对",
@@ -80,14 +80,13 @@ TOKEN = re.compile(r"[\u4e00-\u9fff]|[^\s\u4e00-\u9fff]+")  # a Chinese characte
 
 
 def divide(table, separator):
-    """'a b | c d' -> {"train": [a, b], "new": [c, d]}"""
+    """Splits 'a b | c d' into {"train": [a, b], "new": [c, d]}."""
     sides = (re.split(separator, side.strip()) for side in table.split("|"))
     return {name: [item.strip() for item in items] for name, items in zip(("train", "new"), sides)}
 
 
 def make_sentence(language, intent, templates, values, rng, new_wording):
-    """(one example, whether anything in it is new): tokens (Chinese by character, other scripts by word), their tags,
-    and the intent."""
+    """Returns (example, whether any wording in it is new). Tokens are characters in Chinese, words in other scripts."""
     drawn_from = set()
 
     def pick(table, share_of_new):
@@ -114,16 +113,18 @@ def main(folder=Path(__file__).parent, seed=666):
         templates = {intent: divide(table, " / ") for intent, table in templates.items()}
         values = {slot: divide(table, separator) for slot, table in values.items()}
         seen, lines = set(), []
-        for part, size in SIZES.items():
+        for split, size in SIZES.items():
             while size:
-                new_wording = part != "train" and size % 4 == 0
+                new_wording = split != "train" and size % 4 == 0
                 intent = rng.choice(list(templates))
                 example, is_new = make_sentence(language, intent, templates[intent], values, rng, new_wording)
-                if tuple(example["tokens"]) not in seen and is_new == new_wording:  # no sentence twice in all parts
+                if (
+                    tuple(example["tokens"]) not in seen and is_new == new_wording
+                ):  # sentences are unique over all splits
                     seen.add(tuple(example["tokens"]))
-                    if part != "train":
+                    if split != "train":
                         example["slice"] = "new wording" if new_wording else "like training"
-                    lines.append(json.dumps({"split": part, **example}, ensure_ascii=False))
+                    lines.append(json.dumps({"split": split, **example}, ensure_ascii=False))
                     size -= 1
         (folder / f"{language}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

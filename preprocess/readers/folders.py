@@ -128,17 +128,17 @@ def events_of_lines(
 ) -> tuple[list[dict[str, Any]], set[str]]:
     """Returns (the events in BRAT lines, the ids of their triggers). Counts discontinuous triggers and arguments in
     `ignored`. lines: {id: (source, line)}."""
-    parts: dict[str, list[tuple[str, str]]] = {}
+    mentions: dict[str, list[tuple[str, str]]] = {}
     for key, (where, row) in lines.items():
         cells = row.split("\t")
         words = [each.rpartition(":") for each in cells[1].split()] if len(cells) > 1 else []
         pairs = [(name, end) for name, _, end in words]
         if not pairs or not all(name and end for name, end in pairs) or pairs[0][1] not in entities:
             raise UserError(f"{where}: expected TYPE:T1 and ROLE:T2 or ROLE:E2, found {row[:80]!r}")
-        parts[key] = [(re.sub(r"\d+$", "", name), end) for name, end in pairs]  # Theme2 is a second Theme
-    triggers = {key: pairs[0][1] for key, pairs in parts.items()}
+        mentions[key] = [(re.sub(r"\d+$", "", name), end) for name, end in pairs]  # Theme2 is a second Theme
+    triggers = {key: pairs[0][1] for key, pairs in mentions.items()}
     events = []
-    for key, pairs in parts.items():
+    for key, pairs in mentions.items():
         if unknown := [end for _, end in pairs if triggers.get(end, end) not in entities]:
             raise UserError(f"{lines[key][0]}: {key} refers to {unknown[0]}, which does not exist")
         spans = [(name, entities[triggers.get(end, end)]) for name, end in pairs]
