@@ -99,16 +99,16 @@ def choose(order: Sequence[int], classes: Sequence[frozenset[Class]], shots: Map
     for row in order:
         for one in classes[row]:
             rows_with[one].append(row)
-    wanted = {one: min(shots[one[0]], len(rows)) for one, rows in rows_with.items()}
+    required = {one: min(shots[one[0]], len(rows)) for one, rows in rows_with.items()}
     counts: Counter[Class] = Counter()
     chosen: dict[int, None] = {}
     for one in sorted(rows_with, key=lambda one: (len(rows_with[one]), one)):
         candidates = (row for row in rows_with[one] if row not in chosen)
-        while counts[one] < wanted[one]:
+        while counts[one] < required[one]:
             chosen[row := next(candidates)] = None
             counts.update(classes[row])
     for row in list(chosen):
-        if all(counts[one] > wanted[one] for one in classes[row]):
+        if all(counts[one] > required[one] for one in classes[row]):
             del chosen[row]
             counts.subtract(classes[row])
     return sorted(chosen)

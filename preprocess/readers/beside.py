@@ -43,8 +43,8 @@ def label_file_of(path: Path) -> Path | None:
         return None
     for other in sorted(path.parent.iterdir()):
         other_words = {*words_of(other)}
-        is_beside = other_words & LABEL_WORDS and other_words - LABEL_WORDS - TEXT_WORDS == words - TEXT_WORDS
-        is_plain = is_beside and other.is_file() and other.suffix.lower() not in (*TABLES, ".intent")
+        is_parallel = other_words & LABEL_WORDS and other_words - LABEL_WORDS - TEXT_WORDS == words - TEXT_WORDS
+        is_plain = is_parallel and other.is_file() and other.suffix.lower() not in (*TABLES, ".intent")
         if is_plain and number_of_rows(other) == number_of_rows(path):
             return other
     return None
@@ -61,20 +61,20 @@ def number_of_rows(path: Path) -> int:
 def read_beside(path: Path, options: ReadOptions) -> Iterator[Example]:
     """Reads one text per row, and its label (or one tag per word) from a parallel file. If labels are not needed, keeps
     empty rows, so that each prediction has the row number of its text."""
-    beside = label_file_of(path)
-    if beside is None:
+    label_file = label_file_of(path)
+    if label_file is None:
         raise UserError(f"{path}: no label file with the same number of rows (such as {path.stem}.labels)")
-    head = list(islice(rows_side_by_side([path, beside], options.encoding), HEAD_ROWS))
+    head = list(islice(rows_side_by_side([path, label_file], options.encoding), HEAD_ROWS))
     pairs = [(split_words(text), split_words(label)) for _, (text, label) in head]
     is_parallel = all(len(words) == len(tags) for words, tags in pairs)
     is_parallel = is_parallel or notation_of(tag for _, tags in pairs for tag in tags) is not None
     tagged = is_parallel and any(len(tags) > 1 for _, tags in pairs)
-    columns = {"text": path.name, "tags" if tagged else "label": beside.name}
+    columns = {"text": path.name, "tags" if tagged else "label": label_file.name}
     options.understood.add(path, "texts with labels in a parallel file", **columns)
-    for where, (text, label) in rows_side_by_side([path, beside], options.encoding):
+    for where, (text, label) in rows_side_by_side([path, label_file], options.encoding):
         words, tags = split_words(text), split_words(label)
         if tagged and options.labelled and len(words) != len(tags):
-            raise UserError(f"{where}: {len(words)} words, but {beside.name} has {len(tags)} tags")
+            raise UserError(f"{where}: {len(words)} words, but {label_file.name} has {len(tags)} tags")
         if not options.labelled or text.strip() or label.strip():
             of_text = {"text": text, "label": label.strip()}
             yield {"_where": where, **({"tokens": words or [""], "slots": tags} if tagged else of_text)}

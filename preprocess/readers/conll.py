@@ -49,7 +49,7 @@ def read_conll(path: Path, options: ReadOptions) -> Iterator[Example]:
     """
     layout = conll_layout(path, options)
     options.understood.add(path, "CoNLL", **layout.shown())
-    beside = intents_beside(path, options) if options.labelled else None
+    intents = parallel_intents(path, options) if options.labelled else None
     are_sets = are_joined_intents(own_intents(path, layout, options), options)
     number = 0
     for number, (start, block) in enumerate(sentences(layout, conll_rows(path, layout, options)), 1):
@@ -59,21 +59,21 @@ def read_conll(path: Path, options: ReadOptions) -> Iterator[Example]:
             intent = intent.split("#") if are_sets else intent
             if not intent or not all(len(cells) == len(layout.names) for cells in block):
                 raise UserError(f"{path}, row {start}: expected one intent row, as in the other sentences")
-        if beside is not None:
-            if number > len(beside):
+        if intents is not None:
+            if number > len(intents):
                 problem = f"more sentences (the next one starts at row {start})"
-                raise UserError(f"{path}.intent: {len(beside)} rows, but {path} has {problem}")
-            intent = beside[number - 1]
+                raise UserError(f"{path}.intent: {len(intents)} rows, but {path} has {problem}")
+            intent = intents[number - 1]
         example = example_of(layout, start, block, options)
         if intent is not None and options.labelled:
             labels = {task: example.pop(task) for task in layout.tags}
             example |= {"intent": intent, **labels}
         yield example
-    if beside is not None and number < len(beside):
-        raise UserError(f"{path}.intent: {len(beside)} rows, but {path} has {number} sentences")
+    if intents is not None and number < len(intents):
+        raise UserError(f"{path}.intent: {len(intents)} rows, but {path} has {number} sentences")
 
 
-def intents_beside(path: Path, options: ReadOptions) -> list[str] | None:
+def parallel_intents(path: Path, options: ReadOptions) -> list[str] | None:
     """Returns the intents in PATH.intent without trailing blank rows, or None if the file does not exist."""
     if not Path(f"{path}.intent").exists():
         return None

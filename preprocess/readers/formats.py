@@ -70,7 +70,7 @@ def fasttext_labels(row: str) -> tuple[str, list[str]]:
 
 @dataclass(frozen=True)
 class FileHead:
-    """The first rows of a file, and what its name and the options say about its format."""
+    """The first rows of a file, and the properties of its name and the options that determine its format."""
 
     path: Path
     options: ReadOptions
@@ -109,7 +109,7 @@ class FileHead:
 
     @property
     def has_tokens(self) -> bool:
-        """Whether the suffix or an option says that each row is a token with its tags."""
+        """Whether the suffix or an option shows that each row is a token with its tags."""
         by_suffix = self.suffix in CONLL_SUFFIXES
         return self.suffix != ".tsv" and bool(by_suffix or self.options.token_column or self.options.tag_column)
 
@@ -195,7 +195,7 @@ def are_word_tags(row: str) -> bool:
     return bool(pieces) and all(map(WORD_TAG.fullmatch, pieces))
 
 
-# ---- what else the rows could be, if labels are not needed ---------------------------------------------------------
+# ---- other interpretations of the rows if labels are not needed ----------------------------------------------------
 
 TEXTS = "add --format txt for one text per row, or --format word_tags, tsv or csv (with --text_column)"
 TOKENS = "add --token_column 0 for tokens, or save texts as .csv or .jsonl"
@@ -295,7 +295,7 @@ def format_of_suffix(suffix: str) -> str:
 def find_format(path: Path, options: ReadOptions) -> str:
     """Returns the name of the format of a file or folder: --format, or else detected from its name and first rows."""
     if options.format not in ("auto", *FORMATS):
-        raise UserError(f"--format {options.format} is not one of: auto, {', '.join(FORMATS)}")
+        raise UserError(f"--format {options.format} is not one of: auto, {', '.join(sorted(FORMATS))}")
     if options.format in FOLDERS and not path.is_dir():
         raise UserError(f"{path}: --format {options.format} reads a folder; set --input to its path")
     if options.format != "auto":
@@ -312,18 +312,19 @@ def find_format(path: Path, options: ReadOptions) -> str:
         return by_suffix
     if by_suffix or head.has_tokens:
         return format_of_rows(head, TOKEN_FORMATS, by_suffix or "conll")
-    detected = format_of_rows(head, FORMATS, "txt" if head.may_be_texts else "")
+    names = sorted(FORMATS, key=lambda name: name == "txt")  # plain texts have no evidence, so they are last
+    detected = format_of_rows(head, names, "txt" if head.may_be_texts else "")
     if detected and (detected != "txt" or head.suffix in TEXT_SUFFIXES):
         return detected
     is_table = "if it is a table, add --delimiter (' ': a label, then the text)"
     suffixes = [suffix for known in FORMATS.values() for suffix in known.suffixes]
     hint = is_table if options.labelled else f"texts end in .txt, {', '.join(suffixes)}"
-    raise UserError(f"{path}: unknown format; specify it with --format {{{','.join(FORMATS)}}}; {hint}")
+    raise UserError(f"{path}: unknown format; specify it with --format {{{','.join(sorted(FORMATS))}}}; {hint}")
 
 
 def format_of_rows(head: FileHead, names: Iterable[str], default: str) -> str:
-    """Returns the first of these formats whose evidence is in the first rows, or else `default`, also if labels are not
-    needed and the rows are plain texts. Raises UserError if that is unclear."""
+    """Returns the first of these formats whose evidence is in the first rows. Returns `default` if there is none, or if
+    labels are not needed and the rows are plain texts. Raises UserError if that is unclear."""
     name = next((name for name in names if FORMATS[name].rows(head)), "")
     if not name or not head.may_be_texts:
         return name or default

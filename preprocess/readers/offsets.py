@@ -104,7 +104,7 @@ class Offsets:
                     if type(label) in (list, dict) and label and name not in RESERVED:
                         self.look_at(example, name, text)
             yield example
-        self.refuse()
+        self.require_plausible()
 
     def look_at(self, example: Example, name: str, text: str) -> None:
         where = example["_where"]
@@ -143,7 +143,7 @@ class Offsets:
             start, end = ends
         return {"start": start, "end": end, "label": label, "text": surface}
 
-    def refuse(self) -> None:
+    def require_plausible(self) -> None:
         """Raises UserError if most spans cut words, but would not under another interpretation of the offsets."""
         for seen, which, advice in (
             (self.utf16, "after an emoji", "--offsets utf16 (UTF-16 units; an emoji is two)"),

@@ -64,9 +64,9 @@ def data_files(folder: Path) -> list[Path]:
     ]
     if are_class_files(folder, files):
         return [folder]
-    beside = {path: label_file for path in files if (label_file := label_file_of(path))}
-    data = [path for path in files if path not in beside.values() and path.name != NAMES_FILE]
-    if unused := [path for path in data if path not in beside] if beside else []:
+    label_files = {path: label_file for path in files if (label_file := label_file_of(path))}
+    data = [path for path in files if path not in label_files.values() and path.name != NAMES_FILE]
+    if unused := [path for path in data if path not in label_files] if label_files else []:
         names = abbreviate(path.name for path in unused)
         note(f"{folder}: not used, because only other files have label files: {names}")
     return [path for path in data if path not in unused]

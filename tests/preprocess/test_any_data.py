@@ -362,9 +362,9 @@ def test_spans_survive_the_conversion_to_tags(given_text, unit):
         inside = [place for place in range(start, end) if regex.match(r"\S", text[place])]
         return (inside[0], inside[-1] + 1) if inside else None
 
-    wanted = [(*stripped(start, end), label) for start, end, label in spans if stripped(start, end)]
-    assert found == wanted
-    assert len(wanted) == len(spans) or any("whitespace" in note.what and note.rows for note in notes)
+    expected = [(*stripped(start, end), label) for start, end, label in spans if stripped(start, end)]
+    assert found == expected
+    assert len(expected) == len(spans) or any("whitespace" in note.what and note.rows for note in notes)
 
 
 def test_overlapping_spans_are_reported(tmp_path, capsys):
@@ -783,8 +783,8 @@ def test_numeric_columns_reach_training_and_prediction(tmp_path, capsys):
     for row, number in zip(extras.tolist(), (3, 0)):
         for value, (name, of_train) in zip(row, tasks["mood"].extras.items()):
             raw = train[number]["extras"][name]
-            wanted = 0 if raw is None else (raw - of_train["mean"]) / of_train["std"]
-            assert value == pytest.approx(wanted, abs=1e-6)
+            expected = 0 if raw is None else (raw - of_train["mean"]) / of_train["std"]
+            assert value == pytest.approx(expected, abs=1e-6)
     (tmp_path / "texts.csv").write_text("text,age\nof many,3\n")
     run = dict(data_path=str(tmp_path / "data"), output_dir=str(tmp_path / "output"), model_version="run")
     main(Config(do_train=True, do_eval=True, do_predict=True, **TINY, **run))

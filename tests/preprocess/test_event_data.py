@@ -158,16 +158,16 @@ def own(start=7, end=13, role="buyer", by=0):
 
 
 def test_predictions_are_read(tmp_path):
-    wanted = [[2, 2, 1, 1, "buy|buyer"], [2, 2, 2, 2, "buy"], [2, 2, 3, 3, "buy|bought"]]
+    expected = [[2, 2, 1, 1, "buy|buyer"], [2, 2, 2, 2, "buy"], [2, 2, 3, 3, "buy|bought"]]
     rows = {
         "own": ([own()] * 5, {}),
         "utf16": (without([own(by=1)] * 5, "text", "probability"), {"offsets": "utf16"}),
-        "stored": ([{"tokens": EMOJI.split(), "events": wanted}] * 5, {}),
+        "stored": ([{"tokens": EMOJI.split(), "events": expected}] * 5, {}),
     }
     for name, (given, options) in rows.items():
         given = [{"text": EMOJI, **row} if name == "utf16" else row for row in given]
         examples, tasks, _ = read(tmp_path, given, f"{name}.jsonl", **options)
-        assert examples[0]["events"] == wanted and tasks["events"].kind == "events", name
+        assert examples[0]["events"] == expected and tasks["events"].kind == "events", name
 
 
 def test_events_in_the_cells_of_a_table(tmp_path):
@@ -215,8 +215,8 @@ def test_brat(tmp_path):
     assert {name: task.type for name, task in tasks.items()} == {"entities": "tagging", "events": "events"}
     bought = [("bought", word, f"Buy|{role}") for word, role in (("Orba", "Buyer"), ("Wenzo", "Target"))]
     said = [("said", "bought", "Tell|Topic"), ("said", "said", "Tell"), ("said", "Ana", "Tell|Speaker")]
-    wanted = [bought[0], ("bought", "bought", "Buy"), bought[1], ("bought", "Lima", "Buy|Target"), *said]
-    assert shown(examples[0]) == wanted and examples[1]["events"] == []
+    expected = [bought[0], ("bought", "bought", "Buy"), bought[1], ("bought", "Lima", "Buy|Target"), *said]
+    assert shown(examples[0]) == expected and examples[1]["events"] == []
     tagged = [tag.split("-")[-1] for tag in examples[0]["entities"] if tag != "O"]
     assert tagged == ["Firm", "Firm", "Place", "Person"]  # triggers are not entities
 
@@ -325,11 +325,11 @@ GIVEN = [
 ]
 
 
-@pytest.mark.parametrize(("row", "wanted"), GIVEN)
-def test_labels_of_rows_from_python(row, wanted):
+@pytest.mark.parametrize(("row", "expected"), GIVEN)
+def test_labels_of_rows_from_python(row, expected):
     unit = "character" if row.get("text") == ZH else "word"
     (example,) = examples_of([row], {"events": Task("events", ("t",), unit=unit)}, labelled=True)
-    assert shown(example) == wanted
+    assert shown(example) == expected
 
 
 @pytest.mark.parametrize(

@@ -560,8 +560,8 @@ def test_groups_folds_and_kept_columns_are_retained(tmp_path):
         assert not {row["kept"]["source"] for row in train} & {row["kept"]["source"] for row in dev}
         assert read_json(folder / "labels.json")["relations"]["entities"] == "entities"
         seen += [(*row["tokens"], *shown(row)) for row in dev]
-    wanted = [f"{name} —p{n % 3}→ {town}" for n in range(6) for _, name, town in LIVES]
-    assert sorted(each[-1] for each in seen if "—" in each[-1]) == sorted(wanted) and len({*seen}) == len(rows)
+    expected = [f"{name} —p{n % 3}→ {town}" for n in range(6) for _, name, town in LIVES]
+    assert sorted(each[-1] for each in seen if "—" in each[-1]) == sorted(expected) and len({*seen}) == len(rows)
 
 
 def test_the_same_text_with_other_relations_is_a_conflict(tmp_path):

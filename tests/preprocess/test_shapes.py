@@ -171,7 +171,7 @@ def check_with_noise(seed, numbers, folder):
     for number in numbers:
         name, place = names[number % len(names)], folder / str(number)
         try:
-            found, wanted, noise = noisy(seed, number, name, place)
+            found, correct, noise = noisy(seed, number, name, place)
         except UserError as error:
             message = str(error)
             named = any(word in message for word in (str(place), "a.zip", "the task", "--"))
@@ -180,7 +180,7 @@ def check_with_noise(seed, numbers, folder):
             continue
         finally:
             shutil.rmtree(place, ignore_errors=True)
-        assert in_order(found) == in_order(wanted), (name, seed, number, noise)
+        assert in_order(found) == in_order(correct), (name, seed, number, noise)
         outcomes["read"] += 1
     return outcomes
 
@@ -206,8 +206,8 @@ def test_prediction_inputs_can_have_these_shapes(tmp_path):
     write(tmp_path, {"b.csv": csv_of([(text, 3) for text, _ in REVIEWS], ["text", "n"], ";")})
     in_gbk = [(text, label) for text, label in REVIEWS if "😀" not in text]
     write(tmp_path, {"c.txt": "".join(f"{text}\n" for text, _ in in_gbk).encode("gb18030")})
-    for name, wanted in (("a.xlsx", REVIEWS), ("b.csv", REVIEWS), ("c.txt", in_gbk)):
-        assert [row["text"] for row in read_texts(tmp_path / name, ReadOptions())] == [text for text, _ in wanted]
+    for name, correct in (("a.xlsx", REVIEWS), ("b.csv", REVIEWS), ("c.txt", in_gbk)):
+        assert [row["text"] for row in read_texts(tmp_path / name, ReadOptions())] == [text for text, _ in correct]
 
 
 # ---- what is printed -------------------------------------------------------------------------------------------------

@@ -275,10 +275,10 @@ PREDICT = {  # name: (file, text, tokens or texts, options)
 
 @pytest.mark.parametrize("name", PREDICT)
 def test_prediction_inputs_can_be_tokens(name, tmp_path):
-    file, text, wanted, options = PREDICT[name]
+    file, text, expected, options = PREDICT[name]
     (tmp_path / file).write_text(text)
     rows = list(read_texts(tmp_path / file, ReadOptions(**options)))
-    assert [row.get("tokens", row.get("text")) for row in rows] == wanted
+    assert [row.get("tokens", row.get("text")) for row in rows] == expected
     assert all(row.keys() <= {"id", "tokens", "text"} for row in rows)
 
 

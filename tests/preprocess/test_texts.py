@@ -14,6 +14,7 @@ from config import Config
 from data_process import DataConfig, prepare
 from engine.errors import UserError
 from engine.run.reading import READING
+from preprocess.readers.formats import FORMATS, Format, find_format, read_txt
 from preprocess.readers.options import ReadOptions, unescaped
 from preprocess.readers.sources import read_texts, texts_of
 
@@ -60,8 +61,8 @@ def test_the_texts_equal_those_read_by_data_process(name, tmp_path, monkeypatch)
     given = {key: unescaped(options[key]) if key == "delimiter" else options[key] for key in READING if key in options}
     read = list(read_texts(source, ReadOptions(**given)))
     found = sorted(texts(row, row) for row in read)
-    wanted = sorted(texts(row, read[0]) for rows in parts.values() for row in rows)
-    assert found == wanted or ((options.keys() & FEWER or name in LEFT_OUT) and {*found} > {*wanted})
+    expected = sorted(texts(row, read[0]) for rows in parts.values() for row in rows)
+    assert found == expected or ((options.keys() & FEWER or name in LEFT_OUT) and {*found} > {*expected})
 
 
 def lines(*rows):
@@ -116,16 +117,16 @@ ALONE = {  # name: (file, its content, the texts or tokens, options)
 
 
 def written_alone(name, tmp_path):
-    file, content, wanted, options = ALONE[name]
+    file, content, expected, options = ALONE[name]
     (tmp_path / file).write_text(content)
-    return Config(do_predict=True, predict_file=str(tmp_path / file), **options), wanted
+    return Config(do_predict=True, predict_file=str(tmp_path / file), **options), expected
 
 
 @pytest.mark.parametrize("name", ALONE)
 def test_texts_need_no_labels_and_invalid_labels_are_ignored(name, tmp_path):
-    config, wanted = written_alone(name, tmp_path)
+    config, expected = written_alone(name, tmp_path)
     rows = list(texts_of(config).read())
-    assert [row.get("tokens", row.get("text")) for row in rows] == wanted
+    assert [row.get("tokens", row.get("text")) for row in rows] == expected
     assert [row["id"] for row in rows] == [str(number) for number in range(len(rows))]
 
 
@@ -176,3 +177,12 @@ def test_archives_and_folders_are_read_in_the_order_of_data_process(tmp_path):
     (folder / "test.csv").write_text(case + "another,good\n")
     texts_after = texts_of(Config(do_predict=True, predict_file=str(folder)))
     assert texts_after.sha256 != texts_before.sha256 and texts_after.size == texts_before.size + 1
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_custom_format_is_one_line_and_can_be_detected_from_its_rows(labelled, tmp_path, monkeypatch):
+    monkeypatch.setitem(FORMATS, "mine", Format(read_txt, (".mine",), rows=lambda head: head.first == "MINE 1"))
+    for name in ("a.mine", "a.log", "a.txt"):
+        path = tmp_path / name
+        path.write_text("MINE 1\nsome text\n", encoding="utf-8")
+        assert find_format(path, ReadOptions(labelled=labelled)) == "mine"

@@ -91,10 +91,10 @@ def test_a_span_keeps_its_offsets_and_its_word(sign):
 def test_a_text_without_words_gets_no_entity_and_no_tag(text, unit):
     tokens = [token for token, _, _ in split_text(text, unit)]
     tasks = {"slots": Task("tagging", ("O", "B-x"), unit=unit), "spans": Task("spans", ("x",), unit=unit)}
-    answers = {"slots": (["B-x"] * len(tokens), None), "spans": ([[0, 0, "x"]], [0.9])}
+    predicted = {"slots": (["B-x"] * len(tokens), None), "spans": ([[0, 0, "x"]], [0.9])}
     example = {"id": "1", "text": text, "tokens": tokens}
     assert is_wordless(example) and is_wordless({"text": text})
-    row = prediction_row(example, answers, tasks)
+    row = prediction_row(example, predicted, tasks)
     assert (row["slots"], row["slots_tags"], row["spans"]) == ([], [], [])
 
 
