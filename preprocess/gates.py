@@ -27,6 +27,7 @@ from preprocess.labels.relations import is_relation, is_relations, read_relation
 from preprocess.labels.schemes import is_prefixed, read_tags
 from preprocess.labels.spans import is_spans, read_spans
 from preprocess.readers.cells import tags_in
+from preprocess.readers.options import split_names
 from preprocess.storage.arrow import Store
 
 SAMPLE = 5000  # number of rows that the gates inspect, evenly spaced
@@ -128,7 +129,7 @@ def apply_gates(evidence: Evidence, accepted: Sequence[str], after_labels: bool)
 
 def check_accepted(option: str) -> list[str]:
     """Returns the gates in --accept. Raises UserError for an unknown gate."""
-    names = [name.strip() for name in option.split(",") if name.strip()]
+    names = split_names(option)
     if unknown := sorted({*names} - {gate.name for gate in GATES}):
         raise UserError(f"--accept {unknown[0]}: no such gate; the gates are {', '.join(gate.name for gate in GATES)}")
     return names

@@ -185,7 +185,7 @@ class Prepared:
 
 def named_tasks(tasks: Tasks, names: str) -> Tasks:
     """Returns the tasks listed in --label_column, or all tasks if it is empty. Raises UserError for unknown names."""
-    requested = [name.strip() for name in names.split(",") if name.strip()]
+    requested = split_names(names)
     if unknown := [name for name in requested if name not in tasks]:
         raise UserError(f"--label_column: the folder has no task {unknown[0]!r}; its tasks are {', '.join(tasks)}")
     tasks = {name: tasks[name] for name in requested} if requested else tasks

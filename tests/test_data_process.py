@@ -227,7 +227,7 @@ BAD = {
     "endless number": ({"train.jsonl": '{"text": "a", "label": ' + "9" * 5000 + "}\n"}, ["row 1", "not JSON"], {}),
     "deep nesting": ({"train.jsonl": "[" * 100_000 + "\n"}, ["row 1", "not JSON"], {}),
     "too few to split": ({"all.csv": GOOD}, ["too few"], {}),
-    "no train part": ({"test.csv": GOOD}, ["no train part"], {}),
+    "no train part": ({"test.csv": GOOD}, ["no train split"], {}),
     "task with a dot": ({"train.csv": "text,a.b\nx,y\n"}, ["'a.b'"], {"label_column": "a.b"}),
     "different keys": (
         {"train.csv": GOOD, "dev.csv": "text,label,text_pair\na,x,b\n"},

@@ -98,6 +98,12 @@ class AllRows:
         return [examples[position] for position in positions.tolist()]
 
 
+def splits_without(what: str, splits: Splits, present: set[str]) -> Note:
+    """Returns the note on the splits that are not in `present`. what: "TASK: splits without any KIND"."""
+    missing = [f"{rows[0]['_where']}: {split}" for split, rows in splits.items() if split not in present]
+    return Note(what, missing, "the F1 of such a split is always 0")
+
+
 def sampled(items: Sequence[Any] | np.ndarray, shown: Callable[[Any], str]) -> Sample:
     """Returns a Sample of shown(item) for the items. Calls `shown` only for the items that it stores."""
     sample = Sample([shown(item) for item in items[: Sample.most]])

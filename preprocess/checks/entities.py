@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from engine.task.tags import find_scheme, illegal_tags
 from engine.task.words import entities_in
-from preprocess.checks.base import Check, Context, Splits, Tasks, add_if
+from preprocess.checks.base import Check, Context, Splits, Tasks, add_if, splits_without
 from preprocess.example import Example
 from preprocess.labels.statistics import LabelStatistics
 from preprocess.storage.arrow import blocks_of
@@ -68,14 +68,13 @@ class Entities(Check):
                 bioes = any(label.startswith(("E-", "S-")) for label in names)
                 unfinished = facts.unfinished if bioes else []
                 yield Note(f"{name}: entities without an end tag", unfinished, "the scheme requires E- or S- there")
-            advice = "check whether a tag was extended by mistake"
+            advice = "check whether a tag was extended accidentally"
             yield Note(f"{name}: long entities that fill most of their text", facts.long, advice)
             edges = facts.edges if facts.edges.number < max(10, 0.02 * len(facts.surfaces.column)) else []
             yield Note(f"{name}: entities start or end with punctuation", edges, "check for boundaries off by one")
             yield from consistency_notes(splits, name, facts.surfaces.column)
-            rows = [f"{splits[split][0]['_where']}: {split}" for split in splits if split not in facts.splits]
             kind_name = "span" if kind == "spans" else "entity"
-            yield Note(f"{name}: splits without any {kind_name}", rows, "the F1 of such a split is always 0")
+            yield splits_without(f"{name}: splits without any {kind_name}", splits, facts.splits)
 
 
 def first_crossing(e: Example, name: str) -> str | None:

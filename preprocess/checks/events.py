@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from engine.task.words import ROLE, events_in
-from preprocess.checks.base import Check, Context, Splits, Tasks
+from preprocess.checks.base import Check, Context, Splits, Tasks, splits_without
 from preprocess.checks.relations import RARE
 from preprocess.example import Example, abbreviate, counted
 from preprocess.labels.events import shown_events
@@ -59,8 +59,7 @@ class Events(Check):
             rare = [label for label in once if RARE * facts.types[label.partition(ROLE)[0]] >= 1]
             rows = Sample([f"{facts.first[label]}: {label}" for label in rare])
             yield Note(f"{name}: roles that a type has only once", rows, "check the row; the role is probably wrong")
-            missing = [f"{splits[split][0]['_where']}: {split}" for split in splits if split not in facts.splits]
-            yield Note(f"{name}: splits without any event", missing, "the F1 of such a split is always 0")
+            yield splits_without(f"{name}: splits without any event", splits, facts.splits)
 
 
 def is_of(label: str, kind: str) -> bool:

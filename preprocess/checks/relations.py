@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import product
 
-from preprocess.checks.base import Check, Context, Splits, Tasks
+from preprocess.checks.base import Check, Context, Splits, Tasks, splits_without
 from preprocess.example import Example, abbreviate
 from preprocess.labels.relations import shown_triple
 from preprocess.labels.statistics import LabelStatistics
@@ -75,8 +75,7 @@ class Relations(Check):
                     rare.merge(shown)
             advice = "check the rows; the predicate, its direction or a type is probably wrong"
             yield Note(f"{name}: entity types that a predicate rarely connects", rare, advice)
-            rows = [f"{splits[split][0]['_where']}: {split}" for split in splits if split not in facts.splits]
-            yield Note(f"{name}: splits without any relation", rows, "the F1 of such a split is always 0")
+            yield splits_without(f"{name}: splits without any relation", splits, facts.splits)
 
 
 def by_predicate(joined: Counter[Joined]) -> dict[str, Counter[tuple[str, str]]]:

@@ -58,7 +58,7 @@ def read_tags(tags: Collection[str]) -> tuple[dict[str, str], str] | None:
     written = {tag: standard.get(name, "O") if notation_name else name for tag, name in bare.items()}
     if all(tag == name for tag, name in written.items()):
         return {}, ""
-    return written, notation_name if any(bare[tag] != name for tag, name in written.items()) else "B-X with blanks"
+    return written, notation_name if any(bare[tag] != name for tag, name in written.items()) else "B-X with spaces"
 
 
 def is_prefixed(tag: str) -> bool:

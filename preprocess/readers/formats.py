@@ -135,8 +135,8 @@ def is_csv(head: FileHead) -> bool:
 
 
 def is_conllu(head: FileHead) -> bool:
-    is_table = all(map(CONLLU_ROW.match, head.filled)) and any(row[0].isdigit() for row in head.filled)
-    return head.first.startswith(GLOBAL_COLUMNS) or (is_table and not head.first.startswith("##"))
+    are_rows = all(map(CONLLU_ROW.match, head.filled)) and any(row[0].isdigit() for row in head.filled)
+    return head.first.startswith(GLOBAL_COLUMNS) or (are_rows and not head.first.startswith("##"))
 
 
 def is_conll(head: FileHead) -> bool:
@@ -292,6 +292,16 @@ def format_of_suffix(suffix: str) -> str:
     return next((name for name, known in FORMATS.items() if suffix in known.suffixes), "")
 
 
+def is_table(path: Path) -> bool:
+    """Returns True if the suffix of a file determines a format other than plain texts."""
+    return bool(format_of_suffix(suffix_of(path))) or suffix_of(path) in CONLL_SUFFIXES
+
+
+def is_labelled(path: Path) -> bool:
+    """Returns True if the first rows of a file have a labelled format."""
+    return bool(format_of_rows(FileHead(path, ReadOptions(labelled=True)), FORMATS, ""))
+
+
 def find_format(path: Path, options: ReadOptions) -> str:
     """Returns the name of the format of a file or folder: --format, or else detected from its name and first rows."""
     if options.format not in ("auto", *FORMATS):
@@ -316,9 +326,9 @@ def find_format(path: Path, options: ReadOptions) -> str:
     detected = format_of_rows(head, names, "txt" if head.may_be_texts else "")
     if detected and (detected != "txt" or head.suffix in TEXT_SUFFIXES):
         return detected
-    is_table = "if it is a table, add --delimiter (' ': a label, then the text)"
+    table = "if it is a table, add --delimiter (' ': a label, then the text)"
     suffixes = [suffix for known in FORMATS.values() for suffix in known.suffixes]
-    hint = is_table if options.labelled else f"texts end in .txt, {', '.join(suffixes)}"
+    hint = table if options.labelled else f"texts end in .txt, {', '.join(suffixes)}"
     raise UserError(f"{path}: unknown format; specify it with --format {{{','.join(sorted(FORMATS))}}}; {hint}")
 
 

@@ -87,7 +87,7 @@ def is_chunks(value: Any) -> bool:
 
 
 def join_pieces(pieces: Iterable[tuple[str, Any]]) -> tuple[str, list[list[Any]]]:
-    """Joins (piece, label) pairs. Returns (text, spans as [start, end, label]) without the blanks around a piece."""
+    """Joins (piece, label) pairs. Returns (text, spans as [start, end, label]) without whitespace around a piece."""
     text, spans = "", []
     for piece, label in pieces:
         if label and (bare := piece.strip()):

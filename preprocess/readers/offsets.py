@@ -29,10 +29,10 @@ def spans_in(label: Any, where: str) -> list[StoredSpan]:
         return list(fields_of_dict(label, where))
     if not isinstance(label, list) or not label or not isinstance(label[0], dict | list):
         return []
-    return [span for item in label for part in parts_of(item) if (span := fields_of(part)).has_place()]
+    return [span for item in label for mention in mentions_of(item) if (span := fields_of(mention)).has_place()]
 
 
-def parts_of(item: Any) -> list[Any]:
+def mentions_of(item: Any) -> list[Any]:
     """Returns the mentions of a relation or event over characters, [] for a relation over tokens, else [item]."""
     if is_event(item):
         return [item.get("trigger"), *item["arguments"]]
@@ -41,18 +41,18 @@ def parts_of(item: Any) -> list[Any]:
     return [item]
 
 
-def with_parts(item: Any, convert: Callable[[StoredSpan], dict[str, Any]]) -> Any:
+def with_mentions(item: Any, convert: Callable[[StoredSpan], dict[str, Any]]) -> Any:
     """Returns a relation or event with converted mentions. Mentions without offsets stay unchanged."""
 
-    def moved(part: Any) -> Any:
-        span = fields_of(part)
-        return (part if isinstance(part, dict) else {}) | convert(span) if span.has_place() else part
+    def moved(mention: Any) -> Any:
+        span = fields_of(mention)
+        return (mention if isinstance(mention, dict) else {}) | convert(span) if span.has_place() else mention
 
     if is_event(item):
         return item | {"trigger": moved(item.get("trigger")), "arguments": [*map(moved, item["arguments"])]}
     if not is_relation(item):
         return item  # raises an error later
-    return item | {end: moved(part) for end, part in zip(ENDS, parts_of(item))}
+    return item | {end: moved(mention) for end, mention in zip(ENDS, mentions_of(item))}
 
 
 @dataclass
@@ -112,9 +112,9 @@ class Offsets:
         is_inclusive = self.options.span_end == "inclusive" and isinstance(example[name], list)
         if spans and (is_inclusive or (self.options.offsets == "utf16" and not text.isascii())):
             convert = partial(self.converted, text=text, where=where, is_inclusive=is_inclusive)
-            has_parts = is_relations(example[name]) or is_events(example[name])
+            has_mentions = is_relations(example[name]) or is_events(example[name])
             example[name] = (
-                [with_parts(each, convert) for each in example[name]] if has_parts else [*map(convert, spans)]
+                [with_mentions(each, convert) for each in example[name]] if has_mentions else [*map(convert, spans)]
             )
             return
         for start, end, _, surface, _ in spans:

@@ -29,16 +29,7 @@ from preprocess.labels.positions import NAMES_FILE
 from preprocess.readers.archives import UNPACKED, as_named, is_archive, note, unpacked
 from preprocess.readers.beside import class_files, classes_of, label_file_of
 from preprocess.readers.folders import class_folders, is_brat
-from preprocess.readers.formats import (
-    CONLL_SUFFIXES,
-    FOLDERS,
-    FORMATS,
-    FileHead,
-    find_format,
-    format_of_rows,
-    format_of_suffix,
-    suffix_of,
-)
+from preprocess.readers.formats import FOLDERS, FORMATS, find_format, is_labelled, is_table, suffix_of
 from preprocess.readers.left_out import SecretLabels, without_gaps
 from preprocess.readers.objects import is_saved_dataset
 from preprocess.readers.offsets import Offsets
@@ -74,17 +65,14 @@ def data_files(folder: Path) -> list[Path]:
 
 def are_class_files(folder: Path, files: list[Path]) -> bool:
     """Returns True if the files of a folder are plain texts with one file per class."""
-    if files != class_files(folder) or classes_of(files) is None:
-        return False
-    options = ReadOptions(labelled=True)
-    return not any(format_of_rows(FileHead(path, options), FORMATS, "") for path in files)
+    are_plain = files == class_files(folder) and classes_of(files) is not None
+    return are_plain and not any(map(is_labelled, files))
 
 
 def has_classes(folder: Path) -> bool:
     """Returns True if the texts are in one subfolder per class, rather than in files of the folder itself."""
     files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    suffixes = {suffix_of(path) for path in files}
-    tables = any(map(format_of_suffix, suffixes)) or suffixes & {*CONLL_SUFFIXES} or any(map(part_of_name, files))
+    tables = any(is_table(path) or part_of_name(path) for path in files)
     splits = any(path.name.lower() in PART_NAMES for path in folder.iterdir() if path.is_dir())
     return not tables and not splits and len(class_folders(folder)) > 1
 

@@ -269,7 +269,7 @@ def test_classes_are_spelled_as_in_file_names(tmp_path):
 
 def test_names_that_could_be_classes_must_be_confirmed(tmp_path):
     files = {"chapter.txt": "a text\n" * 5, "poem.txt": "a line\n" * 5}
-    with pytest.raises(UserError, match=r"chapter.txt, poem.txt may hold one class each; .* --format class_files"):
+    with pytest.raises(UserError, match=r"chapter.txt, poem.txt may contain one class each; .* --format class_files"):
         read(tmp_path, files)
     assert {label for _, label in pairs(read(tmp_path, {}, format="class_files"))} == {"chapter", "poem"}
     clear = {"pos.txt": "a text\n" * 5, "neg.txt": "a line\n" * 5}
