@@ -605,7 +605,7 @@ def lines(rows):
 
 def test_a_row_without_a_split_is_rejected_if_others_have_one(tmp_path):
     rows = [{"text": f"t{n}", "label": "ab"[n % 2], "split": ["train", "dev", None][n % 3]} for n in range(30)]
-    with pytest.raises(UserError, match="row 3: has no part"):
+    with pytest.raises(UserError, match="row 3: has no split"):
         processed(tmp_path, "a.jsonl", lines(rows))
 
 
