@@ -815,7 +815,10 @@ def test_search_without_a_valid_trial_is_a_one_line_error(sample, tmp_path, monk
     from tools.search.__main__ import SearchConfig, main
 
     monkeypatch.chdir(tmp_path)
-    for options, expected in ((dict(options="--epochs 0"), "trains nothing"), (dict(hours=1e-9), "no trial finished")):
+    for options, expected in (
+        (dict(options="--epochs 0"), "must be at least 1"),
+        (dict(hours=1e-9), "no trial finished"),
+    ):
         with pytest.raises(UserError, match=expected):
             main(SearchConfig(data_path=str(sample), results="found", trials=1, finalists=0, **options))
 

@@ -230,8 +230,8 @@ def check_shards(config: Config) -> None:
     """Raises UserError for labelling options that are invalid or have no effect."""
     parse_shard(config.shard)
     if config.shard and (config.do_train or config.do_eval or not config.do_predict):
-        advice = "use it with --do_predict, without --do_train and --do_eval"
-        raise UserError(f"--shard={config.shard} labels a shard of the rows: {advice}")
+        needed = "it needs --do_predict, without --do_train and --do_eval"
+        raise UserError(f"--shard={config.shard} labels a shard of the rows: {needed}")
     if config.spreadsheet_safe and config.predict_output.endswith(".jsonl"):
         raise UserError("--spreadsheet_safe is for .csv files; leave it out for a .jsonl file")
 
