@@ -57,7 +57,7 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
     ("predictions do not depend on the labels", training.check_labels_unseen, "how forward uses the labels"),
     ("custom inputs change the predictions", inputs.check_own_inputs, "inputs[NAME] in a head or the encoder"),
     ("markers are tokens that occur in texts", texts.check_markers, "--special_tokens, set_tokenizer, --max_length"),
-    ("no token is read twice", texts.check_read_twice, "pooling over [CLS], positions of markers"),
+    ("no token is pooled twice", texts.check_read_twice, "pooling over [CLS], positions of markers"),
     ("the prediction for a word depends on its tokens", texts.check_words, "word_starts, word_ends, shifted positions"),
     ("texts of a pair are encoded the same way", texts.check_pairs, "special tokens and pooling of the second text"),
     (
@@ -71,7 +71,7 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
         inputs.check_other_rows,
         "BatchNorm; means over dimension 0 (if intended, set compares_rows)",
     ),
-    ("later words change nothing for a causal encoder", inputs.check_later_words, "the encoder's attention mask"),
+    ("a causal encoder ignores later words", inputs.check_later_words, "the encoder's attention mask"),
     ("evaluation is deterministic", inputs.check_determinism, "F.dropout without training=self.training; randomness"),
     (
         "forward does not change its inputs or the mode",
@@ -86,13 +86,13 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
         "optimizer_step and train_one_epoch in trainer.py; forward and backward passes of tricks",
     ),
     ("predictions equal evaluation", checkpoints.check_prediction, "decode (does it depend on the batch?); calibrate"),
-    ("the best checkpoint is retained", checkpoints.check_best, "keep_best in trainer.py; LOWER_IS_BETTER"),
+    ("the best checkpoint is saved", checkpoints.check_best, "keep_best in trainer.py; LOWER_IS_BETTER"),
     (
         "resuming equals an uninterrupted run",
         checkpoints.check_resume,
         "plain attributes, globals and closures, other sources of randomness, state that is updated after save_model",
     ),
-    ("a new process gives the same predictions", checkpoints.check_other_process, "load_checkpoint and build_model"),
+    ("a new process makes the same predictions", checkpoints.check_other_process, "load_checkpoint and build_model"),
 ]
 
 
