@@ -432,7 +432,7 @@ def test_row_without_its_fields_is_reported_before_labelling(tmp_path):
 def test_file_that_shrinks_during_labelling_is_reported(label, texts, pools, monkeypatch):
     read = labelling.examples_of
     monkeypatch.setattr(labelling, "examples_of", lambda *args: (texts.write_text("a\n"), read(*args))[1])
-    with pytest.raises(UserError, match="has fewer rows than when it was checked"):
+    with pytest.raises(UserError, match="has fewer rows than at the start of the run"):
         label()
 
 

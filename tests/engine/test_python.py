@@ -399,7 +399,7 @@ def test_other_invalid_arguments_are_one_line_errors(runs, tmp_path):
     assert model.evaluate(row) == model.evaluate([row])
     with pytest.raises(UserError, match="neither a run"):
         load(tmp_path)
-    with pytest.raises(UserError, match="None is not the name of a run's folder"):
+    with pytest.raises(UserError, match="None is not the path of a run folder"):
         load(None)
     with pytest.raises(UserError, match="--device 3 is not a device"):
         load(runs("sample")[0].run_dir, device=3)
