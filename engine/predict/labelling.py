@@ -64,7 +64,7 @@ def label_rows(
     """
     config, tasks = trainer.config, trainer.tasks
     pool = pool_size(config.eval_batch_size)
-    part = rows_of_shard(rows.size, pool, config.shard)
+    shard = rows_of_shard(rows.size, pool, config.shard)
     check_all(rows, tasks)
     sums = [sha256(Path(checkpoint) / "manifest.json")[:16] for checkpoint in checkpoints]
     facts = {"SHA-256 of the input": rows.sha256[:16], CHECKPOINT: " ".join(sums)} | more
@@ -73,16 +73,16 @@ def label_rows(
     distributed.require_same(facts)
     path = path_of_shard(path, config.shard)
     refuse_same_file(path, "predict_output", rows.path)
-    output = Output(path, facts, len(part), config.spreadsheet_safe, trainer.abstention.counts)
+    output = Output(path, facts, len(shard), config.spreadsheet_safe, trainer.abstention.counts)
     trainer.stop = StopSignals(logger.warning, distributed.all_reduce_max, "stopping after this batch")
     resuming = config.resume or restarts() > 0
     with distributed.entered_by_first(output.opened(resuming, config.force_resume)) as done, trainer.stop:
-        examples = examples_of(rows, tasks, part.start + done, part.stop)
-        bar = tqdm(total=len(part), initial=done, desc="labelling", unit=" rows", leave=False, delay=2)
+        examples = examples_of(rows, tasks, shard.start + done, shard.stop)
+        bar = tqdm(total=len(shard), initial=done, desc="labelling", unit=" rows", leave=False, delay=2)
         try:
-            for start in range(part.start + done, part.stop, pool):
+            for start in range(shard.start + done, shard.stop, pool):
                 chunk = list(islice(examples, pool))
-                if len(chunk) < min(pool, part.stop - start):
+                if len(chunk) < min(pool, shard.stop - start):
                     raise UserError(f"{rows.path}: has fewer rows than at the start of the run; run the command again")
                 loader = load(chunk)
                 labelled = trainer.predict_rows(loader)
@@ -110,14 +110,14 @@ def embed_rows(trainer: Any, rows: Any, load: Callable[[list[dict[str, Any]]], A
     Arguments: as in `label_rows`. The file is written atomically; after a kill, start again from scratch.
     """
     pool = pool_size(trainer.config.eval_batch_size)
-    part = rows_of_shard(rows.size, pool, trainer.config.shard)
+    shard = rows_of_shard(rows.size, pool, trainer.config.shard)
     check_all(rows, trainer.tasks_to_embed)
     path, cuts = path_of_shard(path, trainer.config.shard), Cuts()
     refuse_same_file(path, "embed", rows.path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    examples = examples_of(rows, trainer.tasks_to_embed, part.start, part.stop)
-    shape = (len(part), trainer.model.hidden_size)
-    bar = tqdm(total=len(part), desc="embedding", unit=" rows", leave=False, delay=2)
+    examples = examples_of(rows, trainer.tasks_to_embed, shard.start, shard.stop)
+    shape = (len(shard), trainer.model.hidden_size)
+    bar = tqdm(total=len(shard), desc="embedding", unit=" rows", leave=False, delay=2)
     with appearing_whole(path, durable=True) as file, bar:
         np.lib.format.write_array_header_1_0(file.buffer, {"descr": "<f4", "fortran_order": False, "shape": shape})
         while chunk := list(islice(examples, pool)):
