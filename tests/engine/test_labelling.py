@@ -388,7 +388,7 @@ def test_each_row_is_in_one_shard_and_pools_are_not_split():
 def test_invalid_shard_is_rejected(shard):
     with pytest.raises(UserError, match="--shard="):
         Config(do_predict=True, shard=shard)
-    with pytest.raises(UserError, match="needs --do_predict"):
+    with pytest.raises(UserError, match="use it with --do_predict"):
         Config(do_train=True, do_predict=True, shard="1/2")
 
 
@@ -488,7 +488,7 @@ def test_spreadsheet_formulas_are_escaped_on_request(label, texts, tmp_path):
     safe = [row["text"] for row in read_csv(label(predict_file=str(path), spreadsheet_safe=True))]
     assert plain == dangerous
     assert safe == ["'=1+1", "'+1", "'-1", "'@SUM(1)", "'\t=1", "a=1", "'=1", ""]
-    with pytest.raises(UserError, match=r"--spreadsheet_safe is for a .csv"):
+    with pytest.raises(UserError, match=r"--spreadsheet_safe is for .csv files"):
         Config(do_predict=True, predict_output="a.jsonl", spreadsheet_safe=True)
 
 

@@ -218,7 +218,7 @@ def test_embed_writes_the_vectors_of_all_rows_in_order(runs, tmp_path, monkeypat
     [
         (dict(do_predict=True, embed="out.csv"), "must end in .npy"),
         (dict(do_train=True, embed="out.npy"), "needs --do_predict"),
-        (dict(do_predict=True, embed="out.npy", predict_output="out.csv"), "replaces --predict_output"),
+        (dict(do_predict=True, embed="out.npy", predict_output="out.csv"), "cannot be combined with --predict_output"),
     ],
 )
 def test_unwritable_embed_file_is_a_one_line_error(options, message):
