@@ -278,6 +278,6 @@ class Output:
         with suppress(OSError):  # Windows cannot delete a locked file
             self.lock.unlink()
         for name in [key.removeprefix("answers ") for key in self.cuts.counts if key.startswith("answers ")]:
-            left_out, total = (self.cuts.counts[f"{what} {name}"] for what in ("abstained", "answers"))
-            logger.info(f"{name}: {left_out} of {total} predictions are omitted, because their probability is too low")
+            omitted, total = (self.cuts.counts[f"{what} {name}"] for what in ("abstained", "answers"))
+            logger.info(f"{name}: {omitted} of {total} predictions are omitted, because their probability is too low")
         logger.info(f"{self.num_rows} predictions in {self.path}")

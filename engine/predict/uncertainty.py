@@ -123,9 +123,9 @@ class Abstention:
         """Returns (label, probability) without predictions below the task's threshold. kind: as for `columns_of`"""
         if not (lowest := self.thresholds.get(name, self.thresholds.get("", 0.0))):
             return label, probability
-        label, probability, left_out, total = answered(kind, label, probability, lowest)
+        label, probability, omitted, total = answered(kind, label, probability, lowest)
         if total:
-            self.counts[f"abstained {name}"] += left_out
+            self.counts[f"abstained {name}"] += omitted
             self.counts[f"answers {name}"] += total
         return label, probability
 
@@ -134,8 +134,8 @@ def thresholds_of(text: str, flag: str, tasks: Mapping[str, Any]) -> dict[str, f
     """Parses an option such as "0.9" or "intent=0.9,slots=0.8". Returns {task or "": number}. Raises UserError for
     unknown tasks and for tasks that never abstain."""
     shares = shares_by_task(text)
-    always = [name for name, task in tasks.items() if task.kind == "regression" or column_kind(task) == "tags"]
-    if wrong := why_no_threshold(shares, tasks, always):
+    never_abstain = [name for name, task in tasks.items() if task.kind == "regression" or column_kind(task) == "tags"]
+    if wrong := why_no_threshold(shares, tasks, never_abstain):
         raise UserError(f"--{flag}={text}: {wrong}")
     return shares
 
