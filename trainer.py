@@ -484,7 +484,7 @@ class Trainer:
                 if data.is_first(row):
                     vectors[data.example_index[row]] = vector
         if not np.isfinite(vectors).all():
-            raise UserError("the model's vectors are not finite numbers; try --precision fp32, or train again")
+            raise UserError("the model's vectors contain NaN or infinity; try --precision fp32, or train again")
         return vectors
 
     def predict(self, loader: MyDataLoader, path: str | Path) -> None:

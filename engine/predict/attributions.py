@@ -54,7 +54,7 @@ class Explanation:
     def __str__(self) -> str:
         width = max((len(word.word) for word in self.words), default=0)
         head = f"{self.task} {self.label or ''}: {self.baseline:.3f} without words, {self.logit:.3f} with them"
-        gap = f"\nthe scores add up only to within {self.gap:.1%}" if self.gap > TOLERANCE else ""
+        gap = f"\nthe sum of the scores has an error of {self.gap:.1%}" if self.gap > TOLERANCE else ""
         return "\n".join([head, *(f"{word.word:{width}}  {word.score:+.3f}" for word in self.words)]) + gap
 
     def _repr_html_(self) -> str:
@@ -80,18 +80,20 @@ def explain(trainer: Any, loader: Any, task: str | None, label: str | None, word
         found = heads[task].task.kind
         raise UserError(f"{task!r} finds {found}, whose scores are not logits of labels; explain another task")
     if not model.hidden_size:
-        raise UserError("this model reads no text, so there are no words to explain")
+        raise UserError("this model has no text input, so there are no words to explain")
     if model.output_layer.reads_pairs:
         raise UserError("this model encodes the texts of a pair separately, which explain does not support")
     if heads[task].by_words and word is None:
-        raise UserError("this task labels words: name one by its number, as in explain(text, task=…, word=0)")
+        raise UserError("this task labels words: select one by its number, as in explain(text, task=…, word=0)")
     if not heads[task].by_words and word is not None:
-        raise UserError("word is for tasks that label words; leave it out")
+        raise UserError("`word` is only for tasks that label words")
     row = row_of_word(data, word)
     inputs = data.batch([row]).to(trainer.device).inputs
     place = None if word is None else word - int(data.columns["first_word"][row])
     if model.window and inputs["input_ids"].shape[1] > model.window:
-        raise UserError(f"explain reads one input of {model.window} tokens, but this text has several windows; cut it")
+        raise UserError(
+            f"explain reads one input of {model.window} tokens, but this text has several windows; shorten it"
+        )
     words, of_token = words_of(data[0], row, data.featurizer)
     is_word = torch.tensor([len(numbers) > 0 for numbers in of_token], device=trainer.device)
     # cuDNN cannot compute gradients of an LSTM in eval mode
@@ -118,12 +120,12 @@ def row_of_word(data: Any, word: int | None) -> int:
     if word is None:
         return 0
     if not isinstance(word, int | np.integer):
-        raise UserError(f"word={word!r} must be the number of a word, from 0")
+        raise UserError(f"word={word!r} must be a word number, starting at 0")
     firsts = data.columns["first_word"].tolist()
     ends = [first + size for first, size in zip(firsts, data.columns["word_starts"].lengths.tolist())]
     rows = [row for row, (first, end) in enumerate(zip(firsts, ends)) if first <= word < end]
     if not rows:
-        raise UserError(f"word={word}: the text has the words 0 to {max(ends) - 1}")
+        raise UserError(f"word={word}: the words of the text are numbered 0 to {max(ends) - 1}")
     return max(rows, key=lambda row: min(word - firsts[row], ends[row] - word))
 
 

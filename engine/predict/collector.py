@@ -64,7 +64,7 @@ class PredictionCollector:
         self, heads: Any, data: Any, calibrate: bool = False, keep_averages: Averages = "none", temper: bool = False
     ):
         options = calibrate, keep_averages, temper
-        self.collectors = {name: task_collector(name, head, data, *options) for name, head in heads.items()}
+        self.collectors = {name: collector_for(head)(name, head, data, *options) for name, head in heads.items()}
 
     def add(self, batch: Any, logits: dict[str, torch.Tensor]) -> None:
         for name, task_logits in logits.items():
@@ -86,15 +86,7 @@ class TextCollector:
 
     averages_kept: tuple[str, ...] = ("texts", "all")
 
-    def __init__(
-        self,
-        name: str,
-        head: Any,
-        data: Any,
-        calibrate: bool = False,
-        keep_averages: Averages = "none",
-        temper: bool = False,
-    ):
+    def __init__(self, name: str, head: Any, data: Any, calibrate: bool, keep_averages: Averages, temper: bool):
         self.name, self.head, self.data = name, head, data
         self.calibrate, self.temper = calibrate and head.needs_calibration, calibrate and temper
         self.keep_average, self.add_untempered = keep_averages in self.averages_kept, keep_averages == "texts"
@@ -105,7 +97,8 @@ class TextCollector:
 
     def add(self, batch: Any, logits: torch.Tensor) -> None:
         if self.temper:
-            chosen = [i for i, row in enumerate(batch.rows.tolist()) if self.is_used(row) and self.is_sampled(row)]
+            is_sampled = self.data.example_index[batch.rows.numpy(force=True)] % self.sample_every == 0
+            chosen = [i for i, row in enumerate(batch.rows.tolist()) if is_sampled[i] and self.is_used(row)]
             inputs = {key: values[chosen] for key, values in batch.inputs.items()}
             self.samples.append(Sample(logits[chosen], batch.labels[self.name][chosen], inputs))
         if self.calibrate:
@@ -116,9 +109,6 @@ class TextCollector:
     def is_used(self, row: int) -> bool:
         """Returns whether a row of the dataset has a prediction: text-level labels are read from the first window."""
         return bool(self.data.is_first(row))
-
-    def is_sampled(self, row: int) -> bool:
-        return bool(self.data.example_index[row] % self.sample_every == 0)
 
     def store(self, batch: Any, logits: torch.Tensor) -> None:
         """Decodes a batch and stores a Piece for each row."""
@@ -253,10 +243,9 @@ class SpanCollector(WordCollector):
         return Prediction(spans, probabilities, prediction.average, untempered)
 
 
-def task_collector(name: str, head: Any, *args: Any, **options: Any) -> TextCollector:
-    """Creates the collector for a head's level of labels. Arguments: see TextCollector."""
-    kind = SpanCollector if head.finds_spans else WordCollector if head.by_words else TextCollector
-    return kind(name, head, *args, **options)
+def collector_for(head: Any) -> type[TextCollector]:
+    """Returns the class of the collector for a head's level of labels."""
+    return SpanCollector if head.finds_spans else WordCollector if head.by_words else TextCollector
 
 
 @contextmanager

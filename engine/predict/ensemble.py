@@ -22,7 +22,7 @@ from engine.errors import UserError
 from engine.model import span_pointer
 from engine.model.head import Head
 from engine.model.temperature import Sample, fit_temperature, fit_temperature_on_spans
-from engine.predict.collector import Prediction, Predictions, tag_truncated_words, task_collector
+from engine.predict.collector import Prediction, PredictionCollector, Predictions, tag_truncated_words
 from engine.predict.predictions import prediction_rows
 from engine.predict.uncertainty import Abstention
 from engine.run.run_folder import SCORES, checkpoint_of, distinct, read_result
@@ -121,14 +121,14 @@ def mean_predictions(
 ) -> Predictions:
     """Returns predictions for a MyDataset, decoded from the mean of several models' outputs. For text-level tasks, they
     include this mean. averages: {task: …} of each model, see `means_of`."""
+    collectors = PredictionCollector(heads, data, keep_averages="texts").collectors
     predictions: dict[str, list[Prediction]] = {}
     for name, head in heads.items():
         decoded = decode(head, means_of(head, [average[name] for average in averages], seen))
         if head.by_words and not head.finds_spans:
             sizes = [len(data[i]["tokens"]) for i in range(len(data))]
             decoded = [tag_truncated_words(one, size, head.task) for one, size in zip(decoded, sizes)]
-        collector = task_collector(name, head, data, keep_averages="texts")
-        predictions[name] = [collector.named(prediction) for prediction in decoded]
+        predictions[name] = [collectors[name].named(prediction) for prediction in decoded]
     return Predictions.from_tasks(predictions)
 
 
@@ -231,7 +231,7 @@ def refuse_difference(first: Run, run: Run) -> None:
     advice = "they cannot be averaged"
     for one, other in ((first, run), (run, first)):
         if missing := sorted(one.tasks.keys() - other.tasks.keys()):
-            raise UserError(f"{other.folder}: has no task {missing[0]!r}, which {one.folder} has; {advice}")
+            raise UserError(f"{other.folder}: has no task {missing[0]!r}, unlike {one.folder}; {advice}")
     for name in run.tasks:
         facts = facts_of(run, name)
         for fact, expected in facts_of(first, name).items():

@@ -266,7 +266,7 @@ class Output:
             self.abstained.clear()
             self.save()
         except OSError as error:
-            advice = f"{safe} of {self.num_rows} rows are safe, and --resume continues"
+            advice = f"{safe} of {self.num_rows} rows are saved; add --resume to continue"
             raise UserError(f"{self.partial}: cannot be written ({(error.strerror or '').lower()}); {advice}") from None
 
     def finish(self) -> None:

@@ -114,7 +114,7 @@ def require_finite(example: dict[str, Any], predictions: dict[str, tuple[Any, An
         numbers = [value for field in pair for value in (field if isinstance(field, list) else [field])]
         if not all(math.isfinite(value) for value in numbers if isinstance(value, float)):
             raise UserError(
-                f"row {example.get('id')}: the prediction for {name!r} is not a finite number; try --precision "
+                f"row {example.get('id')}: the prediction for {name!r} contains NaN or infinity; try --precision "
                 "fp32, or train again"
             )
 

@@ -455,7 +455,7 @@ def test_full_disk_loses_no_predictions(label, pools, trained, tmp_path, capfd):
 
     assert len(expected) > 4000 and in_a_fork(on_a_small_disk) == 2
     printed = capfd.readouterr().err.strip().splitlines()[-1]
-    assert "predictions.csv.partial: cannot be written (file too large); 16 of 38 rows are safe" in printed
+    assert "predictions.csv.partial: cannot be written (file too large); 16 of 38 rows are saved" in printed
     label(**new, resume=True)
     assert (tmp_path / "new/run/predictions.csv").read_bytes() == expected
 
