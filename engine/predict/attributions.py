@@ -91,9 +91,7 @@ def explain(trainer: Any, loader: Any, task: str | None, label: str | None, word
     inputs = data.batch([row]).to(trainer.device).inputs
     place = None if word is None else word - int(data.columns["first_word"][row])
     if model.window and inputs["input_ids"].shape[1] > model.window:
-        raise UserError(
-            f"explain reads one input of {model.window} tokens, but this text has several windows; shorten it"
-        )
+        raise UserError(f"explain reads one window of {model.window} tokens, but this text has several; shorten it")
     words, of_token = words_of(data[0], row, data.featurizer)
     is_word = torch.tensor([len(numbers) > 0 for numbers in of_token], device=trainer.device)
     # cuDNN cannot compute gradients of an LSTM in eval mode
