@@ -58,15 +58,15 @@ def build_optimizer(
     param_groups: one group per parameter, with "name", "layer", "lr" and "weight_decay" (see `parameter_groups`), which
     you can change here. Groups with equal settings are merged afterwards.
     """
-    fused = torch.device(device).type in ("cpu", "cuda")  # other devices may ignore grad_scale, which clips here
+    fused = torch.device(device).type in ("cpu", "cuda")  # other devices may ignore grad_scale, used for clipping
     return torch.optim.AdamW(param_groups, betas=(0.9, 0.999), eps=1e-8, fused=fused)
 
 
 def build_scheduler(
     optimizer: torch.optim.Optimizer, config: Config, steps_per_epoch: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Builds a linear warmup followed by a cosine decay, a linear decay or a constant rate, per optimizer step. The
-    learning rate decays to --lrf times its peak.
+    """Builds a schedule with one learning rate per optimizer step: linear warmup, then a cosine or linear decay to
+    --lrf times the peak, or a constant rate.
 
     To use another schedule, edit `factor` or return another scheduler. A scheduler whose `step` takes a score, such as
     ReduceLROnPlateau, steps after each evaluation on dev with the score of --monitor, and has the same warmup.
@@ -213,8 +213,9 @@ class Trainer:
         norm = compat.get_total_norm([p.grad for p in self.trained if p.grad is not None])
         finite, scale, limit = torch.isfinite(norm), self.scaler.get_scale(), self.config.max_grad_norm
         fused = getattr(self.optimizer, "_step_supports_amp_scaling", False)
-        if fused and type(self.optimizer) in (torch.optim.Adam, torch.optim.AdamW):  # SGD would skip its momentum init
-            # Clips, or skips the update, on the device, which avoids a host sync on `finite`
+        if fused and type(self.optimizer) in (torch.optim.Adam, torch.optim.AdamW):
+            # Clips, or skips the update, on the device, without a host sync on `finite`. Not for SGD, whose momentum
+            # would be uninitialised after a skipped first step
             if limit:
                 self.optimizer.grad_scale = (norm / limit).clamp(min=1)  # type: ignore[attr-defined]
             self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
@@ -226,7 +227,7 @@ class Trainer:
         self.scaler.update()
         rates = zip(self.optimizer.param_groups, self.scheduler.get_last_lr())
         self.lr = next((float(rate) for group, rate in rates if peak_rate(group)), 0.0)
-        overflow = self.scaler.get_scale() < scale  # fp16 only; the update was skipped, so the schedule stays
+        overflow = self.scaler.get_scale() < scale  # fp16 only: without an update, the schedule does not advance
         if not overflow and self.scheduler.last_epoch < self.tricks.rate_held_from():
             self.scheduler.step()
         self.optimizer.zero_grad()
@@ -416,7 +417,7 @@ class Trainer:
         return metrics.score(self.tasks, gold, predicted)
 
     def eval(self, loader: MyDataLoader, calibrate: bool = False, keep_averages: Averages = "none") -> Evaluation:
-        """Evaluates on all examples. Truncated words and labels that the model does not know count as errors.
+        """Scores all examples against their gold labels, including truncated words and labels unknown to the model.
 
         calibrate: first calibrate the heads on these examples, such as the threshold of a multilabel head.
         keep_averages: see PredictionCollector; with "texts", the scores include calibration errors.
@@ -483,7 +484,7 @@ class Trainer:
                 if data.is_first(row):
                     vectors[data.example_index[row]] = vector
         if not np.isfinite(vectors).all():
-            raise UserError("the model's vectors are not finite numbers; try --precision fp32, or train again")
+            raise UserError("the model's vectors contain NaN or infinity; try --precision fp32, or train again")
         return vectors
 
     def predict(self, loader: MyDataLoader, path: str | Path) -> None:

@@ -1,5 +1,5 @@
-"""From model outputs to answers: prediction files, labelling of large files, ensembles, and `load`, the Python
-interface (docs/python.md)."""
+"""From model outputs to predictions: prediction files, labelling of large files, ensembles, and the Python interface
+`load` (docs/python.md)."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,10 +9,10 @@ if TYPE_CHECKING:
 
 
 def load(checkpoint: str | Path, device: str = "auto", precision: str = "auto", **options: Any) -> "Model":
-    """Loads a trained model for use in Python. Raises UserError, a ValueError, if that fails.
+    """Loads a trained model for use in Python. Raises UserError, a subclass of ValueError, if that fails.
 
-    checkpoint: a run's folder or its checkpoints/best; options: other options of main.py, such as eval_batch_size,
-    compile, or pretrain_model_path if the base model of a LoRA adapter has moved. Random states are not changed.
+    checkpoint: a run folder or its checkpoints/best; options: other options of main.py, such as eval_batch_size,
+    compile, or pretrain_model_path if the base model of a LoRA adapter has moved. Random states are unchanged.
     """
     import random
 

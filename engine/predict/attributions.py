@@ -1,11 +1,12 @@
 """Integrated gradients (Sundararajan et al., 2017, arXiv:1703.01365): how much each word adds to a logit.
 
-With x the word vectors of a text, and x' the same with every word replaced by padding, word i gets the score
+Let x be the word vectors of a text, and x' the word vectors after all words are replaced by padding (special tokens are
+not replaced). The score of a word is
 
     sum over its sub-tokens of (x - x') . integral over a in [0, 1] of the gradient of f at x' + a (x - x')
 
-Special tokens stay in x'. The sum over all words is f(x) - f(x'), up to the error of the integral: the number of points
-(Gauss-Legendre) doubles until the error is below TOLERANCE.
+The scores of all words add up to f(x) - f(x'), except for the error of numerical integration (Gauss-Legendre). The
+number of points doubles until this error is below TOLERANCE.
 """
 
 import html
@@ -24,11 +25,12 @@ from engine.task.text import HAN_CHARACTER, split_text, text_and_offsets
 from engine.task.words import Offsets, place_tokens, texts_to_encode
 
 STEPS = (16, 32, 64, 128, 256, 512)
-TOLERANCE, ROWS = 0.01, 16  # the largest error, as a share of f(x) - f(x'); points in a batch
+TOLERANCE = 0.01  # the largest error, as a share of f(x) - f(x')
+ROWS = 16  # points per batch
 
 
 class Word(NamedTuple):
-    """A word with its score; start and end are its place in the text, or in the second text if `pair`."""
+    """A word with its score. start, end: character offsets in the text, or in the second text if `pair`."""
 
     word: str
     score: float
@@ -39,24 +41,24 @@ class Word(NamedTuple):
 
 @dataclass(frozen=True)
 class Explanation:
-    """How much each word adds to a logit. The scores add up to `logit - baseline`, within `gap`, a share of it."""
+    """How much each word adds to a logit. The scores add up to `logit - baseline`, with a relative error of `gap`."""
 
     task: str
-    label: str | None  # None: a regression value, standardised
+    label: str | None  # None for regression, whose logit is the standardised value
     words: list[Word]
-    logit: float  # of the text
-    baseline: float  # of the text with all words replaced by padding
+    logit: float  # for the text
+    baseline: float  # for the text with all words replaced by padding
     gap: float
     steps: int
 
     def __str__(self) -> str:
         width = max((len(word.word) for word in self.words), default=0)
         head = f"{self.task} {self.label or ''}: {self.baseline:.3f} without words, {self.logit:.3f} with them"
-        gap = f"\nthe scores add up only to within {self.gap:.1%}" if self.gap > TOLERANCE else ""
+        gap = f"\nthe sum of the scores has an error of {self.gap:.1%}" if self.gap > TOLERANCE else ""
         return "\n".join([head, *(f"{word.word:{width}}  {word.score:+.3f}" for word in self.words)]) + gap
 
     def _repr_html_(self) -> str:
-        """The words in a notebook: green if they add to the logit, red if they lower it."""
+        """Renders the words in a notebook: green if they raise the logit, red if they lower it."""
         most = max((abs(word.score) for word in self.words), default=0.0) or 1.0
         spans = []
         for word in self.words:
@@ -68,7 +70,7 @@ class Explanation:
 
 
 def explain(trainer: Any, loader: Any, task: str | None, label: str | None, word: int | None) -> Explanation:
-    """Explains an answer of a Trainer's model. loader: yields the single text; task, label, word: see Model.explain."""
+    """Explains a prediction of a Trainer's model. loader: of the single text; task, label, word: see Model.explain."""
     model, data = trainer.model, loader.dataset
     heads = model.output_layer.heads
     task = task or next((name for name, head in heads.items() if not head.by_words), next(iter(heads)))
@@ -78,18 +80,18 @@ def explain(trainer: Any, loader: Any, task: str | None, label: str | None, word
         found = heads[task].task.kind
         raise UserError(f"{task!r} finds {found}, whose scores are not logits of labels; explain another task")
     if not model.hidden_size:
-        raise UserError("this model reads no text, so there are no words to explain")
+        raise UserError("this model has no text input, so there are no words to explain")
     if model.output_layer.reads_pairs:
         raise UserError("this model encodes the texts of a pair separately, which explain does not support")
     if heads[task].by_words and word is None:
-        raise UserError("this task labels words: name one by its number, as in explain(text, task=…, word=0)")
+        raise UserError("this task labels words: select one by its number, as in explain(text, task=…, word=0)")
     if not heads[task].by_words and word is not None:
-        raise UserError("word is for tasks that label words; leave it out")
+        raise UserError("`word` is only for tasks that label words")
     row = row_of_word(data, word)
     inputs = data.batch([row]).to(trainer.device).inputs
     place = None if word is None else word - int(data.columns["first_word"][row])
     if model.window and inputs["input_ids"].shape[1] > model.window:
-        raise UserError(f"explain reads one input of {model.window} tokens, but this text has several windows; cut it")
+        raise UserError(f"explain reads one window of {model.window} tokens, but this text has several; shorten it")
     words, of_token = words_of(data[0], row, data.featurizer)
     is_word = torch.tensor([len(numbers) > 0 for numbers in of_token], device=trainer.device)
     # cuDNN cannot compute gradients of an LSTM in eval mode
@@ -116,20 +118,20 @@ def row_of_word(data: Any, word: int | None) -> int:
     if word is None:
         return 0
     if not isinstance(word, int | np.integer):
-        raise UserError(f"word={word!r} must be the number of a word, from 0")
+        raise UserError(f"word={word!r} must be a word number, starting at 0")
     firsts = data.columns["first_word"].tolist()
     ends = [first + size for first, size in zip(firsts, data.columns["word_starts"].lengths.tolist())]
     rows = [row for row, (first, end) in enumerate(zip(firsts, ends)) if first <= word < end]
     if not rows:
-        raise UserError(f"word={word}: the text has the words 0 to {max(ends) - 1}")
+        raise UserError(f"word={word}: the words of the text are numbered 0 to {max(ends) - 1}")
     return max(rows, key=lambda row: min(word - firsts[row], ends[row] - word))
 
 
 def index_of(
     head: Any, logits: torch.Tensor, inputs: dict[str, torch.Tensor], label: str | None, word: int | None
 ) -> tuple[int, ...]:
-    """Returns the index, within the logits of the text, of the logit to explain: of a label, of a word's tag, or of a
-    regression value."""
+    """Returns the index of the logit to explain within the logits of the text: the logit of a label, the logit of a
+    word's tag, or the regression value."""
     names = head.task.labels
     if not names and logits.ndim == 1 and label is None:
         return ()
@@ -140,14 +142,17 @@ def index_of(
     place = () if word is None else (word,)
     if label is not None or not names:
         return (*place, names.index(label or "") if names else 0)
-    answer = head.decode(logits, inputs)[0][(0, *place)]
-    is_id = answer.ndim == 0 and answer.dtype == torch.long  # otherwise a set of labels: the most probable one
-    return (*place, int(answer if is_id else logits[(0, *place)].argmax()))
+    predicted = head.decode(logits, inputs)[0][(0, *place)]
+    is_id = predicted.ndim == 0 and predicted.dtype == torch.long  # for a set of labels, explain the most probable one
+    return (*place, int(predicted if is_id else logits[(0, *place)].argmax()))
 
 
 def words_of(example: dict[str, Any], row: int, featurizer: Any) -> tuple[list[Word], list[list[int]]]:
-    """Returns (the words of an example, for each token of one of its rows the numbers of its words). Special tokens
-    have no word. Without `tokens`, `split_text` gives the words; a token that covers several belongs to all of them."""
+    """Returns (the words of an example, the word numbers of each token in one of its rows).
+
+    Special tokens have no word. Without `tokens`, the words come from `split_text`; a token that covers several words
+    belongs to all of them.
+    """
     by_words, pair, separator = "tokens" in example, example.get("text_pair", ""), featurizer.separator or ""
     options = by_words, featurizer.unit, HAN_CHARACTER, featurizer.blanks, separator
     first, second = texts_to_encode(example, *options)
@@ -163,7 +168,7 @@ def words_of(example: dict[str, Any], row: int, featurizer: Any) -> tuple[list[W
         encoding.offsets,
         list[Any](encoding.word_ids),
     )
-    # With positions instead of ids, the cutter returns the positions kept in the row
+    # Given positions instead of ids, the cutter returns the positions of the tokens in the row
     numbered: Any = SimpleNamespace(ids=range(len(sequences)), type_ids=encoding.type_ids)
     numbered.word_ids, numbered.sequence_ids = word_ids, sequences
     cutter = Cutter(featurizer.max_length, featurizer.stride, featurizer.long_text, featurizer.tagging)
@@ -173,7 +178,7 @@ def words_of(example: dict[str, Any], row: int, featurizer: Any) -> tuple[list[W
         if side is None or ids[position] in special:
             pass
         elif by_words:
-            inside = [word_ids[position] - bool(side and separator)]  # -1: the separator, which precedes the words
+            inside = [word_ids[position] - bool(side and separator)]  # -1 for the separator before the words
         else:
             start, end = (place - side * len(separator) for place in tokens[position])
             inside = covered(places[side], start, end)
@@ -186,7 +191,7 @@ def places_in(text: str) -> Offsets:
 
 
 def covered(words: Offsets, start: int, end: int) -> list[int]:
-    """Returns the numbers of the words between two characters; if there are only blanks, of the next or last word."""
+    """Returns the numbers of the words between two characters; if there are none, of the next or last word."""
     if end <= 0 or not words:
         return []
     inside = [number for number, (first, stop) in enumerate(words) if first < end and start < stop]
@@ -200,8 +205,8 @@ def integrate(
     pad_id: int,
     logit_of: Callable[[Any], torch.Tensor],
 ) -> tuple[np.ndarray, float, float, int]:
-    """Returns (the score of each token, f(x), f(x'), the number of points). is_word: the tokens to replace, (L,);
-    logit_of: picks one logit per text from the model's logits."""
+    """Returns (the score of each token, f(x), f(x'), the number of points). is_word: mask of the tokens to replace,
+    (L,); logit_of: selects one logit per text from the model's logits."""
     encoder = model.encoder
     if getattr(getattr(encoder, "config", None), "is_encoder_decoder", False):
         encoder = encoder.get_encoder()

@@ -19,16 +19,16 @@ Averages = Literal["none", "texts", "all"]
 
 
 class Prediction(NamedTuple):
-    """A prediction for one text: first the ids that a head's `decode` returns, then label names."""
+    """A prediction for one text: with ids, as returned by a head's `decode`, until `named` inserts label names."""
 
     label: Any  # a label, a list of tags, or a list of spans
     probability: Any
-    average: Any = None  # what an ensemble averages over models, if requested (`to_average` of the distributions)
-    untempered: Any = None  # the probability (for text-level labels, the average) at temperature 1, if requested
+    average: Any = None  # the output that ensembles average, if requested (see `to_average` of the distributions)
+    untempered: Any = None  # at temperature 1, if requested: the probability or, for text-level labels, the average
 
 
 class Predictions(NamedTuple):
-    """Predictions for a dataset: the fields of Prediction, each as {task: list with one entry per example}."""
+    """Predictions for a dataset: each field of Prediction as {task: list with one entry per example}."""
 
     labels: dict[str, list[Any]]
     probabilities: dict[str, list[Any]]
@@ -37,7 +37,7 @@ class Predictions(NamedTuple):
 
     @classmethod
     def from_tasks(cls, tasks: dict[str, list[Prediction]]) -> "Predictions":
-        """Converts {task: one Prediction per example}."""
+        """Converts {task: list with one Prediction per example}."""
         fields = range(len(Prediction._fields))
         return cls(*({name: [row[field] for row in rows] for name, rows in tasks.items()} for field in fields))
 
@@ -53,18 +53,18 @@ class Piece(NamedTuple):
 class PredictionCollector:
     """Collects the predictions of all heads for the rows of a MyDataset.
 
-    calibrate: stores a task's logits until all are known, calibrates its head on them, and then decodes them. Span
-    heads are calibrated on their merged candidate spans instead.
-    keep_averages: which tasks keep `Prediction.average`; "texts": only those with text-level labels, because these are
-    small. "texts" also adds `untempered`.
-    temper: with `calibrate`, also fits the heads' temperatures, on at most MOST_TEXTS evenly spaced texts.
+    calibrate: store the logits of the heads that need calibration, and decode them after it. Span heads are calibrated
+    on their merged candidate spans instead.
+    keep_averages: the tasks whose `average` is stored; "texts": tasks with text-level labels, whose averages are small.
+    "texts" also adds `untempered`.
+    temper: with `calibrate`, also fit the temperatures of the heads, on at most MOST_TEXTS evenly spaced texts.
     """
 
     def __init__(
         self, heads: Any, data: Any, calibrate: bool = False, keep_averages: Averages = "none", temper: bool = False
     ):
         options = calibrate, keep_averages, temper
-        self.collectors = {name: task_collector(name, head, data, *options) for name, head in heads.items()}
+        self.collectors = {name: collector_for(head)(name, head, data, *options) for name, head in heads.items()}
 
     def add(self, batch: Any, logits: dict[str, torch.Tensor]) -> None:
         for name, task_logits in logits.items():
@@ -82,53 +82,42 @@ class PredictionCollector:
 
 
 class TextCollector:
-    """Collects one label, set of labels or number per text. Arguments: see PredictionCollector."""
+    """Collects one label, label set or number per text. Arguments: see PredictionCollector."""
 
     averages_kept: tuple[str, ...] = ("texts", "all")
 
-    def __init__(
-        self,
-        name: str,
-        head: Any,
-        data: Any,
-        calibrate: bool = False,
-        keep_averages: Averages = "none",
-        temper: bool = False,
-    ):
+    def __init__(self, name: str, head: Any, data: Any, calibrate: bool, keep_averages: Averages, temper: bool):
         self.name, self.head, self.data = name, head, data
         self.calibrate, self.temper = calibrate and head.needs_calibration, calibrate and temper
         self.keep_average, self.add_untempered = keep_averages in self.averages_kept, keep_averages == "texts"
-        self.sample_every = -(-len(data) // MOST_TEXTS) or 1  # examples per sample that the temperature is fitted on
+        self.sample_every = -(-len(data) // MOST_TEXTS) or 1  # the temperature is fitted on every n-th example
         self.samples: list[Sample] = []
         self.pending: list[Any] = []  # (batch, logits), to be decoded after calibration
         self.pieces: list[list[Piece]] = [[] for _ in range(len(data))]
 
     def add(self, batch: Any, logits: torch.Tensor) -> None:
         if self.temper:
-            rows = batch.rows.tolist()
-            chosen = [i for i, row in enumerate(rows) if self.is_used(row) and self.is_sampled(row)]
+            is_sampled = self.data.example_index[batch.rows.numpy(force=True)] % self.sample_every == 0
+            chosen = [i for i, row in enumerate(batch.rows.tolist()) if is_sampled[i] and self.is_used(row)]
             inputs = {key: values[chosen] for key, values in batch.inputs.items()}
             self.samples.append(Sample(logits[chosen], batch.labels[self.name][chosen], inputs))
         if self.calibrate:
             self.pending.append((batch, logits))
         else:
-            self.decode(batch, logits)
+            self.store(batch, logits)
 
     def is_used(self, row: int) -> bool:
-        """Returns whether a row of the dataset has a prediction: only the first window of a text does."""
+        """Returns whether a row of the dataset has a prediction: text-level labels are read from the first window."""
         return bool(self.data.is_first(row))
 
-    def is_sampled(self, row: int) -> bool:
-        return bool(self.data.example_index[row] % self.sample_every == 0)
-
-    def decode(self, batch: Any, logits: torch.Tensor) -> None:
+    def store(self, batch: Any, logits: torch.Tensor) -> None:
         """Decodes a batch and stores a Piece for each row."""
-        for row, *values in zip(batch.rows.tolist(), *self.decoded(batch, logits)):
+        for row, *values in zip(batch.rows.tolist(), *self.decode(batch, logits)):
             if self.is_used(row):
                 self.pieces[self.data.example_index[row]].append(self.piece(row, Prediction(*values)))
 
-    def decoded(self, batch: Any, logits: torch.Tensor) -> tuple[Iterable[Any], ...]:
-        """Returns the fields of Prediction, each with one entry per row of the batch."""
+    def decode(self, batch: Any, logits: torch.Tensor) -> tuple[Iterable[Any], ...]:
+        """Decodes a batch. Returns the fields of Prediction, each with one entry per row."""
         labels, probabilities = self.head.distribution.decode(logits, batch.inputs)
         averages = self.head.distribution.to_average(logits).cpu() if self.keep_average else [None] * len(logits)
         return labels.tolist(), probabilities.tolist(), averages
@@ -157,7 +146,7 @@ class TextCollector:
         if self.temper:
             fit_temperature(self.head, self.samples)
         for batch, logits in self.pending:
-            self.decode(batch, logits)
+            self.store(batch, logits)
         return [self.named(self.merge(example)) for example in range(len(self.data))]
 
     def merge(self, example: int) -> Prediction:
@@ -165,7 +154,7 @@ class TextCollector:
         return self.pieces[example][0].prediction
 
     def named(self, prediction: Prediction) -> Prediction:
-        """Replaces ids by label names and adds the fields at temperature 1."""
+        """Replaces ids by label names, and adds the values at temperature 1."""
         label, probability = self.head.to_labels(*prediction[:2])
         average, untempered = prediction.average, None
         if self.add_untempered and average is not None and self.head.distribution.has_temperature:
@@ -190,8 +179,8 @@ class WordCollector(TextCollector):
         """Returns (index of the first word, number of words) of a row."""
         return int(self.data.columns["first_word"][row]), int(self.num_words[row])
 
-    def decoded(self, batch: Any, logits: torch.Tensor) -> tuple[Iterable[Any], ...]:
-        columns = super().decoded(batch, logits)
+    def decode(self, batch: Any, logits: torch.Tensor) -> tuple[Iterable[Any], ...]:
+        columns = super().decode(batch, logits)
         if not self.add_untempered:
             return columns
         with temperature_of_one(self.head):
@@ -203,19 +192,14 @@ class WordCollector(TextCollector):
 
     def merge(self, example: int) -> Prediction:
         pieces = self.pieces[example]
-        merged = Prediction(
-            *(
-                None if values[0] is None else merge_windows([(p.first, v) for p, v in zip(pieces, values)])
-                for values in zip(*(piece.prediction for piece in pieces))
-            )
-        )
+        firsts, columns = [piece.first for piece in pieces], zip(*(piece.prediction for piece in pieces))
+        merged = Prediction(*(None if column[0] is None else merge_windows(zip(firsts, column)) for column in columns))
         if merged.average is not None:
             merged = merged._replace(average=torch.stack(merged.average))
         if len(pieces) > 1:
             return merged
-        return tag_truncated_words(
-            merged, int(self.data.columns["num_words"][self.data.first_rows[example]]), self.head.task
-        )
+        num_words = int(self.data.columns["num_words"][self.data.first_rows[example]])
+        return tag_truncated_words(merged, num_words, self.head.task)
 
     def named(self, prediction: Prediction) -> Prediction:
         tags, probability = self.head.to_labels(*prediction[:2])
@@ -230,9 +214,9 @@ class SpanCollector(WordCollector):
     """Collects a list of spans, relations or events per text."""
 
     def add(self, batch: Any, logits: torch.Tensor) -> None:
-        self.decode(batch, logits)
+        self.store(batch, logits)
 
-    def decoded(self, batch: Any, logits: torch.Tensor) -> tuple[Iterable[Any], ...]:
+    def decode(self, batch: Any, logits: torch.Tensor) -> tuple[Iterable[Any], ...]:
         return self.head.distribution.decode(logits, batch.inputs)
 
     def piece(self, row: int, prediction: Prediction) -> Piece:
@@ -259,10 +243,9 @@ class SpanCollector(WordCollector):
         return Prediction(spans, probabilities, prediction.average, untempered)
 
 
-def task_collector(name: str, head: Any, *args: Any, **options: Any) -> TextCollector:
-    """Creates the collector for a head's level of labels. Arguments: see TextCollector."""
-    kind = SpanCollector if head.finds_spans else WordCollector if head.by_words else TextCollector
-    return kind(name, head, *args, **options)
+def collector_for(head: Any) -> type[TextCollector]:
+    """Returns the class of the collector for a head's level of labels."""
+    return SpanCollector if head.finds_spans else WordCollector if head.by_words else TextCollector
 
 
 @contextmanager
@@ -276,7 +259,7 @@ def temperature_of_one(head: Any) -> Iterator[None]:
 
 
 def tag_truncated_words(prediction: Prediction, num_words: int, task: Task) -> Prediction:
-    """Appends O, with probability 0, for the words at the end of a text that were truncated."""
+    """Appends O with probability 0 for the truncated words at the end of a text."""
     missing = num_words - len(prediction.label)
     zeros = [0.0] * missing
     return prediction._replace(

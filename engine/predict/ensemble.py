@@ -1,6 +1,6 @@
 """Averages several models with the same heads: the folds of a cross-validation, or any runs with the same labels.
 
-Probabilities are averaged; for a CRF, emissions and transitions are averaged instead, which gives the normalised
+The ensemble averages probabilities. For a CRF, it averages emissions and transitions, which gives the normalised
 geometric mean of the models' distributions over paths. Words are identified by their index in the text, so the models
 may have different tokenizers.
 """
@@ -22,24 +22,24 @@ from engine.errors import UserError
 from engine.model import span_pointer
 from engine.model.head import Head
 from engine.model.temperature import Sample, fit_temperature, fit_temperature_on_spans
-from engine.predict.collector import Prediction, Predictions, tag_truncated_words, task_collector
+from engine.predict.collector import Prediction, PredictionCollector, Predictions, tag_truncated_words
 from engine.predict.predictions import prediction_rows
 from engine.predict.uncertainty import Abstention
 from engine.run.run_folder import SCORES, checkpoint_of, distinct, read_result
 from engine.schema import Optional
-from engine.task.task import IGNORE, read_tasks
+from engine.task.task import IGNORE, Task, read_tasks
 
 
 def mean_scores(paths: Sequence[Path]) -> dict[str, Any]:
-    """Returns {"folds": [eval.json of each], "mean": …, "std": …}, with means of the scores that all folds have."""
+    """Returns {"folds": [contents of each eval.json], "mean": …, "std": …}, for the scores that all folds have."""
     folds = [read_result(path, {str: SCORES}) for path in paths]
     result: dict[str, Any] = {"folds": folds}
-    for part, scores in folds[0].items():
+    for split, scores in folds[0].items():
         for name in scores:
-            values = [fold[part][name] for fold in folds if name in fold[part]]
+            values = [fold[split][name] for fold in folds if name in fold[split]]
             if len(values) == len(folds):
                 for title, statistic in (("mean", statistics.fmean), ("std", statistics.stdev)):
-                    result.setdefault(title, {}).setdefault(part, {})[name] = statistic(values)
+                    result.setdefault(title, {}).setdefault(split, {})[name] = statistic(values)
     return result
 
 
@@ -66,10 +66,10 @@ def average_heads(heads: Any, states: list[dict[str, dict[str, torch.Tensor]]]) 
 
 
 def means_of(head: Head, averages: list[list], seen: Sequence[np.ndarray] | None = None) -> list[Any]:
-    """Returns the mean of several models' outputs for a task, per text: (spans, probabilities) if the head finds spans.
+    """Returns the mean of several models' outputs for each text; (spans, probabilities) if the head finds spans.
 
-    averages: per model, the averages returned by `Trainer.infer`. seen: per model, the number of words of each text
-    that it read; needed if texts may be truncated. A word is averaged over the models that read it.
+    averages: for each model, the averages from `Trainer.infer`. seen: for each model, the number of words that it read
+    of each text; required if texts may be truncated. Each word is averaged over the models that read it.
     """
     texts = zip(*averages)
     if not head.finds_spans:
@@ -79,7 +79,7 @@ def means_of(head: Head, averages: list[list], seen: Sequence[np.ndarray] | None
 
 
 def mean_of_words(outputs: Any) -> torch.Tensor:
-    """Returns the mean of (W, C) tensors. If W differs, each word is averaged over the tensors that have it."""
+    """Returns the mean of (W, C) tensors. If W differs, each word is averaged over the tensors that contain it."""
     if len({output.shape for output in outputs}) == 1:
         return torch.stack(outputs).mean(0)
     return pad_sequence(outputs, padding_value=math.nan).nanmean(1)
@@ -119,16 +119,16 @@ def batches_of(head: Head, means: list[torch.Tensor], size: int) -> Iterator[tup
 def mean_predictions(
     heads: Any, averages: list[dict[str, list]], data: Any, seen: Sequence[np.ndarray] | None = None
 ) -> Predictions:
-    """Returns predictions for a MyDataset, decoded by `heads` from the mean of several models' outputs; for text-level
-    tasks they include that mean. averages: {task: …} per model; see `means_of`."""
+    """Returns predictions for a MyDataset, decoded from the mean of several models' outputs. For text-level tasks, they
+    include this mean. averages: {task: …} of each model, see `means_of`."""
+    collectors = PredictionCollector(heads, data, keep_averages="texts").collectors
     predictions: dict[str, list[Prediction]] = {}
     for name, head in heads.items():
         decoded = decode(head, means_of(head, [average[name] for average in averages], seen))
         if head.by_words and not head.finds_spans:
             sizes = [len(data[i]["tokens"]) for i in range(len(data))]
             decoded = [tag_truncated_words(one, size, head.task) for one, size in zip(decoded, sizes)]
-        collector = task_collector(name, head, data, keep_averages="texts")
-        predictions[name] = [collector.named(prediction) for prediction in decoded]
+        predictions[name] = [collectors[name].named(prediction) for prediction in decoded]
     return Predictions.from_tasks(predictions)
 
 
@@ -141,8 +141,8 @@ def calibrate(
     seen: Sequence[np.ndarray] | None = None,
     temper: bool = True,
 ) -> None:
-    """Recalibrates the heads on the mean of several models' outputs for rows of a MyDataset: their thresholds and, with
-    `temper`, their temperatures, if the runs have any."""
+    """Calibrates the heads on the mean of several models' outputs for `rows` of a MyDataset: their thresholds and, with
+    `temper`, the temperatures of heads whose temperature is not 1."""
     for name, head in heads.items():
         tempers = temper and float(head.temperature) != 1
         if not head.needs_calibration and not tempers:
@@ -166,7 +166,7 @@ def calibrate(
 
 
 def tags_of(head: Head, mean: torch.Tensor, tags: list[str] | None) -> torch.Tensor:
-    """The tag ids of the words of a text that were read, (W,); IGNORE for unknown tags and unlabelled texts."""
+    """Returns the tag ids of the words in `mean`, (W,); IGNORE for unknown tags and unlabelled texts."""
     ids = {tag: number for number, tag in enumerate(head.task.labels)}
     return torch.tensor([ids.get(tag, IGNORE) for tag in (tags or [""] * len(mean))[: len(mean)]])
 
@@ -175,9 +175,11 @@ def tags_of(head: Head, mean: torch.Tensor, tags: list[str] | None) -> torch.Ten
 
 
 class Run(NamedTuple):
+    """A trained run of an ensemble."""
+
     name: str
-    folder: Path  # its checkpoint
-    tasks: dict  # as in labels.json
+    folder: Path  # of its checkpoint
+    tasks: dict[str, Task]
     use_crf: bool
 
     @property
@@ -188,9 +190,9 @@ class Run(NamedTuple):
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """Returns a Run for each path, which is a checkpoint or a run folder (checkpoints/best is then used).
+    """Returns a Run for each path: a checkpoint, or a run folder, which stands for its checkpoints/best.
 
-    Raises UserError if one is damaged, listed twice, or differs from the first in tasks, heads or labels.
+    Raises UserError if a run is damaged, listed twice, or differs from the first one in tasks, heads or labels.
     """
     folders = [checkpoint_of(Path(path)) for path in paths]
     runs: list[Run] = []
@@ -204,7 +206,8 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 
 def name_of(folder: Path) -> str:
-    """output/mine/checkpoints/best -> mine; output/mine/checkpoints/step_00000010 -> mine/step_00000010"""
+    """Returns the name of a checkpoint's run: "mine" for output/mine/checkpoints/best, "mine/step_00000010" for other
+    checkpoints."""
     folder = folder.resolve()
     if folder.parent.name != "checkpoints":
         return folder.name
@@ -213,22 +216,22 @@ def name_of(folder: Path) -> str:
 
 
 def facts_of(run: Run, name: str) -> dict[str, Any]:
-    """Returns {property: value} of the task properties that must be the same in all runs."""
+    """Returns the properties of a task that must be the same in all runs, as {name: value}."""
     task = run.tasks[name]
-    facts = {"head": "crf_tagging" if run.use_crf and task.type == "tagging" else task.type}
+    facts: dict[str, Any] = {"head": "crf_tagging" if run.use_crf and task.type == "tagging" else task.type}
     facts |= {"labels": task.labels, "tokens": task.unit, "pairs of texts": task.pairs, "hierarchy": task.hierarchy}
     facts["own inputs"] = {name: field.declared() for name, field in fields_of(run.tasks).items()}
-    if task.type != "regression":  # regression values are converted to the first run's scale: see `on_scale_of`
+    if task.type != "regression":  # regression values are converted to the scale of the first run, see `on_scale_of`
         facts["scale"] = [task.mean, task.std]
     return facts
 
 
 def refuse_difference(first: Run, run: Run) -> None:
-    """Raises UserError if a run does not match the first one; the message names the difference."""
+    """Raises UserError if a run does not match the first one."""
     advice = "they cannot be averaged"
     for one, other in ((first, run), (run, first)):
         if missing := sorted(one.tasks.keys() - other.tasks.keys()):
-            raise UserError(f"{other.folder}: has no task {missing[0]!r}, which {one.folder} has; {advice}")
+            raise UserError(f"{other.folder}: has no task {missing[0]!r}, unlike {one.folder}; {advice}")
     for name in run.tasks:
         facts = facts_of(run, name)
         for fact, expected in facts_of(first, name).items():
@@ -244,7 +247,7 @@ def refuse_difference(first: Run, run: Run) -> None:
 
 
 def on_scale_of(first: Run, run: Run, predictions: Predictions) -> Predictions:
-    """Returns a run's predictions with its regression averages standardised by the first run's mean and std."""
+    """Returns a run's predictions, with regression averages standardised by the mean and std of the first run."""
     averages = dict(predictions.averages)
     for name, task in first.tasks.items():
         if task.type == "regression" and (task.mean, task.std) != (run.tasks[name].mean, run.tasks[name].std):
@@ -254,15 +257,15 @@ def on_scale_of(first: Run, run: Run, predictions: Predictions) -> Predictions:
 
 
 class SplitOutputs:
-    """The outputs of several runs for one part of the data, by run number."""
+    """The outputs of several runs for one split, by run number."""
 
     def __init__(self) -> None:
         self.dataset: Any = None
         self.predictions: dict[int, Predictions] = {}
-        self.seen: dict[int, np.ndarray] = {}  # per run, the number of words of each text that it read
+        self.seen: dict[int, np.ndarray] = {}  # {run: number of words that it read of each text}
 
     def add(self, number: int, data: Any, predictions: Predictions) -> None:
-        """Adds a run's predictions. data: the run's MyDataset; the least truncated one is kept."""
+        """Adds a run's predictions. data: the run's MyDataset; `dataset` is the least truncated one."""
         if self.dataset is None or data.columns["num_cut"].sum() < self.dataset.columns["num_cut"].sum():
             self.dataset = data
         self.predictions[number] = predictions
@@ -283,11 +286,11 @@ class SplitOutputs:
 
 
 class Committee:
-    """An ensemble of runs that keeps only one model in memory at a time.
+    """An ensemble of runs, with only one model in memory at a time.
 
     load(checkpoint folder) -> (Trainer, Featurizer); loader_of(file or list of examples, Featurizer, batch size, run
-    name) -> MyDataLoader; metrics: the module metrics.py.
-    In `label_rows`, it can take the place of the Trainer, with `collect_rows` as `load`.
+    name) -> MyDataLoader; metrics: the module metrics.py. `label_rows` accepts it instead of a Trainer, with
+    `collect_rows` as `load`.
     """
 
     def __init__(
@@ -310,38 +313,38 @@ class Committee:
         self.abstention = Abstention({})
 
     def collect(self, sources: Mapping[str, Any]) -> dict[str, SplitOutputs]:
-        """Runs each member on {title: file or list of examples} -> {title: SplitOutputs}."""
-        parts = {title: SplitOutputs() for title in sources}
+        """Runs each member on {split: file or list of examples}. Returns {split: SplitOutputs}."""
+        splits = {split: SplitOutputs() for split in sources}
         for number in tqdm(sorted({*self.members}), desc="runs", leave=False, delay=2):
             run = self.runs[number]
             trainer, featurizer = self.load(run.folder)
             trainer.stop = self.stop or trainer.stop
-            for title, source in sources.items():
+            for split, source in sources.items():
                 loader = self.loader_of(source, featurizer, self.config.eval_batch_size, run.name)
-                predictions, _ = trainer.infer(loader, f"{run.name}: {title}", keep_averages="all")
-                parts[title].add(number, loader.dataset, on_scale_of(self.runs[0], run, predictions))
+                predictions, _ = trainer.infer(loader, f"{run.name}: {split}", keep_averages="all")
+                splits[split].add(number, loader.dataset, on_scale_of(self.runs[0], run, predictions))
             heads = trainer.model.output_layer.heads.cpu()
             self.heads, self.states[number] = self.heads or heads, deciding_state(heads)
             del trainer  # free its memory before the next one is loaded
-        return parts
+        return splits
 
-    def decide(self, members: Collection[int], dev: Any = None, rows: np.ndarray | None = None) -> None:
-        """Sets the heads' transitions and thresholds to their mean over these runs. With dev (a SplitOutputs), they
-        are then recalibrated for the ensemble on dev, or on some of its rows."""
+    def decide(self, members: Collection[int], dev: SplitOutputs | None = None, rows: np.ndarray | None = None) -> None:
+        """Sets the heads' transitions and thresholds to their mean over these runs. With `dev`, then calibrates the
+        heads for the ensemble on dev, or on some of its rows."""
         average_heads(self.heads, [self.states[number] for number in sorted(members)])
         self.members, self.is_calibrated = members, dev is not None
-        if self.is_calibrated:
+        if dev is not None:
             rows = np.arange(len(dev.dataset)) if rows is None else rows
             calibrate(self.heads, rows=rows, temper=self.temper, **dev.of(members))
 
-    def predict(self, part: SplitOutputs) -> Predictions:
-        """Returns the ensemble's predictions for a SplitOutputs."""
-        return mean_predictions(self.heads, **part.of(self.members))
+    def predict(self, split: SplitOutputs) -> Predictions:
+        """Returns the ensemble's predictions for a split."""
+        return mean_predictions(self.heads, **split.of(self.members))
 
     def collect_rows(self, examples: list[dict[str, Any]]) -> SplitOutputs:
         return self.collect({"labelling": examples})["labelling"]
 
-    def predict_rows(self, part: SplitOutputs) -> Iterator[dict[str, Any]]:
+    def predict_rows(self, split: SplitOutputs) -> Iterator[dict[str, Any]]:
         if not self.is_calibrated:
             self.decide(self.members)
-        return prediction_rows(self.predict(part), part.dataset, self.tasks, self.metrics.is_right, self.abstention)
+        return prediction_rows(self.predict(split), split.dataset, self.tasks, self.metrics.is_right, self.abstention)

@@ -1,4 +1,4 @@
-"""Converts the input of the Python interface (texts, pairs, words, rows) to examples for the data loader."""
+"""Converts inputs of the Python interface (texts, pairs, words, rows) to examples for the data loader."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ FILES = (".csv", ".tsv", ".json", ".jsonl", ".txt", ".md", ".parquet", ".xlsx", 
 
 
 def form_of(given: Any) -> Literal["one", "list", "stream"]:
-    """Returns whether `given` is a single text, several, or an iterator. Raises UserError for anything else."""
+    """Returns whether `given` is a single text, several texts, or an iterator. Raises UserError for anything else."""
     if isinstance(given, str):
         if given.lower().endswith(FILES) and Path(given).is_file():
             advice = f"label it with main.py --predict_file, or give its text as {{'text': {given!r}}}"
@@ -39,10 +39,10 @@ def shown(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Converts arrays and numbers of numpy, pandas and torch, also in lists, to Python lists and numbers."""
+    """Converts arrays and numbers of numpy, pandas and torch, including those in lists, to Python lists and numbers."""
     if hasattr(value, "tolist"):
         return value.tolist()
-    return [plain(part) for part in value] if isinstance(value, list | tuple) else value
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def row_of(item: Any, where: str) -> dict[str, Any]:
@@ -63,9 +63,10 @@ def row_of(item: Any, where: str) -> dict[str, Any]:
 def examples_of(
     items: Iterable[Any], tasks: dict[str, Task], labelled: bool = False, single: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """Yields the examples of texts or rows for these tasks. labelled: include the labels of the rows; single: refuse
-    pairs. An example has an id only if its row has one. Raises UserError at the first text that these tasks cannot
-    read."""
+    """Converts texts or rows to examples for these tasks. An example has an id only if its row has one.
+
+    labelled: include the labels of the rows; single: reject pairs. Raises UserError at the first invalid text.
+    """
     form, paired = None, any(task.pairs for task in tasks.values())
     for number, item in enumerate(items):
         where = f"text {number + 1}"
@@ -85,13 +86,13 @@ def examples_of(
 
 
 def example_of(row: dict[str, Any], where: str, tasks: dict[str, Task], labelled: bool) -> dict[str, Any]:
-    """Returns the example of a row: its text or words, the columns that the model reads and, if wanted, its labels."""
+    """Converts a row to an example: its text or words, the columns that the model reads and, if `labelled`, labels."""
     schema, kinds = own_module("preprocess.schema"), own_module("preprocess.labels.kinds")
     if row.keys() & {"text", "tokens"} or not has_no_text(tasks):
         schema.check_row(row, {}, where, needs_labels=False)
     example: dict[str, Any] = {name: row[name] for name in ("text", "tokens", "text_pair") if name in row}
     columns = {name: value for name, value in row.items() if name not in {*PARTS_OF_A_ROW, *tasks}}
-    stored = row.get("extras")  # of a processed folder
+    stored = row.get("extras")  # as in a processed folder
     example["extras"] = columns | (stored if isinstance(stored, dict) else {})
     if "id" in row:
         example["id"] = id_of(row["id"], 0)
@@ -106,8 +107,8 @@ def example_of(row: dict[str, Any], where: str, tasks: dict[str, Task], labelled
 
 
 def labels_of(row: dict[str, Any], where: str, tasks: dict[str, Task]) -> dict[str, Any]:
-    """Returns the labels of a row. Also returns its tokens if labels per word are given as spans over the text,
-    [{"start", "end", "label"}], or as relations or events in one of the forms that data_process.py reads."""
+    """Returns the labels of a row, and its tokens if word-level labels are given over the text: as spans [{"start",
+    "end", "label"}], or as relations or events in a form that data_process.py reads."""
     if any(task.kind == "relations" for task in tasks.values()):
         row = with_relations(row, where, tasks)
     events = [name for name, task in tasks.items() if task.kind == "events"]
@@ -126,8 +127,8 @@ def labels_of(row: dict[str, Any], where: str, tasks: dict[str, Task]) -> dict[s
 
 
 def with_events(row: dict[str, Any], where: str, names: list[str]) -> dict[str, Any]:
-    """Returns a row with its events as relations between mentions; the choice of anchors does not change scores. names:
-    the event tasks. Raises UserError if a mention does not occur in the text."""
+    """Returns a row with its events converted to relations between mentions. The choice of anchors does not change the
+    scores. names: the event tasks. Raises UserError if a mention does not occur in the text."""
     readers, labels = own_module("preprocess.readers.events"), own_module("preprocess.labels.events")
     keys = [*names, *readers.LISTS]
     if found := next((key for key in keys if row.get(key) and readers.is_raw(row[key])), None):
@@ -143,7 +144,7 @@ def with_events(row: dict[str, Any], where: str, names: list[str]) -> dict[str, 
 
 
 def with_relations(row: dict[str, Any], where: str, tasks: dict[str, Task]) -> dict[str, Any]:
-    """Returns a row with its relations, and the entities that they connect, under the names of the tasks."""
+    """Returns a row with its relations and their entities under the names of the tasks."""
     options = own_module("preprocess.readers.options").ReadOptions(labelled=True)
     reading = own_module("preprocess.readers.by_shape").find_reading(where, [row], options)
     if reading and reading.relations:

@@ -1,4 +1,4 @@
-"""The Python interface: a trained model as an object that answers, embeds, explains and evaluates (docs/python.md)."""
+"""The Python interface: a trained model that predicts, embeds, explains and evaluates (docs/python.md)."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -27,12 +27,12 @@ Examples = list[dict[str, Any]]
 
 
 class Model:
-    """A trained model. Threads may share it: calls run one at a time.
+    """A trained model. It is thread-safe: calls run one at a time.
 
-    A text is a string, two strings as a tuple (a pair), words as a list, or a row of a file as a dict: `text` or
-    `tokens`, `text_pair`, `id`, numeric columns; other keys are ignored. One text gives one answer, a list of texts a
-    list of answers, and an iterator an iterator, which reads a few thousand texts ahead in constant memory. Invalid
-    texts raise UserError.
+    A text is a string, a tuple of two strings (a pair), a list of words, or a row of a file as a dict with `text` or
+    `tokens`, `text_pair`, `id` and numeric columns; other keys are ignored. One text returns one result, a list of
+    texts a list, and an iterator an iterator, which reads a few thousand texts ahead in constant memory. Invalid texts
+    raise UserError.
     """
 
     def __init__(self, checkpoint: Path, options: dict[str, Any], trainer: Any, featurizer: Any) -> None:
@@ -42,23 +42,25 @@ class Model:
 
     @property
     def tasks(self) -> dict[str, Task]:
-        """{name: Task}"""
+        """The tasks, as {name: Task}."""
         return self.trainer.tasks
 
     @property
     def labels(self) -> dict[str, list[str]]:
-        """{task: its labels}; an empty list for regression."""
+        """The labels of each task, as {task: labels}; an empty list for regression."""
         return {name: list(task.labels) for name, task in self.tasks.items()}
 
     def __call__(self, texts: Any) -> Any:
-        """Returns the answers, as in predictions.jsonl: text, labels, probabilities, entities with offsets."""
-        return self.answer(texts, self.label)
+        """Returns predictions as in predictions.jsonl: text, labels, probabilities, entities with offsets."""
+        return self.apply(texts, self.label)
 
     def embed(self, texts: Any) -> Any:
-        """Returns the vectors of the texts: the encoder's pooled output, before dropout and shared layers, as a float32
-        array (N, H); (H,) for one text. A pair has one vector. The vector of a text longer than max_length covers all
-        its windows or, with another --long_text, the part that is read."""
-        vectors = self.answer(texts, lambda examples: self.trainer.embed(self.loader(examples)), embeds=True)
+        """Returns the vectors of the texts as a float32 array (N, H), or (H,) for one text.
+
+        A vector is the encoder's pooled output before dropout and shared layers. A pair has one vector. For a text
+        longer than max_length, it covers all windows or, with another --long_text, the portion that the model reads.
+        """
+        vectors = self.apply(texts, lambda examples: self.trainer.embed(self.loader(examples)), embeds=True)
         if not isinstance(vectors, list):
             return vectors
         return np.stack(vectors) if vectors else np.zeros((0, self.trainer.model.hidden_size), np.float32)
@@ -68,16 +70,16 @@ class Model:
     ) -> Explanation:
         """Returns how much each word adds to the logit of a label, by integrated gradients.
 
-        task: default: the only one, or the first that labels texts; label: default: the predicted one; word: for
-        tagging, the number of the word whose tag is explained, from 0.
+        task: by default the only task, or the first one with text-level labels; label: by default the predicted one;
+        word: for tagging, the number of the word whose tag is explained, starting at 0.
         """
         examples = number(list(examples_of([text], self.tasks)))
         with self.alone():
             return explain(self.trainer, self.loader(examples), task, label, word)
 
     def evaluate(self, rows: Iterable[Any]) -> dict[str, float]:
-        """Returns the scores and losses as in eval.json. rows: dicts with a label for each task, None if unlabelled, as
-        in a processed folder; entities can also be spans of the text, [{"start", "end", "label"}]."""
+        """Returns scores and losses as in eval.json. rows: dicts with a label for each task (None if unlabelled), as in
+        a processed folder. Entities can also be character spans, [{"start", "end", "label"}]."""
         examples = list(examples_of([rows] if form_of(rows) == "one" else rows, self.tasks, labelled=True))
         if not examples:
             raise UserError("there are no rows to evaluate")
@@ -90,21 +92,21 @@ class Model:
         return f"<{self.checkpoint}; {kinds}; {self.trainer.device}, {self.trainer.config.precision}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return load_model, (self.checkpoint, self.options)  # another process loads it again
+        return load_model, (self.checkpoint, self.options)  # unpickling loads the checkpoint again
 
     # ---- implementation ------------------------------------------------------------------------------------------
 
-    def answer(self, texts: Any, function: Callable[[Examples], Iterable[Any]], embeds: bool = False) -> Any:
-        """Applies a function of examples to one text, several, or a stream of them."""
+    def apply(self, texts: Any, function: Callable[[Examples], Iterable[Any]], embeds: bool = False) -> Any:
+        """Applies a function of examples to one text, a list of texts or an iterator."""
         form = form_of(texts)
         tasks = self.trainer.tasks_to_embed if embeds else self.tasks
-        results = self.answers([texts] if form == "one" else texts, function, tasks)
+        results = self.stream([texts] if form == "one" else texts, function, tasks)
         return next(results) if form == "one" else list(results) if form == "list" else results
 
-    def answers(
+    def stream(
         self, texts: Iterable[Any], function: Callable[[Examples], Iterable[Any]], tasks: dict[str, Task]
     ) -> Iterator[Any]:
-        """Yields the results in order. As when a file is labelled, texts are batched by length, one pool at a time."""
+        """Yields the results in order. Texts are batched by length within a pool, as in `label_rows`."""
         total = len(texts) if isinstance(texts, Sized) else None
         single = pairs_of(self.tasks) and not pairs_of(tasks)
         examples, size = examples_of(texts, tasks, single=single), pool_size(self.trainer.config.eval_batch_size)
@@ -129,27 +131,27 @@ class Model:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Context manager that waits until no other thread uses the model."""
-        if os.getpid() != self.process:  # after a fork: the thread that holds the lock may not exist here
+        if os.getpid() != self.process:  # after a fork, the thread that holds the lock may not exist
             self.lock, self.process = RLock(), os.getpid()
-            torch.set_num_threads(1)  # the pool of OpenMP does not survive a fork
+            torch.set_num_threads(1)  # OpenMP's thread pool does not survive a fork
         with self.lock, distributed.alone():
             yield
 
 
 def number(examples: Examples) -> Examples:
-    """Adds the row number as id to examples without an id."""
+    """Adds the row number as the id of examples without an id."""
     return [{"id": str(i)} | example for i, example in enumerate(examples)]
 
 
 def load_model(checkpoint: str | Path, options: dict[str, Any]) -> Model:
-    """Loads a Model. options: options of main.py"""
+    """Loads a Model. options: options of main.py."""
     if not isinstance(checkpoint, str | Path):
-        raise UserError(f"load: {checkpoint!r} is not the name of a run's folder")
+        raise UserError(f"load: {checkpoint!r} is not the path of a run folder")
     config, template, _ = own_module("config"), own_module("main"), own_module("data_loader")
     try:
         chosen = config.Config(do_predict=True, **options)
     except TypeError as error:
-        raise UserError(f"load: {str(error).partition(') ')[2] or error}; the options are those of main.py") from None
+        raise UserError(f"load: {str(error).partition(') ')[2] or error}; see the options of main.py") from None
     state = np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):  # building a model draws its initial weights

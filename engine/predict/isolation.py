@@ -1,9 +1,9 @@
-"""Imports the template's own modules (config, trainer, …) into a program that may have other modules of these names.
+"""Imports the template's modules (config, trainer, …) into a program that may have other modules with these names.
 
-A module imported with `own_module` is known as `finetuning_template.NAME`. Any `import` statement inside it, even in a
-function that runs later or in another thread, finds the template's modules first; everything else is unchanged.
-`sys.path` and the modules of the other program are not modified. If the program itself has imported a module of the
-template, that module is shared, so both see the same classes.
+A module imported with `own_module` is registered as `finetuning_template.NAME`. `import` statements inside it find the
+template's modules first, even in functions that run later or in another thread. `sys.path` and the modules of the
+program are not modified. If the program has already imported a module of the template, that module is shared, so that
+both see the same classes.
 """
 
 import builtins
@@ -28,7 +28,7 @@ class OwnLoader(SourceFileLoader):
 
 
 class OwnFinder(MetaPathFinder):
-    """Finds the modules below PREFIX, and no others."""
+    """Finds only modules below PREFIX."""
 
     @staticmethod
     def find_spec(name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -39,13 +39,13 @@ class OwnFinder(MetaPathFinder):
 
 
 def is_shared(name: str) -> bool:
-    """Whether the template's module or package of this name has already been imported under its plain name."""
+    """Returns whether the program has already imported this module or package of the template under its plain name."""
     file = getattr(sys.modules.get(name), "__file__", None) if f"{PREFIX}.{name}" not in sys.modules else None
     return file is not None and ROOT in Path(file).parents
 
 
 def import_own_first(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
-    """The `__import__` of the template's modules."""
+    """Replaces `__import__` within the template's modules."""
     top = name.partition(".")[0]
     if level or top not in OWN or is_shared(top):
         return builtins.__import__(name, globals, locals, fromlist, level)

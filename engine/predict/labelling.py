@@ -1,9 +1,9 @@
-"""Labels the rows of a file as a stream: in constant memory, in input order, resumable after a kill.
+"""Labels the rows of a file as a stream, in constant memory and in input order. A killed run can be resumed.
 
 Rows are labelled one pool at a time. A finished pool is appended to <output>.partial and synced to disk; then the
-number of durable rows is saved in <output>.partial.json. At the end the output is renamed to its final path.
-Pools start at fixed row numbers, so a resumed run labels the same batches. Shards consist of whole pools:
-concatenated (without their CSV headers), they are byte-identical to the output of one run.
+number of durable rows is saved in <output>.partial.json. At the end, the output is renamed to its final path.
+Pools start at fixed row numbers, so a resumed run labels the same batches. Shards consist of whole pools; their
+concatenation (without repeated CSV headers) is byte-identical to the output of a single run.
 """
 
 import io
@@ -39,8 +39,8 @@ from engine.task.task import Task
 
 logger = logging.getLogger("template")
 
-POOL, BATCHES = 4096, 64  # maximum rows and batches per pool, which is sorted by length to reduce padding
-# Options that affect the output's bytes. --force_resume may change those in FORCEABLE, since rows keep their positions
+POOL, BATCHES = 4096, 64  # maximum rows and batches per pool; a pool is sorted by length to reduce padding
+# Options that affect the output. --force_resume allows changes in FORCEABLE, because rows stay at their positions
 OPTIONS = [*"shard spreadsheet_safe eval_batch_size precision compile".split(), *READING]
 DEFAULTS: dict[str, Any] = {f"--{f.name}": f.default for f in fields(ReadingOptions)} | {"--abstain_below": {}}
 CHECKPOINT, POOLS = "SHA-256 of the checkpoint", "rows in a pool"
@@ -55,16 +55,16 @@ def label_rows(
     *checkpoints: str | Path,
     **more: Any,
 ) -> None:
-    """Labels the rows of a file, or of its part given by --shard, and writes a .csv or .jsonl file.
+    """Labels the rows of a file, or of one --shard of it, and writes a .csv or .jsonl file.
 
     rows: a TextRows of preprocess/readers/sources.py; load(examples) -> MyDataLoader; path: the output path, to which
-    --shard adds its number; checkpoints: the folders of the trainer's model, or of an ensemble's models; more: other
-    facts that affect the answers. SIGTERM and SIGINT stop it after the current batch and raise Interrupted; --resume
+    --shard adds its number; checkpoints: the checkpoint folders of the model or of an ensemble; more: other values that
+    affect the predictions. On SIGTERM or SIGINT, stops after the current batch and raises Interrupted; --resume
     labels that pool again.
     """
     config, tasks = trainer.config, trainer.tasks
     pool = pool_size(config.eval_batch_size)
-    part = rows_of_shard(rows.size, pool, config.shard)
+    shard = rows_of_shard(rows.size, pool, config.shard)
     check_all(rows, tasks)
     sums = [sha256(Path(checkpoint) / "manifest.json")[:16] for checkpoint in checkpoints]
     facts = {"SHA-256 of the input": rows.sha256[:16], CHECKPOINT: " ".join(sums)} | more
@@ -73,21 +73,21 @@ def label_rows(
     distributed.require_same(facts)
     path = path_of_shard(path, config.shard)
     refuse_same_file(path, "predict_output", rows.path)
-    output = Output(path, facts, len(part), config.spreadsheet_safe, trainer.abstention.counts)
+    output = Output(path, facts, len(shard), config.spreadsheet_safe, trainer.abstention.counts)
     trainer.stop = StopSignals(logger.warning, distributed.all_reduce_max, "stopping after this batch")
     resuming = config.resume or restarts() > 0
     with distributed.entered_by_first(output.opened(resuming, config.force_resume)) as done, trainer.stop:
-        examples = examples_of(rows, tasks, part.start + done, part.stop)
-        bar = tqdm(total=len(part), initial=done, desc="labelling", unit=" rows", leave=False, delay=2)
+        examples = examples_of(rows, tasks, shard.start + done, shard.stop)
+        bar = tqdm(total=len(shard), initial=done, desc="labelling", unit=" rows", leave=False, delay=2)
         try:
-            for start in range(part.start + done, part.stop, pool):
+            for start in range(shard.start + done, shard.stop, pool):
                 chunk = list(islice(examples, pool))
-                if len(chunk) < min(pool, part.stop - start):
-                    raise UserError(f"{rows.path}: has fewer rows than when it was checked; run the command again")
+                if len(chunk) < min(pool, shard.stop - start):
+                    raise UserError(f"{rows.path}: has fewer rows than at the start of the run; run the command again")
                 loader = load(chunk)
-                answers = trainer.predict_rows(loader)
+                labelled = trainer.predict_rows(loader)
                 if distributed.is_main_process():
-                    output.add(answers, loader.dataset)
+                    output.add(labelled, loader.dataset)
                 bar.update(len(chunk))
         except Interrupted:
             logger.info(f"stopped; {output.so_far()}; the same command with --resume continues")
@@ -105,19 +105,19 @@ def pool_size(batch_size: int) -> int:
 
 
 def embed_rows(trainer: Any, rows: Any, load: Callable[[list[dict[str, Any]]], Any], path: str | Path) -> None:
-    """Writes the vectors of the rows of a file, or of one --shard, to a .npy file (N, H), pool by pool.
+    """Writes the vectors of the rows of a file, or of one --shard of it, to a .npy file (N, H), pool by pool.
 
-    Arguments: as in `label_rows`. The file appears when it is complete; after a kill, it is written from scratch.
+    Arguments: as in `label_rows`. The file is written atomically; after a kill, start again from scratch.
     """
     pool = pool_size(trainer.config.eval_batch_size)
-    part = rows_of_shard(rows.size, pool, trainer.config.shard)
+    shard = rows_of_shard(rows.size, pool, trainer.config.shard)
     check_all(rows, trainer.tasks_to_embed)
     path, cuts = path_of_shard(path, trainer.config.shard), Cuts()
     refuse_same_file(path, "embed", rows.path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    examples = examples_of(rows, trainer.tasks_to_embed, part.start, part.stop)
-    shape = (len(part), trainer.model.hidden_size)
-    bar = tqdm(total=len(part), desc="embedding", unit=" rows", leave=False, delay=2)
+    examples = examples_of(rows, trainer.tasks_to_embed, shard.start, shard.stop)
+    shape = (len(shard), trainer.model.hidden_size)
+    bar = tqdm(total=len(shard), desc="embedding", unit=" rows", leave=False, delay=2)
     with appearing_whole(path, durable=True) as file, bar:
         np.lib.format.write_array_header_1_0(file.buffer, {"descr": "<f4", "fortran_order": False, "shape": shape})
         while chunk := list(islice(examples, pool)):
@@ -130,7 +130,7 @@ def embed_rows(trainer: Any, rows: Any, load: Callable[[list[dict[str, Any]]], A
 
 
 def rows_of_shard(size: int, pool: int, shard: str) -> range:
-    """Returns the range of rows of a shard such as "3/16", which has whole pools. Sizes differ by at most one pool."""
+    """Returns the rows of a shard such as "3/16". Shards consist of whole pools and differ by at most one pool."""
     number, shards = parse_shard(shard)
     pools = -(-size // pool)
     first, end = (min(size, pools * n // shards * pool) for n in (number - 1, number))
@@ -142,13 +142,13 @@ def rows_of_shard(size: int, pool: int, shard: str) -> range:
 
 
 def path_of_shard(path: str | Path, shard: str) -> Path:
-    """Returns the output path of a shard: labelled.csv -> labelled-03-of-16.csv. The paths sort in row order."""
+    """Returns the output path of a shard, such as labelled-03-of-16.csv for labelled.csv. Paths sort in row order."""
     path, (number, shards) = Path(path), parse_shard(shard)
     return path.with_stem(f"{path.stem}-{number:0{len(str(shards))}d}-of-{shards}") if shard else path
 
 
 def check_all(rows: Any, tasks: dict[str, Task]) -> None:
-    """Logs how the file was read, and raises UserError for rows that a model of these tasks cannot read."""
+    """Logs how the file was read. Raises UserError if a model for these tasks cannot read a row."""
     for note in rows.notes:
         logger.info(note)
     if not rows.labelled:
@@ -158,7 +158,7 @@ def check_all(rows: Any, tasks: dict[str, Task]) -> None:
 
 
 def examples_of(rows: Any, tasks: dict[str, Task], start: int, stop: int) -> Iterator[dict[str, Any]]:
-    """Yields rows start to stop as examples prepared for these tasks."""
+    """Yields rows start to stop (exclusive) as examples prepared for these tasks."""
     examples = rows.read()
     before = tqdm(total=start, desc=f"finding row {start + 1}", unit=" rows", leave=False, delay=2)
     for _ in islice(examples, start):
@@ -172,9 +172,9 @@ PROGRESS = {"facts": {str: object}, "rows": Range(0), "bytes": Range(0), "cuts":
 
 
 class Output:
-    """The output file and its partial state. The file appears once all rows are labelled; only one process writes it.
+    """The output file and its partial state. The file appears once all rows are labelled. Only one process writes it.
 
-    facts: {name: value} of everything that affects the bytes of the file; num_rows: the final number of rows.
+    facts: {name: value} of everything that affects the content of the file; num_rows: the final number of rows.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class Output:
     def opened(self, resume: bool, force: bool) -> Iterator[int]:
         """Context manager that locks the output for this process and yields the number of finished rows.
 
-        resume: continue a partial output, if there is one; force: even with another model or other options.
+        resume: continue a partial output, if there is one; force: also if the model or some options have changed.
         """
         with hold(self.lock, self.path, "choose another --predict_output", "choose another --predict_output"):
             try:
@@ -218,22 +218,22 @@ class Output:
         open_own(self.partial).close()
 
     def resume(self, force: bool) -> bool:
-        """Rolls back to the last durable state; returns whether one exists. Raises UserError if it is damaged or comes
-        from other inputs or options."""
+        """Rolls back to the last durable state. Returns whether there is one. Raises UserError if it is damaged, or was
+        written with other inputs or options."""
         advice = f"remove {self.progress} to start over"
         try:
             saved = read_json(self.progress, PROGRESS)
             before, self.rows, self.bytes, cuts = (saved[name] for name in PROGRESS)
         except SchemaError:
             raise UserError(f"{self.progress}: damaged, or written by another version; {advice}") from None
-        # Options that were added since then had their default values
+        # Options that were added later had their default values
         before = {name: value for name, value in DEFAULTS.items() if name in self.facts} | before
         changes = changed_options(before, self.facts, FORCEABLE if force else ())
         if changes:
             is_forceable = not changed_options(before, self.facts, FORCEABLE)
             advice += ", or add --force_resume to continue anyway" if is_forceable else ""
             raise UserError(f"{self.partial} was started with different options: {'; '.join(changes)}; {advice}")
-        if not self.partial.exists():  # already renamed to its final path, or the run was killed before creating it
+        if not self.partial.exists():  # it was already renamed to its final path, or not yet created
             return self.rows == self.num_rows and self.path.exists()
         if self.partial.stat().st_size < self.bytes:
             raise UserError(f"{self.partial}: is shorter than the {self.rows} rows recorded; {advice}")
@@ -251,7 +251,7 @@ class Output:
         write_json(self.progress, done, durable=True)
 
     def add(self, rows: Iterable[dict[str, Any]], data: Any) -> None:
-        """Appends the answers for a MyDataset. Raises UserError if writing fails; earlier rows stay safe."""
+        """Appends the predictions for a MyDataset. Raises UserError if writing fails; earlier rows remain intact."""
         text = io.StringIO(newline="")
         write_rows(rows, text, self.path.suffix == ".jsonl", header=not self.rows, spreadsheet_safe=self.safe)
         written, safe = text.getvalue().encode(), self.rows
@@ -266,7 +266,7 @@ class Output:
             self.abstained.clear()
             self.save()
         except OSError as error:
-            advice = f"{safe} of {self.num_rows} rows are safe, and --resume continues"
+            advice = f"{safe} of {self.num_rows} rows are saved; add --resume to continue"
             raise UserError(f"{self.partial}: cannot be written ({(error.strerror or '').lower()}); {advice}") from None
 
     def finish(self) -> None:
@@ -278,6 +278,6 @@ class Output:
         with suppress(OSError):  # Windows cannot delete a locked file
             self.lock.unlink()
         for name in [key.removeprefix("answers ") for key in self.cuts.counts if key.startswith("answers ")]:
-            left_out, total = (self.cuts.counts[f"{what} {name}"] for what in ("abstained", "answers"))
-            logger.info(f"{name}: {left_out} of {total} answers are left out, because their probability is too low")
+            omitted, total = (self.cuts.counts[f"{what} {name}"] for what in ("abstained", "answers"))
+            logger.info(f"{name}: {omitted} of {total} predictions are omitted, because their probability is too low")
         logger.info(f"{self.num_rows} predictions in {self.path}")

@@ -1,15 +1,17 @@
-"""The answers, labels and settings that an evaluation stores in a run folder for its report.
+"""The predictions, labels and settings that an evaluation stores in a run folder for its report.
 
-    answers/about.json    the tasks, the options that differ from the defaults, machine and date
-    answers/<part>.jsonl  one line per row of dev, test or (in a cross-validation) out_of_fold:
+    answers/about.json     the tasks, the options that differ from the defaults, machine and date
+    answers/<split>.jsonl  one line per row of dev, test or (in a cross-validation) out_of_fold:
 
 {"id", "text", "text_pair"?, "places"?: [[start, end] of each token in the text], "cut": number of truncated sub-tokens,
-"tokens": number of sub-tokens (those in two windows are counted twice), "windows": number of inputs the text was split
+"tokens": number of sub-tokens (counted twice if in two windows), "windows": number of inputs that the text was split
 into, "columns"?: other columns of the row, "answers": {task: {"gold", "predicted", "right", "probability",
-"untempered"?, "probabilities"?}}}. gold is null if unlabelled; spans are [first token, last token, type], relations
-have four tokens before the predicate. probability: of the predicted label; a list for entities of tags, other tags,
-spans and relations. untempered: the same at temperature 1. probabilities: of a text's labels, if at least SMALLEST.
-Reports can be regenerated from these files without the model.
+"untempered"?, "probabilities"?}}}
+
+gold: the label, or null. Spans are [first token, last token, type]; relations have four tokens before the predicate.
+probability: of the predicted label; a list for entities, tags, spans and relations. untempered: the probability at
+temperature 1. probabilities: of the labels of a text, if at least SMALLEST. Reports can be created from these files
+without the model.
 """
 
 import dataclasses
@@ -36,23 +38,23 @@ from engine.schema import AnyOf, Optional, Range
 from engine.task.task import PARTS_OF_A_ROW, PLACES, TASK, Task, tasks_to_json
 from engine.task.text import text_and_offsets
 
-FEW = 8  # a custom input of more numbers is not shown
+FEW = 8  # custom inputs with more numbers are not stored
 SMALLEST = 1e-4  # labels below this probability are omitted
-SPLITS = ("out_of_fold", "test", "dev")  # a report shows the details of the first one that exists
+SPLITS = ("out_of_fold", "test", "dev")  # a report shows details of the first one that exists
 # Options that do not affect the model
 UNLISTED = frozenset("do_train do_eval do_predict report_language resume clear_cache output_dir model_version".split())
 
 
 def cuts_and_windows(data: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the number of truncated sub-tokens and of inputs for each example of a MyDataset, each (N,)."""
+    """Returns the numbers of truncated sub-tokens and of inputs for each example of a MyDataset, each (N,)."""
     return np.bincount(data.example_index, data.columns["num_cut"], len(data)).astype(int), num_windows(data)
 
 
 def distribution(
     average: torch.Tensor | None, labels: Sequence[str], predicted: Any, kind: str
 ) -> dict[str, float] | None:
-    """Returns {label: probability} for a text from its head's `to_average`; None if a custom head did not return a
-    distribution."""
+    """Returns {label: probability} for a text. average: see Prediction; None if it is not a distribution, which is
+    possible for a custom head."""
     if average is None or average.ndim != 1 or len(average) != len(labels):
         return None
     values = average.double().tolist()
@@ -68,12 +70,12 @@ def distribution(
 def rows_of(
     data: Any, predictions: Predictions, tasks: dict[str, Task], metrics: ModuleType
 ) -> Iterator[dict[str, Any]]:
-    """Yields the rows to store for a MyDataset. metrics: the module metrics.py, which judges the answers."""
+    """Yields the rows to store for a MyDataset. metrics: the module metrics.py"""
     kinds, inputs = report_kinds(tasks, metrics), fields_of(tasks).items()
     shown = [field.columns for name, field in inputs if name == "extras" or (field.by_cell and field.size <= FEW)]
     cut, windows = cuts_and_windows(data)
     tokens = cut + np.bincount(data.example_index, data.lengths, len(data)).astype(int)
-    labels, probabilities, averages, before = predictions
+    labels, probabilities, averages, untempered = predictions
     for i in range(len(data)):
         example = data[i]
         text, offsets = text_and_offsets(example, tasks)
@@ -92,38 +94,38 @@ def rows_of(
         row["answers"] = {}
         for name, task in tasks.items():
             gold, label, probability = example[name], labels[name][i], probabilities[name][i]
-            answer = {"gold": gold, "predicted": label, "right": metrics.is_right(task, gold, label)}
-            answer["probability"] = probability if probability is None else np.round(probability, 6).tolist()
-            if (earlier := before_of(kinds[name], before[name][i])) is not None:
-                answer["untempered"] = np.round(earlier, 6).tolist()
+            stored = {"gold": gold, "predicted": label, "right": metrics.is_right(task, gold, label)}
+            stored["probability"] = probability if probability is None else np.round(probability, 6).tolist()
+            if (value := untempered_probability(kinds[name], untempered[name][i])) is not None:
+                stored["untempered"] = np.round(value, 6).tolist()
             if kinds[name] in ("classification", "multilabel"):
                 by_label = distribution(averages[name][i], task.labels, label, kinds[name])
-                answer |= {} if by_label is None else {"probabilities": by_label}
-            row["answers"][name] = answer
+                stored |= {} if by_label is None else {"probabilities": by_label}
+            row["answers"][name] = stored
         yield row
 
 
-def before_of(kind: str, before: Any) -> Any:
-    """The probability of an answer, or of each entity, at temperature 1; None if unknown."""
+def untempered_probability(kind: str, untempered: Any) -> Any:
+    """Returns the probability of a label, or of each entity, at temperature 1; None if unknown."""
     if kind == "classification":
-        return None if before is None or before.ndim != 1 else before.double().max().item()
-    return before if kind in WORD_LEVEL else None
+        return None if untempered is None or untempered.ndim != 1 else untempered.double().max().item()
+    return untempered if kind in WORD_LEVEL else None
 
 
 def report_kinds(tasks: dict[str, Task], metrics: ModuleType) -> dict[str, str]:
-    """Returns {task: key of LABEL_SCHEMAS}, as scored by metrics.py; a custom kind is replaced by its label format."""
+    """Returns {task: key of LABEL_SCHEMAS}, as scored by metrics.py. For custom kinds, it is the kind of labels."""
     kinds = {name: metrics.scoring_kind(task) for name, task in tasks.items()}
     return {name: kind if kind in LABEL_SCHEMAS else tasks[name].kind for name, kind in kinds.items()}
 
 
-def write_rows(folder: Path, part: str, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes answers/<part>.jsonl in a run folder."""
+def write_rows(folder: Path, split: str, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes answers/<split>.jsonl in a run folder."""
     (folder / "answers").mkdir(exist_ok=True)
-    with appearing_whole(folder / "answers" / f"{part}.jsonl") as file:
+    with appearing_whole(folder / "answers" / f"{split}.jsonl") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def write_about(folder: Path, trainer: Any, trained: Any, parts: list[str], metrics: ModuleType, **more: Any) -> None:
+def write_about(folder: Path, trainer: Any, trained: Any, splits: list[str], metrics: ModuleType, **more: Any) -> None:
     """Writes answers/about.json. trainer: Trainer of the evaluated model; trained: the options it was trained with."""
     tasks, config, device = trainer.tasks, trainer.config, trainer.device
     name = name_of(device)
@@ -134,7 +136,7 @@ def write_about(folder: Path, trainer: Any, trained: Any, parts: list[str], metr
         "monitor": trained.monitor or metrics.default_monitor(tasks),
         "main_scores": {name: metrics.MAIN[metrics.scoring_kind(task)] for name, task in tasks.items()},
         "shown_scores": metrics.main_scores(tasks),
-        "parts": parts,
+        "parts": splits,
         "data_path": str(config.data_dir),
         "options": options_of(trained),
         "seed": trained.random_seed,
@@ -155,7 +157,7 @@ def options_of(trained: Any) -> dict[str, Any]:
 
 
 def commit_of(root: Path) -> str:
-    """Returns the commit of a clone, followed by "+" if tracked files are modified; "" if git is unavailable."""
+    """Returns the commit of a clone, with "+" if tracked files are modified; "" if git is not available."""
 
     def git(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, timeout=10)
@@ -192,8 +194,8 @@ PROBABILITY = AnyOf(None, float)
 
 
 def row_schema(kinds: dict[str, str]) -> dict[Any, Any]:
-    """Returns the schema of a row of answers/<part>.jsonl. kinds: {task: key of LABEL_SCHEMAS}"""
-    answers = {
+    """Returns the schema of a row of answers/<split>.jsonl. kinds: {task: key of LABEL_SCHEMAS}"""
+    predictions = {
         name: {
             "gold": AnyOf(None, LABEL_SCHEMAS[kind]),
             "predicted": LABEL_SCHEMAS[kind],
@@ -213,7 +215,7 @@ def row_schema(kinds: dict[str, str]) -> dict[Any, Any]:
         Optional("tokens"): Range(0),
         "windows": Range(0),
         Optional("columns"): {str: AnyOf(str, bool, float)},
-        "answers": answers,
+        "answers": predictions,
     }
 
 
@@ -221,7 +223,7 @@ def read_about(folder: str | Path) -> dict[str, Any]:
     """Reads answers/about.json of a run folder. Raises UserError if it is missing or damaged."""
     path = Path(folder) / "answers/about.json"
     if not path.is_file():
-        raise UserError(f"{folder}: no stored answers; {EVALUATE}")
+        raise UserError(f"{folder}: no stored predictions; {EVALUATE}")
     about = read_result(path, ABOUT)
     names = set(about["kinds"])
     if not names or names != set(about["tasks"]) or not names <= set(about["main_scores"]):
@@ -229,9 +231,9 @@ def read_about(folder: str | Path) -> dict[str, Any]:
     return about
 
 
-def read_rows(folder: str | Path, part: str, kinds: dict[str, str]) -> list[dict[str, Any]]:
-    """Reads the rows of a part. Raises UserError if one is damaged. kinds: {task: key of LABEL_SCHEMAS}"""
-    path = Path(folder) / "answers" / f"{part}.jsonl"
+def read_rows(folder: str | Path, split: str, kinds: dict[str, str]) -> list[dict[str, Any]]:
+    """Reads the rows of a split. Raises UserError if a row is damaged. kinds: {task: key of LABEL_SCHEMAS}"""
+    path = Path(folder) / "answers" / f"{split}.jsonl"
     rows = read_result_lines(path, row_schema(kinds))
     for number, row in enumerate(rows, 1):
         size = len(row.get("places", ()))
@@ -243,5 +245,5 @@ def read_rows(folder: str | Path, part: str, kinds: dict[str, str]) -> list[dict
 
 
 def num_words(kind: str, label: list) -> int:
-    """Returns the minimum number of words that a text with these tags, spans or relations must have."""
+    """Returns the minimum number of words of a text with these tags, spans or relations."""
     return max((max(places) + 1 for *places, _ in label), default=0) if kind in PLACES else len(label)

@@ -1,6 +1,6 @@
-"""Calibration errors of probabilities, and thresholds below which a model gives no answer.
+"""Calibration errors of probabilities, and thresholds below which a model abstains.
 
-An answer is a text's label or, for multilabel, tagging and spans, each predicted label or entity.
+A decision is a predicted label of a text or, for tagging and spans, a predicted entity.
 """
 
 import math
@@ -18,19 +18,19 @@ from engine.task.words import answered, entities_in, shares_by_task, why_no_thre
 
 BINS = 15
 CONFIDENCE = 0.95
-Decisions = list[tuple[float, bool]]  # (probability, whether it is right) of each answer
+Decisions = list[tuple[float, bool]]  # (probability, whether it is correct)
 
 
 def bin_numbers(confidence: Sequence[float] | np.ndarray, bins: int) -> np.ndarray:
-    """Assigns confidences to bins [0, 1/bins], (1/bins, 2/bins], … -> bin numbers."""
+    """Returns the bin of each confidence, with the bins [0, 1/bins], (1/bins, 2/bins], …"""
     return np.clip(np.ceil(np.asarray(confidence, float) * bins).astype(int) - 1, 0, bins - 1)
 
 
 def calibration(confidence: Sequence[float], right: Sequence[bool], bins: int = BINS) -> dict[str, Any]:
     """Returns {"ece", "bins": [{"low", "high", "count", "confidence", "accuracy"}]}.
 
-    ECE is the expected calibration error (Naeini et al., 2015; Guo et al., 2017, equation 3): the mean over answers of
-    |accuracy - mean confidence| of the answer's bin (`bin_numbers`).
+    ECE is the expected calibration error (Naeini et al., 2015; Guo et al., 2017, equation 3): the mean over decisions
+    of |accuracy - mean confidence| of the bin that contains the decision (`bin_numbers`).
     """
     columns = {"confidence": np.asarray(confidence, float), "accuracy": np.asarray(right, float)}
     number = bin_numbers(confidence, bins)
@@ -47,7 +47,7 @@ def calibration(confidence: Sequence[float], right: Sequence[bool], bins: int = 
 
 
 def decisions_of(kind: str, gold: Any, predicted: Any, probability: Any) -> Decisions:
-    """The answers to a labelled text. kind: key of ANSWERS (stored.py). Answers without a probability are left out."""
+    """Returns the decisions for a labelled text that have a probability. kind: key of LABEL_SCHEMAS (stored.py)"""
     if kind in ("classification", "regression"):
         return [] if probability is None or kind == "regression" else [(probability, gold == predicted)]
     if not isinstance(probability, list):
@@ -64,10 +64,10 @@ def decisions_of(kind: str, gold: Any, predicted: Any, probability: Any) -> Deci
 def losses_and_decisions(
     kind: str, labels: Sequence[str], gold: Any, predicted: Any, probability: Any, average: Any
 ) -> tuple[list[float], Decisions]:
-    """(negative log likelihoods, decisions) of a text. Probabilities of decisions are compared with their accuracy.
+    """Returns (negative log likelihoods, decisions) of a text.
 
-    The likelihood is of a text's gold label, or else of whether each decision is right; a decision is an answer or, for
-    multilabel, each label. average: the distribution over a text's labels; None if there is none.
+    For one label per text, this is the likelihood of the gold label; otherwise of whether each decision is correct. For
+    multilabel, each label of the task is a decision. average: the distribution over a text's labels, if there is one.
     """
     decisions = decisions_of(kind, gold, predicted, probability)
     if average is not None and average.ndim == 1 and len(average) == len(labels):
@@ -85,8 +85,8 @@ def losses_and_decisions(
 def calibration_scores(
     tasks: Mapping[str, Any], kinds: dict[str, str], gold: dict[str, list], predictions: Any
 ) -> dict[str, float]:
-    """{<task>_ece, <task>_nll} with the temperature fitted on dev, and {<task>_ece_untempered, <task>_nll_untempered}
-    at temperature 1. Tasks without probabilities are left out."""
+    """Computes <task>_ece and <task>_nll with the temperature fitted on dev, and <task>_ece_untempered and
+    <task>_nll_untempered at temperature 1, for tasks with probabilities."""
     scores: dict[str, float] = {}
     for name, task in tasks.items():
         _, averages = kinds[name], predictions.averages[name]
@@ -110,49 +110,49 @@ def calibration_scores(
     return scores
 
 
-# ---- abstention: fewer, but more precise answers ---------------------------------------------------------------------
+# ---- abstention: fewer but more precise predictions ------------------------------------------------------------------
 
 
 class Abstention:
-    """Leaves out the answers of a task below a probability, and counts them. thresholds: from `shares_by_task`"""
+    """Omits predictions below a probability, and counts them. thresholds: from `shares_by_task`"""
 
     def __init__(self, thresholds: dict[str, float]):
         self.thresholds, self.counts = thresholds, Counter[str]()
 
     def __call__(self, name: str, kind: str, label: Any, probability: Any) -> tuple[Any, Any]:
-        """(label, probability) without the answers below the task's threshold. kind: as for `columns_of`"""
+        """Returns (label, probability) without predictions below the task's threshold. kind: as for `columns_of`"""
         if not (lowest := self.thresholds.get(name, self.thresholds.get("", 0.0))):
             return label, probability
-        label, probability, left_out, total = answered(kind, label, probability, lowest)
+        label, probability, omitted, total = answered(kind, label, probability, lowest)
         if total:
-            self.counts[f"abstained {name}"] += left_out
+            self.counts[f"abstained {name}"] += omitted
             self.counts[f"answers {name}"] += total
         return label, probability
 
 
 def thresholds_of(text: str, flag: str, tasks: Mapping[str, Any]) -> dict[str, float]:
-    """{task: number} of an option such as "0.9" or "intent=0.9,slots=0.8". Raises UserError for unknown tasks, and for
-    tasks whose answers are never left out."""
+    """Parses an option such as "0.9" or "intent=0.9,slots=0.8". Returns {task or "": number}. Raises UserError for
+    unknown tasks and for tasks that never abstain."""
     shares = shares_by_task(text)
-    always = [name for name, task in tasks.items() if task.kind == "regression" or column_kind(task) == "tags"]
-    if wrong := why_no_threshold(shares, tasks, always):
+    never_abstain = [name for name, task in tasks.items() if task.kind == "regression" or column_kind(task) == "tags"]
+    if wrong := why_no_threshold(shares, tasks, never_abstain):
         raise UserError(f"--{flag}={text}: {wrong}")
     return shares
 
 
 def interval(hits: int, total: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The confidence interval of a proportion (Clopper and Pearson, 1934)."""
+    """Returns the confidence interval of a proportion (Clopper and Pearson, 1934)."""
     rest = (1 - confidence) / 2
     low = float(beta.ppf(rest, hits, total - hits + 1)) if hits else 0.0
     return low, float(beta.ppf(1 - rest, hits + 1, total - hits)) if hits < total else 1.0
 
 
 def lowest_threshold(decisions: Decisions, target: float) -> float | None:
-    """The lowest threshold above which answers have the target precision: the lower end of its one-sided 95 % interval
-    reaches the target. None if there is no such threshold. Rounded down to six digits."""
+    """Returns the lowest threshold, rounded down to six digits, above which decisions have the target precision: the
+    lower end of its one-sided 95 % confidence interval reaches the target. Returns None if there is none."""
     p, right = np.array(sorted(decisions, reverse=True), float).reshape(-1, 2).T
     grid = np.floor(p * 1e6) / 1e6
-    ends = np.flatnonzero(np.diff(grid, append=-1.0))  # the last of each run of equal thresholds
+    ends = np.flatnonzero(np.diff(grid, append=-1.0))  # the last decision at each threshold
     hits = right.cumsum()[ends]
     low = beta.ppf(1 - CONFIDENCE, hits, ends + 2 - hits)
     reached = np.flatnonzero(np.where(hits > 0, low, 0.0) >= target)
@@ -160,46 +160,48 @@ def lowest_threshold(decisions: Decisions, target: float) -> float | None:
 
 
 def coverage_scores(name: str, decisions: Decisions, threshold: float) -> tuple[dict[str, float], str]:
-    """({score: value}, a line for the log) of the answers that reach a threshold."""
-    kept = [is_right for p, is_right in decisions if p >= threshold]
-    scores = {f"{name}_abstain_below": threshold, f"{name}_coverage": len(kept) / len(decisions)}
-    text = f"{name}: {shown(len(kept), len(decisions))} of the answers have a probability of at least {threshold:g}"
-    if kept:
-        scores[f"{name}_answered_precision"] = sum(kept) / len(kept)
-        text += f", and {shown(sum(kept), len(kept))} of these are right"
+    """Scores the decisions that reach a threshold. Returns ({score: value}, a line for the log)."""
+    covered = [is_right for p, is_right in decisions if p >= threshold]
+    scores = {f"{name}_abstain_below": threshold, f"{name}_coverage": len(covered) / len(decisions)}
+    text = f"{name}: {shown(len(covered), len(decisions))} of the predictions have a probability >= {threshold:g}"
+    if covered:
+        scores[f"{name}_answered_precision"] = sum(covered) / len(covered)
+        text += f", and {shown(sum(covered), len(covered))} of these are correct"
     return scores, text
 
 
 def shown(hits: int, total: int) -> str:
+    """Formats a proportion with its confidence interval."""
     low, high = interval(hits, total)
     return f"{hits / total:.4f} [{low:.4f}, {high:.4f}]"
 
 
 def abstention_scores(
-    part: str, kinds: dict[str, str], gold: dict[str, list], predictions: Any, abstention: Abstention, targets: dict
+    split: str, kinds: dict[str, str], gold: dict[str, list], predictions: Any, abstention: Abstention, targets: dict
 ) -> tuple[dict[str, float], list[str]]:
-    """Scores of the answers above thresholds. With targets, {task or "": precision}, these are first chosen on dev.
+    """Scores the decisions above the thresholds. Returns ({score: value}, lines for the log).
 
-    -> ({score: value}, lines for the log). Raises UserError if a target cannot be reached.
+    targets: {task or "": precision}; on dev, they first set the thresholds. Raises UserError if a target cannot be
+    reached.
     """
     scores: dict[str, float] = {}
     lines = []
     for name, kind in kinds.items():
         columns = gold[name], predictions.labels[name], predictions.probabilities[name]
         decisions = [d for row in zip(*columns) if row[0] is not None for d in decisions_of(kind, *row)]
-        decisions = [] if kind == "words" else decisions  # tags of words are never left out
+        decisions = [] if kind == "words" else decisions  # word tags are never omitted
         target = targets.get(name, targets.get("", 0.0))
-        if target and part == "dev" and (decisions or name in targets):
+        if target and split == "dev" and (decisions or name in targets):
             threshold = lowest_threshold(decisions, target)
             if threshold is None:
                 raise UserError(
-                    f"--target_precision: no threshold gives the {len(decisions)} answers of {name!r} in dev a "
-                    f"precision of at least {target:g} with {CONFIDENCE:.0%} confidence; lower it, or label more of dev"
+                    f"--target_precision: no threshold gives the {len(decisions)} predictions of {name!r} in dev a "
+                    f"precision of at least {target:g} with {CONFIDENCE:.0%} confidence; lower it, or add labels to dev"
                 )
             abstention.thresholds[name] = threshold
         threshold = abstention.thresholds.get(name, abstention.thresholds.get("", 0.0))
         if threshold and decisions:
             values, line = coverage_scores(name, decisions, threshold)
             scores |= values
-            lines.append(f"{part}, {line}")
+            lines.append(f"{split}, {line}")
     return scores, lines

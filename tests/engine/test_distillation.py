@@ -253,12 +253,9 @@ BROKEN = {  # module: [(line, broken)]
         ("(F.softplus(scores) * self.by_cell(inputs))", "F.softplus(scores)"),
     ],
     crf_module: [
-        (
-            "after.append(torch.where(mask[:, t, None], step / step.sum(1, keepdim=True), after[-1]))",
-            "after.append(step)",
-        ),
-        ("scores[texts, last] += end", "scores[texts, -1] += end"),
-        ("(factors * between)", "factors"),
+        ("mask.sum(1) - 1] += end", "-1] += end"),
+        ("scores[:, 0] += start", "scores[:, 0] += 0 * start"),
+        ("self.marginals = marginals / marginals.sum(2, keepdim=True)", "self.marginals = marginals"),
     ],
     soft_targets: [
         ("taught[row, :size] += 1 / len(teachers)", "taught[row, :size] += 1"),

@@ -324,12 +324,13 @@ def trained(tmp_path, data, **options):
     return config, run(config)
 
 
-def test_prior_shift_is_saved_in_best_but_not_used_in_training(tmp_path):
+@pytest.mark.parametrize("streaming", [False, True])
+def test_prior_shift_is_saved_in_best_but_not_used_in_training(streaming, tmp_path):
     """dev has realistic frequencies; train has 12 rows per label."""
     rows = [{"text": f"{label} {i}", "label": label, "split": "train"} for label in "abc" for i in range(12)]
     rows += [{"text": f"{'aaaaaaaaab'[i % 10]} x{i}", "label": "aaaaaaaaab"[i % 10], "split": "dev"} for i in range(60)]
     data = processed(tmp_path, rows)
-    config, log = trained(tmp_path, data, epochs=1)
+    config, log = trained(tmp_path, data, epochs=1, streaming=streaming)
     assert "label has different label frequencies in dev than in train, mainly for 'a'" in log
     counts = Counter(json.loads(line)["label"] for line in (data / "dev.jsonl").read_text().splitlines())
     dev = torch.tensor([counts[label] + 1.0 for label in "abc"])

@@ -406,7 +406,7 @@ def test_text_model_requires_a_text_column(fields, tmp_path):
     run = dict(output_dir=str(tmp_path / "out"), model_version="run", report_to="none")
     main(Config(do_train=True, data_path=str(data), **TINY, **run))
     (tmp_path / "new.csv").write_text("remark,x\nhello,1\n")
-    with pytest.raises(UserError, match="row 1: no column has a usual name of a text; add --text_column"):
+    with pytest.raises(UserError, match="row 1: no column has a common name for texts; add --text_column"):
         main(Config(do_predict=True, predict_file=str(tmp_path / "new.csv"), device="cpu", **run))
     main(Config(do_predict=True, predict_file=str(tmp_path / "new.csv"), text_column="remark", device="cpu", **run))
 

@@ -388,7 +388,7 @@ def test_each_row_is_in_one_shard_and_pools_are_not_split():
 def test_invalid_shard_is_rejected(shard):
     with pytest.raises(UserError, match="--shard="):
         Config(do_predict=True, shard=shard)
-    with pytest.raises(UserError, match="needs --do_predict"):
+    with pytest.raises(UserError, match="use it with --do_predict"):
         Config(do_train=True, do_predict=True, shard="1/2")
 
 
@@ -432,7 +432,7 @@ def test_row_without_its_fields_is_reported_before_labelling(tmp_path):
 def test_file_that_shrinks_during_labelling_is_reported(label, texts, pools, monkeypatch):
     read = labelling.examples_of
     monkeypatch.setattr(labelling, "examples_of", lambda *args: (texts.write_text("a\n"), read(*args))[1])
-    with pytest.raises(UserError, match="has fewer rows than when it was checked"):
+    with pytest.raises(UserError, match="has fewer rows than at the start of the run"):
         label()
 
 
@@ -455,7 +455,7 @@ def test_full_disk_loses_no_predictions(label, pools, trained, tmp_path, capfd):
 
     assert len(expected) > 4000 and in_a_fork(on_a_small_disk) == 2
     printed = capfd.readouterr().err.strip().splitlines()[-1]
-    assert "predictions.csv.partial: cannot be written (file too large); 16 of 38 rows are safe" in printed
+    assert "predictions.csv.partial: cannot be written (file too large); 16 of 38 rows are saved" in printed
     label(**new, resume=True)
     assert (tmp_path / "new/run/predictions.csv").read_bytes() == expected
 

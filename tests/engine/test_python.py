@@ -330,11 +330,11 @@ def test_decoder_tokens_are_assigned_to_words(kind, words):
     [
         ("sample", dict(task="other"), "the tasks are intent, slots"),
         ("sample", dict(label="other"), "there is no label 'other'"),
-        ("sample", dict(task="slots"), "name one by its number"),
-        ("sample", dict(task="slots", word=9), "has the words 0 to 2"),
-        ("sample", dict(task="slots", word="film"), "must be the number of a word"),
-        ("sample", dict(word=0), "leave it out"),
-        ("multilabel", dict(word=0), "leave it out"),
+        ("sample", dict(task="slots"), "select one by its number"),
+        ("sample", dict(task="slots", word=9), "numbered 0 to 2"),
+        ("sample", dict(task="slots", word="film"), "must be a word number"),
+        ("sample", dict(word=0), "only for tasks that label words"),
+        ("multilabel", dict(word=0), "only for tasks that label words"),
         ("spans", {}, "finds spans"),
         ("relations", dict(task="facts"), "finds relations"),
     ],
@@ -399,7 +399,7 @@ def test_other_invalid_arguments_are_one_line_errors(runs, tmp_path):
     assert model.evaluate(row) == model.evaluate([row])
     with pytest.raises(UserError, match="neither a run"):
         load(tmp_path)
-    with pytest.raises(UserError, match="None is not the name of a run's folder"):
+    with pytest.raises(UserError, match="None is not the path of a run folder"):
         load(None)
     with pytest.raises(UserError, match="--device 3 is not a device"):
         load(runs("sample")[0].run_dir, device=3)

@@ -213,7 +213,7 @@ def test_abstain_below_omits_predictions(run, sample, caplog):
         assert a["intent_right"] is (None if a["intent"] is None else b["intent_right"])
         empty, kept = empty + (a["intent"] is None), kept + (a["intent"] is not None)
     assert empty and kept
-    assert f"intent: {empty} of {len(whole)} answers are left out" in caplog.text
+    assert f"intent: {empty} of {len(whole)} predictions are omitted" in caplog.text
     texts = [{"tokens": row["tokens"]} for row in lines(sample / "test.jsonl")]
     model = load(folder, device="cpu", precision="fp32", abstain_below=text)
     assert [row["intent"] for row in model(texts)] == [row["intent"] for row in less]
@@ -231,7 +231,7 @@ def test_target_precision_chooses_thresholds_on_dev(run, caplog):
         assert scores[split]["intent_answered_precision"] == pytest.approx(sum(kept) / len(kept))
     assert "slots_coverage" not in scores["dev"] and f"{threshold:g}" in caplog.text
     with pytest.raises(
-        UserError, match=r"24 answers of 'intent' in dev a precision of at least 0.99 with 95% confidence"
+        UserError, match=r"24 predictions of 'intent' in dev a precision of at least 0.99 with 95% confidence"
     ):
         main(Config(**flags, model_version="run", do_eval=True, target_precision="intent=0.99"))
     with pytest.raises(UserError, match=r"--target_precision=slot=0.9: no task 'slot'"):  # before training

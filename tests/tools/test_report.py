@@ -585,7 +585,7 @@ def test_the_report_is_recreated_without_a_model(trained, tmp_path, monkeypatch)
     with pytest.raises(UserError, match="never: no such run in output"):
         report(ReportConfig(runs=("never",)))
     (tmp_path / "output/empty").mkdir()
-    with pytest.raises(UserError, match="no stored answers"):
+    with pytest.raises(UserError, match="no stored predictions"):
         report(ReportConfig(runs=("empty",)))
     assert not (tmp_path / "output/never").exists()
 
