@@ -221,9 +221,9 @@ def test_length_batches_need_little_padding_and_evaluation_starts_with_the_longe
     ],
 )
 def test_missing_tokenizer_raises_a_one_line_error(options, named, many):
-    with pytest.raises(UserError, match=named) as mistake:
+    with pytest.raises(UserError, match=named) as error:
         load_tokenizer(Config(**options), lambda: training_texts(many))
-    assert "\n" not in str(mistake.value)
+    assert "\n" not in str(error.value)
 
 
 def test_devices():
@@ -234,12 +234,12 @@ def test_devices():
 
 
 def test_stream_reports_truncated_examples(many, tokenizer, monkeypatch):
-    told = []
-    monkeypatch.setattr("data_loader.logger.warning", told.append)
+    messages = []
+    monkeypatch.setattr("data_loader.logger.warning", messages.append)
     loader = MyIterableDataLoader(MyIterableDataset(many, Featurizer(tokenizer, TASKS, 8), 8, 64, 5))
     for epoch in range(2):
         contents(loader, epoch)
-    assert len(told) == 1 and f"{sum(i * 7 % 12 + 1 > 6 for i in range(203))} examples" in told[0]
+    assert len(messages) == 1 and f"{sum(i * 7 % 12 + 1 > 6 for i in range(203))} examples" in messages[0]
 
 
 @pytest.mark.parametrize(
@@ -257,9 +257,9 @@ def test_stream_reports_truncated_examples(many, tokenizer, monkeypatch):
 def test_invalid_row_in_a_processed_file_raises_a_one_line_error(row, named, tokenizer, tmp_path):
     good = '{"tokens": ["a"], "intent": "go", "slots": ["O"]}'
     (tmp_path / "train.jsonl").write_text(f"{good}\n{row}\n{good}\n")
-    with pytest.raises(UserError, match=named) as mistake:
+    with pytest.raises(UserError, match=named) as error:
         MyDataset(tmp_path / "train.jsonl", Featurizer(tokenizer, TASKS, 32))
-    assert "row 2" in str(mistake.value)
+    assert "row 2" in str(error.value)
     (tmp_path / "train.jsonl").write_text("")
     with pytest.raises(UserError, match="no examples"):
         MyDataset(tmp_path / "train.jsonl", Featurizer(tokenizer, TASKS, 32))

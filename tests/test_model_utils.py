@@ -535,12 +535,12 @@ REFUSED = {
 def test_a_mistaken_encoder_is_one_line(name, tiny, tmp_path):
     config, said = REFUSED[name]
     folder = save_encoder(tmp_path / "encoder", config())
-    with pytest.raises(UserError) as mistake:
+    with pytest.raises(UserError) as error:
         make_trainer(tiny(pretrain_model_path=folder))
     assert (
-        said in str(mistake.value)
-        and "use an encoder such as BERT" in str(mistake.value)
-        and "\n" not in str(mistake.value)
+        said in str(error.value)
+        and "use an encoder such as BERT" in str(error.value)
+        and "\n" not in str(error.value)
     )
 
 

@@ -192,8 +192,8 @@ def test_resampled_scores_match_metrics(kind):
     task, gold, predicted = random_answers(kind, rng)
     rows = [{"answers": {"t": answer(task, kind, g, p, None)}} for g, p in zip(gold, predicted)]
     statistics = bootstrap.statistics_of(rows, {"t": kind})
-    told = metrics.score({"t": task}, {"t": gold}, {"t": predicted})
-    assert bootstrap.point(statistics, len(rows)) == pytest.approx(told)
+    logged = metrics.score({"t": task}, {"t": gold}, {"t": predicted})
+    assert bootstrap.point(statistics, len(rows)) == pytest.approx(logged)
     for weights in bootstrap.weights_of(len(rows), times=4, seed=1):
         assert weights.sum(1).tolist() == [len(rows)] * len(weights)
         values = bootstrap.evaluate(statistics, weights)
@@ -356,8 +356,8 @@ def test_history_of_a_resumed_run_and_log(tmp_path):
     assert [r["loss"] for r in found["steps"]] == [4] and history.best_epoch(found, "f1") == 1
     log = "2026-01-01 00:00:00,1 INFO a\n2026-01-01 00:00:01,1 WARNING cut\nmore\n2026-01-01 00:00:02,1 WARNING cut\n"
     (tmp_path / "train.log").write_text(log)
-    told = history.read_log(tmp_path / "train.log")
-    assert told["warnings"] == [["cut", 2]] and told["ended"] == "2026-01-01 00:00:02"
+    logged = history.read_log(tmp_path / "train.log")
+    assert logged["warnings"] == [["cut", 2]] and logged["ended"] == "2026-01-01 00:00:02"
 
 
 def test_plots_mark_the_best_epoch_and_early_stopping(tmp_path):
@@ -505,8 +505,8 @@ def check_page(run):
     """Checks that scores on the page match eval.json, scores by label match report.json, and both can be recomputed
     from predictions.csv."""
     html = (run / "report.html").read_text(encoding="utf-8")
-    shown, told = shown_scores(html), read_json(run / "eval.json")
-    for part, scores in told.items():
+    shown, logged = shown_scores(html), read_json(run / "eval.json")
+    for part, scores in logged.items():
         for name, value in scores.items():
             assert shown[f"{part}.{name}"] == (f"{value:.4f}", pytest.approx(value)), name
     found, per_label = figures_in(run / "report.html"), read_json(run / "report.json")
@@ -534,15 +534,15 @@ def test_report_of_a_run_matches_its_files(trained):
     found = check_page(run)
     rows = read_csv(run / "predictions.csv")
     right = [row["right"] == "True" for row in rows]
-    told = read_json(run / "eval.json")["test"]
-    assert np.mean(right) == pytest.approx(told["sentence_accuracy"])
+    logged = read_json(run / "eval.json")["test"]
+    assert np.mean(right) == pytest.approx(logged["sentence_accuracy"])
     hits = [row["intent"] == row["intent_gold"] for row in rows]
     assert hits == [row["intent_right"] == "True" for row in rows]
     sure = [float(row["intent_probability"]) for row in rows]
     intent = found["tasks"]["intent"]
-    assert intent["calibration"].pop("untempered") == pytest.approx(told["intent_ece_untempered"], abs=1e-5)
+    assert intent["calibration"].pop("untempered") == pytest.approx(logged["intent_ece_untempered"], abs=1e-5)
     assert intent["calibration"] == calibration(sure, hits)
-    assert intent["calibration"]["ece"] == pytest.approx(told["intent_ece"], abs=1e-5)
+    assert intent["calibration"]["ece"] == pytest.approx(logged["intent_ece"], abs=1e-5)
     assert intent["coverage_table"] == figures.coverage_table(sure, hits)
     sets = [
         [{(e["label"], e["start"], e["end"]) for e in json.loads(row[key])} for key in ("slots_gold", "slots")]
@@ -570,8 +570,8 @@ def test_training_writes_the_report_inputs(trained, caplog):
     assert len(lines) == 5 and all(len("00:00:00 " + line) <= 100 for line in lines)
     names = ("sentence_accuracy", "intent_accuracy", "slots_f1")
     assert all(re.search(rf"{name} \d\.\d{{4}}", line) for line in lines for name in names)
-    told = [line for line in log if "report: " in line]
-    assert len(told) == 1 and any(re.search(r"  1\. \w", line) for line in log)
+    logged = [line for line in log if "report: " in line]
+    assert len(logged) == 1 and any(re.search(r"  1\. \w", line) for line in log)
 
 
 def test_the_report_is_recreated_without_a_model(trained, tmp_path, monkeypatch):
@@ -595,10 +595,10 @@ def test_runs_are_compared_on_shared_rows(trained, tmp_path):
     shutil.copytree(trained, output)
     report(ReportConfig(runs=("run", "crf"), output_dir=str(output)))
     found = figures_in(output / "comparison-run-crf.html")
-    told = [read_json(output / name / "eval.json")["test"] for name in ("run", "crf")]
+    logged = [read_json(output / name / "eval.json")["test"] for name in ("run", "crf")]
     for name, cells in found["scores"].items():
-        assert [cell["value"] for cell in cells] == pytest.approx([scores[name] for scores in told])
-        assert cells[1]["difference"] == pytest.approx(told[1][name] - told[0][name])
+        assert [cell["value"] for cell in cells] == pytest.approx([scores[name] for scores in logged])
+        assert cells[1]["difference"] == pytest.approx(logged[1][name] - logged[0][name])
         assert cells[1]["difference_low"] <= cells[1]["difference"] + 1e-9
     assert found["options"] == {"use_crf": [False, None]} and found["left_out"] == 0
     same = compare.paired([bootstrap.statistics_of(class_rows(80), {"mood": "classification"})] * 2, 80)
@@ -768,11 +768,11 @@ def test_cross_validation_finds_corrupted_labels(tmp_path):
     folder = tmp_path / "cv-folds"
     found = [row["id"] for row in read_csv(folder / "suspicious.csv")][:25]
     assert len({*found} & {str(i) for i in planted}) >= 5
-    told = read_json(folder / "folds.json")["out_of_fold"]
+    logged = read_json(folder / "folds.json")["out_of_fold"]
     shown = shown_scores((folder / "report.html").read_text(encoding="utf-8"))
     assert shown["out_of_fold.label_accuracy"] == (
-        f"{told['label_accuracy']:.4f}",
-        pytest.approx(told["label_accuracy"]),
+        f"{logged['label_accuracy']:.4f}",
+        pytest.approx(logged["label_accuracy"]),
     )
     assert all(row["right"] in ("True", "False") for row in read_csv(folder / "out_of_fold.csv"))
     if CHROMIUM:
