@@ -128,7 +128,7 @@ def outside_drawn_words(words: torch.Tensor, share: float) -> torch.Tensor:
 
 
 class Keyed:
-    """A generator function that pickles as its key, because `datasets` names a cache by the hash of the pickle."""
+    """A generator function that is serialized as its key, because `datasets` names a cache by the serialized hash."""
 
     def __init__(self, function: Callable[..., Iterator[Any]], key: str) -> None:
         self.function, self.key = function, key
