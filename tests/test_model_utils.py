@@ -538,9 +538,7 @@ def test_a_mistaken_encoder_is_one_line(name, tiny, tmp_path):
     with pytest.raises(UserError) as error:
         make_trainer(tiny(pretrain_model_path=folder))
     assert (
-        said in str(error.value)
-        and "use an encoder such as BERT" in str(error.value)
-        and "\n" not in str(error.value)
+        said in str(error.value) and "use an encoder such as BERT" in str(error.value) and "\n" not in str(error.value)
     )
 
 
