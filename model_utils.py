@@ -598,8 +598,8 @@ class EventHead(RelationHead):
         return [*compress(label, is_valid)], [*compress(probabilities, is_valid)]
 
 
-# {"type" of a task in labels.json: its head}. With --use_crf, "tagging" means "crf_tagging"; with a label hierarchy, a
-# type means "hierarchical_<type>" if there is such a head
+# {"type" of a task in labels.json: its head}. With --use_crf, "tagging" means "crf_tagging", unless you replace its head;
+# with a label hierarchy, a type means "hierarchical_<type>" if there is such a head
 HEADS: dict[str, type[Head]] = {
     "classification": ClassificationHead,
     "multilabel": MultilabelHead,
@@ -622,7 +622,8 @@ def heads_of(tasks: dict[str, Task], use_crf: bool) -> dict[str, type[Head]]:
             f"labels.json: no head for the type {', '.join(sorted(unknown))}; "
             f"HEADS in model_utils.py has {', '.join(HEADS)}"
         )
-    types = {name: "crf_tagging" if use_crf and type == "tagging" else type for name, type in types.items()}
+    if use_crf and HEADS["tagging"] is TaggingHead:
+        types = {name: "crf_tagging" if type == "tagging" else type for name, type in types.items()}
     paths = {name: f"hierarchical_{types[name]}" for name, task in tasks.items() if task.hierarchy}
     types |= {name: type for name, type in paths.items() if type in HEADS}
     return {name: HEADS[type] for name, type in types.items()}

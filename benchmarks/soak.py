@@ -595,7 +595,7 @@ def pytest_row(selection, **environment):
 
 def system_calls(trials=None):
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-s", "tests/engine/test_checkpoint.py", "-k", "system_call"],
+        [sys.executable, "-m", "pytest", "-s", "tests/engine/test_checkpoint.py", "-m", "slow", "-k", "system_call"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -606,7 +606,9 @@ def system_calls(trials=None):
 
 def malformed(trials=None):
     modules = ("data_process", "main", "config", "model_utils")
-    return pytest_row([*(f"tests/test_{module}.py" for module in modules), "-k", "bad_input or mistake"])
+    return pytest_row(
+        [*(f"tests/test_{module}.py" for module in modules), "-k", "bad_input or invalid_input or mistake"]
+    )
 
 
 def hostile_texts(trials=None):

@@ -17,7 +17,7 @@ from engine.run import compat
 from engine.task.tags import may_follow
 from engine.task.task import Task
 from engine.train.optimization import learning_rates, parameter_groups
-from model_utils import HEADS, BiLSTM, HeadOptions, MyModel, build_model, mean_of_tokens
+from model_utils import HEADS, BiLSTM, HeadOptions, MyModel, TaggingHead, build_model, heads_of, mean_of_tokens
 
 TASKS = {
     "intent": Task("classification", labels=["a", "b", "c"]),
@@ -440,6 +440,16 @@ def test_regression_is_scaled_and_comes_back_in_its_own_units():
     assert torch.isfinite(head.linear.weight.grad).all()
     torch.testing.assert_close(head.decode(logits, None)[0], logits.double() * 10 + 50)
     assert head.to_labels(3.5, 1.0) == (3.5, None)
+
+
+def test_a_replaced_tagging_head_is_used_despite_the_default_crf(monkeypatch):
+    class MyTagger(TaggingHead):
+        pass
+
+    tasks = {"slots": Task("tagging", ["O", "B-x"], unit="word")}
+    assert heads_of(tasks, use_crf=True)["slots"] is HEADS["crf_tagging"]
+    monkeypatch.setitem(HEADS, "tagging", MyTagger)
+    assert heads_of(tasks, use_crf=True)["slots"] is MyTagger
 
 
 @pytest.mark.parametrize("kind", ["classification", "multilabel", "tagging", "crf"])
