@@ -59,7 +59,7 @@ class DataConfig(RawOptions):
     unit: Literal["auto", "word", "character"] = option(
         "auto", "token unit of texts with spans; auto: character if most of the text is Chinese"
     )
-    n_splits: int = option(0, "number of cross-validation folds of train and dev; 0: no folds")
+    n_splits: int = option(0, "number of cross-validation folds of train and dev; 0: no folds", low=0)
     shots: str = option(
         "", "few-shot: keep this many training examples per class or entity type, such as 8, or 'intent=8,slots=5'"
     )
@@ -68,7 +68,7 @@ class DataConfig(RawOptions):
     )
     preview: bool = option(False, "print how the input is read, with ten examples; writes nothing")
     check: bool = option(False, "check the input, raw or processed; writes nothing")
-    max_length: int = option(256, "with --check: maximum length in training")
+    max_length: int = option(256, "with --check: maximum length in training", low=8, high=2**20)
     pretrain_model_path: str = option("", "with --check: model whose tokenizer is used")
     model_hub: Literal["hf", "modelscope"] = option("hf", "hub to download the model from (docs/download.md)")
     dev_ratio: float = option(0.1, "share of the training examples for dev, if the data has no dev split")
@@ -82,7 +82,7 @@ class DataConfig(RawOptions):
         self.check_reading()
         self.label_types_by_name()
         check_accepted(self.accept)
-        if self.n_splits < 0 or self.n_splits == 1:
+        if self.n_splits == 1:
             raise UserError(f"--n_splits={self.n_splits} must be at least 2")
         if parse_shots(self.shots) and self.n_splits:
             raise UserError("--shots samples train and leaves dev unchanged, but --n_splits makes folds of both")

@@ -93,6 +93,7 @@ def main(config: Config) -> Any:  # an exit code, or None
             trainer = build_trainer(load_data(config, device), device)
             trainer.resume()
             trainer.train()
+            del trainer  # frees its memory before the best checkpoint is loaded
         if config.do_eval or config.do_predict:
             evaluate_and_predict(config, device, run_dir, texts)
         if config.do_eval and distributed.is_main_process():
@@ -156,6 +157,7 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
     from engine.run import distributed
     from engine.train.automatic import DataFacts, resolve_data_options
     from engine.train.initial import own_checkpoint
+    from metrics import monitor_of
     from model_utils import heads_of
     from preprocess.schema import load_labels, read_processed, training_texts
 
@@ -163,6 +165,7 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
     tasks = load_labels(data_path)
     require_same_fields(tasks, data_path / "labels.json")
     require_text(tasks, config.encoder, data_path)
+    monitor_of(config.monitor, tasks)  # raises UserError early
     for line in config.unused_options([task.kind for task in tasks.values()]):
         logger.warning(line)
     if config.pretrain_model_path:  # not in `from_first`: a download may exceed its timeout
@@ -183,6 +186,7 @@ def build_trainer(data: Data, device: torch.device) -> Trainer:
     """Builds the model, optimizer, schedule and tricks, and a Trainer with them."""
     from engine.train.automatic import TrainingFacts, resolve_training_options
     from engine.train.optimization import merge_groups, parameter_groups, steps_per_epoch
+    from metrics import monitor_of
     from model_utils import build_model
     from trainer import Trainer, TrainingSetup, build_optimizer, build_scheduler
     from tricks import build_tricks
@@ -195,7 +199,8 @@ def build_trainer(data: Data, device: torch.device) -> Trainer:
     tricks = build_tricks(model, config)
     groups = tricks.param_groups(parameter_groups(model, config))
     optimizer = merge_groups(build_optimizer(groups, config, device))
-    scheduler = build_scheduler(optimizer, config, steps_per_epoch(len(train_loader), config))
+    options = replace(config, monitor=monitor_of(config.monitor, tasks))
+    scheduler = build_scheduler(optimizer, options, steps_per_epoch(len(train_loader), config))
     tricks.begin(train_loader, dev_loader, config)
     setup = TrainingSetup(train_loader, dev_loader, optimizer, scheduler, tricks)
     return Trainer(model, tokenizer, tasks, config, device, setup)

@@ -423,6 +423,15 @@ def example_labels(tasks: dict[str, Task]) -> dict[str, list[Any]]:
     return {name: [rows[i % len(rows)] for i in range(size)] for name, rows in examples.items()}
 
 
+def monitor_of(requested: str, tasks: dict[str, Task]) -> str:
+    """Returns the score that selects the best checkpoint. requested: --monitor, or "" for `default_monitor`. Raises
+    UserError if there is no such score."""
+    monitor, names = requested or default_monitor(tasks), score_names(tasks)
+    if monitor not in names:
+        raise UserError(f"--monitor={monitor} must be one of the scores: {', '.join(names)}")
+    return monitor
+
+
 def default_monitor(tasks: dict[str, Task]) -> str:
     """Returns the default of --monitor: the main score of a single task, otherwise sentence_accuracy or mean_score."""
     if len(tasks) > 1:

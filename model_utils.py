@@ -598,8 +598,8 @@ class EventHead(RelationHead):
         return [*compress(label, is_valid)], [*compress(probabilities, is_valid)]
 
 
-# {"type" of a task in labels.json: its head}. With --use_crf, "tagging" means "crf_tagging", unless you replace its head;
-# with a label hierarchy, a type means "hierarchical_<type>" if there is such a head
+# {"type" of a task in labels.json: its head}. With --use_crf, "tagging" means "crf_tagging", unless you replace its
+# head. With a label hierarchy, a type means "hierarchical_<type>" if there is such a head
 HEADS: dict[str, type[Head]] = {
     "classification": ClassificationHead,
     "multilabel": MultilabelHead,

@@ -134,9 +134,7 @@ class Trainer:
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.run_dir, self.checkpoints = config.run_dir, config.run_dir / "checkpoints"
         self.writer = checkpoint.Writer(self.checkpoints, tokenizer, tasks, config)
-        self.monitor = config.monitor or metrics.default_monitor(tasks)
-        if self.monitor not in (names := metrics.score_names(tasks)):
-            raise UserError(f"--monitor={self.monitor} must be one of the scores: {', '.join(names)}")
+        self.monitor = metrics.monitor_of(config.monitor, tasks)
         if setup is not None:
             direction = self.monitor, metrics.lower_is_better(self.monitor)
             self.scheduler = with_warmup(setup.scheduler, config, setup.train_loader, *direction)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("checkpoints/best/*.safetensors", "metrics.jsonl", "eval.json", "predictions.csv")
-ROADS = {
+CODE_PATHS = {
     "sample": "--epochs 3",
     "sample, CRF and FGM": "--epochs 3 --use_crf --use_fgm",
     "sample, streaming": "--epochs 3 --streaming --shuffle_buffer 256",
@@ -57,8 +57,12 @@ def sums_of(commit, options):
     """Runs a commit. Returns {code path: {file: SHA-256}}."""
     cache = Path(options.cache) / f"{commit}.json"
     known = json.loads(cache.read_text()) if cache.exists() else {}
-    roads = [road for road in ROADS if road not in known and (options.atis or not road.startswith("ATIS"))]
-    if not roads:
+    code_paths = [
+        code_path
+        for code_path in CODE_PATHS
+        if code_path not in known and (options.atis or not code_path.startswith("ATIS"))
+    ]
+    if not code_paths:
         return known
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -66,12 +70,14 @@ def sums_of(commit, options):
         try:
             if options.atis:
                 run(["data_process.py", "--input", options.atis, "--output_dir", "dataset/atis"], folder / "tree")
-            for number, road in enumerate(tqdm(roads, desc=commit[:8])):
-                flags = ROADS[road].format(data="dataset/atis", model=options.pretrain_model_path).split()
-                todo = ["--do_train", "--do_eval", "--do_predict", "--model_version", f"road{number}"]
+            for number, code_path in enumerate(tqdm(code_paths, desc=commit[:8])):
+                flags = CODE_PATHS[code_path].format(data="dataset/atis", model=options.pretrain_model_path).split()
+                todo = ["--do_train", "--do_eval", "--do_predict", "--model_version", f"path{number}"]
                 run(["main.py", *todo, *flags], folder / "tree")
-                out = folder / "tree/output" / f"road{number}"
-                known[road] = {name: hashlib.sha256(next(out.glob(name)).read_bytes()).hexdigest() for name in FILES}
+                out = folder / "tree/output" / f"path{number}"
+                known[code_path] = {
+                    name: hashlib.sha256(next(out.glob(name)).read_bytes()).hexdigest() for name in FILES
+                }
                 cache.parent.mkdir(parents=True, exist_ok=True)
                 cache.write_text(json.dumps(known, indent=1))
         finally:
@@ -95,11 +101,11 @@ def main():
     ]
     first, *others = (sums_of(commit, options) for commit in commits)
     different = 0
-    for road, files in first.items():
+    for code_path, files in first.items():
         for name, value in files.items():
-            same = all(other.get(road, {}).get(name) == value for other in others)
+            same = all(other.get(code_path, {}).get(name) == value for other in others)
             different += not same
-            print(f"{'same' if same else 'DIFFERENT':<10} {value[:16]}  {name:<40} {road}")
+            print(f"{'same' if same else 'DIFFERENT':<10} {value[:16]}  {name:<40} {code_path}")
     print(f"{different} of {len(FILES) * len(first)} differ")
     return int(different > 0)
 

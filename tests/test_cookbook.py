@@ -143,7 +143,7 @@ def write_sections(folder):
 # ---- a page from end to end ----------------------------------------------------------------------------------------
 
 
-class Road:
+class RecipeRun:
     """Runs a page's commands in an edited copy, each in a separate process."""
 
     def __init__(self, page, sample, tmp_path, server):
@@ -180,30 +180,32 @@ class Road:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_a_page_runs_from_end_to_end(page, sample, tmp_path, fork_server):
-    road = Road(page, sample, tmp_path, fork_server)
-    with road.forks:
-        road.forks.run(road.train("whole"))
-        scores = read_json(road.folder / "output/whole/eval.json")
+    recipe = RecipeRun(page, sample, tmp_path, fork_server)
+    with recipe.forks:
+        recipe.forks.run(recipe.train("whole"))
+        scores = read_json(recipe.folder / "output/whole/eval.json")
         assert scores["dev"] and scores["test"]
-        road.kill("stopped", 5)
-        road.forks.run(road.train("stopped"))
-        assert road.sums("stopped") == road.sums("whole")
-        predict_elsewhere(road, tmp_path / "elsewhere")
-        checked = road.forks.run(["main.py", *[word for word in road.flags if not word.startswith("--do_")], "--debug"])
+        recipe.kill("stopped", 5)
+        recipe.forks.run(recipe.train("stopped"))
+        assert recipe.sums("stopped") == recipe.sums("whole")
+        predict_elsewhere(recipe, tmp_path / "elsewhere")
+        checked = recipe.forks.run(
+            ["main.py", *[word for word in recipe.flags if not word.startswith("--do_")], "--debug"]
+        )
         assert "checks passed" in checked and "FAILED" not in checked, checked
 
 
-def predict_elsewhere(road, elsewhere):
+def predict_elsewhere(recipe, elsewhere):
     """Moves the checkpoint, deletes the run, and labels texts."""
-    shutil.move(road.folder / "output/whole/checkpoints/best", elsewhere)
-    shutil.rmtree(road.folder / "output/whole")
-    data = road.folder / road.flags[road.flags.index("--data_path") + 1]
-    with_text = "none" not in road.flags  # --encoder none
+    shutil.move(recipe.folder / "output/whole/checkpoints/best", elsewhere)
+    shutil.rmtree(recipe.folder / "output/whole")
+    data = recipe.folder / recipe.flags[recipe.flags.index("--data_path") + 1]
+    with_text = "none" not in recipe.flags  # --encoder none
     texts = [as_input(json.loads(line), with_text) for line in read(data / "test.jsonl").splitlines()]
-    (road.folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts), encoding="utf-8")
+    (recipe.folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts), encoding="utf-8")
     flags = ["--checkpoint", elsewhere, "--predict_file", "texts.jsonl", "--predict_output", "labelled.jsonl"]
-    road.forks.run(["main.py", "--do_predict", "--device", "cpu", *flags])
-    assert len(read(road.folder / "labelled.jsonl").splitlines()) == len(texts)
+    recipe.forks.run(["main.py", "--do_predict", "--device", "cpu", *flags])
+    assert len(read(recipe.folder / "labelled.jsonl").splitlines()) == len(texts)
 
 
 def as_input(row, with_text=True):

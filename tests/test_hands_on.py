@@ -472,7 +472,7 @@ def test_domain_words_begin_as_the_mean_of_their_pieces(corpus):
 
 @pytest.mark.slow
 def test_from_texts_to_a_fine_tuned_model(sample, tmp_path, command):
-    """The README's road: tokenizer, encoder from scratch, a domain word, fine-tuning with nothing else to set."""
+    """The README commands: tokenizer, encoder from scratch, a domain word, fine-tuning with nothing else to set."""
     steps = [
         [TRAIN, "--input", sample, "--output_dir", "tokenizer", "--vocab_size", 400],
         [

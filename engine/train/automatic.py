@@ -1,6 +1,6 @@
 """Resolves options set to `auto` in two steps: `resolve_data_options`, before texts are encoded, and
 `resolve_training_options`, once model and data loaders exist. args.json has the resolved values, which a resumed run
-keeps, so that code that reads a run need not handle `auto`.
+keeps. Only --pooling may stay `auto`: `pooling_of` then resolves it by model family.
 """
 
 from __future__ import annotations

@@ -124,8 +124,10 @@ class Tricks(list[Trick]):
 
     def forward(self, forward: Callable[[], Any], batch: Any) -> Any:
         """Runs the forward pass wrapped by all tricks; later tricks wrap earlier ones."""
-        *inner, outer = self
-        return outer.wrap_forward(partial(Tricks(inner).forward, forward, batch) if inner else forward, batch)
+        for trick in self:
+            if type(trick).wrap_forward is not Trick.wrap_forward:
+                forward = partial(trick.wrap_forward, forward, batch)
+        return forward()
 
     def passes(self, batch: Any) -> Generator[bool, None, None]:
         """Yields the nested passes of all tricks: each pass of a later trick runs all passes of the earlier ones."""

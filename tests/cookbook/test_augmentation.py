@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from test_cookbook import Road, edits_of
+from test_cookbook import RecipeRun, edits_of
 from test_trainer import make_trainer
 
 import data_loader
@@ -158,11 +158,11 @@ def test_what_is_not_a_training_row_is_one_line(name, options, loader):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_mistake_ends_the_run_in_one_line(workers, sample, tmp_path, fork_server):
-    road = Road(PAGE, sample, tmp_path, fork_server)
-    with open(road.copy / "data_loader.py", "a", encoding="utf-8") as file:
+    recipe = RecipeRun(PAGE, sample, tmp_path, fork_server)
+    with open(recipe.copy / "data_loader.py", "a", encoding="utf-8") as file:
         file.write('\n\ndef augment(example, rng):\n    example["tokens"].pop()\n    return example\n')
-    with road.forks:
-        printed = road.forks.run([*road.train("run"), "--num_workers", workers], code=2)
+    with recipe.forks:
+        printed = recipe.forks.run([*recipe.train("run"), "--num_workers", workers], code=2)
     (error,) = [line for line in printed.splitlines() if "error" in line]
     assert error.startswith("error: augment in data_loader.py, row ") and "tags in 'slots'" in error
     assert "Traceback" not in printed
@@ -172,22 +172,22 @@ def test_a_mistake_ends_the_run_in_one_line(workers, sample, tmp_path, fork_serv
 @pytest.mark.parametrize("streaming", [[], ["--streaming"]])
 def test_two_processes_share_the_texts_of_one(streaming, sample, tmp_path, fork_server):
     """Each row once per epoch, in whichever process, as the seed has it; the run has what was seen in files."""
-    road = Road(PAGE, sample, tmp_path, fork_server)
-    with open(road.copy / "data_loader.py", "a", encoding="utf-8") as file:
+    recipe = RecipeRun(PAGE, sample, tmp_path, fork_server)
+    with open(recipe.copy / "data_loader.py", "a", encoding="utf-8") as file:
         file.write(
             "\n\nof_page = augment\n\n\ndef augment(example, rng):\n    example = of_page(example, rng)\n"
             '    with open(f"seen-{os.getpid()}.jsonl", "a") as file:\n'
             '        file.write(json.dumps([example["id"], example["tokens"]]) + "\\n")\n    return example\n'
         )
-    with road.forks:
-        road.forks.several(2, [*road.train("run"), "--batch_size", "4", *streaming], road.folder)
-    lines = [line for path in road.folder.glob("seen-*.jsonl") for line in path.read_text().splitlines()]
+    with recipe.forks:
+        recipe.forks.several(2, [*recipe.train("run"), "--batch_size", "4", *streaming], recipe.folder)
+    lines = [line for path in recipe.folder.glob("seen-*.jsonl") for line in path.read_text().splitlines()]
     wanted = [
         json.dumps([row["id"], expected(row, 666, epoch, number)[0]])
         for epoch in (0, 1)
         for number, row in enumerate(rows_of(sample))
     ]
-    assert len(list(road.folder.glob("seen-*.jsonl"))) == 2 and Counter(lines) == Counter(wanted)
+    assert len(list(recipe.folder.glob("seen-*.jsonl"))) == 2 and Counter(lines) == Counter(wanted)
 
 
 def test_teachers_of_words_are_refused_and_those_of_texts_are_not(tiny, sample, monkeypatch, tmp_path):

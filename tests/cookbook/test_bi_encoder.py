@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY
-from test_cookbook import Road, edits_of
+from test_cookbook import RecipeRun, edits_of
 from test_families import FAMILIES, save_family
 from test_relation import plain_encoder
 from tokenizers import processors
@@ -39,20 +39,20 @@ def plain_vector(tokenizer, encoder, text, max_length):
 @pytest.mark.slow
 @torch.no_grad()
 def test_the_answers_are_cosines_of_the_texts_encoded_alone(sample, tmp_path, fork_server):
-    road = Road(PAGE, sample, tmp_path, fork_server)
+    recipe = RecipeRun(PAGE, sample, tmp_path, fork_server)
     pairs = [(first, second) for first in TEXTS for second in TEXTS if first and second]
-    with road.forks:
-        road.forks.run([*road.train("run"), "--precision", "fp32"])
+    with recipe.forks:
+        recipe.forks.run([*recipe.train("run"), "--precision", "fp32"])
         lines = [json.dumps({"sentence1": first, "sentence2": second}) + "\n" for first, second in pairs]
-        (road.folder / "more.jsonl").write_text("".join(lines), encoding="utf-8")
+        (recipe.folder / "more.jsonl").write_text("".join(lines), encoding="utf-8")
         flags = ["--checkpoint", "output/run/checkpoints/best", "--precision", "fp32", "--predict_file", "more.jsonl"]
-        road.forks.run(["main.py", "--do_predict", "--device", "cpu", *flags, "--predict_output", "answers.jsonl"])
-    best = road.folder / "output/run/checkpoints/best"
+        recipe.forks.run(["main.py", "--do_predict", "--device", "cpu", *flags, "--predict_output", "answers.jsonl"])
+    best = recipe.folder / "output/run/checkpoints/best"
     tokenizer, encoder, tensors = plain_encoder(best)
     task = json.loads((best / "labels.json").read_text(encoding="utf-8"))["score"]
     vectors = {text: plain_vector(tokenizer, encoder, text, 24) for text in TEXTS if text}  # half of --max_length 48
     weight, bias = (tensors[f"output_layer.heads.score.linear.{name}"] for name in ("weight", "bias"))
-    answers = [json.loads(line)["score"] for line in (road.folder / "answers.jsonl").read_text("utf-8").splitlines()]
+    answers = [json.loads(line)["score"] for line in (recipe.folder / "answers.jsonl").read_text("utf-8").splitlines()]
     cosines = (np.array(answers) - task["mean"]) / task["std"]
     cosines = (cosines - float(bias)) / float(weight)
     expected = [float(torch.cosine_similarity(vectors[first], vectors[second], dim=0)) for first, second in pairs]

@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, read_json
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
-from test_cookbook import Road
+from test_cookbook import RecipeRun
 from torch import nn
 
 PAGE = ROOT / "docs/cookbook/digits.md"
@@ -18,11 +18,11 @@ PAGE = ROOT / "docs/cookbook/digits.md"
 @pytest.mark.slow
 def test_digits_without_a_text(sample, tmp_path, fork_server, monkeypatch):
     monkeypatch.setattr("test_cookbook.NUM_DIGITS", None)
-    road = Road(PAGE, sample, tmp_path, fork_server)
-    with road.forks:
-        flags = road.flags[road.flags.index("--do_train") :]  # the page's own, without those of a small run
-        road.forks.run(["main.py", *flags, "--data_path", "dataset/digits", "--device", "cpu"])
-    run = road.folder / "output/digits"
+    recipe = RecipeRun(PAGE, sample, tmp_path, fork_server)
+    with recipe.forks:
+        flags = recipe.flags[recipe.flags.index("--do_train") :]  # the page's own, without those of a small run
+        recipe.forks.run(["main.py", *flags, "--data_path", "dataset/digits", "--device", "cpu"])
+    run = recipe.folder / "output/digits"
     assert read_json(run / "eval.json")["test"]["target_accuracy"] >= 0.95
     labels = read_json(run / "checkpoints/best/labels.json")["target"]["labels"]
     pixels, digits = load_digits(return_X_y=True)
@@ -34,7 +34,7 @@ def test_digits_without_a_text(sample, tmp_path, fork_server, monkeypatch):
     assert [row["target"] for row in rows] == [labels[i] for i in best]
     assert np.allclose([float(row["target_probability"]) for row in rows], probabilities, atol=2e-6)
     assert [row["target_gold"] for row in rows] == [str(digits[number]) for number in numbers]
-    train = [json.loads(line) for line in (road.folder / "dataset/digits/train.jsonl").read_text().splitlines()]
+    train = [json.loads(line) for line in (recipe.folder / "dataset/digits/train.jsonl").read_text().splitlines()]
     assert not {row["id"] for row in train} & {row["id"] for row in rows}
 
 

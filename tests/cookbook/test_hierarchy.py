@@ -8,7 +8,7 @@ from math import log
 
 import pytest
 from conftest import ROOT
-from test_cookbook import Road
+from test_cookbook import RecipeRun
 
 PAGE = ROOT / "docs/cookbook/hierarchy.md"
 TOPICS = {"sport": ["tennis", "rowing"], "arts": ["opera", "dance"]}
@@ -48,20 +48,20 @@ def pairs_of(own, names, row):
 
 @pytest.mark.slow
 def test_the_answers_are_those_of_the_enumerated_pairs(sample, tmp_path, fork_server):
-    road = Road(PAGE, sample, tmp_path, fork_server)
-    with road.forks:
-        road.forks.run([*road.train("made"), "--lr", "3e-3", "--epochs", "6"])
-        best, test = road.folder / "output/made/checkpoints/best", road.folder / "dataset/sections/test.jsonl"
+    recipe = RecipeRun(PAGE, sample, tmp_path, fork_server)
+    with recipe.forks:
+        recipe.forks.run([*recipe.train("made"), "--lr", "3e-3", "--epochs", "6"])
+        best, test = recipe.folder / "output/made/checkpoints/best", recipe.folder / "dataset/sections/test.jsonl"
         flags = ["--checkpoint", best, "--data_path", "dataset/sections", "--predict_output", "labelled.jsonl"]
-        road.forks.run(["main.py", "--do_predict", "--device", "cpu", *flags])
+        recipe.forks.run(["main.py", "--do_predict", "--device", "cpu", *flags])
         exported = ["tools.export", *flags[:4], "--output_dir", "shipped"]
-        assert "12 of 12 dev examples have the same answers" in road.forks.run(exported)
+        assert "12 of 12 dev examples have the same answers" in recipe.forks.run(exported)
         tricks = "--use_rdrop --use_smart --dropout_samples 2 --teacher output/made --epochs 1".split()
-        road.forks.run([*road.train("student"), *tricks])
-    environment = os.environ | {"PYTHONPATH": str(road.copy)}
+        recipe.forks.run([*recipe.train("student"), *tricks])
+    environment = os.environ | {"PYTHONPATH": str(recipe.copy)}
     words, options = [sys.executable, "-c", SCRIPT, best, test], {"capture_output": True, "text": True, "check": True}
-    found = json.loads(subprocess.run(words, cwd=road.folder, env=environment, **options).stdout)
-    rows = [json.loads(line) for line in (road.folder / "labelled.jsonl").read_text(encoding="utf-8").splitlines()]
+    found = json.loads(subprocess.run(words, cwd=recipe.folder, env=environment, **options).stdout)
+    rows = [json.loads(line) for line in (recipe.folder / "labelled.jsonl").read_text(encoding="utf-8").splitlines()]
     gold = [json.loads(line) for line in test.read_text(encoding="utf-8").splitlines()]
     expected = {"section": [0.0, 0.0], "topic": [0.0, 0.0]}
     for number, (row, labels) in enumerate(zip(rows, gold)):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import ROOT, read_json
 from safetensors.torch import load_file
-from test_cookbook import Road
+from test_cookbook import RecipeRun
 
 from engine.train.optimization import describe_rates, merge_groups
 
@@ -15,14 +15,14 @@ PAGE = ROOT / "docs/cookbook/rates.md"
 
 @pytest.mark.slow
 def test_each_parameter_has_the_rate_and_the_decay_of_its_name(sample, tmp_path, fork_server):
-    road = Road(PAGE, sample, tmp_path, fork_server)
-    flags = [*road.train("run"), "--lr=1e-3", "--warmup_epochs=0.5", "--scheduler=linear", "--lrf=0.1", "--epochs=1"]
-    with road.forks:
-        printed = road.forks.run(flags)
+    recipe = RecipeRun(PAGE, sample, tmp_path, fork_server)
+    flags = [*recipe.train("run"), "--lr=1e-3", "--warmup_epochs=0.5", "--scheduler=linear", "--lrf=0.1", "--epochs=1"]
+    with recipe.forks:
+        printed = recipe.forks.run(flags)
     assert "peak rates 0.0e+00 (1 tensor: encoder.embeddings.word_embeddings.weight), 1.0e-03" in printed
-    logged = [json.loads(line) for line in (road.folder / "output/run/metrics.jsonl").read_text().splitlines()]
+    logged = [json.loads(line) for line in (recipe.folder / "output/run/metrics.jsonl").read_text().splitlines()]
     assert all(row["lr"] > 0 for row in logged if "lr" in row)  # of weights that learn
-    first, *_, last = sorted((road.folder / "output/run/checkpoints").glob("step_*"), key=lambda path: path.name)
+    first, *_, last = sorted((recipe.folder / "output/run/checkpoints").glob("step_*"), key=lambda path: path.name)
     groups = read_json(last / "training.json")["optimizer"]
     found = {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]}
     done = int(last.name.removeprefix("step_"))

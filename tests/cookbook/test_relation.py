@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, read_json
 from safetensors.torch import load_file
-from test_cookbook import Road, edits_of
+from test_cookbook import RecipeRun, edits_of
 from test_families import save_family
 from transformers import AutoTokenizer, BertConfig, BertModel
 
@@ -43,13 +43,13 @@ def plain_encoder(best):
 @pytest.mark.slow
 @torch.no_grad()
 def test_the_answers_come_from_the_vectors_at_the_start_markers(sample, tmp_path, fork_server):
-    road = Road(PAGE, sample, tmp_path, fork_server)
-    with road.forks:
-        road.forks.run([*road.train("run"), "--predict_output", "answers.jsonl", "--precision", "fp32"])
-    best = road.folder / "output/run/checkpoints/best"
+    recipe = RecipeRun(PAGE, sample, tmp_path, fork_server)
+    with recipe.forks:
+        recipe.forks.run([*recipe.train("run"), "--predict_output", "answers.jsonl", "--precision", "fp32"])
+    best = recipe.folder / "output/run/checkpoints/best"
     tokenizer, encoder, tensors = plain_encoder(best)
     labels = json.loads((best / "labels.json").read_text(encoding="utf-8"))["relation"]["labels"]
-    rows = [json.loads(line) for line in (road.folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in (recipe.folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(rows) > 5
     for row in rows:
         encoded = tokenizer(row["text"], return_tensors="pt")

@@ -8,7 +8,7 @@ import pytest
 import test_trainer
 import torch
 from conftest import ROOT, read_json
-from test_cookbook import Road
+from test_cookbook import RecipeRun
 from test_trainer import fingerprints, make_trainer, stop_after
 
 from config import seed_torch
@@ -45,10 +45,10 @@ def run(trainer):
 
 @pytest.mark.slow
 def test_cosines_begin_again_at_the_peak(sample, tmp_path, fork_server):
-    road = Road(PAGE, sample, tmp_path, fork_server)
-    with road.forks:
-        road.forks.run([*road.train("run"), "--lr=1e-3", "--log_steps=1", "--warmup_epochs=0.5", "--lrf=0.2"])
-    lines = [json.loads(line) for line in (road.folder / "output/run/metrics.jsonl").read_text().splitlines()]
+    recipe = RecipeRun(PAGE, sample, tmp_path, fork_server)
+    with recipe.forks:
+        recipe.forks.run([*recipe.train("run"), "--lr=1e-3", "--log_steps=1", "--warmup_epochs=0.5", "--lrf=0.2"])
+    lines = [json.loads(line) for line in (recipe.folder / "output/run/metrics.jsonl").read_text().splitlines()]
     found = {line["step"] - 1: line["lr"] for line in lines if "lr" in line}
     period = (2 * STEPS - 4) / 2
     wanted = [(step + 1) / 5 for step in range(4)]

@@ -8,7 +8,7 @@ from math import exp, log
 
 import pytest
 from conftest import ROOT, read_json
-from test_cookbook import Road
+from test_cookbook import RecipeRun
 
 PAGE = ROOT / "docs/cookbook/task_kind.md"
 
@@ -61,15 +61,15 @@ def grades(score, gaps, labels):
 
 @pytest.mark.slow
 def test_grades_are_differences_of_sigmoids(sample, tmp_path, fork_server):
-    road = Road(PAGE, sample, tmp_path, fork_server)
-    with road.forks:
-        road.forks.run([*road.train("made"), "--lr", "3e-3", "--epochs", "6"])
-        best, test = road.folder / "output/made/checkpoints/best", road.folder / "dataset/reviews/test.jsonl"
+    recipe = RecipeRun(PAGE, sample, tmp_path, fork_server)
+    with recipe.forks:
+        recipe.forks.run([*recipe.train("made"), "--lr", "3e-3", "--epochs", "6"])
+        best, test = recipe.folder / "output/made/checkpoints/best", recipe.folder / "dataset/reviews/test.jsonl"
         flags = ["--checkpoint", best, "--data_path", "dataset/reviews", "--predict_output", "labelled.jsonl"]
-        road.forks.run(["main.py", "--do_predict", "--device", "cpu", *flags])
-    words, environment = [sys.executable, "-c", SCRIPT, best, test], os.environ | {"PYTHONPATH": str(road.copy)}
+        recipe.forks.run(["main.py", "--do_predict", "--device", "cpu", *flags])
+    words, environment = [sys.executable, "-c", SCRIPT, best, test], os.environ | {"PYTHONPATH": str(recipe.copy)}
     options = {"capture_output": True, "text": True, "check": True}
-    found = json.loads(subprocess.run(words, cwd=road.folder, env=environment, **options).stdout)
+    found = json.loads(subprocess.run(words, cwd=recipe.folder, env=environment, **options).stdout)
     labels, gaps = found["labels"], found["gaps"]
     assert len(gaps) == len(labels) - 2 == 3 and any(abs(gap) > 1e-4 for gap in gaps)  # they were trained
     assert found["finite"]
@@ -77,7 +77,7 @@ def test_grades_are_differences_of_sigmoids(sample, tmp_path, fork_server):
     assert ten[:3] == ["1", "10", "2"]
     for score, row in zip(scores, logits):
         assert dict(zip(ten, map(exp, row))) == pytest.approx(grades(score, [0.0] * 8, ten), abs=1e-5)
-    rows = [json.loads(line) for line in (road.folder / "labelled.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in (recipe.folder / "labelled.jsonl").read_text(encoding="utf-8").splitlines()]
     gold = [json.loads(line)["stars"] for line in test.read_text(encoding="utf-8").splitlines()]
     losses = []
     for row, label, score, logits in zip(rows, gold, found["scores"], found["logits"]):
@@ -89,4 +89,4 @@ def test_grades_are_differences_of_sigmoids(sample, tmp_path, fork_server):
         losses.append(-log(p[label]))
     assert found["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
     off = [abs(int(row["stars"]) - int(label)) for row, label in zip(rows, gold)]
-    assert read_json(road.folder / "output/made/eval.json")["test"]["stars_mae"] == pytest.approx(sum(off) / len(off))
+    assert read_json(recipe.folder / "output/made/eval.json")["test"]["stars_mae"] == pytest.approx(sum(off) / len(off))

@@ -146,7 +146,7 @@ def test_tricks_treat_processes_like_micro_batches(few, tmp_path, started):
         require_equal(several[trick][0], one[trick][0])
 
 
-# ---- the whole road --------------------------------------------------------------------------------------------------
+# ---- from data to predictions ----------------------------------------------------------------------------------------
 
 RUN = (
     "--hidden_size 32 --num_layers 1 --vocab_size 400 --device cpu --lr 3e-3 --log_steps 2 --model_version run".split()
