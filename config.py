@@ -38,7 +38,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         "auto", "language of report.html; auto: the language of the texts", resume_safe=True
     )
     resume: bool = option(
-        False, "continue training or labelling where it stopped; starts a new run if there is none", resume_safe=True
+        False, "continue training or labelling where it stopped; if there is no run, start one", resume_safe=True
     )
     force_resume: bool = option(
         False, "resume even if options, data or tokenizer have changed since the run started", resume_safe=True
@@ -68,7 +68,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         "", "output file, .csv or .jsonl (default: predictions.csv in the run folder)", resume_safe=True
     )
     embed: str = option("", "write text embeddings to this .npy file instead of labelling", resume_safe=True)
-    shard: str = option("", "label only this share of the rows, such as 3/16, into a separate file", resume_safe=True)
+    shard: str = option("", "label only this shard of the rows, such as 3/16, into a separate file", resume_safe=True)
     abstain_below: str = option(
         "", "omit predictions below this probability, such as 0.8, or per task: intent=0.8,slots=0.9", resume_safe=True
     )
@@ -144,17 +144,18 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     )
     long_text: Literal["auto", "windows", "head", "tail", "head_tail"] = option(
         "auto",
-        "how longer texts are classified: windows: in full, in overlapping windows; head, tail, head_tail (a quarter "
-        "from the head, the rest from the tail): truncated; auto: windows if many texts are longer, else head",
+        "how texts longer than --max_length are classified; windows: in full, in overlapping windows; head, tail or "
+        "head_tail (a quarter from the head, the rest from the tail): truncated; auto: windows if there are many, "
+        "else head",
         aliases=["truncation"],
         auto="auto",
     )
     window_stride: int | None = option(
         None,
-        "overlap of the windows of longer texts in sub-tokens (default: max_length / 4; -1: truncate texts to tag)",
+        "overlap of the windows of long texts in sub-tokens (default: max_length / 4; -1: truncate in tagging tasks)",
     )
     streaming: bool = option(
-        False, "read the training file in constant memory; longer texts to tag are truncated, not split into windows"
+        False, "read the training file in constant memory; tagging tasks truncate texts longer than --max_length"
     )
     shuffle_buffer: int = option(8192, "rows shuffled together when streaming", low=1)
     clear_cache: bool = option(
@@ -175,7 +176,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     )
     batch_size: int | None = option(
         None,
-        "examples per micro-batch (default: 32; 16 or 8 for a pretrained encoder and few texts to tag)",
+        "examples per micro-batch (default: 32; 16 or 8 for a pretrained encoder and a small tagging data set)",
         low=1,
         auto=None,
     )
@@ -205,11 +206,13 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     warmup_epochs: float | None = option(
         None, "epochs of linear warmup (default: a tenth of --epochs)", aliases=["warm_up_epochs"], low=0, auto=None
     )
-    warmup_ratio: float | None = option(None, "share of all epochs, instead of --warmup_epochs", low=0, high=1)
+    warmup_ratio: float | None = option(None, "warmup as a fraction of all epochs (or --warmup_epochs)", low=0, high=1)
     lrf: float = option(0.01, "final learning rate as a fraction of the peak", low=0, high=1)
     weight_decay: float = option(0.01, "AdamW's weight decay; not applied to biases, norms and the CRF", low=0)
     max_grad_norm: float = option(1.0, "clip the gradient of each step to this norm; 0: no clipping", low=0)
-    monitor: str = option("", "dev score that selects the best checkpoint, such as slots_f1 or loss (default: by task)")
+    monitor: str = option(
+        "", "dev score that selects the best checkpoint, such as slots_f1 or loss (default: depends on the task)"
+    )
     early_stop_patience: int | None = option(
         None,
         "stop after N epochs without a better score; 0: never (default: a quarter of --epochs, at least 5)",
@@ -241,9 +244,9 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     freelb_steps: int = option(3, "steps of FreeLB", needs="use_freelb", low=1, high=1000)
     use_awp: bool = option(False, "adversarial training on the weights (AWP)")
     awp_gamma: float = option(
-        0.0002, "size of AWP's perturbation, as a share of each matrix's norm", needs="use_awp", low=0
+        0.0002, "size of AWP's perturbation, as a fraction of each matrix's norm", needs="use_awp", low=0
     )
-    awp_start: float = option(0.2, "share of the epochs before AWP begins", needs="use_awp", low=0, high=1)
+    awp_start: float = option(0.2, "fraction of the epochs before AWP begins", needs="use_awp", low=0, high=1)
     use_smart: bool = option(False, "penalise predictions that change under small adversarial noise (SMART, VAT)")
     smart_weight: float = option(1.0, "weight of SMART's divergence in the loss", needs="use_smart", low=0)
     use_rdrop: bool = option(False, "penalise predictions that change under dropout (R-Drop)")
@@ -275,7 +278,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         auto=None,
     )
     use_swa: bool = option(False, "use the mean weights of the last epochs, at a constant learning rate (SWA)")
-    swa_start: float = option(0.7, "share of training before SWA begins", needs="use_swa", low=0, high=1)
+    swa_start: float = option(0.7, "fraction of training before SWA begins", needs="use_swa", low=0, high=1)
     use_soup: bool = option(False, "use the mean weights of epochs that do not lower the dev score (model soup)")
     layer_decay: float = option(
         1.0, "learning rate of each encoder layer as a fraction of the rate of the layer above", low=0, high=1
@@ -312,7 +315,8 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
 
     @property
     def data_dir(self) -> Path:
-        """The processed folder to read: --data_path, or one of its folds. The sample is always in the repository."""
+        """The processed folder to read: --data_path, or one of its folds. The default sample is also found from other
+        directories."""
         path = Path(self.data_path)
         if self.data_path == Config.data_path and not path.exists():
             path = ROOT / path

@@ -2,7 +2,7 @@
 (MyIterableDataset).
 
 The order of batches depends only on (seed, epoch), not on the number of workers, so a run can resume at any batch.
-To add an input of the model, add an entry to FIELDS. To add a type of label, edit engine/data/features.py.
+To add a model input, add an entry to FIELDS. To add a type of label, edit engine/data/features.py.
 """
 
 from __future__ import annotations
@@ -257,8 +257,8 @@ class MyDataset(Dataset):
         return batch
 
     def augmented_batch(self, rows: np.ndarray) -> Batch:
-        """Returns the Batch of these rows after `augment`. For a window, it has the window with the same index of the
-        augmented example, or the last one if there are fewer."""
+        """Returns the Batch of these rows after `augment`. A window is replaced by the augmented example's window with
+        the same index, or by its last window if it has fewer."""
         numbers = self.example_index[rows]
         columns = self.featurizer(augmented(self, [self[i] for i in numbers], numbers))
         first, end = (np.searchsorted(columns["example_index"], np.arange(len(rows)) + i) for i in (0, 1))
@@ -321,7 +321,7 @@ class MyIterableDataset(IterableDataset):
 
     The byte offsets of blocks of rows are indexed once. Each epoch reads the blocks in random order. About
     `shuffle_buffer` rows form a pool, which is tokenised, shuffled and batched by length. Yields (encoded columns, row
-    numbers, batches) of each pool. Workers take turns by pool, so each row is read once, in an order that does not
+    numbers, batches) for each pool. Workers take turns by pool, so each row is read once, in an order that does not
     depend on the number of workers. With several processes, each reads and batches its share of every pool.
     """
 
@@ -451,7 +451,7 @@ class MyIterableDataLoader(DataLoader):
             num_cut += int((columns["num_cut"] > 0).sum())
         if num_cut and not self.warned:
             self.warned = True
-            logger.warning(f"{data.path}: {num_cut} examples of this epoch are longer than --max_length and are cut")
+            logger.warning(f"{data.path}: {num_cut} examples longer than --max_length are truncated in this epoch")
 
 
 def pin(batch: Batch) -> Batch:
@@ -476,7 +476,7 @@ def build_loaders(
     pinned = can_pin(device.type)
     path = Path(data_path) / "train.jsonl"
     if config.streaming:
-        # one row per example, which --long_text windows has in any case
+        # streaming needs one row per example, which --long_text windows already has
         one_row = featurizer if featurizer.long_text == "windows" else replace(featurizer, stride=-1)
         size = config.batch_size or BATCH_SIZES[0]
         dataset: Any = MyIterableDataset(path, one_row, size, config.shuffle_buffer, config.random_seed, limit)

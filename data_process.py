@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from config import ROOT, Config
 from engine.errors import UserError
 from engine.run.command_line import check_values, option, run_command
-from engine.run.files import appearing_folder
+from engine.run.files import atomic_folder
 from engine.task.task import Task, has_no_text
 from engine.task.text import text_of
 from preprocess.checks.run import keep, look_through, run_checks, show, with_rows
@@ -71,8 +71,8 @@ class DataConfig(RawOptions):
     max_length: int = option(256, "with --check: maximum length in training", low=8, high=2**20)
     pretrain_model_path: str = option("", "with --check: model whose tokenizer is used")
     model_hub: Literal["hf", "modelscope"] = option("hf", "hub to download the model from (docs/download.md)")
-    dev_ratio: float = option(0.1, "share of the training examples for dev, if the data has no dev split")
-    test_ratio: float = option(0.1, "share of the examples for test, if the data has no splits")
+    dev_ratio: float = option(0.1, "fraction of the training examples for dev, if the data has no dev split")
+    test_ratio: float = option(0.1, "fraction of the examples for test, if the data has no splits")
     random_seed: int = option(666, "seed of random splits and of --shots", low=0, high=2**32 - 1)
 
     def __post_init__(self) -> None:
@@ -135,7 +135,7 @@ def process(config: DataConfig) -> None:
         if config.check:
             check_and_write(config, data)
             return
-        with appearing_folder(folder, keeps=[".cache"], owns=partial(require_own_folder, source=source)) as new:
+        with atomic_folder(folder, keeps=[".cache"], owns=partial(require_own_folder, source=source)) as new:
             if config.n_splits:
                 write_folds(new, data)
             keep(check_and_write(config, data, new), new / "checks.json")

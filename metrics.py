@@ -42,8 +42,8 @@ def classification_scores(gold: list[str], predicted: list[str]) -> dict[str, fl
 
 
 def multilabel_scores(gold: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
-    """Scores a list of labels per text. Accuracy is the share of texts whose label sets match exactly. Micro F1 pools
-    all labels; macro F1 is averaged over them."""
+    """Scores a list of labels per text. Accuracy is the fraction of texts whose label sets match exactly. Micro F1
+    pools all labels; macro F1 is averaged over them."""
     counts = count_matches("multilabel", gold, predicted)
     by_label = label_scores(*counts).values()
     support = counts[2].total()
@@ -71,7 +71,7 @@ def tagging_scores(gold: list[list[str]], predicted: list[list[str]]) -> dict[st
 
 
 def span_scores(gold: list[list], predicted: list[list]) -> dict[str, float]:
-    """Scores a list of [word number, …, label] per text (see PLACES). All fields must match."""
+    """Scores a list of [word index, …, label] per text (see PLACES). All fields must match."""
     return micro_scores(*count_matches("spans", gold, predicted))
 
 
@@ -215,7 +215,7 @@ MAIN = {
 
 
 def items_in(kind: str, label: Any) -> set[tuple]:
-    """Returns the items of a text's label that must match: {(label, word number, …)} for entities, spans and relations;
+    """Returns the items of a text's label that must match: {(label, word index, …)} for entities, spans and relations;
     {(label, first word, last word)} for triggers and arguments of events; {(tag, position)} for words; else
     {(label,)}."""
     if kind == "tagging":
@@ -287,9 +287,9 @@ def scoring_kind(task: Task) -> str:
 def score(tasks: dict[str, Task], gold: dict[str, list[Any]], predicted: dict[str, list[Any]]) -> dict[str, float]:
     """Computes <task>_<metric> for each task over its labelled texts, and two scores over all tasks.
 
-    sentence_accuracy is the share of texts whose labels are all correct, except for regression. mean_score is the mean
-    of the tasks' main scores; it exists for several tasks, unless all of them are classification, tagging or spans.
-    gold, predicted: {task: one entry per text}; gold is None for unlabelled texts.
+    sentence_accuracy is the fraction of texts whose labels are all correct, except for regression. mean_score is the
+    mean of the tasks' main scores; it exists for several tasks, unless all of them are classification, tagging or
+    spans. gold, predicted: {task: one entry per text}; gold is None for unlabelled texts.
     """
     scores: dict[str, float] = {}
     mains: list[float] = []
@@ -411,7 +411,7 @@ def score_names(tasks: dict[str, Task]) -> list[str]:
 
 def example_labels(tasks: dict[str, Task]) -> dict[str, list[Any]]:
     """Returns {task: labels of some texts}, which include every label of labels.json, because a custom metric may
-    accept only these."""
+    reject others."""
     examples: dict[str, list[Any]] = {}
     for name, task in tasks.items():
         labels: Any = list(task.labels) or ["O"]

@@ -747,7 +747,7 @@ def build_model(
 def require_inputs(task_name: str, head: nn.Module) -> None:
     """Raises UserError if a head has a layer with input size 0: with --encoder none, it cannot read text vectors."""
     if any(not parameter.numel() for parameter in head.parameters()):
-        advice = "write one that reads your own inputs (docs/cookbook/digits.md)"
+        advice = "write one that reads custom inputs (docs/cookbook/digits.md)"
         raise UserError(f"--encoder none: the head of {task_name!r}, {type(head).__name__}, needs a text; {advice}")
 
 

@@ -32,7 +32,7 @@ from engine.run import compat, distributed
 from engine.run.device import can_pin, to_double
 from engine.run.signals import Interrupted, StopSignals
 from engine.train import checkpoint
-from engine.train.frozen import kept_outputs
+from engine.train.frozen import cached_outputs
 from engine.train.optimization import ScoreScheduler, describe, describe_rates, peak_rate, warmup_steps, with_warmup
 from engine.train.progress import EpochBar, Progress, RunningLosses, line_of_scores
 from engine.train.tracking import Tracking
@@ -143,7 +143,7 @@ class Trainer:
         self.losses = RunningLosses(self.progress, device)
         self.abstention = Abstention(thresholds_of(config.abstain_below, "abstain_below", tasks))
         self.target_precisions = thresholds_of(config.target_precision, "target_precision", tasks)
-        self.lr = 0.0  # learning rate of the first trained parameter group at the last step
+        self.lr = 0.0  # learning rate of the first trainable parameter group at the last step
         self.tracker_kinds, self.trackers = TRACKERS, list[Any]()
         self.stop = StopSignals(logger.warning, distributed.all_reduce_max)
         self.replica: Any = None  # the model in DistributedDataParallel, with several processes
@@ -153,14 +153,14 @@ class Trainer:
     # ---- training --------------------------------------------------------------------------------------------------
 
     def train(self) -> float | None:
-        """Runs the remaining epochs, each followed by an evaluation on dev, until early stopping.
+        """Runs the remaining epochs, each followed by an evaluation on dev, or stops early.
 
         Returns the best dev score; the model then has the weights of the best checkpoint. On SIGTERM or SIGINT, saves a
         checkpoint at the next step boundary and raises Interrupted.
         """
         with self.writer, self.opened_trackers(), self.saved_when_stopped():
             self.start()
-            with kept_outputs(self):
+            with cached_outputs(self):
                 while self.progress.epoch < self.config.epochs and not self.out_of_patience():
                     self.train_one_epoch(self.progress.epoch)
                     self.end_epoch()
@@ -250,7 +250,7 @@ class Trainer:
         self.replica = distributed.replicate(self.model, overlap=not self.tricks.change_gradients())
         if self.progress.epoch >= self.config.epochs > 0 or self.out_of_patience():
             advice = f"to train after a code change, add --model_version NAME or remove {self.run_dir}"
-            logger.info(f"all epochs of this run are done, nothing is left to train; {advice}")
+            logger.info(f"all epochs of this run are done; {advice}")
 
     @contextmanager
     def opened_trackers(self) -> Iterator[None]:
@@ -368,7 +368,7 @@ class Trainer:
 
     @property
     def training_state(self) -> tuple[Any, Any, torch.amp.GradScaler, Tricks]:
-        """What a resumable checkpoint contains in addition to the weights and `progress`."""
+        """Returns the objects whose state a resumable checkpoint stores in addition to the weights and `progress`."""
         return self.optimizer, self.scheduler, self.scaler, self.tricks
 
     def save_model(self, name: str, resumable: bool = False) -> None:

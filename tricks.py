@@ -7,7 +7,7 @@ engine/tricks/few_labels.py.
 
 Tricks can be combined. Tricks that change the loss (`wrap_forward`) run inside tricks that repeat the pass (`passes`);
 within each group, later tricks in TRICKS wrap earlier ones. With gradient accumulation, each trick acts on every
-micro-batch separately, and the gradients that it adds are scaled like the gradients of the clean loss.
+micro-batch separately, and the gradients it adds are scaled like the gradients of the clean loss.
 """
 
 from __future__ import annotations

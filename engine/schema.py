@@ -146,8 +146,8 @@ def fits(value: Any, shape: Any) -> bool:
 
 
 def like(value: Any) -> Any:
-    """Infers the shape of a value: with the same keys and numbers of items, a number for a number, which must be finite
-    if it is finite, and any value for null."""
+    """Infers the shape of a value: the same keys and list lengths, any number for a number (finite for a finite one),
+    and any value for null."""
     if isinstance(value, dict):
         return {Optional(key): like(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -27,7 +27,7 @@ from huggingface_hands_on.corpus import Texts
 
 
 def word_numbers(text: str) -> np.ndarray:
-    """Returns the word number of each character of a text, for masking the sub-tokens of a word together. Chinese is
+    """Returns the word index of each character of a text, for masking the sub-tokens of a word together. Chinese is
     segmented by rjieba. Every kana, punctuation mark or other symbol is a word."""
     starts = np.zeros(len(text) + 1, int)
     for _, start, _ in split_text(text, "word"):
@@ -43,7 +43,7 @@ def word_numbers(text: str) -> np.ndarray:
 def encode_texts(
     texts: Iterable[str | list[str]], tokenizer: Any, whole_word: bool
 ) -> Iterator[tuple[list[int], Sequence[int]]]:
-    """Yields (token ids, word numbers) of each text, without special tokens. Words of a list are never joined."""
+    """Yields (token ids, word indices) for each text, without special tokens. Words of a list are never joined."""
     texts = iter(texts)
     while chunk := list(islice(texts, 1000)):
         for kind, group in groupby(chunk, type):
@@ -107,7 +107,7 @@ def masking_collator(config: Any, tokenizer: Any) -> DataCollatorForLanguageMode
 
 def mask(collator: DataCollatorForLanguageModeling, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Masks words of a batch from `batch_of` with Hugging Face's collator, and adds the labels. The collator detects
-    word boundaries by gaps between token offsets, so these offsets have a gap where the word number changes."""
+    word boundaries by gaps between token offsets, so these offsets have a gap where the word index changes."""
     words = batch["words"].clamp(min=-1)
     special: tuple[torch.Tensor, ...] = ((words < 0).long(),)
     if hasattr(DataCollatorForLanguageModeling, "whole_word_mask"):
@@ -120,8 +120,8 @@ def mask(collator: DataCollatorForLanguageModeling, batch: dict[str, torch.Tenso
 
 
 def outside_drawn_words(words: torch.Tensor, share: float) -> torch.Tensor:
-    """Draws a share of the words and returns which tokens are not in them. For collators of transformers before 4.57,
-    which draw single tokens. words: numbers (B, L) as in `blocks` -> (B, L)"""
+    """Samples a fraction of the words and returns the mask of the tokens outside them, (B, L). For collators of
+    transformers before 4.57, which sample single tokens. words: word indices (B, L) as in `blocks`"""
     numbers = (words != words.roll(1, 1)).cumsum(1)  # from 0 or 1, unique in a block
     drawn = torch.rand(len(words), words.shape[1] + 1) < share
     return (words < 0) | ~drawn.gather(1, numbers)

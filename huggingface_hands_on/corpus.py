@@ -33,7 +33,7 @@ class CorpusConfig(ReadingOptions):
         "", "file, folder or pattern such as 'texts/*.txt': plain text, CSV, JSONL, processed folder, …"
     )
     output_dir: str = option("", "folder to write")
-    held_out_ratio: float = option(0.05, "share held out if there is no dev split", low=0, high=1, exclusive=True)
+    held_out_ratio: float = option(0.05, "fraction held out if there is no dev split", low=0, high=1, exclusive=True)
 
     def __post_init__(self) -> None:
         if not self.input or not self.output_dir:
@@ -43,7 +43,8 @@ class CorpusConfig(ReadingOptions):
 
 
 def read_corpus(config: CorpusConfig) -> tuple[Texts, Texts, str]:
-    """Returns (train, held out, fingerprint of the files). A text is a string, or a list of words if it has `tokens`.
+    """Returns (train, held out, fingerprint of the files). A text is a string, or a list of words if the row has
+    `tokens`.
 
     File names determine the split: train is used for training, dev is held out, and test is never read. Without a dev
     split, texts are held out by hash, so identical texts stay together.

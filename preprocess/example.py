@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from engine.task.task import PARTS_OF_A_ROW
+from engine.task.task import EXAMPLE_KEYS
 
 Example = dict[str, Any]
 PARTS = ("train", "dev", "test")
@@ -25,7 +25,7 @@ PART_WORD = re.compile(r"^.*\d(?=[a-z])|\d+$")  # numbers before or after the na
 CAPITAL = re.compile(r"(?<=[a-z])(?=(?:Train|Dev|Valid|Val|Test|Data|Set)(?![a-z]))")  # trainData
 TEXT_KEYS = ("text", "tokens", "text_pair")
 HIDDEN = ("_where", "split", "group")  # keys that are not written
-RESERVED = (*PARTS_OF_A_ROW, *HIDDEN)  # keys other than labels
+RESERVED = (*EXAMPLE_KEYS, *HIDDEN)  # keys other than labels
 SENTENCE_ENDS = frozenset(".。!！?？…")
 MAX_TOKENS, MAX_CHARACTERS = 50, 2000  # longest plausible text of a file that holds one text
 

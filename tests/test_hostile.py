@@ -26,8 +26,8 @@ from test_trainer import train
 from engine.data.token_cache import clear
 from engine.errors import UserError
 from engine.run import files
-from engine.run.atomic import appearing_whole, open_own
-from engine.run.files import appearing_folder, clean_temporaries, seal
+from engine.run.atomic import atomic_file, open_nofollow
+from engine.run.files import atomic_folder, clean_temporaries, seal
 from engine.task.task import Task
 from engine.train.checkpoint import newest_intact
 from model_utils import load_checkpoint
@@ -118,7 +118,7 @@ def test_link_target_is_replaced_and_other_files_stay(tmp_path):
     for name in (".real.tmp", ".real.old", ".link.tmp", ".link.old"):  # names that users may give to folders
         (tmp_path / name).mkdir()
         (tmp_path / name / "mine").write_text("mine")
-    with appearing_folder(tmp_path / "link") as new:
+    with atomic_folder(tmp_path / "link") as new:
         (new / "new.txt").write_text("new")
     assert (tmp_path / "link").is_symlink() and [path.name for path in (tmp_path / "real").iterdir()] == ["new.txt"]
     left = sorted(path.name for path in tmp_path.iterdir())
@@ -129,7 +129,7 @@ def test_link_target_is_replaced_and_other_files_stay(tmp_path):
 def test_the_working_folder_can_be_replaced(tmp_path, monkeypatch):
     (tmp_path / "old.txt").write_text("old")
     monkeypatch.chdir(tmp_path)
-    with appearing_folder(".") as new:
+    with atomic_folder(".") as new:
         (new / "labels.json").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["labels.json"]
 
@@ -138,7 +138,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from engine.run.files import appearing_folder
+from engine.run.files import atomic_folder
 folder, number = Path(sys.argv[2]), int(sys.argv[3])
 for name in ("rename", "mkdir", "fsync", "unlink", "rmdir"):
     def counted(*given, call=getattr(os, name), **more):
@@ -148,7 +148,7 @@ for name in ("rename", "mkdir", "fsync", "unlink", "rmdir"):
             os._exit(9)
         return call(*given, **more)
     setattr(os, name, counted)
-with appearing_folder(folder, keeps=["kept"]) as new:
+with atomic_folder(folder, keeps=["kept"]) as new:
     (new / "a.txt").write_text("new")
     (new / "b.txt").write_text("new")
 """
@@ -194,10 +194,10 @@ def test_files_are_never_written_through_a_link(tmp_path):
     (tmp_path / "theirs").write_text("theirs")
     (tmp_path / ".out.jsonl.tmp").symlink_to("theirs")
     (tmp_path / "out.csv.partial").symlink_to("theirs")
-    with appearing_whole(tmp_path / "out.jsonl") as file:
+    with atomic_file(tmp_path / "out.jsonl") as file:
         file.write("ours")
     with pytest.raises(OSError):
-        open_own(tmp_path / "out.csv.partial", append=True)
+        open_nofollow(tmp_path / "out.csv.partial", append=True)
     assert (tmp_path / "theirs").read_text() == "theirs" and (tmp_path / "out.jsonl").read_text() == "ours"
 
 
@@ -713,7 +713,7 @@ def test_devices_are_never_replaced(make, run, sample, command, tmp_path):
     before = place.stat()
     with pytest.raises(UserError, match="is not a folder"):
         process(DataConfig(input=str(sample), output_dir=str(place)))
-    with pytest.raises(UserError, match="not a folder"), appearing_folder(place):
+    with pytest.raises(UserError, match="not a folder"), atomic_folder(place):
         pass
     flags = ["--checkpoint", run[0] / "checkpoints/best", "--output_dir", tmp_path / "out", "--predict_output", place]
     done = command("main.py", "--do_predict", "--data_path", sample, *flags)
@@ -767,7 +767,7 @@ def test_tasks_with_clashing_columns_are_rejected(second, tmp_path):
 
     task = {"type": "classification", "labels": ["x", "y"]}
     (tmp_path / "labels.json").write_text(json.dumps({"a": task, second: task}))
-    with pytest.raises(UserError, match=f"would both write the column '{second}'"):
+    with pytest.raises(UserError, match=f"the column '{second}' of the task '.*' clashes with"):
         read_tasks(tmp_path / "labels.json")
 
 

@@ -49,7 +49,7 @@ class Cuts:
         counts, max_length = self.counts, self.counts["max_length"]
         longer = f"{where}: {counts['cut']} of {counts['examples']} examples are longer than --max_length {max_length}"
         if counts["cut"] and any(task.needs_words for task in tasks.values()):
-            logger.warning(f"{longer}; their last {counts['words']} words are not read and are tagged O")
+            logger.warning(f"{longer}; their last {counts['words']} words are truncated and tagged O")
         elif counts["cut"]:
             advice = "--long_text windows reads all of them, if the heads support it"
             if counts["joined"]:
@@ -69,8 +69,8 @@ class Cuts:
 
 
 def num_windows(data: Any) -> np.ndarray:
-    """Returns the number of windows of each example of a MyDataset, (N,), whether they are separate rows or follow one
-    another in a row."""
+    """Returns the number of windows of each example of a MyDataset, (N,), whether they are separate rows or
+    concatenated in one row."""
     size = data.featurizer.max_length if data.featurizer.long_text == "windows" else np.inf
     windows = np.ceil(data.lengths / size).clip(1)
     return np.bincount(data.example_index, windows, len(data)).astype(int)

@@ -44,10 +44,10 @@ class Featurizer:
     max_length: int  # in sub-tokens
     stride: int = -1  # overlap of windows in sub-tokens; -1: long inputs are truncated
     long_text: str = "head"  # see `Cutter`
-    word_ends: bool = False  # also return the last sub-token of each word, which some models use for pooling
+    word_ends: bool = False  # also return the position of each word's last sub-token, for pooling
     word_shapes: bool = False  # also return the shape of each word (`shape_of`)
     apart: bool = False  # encode the texts of a pair separately
-    markers: Mapping[str, int] = dataclasses.field(default_factory=dict)  # {token that each text needs once: its id}
+    markers: Mapping[str, int] = dataclasses.field(default_factory=dict)  # {token required once in each text: its id}
 
     @classmethod
     def from_config(
@@ -236,8 +236,8 @@ class Featurizer:
         return first, encode_texts(self.encode, first, second if together else None, self.filler)
 
     def num_longer(self, examples: list[dict[str, Any]]) -> int:
-        """Counts the examples that are longer than max_length tokens. An example of fewer bytes is not tokenised, since
-        each token takes at least one byte."""
+        """Counts the examples that are longer than max_length tokens. Shorter examples, measured in bytes, are not
+        tokenised, because each token has at least one byte."""
         unsure = [example for example in examples if len(text_of(example, True).encode()) > self.max_length - 8]
         return sum(len(encoding.ids) > self.max_length for encoding in self.encodings(unsure)[1]) if unsure else 0
 
@@ -249,7 +249,7 @@ class Featurizer:
 
 def spans_within(feature: Feature, spans: list[Any] | None, label_ids: dict[str, int]) -> list[tuple[int, ...]] | None:
     """Returns the spans or relations inside a window, relative to its first word, with label ids; None if unlabelled.
-    spans: [[word numbers, …, label]] of the example (see PLACES)."""
+    spans: [[word index, …, label]] of the example (see PLACES)."""
     start, size = feature.first_word, len(feature.word_starts)
     if spans is None:
         return None

@@ -21,7 +21,7 @@ class LengthSampler:
     """Yields the row numbers of each batch: with a seed, of similar length, reshuffled per epoch; else longest first.
 
     Rows from index `labelled` on are unlabelled: an epoch uses `ratio` of them per labelled row and continues where the
-    last one ended. With several processes, each gets a share of every batch; without a seed, whole batches.
+    previous one ended. With several processes, each gets a share of every batch; without a seed, whole batches.
     """
 
     POOL = 256  # batches per sorted pool: little padding, and still random

@@ -77,9 +77,9 @@ def require_same_fields(tasks: Mapping[str, Task], where: Any) -> None:
 def require_text(tasks: Mapping[str, Task], encoder: str, where: Any) -> None:
     """Raises UserError if the data has no text but the encoder reads one, or if there is nothing to read at all."""
     if has_no_text(tasks) and encoder != "none":
-        raise UserError(f"{where}: was made with --no_text, so there is nothing to encode; add --encoder none")
+        raise UserError(f"{where}: was made with --no_text, so the encoder has no input; add --encoder none")
     if encoder == "none" and not fields_of(tasks):
-        advice = "declare your own inputs in FIELDS of data_loader.py, or add --extra_columns, and create it again"
+        advice = "declare custom inputs in FIELDS of data_loader.py, or add --extra_columns, and create it again"
         raise UserError(f"{where}: has no inputs other than text, which --encoder none needs; {advice}")
 
 

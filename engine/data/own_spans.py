@@ -11,7 +11,7 @@ from engine.task.words import text_and_offsets, texts_to_encode
 
 def units_of(featurizer: Any, example: dict[str, Any], unit: str) -> tuple[list[tuple[int, int]], list[int]]:
     """Returns (extents, positions): the extent of each token of a text, or of each word if the tasks have labels per
-    word, in characters or words; and the positions of the tokens that are kept of a long text."""
+    word, in characters or words; and the positions of the tokens that remain after truncation."""
     words = [(i, i + 1) for i in range(len(example.get("tokens", ())))]
     if unit == "characters":
         words = text_and_offsets(example, featurizer.unit, HAN_CHARACTER)[1] or []
@@ -33,7 +33,7 @@ def spans_inside(
     featurizer: Any, feature: Feature, example: dict[str, Any], spans: np.ndarray, unit: str
 ) -> np.ndarray:
     """Returns the first and last token of each span in an input, or its first and last word in a window: (N, 2), -1 for
-    spans that are cut.
+    spans that are truncated.
 
     spans: (N, 2), begin and end (exclusive) of each, in characters or words.
     """

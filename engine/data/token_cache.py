@@ -45,7 +45,7 @@ def cached_table(
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        logger.warning(f"no token cache ({os_error_line(error)}); tokens are kept in memory and recomputed in each run")
+        logger.warning(f"no token cache ({os_error_line(error)}); tokens stay in memory and are recomputed in each run")
         return pa.Table.from_batches(list(make_batches()))
 
 

@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from engine.errors import UserError
 from engine.model.hub import locate
 from engine.run.command_line import first_line
-from engine.run.run_folder import checkpoint_of, refuse_own
+from engine.run.run_folder import check_not_a_run, checkpoint_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -51,7 +51,7 @@ def load_tokenizer(config: Config, texts: Callable[[], Iterator[str]], own: Path
         logger.info("no --pretrain_model_path: training a tokenizer on the training texts")
         tokenizer = train_tokenizer(texts, config.vocab_size)
     else:
-        refuse_own(name, "checkpoints")
+        check_not_a_run(name, "checkpoints")
         place = locate(name, config.model_hub)
         if causal := reads_causally(config):
             needed = ()
@@ -79,12 +79,12 @@ def saved_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     from engine.model.encoders import require_plausible, shape_file  # imported here, because it imports torch
-    from engine.run.compat import let_words_in
+    from engine.run.compat import accept_words
 
     try:
         if shape_file(folder).exists():  # a BiLSTM has none
             require_plausible(shape_file(folder))
-        return let_words_in(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+        return accept_words(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     except UserError:
         raise
     except Exception as error:  # transformers can raise any error for an arbitrary folder
@@ -112,12 +112,12 @@ def pretrained_tokenizer(name: str, needed: Sequence[str], **options: Any) -> An
     from transformers import AutoTokenizer
 
     from engine.model.encoders import require_plausible  # imported here, because it imports torch
-    from engine.run.compat import let_words_in
+    from engine.run.compat import accept_words
 
     try:
         if (Path(name) / "config.json").exists():
             require_plausible(name)
-        tokenizer = let_words_in(AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options))
+        tokenizer = accept_words(AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options))
     except Exception as error:  # transformers may raise any exception for a third-party folder
         raise UserError(f"--pretrain_model_path {name}: its tokenizer cannot be loaded ({first_line(error)})") from None
     missing = [kind for kind in needed if getattr(tokenizer, kind) is None]
@@ -139,9 +139,9 @@ def train_tokenizer(
 
     The result is deterministic. No piece crosses a word boundary, so pre-split and raw texts get the same pieces.
     texts: a function that returns a new iterator of strings; called up to twice, to save memory.
-    model: "wordpiece" (BERT) or "wordlevel" (whole words), which omit units that occur only once, so the embedding of
-    [UNK] is trained too; "bpe" over bytes (RoBERTa), which can encode every text; "unigram" (XLM-RoBERTa).
-    chinese: make every Chinese character a separate word; otherwise the model learns to segment them.
+    model: "wordpiece" (BERT) or "wordlevel" (whole words), which exclude units that occur only once, so the embedding
+    of [UNK] is trained too; "bpe" over bytes (RoBERTa), which can encode every text; "unigram" (XLM-RoBERTa). chinese:
+    make every Chinese character a separate word; otherwise the model learns to segment them.
     """
     from transformers import PreTrainedTokenizerFast
 

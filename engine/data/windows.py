@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import Encoding
 
-Span = tuple[int, ...]  # word numbers, label id (see PLACES)
+Span = tuple[int, ...]  # word indices, label id (see PLACES)
 
 
 class Unusable(ValueError):
@@ -28,7 +28,7 @@ class Feature(NamedTuple):
     num_cut: int = 0  # number of truncated sub-tokens
 
     def joined_with(self, second: "Feature") -> "Feature":
-        """Joins two separately encoded texts, each with its own special tokens, into one input with types 0 and 1."""
+        """Joins two separately encoded texts, each with special tokens, into one input with token types 0 and 1."""
         types = [0] * len(self.input_ids) + [1] * len(second.input_ids)
         num_cut = self.num_cut + second.num_cut
         return self._replace(input_ids=self.input_ids + second.input_ids, token_types=types, num_cut=num_cut)
@@ -81,7 +81,7 @@ def pick(values: Sequence[Any], positions: Iterable[int]) -> list[Any]:
 class Cutter(NamedTuple):
     """Truncates or splits inputs longer than max_length tokens.
 
-    long_text "windows": one Feature with all windows, one after another, each but the last of max_length tokens, which
+    long_text "windows": one Feature with all windows, concatenated; all but the last have max_length tokens, and they
     overlap by `stride` sub-tokens. Otherwise, for word-level labels: splits the input into Features of whole words that
     overlap by at most `stride` sub-tokens (-1: truncates the end). Otherwise: keeps the head, the tail, or a quarter
     from the head and three quarters from the tail (Sun et al., 2019, arXiv:1905.05583). In pairs, the longer text is
@@ -104,7 +104,7 @@ class Cutter(NamedTuple):
         for name, token in self.markers.items():
             if features[0].input_ids.count(token) != 1:
                 count = encoding.ids.count(token)
-                reason = f"--max_length {self.max_length} cuts {name} off" if count == 1 else f"it has {count} {name}"
+                reason = f"--max_length {self.max_length} truncates {name}" if count == 1 else f"it has {count} {name}"
                 raise Unusable(f"{reason}; this model needs one in each text")
         return features if second is None else [features[0].joined_with(*self.cut(example, second, False))]
 
@@ -135,7 +135,7 @@ class Cutter(NamedTuple):
 
     def joined(self, example: int, encoding: Encoding, has_words: bool) -> Feature | None:
         """Returns one Feature with all windows of a long example; None if the shorter text of a pair leaves too little
-        room. Each window has all special tokens and, in pairs, the shorter text. A word in two windows belongs to the
+        space. Each window has all special tokens and, in pairs, the shorter text. A word in two windows belongs to the
         one whose edge is farther from its first token."""
         sequences, all_ids, all_types = encoding.sequence_ids, encoding.ids, encoding.type_ids
         longer = 1 if not self.by_words and 2 * sequences.count(1) > len(sequences) - sequences.count(None) else 0
@@ -161,7 +161,7 @@ class Cutter(NamedTuple):
         before, after = range(inside[0]), range(inside[-1] + 1, len(encoding.ids))
         room = self.max_length - len(before) - len(after)
         if room < 4:
-            raise Unusable(f"--max_length {self.max_length}: too short for the second text and words to tag; raise it")
+            raise Unusable(f"--max_length {self.max_length}: too short for a word and the second text; raise it")
         # every access builds a new list
         all_ids, all_types, word_ids = encoding.ids, encoding.type_ids, encoding.word_ids
         begins = [i - inside[0] for n, i in enumerate(inside) if n == 0 or word_ids[i] != word_ids[inside[n - 1]]]

@@ -23,10 +23,10 @@ MAX_CALLS = 100  # number of calls after which LargestTransition reads the value
 class LargestTransition:
     """Tracks which of several limits the largest absolute transition exceeds, with few device synchronizations.
 
-    A read makes the host wait for a GPU. So the value is read again only after as many calls as it takes to reach the
-    nearest limit, if no call changes a transition by more than `max_change`. As long as this holds, the returned value
-    is always on the same side of each limit as the true one, so a resumed run makes the same choices. Call `reset`
-    whenever the weights are replaced.
+    Reading the value makes the host wait for the GPU. It is read again only once it could have reached the nearest
+    limit, assuming that no call changes a transition by more than `max_change`. Under this assumption, the returned
+    value is always on the same side of each limit as the true one, so a resumed run makes the same choices. Call
+    `reset` whenever the weights are replaced.
     """
 
     def __init__(self, limits: Iterable[float], max_change: float = MAX_CHANGE):
@@ -97,7 +97,8 @@ class ForwardBackward:
         return logs.sum(1) + self.forward[:, -1].sum(1).log() + (self.peaks.squeeze(2) * self.mask).sum(1)
 
     def entropy(self) -> torch.Tensor:
-        """Returns the entropy of each text's paths, (B,): the log partition function minus the expected score."""
+        """Returns the entropy of each text's distribution over paths, (B,): the log partition function minus the
+        expected score."""
         following = self.onwards[:, 1:]
         crossings = ((self.forward[:, :-1] @ self.factors) * following).sum(2)
         crossed = ((self.forward[:, :-1] @ (self.factors * self.transitions)) * following).sum(2) / crossings
@@ -224,8 +225,8 @@ class CRF(torchcrf.CRF):
     def path_statistics(
         self, emissions: torch.Tensor, mask: torch.Tensor, temperature: float = 1.0
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Computes statistics of all paths at a temperature: p(tag of word t), (B, W, C); the entropy of the paths,
-        (B,); and p(tag of word t | words up to t), (B, W, C). In fp64 if the device supports it."""
+        """Computes, at a temperature: p(tag of word t), (B, W, C); the entropy of the distribution over paths, (B,);
+        and p(tag of word t | words up to t), (B, W, C). In fp64 if the device supports it."""
         found = self.forward_backward(emissions, mask, temperature)
         statistics = found.marginals, found.entropy(), found.forward
         if has_double(emissions.device.type):
@@ -240,9 +241,9 @@ class CRF(torchcrf.CRF):
         """Computes three probabilities for each word with tag y, over all paths without forbidden transitions: p(y),
         p(y | previous tag), and p(next tag does not continue the entity of y | y).
 
-        The tags of a CRF are a Markov chain. So the probability of an entity from word i to word j, including that it
-        ends there, is chain[i, 0] * chain[i + 1, 1] * … * chain[j, 1] * chain[j, 2] (Culotta and McCallum, 2004,
-        constrained forward-backward). Returns (B, W, 3) in fp64, with arbitrary values at padding.
+        The tags of a CRF form a Markov chain. So the probability of an entity that spans exactly words i to j is
+        chain[i, 0] * chain[i + 1, 1] * … * chain[j, 1] * chain[j, 2] (Culotta and McCallum, 2004, constrained
+        forward-backward). Returns (B, W, 3) in fp64, with arbitrary values at padded positions.
         """
         found = self.forward_backward(emissions, mask, temperature, constrained=True)
         mask, tags = found.mask, tags.to(found.mask.device)
@@ -256,7 +257,7 @@ class CRF(torchcrf.CRF):
 
     @torch.no_grad()
     def viterbi(self, emissions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Returns the best path of each text without forbidden transitions, (B, W); 0 at padding."""
+        """Returns the best path of each text without forbidden transitions, (B, W); 0 at padded positions."""
         batch, width, num_tags = emissions.shape
         start, transitions, end = self.constrained()
         if emissions.device.type not in self.launch_free:

@@ -88,7 +88,7 @@ class Steps:
             tree.append(torch.stack([pairs[:, :, 0], pairs[:, :, 1].mT], 2))
             scales.append(peak.flatten(1))
             product = pairs[:, :, 0] @ pairs[:, :, 1]
-        total = product[:, 0, 0].sum(1, keepdim=True)  # all rows are equal, because those of the first word are
+        total = product[:, 0, 0].sum(1, keepdim=True)  # all rows are equal, as in the first word's matrix
         return torch.cat([total, *scales], 1).log().sum(1) + self.scale, tree
 
     def chunk_boundaries(self, tree: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

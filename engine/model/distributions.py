@@ -67,7 +67,7 @@ class Distribution:
             probabilities = self.head.decode(logits / temperature, inputs)[1]
         return predictions, probabilities
 
-    def chances(self, logits: torch.Tensor, inputs: Inputs, tags: torch.Tensor, temperature: float) -> torch.Tensor:
+    def tag_probs(self, logits: torch.Tensor, inputs: Inputs, tags: torch.Tensor, temperature: float) -> torch.Tensor:
         """Returns the probabilities from `decode` of a tagging head, (B, W, 3), at a temperature. tags: the predicted
         tags, (B, W)"""
         return self.head.decode(logits / temperature, inputs)[1]
@@ -216,7 +216,7 @@ class Paths(Distribution):
     def describes(self, probabilities: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> bool:
         return probabilities.ndim == 3  # from CRF.chain
 
-    def chances(self, logits: torch.Tensor, inputs: Inputs, tags: torch.Tensor, temperature: float) -> torch.Tensor:
+    def tag_probs(self, logits: torch.Tensor, inputs: Inputs, tags: torch.Tensor, temperature: float) -> torch.Tensor:
         return self.head.crf.chain(logits, inputs["word_mask"], tags, temperature)
 
     def decode(self, logits: torch.Tensor, inputs: Inputs) -> tuple[Any, Any]:

@@ -22,14 +22,14 @@ from engine.model import lora
 from engine.model.hub import locate
 from engine.run import compat
 from engine.run.command_line import first_line
-from engine.run.run_folder import checkpoint_of, refuse_own
+from engine.run.run_folder import check_not_a_run, checkpoint_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from config import Config
 
-BOTH_WAYS = ("xlnet", "bert-generation")  # language models with bidirectional attention
+BIDIRECTIONAL = ("xlnet", "bert-generation")  # language models with bidirectional attention
 ENDS_WITH_CLS = ("xlnet",)
 ENCODER_FILE = "encoder.json"  # the config of the encoder in a checkpoint
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -52,7 +52,7 @@ def is_causal(encoder: Any) -> bool:
     if getattr(shape, "is_encoder_decoder", False) or getattr(shape, "use_bidirectional_attention", None) is True:
         return False
     kind = getattr(shape, "model_type", None)
-    return kind in CAUSAL and kind not in MASKED and kind not in BOTH_WAYS
+    return kind in CAUSAL and kind not in MASKED and kind not in BIDIRECTIONAL
 
 
 def read_shape(name: str | Path, revision: str | None = None) -> PretrainedConfig:
@@ -172,7 +172,7 @@ def build_transformer(
     if hasattr(encoder.config, "use_cache") and (
         is_causal(encoder) or getattr(encoder.config, "is_encoder_decoder", False)
     ):
-        encoder.config.use_cache = False  # keys and values are only useful for generation
+        encoder.config.use_cache = False  # cached keys and values are useful only for generation
     if base or (config.lora_rank and not checkpoint):
         encoder.lora_base = base or lora.describe_base(config.pretrain_model_path, config.model_hub)
         lora.add_adapter(encoder, config)
@@ -201,7 +201,7 @@ def overflows(encoder: nn.Module) -> bool:
     return getattr(getattr(encoder, "config", None), "model_type", None) == "deberta"
 
 
-def refuse_precision(encoder: nn.Module, precision: str) -> None:
+def check_overflow(encoder: nn.Module, precision: str) -> None:
     """Raises UserError for half precision if the encoder's code overflows in it."""
     if precision != "fp32" and overflows(encoder):
         raise UserError(f"--precision {precision}: DeBERTa v1 overflows in it; use fp32, or a DeBERTa v2 or v3")
@@ -240,7 +240,7 @@ def silence() -> Iterator[None]:
 def load_pretrained(name: str | Path, revision: str | None = None, dtype: str = "fp32") -> PreTrainedModel:
     """Loads an encoder from a save_pretrained folder or the hub. Raises UserError if weights are missing."""
     options = dict(output_loading_info=True, revision=revision) | compat.dtype_option(DTYPES[dtype])
-    refuse_own(name, "labels.json")
+    check_not_a_run(name, "labels.json")
     try:
         options["config"] = read_shape(name, revision)
         with silence():  # hides the table of missing and unexpected weights; missing ones are rejected below

@@ -105,8 +105,8 @@ class Head(nn.Module):
         """
 
     def read_task(self, name: str) -> None:
-        """Receives the name of the task that has the types of the entities in the labels, if there is one, when the
-        model is built. A head that needs the logits of that task for decoding sets `reads_task`."""
+        """Called when the model is built, with the name of the task that has the entity types, if there is one. A head
+        that needs the logits of that task for decoding sets `reads_task`."""
 
     def set_tokenizer(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         """Looks up the ids of `markers` when the model is built, before `set_options`."""
@@ -147,7 +147,7 @@ class Head(nn.Module):
         return fresh
 
     def real_logits(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Returns the logits without those at padding."""
+        """Returns the logits at real positions, without padding."""
         return logits[inputs["word_mask"]] if self.by_words else logits
 
     def hits(self, predictions: Any, probabilities: Any, labels: torch.Tensor) -> tuple[int, int]:
@@ -172,7 +172,7 @@ class ImbalanceHead(Head):
         self.register_buffer("class_weights", None, persistent=False)
 
     def balanced_weights(self, counts: torch.Tensor) -> torch.Tensor:
-        """Returns the weights for --class_weights balanced, (C,). counts: of each label in train, (C,)"""
+        """Returns the weights for --class_weights balanced, (C,). counts: label counts in train, (C,)"""
         raise NotImplementedError
 
     def set_options(self, config: "Config", task_name: str) -> None:

@@ -166,11 +166,11 @@ def refusal(name: str, seconds: float, revision: str | None = None, kind: str = 
     try:
         status, code = ask(hf_hub_url(name, file, repo_type=kind, revision=revision), seconds)
     except ValueError as error:  # not a valid name
-        return f"no such folder, and no hub has such a name ({first_line(error)})", "check it (OWNER/NAME)"
+        return f"no such folder, and not a valid hub name ({first_line(error)})", "check it (OWNER/NAME)"
     if not status:
         return f"{hub} does not respond {code}", WAYS_OUT[kind]
     if code == "GatedRepo" or status == 403:
-        return f"{hub} gives this {kind} only to some users", "apply on its page, then set HF_TOKEN"
+        return f"{hub} restricts access to this {kind}", "apply on its page, then set HF_TOKEN"
     if status in (401, 404) and code not in ("EntryNotFound", "RevisionNotFound"):
         return f"{hub} has no {kind} of this name", "check it (OWNER/NAME); if it is private, set HF_TOKEN"
     return None

@@ -1,6 +1,6 @@
 """Long texts: the windows of a text are encoded separately, then pooled into one vector per text.
 
-A row contains all windows of a text, one after another, all but the last of the same size (`Cutter.joined`). So a long
+A row contains all windows of a text, concatenated, all but the last of the same size (`Cutter.joined`). So a long
 text has one label, one loss and one prediction, like a short one. Shapes: B texts, N windows, L tokens, H hidden size.
 """
 
@@ -25,8 +25,8 @@ def windows_of(tensor: torch.Tensor, size: int) -> torch.Tensor:
 def encode_windows(encode: Callable[[Inputs], torch.Tensor], inputs: Inputs, size: int) -> torch.Tensor:
     """Computes the hidden states of texts in windows of `size` tokens, (B, L, H); 0 for empty windows.
 
-    encode(inputs) -> hidden states. Each call processes B windows, or as many as have AT_ONCE tokens if that is more.
-    In training, only the outputs of each call are stored and the activations are recomputed (Chen et al., 2016,
+    encode(inputs) -> hidden states. Each call processes B windows, or AT_ONCE tokens if that is more windows.
+    In training, only the outputs of each call are stored; activations are recomputed (Chen et al., 2016,
     arXiv:1604.06174). So a batch of long texts needs about as much memory as a batch of short ones.
     """
     rows = {name: windows_of(inputs[name], size).flatten(0, 1) for name in OF_TOKENS}

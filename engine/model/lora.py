@@ -61,8 +61,7 @@ def find_targets(encoder: nn.Module, lora_targets: str) -> list[str]:
     """Returns the names of the linear layers that get an adapter.
 
     auto: all linear layers of attention and feed-forward blocks. With adapters on attention alone, LoRA does not match
-    full fine-tuning (Dettmers et al., QLoRA, 2023, arXiv:2305.14314, section 4). No lists of layer names per model
-    family are needed, either.
+    full fine-tuning (Dettmers et al., QLoRA, 2023, arXiv:2305.14314, section 4).
     """
     stacks = [name for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)]
     linear = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear | Conv1D)]

@@ -49,7 +49,7 @@ def text_vectors(hidden: torch.Tensor, inputs: dict[str, torch.Tensor], pooling:
     mask = inputs["attention_mask"]
     if pooling == "mean":
         return mean_of_tokens(hidden, mask)
-    last = mask.sum(1) - 1  # inputs are always padded on the right
+    last = mask.sum(1) - 1  # inputs are always right-padded
     # With hidden[arange, last], an export would fix the number of windows to that of its example input
     return hidden.gather(1, last[:, None, None].expand(-1, -1, hidden.shape[2])).squeeze(1)
 

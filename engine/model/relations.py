@@ -1,6 +1,6 @@
 """GPLinker: relations between spans of words that may overlap in any way (Su, 2022, kexue.fm/archives/8888).
 
-A relation (subject, predicate, object) has four word numbers: the first and the last word of the subject and of the
+A relation (subject, predicate, object) has four word indices: the first and the last word of the subject and of the
 object. Three tables contain scores of pairs of words, computed as in `span_pointer` from separate vectors q and k:
 
     entities  first and last word of a span, with two types: subject and object
@@ -66,7 +66,7 @@ def are_cells(mask: torch.Tensor, num_predicates: int) -> torch.Tensor:
 
 def loss(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, num_predicates: int) -> torch.Tensor:
     """Returns the mean over the three tables of the multi-label cross-entropy (see span_pointer.loss), summed over
-    types, (B,); 0 for unlabelled texts. labels: encoded by `span_pointer.encode`, with four word numbers per item."""
+    types, (B,); 0 for unlabelled texts. labels: encoded by `span_pointer.encode`, with four word indices per item."""
     items, there = span_pointer.items_of(labels, mask, 4)
     s_first, s_last, o_first, o_last, predicate = items.unbind(2)
     entities, heads, tails, _ = tables_of(logits, num_predicates)
@@ -92,8 +92,8 @@ def find(
     """Finds the relations of each text with a score above `lowest`. Returns (relations, probabilities), two lists per
     text; the relations are sorted, and their probabilities are the sigmoids of their scores.
 
-    Pairs only the best SUBJECTS_PER_WORD subjects and objects per word, at most 4 x W x W pairs per text, scored CELLS
-    at a time, and returns at most `most` relations per word, the best ones.
+    Only the best SUBJECTS_PER_WORD subjects and objects per word are paired, at most 4 x W x W pairs per text, in
+    chunks of CELLS scores. Returns at most the best `most` relations per word.
     """
     entities, heads, tails, typed = tables_of(logits, num_predicates)
     sides: Any = [(entities, [0]), (entities, [1])]
@@ -143,7 +143,7 @@ def best_of_texts(scores: torch.Tensor, lowest: float, limits: torch.Tensor) -> 
 
 
 def pairs_within(left: torch.Tensor, right: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the row numbers, each (N,), of all pairs of rows with equal values in two sorted lists of text numbers.
+    """Returns the row indices, each (N,), of all pairs of rows with equal values in two sorted lists of text indices.
     size: the number of texts"""
     number = torch.bincount(right, minlength=size)
     starts, repeats = number.cumsum(0) - number, number[left]
@@ -159,8 +159,8 @@ def scores_at(table: torch.Tensor, text: torch.Tensor, first: torch.Tensor, seco
 
 
 def best_items(found: torch.Tensor, scores: torch.Tensor, limits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the best `limits` (B,) relations of each text and their scores, in their original order; on ties, the
-    first ones. found: (N, 6), text and relation"""
+    """Returns the best `limits` (B,) relations of each text and their scores, in their original order; earlier ones win
+    ties. found: (N, 6), text and relation"""
     counts = torch.bincount(found[:, 0], minlength=len(limits))
     for text in (counts > limits).nonzero().flatten().tolist():
         own = (found[:, 0] == text).nonzero().flatten()

@@ -63,14 +63,14 @@ def has_labels(labels: torch.Tensor) -> torch.Tensor:
 
 
 def encode(spans: Iterable[tuple[int, ...]] | None) -> list[int]:
-    """Flattens the spans of a text, [(word numbers, …, label id)], to [0, …], the labels of one row. An unlabelled text
+    """Flattens the spans of a text, [(word index, …, label id)], to [0, …], the labels of one row. An unlabelled text
     (None) becomes [IGNORE]. Batches are padded with IGNORE."""
     return [IGNORE] if spans is None else [0, *(number for span in spans for number in span)]
 
 
 def items_of(labels: torch.Tensor, mask: torch.Tensor, places: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Restores the spans from the labels of a batch. Returns the spans, (B, N, places + 1), and the mask of the valid
-    ones, (B, N). places: the number of word numbers per span"""
+    ones, (B, N). places: the number of word indices per span"""
     number = (labels.shape[1] - 1) // (places + 1)
     items = labels[:, 1 : 1 + (places + 1) * number].unflatten(1, (number, places + 1))
     first, last = items[..., :-1:2], items[..., 1:-1:2]
@@ -96,7 +96,7 @@ def loss_of_cells(logits: torch.Tensor, gold: tuple[torch.Tensor, ...], valid: t
     that have types, as (first words, second words, types, mask of real pairs), each (B, N); a pair may occur more than
     once.
 
-    Nearly all pairs have no type. Their e^s are summed by a matrix product, in fp64, where they underflow only below
+    Nearly all pairs have no type. Their e^s are summed by a matrix product in fp64, which underflows only below
     s = -700.
     """
     first, last, kind, there = gold
@@ -148,7 +148,7 @@ def divergence(one: torch.Tensor, other: torch.Tensor, where: torch.Tensor) -> t
 def find(
     logits: torch.Tensor, mask: torch.Tensor, lowest: float = LOWEST_SCORE, most: int = SPANS_PER_WORD
 ) -> tuple[list[list[tuple[int, int, int]]], list[list[float]]]:
-    """Finds the spans of each text with a score above `lowest`, at most `most` per word, the best ones. Returns two
+    """Finds the spans of each text with a score above `lowest`, at most the best `most` per word. Returns two
     lists per text: the sorted spans, (first word, last word, type id), and their probabilities, the sigmoids of the
     scores."""
     spans: list[list[Any]] = [[] for _ in mask]

@@ -15,7 +15,7 @@ from engine.task.tags import are_of_entities
 from engine.task.task import IGNORE
 from engine.task.words import entities_in
 
-MOST_TEXTS = 2000  # more texts would hardly change the temperature
+MAX_TEXTS = 2000  # more texts would hardly change the temperature
 FEWEST = 20  # minimum number of labelled texts; with fewer, the temperature is 1
 LOWEST, HIGHEST = 0.1, 10.0  # bounds of the fit; a minimum at a bound is rejected
 
@@ -68,7 +68,7 @@ def fit_temperature(head: Any, samples: list[Sample]) -> None:
 
 
 def fit_temperature_on_entities(head: Any, samples: list[Sample]) -> None:
-    """Fits the temperature of a tagging head, from whether each predicted entity is correct."""
+    """Fits the temperature of a tagging head on whether each predicted entity is correct."""
     names, parts, rights = head.task.labels, [], []
     for logits, labels, inputs in samples:
         tags, where = head.decode(logits, inputs)[0], []
@@ -85,30 +85,32 @@ def fit_temperature_on_entities(head: Any, samples: list[Sample]) -> None:
     sign = np.where(rights, 1, 0)
 
     def nll(temperature: float) -> float:
-        p = np.concatenate([of_entities(head.distribution.chances(*part[:3], temperature), part[3]) for part in parts])
+        p = np.concatenate(
+            [of_entities(head.distribution.tag_probs(*part[:3], temperature), part[3]) for part in parts]
+        )
         return -np.log(np.where(sign, p, 1 - p).clip(1e-12)).sum()
 
     head.temperature.fill_(best_temperature(nll))
 
 
-def of_entities(chances: torch.Tensor, where: np.ndarray) -> np.ndarray:
-    """Returns the probabilities of E entities, (E,), see `word_probabilities`. chances: (B, W, 3); where: (row, first
-    word, last word), (3, E)"""
-    logs = np.log(chances.double().cpu().numpy().clip(1e-300))
+def of_entities(probabilities: torch.Tensor, where: np.ndarray) -> np.ndarray:
+    """Returns the probabilities of E entities, (E,), see `word_probabilities`. probabilities: (B, W, 3); where: (row,
+    first word, last word), (3, E)"""
+    logs = np.log(probabilities.double().cpu().numpy().clip(1e-300))
     inside, (row, first, last) = logs[..., 1].cumsum(1), where
     return np.exp(logs[row, first, 0] + inside[row, last] - inside[row, first] + logs[row, last, 2])
 
 
 def fit_temperature_on_spans(head: Any, found: list[tuple[list, list]], labels: list) -> None:
-    """Fits the temperature of a head that finds spans or relations, from whether each candidate is correct. found:
+    """Fits the temperature of a head that finds spans or relations on whether each candidate is correct. found:
     (candidates, probabilities) per text; labels: of each text as in the file, None if unlabelled."""
     head.temperature.fill_(1)
     known = [(pair, {tuple(span) for span in gold}) for pair, gold in zip(found, labels) if gold is not None]
     names = head.task.labels
     pairs = [
         (p, (*places, names[kind]) in gold)
-        for (spans, chances), gold in known
-        for (*places, kind), p in zip(spans, chances)
+        for (spans, probabilities), gold in known
+        for (*places, kind), p in zip(spans, probabilities)
     ]
     if (
         len(known) < FEWEST

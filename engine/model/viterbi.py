@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 MAX_NUMBERS = 2**27  # maximum number of values in memory at a time: half a GB
-# Up to this size, the scan moves fewer bytes than a GPU can move during the launches of by_words (estimated)
+# Up to this size, the scan's memory traffic costs less than the kernel launches of by_words (estimate)
 MAX_WORK = 2**22
 
 
@@ -20,8 +20,8 @@ def is_for_scan(batch: int, num_tags: int) -> bool:
 def by_scan(
     emissions: torch.Tensor, start: torch.Tensor, transitions: torch.Tensor, end: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
-    """Returns the tags of the best path of each text, (B, W). Which of several paths wins whose scores differ only by
-    rounding is not defined."""
+    """Returns the tags of the best path of each text, (B, W). If the scores of several paths differ only by rounding
+    error, it is unspecified which one is returned."""
     _, num_words, num_tags = emissions.shape
     width = 1 << (num_words - 1).bit_length()
     size = max(1, MAX_NUMBERS // (max(1, width // 2) * num_tags**3))
@@ -49,7 +49,7 @@ def scan_of(
         tree.append(product.unflatten(1, (-1, 2)))
         left, right = tree[-1].unbind(2)
         product = (left.unsqueeze(4) + right.unsqueeze(2)).amax(3)
-    ends = product[:, 0, 0].argmax(1)  # all rows are equal, because those of the first word are
+    ends = product[:, 0, 0].argmax(1)  # all rows are equal, because the first word's matrix has equal rows
     ends = torch.stack([torch.zeros_like(ends), ends], 1).unsqueeze(1)  # the tags before each node and at its end
     for pairs in reversed(tree):
         left, right = pairs.unbind(2)
@@ -64,13 +64,13 @@ def scan_of(
 def by_words(
     emissions: torch.Tensor, start: torch.Tensor, transitions: torch.Tensor, end: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
-    """Returns the tags of the best path of each text, (B, W), the same as the loop in CRF.viterbi, also for ties."""
+    """Returns the tags of the best path of each text, (B, W), the same as the loop in CRF.viterbi, including ties."""
     batch, num_words, num_tags = emissions.shape
     emissions, mask = emissions.transpose(0, 1).contiguous(), mask.T
     into = transitions.T.contiguous()  # into[j, i]: from i to j
     scores, paths = torch.empty_like(emissions), emissions.new_empty(batch, num_tags, num_tags)
     torch.add(emissions[0], start, out=scores[0])
-    for t in range(1, num_words):  # the results at padding are not used
+    for t in range(1, num_words):  # the results at padded positions are not used
         torch.add(scores[t - 1].unsqueeze(1), into, out=paths)
         torch.amax(paths, 2, out=scores[t])
         scores[t].add_(emissions[t])

@@ -1,4 +1,4 @@
-"""From model outputs to predictions: prediction files, labelling of large files, ensembles, and the Python interface
+"""Predictions from model outputs: prediction files, labelling of large files, ensembles, and the Python interface
 `load` (docs/python.md)."""
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Integrated gradients (Sundararajan et al., 2017, arXiv:1703.01365): how much each word adds to a logit.
+"""Integrated gradients (Sundararajan et al., 2017, arXiv:1703.01365): the contribution of each word to a logit.
 
 Let x be the word vectors of a text, and x' the word vectors after all words are replaced by padding (special tokens are
 not replaced). The score of a word is
@@ -25,7 +25,7 @@ from engine.task.text import HAN_CHARACTER, split_text, text_and_offsets
 from engine.task.words import Offsets, place_tokens, texts_to_encode
 
 STEPS = (16, 32, 64, 128, 256, 512)
-TOLERANCE = 0.01  # the largest error, as a share of f(x) - f(x')
+TOLERANCE = 0.01  # the largest error, as a fraction of f(x) - f(x')
 ROWS = 16  # points per batch
 
 
@@ -41,7 +41,7 @@ class Word(NamedTuple):
 
 @dataclass(frozen=True)
 class Explanation:
-    """How much each word adds to a logit. The scores add up to `logit - baseline`, with a relative error of `gap`."""
+    """The contribution of each word to a logit. The scores add up to `logit - baseline`, with relative error `gap`."""
 
     task: str
     label: str | None  # None for regression, whose logit is the standardised value
@@ -78,13 +78,13 @@ def explain(trainer: Any, loader: Any, task: str | None, label: str | None, word
         raise UserError(f"there is no task {task!r}; the tasks are {', '.join(heads)}")
     if heads[task].finds_spans:
         found = heads[task].task.kind
-        raise UserError(f"{task!r} finds {found}, whose scores are not logits of labels; explain another task")
+        raise UserError(f"{task!r} finds {found}, whose scores are not label logits; explain another task")
     if not model.hidden_size:
         raise UserError("this model has no text input, so there are no words to explain")
     if model.output_layer.reads_pairs:
         raise UserError("this model encodes the texts of a pair separately, which explain does not support")
     if heads[task].by_words and word is None:
-        raise UserError("this task labels words: select one by its number, as in explain(text, task=…, word=0)")
+        raise UserError("this task labels words: select one by its index, as in explain(text, task=…, word=0)")
     if not heads[task].by_words and word is not None:
         raise UserError("`word` is only for tasks that label words")
     row = row_of_word(data, word)
@@ -118,7 +118,7 @@ def row_of_word(data: Any, word: int | None) -> int:
     if word is None:
         return 0
     if not isinstance(word, int | np.integer):
-        raise UserError(f"word={word!r} must be a word number, starting at 0")
+        raise UserError(f"word={word!r} must be a word index, starting at 0")
     firsts = data.columns["first_word"].tolist()
     ends = [first + size for first, size in zip(firsts, data.columns["word_starts"].lengths.tolist())]
     rows = [row for row, (first, end) in enumerate(zip(firsts, ends)) if first <= word < end]
@@ -148,7 +148,7 @@ def index_of(
 
 
 def words_of(example: dict[str, Any], row: int, featurizer: Any) -> tuple[list[Word], list[list[int]]]:
-    """Returns (the words of an example, the word numbers of each token in one of its rows).
+    """Returns (the words of an example, the word indices of each token in one of its rows).
 
     Special tokens have no word. Without `tokens`, the words come from `split_text`; a token that covers several words
     belongs to all of them.
@@ -191,7 +191,7 @@ def places_in(text: str) -> Offsets:
 
 
 def covered(words: Offsets, start: int, end: int) -> list[int]:
-    """Returns the numbers of the words between two characters; if there are none, of the next or last word."""
+    """Returns the indices of the words between two characters; if there are none, of the next or last word."""
     if end <= 0 or not words:
         return []
     inside = [number for number, (first, stop) in enumerate(words) if first < end and start < stop]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from engine.data.windows import merge_spans, merge_windows
-from engine.model.temperature import MOST_TEXTS, Sample, fit_temperature, fit_temperature_on_spans
+from engine.model.temperature import MAX_TEXTS, Sample, fit_temperature, fit_temperature_on_spans
 from engine.run import distributed
 from engine.task.tags import names_entities, outside_id
 from engine.task.task import Task
@@ -24,7 +24,7 @@ class Prediction(NamedTuple):
     label: Any  # a label, a list of tags, or a list of spans
     probability: Any
     average: Any = None  # the output that ensembles average, if requested (see `to_average` of the distributions)
-    untempered: Any = None  # at temperature 1, if requested: the probability or, for text-level labels, the average
+    untempered: Any = None  # if requested, at temperature 1: the probability or, for text-level labels, `average`
 
 
 class Predictions(NamedTuple):
@@ -53,11 +53,11 @@ class Piece(NamedTuple):
 class PredictionCollector:
     """Collects the predictions of all heads for the rows of a MyDataset.
 
-    calibrate: store the logits of the heads that need calibration, and decode them after it. Span heads are calibrated
-    on their merged candidate spans instead.
+    calibrate: store the logits of the heads that need calibration, and decode them afterwards. Span heads are
+    calibrated on their merged candidate spans instead.
     keep_averages: the tasks whose `average` is stored; "texts": tasks with text-level labels, whose averages are small.
     "texts" also adds `untempered`.
-    temper: with `calibrate`, also fit the temperatures of the heads, on at most MOST_TEXTS evenly spaced texts.
+    temper: with `calibrate`, also fit the temperatures of the heads, on at most MAX_TEXTS evenly spaced texts.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class TextCollector:
         self.name, self.head, self.data = name, head, data
         self.calibrate, self.temper = calibrate and head.needs_calibration, calibrate and temper
         self.keep_average, self.add_untempered = keep_averages in self.averages_kept, keep_averages == "texts"
-        self.sample_every = -(-len(data) // MOST_TEXTS) or 1  # the temperature is fitted on every n-th example
+        self.sample_every = -(-len(data) // MAX_TEXTS) or 1  # the temperature is fitted on every n-th example
         self.samples: list[Sample] = []
         self.pending: list[Any] = []  # (batch, logits), to be decoded after calibration
         self.pieces: list[list[Piece]] = [[] for _ in range(len(data))]
@@ -204,8 +204,7 @@ class WordCollector(TextCollector):
     def named(self, prediction: Prediction) -> Prediction:
         tags, probability = self.head.to_labels(*prediction[:2])
         probabilities, untempered = (
-            word_probabilities(tags, chances, names_entities(self.head.task))
-            for chances in (probability, prediction.untempered)
+            word_probabilities(tags, p, names_entities(self.head.task)) for p in (probability, prediction.untempered)
         )
         return Prediction(tags, probabilities, prediction.average, untempered)
 

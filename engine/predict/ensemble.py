@@ -46,7 +46,7 @@ def mean_scores(paths: Sequence[Path]) -> dict[str, Any]:
 # ---- the mean of several models --------------------------------------------------------------------------------------
 
 
-def deciding_state(heads: Any) -> dict[str, dict[str, torch.Tensor]]:
+def decoding_state(heads: Any) -> dict[str, dict[str, torch.Tensor]]:
     """Returns CPU copies of the heads' decoding parameters (thresholds, CRF transitions): {task: {name: tensor}}."""
     return {
         task: {
@@ -59,7 +59,7 @@ def deciding_state(heads: Any) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def average_heads(heads: Any, states: list[dict[str, dict[str, torch.Tensor]]]) -> None:
-    """Loads the mean of several models' `deciding_state` into the heads."""
+    """Loads the mean of several models' `decoding_state` into the heads."""
     for task, head in heads.items():
         means = {name: torch.stack([state[task][name].float() for state in states]).mean(0) for name in states[0][task]}
         head.load_state_dict(means, strict=False)
@@ -68,8 +68,8 @@ def average_heads(heads: Any, states: list[dict[str, dict[str, torch.Tensor]]]) 
 def means_of(head: Head, averages: list[list], seen: Sequence[np.ndarray] | None = None) -> list[Any]:
     """Returns the mean of several models' outputs for each text; (spans, probabilities) if the head finds spans.
 
-    averages: for each model, the averages from `Trainer.infer`. seen: for each model, the number of words that it read
-    of each text; required if texts may be truncated. Each word is averaged over the models that read it.
+    averages: for each model, the averages from `Trainer.infer`. seen: for each model, the number of words it read
+    from each text; required if texts may be truncated. Each word is averaged over the models that read it.
     """
     texts = zip(*averages)
     if not head.finds_spans:
@@ -100,7 +100,7 @@ def decode(head: Head, means: list[Any], size: int = 64) -> list[Prediction]:
 
 
 def batches_of(head: Head, means: list[torch.Tensor], size: int) -> Iterator[tuple[list[int], torch.Tensor, dict]]:
-    """Yields (numbers of texts, logits of their mean outputs, inputs), in order of length."""
+    """Yields (text indices, logits of their mean outputs, inputs), in order of length."""
     by_words, device = head.by_words, head.linear.weight.device
     order = sorted(range(len(means)), key=lambda i: len(means[i]) if by_words else 0)
     for start in range(0, len(order), size):
@@ -190,7 +190,7 @@ class Run(NamedTuple):
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """Returns a Run for each path: a checkpoint, or a run folder, which stands for its checkpoints/best.
+    """Returns a Run for each path: a checkpoint, or a run folder (its checkpoints/best is used).
 
     Raises UserError if a run is damaged, listed twice, or differs from the first one in tasks, heads or labels.
     """
@@ -201,7 +201,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
             raise UserError(f"{folder}: is listed twice; list it once (`select` can give it more weight)")
         options = read_result(folder / "args.json", {Optional("use_crf"): bool}, "train the run again")
         runs.append(Run(name, folder, read_tasks(folder / "labels.json"), options.get("use_crf", False)))
-        refuse_difference(runs[0], runs[-1])
+        require_same_tasks(runs[0], runs[-1])
     return runs
 
 
@@ -219,14 +219,14 @@ def facts_of(run: Run, name: str) -> dict[str, Any]:
     """Returns the properties of a task that must be the same in all runs, as {name: value}."""
     task = run.tasks[name]
     facts: dict[str, Any] = {"head": "crf_tagging" if run.use_crf and task.type == "tagging" else task.type}
-    facts |= {"labels": task.labels, "tokens": task.unit, "pairs of texts": task.pairs, "hierarchy": task.hierarchy}
-    facts["own inputs"] = {name: field.declared() for name, field in fields_of(run.tasks).items()}
+    facts |= {"labels": task.labels, "token unit": task.unit, "paired input": task.pairs, "hierarchy": task.hierarchy}
+    facts["custom inputs"] = {name: field.declared() for name, field in fields_of(run.tasks).items()}
     if task.type != "regression":  # regression values are converted to the scale of the first run, see `on_scale_of`
         facts["scale"] = [task.mean, task.std]
     return facts
 
 
-def refuse_difference(first: Run, run: Run) -> None:
+def require_same_tasks(first: Run, run: Run) -> None:
     """Raises UserError if a run does not match the first one."""
     advice = "they cannot be averaged"
     for one, other in ((first, run), (run, first)):
@@ -237,13 +237,11 @@ def refuse_difference(first: Run, run: Run) -> None:
         for fact, expected in facts_of(first, name).items():
             if facts[fact] == expected:
                 continue
-            difference = f"{fact} is {facts[fact]!r}, not {expected!r}"
+            difference = f"{fact}: {facts[fact]!r} instead of {expected!r}"
             if fact == "labels":
                 labels = sorted({*expected} ^ {*facts[fact]})
-                difference = f"labels differ ({', '.join(labels[:8]) or 'in their order'})"
-            raise UserError(
-                f"{run.folder}, compared with {first.folder}: in the task {name!r} the {difference}; {advice}"
-            )
+                difference = f"the labels differ ({', '.join(labels[:8]) or 'in their order'})"
+            raise UserError(f"{run.folder}, compared with {first.folder}: in the task {name!r}, {difference}; {advice}")
 
 
 def on_scale_of(first: Run, run: Run, predictions: Predictions) -> Predictions:
@@ -262,7 +260,7 @@ class SplitOutputs:
     def __init__(self) -> None:
         self.dataset: Any = None
         self.predictions: dict[int, Predictions] = {}
-        self.seen: dict[int, np.ndarray] = {}  # {run: number of words that it read of each text}
+        self.seen: dict[int, np.ndarray] = {}  # {run: number of words it read from each text}
 
     def add(self, number: int, data: Any, predictions: Predictions) -> None:
         """Adds a run's predictions. data: the run's MyDataset; `dataset` is the least truncated one."""
@@ -289,8 +287,8 @@ class Committee:
     """An ensemble of runs, with only one model in memory at a time.
 
     load(checkpoint folder) -> (Trainer, Featurizer); loader_of(file or list of examples, Featurizer, batch size, run
-    name) -> MyDataLoader; metrics: the module metrics.py. `label_rows` accepts it instead of a Trainer, with
-    `collect_rows` as `load`.
+    name) -> MyDataLoader; metrics: the module metrics.py. `label_rows` accepts a Committee in place of a Trainer, with
+    `collect_rows` as its `load`.
     """
 
     def __init__(
@@ -308,7 +306,7 @@ class Committee:
         self.members: Collection[int] = range(len(runs))
         self.stop: Any = None  # set by `label_rows`
         self.heads: Any = None
-        self.states: dict[int, Any] = {}  # `deciding_state` of each run
+        self.states: dict[int, Any] = {}  # `decoding_state` of each run
         self.is_calibrated, self.temper = False, True  # temper: see `calibrate`
         self.abstention = Abstention({})
 
@@ -324,7 +322,7 @@ class Committee:
                 predictions, _ = trainer.infer(loader, f"{run.name}: {split}", keep_averages="all")
                 splits[split].add(number, loader.dataset, on_scale_of(self.runs[0], run, predictions))
             heads = trainer.model.output_layer.heads.cpu()
-            self.heads, self.states[number] = self.heads or heads, deciding_state(heads)
+            self.heads, self.states[number] = self.heads or heads, decoding_state(heads)
             del trainer  # free its memory before the next one is loaded
         return splits
 

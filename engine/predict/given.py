@@ -7,7 +7,7 @@ from typing import Any, Literal
 from engine.errors import UserError
 from engine.predict.isolation import own_module
 from engine.predict.predictions import prepare_inputs
-from engine.task.task import PARTS_OF_A_ROW, Task, has_no_text
+from engine.task.task import EXAMPLE_KEYS, Task, has_no_text
 from engine.task.text import token_unit
 from engine.task.words import id_of
 
@@ -91,7 +91,7 @@ def example_of(row: dict[str, Any], where: str, tasks: dict[str, Task], labelled
     if row.keys() & {"text", "tokens"} or not has_no_text(tasks):
         schema.check_row(row, {}, where, needs_labels=False)
     example: dict[str, Any] = {name: row[name] for name in ("text", "tokens", "text_pair") if name in row}
-    columns = {name: value for name, value in row.items() if name not in {*PARTS_OF_A_ROW, *tasks}}
+    columns = {name: value for name, value in row.items() if name not in {*EXAMPLE_KEYS, *tasks}}
     stored = row.get("extras")  # as in a processed folder
     example["extras"] = columns | (stored if isinstance(stored, dict) else {})
     if "id" in row:

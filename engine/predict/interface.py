@@ -68,10 +68,10 @@ class Model:
     def explain(
         self, text: Any, task: str | None = None, label: str | None = None, word: int | None = None
     ) -> Explanation:
-        """Returns how much each word adds to the logit of a label, by integrated gradients.
+        """Returns the contribution of each word to the logit of a label, by integrated gradients.
 
         task: by default the only task, or the first one with text-level labels; label: by default the predicted one;
-        word: for tagging, the number of the word whose tag is explained, starting at 0.
+        word: for tagging, the index of the word whose tag is explained.
         """
         examples = number(list(examples_of([text], self.tasks)))
         with self.alone():

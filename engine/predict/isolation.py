@@ -20,7 +20,7 @@ OWN = {path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in 
 
 
 class OwnLoader(SourceFileLoader):
-    """Runs a module with its own `__import__`, which Python looks up in the module's `__builtins__`."""
+    """Runs a module with a custom `__import__`, which Python looks up in the module's `__builtins__`."""
 
     def exec_module(self, module: ModuleType) -> None:
         module.__dict__["__builtins__"] = vars(builtins) | {"__import__": import_own_first}

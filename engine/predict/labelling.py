@@ -26,9 +26,9 @@ from engine.errors import UserError
 from engine.predict.predictions import check_pairs, prepare_inputs
 from engine.predict.rows import write_rows
 from engine.run import distributed
-from engine.run.atomic import appearing_whole, open_own, require_file, sha256
+from engine.run.atomic import atomic_file, open_nofollow, require_file, sha256
 from engine.run.command_line import os_error_line
-from engine.run.files import refuse_same_file, sync, write_json
+from engine.run.files import require_other_file, sync, write_json
 from engine.run.launch import restarts
 from engine.run.option_checks import parse_shard
 from engine.run.reading import READING, ReadingOptions
@@ -40,7 +40,7 @@ from engine.task.task import Task
 logger = logging.getLogger("template")
 
 POOL, BATCHES = 4096, 64  # maximum rows and batches per pool; a pool is sorted by length to reduce padding
-# Options that affect the output. --force_resume allows changes in FORCEABLE, because rows stay at their positions
+# Options that affect the output. --force_resume allows changes in FORCEABLE, because row positions stay the same
 OPTIONS = [*"shard spreadsheet_safe eval_batch_size precision compile".split(), *READING]
 DEFAULTS: dict[str, Any] = {f"--{f.name}": f.default for f in fields(ReadingOptions)} | {"--abstain_below": {}}
 CHECKPOINT, POOLS = "SHA-256 of the checkpoint", "rows in a pool"
@@ -72,7 +72,7 @@ def label_rows(
     facts |= {"--abstain_below": trainer.abstention.thresholds} | {f"--{n}": getattr(config, n) for n in OPTIONS}
     distributed.require_same(facts)
     path = path_of_shard(path, config.shard)
-    refuse_same_file(path, "predict_output", rows.path)
+    require_other_file(path, "predict_output", rows.path)
     output = Output(path, facts, len(shard), config.spreadsheet_safe, trainer.abstention.counts)
     trainer.stop = StopSignals(logger.warning, distributed.all_reduce_max, "stopping after this batch")
     resuming = config.resume or restarts() > 0
@@ -107,18 +107,18 @@ def pool_size(batch_size: int) -> int:
 def embed_rows(trainer: Any, rows: Any, load: Callable[[list[dict[str, Any]]], Any], path: str | Path) -> None:
     """Writes the vectors of the rows of a file, or of one --shard of it, to a .npy file (N, H), pool by pool.
 
-    Arguments: as in `label_rows`. The file is written atomically; after a kill, start again from scratch.
+    Arguments: as in `label_rows`. The file is written atomically; if the process is killed, it is written from scratch.
     """
     pool = pool_size(trainer.config.eval_batch_size)
     shard = rows_of_shard(rows.size, pool, trainer.config.shard)
     check_all(rows, trainer.tasks_to_embed)
     path, cuts = path_of_shard(path, trainer.config.shard), Cuts()
-    refuse_same_file(path, "embed", rows.path)
+    require_other_file(path, "embed", rows.path)
     path.parent.mkdir(parents=True, exist_ok=True)
     examples = examples_of(rows, trainer.tasks_to_embed, shard.start, shard.stop)
     shape = (len(shard), trainer.model.hidden_size)
     bar = tqdm(total=len(shard), desc="embedding", unit=" rows", leave=False, delay=2)
-    with appearing_whole(path, durable=True) as file, bar:
+    with atomic_file(path, durable=True) as file, bar:
         np.lib.format.write_array_header_1_0(file.buffer, {"descr": "<f4", "fortran_order": False, "shape": shape})
         while chunk := list(islice(examples, pool)):
             loader = load(chunk)
@@ -126,11 +126,11 @@ def embed_rows(trainer: Any, rows: Any, load: Callable[[list[dict[str, Any]]], A
             cuts.add(loader.dataset)
             bar.update(len(chunk))
     cuts.log(rows.path, trainer.tasks)
-    logger.info(f"{shape[0]} vectors of {shape[1]} numbers in {path}")
+    logger.info(f"{shape[0]} vectors of size {shape[1]} in {path}")
 
 
 def rows_of_shard(size: int, pool: int, shard: str) -> range:
-    """Returns the rows of a shard such as "3/16". Shards consist of whole pools and differ by at most one pool."""
+    """Returns the rows of a shard such as "3/16". Shards consist of whole pools; their sizes differ by at most one."""
     number, shards = parse_shard(shard)
     pools = -(-size // pool)
     first, end = (min(size, pools * n // shards * pool) for n in (number - 1, number))
@@ -197,7 +197,7 @@ class Output:
     def opened(self, resume: bool, force: bool) -> Iterator[int]:
         """Context manager that locks the output for this process and yields the number of finished rows.
 
-        resume: continue a partial output, if there is one; force: also if the model or some options have changed.
+        resume: continue a partial output, if there is one; force: even if the model or some options have changed.
         """
         with hold(self.lock, self.path, "choose another --predict_output", "choose another --predict_output"):
             try:
@@ -215,7 +215,7 @@ class Output:
             logger.warning(f"{self.partial}: discarding the rows of an earlier run, because {why}")
         self.save()
         self.partial.unlink(missing_ok=True)
-        open_own(self.partial).close()
+        open_nofollow(self.partial).close()
 
     def resume(self, force: bool) -> bool:
         """Rolls back to the last durable state. Returns whether there is one. Raises UserError if it is damaged, or was
@@ -237,7 +237,7 @@ class Output:
             return self.rows == self.num_rows and self.path.exists()
         if self.partial.stat().st_size < self.bytes:
             raise UserError(f"{self.partial}: is shorter than the {self.rows} rows recorded; {advice}")
-        with open_own(self.partial, append=True) as file:
+        with open_nofollow(self.partial, append=True) as file:
             file.truncate(self.bytes)
         self.cuts = Cuts(cuts)
         logger.info(f"resuming: {self.so_far()}")
@@ -256,7 +256,7 @@ class Output:
         write_rows(rows, text, self.path.suffix == ".jsonl", header=not self.rows, spreadsheet_safe=self.safe)
         written, safe = text.getvalue().encode(), self.rows
         try:
-            with open_own(self.partial, append=True) as file:
+            with open_nofollow(self.partial, append=True) as file:
                 file.write(text.getvalue())
                 file.flush()
                 os.fsync(file.fileno())
@@ -279,5 +279,5 @@ class Output:
             self.lock.unlink()
         for name in [key.removeprefix("answers ") for key in self.cuts.counts if key.startswith("answers ")]:
             omitted, total = (self.cuts.counts[f"{what} {name}"] for what in ("abstained", "answers"))
-            logger.info(f"{name}: {omitted} of {total} predictions are omitted, because their probability is too low")
+            logger.info(f"{name}: {omitted} of {total} predictions are omitted because of their low probability")
         logger.info(f"{self.num_rows} predictions in {self.path}")

@@ -23,7 +23,7 @@ def prepare_inputs(
 ) -> Iterator[dict[str, Any]]:
     """Prepares examples for prediction on these tasks: splits texts into tokens if necessary, and checks custom inputs.
 
-    tasks: if empty, because no model exists yet, all inputs are preserved. first: number of the first text, for error
+    tasks: if empty, because no model exists yet, all inputs are preserved. first: number of the first row, for error
     messages.
     """
     fields, unit = fields_of(tasks), token_unit(tasks)
@@ -35,7 +35,7 @@ def prepare_inputs(
             example["tokens"] = [token for token, _, _ in split_text(example["text"], unit)]
         if not example.keys() & {"text", "tokens"}:
             if not has_no_text(tasks):
-                raise UserError(f"{path}, row {number}: no column has a common name for texts; add --text_column")
+                raise UserError(f"{path}, row {number}: no column has a recognised name for texts; add --text_column")
             example["text"] = describe(example.get("extras") or {}, columns)
         if fields:
             require_fields(example, fields, f"{path}, text {number}")
@@ -45,8 +45,8 @@ def prepare_inputs(
 
 
 def check_pairs(example: dict[str, Any], tasks: dict[str, Task], path: str | Path) -> None:
-    """Raises UserError if the tasks need pairs of texts, but the example has one text. Logs a warning if a second text
-    is unused. path: the file of the example, for the message"""
+    """Raises UserError if the tasks need pairs of texts, but the example has one text. Warns if a second text is
+    ignored. path: the file of the example, for the message"""
     paired = pairs_of(tasks)
     if paired and "text_pair" not in example:
         raise UserError(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
-from engine.run.atomic import appearing_whole
+from engine.run.atomic import atomic_file
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0")  # these start a formula in spreadsheets (OWASP, CSV Injection)
 
@@ -15,7 +15,7 @@ def write_predictions(rows: Iterable[dict[str, Any]], path: str | Path, spreadsh
     """Writes rows to a .csv or .jsonl file atomically. In a CSV, lists are encoded as JSON."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with appearing_whole(path) as file:
+    with atomic_file(path) as file:
         write_rows(rows, file, path.suffix == ".jsonl", spreadsheet_safe=spreadsheet_safe)
 
 

@@ -30,12 +30,12 @@ from engine.data.cuts import num_windows
 from engine.data.own_inputs import fields_of
 from engine.errors import UserError
 from engine.predict.collector import Predictions
-from engine.run.atomic import appearing_whole
+from engine.run.atomic import atomic_file
 from engine.run.device import name_of
 from engine.run.files import write_json
 from engine.run.run_folder import EVALUATE, read_result, read_result_lines
 from engine.schema import AnyOf, Optional, Range
-from engine.task.task import PARTS_OF_A_ROW, PLACES, TASK, Task, tasks_to_json
+from engine.task.task import EXAMPLE_KEYS, PLACES, TASK, Task, tasks_to_json
 from engine.task.text import text_and_offsets
 
 FEW = 8  # custom inputs with more numbers are not stored
@@ -86,7 +86,7 @@ def rows_of(
             row["places"] = offsets
         row |= {"cut": int(cut[i]), "tokens": int(tokens[i]), "windows": int(windows[i])}
         kept = {name: str(value) for name, value in example.get("kept", {}).items() if value is not None}
-        unknown = {name: value for name, value in example.items() if name not in {*PARTS_OF_A_ROW, *tasks}}
+        unknown = {name: value for name, value in example.items() if name not in {*EXAMPLE_KEYS, *tasks}}
         own = {column: example["extras"][column] for columns in shown for column in columns}
         columns = own | kept | unknown
         if columns := {name: value for name, value in columns.items() if isinstance(value, str | int | float)}:
@@ -121,7 +121,7 @@ def report_kinds(tasks: dict[str, Task], metrics: ModuleType) -> dict[str, str]:
 def write_rows(folder: Path, split: str, rows: Iterable[dict[str, Any]]) -> None:
     """Writes answers/<split>.jsonl in a run folder."""
     (folder / "answers").mkdir(exist_ok=True)
-    with appearing_whole(folder / "answers" / f"{split}.jsonl") as file:
+    with atomic_file(folder / "answers" / f"{split}.jsonl") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

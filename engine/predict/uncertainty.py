@@ -14,7 +14,7 @@ from scipy.stats import beta
 from engine.errors import UserError
 from engine.predict.predictions import column_kind
 from engine.task.task import PLACES
-from engine.task.words import answered, entities_in, shares_by_task, why_no_threshold
+from engine.task.words import entities_in, shares_by_task, why_no_threshold, with_abstention
 
 BINS = 15
 CONFIDENCE = 0.95
@@ -66,7 +66,7 @@ def losses_and_decisions(
 ) -> tuple[list[float], Decisions]:
     """Returns (negative log likelihoods, decisions) of a text.
 
-    For one label per text, this is the likelihood of the gold label; otherwise of whether each decision is correct. For
+    For one label per text, the likelihood is the gold label's; otherwise it is of whether each decision is correct. For
     multilabel, each label of the task is a decision. average: the distribution over a text's labels, if there is one.
     """
     decisions = decisions_of(kind, gold, predicted, probability)
@@ -123,7 +123,7 @@ class Abstention:
         """Returns (label, probability) without predictions below the task's threshold. kind: as for `columns_of`"""
         if not (lowest := self.thresholds.get(name, self.thresholds.get("", 0.0))):
             return label, probability
-        label, probability, omitted, total = answered(kind, label, probability, lowest)
+        label, probability, omitted, total = with_abstention(kind, label, probability, lowest)
         if total:
             self.counts[f"abstained {name}"] += omitted
             self.counts[f"answers {name}"] += total
@@ -149,7 +149,7 @@ def interval(hits: int, total: int, confidence: float = CONFIDENCE) -> tuple[flo
 
 def lowest_threshold(decisions: Decisions, target: float) -> float | None:
     """Returns the lowest threshold, rounded down to six digits, above which decisions have the target precision: the
-    lower end of its one-sided 95 % confidence interval reaches the target. Returns None if there is none."""
+    lower bound of its one-sided 95 % confidence interval reaches the target. Returns None if there is none."""
     p, right = np.array(sorted(decisions, reverse=True), float).reshape(-1, 2).T
     grid = np.floor(p * 1e6) / 1e6
     ends = np.flatnonzero(np.diff(grid, append=-1.0))  # the last decision at each threshold
@@ -181,7 +181,7 @@ def abstention_scores(
 ) -> tuple[dict[str, float], list[str]]:
     """Scores the decisions above the thresholds. Returns ({score: value}, lines for the log).
 
-    targets: {task or "": precision}; on dev, they first set the thresholds. Raises UserError if a target cannot be
+    targets: {task or "": precision}, used on dev to choose the thresholds first. Raises UserError if a target cannot be
     reached.
     """
     scores: dict[str, float] = {}

@@ -25,7 +25,7 @@ def sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def open_own(path: Path, append: bool = False) -> TextIO:
+def open_nofollow(path: Path, append: bool = False) -> TextIO:
     """Opens a file with a predictable name for writing, without following symbolic links.
 
     append: keep the existing content; otherwise the file must not exist.
@@ -35,7 +35,7 @@ def open_own(path: Path, append: bool = False) -> TextIO:
 
 
 @contextmanager
-def appearing_whole(path: str | Path, durable: bool = False) -> Iterator[TextIO]:
+def atomic_file(path: str | Path, durable: bool = False) -> Iterator[TextIO]:
     """Yields a text file to write, and moves it to `path` when it is complete.
 
     durable: flush it to disk first, so that it is complete even after a power failure.
@@ -45,7 +45,7 @@ def appearing_whole(path: str | Path, durable: bool = False) -> Iterator[TextIO]
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
-        with open_own(temporary) as file:
+        with open_nofollow(temporary) as file:
             yield file
             if durable:
                 file.flush()
@@ -57,6 +57,6 @@ def appearing_whole(path: str | Path, durable: bool = False) -> Iterator[TextIO]
 
 
 def require_file(path: str | Path) -> None:
-    """Raises UserError if the path exists and is not a regular file, but for example a folder, a pipe or a device."""
+    """Raises UserError if the path exists but is not a regular file, for example a folder, a pipe or a device."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{path}: is {'a folder' if os.path.isdir(path) else 'not a file'}; choose another one")

@@ -1,4 +1,4 @@
-"""Builds the command line from a dataclass, with one flag per field. Exits with a one-line message on user errors."""
+"""Builds the command line from a dataclass, with one flag per field. User errors end the program with one line."""
 
 import argparse
 import dataclasses
@@ -17,7 +17,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from engine.errors import UserError
 from engine.run import flags
 from engine.run.environment import require_versions
-from engine.run.field_flags import ALIASES, SWITCHES, similar, stray_word, unknown_flag
+from engine.run.field_flags import ALIASES, SWITCHES, similar, unexpected_argument, unknown_flag
 from engine.run.flags import one_line, printable
 from engine.run.launch import claims_error_report, end_process, is_launched, select_gpus
 from engine.run.options_file import file_words
@@ -197,8 +197,8 @@ class OneLineParser(flags.OneLineParser):
         self.exit(2, one_line(shown) + "\n" if claims_error_report() else None)
 
 
-def own_first(config_class: type) -> list[dataclasses.Field]:
-    """Returns the fields of a dataclass, its own before inherited ones."""
+def inherited_last(config_class: type) -> list[dataclasses.Field]:
+    """Returns the fields of a dataclass, inherited ones last."""
     depths = {n: depth for depth, c in enumerate(config_class.__mro__) for n in vars(c).get("__annotations__", ())}
     return sorted(dataclasses.fields(config_class), key=lambda f: depths[f.name])
 
@@ -251,10 +251,10 @@ def parser_of(config_class: type, source: str = "") -> OneLineParser:
     parser.source = source
     parser.add_argument("--version", action="version", version=VERSION, help="show the version and exit")
     if "config" not in config_class.__dataclass_fields__:  # type: ignore[attr-defined]
-        file_help = "JSON or YAML file of options; flags win over it"
+        file_help = "JSON or YAML file of options; flags override it"
         parser.add_argument("--config", metavar="FILE", dest="options_file", action="append", help=file_help)
     section: Any = parser
-    for f in own_first(config_class):
+    for f in inherited_last(config_class):
         if f.metadata["group"]:
             section = parser.add_argument_group(f.metadata["group"])
         if not (source and f.metadata["positional"]):
@@ -297,7 +297,7 @@ def read_flags(parser: OneLineParser, config_class: type, argv: Sequence[str]) -
         words.append(f"--{name}{word[flag.end() :]}" if flag else word)
     parsed, extra = parser.parse_known_intermixed_args(words)
     if extra:
-        raise UserError(stray_word(extra, known))
+        raise UserError(unexpected_argument(extra, known))
     given = vars(parsed)
     for name, (values, otherwise) in SWITCHES.items():
         if name not in known:
@@ -314,11 +314,11 @@ def read_flags(parser: OneLineParser, config_class: type, argv: Sequence[str]) -
     return given
 
 
-def not_of_a_run(config_class: type) -> set[str]:
+def options_outside_runs(config_class: type) -> set[str]:
     """Returns the options that --config ignores in a run's args.json: actions, folders, the run's name and machine
-    settings. All others determine the result, or how often the run is saved and logged."""
+    settings. All others affect the result, or how often the run is saved and logged."""
     names, section = set(), ""
-    for f in own_first(config_class):
+    for f in inherited_last(config_class):
         section = f.metadata["group"] or section
         if f.metadata["resume_safe"] and section != "training":
             names.add(f.name)
@@ -339,7 +339,7 @@ def given_options(config_class: type, argv: Sequence[str] | None = None) -> tupl
         path = "".join(paths)
         if paths:
             parser = parser_of(config_class, f"{path or '--config'}: ")
-            words = file_words(path, flag_names(config_class), not_of_a_run(config_class))
+            words = file_words(path, flag_names(config_class), options_outside_runs(config_class))
             of_file = read_flags(parser, config_class, words)
     except UserError as error:
         parser.error(str(error))

@@ -43,7 +43,7 @@ def warmup_option(share: float) -> dict[str, float]:
     return {"warmup_ratio" if has_ratio else "warmup_steps": share}
 
 
-def let_words_in(tokenizer: Any) -> Any:
+def accept_words(tokenizer: Any) -> Any:
     """Makes a GPT-2 or RoBERTa tokenizer accept lists of words, and returns it. Before transformers 5, it requires
     add_prefix_space for them, which would add a second space to words that begin with one."""
     if getattr(tokenizer, "add_prefix_space", None) is False:

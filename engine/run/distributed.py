@@ -62,7 +62,7 @@ def size() -> int:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Makes this thread work like a single process, even if the calling program has joined a process group."""
+    """Makes this thread act as a single process, even if the calling program has joined a process group."""
     token = ALONE.set(True)
     try:
         yield
@@ -97,8 +97,8 @@ def join(device_name: str, timeout: float) -> torch.device:
     except (ValueError, RuntimeError) as error:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         raise UserError(
-            f"the processes cannot connect to each other at {where} ({first_line(error)}); is the port free, and the "
-            "same on every node?"
+            f"the processes cannot connect to each other at {where} ({first_line(error)}); check that the port "
+            "is free, and the same on every node"
         ) from None
     if device.type != "cpu":
         module_of(device).set_device(device)
@@ -319,7 +319,7 @@ def has_few_rows(parameter: torch.Tensor) -> bool:
 
 
 def sync_gradients(replica: DistributedDataParallel | None, is_last: bool) -> AbstractContextManager[None]:
-    """Returns a context for a micro-batch. Gradients are summed over the processes in the last one of a step only."""
+    """Returns a context for a micro-batch. Gradients are summed over processes only in the last one of a step."""
     return nullcontext() if replica is None or is_last else replica.no_sync()
 
 

@@ -30,7 +30,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 SWITCHES: dict[str, tuple[dict[str, str], str]] = {"precision": ({"fp16": "fp16", "bf16": "bf16"}, "fp32")}
 # (flags of other scripts, advice); an entry applies only to commands that have all flags named in the advice
 INSTEAD: list[tuple[str, str]] = [
-    ("warmup_steps", "use --warmup_ratio (a share of all steps) or --warmup_epochs"),
+    ("warmup_steps", "use --warmup_ratio (a fraction of all steps) or --warmup_epochs"),
     ("max_steps", "use --epochs"),
     ("resume_from_checkpoint", "use --resume, which continues from the newest intact checkpoint of the run"),
     ("overwrite_output_dir", "choose another --model_version, or remove the run folder"),
@@ -39,7 +39,7 @@ INSTEAD: list[tuple[str, str]] = [
     ("cache_dir", "set the environment variable HF_HOME; --pretrain_model_path is downloaded there"),
     ("metric_for_best_model greater_is_better", "use --monitor, such as --monitor slots_f1"),
     ("save_total_limit", "leave it out; the best checkpoint and the last two are kept (--save_epoch, --save_steps)"),
-    ("eval_steps evaluation_strategy eval_strategy", "leave it out; dev is scored after each of the --epochs"),
+    ("eval_steps evaluation_strategy eval_strategy", "leave it out; dev is scored after every epoch"),
     ("logging_dir", "use --output_dir; TensorBoard logs are in the run folder"),
     ("no_cuda use_cpu", "use --device cpu"),
     ("use_cuda cuda use_mps_device", "use --device; by default it selects the accelerator, if there is one"),
@@ -51,7 +51,7 @@ INSTEAD: list[tuple[str, str]] = [
     ("fp16_full_eval bf16_full_eval tf32 torch_dtype pure_bf16", "use --precision, which also applies to evaluation"),
     ("trust_remote_code", "leave it out; code in the repository of --pretrain_model_path is never run"),
     ("token use_auth_token hub_token", "set the environment variable HF_TOKEN, for --pretrain_model_path"),
-    ("push_to_hub hub_model_id", "leave it out; after training, `hf upload` checkpoints/best from --output_dir"),
+    ("push_to_hub hub_model_id", "leave it out; after training, upload checkpoints/best of the run with `hf upload`"),
     ("model_revision revision", "download it with `hf download`, then use --pretrain_model_path FOLDER"),
     ("use_hf use_ms use_modelscope", "use --model_hub hf or --model_hub modelscope"),
     ("use_wandb use_swanlab use_mlflow use_tensorboard", "use --report_to wandb, swanlab, mlflow or tensorboard"),
@@ -89,7 +89,7 @@ def unknown_flag(name: str, known: Collection[str], before: str = "--") -> str:
     return f"{before}{name} is not an option" + similar(name, names, before)
 
 
-def stray_word(words: Sequence[str], known: Collection[str]) -> str:
+def unexpected_argument(words: Sequence[str], known: Collection[str]) -> str:
     """Returns the error line for the first unexpected argument, such as -epochs, —fp16, epochs=3 or a second value."""
     word = next((each for each in words if each != "--"), words[0])
     bare = word.lstrip("-\N{EN DASH}\N{EM DASH}\N{MINUS SIGN}")

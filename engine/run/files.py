@@ -14,10 +14,10 @@ from typing import Any
 from safetensors import SafetensorError
 
 from engine.errors import UserError
-from engine.run.atomic import appearing_whole, sha256
+from engine.run.atomic import atomic_file, sha256
 from engine.schema import SchemaError, read_json
 
-# Suffixes used only here, so that such folders can be removed without asking
+# Suffixes used only here, so such folders can be removed without confirmation
 TEMPORARY, OLD = ".template-new", ".template-old"
 LAST = ("labels.json", "manifest.json")  # a folder without them is rejected
 
@@ -37,7 +37,7 @@ def sync(path: str | Path) -> None:
         os.close(descriptor)
 
 
-def refuse_same_file(output: str | Path, option: str, *inputs: str | Path) -> None:
+def require_other_file(output: str | Path, option: str, *inputs: str | Path) -> None:
     """Raises UserError if an output file is one of the input files, even under another name."""
     for path in inputs:
         if path and os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output):
@@ -45,8 +45,8 @@ def refuse_same_file(output: str | Path, option: str, *inputs: str | Path) -> No
 
 
 def write_json(path: str | Path, value: Any, durable: bool = False) -> None:
-    """Writes a JSON file atomically. durable: see `appearing_whole`."""
-    with appearing_whole(path, durable) as file:
+    """Writes a JSON file atomically. durable: see `atomic_file`."""
+    with atomic_file(path, durable) as file:
         file.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
@@ -54,7 +54,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """Writes a CSV file atomically. rows: [{column: cell}]; missing cells are empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with appearing_whole(path) as file:
+    with atomic_file(path) as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -68,10 +68,10 @@ def replace_folder(
 ) -> None:
     """Calls fill(temporary folder), adds a manifest, and replaces `folder` with it.
 
-    owns: see `appearing_folder`. unharmed: end of the error message for a full or read-only disk.
+    owns: see `atomic_folder`. unharmed: end of the error message for a full or read-only disk.
     """
     try:
-        with appearing_folder(folder, owns=owns, sealed=True) as temporary:
+        with atomic_folder(folder, owns=owns, sealed=True) as temporary:
             fill(temporary)
     except Exception as error:
         # On a full disk, Python raises OSError, torch RuntimeError, safetensors SafetensorError, tokenizers Exception
@@ -81,7 +81,7 @@ def replace_folder(
 
 
 @contextmanager
-def appearing_folder(
+def atomic_folder(
     folder: str | Path, keeps: Sequence[str] = (), owns: Callable[[Path], None] | None = None, sealed: bool = False
 ) -> Iterator[Path]:
     """Yields a temporary folder to fill, and replaces `folder` with it when it is complete.
@@ -120,7 +120,7 @@ def appearing_folder(
 
 
 def remove_folder(path: Path) -> None:
-    """Removes a temporary folder. Of a symbolic link, only the link is removed."""
+    """Removes a temporary folder. If it is a symbolic link, removes only the link."""
     if path.is_symlink():
         path.unlink()
     shutil.rmtree(path, ignore_errors=True)

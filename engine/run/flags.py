@@ -17,7 +17,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Escapes like `printable`, and line breaks too, which a file name may contain."""
+    """Like `printable`, but also escapes line breaks, which a file name may contain."""
     return printable(text).replace("\n", "\\n")
 
 

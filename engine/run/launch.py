@@ -7,7 +7,7 @@ import time
 
 from engine.errors import UserError
 
-REPORT_WAIT = 20.0  # seconds to wait for another process to report an error, and for torchrun to end this one
+REPORT_WAIT = 20.0  # seconds to wait for another process to report an error, and for torchrun to stop this one
 
 
 def is_launched() -> bool:
@@ -26,8 +26,8 @@ def restarts() -> int:
 
 
 def select_gpus(gpus: str) -> None:
-    """Makes only these GPUs, such as '0' or '0,1', visible to torch. Numbers are those of nvidia-smi. Must be called
-    before torch is imported."""
+    """Makes only these GPUs, such as '0' or '0,1', visible to torch. GPUs are numbered as in nvidia-smi. Must be
+    called before torch is imported."""
     os.environ |= {"CUDA_VISIBLE_DEVICES": gpus, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
@@ -36,7 +36,7 @@ def require_gpus(gpus: str) -> None:
     import torch
 
     if gpus and (found := torch.cuda.device_count()) < len(gpus.split(",")):
-        raise UserError(f"--gpus={gpus}: torch finds {found} of them; see nvidia-smi for the numbers of this machine")
+        raise UserError(f"--gpus={gpus}: torch finds {found} of them; nvidia-smi lists the GPUs of this machine")
 
 
 def end_process(code: int) -> int:

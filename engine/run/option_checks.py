@@ -152,7 +152,7 @@ def check_tricks(config: Config) -> None:
         fewer = f"--use_swa would average fewer than two of {config.epochs} epochs"
         raise UserError(f"{fewer}; lower --swa_start={config.swa_start:g}")
     if config.use_awp and 0 < config.epochs <= math.ceil(config.awp_start * config.epochs - 1e-9):
-        raise UserError(f"--awp_start={config.awp_start:g} leaves none of {config.epochs} epochs for AWP")
+        raise UserError(f"--awp_start={config.awp_start:g} leaves no epoch of {config.epochs} for AWP")
     if config.unfreeze_layers and config.compile:
         raise UserError("--unfreeze_layers changes the trained layers, so --compile would recompile; drop one of them")
     if config.unfreeze_layers and config.epochs == 1:
@@ -220,7 +220,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     """Parses '3/16' as (3, 16) and '' as (1, 1). Raises UserError for anything else."""
     number, slash, shards = (text or "1/1").partition("/")
     if not (slash and number.isascii() and number.isdigit() and shards.isascii() and shards.isdigit()):
-        raise UserError(f"--shard={text} must look like 3/16, the third of sixteen")
+        raise UserError(f"--shard={text} must look like 3/16, the third of sixteen shards")
     if not 1 <= int(number) <= int(shards):
         raise UserError(f"--shard={text}: shards are numbered from 1 to {int(shards)}")
     return int(number), int(shards)

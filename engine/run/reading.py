@@ -31,7 +31,7 @@ class ReadingOptions:
     token_column: str = reading("", "column of the tokens, by name or number, if each row is one token")
     sentence_column: str = reading("", "column whose value changes at each new sentence (default: blank rows)")
     sentence_end: str = reading("", "tokens that end a sentence, such as '. ! ?', if nothing else marks its end")
-    comment: str = reading("", "prefix of rows to skip between tokens (default: #, if not a token; none: keep all)")
+    comment: str = reading("", "prefix of comment rows between tokens (default: #, unless a token; none: no comments)")
     rows_key: str = reading("", "path to the rows in a JSON file with a single object, such as data.items")
     shape: str = reading(
         "auto", "layout of JSON objects, a name in preprocess/readers/shapes.py; none: common keys only"
@@ -40,7 +40,7 @@ class ReadingOptions:
     def check_reading(self) -> None:
         """Raises UserError for an invalid delimiter or quote character."""
         if set(unescaped(self.delimiter)) & {self.quotechar or '"', "\n", "\r"}:
-            raise UserError(f"--delimiter={self.delimiter!r} cannot be a delimiter: it quotes cells or ends a row")
+            raise UserError(f"--delimiter={self.delimiter!r} cannot be a delimiter: it quotes cells or ends rows")
         if len(self.quotechar) > 1 and self.quotechar != NO_QUOTES:
             raise UserError(f"--quotechar={self.quotechar!r} must be one character, or {NO_QUOTES}: quotes are text")
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("template")
 EVALUATE = "evaluate the run again: python main.py --do_eval --model_version NAME"
-GONE = {"interactive", "demo", "demo_address", "do_report", "compare"}  # former options that do not affect a run
+REMOVED_OPTIONS = {"interactive", "demo", "demo_address", "do_report", "compare"}  # they did not affect a run
 SCORES = {str: Number}  # scores of one split, in eval.json
 # Not model.safetensors: AutoModel.from_pretrained would find no encoder weights in it (they have a prefix here), and
 # return a randomly initialised model
@@ -46,7 +46,7 @@ def hold(lock_path: Path, what: str | Path, otherwise: str, elsewhere: str) -> I
     lock = FileLock(lock_path)
     try:
         lock_path.parent.mkdir(parents=True, exist_ok=True)
-        # Workers of a killed run release the lock a moment later, and so do processes started by torchrun
+        # Workers of a killed run and processes started by torchrun release the lock a moment later
         lock.acquire(timeout=60 if "TORCHELASTIC_RUN_ID" in os.environ else 3)
     except Timeout:
         raise UserError(f"{what} is in use by another process; wait for it, or {otherwise}") from None
@@ -141,7 +141,7 @@ class SavedOptions:
 
         Raises UserError for a value that the command line would also reject.
         """
-        values = {name: value for name, value in read_options(path, cls).items() if name not in GONE}
+        values = {name: value for name, value in read_options(path, cls).items() if name not in REMOVED_OPTIONS}
         unknown = sorted(set(values) - {option_field.name for option_field in dataclasses.fields(cls)})
         if unknown:
             gone = ", ".join(f"{name}={values[name]!r}" for name in unknown)
@@ -180,12 +180,12 @@ def checkpoint_of(path: str | Path, advice: str = "train it, or name another fol
 
 
 def weights_file(folder: Path) -> Path:
-    """Returns the weights file of a checkpoint; earlier versions named it like transformers does."""
+    """Returns the weights file of a checkpoint; earlier versions used the file name of transformers."""
     path = folder / WEIGHTS_FILE
     return path if path.exists() else path.with_name("model.safetensors")
 
 
-def refuse_own(name: str | Path, sign: str) -> None:
+def check_not_a_run(name: str | Path, sign: str) -> None:
     """Raises UserError if --pretrain_model_path names a run or a checkpoint. sign: "checkpoints" or "labels.json"."""
     if all((Path(name) / file).exists() for file in ("args.json", sign)):
         raise UserError(f"--pretrain_model_path {name}: a run or checkpoint of this template; use --init_from {name}")
@@ -218,7 +218,7 @@ def shape_of(option_field: dataclasses.Field) -> Any:
 
 
 def changed_options(before: dict[str, Any], now: dict[str, Any], resume_safe: Collection[str]) -> list[str]:
-    """Lists options that changed but must not, as in 'lr was 0.001, is 0.01'. before, now: {name: value}"""
+    """Lists changed options that are not in resume_safe, as 'lr was 0.001, is 0.01'. before, now: {name: value}"""
     gone = [f"{name} was {before[name]!r}, which no longer exists" for name in sorted(before.keys() - now.keys())]
     return gone + [
         f"{name} was {before.get(name)!r}, is {now[name]!r}"

@@ -19,8 +19,8 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """Context manager that defers signals: the first one only sets `number`. Another one ends the process, if it
-    arrives more than GRACE seconds later.
+    """Context manager that defers signals: the first one only sets `number`; another one, more than GRACE
+    seconds later, ends the process.
 
     say: function that prints the message about the signal. agree: combines the signal numbers of several processes
     (0: no signal). then: what happens next, for the message.

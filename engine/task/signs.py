@@ -13,7 +13,7 @@ TEXT_NAMES = "text sentence content sentence1 text_a premise question review que
 TEXT_NAMES += "正文 评论 评论内容 句子 句子1 语句 文本1 问题1 微博 微博正文 新闻 新闻内容 摘要 问题 标题 题目".split()
 TEXT_NAMES += "comment_text comment tweet message utterance body document question1 sentence_a".split()
 PAIR_NAMES = "text_pair sentence2 text_b hypothesis question2 sentence_b 文本2 句子2 问题2".split()
-# Pairs of columns; without the other one, either would be the text
+# Pairs of columns; either one alone would be the text
 PAIRS = [("question", "sentence"), ("question", "passage"), ("query", "title"), ("query", "passage")]
 PAIRS += [("context", "hypothesis")]
 LABEL_NAMES = "label labels entities spans intent class category target slots tags ner ner_tags cats 标签 类别".split()

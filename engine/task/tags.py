@@ -29,7 +29,7 @@ class Notation(NamedTuple):
         return f"X{self.signs[0]}B" if self.behind else f"B{self.signs[0]}X"
 
     def parse(self, tag: str) -> Tag | None:
-        """Splits a tag into its parts; returns None if it is not in this notation."""
+        """Splits a tag into letter and kind; returns None if it is not in this notation."""
         if tag == "O" or (tag == "o" and self.lower) or (tag == "-" and self.behind):
             return Tag("O", "")
         letter, sign, kind = (tag[-1:], tag[-2:-1], tag[:-2]) if self.behind else (tag[:1], tag[1:2], tag[2:])
@@ -50,12 +50,12 @@ def notation_of(tags: Iterable[str]) -> Notation | None:
 
 
 def parse_tag(tag: str) -> Tag | None:
-    """Splits a tag in the first notation that matches; returns None if none does."""
+    """Splits a tag by the first notation that matches; returns None if none does."""
     return next(filter(None, (notation.parse(tag) for notation in NOTATIONS)), None)
 
 
 class TagFacts:
-    """Collects evidence for the tagging scheme of lists of tags. Several objects can be merged."""
+    """Collects evidence for the tagging scheme of lists of tags. Objects can be merged."""
 
     def __init__(self) -> None:
         self.tags: set[str] = set()

@@ -9,9 +9,9 @@ from engine.errors import UserError
 from engine.schema import AnyOf, Optional, Range, SchemaError, read_json
 from engine.task.hierarchy import nodes_on
 
-PARTS_OF_A_ROW = ("id", "text", "tokens", "text_pair", "extras", "kept")
-# {kind of task whose labels are lists of [word number, …, label]: number of word numbers}. These are the first and last
-# word of a span, of subject and object of a relation, or of the anchor and a mention of an event (`words.events_in`)
+EXAMPLE_KEYS = ("id", "text", "tokens", "text_pair", "extras", "kept")
+# {task kind: number of word indices in each label item, [word index, …, label]}: the first and last word of a span, of
+# the subject and the object of a relation, or of an event's anchor and a mention (`words.events_in`)
 PLACES = {"spans": 2, "relations": 4, "events": 4}
 KINDS = ("classification", "multilabel", "regression", "tagging", *PLACES)  # formats of labels
 IGNORE = -100  # label id of unlabelled texts and words (torch's ignore_index)
@@ -61,7 +61,7 @@ class Task:
     no_text: bool = False  # rows have only custom inputs; their "text" is a description of these
     kind: str = ""  # default: same as type
     hierarchy: str = ""  # separator, if labels are paths of nodes (engine/task/hierarchy.py)
-    entities: str = ""  # relations: the task with the types of subjects and objects, if they have types
+    entities: str = ""  # relations: name of the span task with the types of the entities, if any
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", self.kind or self.type)
@@ -84,7 +84,7 @@ class Task:
 
     @property
     def num_places(self) -> int:
-        """The number of word numbers in each item of a label (see PLACES); 0 for other kinds."""
+        """The number of word indices in each label item (see PLACES); 0 for other kinds."""
         return PLACES.get(self.kind, 0)
 
     @property
@@ -159,10 +159,10 @@ def tasks_to_json(tasks: dict[str, Task]) -> dict[str, dict[str, Any]]:
 
 def require_distinct(path: str | Path, names: Iterable[str]) -> None:
     """Raises UserError if two columns of the prediction files would have the same name."""
-    owners = dict.fromkeys(PARTS_OF_A_ROW, "the row itself")
+    owners = dict.fromkeys(EXAMPLE_KEYS, "the built-in columns")
     for name in names:
         for column in (name, f"{name}_tags", f"{name}_probability"):
             if column in owners:
-                both = f"{name!r} and {owners[column]} would both write the column {column!r}"
-                raise UserError(f"{path}: {both}; rename the label column")
+                clash = f"the column {column!r} of the task {name!r} clashes with {owners[column]}"
+                raise UserError(f"{path}: {clash}; rename the label column")
             owners[column] = repr(name)

@@ -141,16 +141,16 @@ def entities_in(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     return spans
 
 
-def word_probabilities(tags: Sequence[str], chances: Any, of_entities: bool) -> Any:
+def word_probabilities(tags: Sequence[str], probabilities: Any, of_entities: bool) -> Any:
     """Returns the probability of each entity, in text order, or of each tag if the tags do not mark entities.
 
-    chances: for each word, the probabilities that an entity begins with its tag, continues with it, and ends after it
-    (`CRF.chain`). The probability of an entity is a product of them. Heads that return only the probability of each tag
-    have one number per word.
+    probabilities: for each word, the probabilities that an entity begins with its tag, continues with it, and ends
+    after it (`CRF.chain`). An entity's probability is a product of them. Heads that return only the probability of each
+    tag have one number per word.
     """
-    if not isinstance(chances, list) or len(chances) != len(tags):
-        return chances
-    words = [chance if isinstance(chance, list) else [chance, chance, 1.0] for chance in chances]
+    if not isinstance(probabilities, list) or len(probabilities) != len(tags):
+        return probabilities
+    words = [p if isinstance(p, list) else [p, p, 1.0] for p in probabilities]
     if not of_entities:
         return [begins for begins, _, _ in words]
     found = [(first, last) for _, first, last in entities_in(tags)]
@@ -189,11 +189,11 @@ def why_no_threshold(shares: Iterable[str], tasks: Iterable[str], always: Iterab
     if unknown := {*shares} - {*tasks, ""}:
         return f"no task {min(unknown)!r}; the tasks are {', '.join(tasks)}"
     if stay := {*shares} & {*always}:
-        return f"{min(stay)!r} has numbers, or tags that mark no entities, and these are never left out"
+        return f"{min(stay)!r} has numbers, or tags that do not mark entities, which are never omitted"
     return ""
 
 
-def answered(kind: str, label: Any, probability: Any, lowest: float) -> tuple[Any, Any, int, int]:
+def with_abstention(kind: str, label: Any, probability: Any, lowest: float) -> tuple[Any, Any, int, int]:
     """Removes predictions with a probability below `lowest`. Returns (label, probability, number of removed
     predictions, number of predictions).
 
@@ -293,7 +293,7 @@ def events_in(label: Sequence[Any]) -> list[Event]:
 
 
 def in_events(label: Sequence[Any], kept: Iterable[bool]) -> list[bool]:
-    """Returns, for each item, whether it belongs to an event if only the items with True in `kept` exist."""
+    """Returns, for each item, whether it belongs to an event if only the items with True in `kept` remain."""
     numbers = [number for number, is_kept in enumerate(kept) if is_kept]
     events = events_in([label[number] for number in numbers])
     members = {numbers[item] for event in events for item in (*event.triggers, *event.arguments)}
@@ -301,27 +301,27 @@ def in_events(label: Sequence[Any], kept: Iterable[bool]) -> list[bool]:
 
 
 def event_objects(label: Any, offsets: Offsets, text: str, probabilities: Any) -> list[dict[str, Any]]:
-    """Converts the events in a label to JSON objects, with arguments in text order. The probability of an event is that
-    of its anchor."""
-    chances = probabilities if isinstance(probabilities, list) and len(probabilities) == len(label) else None
+    """Converts the events in a label to JSON objects, with arguments in text order. The probability of an event is
+    its anchor's."""
+    has_all = isinstance(probabilities, list) and len(probabilities) == len(label)
 
-    def with_chance(item: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
-        return item | ({"probability": round(max(chances[i] for i in numbers), 6)} if chances else {})
+    def with_probability(item: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
+        return item | ({"probability": round(max(probabilities[i] for i in numbers), 6)} if has_all else {})
 
     objects = []
     for event in events_in(label):
         trigger = next((mention(label[i][2:4], offsets, text) for i in event.triggers), None)
         in_order = sorted(event.arguments, key=lambda i: label[i][2:])
         arguments = [
-            with_chance({"role": label[i][4].partition(ROLE)[2], **mention(label[i][2:4], offsets, text)}, [i])
+            with_probability({"role": label[i][4].partition(ROLE)[2], **mention(label[i][2:4], offsets, text)}, [i])
             for i in in_order
         ]
-        objects.append(with_chance({"type": event.type, "trigger": trigger, "arguments": arguments}, event.own))
+        objects.append(with_probability({"type": event.type, "trigger": trigger, "arguments": arguments}, event.own))
     return objects
 
 
 def with_probabilities(items: Any, probabilities: Any) -> Any:
-    """Adds a probability to each object, if their numbers are equal."""
+    """Adds a probability to each object, if there is one for each."""
     if not items or probabilities is None or len(probabilities) != len(items):
         return items
     return [item | {"probability": round(p, 6)} for item, p in zip(items, probabilities)]

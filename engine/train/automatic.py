@@ -1,6 +1,6 @@
 """Resolves options set to `auto` in two steps: `resolve_data_options`, before texts are encoded, and
 `resolve_training_options`, once model and data loaders exist. args.json has the resolved values, which a resumed run
-keeps. Only --pooling may stay `auto`: `pooling_of` then resolves it by model family.
+reuses. Only --pooling may stay `auto`: `pooling_of` then resolves it by model family.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.data.features import Featurizer
 from engine.errors import UserError
-from engine.model.encoders import overflows, refuse_precision
+from engine.model.encoders import check_overflow, overflows
 from engine.model.hub import locate
 from engine.model.pooling import stored_pooling
 from engine.run import distributed
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
     from engine.task.task import Task
 
 logger = logging.getLogger("template")
-# In bf16, a training step of an encoder this wide is 1.4 times as fast, at hidden size 128 only 1.16 times
+# In bf16, a training step is 1.4 times as fast at this hidden size, but only 1.16 times at 128
 # (docs/performance.md). Smaller encoders stay in fp32, so their scores are the same on every machine
 BF16_HIDDEN_SIZE = 256
 # --few_shot auto is on up to this number of labelled training texts. On ATIS it helps with up to 16 texts for each of
 # 21 intents, but not with up to 64, which are 600 texts (benchmarks/RESULTS.md)
 FEW_TEXTS = 400
-FORMERLY = {"few_shot": False, "word_shapes": False}  # values in runs that are older than these options
-# --long_text auto chooses windows if at least this share of the first training texts is too long
+OLD_DEFAULTS = {"few_shot": False, "word_shapes": False}  # values of these options in runs that predate them
+# --long_text auto chooses windows if at least this fraction of the first training texts is too long
 LONG_SHARE, INSPECTED_TEXTS = 0.05, 5000
 DEBUG_EPOCHS = 10  # of --debug, which uses 64 examples of any data
 
@@ -80,12 +80,12 @@ class TrainingFacts:
 
 
 def inherit_auto_options(config: Config, run_dir: Path, device: torch.device) -> Config:
-    """Returns the options. In a resumed run, those set to `auto` have the resolved values of the run, even on another
-    machine, with another number of processes, or if the run is older than an option's `auto`."""
+    """Returns the options, in a resumed run with its resolved values for those set to `auto`, even on another machine,
+    with another number of processes, or if the run predates an option's `auto`."""
     path = run_dir / "args.json"
     if not config.do_train or config.debug:
         return config
-    before = distributed.from_first(lambda: FORMERLY | read_options(path, type(config)) if path.exists() else {})
+    before = distributed.from_first(lambda: OLD_DEFAULTS | read_options(path, type(config)) if path.exists() else {})
     kept = {}
     for name, auto in config.auto_values().items():
         unused = name == "ema_decay" and not config.use_ema
@@ -105,7 +105,7 @@ def resolve_data_options(config: Config, facts: DataFacts) -> Config:
 
 def resolve_pooling(config: Config, kinds: Iterable[str]) -> Config:
     """Returns the options with a value for --pooling auto, if the folder of the pretrained model specifies its pooling.
-    Otherwise, and in runs that are older than this rule, it stays auto, and `pooling_of` resolves it by model family.
+    Otherwise, and in runs that predate this rule, it stays auto, and `pooling_of` resolves it by model family.
     kinds: the kind of each task."""
     started = (config.run_dir / "args.json").exists() and not config.debug
     words_only = all(map(needs_words, kinds))
@@ -120,8 +120,8 @@ def resolve_pooling(config: Config, kinds: Iterable[str]) -> Config:
 
 
 def choose_long_text(config: Config, facts: DataFacts) -> Any:
-    """Returns how long texts are read: with --long_text auto in windows, if at least LONG_SHARE of the first training
-    texts are longer than --max_length, otherwise only the head. Raises UserError for windows that are not supported."""
+    """Returns the value of --long_text: for auto, windows if at least LONG_SHARE of the first training texts are longer
+    than --max_length, otherwise head. Raises UserError if windows are requested but not supported."""
     if not facts.tokenizer or all(task.needs_words for task in facts.tasks.values()):
         return "head" if config.long_text in ("auto", "windows") else config.long_text  # tagging has its own windows
     featurizer = Featurizer.from_config(config, facts.tokenizer, facts.tasks, facts.heads, False)
@@ -131,12 +131,12 @@ def choose_long_text(config: Config, facts: DataFacts) -> Any:
     if config.long_text != "auto":
         return config.long_text
     if not reason and any(head.level == "tokens" for head in facts.heads):
-        reason = "a head pools tokens itself; if it supports windows one after another, add --long_text windows"
+        reason = "a head pools tokens itself; if it supports concatenated windows, add --long_text windows"
     return distributed.from_first(lambda: long_text_of(featurizer, [*facts.first_examples()], reason))
 
 
 def long_text_of(featurizer: Featurizer, examples: list[dict[str, Any]], reason: str) -> str:
-    """Returns the value of --long_text auto for these training examples, and logs it unless it is the usual one.
+    """Returns the value of --long_text auto for these training examples, and logs it unless it is the default.
     reason: why windows are not supported, or ""."""
     share = featurizer.num_longer(examples) / max(1, len(examples))
     if share < LONG_SHARE:
@@ -152,9 +152,9 @@ def long_text_of(featurizer: Featurizer, examples: list[dict[str, Any]], reason:
 def why_no_windows(config: Config, featurizer: Featurizer, heads: Iterable[type[Head]]) -> str:
     """Returns why a long text cannot be read in windows, or ""."""
     if featurizer.tagging and featurizer.stride < 0:
-        return "--window_stride -1 cuts the texts to tag"
+        return "--window_stride -1 truncates long texts in tagging tasks"
     if featurizer.markers or featurizer.apart:
-        return "a head looks for its markers in one input" if featurizer.markers else "a head encodes texts separately"
+        return "a head needs its markers in one input" if featurizer.markers else "a head encodes texts separately"
     if any(head.finds_spans for head in heads):
         return "the scores of all spans of a long text would need too much memory"
     if any(field.level == "spans" for field in featurizer.fields.values()):
@@ -165,8 +165,8 @@ def why_no_windows(config: Config, featurizer: Featurizer, heads: Iterable[type[
 
 
 def choose_word_shapes(config: Config, facts: DataFacts) -> bool:
-    """Returns whether the heads read word shapes. With --word_shapes auto, they do if a pretrained encoder's tokenizer
-    ignores case and the first training texts have words with and without capitals."""
+    """Returns the value of --word_shapes: for auto, True if a pretrained encoder's tokenizer ignores case and the first
+    training texts have words with and without capitals."""
     if not facts.tokenizer or not any(task.needs_words for task in facts.tasks.values()):
         return False
     if config.word_shapes is not None:
@@ -191,7 +191,7 @@ def resolve_training_options(config: Config, facts: TrainingFacts) -> Config:
     contradict these values, or if the encoder cannot be trained in this precision."""
     batch_size = batch_size_of(config, facts.tasks, facts.num_rows)
     if config.is_auto("batch_size") and batch_size < BATCH_SIZES[0]:
-        logger.info(f"--batch_size auto: {batch_size}, as there are few texts to tag")
+        logger.info(f"--batch_size auto: {batch_size}, for a small tagging data set")
     config = resolve_precision(replace(config, batch_size=batch_size), facts.encoder, facts.device)
     config = resolve_few_shot(config, facts.tasks)
     steps = steps_per_epoch(facts.num_batches, config)  # of all processes together
@@ -238,7 +238,7 @@ def resolve_precision(config: Config, encoder: Any, device: torch.device, traine
         chosen, reason = distributed.from_first(lambda: (chosen, reason))
         config = replace(config, precision=chosen)
         logger.info(f"--precision auto: {chosen}{reason}")
-    refuse_precision(encoder, config.precision)
+    check_overflow(encoder, config.precision)
     require_precision(config.precision, device)
     return config
 

@@ -222,7 +222,7 @@ def require_labels(folder: Path, tasks: dict[str, Task]) -> None:
         if old != new or len(separators) > 1:
             differ = sorted(set(old) ^ set(new)) or ["their order" if old != new else "their hierarchy"]
             raise UserError(
-                f"{folder}: the labels of {name!r} have changed since ({', '.join(differ[:8])}); train a new "
+                f"{folder}: the labels of {name!r} have changed since then ({', '.join(differ[:8])}); train a new "
                 "--model_version"
             )
 
@@ -418,7 +418,7 @@ def updated(now: dict, before: dict, switches: tuple = ()) -> dict:
 def restore_process(
     tensors: dict[str, torch.Tensor], values: dict[str, Any], device: torch.device
 ) -> tuple[dict[str, Any], int]:
-    """Restores this process's random states and share of the losses. Returns (progress, former number of processes).
+    """Restores this process's random states and running losses. Returns (progress, former number of processes).
 
     If the number has changed, additional processes start with new random numbers, and process 0 gets all losses.
     """

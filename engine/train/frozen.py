@@ -21,7 +21,7 @@ from engine.model.pooling import text_vectors, word_vectors
 
 logger = logging.getLogger("template")
 MAX_BYTES = 2 << 30  # for all cached vectors of a process
-READ_THE_ENCODER = ("streaming", "teacher", "use_freelb", "use_smart")  # options that run the encoder in each step
+NEED_ENCODER = ("streaming", "teacher", "use_freelb", "use_smart")  # options that run the encoder in each step
 POOLED = {"text": text_vectors, "words": word_vectors}
 
 
@@ -50,7 +50,7 @@ class Outputs:
         for level, kept in self.levels.items():
             starts = kept.offsets[rows]
             places = np.arange((kept.offsets[rows + 1] - starts).max(initial=0))
-            index = np.minimum(starts[:, None] + places, len(kept.values) - 1)  # padding: any vector, as it is masked
+            index = np.minimum(starts[:, None] + places, len(kept.values) - 1)  # padding is masked
             found[f"encoded_{level}"] = torch.from_numpy(kept.values[starts if level == "text" else index])
         return found
 
@@ -61,7 +61,7 @@ def bytes_of(data: Any, levels: Sequence[str], hidden_size: int) -> int:
 
 
 @contextmanager
-def kept_outputs(trainer: Any) -> Iterator[None]:
+def cached_outputs(trainer: Any) -> Iterator[None]:
     """Adds the outputs of a frozen encoder to the batches of train and dev within the context, if they fit into
     memory."""
     model, config = trainer.model, trainer.config
@@ -70,7 +70,7 @@ def kept_outputs(trainer: Any) -> Iterator[None]:
         yield
         return
     levels = sorted({head.level for head in model.output_layer.heads.values()})
-    reasons = [f"--{name}" for name in READ_THE_ENCODER if getattr(config, name)]
+    reasons = [f"--{name}" for name in NEED_ENCODER if getattr(config, name)]
     reasons += ["augment in data_loader.py"] * bool(data_sets[0].augment)
     reasons += [f"a head of level {level!r}" for level in levels if level not in POOLED]
     if model.window and any(data.lengths.max() > model.window for data in data_sets if not config.streaming):

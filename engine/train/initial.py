@@ -136,11 +136,11 @@ def encoder_weights(model: Any, folder: Path, tensors: dict[str, torch.Tensor]) 
 def start_head(
     name: str, head: Head, before: dict[str, Task], tensors: dict[str, torch.Tensor], hidden_size: int
 ) -> str:
-    """Copies the weights that a head can use from a checkpoint. Returns a description for the log."""
+    """Copies the weights that a head can reuse from a checkpoint. Returns a description for the log."""
     task, theirs = head.task, before.get(name)
     if theirs is None or (theirs.kind, theirs.hierarchy) != (task.kind, task.hierarchy):
         was = theirs and f"{theirs.kind} with the hierarchy {theirs.hierarchy!r}".removesuffix(" with the hierarchy ''")
-        return f"starts fresh (was {was})" if was else "starts fresh (a new task)"
+        return f"newly initialised (was {was})" if was else "newly initialised (a new task)"
     larger = head
     if theirs.labels != task.labels:
         more = tuple(f"{label}'" for label in task.labels if label != "O")

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 # --epochs auto: (target number of optimizer steps, minimum of epochs, maximum of epochs)
 PRETRAINED, FROM_SCRATCH = (1400, 3, 30), (1500, 10, 60)
-BATCH_SIZES = 32, 16, 8  # --batch_size auto: the first, or a smaller one for few texts to tag
+BATCH_SIZES = 32, 16, 8  # --batch_size auto: the first, or a smaller one for a small tagging data set
 ENOUGH_STEPS = 500  # with 570 steps, batches of 32 are as good as smaller ones; with 180 steps, they are not
-EMA_SHARE = 0.05  # share of all steps that --use_ema averages over
+EMA_SHARE = 0.05  # fraction of all steps that --use_ema averages over
 
 
 def steps_per_epoch(num_batches: int, config: Config) -> int:
@@ -44,8 +44,8 @@ def warmup_epochs(config: Config) -> float:
 def epochs_of(steps: int, pretrained: bool) -> int:
     """Returns the value of --epochs auto: the epochs needed for a target number of steps, within bounds.
 
-    Learning depends more on optimizer steps than on passes over the data: 3 epochs of a million texts are plenty, but 3
-    of a thousand do not even cover the warmup. The minimum gives the schedule several epochs that are evaluated on dev;
+    Learning depends more on optimizer steps than on passes over the data: 3 epochs on a million texts are plenty, but 3
+    on a thousand do not even cover the warmup. The minimum gives the schedule several epochs that are evaluated on dev;
     the maximum prevents overfitting on few texts. Training from scratch needs more steps. steps: per epoch.
     """
     aim, fewest, most = PRETRAINED if pretrained else FROM_SCRATCH
@@ -56,7 +56,7 @@ def batch_size_of(config: Config, tasks: dict[str, Task], rows: int) -> int:
     """Returns --batch_size or, if it is auto, 32; for a pretrained encoder and only tagging tasks, the largest of
     BATCH_SIZES that yields ENOUGH_STEPS in the maximum of --epochs auto, or 8 if none does.
 
-    With few texts, batches of 32 yield few steps, and more epochs would cost more; batches of 8 yield four times as
+    On a small data set, batches of 32 give few steps, and more epochs would cost more; batches of 8 give four times as
     many steps at about the same cost (benchmarks/RESULTS.md). rows: number of labelled training rows.
     """
     if config.batch_size is not None:
@@ -83,8 +83,9 @@ def patience_of(epochs: int) -> int:
 def ema_decay_of(steps: int) -> float:
     """Returns the default of --ema_decay: EMA averages over about 1 / (1 - decay) steps, here EMA_SHARE of all steps.
 
-    A fixed decay would average over all of a short run, including its first, untrained weights, but over a tiny share
-    of a long run: 0.99, the former default, lowered the scores of three epochs on ATIS (benchmarks/RESULTS.md).
+    A fixed decay would average over all of a short run, including its first, untrained weights, but over a tiny
+    fraction of a long run: 0.99, the former default, lowered the scores of three epochs on ATIS
+    (benchmarks/RESULTS.md).
     """
     return min(max(1 - 1 / max(1, EMA_SHARE * steps), 0.9), 0.9999)
 
@@ -106,7 +107,7 @@ def lr_of_lora(hidden_size: int) -> float:
 def lr_of_probe(hidden_size: int) -> float:
     """Returns the peak learning rate of heads on a frozen encoder: 1e-2 at hidden size 384, inversely proportional to
     it, because a step changes the logits in proportion to the hidden size. Measured only at 384, where it is better
-    than 3e-3, the rate of heads on a trained encoder (benchmarks/RESULTS.md)."""
+    than 3e-3, the rate for heads on a trained encoder (benchmarks/RESULTS.md)."""
     return min(1e-2, 1e-2 * 384 / hidden_size)
 
 

@@ -66,7 +66,7 @@ class Progress:
 
 class RunningLosses:
     """Accumulates losses and gradient norms since the last log line. They stay on the device until the next line is
-    logged, so that the host does not wait for them."""
+    logged, so the host does not wait for them."""
 
     def __init__(self, progress: Progress, device: torch.device | str):
         self.progress = progress

@@ -18,7 +18,7 @@ from engine.task.task import IGNORE, Task, classifies_texts
 from engine.tricks.trick import Trick
 
 logger = logging.getLogger("template")
-CHANCE = 0.01  # significance level: label frequencies differ if the test's p-value is below this
+CHANCE = 0.01  # significance level: label frequencies count as different if the p-value is below this
 
 
 class Contrast(Trick):
@@ -68,7 +68,7 @@ class Contrast(Trick):
                 # the micro-batch's share of the mean over the optimizer step, as for the cross-entropy
                 share = head.label_weights(labels, batch.inputs).sum() / output.counts[name]
                 labelled = head.label_mask(labels, batch.inputs).reshape(len(labels), -1).any(1)
-                alike = likeness(labels, self.sets[name], labelled)
+                alike = label_overlap(labels, self.sets[name], labelled)
                 loss = contrastive_loss(vectors, alike, labelled, self.temperature)
                 weight = self.weight * self.task_weights.get(name, 1.0)
                 output.total_loss = output.total_loss + weight * share * loss
@@ -82,7 +82,7 @@ def label_sets(task: Task) -> torch.Tensor:
     return torch.zeros(len(paths), len(task.nodes) + 1).scatter_(1, paths, 1.0)[:, :-1]
 
 
-def likeness(labels: torch.Tensor, sets: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
+def label_overlap(labels: torch.Tensor, sets: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
     """Computes a_ij, (B, B): the intersection over the union of two texts' labels or nodes; 1 if both texts have none.
 
     labels: (B,) ids or (B, C) zeros and ones, negative where unlabelled; sets: see `label_sets`; labelled: (B,)
@@ -190,7 +190,7 @@ def has_class_biases(head: Head) -> bool:
 
 
 def count_labels(data: Any, names: list[str]) -> dict[str, Counter[str]]:
-    """Counts the labels of tasks in a dataset of data_loader.py, which is read as a stream."""
+    """Counts the labels of tasks in a dataset of data_loader.py, reading it as a stream."""
     counts = {name: Counter[str]() for name in names}
     for example in islice(data.examples(), data.num_labelled):
         for name, counter in counts.items():

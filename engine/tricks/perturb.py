@@ -61,7 +61,7 @@ def safe_normalize(direction: torch.Tensor, length: torch.Tensor) -> torch.Tenso
 
 
 def norm_by_text(delta: torch.Tensor) -> torch.Tensor:
-    """Returns the Frobenius norm of each text's noise, (B, 1, 1)."""
+    """Returns the Frobenius norm of the noise for each text, (B, 1, 1)."""
     return torch.linalg.vector_norm(delta, dim=(1, 2), keepdim=True)
 
 

@@ -119,8 +119,8 @@ def test_decoders_and_other_tokenizers_find_the_markers(relations, tmp_path, sam
         ("no markers", "has 0 <e1>"),
         ("<e1>a</e1> and b", "has 0 <e2>"),
         ("<e1>a</e1> <e1>b</e1> <e2>c</e2>", "has 2 <e1>"),
-        ("x " * 40 + "<e1>a</e1> <e2>b</e2>", "--max_length 32 cuts <e1> off"),
-        ("<e1>a</e1>" + "x " * 40 + "<e2>b</e2>", "--max_length 32 cuts <e2> off"),
+        ("x " * 40 + "<e1>a</e1> <e2>b</e2>", "--max_length 32 truncates <e1>"),
+        ("<e1>a</e1>" + "x " * 40 + "<e2>b</e2>", "--max_length 32 truncates <e2>"),
     ],
 )
 def test_a_text_without_a_marker_within_reach_is_refused_by_name(relations, text, reason):

@@ -244,7 +244,7 @@ def test_auto_batch_size_is_logged_saved_and_kept_on_resume(tiny, bert, sample, 
     whole = tiny(batch_size=8, model_version="whole", **options)
     assert "--batch_size auto" not in run(whole)
     config = tiny(batch_size=None, **options)
-    assert "--batch_size auto: 8, as there are few texts to tag" in stop_run(config, 5, monkeypatch)
+    assert "--batch_size auto: 8, for a small tagging data set" in stop_run(config, 5, monkeypatch)
     assert read_json(config.run_dir / "args.json")["batch_size"] == 8
     monkeypatch.setattr(optimization, "ENOUGH_STEPS", 1)  # a later version would choose 32
     again = tiny(batch_size=None, resume=True, **options)

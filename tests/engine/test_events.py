@@ -14,7 +14,7 @@ from data_process import DataConfig, prepare, process
 from engine.errors import UserError
 from engine.run.command_line import parse_args
 from engine.task.task import Task
-from engine.task.words import answered, columns_of, events_in, in_events
+from engine.task.words import columns_of, events_in, in_events, with_abstention
 from main import main
 from metrics import is_right, score, whole_events
 from model_utils import HEADS, EventHead
@@ -73,8 +73,8 @@ def test_items_without_an_anchor_are_ignored():
 
 def test_arguments_of_an_omitted_event_are_omitted():
     label, p = [*PAID, *DATES], [0.9, 0.2, 0.9, 0.9, 0.9, 0.1, 0.9]
-    rest, chances, left_out, total = answered("events", label, p, 0.5)
-    assert rest == [DATES[0], DATES[2]] and chances == [0.9, 0.9] and (left_out, total) == (5, 7)
+    rest, probabilities, left_out, total = with_abstention("events", label, p, 0.5)
+    assert rest == [DATES[0], DATES[2]] and probabilities == [0.9, 0.9] and (left_out, total) == (5, 7)
 
 
 def test_head_predicts_complete_events():

@@ -31,8 +31,8 @@ from engine.tricks.few_labels import (
     LabelShift,
     contrastive_loss,
     differ,
+    label_overlap,
     label_sets,
-    likeness,
     temperature_at,
 )
 from engine.tricks.trick import Tricks
@@ -68,7 +68,7 @@ def test_loss_of_classes_and_paths_equals_the_definition(hierarchy, seed):
     labels, vectors = rng.integers(-1, 5, 12), rng.normal(size=(12, 6)).astype(np.float32)
     sets = [None if i < 0 else set(nodes_on(LABELS[i], hierarchy)) for i in labels]
     ids = torch.tensor(np.where(labels < 0, IGNORE, labels))
-    alike = likeness(ids, label_sets(Task("classification", LABELS, hierarchy=hierarchy)), ids >= 0)
+    alike = label_overlap(ids, label_sets(Task("classification", LABELS, hierarchy=hierarchy)), ids >= 0)
     found = contrastive_loss(torch.tensor(vectors), alike, ids >= 0, 0.3)
     assert float(found) == pytest.approx(plain_loss(vectors, sets, 0.3), rel=1e-5)
 
@@ -81,7 +81,7 @@ def test_loss_of_label_sets_equals_the_definition(seed):
     labels[:2], labels[2] = 0, IGNORE
     sets = [None if row[0] < 0 else set(np.flatnonzero(row)) for row in labels]
     ids = torch.tensor(labels)
-    alike = likeness(ids, label_sets(Task("multilabel", LABELS[:3])), ids[:, 0] >= 0)
+    alike = label_overlap(ids, label_sets(Task("multilabel", LABELS[:3])), ids[:, 0] >= 0)
     found = contrastive_loss(torch.tensor(vectors), alike, ids[:, 0] >= 0, 0.3)
     assert float(found) == pytest.approx(plain_loss(vectors, sets, 0.3), rel=1e-5)
 
@@ -89,7 +89,7 @@ def test_loss_of_label_sets_equals_the_definition(seed):
 @pytest.mark.parametrize("labels", [[0, 1, 2], [IGNORE, IGNORE, 1], [IGNORE] * 3])
 def test_loss_and_gradient_are_zero_without_similar_texts(labels):
     ids, vectors = torch.tensor(labels), torch.randn(3, 4, requires_grad=True)
-    loss = contrastive_loss(vectors, likeness(ids, torch.eye(3), ids >= 0), ids >= 0, 0.1)
+    loss = contrastive_loss(vectors, label_overlap(ids, torch.eye(3), ids >= 0), ids >= 0, 0.1)
     loss.backward()
     assert loss == 0 and not vectors.grad.any()
 

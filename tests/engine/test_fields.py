@@ -388,7 +388,7 @@ def test_text_options_are_rejected_or_reported_without_text(fields, tmp_path, lo
     assert all("has no effect with --encoder none" in line for line in unused)
     fields(x=Field("x", shape=(2,)))
     data = processed(tmp_path, without_text(rows_of([0])), **NO_TEXT)
-    with pytest.raises(UserError, match="was made with --no_text, so there is nothing to encode; add --encoder none"):
+    with pytest.raises(UserError, match="was made with --no_text, so the encoder has no input; add --encoder none"):
         main(Config(do_train=True, data_path=str(data), output_dir=str(tmp_path / "out"), **TINY))
     with pytest.raises(UserError, match="the head of 'label', ClassificationHead, needs a text; write one that reads"):
         main(run_of(tmp_path, do_train=True, data_path=str(data)))
@@ -406,7 +406,7 @@ def test_text_model_requires_a_text_column(fields, tmp_path):
     run = dict(output_dir=str(tmp_path / "out"), model_version="run", report_to="none")
     main(Config(do_train=True, data_path=str(data), **TINY, **run))
     (tmp_path / "new.csv").write_text("remark,x\nhello,1\n")
-    with pytest.raises(UserError, match="row 1: no column has a common name for texts; add --text_column"):
+    with pytest.raises(UserError, match="row 1: no column has a recognised name for texts; add --text_column"):
         main(Config(do_predict=True, predict_file=str(tmp_path / "new.csv"), device="cpu", **run))
     main(Config(do_predict=True, predict_file=str(tmp_path / "new.csv"), text_column="remark", device="cpu", **run))
 

@@ -94,8 +94,8 @@ PROBLEMS = {
     "no such model": (hubs.hub, ("has no model of this name", "OWNER/NAME")),
     "not even a code": (lambda: hubs.hub(status=404), ("has no model of this name",)),
     "a private model": (lambda: hubs.hub(status=401), ("if it is private, set HF_TOKEN",)),
-    "a gated model": (lambda: hubs.hub(status=401, **{"X-Error-Code": "GatedRepo"}), ("only to some users",)),
-    "forbidden": (lambda: hubs.hub(status=403), ("only to some users",)),
+    "a gated model": (lambda: hubs.hub(status=401, **{"X-Error-Code": "GatedRepo"}), ("restricts access to this",)),
+    "forbidden": (lambda: hubs.hub(status=403), ("restricts access to this",)),
 }
 
 
@@ -138,7 +138,7 @@ def test_invalid_hub_setting_is_a_one_line_error(name, value, expected, command,
 def test_invalid_model_name_is_reported_before_anything_is_written(name, command, tmp_path):
     done = command("main.py", "--do_train", "--pretrain_model_path", name, env={"HF_ENDPOINT": hubs.closed()})
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert "no such folder, and no hub has such a name" in done.stderr and not (tmp_path / "dataset").exists()
+    assert "no such folder, and not a valid hub name" in done.stderr and not (tmp_path / "dataset").exists()
 
 
 SCRIPTS = {

@@ -130,7 +130,7 @@ def test_added_removed_and_changed_tasks(start, run, sample, tmp_path, caplog):
     data = other_data(sample, tmp_path / "tasks", change)
     with caplog.at_level(logging.INFO, "template"):
         trainer = start(data_path=str(data))
-    assert "slots: starts fresh (was tagging); polite: starts fresh (a new task); gone: intent" in caplog.text
+    assert "slots: newly initialised (was tagging); polite: newly initialised (a new task); gone: intent" in caplog.text
     trainer.train()
 
 

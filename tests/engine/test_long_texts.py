@@ -312,7 +312,7 @@ def test_run_from_before_windows_keeps_truncation(on_long):
     path.write_text(json.dumps(options | {"truncation": options.pop("long_text")}))
     assert Config.load(config.run_dir / "args.json").long_text == "head"
     log = run(on_long(epochs=2, resume=True, early_stop_patience=0))
-    assert "--long_text auto: head, as when the run began" in log and "nothing is left to train" in log
+    assert "--long_text auto: head, as when the run began" in log and "all epochs of this run are done" in log
 
 
 def test_tagging_and_classification_of_a_long_text(tiny):
@@ -329,7 +329,7 @@ def test_tagging_and_classification_of_a_long_text(tiny):
 
 
 @pytest.mark.parametrize(
-    "options, reason", [(dict(use_smart=True), "noise"), (dict(window_stride=-1), "cuts the texts to tag")]
+    "options, reason", [(dict(use_smart=True), "noise"), (dict(window_stride=-1), "truncates long texts")]
 )
 def test_conditions_without_windows(options, reason, tiny):
     with pytest.raises(UserError, match=f"--long_text windows: .*{reason}"):

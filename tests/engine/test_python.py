@@ -330,9 +330,9 @@ def test_decoder_tokens_are_assigned_to_words(kind, words):
     [
         ("sample", dict(task="other"), "the tasks are intent, slots"),
         ("sample", dict(label="other"), "there is no label 'other'"),
-        ("sample", dict(task="slots"), "select one by its number"),
+        ("sample", dict(task="slots"), "select one by its index"),
         ("sample", dict(task="slots", word=9), "numbered 0 to 2"),
-        ("sample", dict(task="slots", word="film"), "must be a word number"),
+        ("sample", dict(task="slots", word="film"), "must be a word index"),
         ("sample", dict(word=0), "only for tasks that label words"),
         ("multilabel", dict(word=0), "only for tasks that label words"),
         ("spans", {}, "finds spans"),

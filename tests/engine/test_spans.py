@@ -24,7 +24,7 @@ from engine.data.windows import merge_spans
 from engine.errors import UserError
 from engine.model import span_pointer
 from engine.model.span_pointer import best_threshold
-from engine.predict.ensemble import average_heads, deciding_state, mean_predictions
+from engine.predict.ensemble import average_heads, decoding_state, mean_predictions
 from engine.run.signals import Interrupted
 from engine.task.task import IGNORE, Task
 from engine.task.words import LOWEST_SCORE, place_tokens
@@ -583,7 +583,7 @@ def test_folds_are_averaged(small):
     found = [t.infer(MyDataLoader(data, 7), "", keep_averages="all")[0] for t in trainers]
     heads = trainers[0].model.output_layer.heads
     alone = mean_predictions(heads, [found[0].averages] * 3, data)
-    average_heads(heads, [deciding_state(t.model.output_layer.heads) for t in trainers])
+    average_heads(heads, [decoding_state(t.model.output_layer.heads) for t in trainers])
     both = mean_predictions(heads, [one.averages for one in found], data)
     for task, labels in (("entities", ["bank", "city"]), ("facts", PREDICATES)):
         assert alone.labels[task] == found[0].labels[task] and any(both.labels[task])

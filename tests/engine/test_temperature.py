@@ -53,11 +53,11 @@ def test_entity_probability_is_its_share_of_all_paths(labels, temperature):
     head.temperature.fill_(temperature)
     logits, sizes = 2 * torch.randn(12, 5, len(labels)), [5, 4, 3, 2, 1, 5] * 2
     mask = torch.arange(5) < torch.tensor(sizes)[:, None]
-    tags, chances = head.decode(logits, {"word_mask": mask})
+    tags, probabilities = head.decode(logits, {"word_mask": mask})
     start, between, end = (p.double().detach().numpy() for p in
                            (head.crf.start_transitions, head.crf.transitions, head.crf.end_transitions))  # fmt: skip
     checked = 0
-    for row, size, path, chance in zip(logits.double().numpy(), sizes, tags.tolist(), chances.tolist()):
+    for row, size, path, chance in zip(logits.double().numpy(), sizes, tags.tolist(), probabilities.tolist()):
 
         def score(tags, row=row):
             inside = sum(row[i, tag] for i, tag in enumerate(tags)) + sum(
@@ -79,9 +79,11 @@ def test_without_a_crf_words_are_independent(labels):
     head = TaggingHead(4, Task("tagging", labels))
     logits, sizes = 3 * torch.randn(40, 4, len(labels)), [4, 3, 2, 1] * 10
     mask = torch.arange(4) < torch.tensor(sizes)[:, None]
-    tags, chances = head.decode(logits, {"word_mask": mask})
+    tags, probabilities = head.decode(logits, {"word_mask": mask})
     checked = 0
-    for row, size, path, chance in zip(logits.double().softmax(-1).numpy(), sizes, tags.tolist(), chances.tolist()):
+    for row, size, path, chance in zip(
+        logits.double().softmax(-1).numpy(), sizes, tags.tolist(), probabilities.tolist()
+    ):
         names = [labels[tag] for tag in path[:size]]
         for entity, p in zip(entities_in(names), word_probabilities(names, chance[:size], True)):
             _, first, last = entity
@@ -101,9 +103,9 @@ def test_probability_of_tags_without_entities_is_per_word():
     crf = crf_of(("N", "V", "A"), 3)
     emissions, mask = torch.randn(2, 4, 3), torch.ones(2, 4, dtype=torch.bool)
     tags = crf.viterbi(emissions, mask)
-    chances = crf.chain(emissions, mask, tags)
+    probabilities = crf.chain(emissions, mask, tags)
     expected = crf.marginals(emissions, mask).gather(2, tags.unsqueeze(2)).squeeze(2)
-    for row, path, chance in zip(expected, tags.tolist(), chances.tolist()):
+    for row, path, chance in zip(expected, tags.tolist(), probabilities.tolist()):
         words = word_probabilities(["NVA"[tag] for tag in path], chance, False)
         np.testing.assert_allclose(words, row.detach(), rtol=1e-5)
 
@@ -140,12 +142,12 @@ def test_temperature_of_a_softmax_head(temperature):
 
     assert float(head.temperature) == pytest.approx(grid_minimum(nll), rel=2e-3)
     assert float(head.temperature) == pytest.approx(temperature, rel=0.1)
-    decoded, chances = head.distribution.decode(samples[0].logits, {})
+    decoded, probabilities = head.distribution.decode(samples[0].logits, {})
     before, _ = head.decode(samples[0].logits, {})
     assert torch.equal(decoded, before)
     z = logits / float(head.temperature)
     expected = (np.exp(z) / np.exp(z).sum(1, keepdims=True)).max(1)
-    np.testing.assert_allclose(chances, expected, rtol=1e-5)
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-5)
 
 
 def test_multilabel_temperature_does_not_change_labels():
@@ -156,9 +158,9 @@ def test_multilabel_temperature_does_not_change_labels():
     head.threshold.fill_(0.3)
     fit_temperature(head, [Sample(torch.tensor(logits).float(), labels, {})])
     assert float(head.temperature) == pytest.approx(2, rel=0.1)
-    decoded, chances = head.distribution.decode(torch.tensor(logits).float(), {})
+    decoded, probabilities = head.distribution.decode(torch.tensor(logits).float(), {})
     assert torch.equal(decoded, head.decode(torch.tensor(logits).float(), {})[0])
-    np.testing.assert_allclose(chances, 1 / (1 + np.exp(-logits / float(head.temperature))), rtol=1e-4)
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits / float(head.temperature))), rtol=1e-4)
 
 
 def test_path_temperature_scales_all_scores():
@@ -199,11 +201,11 @@ def test_temperature_of_entities(kind):
     fitted, losses = float(head.temperature), {}
     for t in np.linspace(0.8, 1.2, 81) * fitted:
         head.temperature.fill_(t)
-        chances, total = head.distribution.decode(logits, {"word_mask": mask})[1].tolist(), 0.0
+        probabilities, total = head.distribution.decode(logits, {"word_mask": mask})[1].tolist(), 0.0
         for i in range(10, 200):
             size = int(mask[i].sum())
             names, true = ([BIO[tag] for tag in side[i, :size].tolist()] for side in (tags, gold))
-            for entity, p in zip(entities_in(names), word_probabilities(names, chances[i][:size], True)):
+            for entity, p in zip(entities_in(names), word_probabilities(names, probabilities[i][:size], True)):
                 total -= np.log(p if entity in entities_in(true) else 1 - p)
         losses[t] = total
     assert fitted != 1 and min(losses, key=losses.get) == pytest.approx(fitted, rel=0.011)

@@ -25,7 +25,7 @@ from engine.predict.uncertainty import (
 )
 from engine.run.files import seal
 from engine.task.task import Task
-from engine.task.words import answered, entities_in, shares_by_task
+from engine.task.words import entities_in, shares_by_task, with_abstention
 from main import main
 
 TASKS = {"intent": Task("classification", ("a", "b")), "slots": Task("tagging", ("O", "B-x"))}
@@ -105,7 +105,7 @@ def test_thresholds_per_task():
 def test_predictions_that_cannot_be_omitted_have_no_threshold(name):
     tasks = TASKS | {"price": Task("regression", ()), "pos": Task("tagging", ("N", "V"))}
     assert thresholds_of("0.5", "abstain_below", tasks) == {"": 0.5}
-    with pytest.raises(UserError, match=f"--abstain_below={name}=0.5: '{name}' has numbers, or tags .* never left out"):
+    with pytest.raises(UserError, match=f"--abstain_below={name}=0.5: '{name}' has numbers, or tags .* never omitted"):
         thresholds_of(f"{name}=0.5", "abstain_below", tasks)
     abstention = Abstention({"": 0.5})
     assert abstention("pos", "tags", ["N"], [0.1]) == (["N"], [0.1]) and not abstention.counts
@@ -115,15 +115,18 @@ def test_predictions_that_cannot_be_omitted_have_no_threshold(name):
 
 
 def test_abstained_predictions():
-    assert answered("label", "a", 0.4, 0.5) == (None, 0.4, 1, 1) and answered("label", "a", 0.5, 0.5)[0] == "a"
-    assert answered("label", ["a", "b"], [0.9, 0.2], 0.5) == (["a"], [0.9], 1, 2)
-    assert answered("spans", [[0, 0, "x"]], [0.2], 0.5) == ([], [], 1, 1)
+    assert (
+        with_abstention("label", "a", 0.4, 0.5) == (None, 0.4, 1, 1)
+        and with_abstention("label", "a", 0.5, 0.5)[0] == "a"
+    )
+    assert with_abstention("label", ["a", "b"], [0.9, 0.2], 0.5) == (["a"], [0.9], 1, 2)
+    assert with_abstention("spans", [[0, 0, "x"]], [0.2], 0.5) == ([], [], 1, 1)
     tags = ["B-x", "I-y", "O", "B-x", "I-x", "B-x"]  # I-y begins an entity
-    left, p, num_left_out, total = answered("entities", tags, [0.9, 0.1, 0.2, 0.8], 0.5)
+    left, p, num_left_out, total = with_abstention("entities", tags, [0.9, 0.1, 0.2, 0.8], 0.5)
     assert left == ["B-x", "O", "O", "O", "O", "B-x"] and (p, num_left_out, total) == ([0.9, 0.8], 2, 4)
     assert len(entities_in(left)) == 2
-    assert answered("label", 3.2, None, 0.5) == (3.2, None, 0, 0)  # regression
-    assert answered("tags", ["N"], [0.1], 0.5) == (["N"], [0.1], 0, 0)
+    assert with_abstention("label", 3.2, None, 0.5) == (3.2, None, 0, 0)  # regression
+    assert with_abstention("tags", ["N"], [0.1], 0.5) == (["N"], [0.1], 0, 0)
 
 
 @pytest.fixture(scope="module")

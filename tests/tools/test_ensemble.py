@@ -35,7 +35,7 @@ from engine.predict.ensemble import (
     Run,
     SplitOutputs,
     average_heads,
-    deciding_state,
+    decoding_state,
     find_runs,
     mean_of_words,
     mean_predictions,
@@ -388,7 +388,7 @@ def test_crfs_are_combined_by_the_geometric_mean():
             torch.nn.init.normal_(parameter, std=2)
     emissions, mask = 2 * torch.randn(2, 20, words, 3), torch.ones(1, words, dtype=torch.bool)
     paths = torch.tensor(list(itertools.product(range(3), repeat=words)))
-    average_heads(mean := copy.deepcopy(heads[0]), [deciding_state(head) for head in heads])
+    average_heads(mean := copy.deepcopy(heads[0]), [decoding_state(head) for head in heads])
     averages, data = [{"x": list(of_model)} for of_model in emissions], [{"tokens": ["w"] * words}] * 20
     found = mean_predictions(mean, averages, data).labels["x"]
     for i, tags in enumerate(found):
@@ -654,7 +654,7 @@ ERRORS = {
     "twice": (["A", "A/checkpoints/best"], "listed twice"),
     "damaged": (["A", "DAMAGED"], "weights.safetensors has changed since it was written"),
     "without a manifest": (["A", "UNSEALED"], "no readable manifest"),
-    "another head": (["A", "PLAIN"], "the head is 'tagging', not 'crf_tagging'"),
+    "another head": (["A", "PLAIN"], "head: 'tagging' instead of 'crf_tagging'"),
     "other tasks": (["A", "TEXTS"], "has no task 'slots'"),
     "more tasks": (["TEXTS", "A"], "has no task 'size'"),
     "other labels": (["A", "LABELS"], "labels differ (of_another_kind)"),

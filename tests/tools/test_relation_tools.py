@@ -114,7 +114,7 @@ def test_python_interface_matches_predictions(runs):
     assert {name: scores[name] for name in scores if name.startswith("facts")} == pytest.approx(
         {name: stored[name] for name in scores if name.startswith("facts")}, abs=1e-4
     )
-    with pytest.raises(UserError, match="'facts' finds relations, whose scores are not logits of labels"):
+    with pytest.raises(UserError, match="'facts' finds relations, whose scores are not label logits"):
         model.explain(TEXTS[0], task="facts")
     with pytest.raises(UserError, match="'things' finds spans, whose"):
         model.explain(TEXTS[0], task="things")

@@ -26,7 +26,7 @@ from logging_config import get_logger
 
 def main(config: Config) -> int:
     import metrics
-    from engine.predict.ensemble import average_heads, deciding_state, mean_predictions, mean_scores
+    from engine.predict.ensemble import average_heads, decoding_state, mean_predictions, mean_scores
     from engine.predict.predictions import prediction_rows
     from engine.predict.stored import rows_of, write_rows
     from main import main as train_fold
@@ -52,7 +52,7 @@ def main(config: Config) -> int:
             test_set = test_loader.dataset
             predictions, _ = trainer.infer(test_loader, f"fold {number}: test", keep_averages="all")
             averages.append(predictions.averages)
-            head_states.append(deciding_state(trainer.model.output_layer.heads))
+            head_states.append(decoding_state(trainer.model.output_layer.heads))
     write_predictions(rows, folder / "out_of_fold.csv", config.spreadsheet_safe)
 
     result = mean_scores([fold.run_dir / "eval.json" for fold in folds])

@@ -31,7 +31,7 @@ from engine.errors import UserError
 from engine.predict.rows import write_predictions
 from engine.run.flags import OneLineParser, one_line, whole_number
 from engine.schema import read_json
-from engine.task.words import answered, is_wordless, row_of, shares_by_task, text_and_offsets, why_no_threshold
+from engine.task.words import is_wordless, row_of, shares_by_task, text_and_offsets, why_no_threshold, with_abstention
 from tools.export.decoding import HEADS, Head, Prediction, Window
 from tools.export.encoding import Encoded, Encoder, Example, batches_of
 from tools.export.loading import PROVIDERS, InputError, load_arrays, load_session, load_settings, num_cores
@@ -123,7 +123,7 @@ class Predictor:
             if kind != "label" and is_wordless(example):
                 label, probability = [], []
             lowest = self.abstain_below.get(name, self.abstain_below.get("", 0.0))
-            columns[name] = (kind, *answered(kind, label, probability, lowest)[:2])
+            columns[name] = (kind, *with_abstention(kind, label, probability, lowest)[:2])
         return row_of(example, columns, text, offsets)
 
 

@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from engine.predict.rows import harmless
-from engine.run.atomic import appearing_whole
+from engine.run.atomic import atomic_file
 from engine.task.task import needs_words
 from metrics import items_in
 from tools.report import bootstrap, entities, figures, look, marked, relations, svg
@@ -87,7 +87,7 @@ def write_page(path: Path, template: str, words: Words, view: dict[str, Any]) ->
     """Renders a template with the style and script of the page. view: variables, with the results as "found"."""
     shared = {"words": words, "style": raw("page.css"), "script": raw("page.js"), "figures": plain(view["found"])}
     html = environment(words).get_template(template).render(view | shared)
-    with appearing_whole(path) as file:
+    with atomic_file(path) as file:
         file.write(html)
 
 
@@ -140,7 +140,7 @@ def write_suspicious(
 ) -> None:
     """Writes suspicious.csv with the probably mislabelled rows, worst first. spreadsheet_safe: see `harmless`."""
     safe = harmless if spreadsheet_safe else lambda cell: cell
-    with appearing_whole(path) as file:
+    with atomic_file(path) as file:
         writer = csv.writer(file)
         writer.writerow(["id", "part", "task", "text", "given", "likely", "score"])
         for suspect in suspects:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import metrics
-from engine.run.atomic import appearing_whole
+from engine.run.atomic import atomic_file
 from engine.run.files import write_csv, write_json
 from tools.search.finals import FinalStage
 from tools.search.paired import interval, verdict
@@ -48,7 +48,7 @@ def write_trials(plan: Plan, study: Study) -> list[Row]:
         line |= {f"epoch_{epoch}": row["epochs"].get(str(epoch), "") for epoch in range(1, last + 1)}
         lines.append(line)
     write_csv(plan.folder / "trials.csv", lines)
-    with appearing_whole(plan.folder / "search.svg") as file:
+    with atomic_file(plan.folder / "search.svg") as file:
         file.write(draw(rows, plan.space, plan.monitor, plan.lower))
     return rows
 

@@ -12,7 +12,7 @@ from engine.errors import UserError
 from engine.predict.interface import Examples, Model
 from engine.predict.predictions import column_kind, without_probabilities
 from engine.predict.rows import write_predictions
-from engine.run.atomic import appearing_whole
+from engine.run.atomic import atomic_file
 from engine.task.tags import parse_tag
 from engine.task.task import Task
 from engine.task.text import text_and_offsets
@@ -75,10 +75,10 @@ def write(path: Path, form: str, examples: Examples, facts: list[Row], model: Mo
     if form != "label_studio":
         write_predictions(rows, path)
         return
-    with appearing_whole(path) as file:
+    with atomic_file(path) as file:
         json.dump(rows, file, ensure_ascii=False, indent=1)
     predicates = [label for task in tasks.values() if task.kind == "relations" for label in task.labels]
-    with appearing_whole(path.with_suffix(".xml")) as file:
+    with atomic_file(path.with_suffix(".xml")) as file:
         file.write(interface(for_tool, "text_pair" in rows[0]["data"], predicates))
 
 
