@@ -168,10 +168,10 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
     monitor_of(config.monitor, tasks)  # raises UserError early
     for line in config.unused_options([task.kind for task in tasks.values()]):
         logger.warning(line)
-    if config.pretrain_model_path:  # not in `from_first`: a download may exceed its timeout
+    if config.pretrain_model_path:  # not in `from_rank_0`: a download may exceed its timeout
         locate(config.pretrain_model_path, config.model_hub)
-    own = distributed.from_first(lambda: own_checkpoint(config))
-    tokenizer = distributed.from_first(
+    own = distributed.from_rank_0(lambda: own_checkpoint(config))
+    tokenizer = distributed.from_rank_0(
         lambda: load_tokenizer(config, lambda: training_texts(data_path / "train.jsonl"), own)
     )
     word_ends = pooling_of(config, pretrained_shape(config, own))[1] != "first"

@@ -60,7 +60,7 @@ class MyModelOutput:
 
 
 def mean_output(outputs: Sequence[MyModelOutput]) -> MyModelOutput:
-    """Averages the losses of several outputs; the logits are those of the first."""
+    """Averages the losses of several outputs; the logits come from the first."""
     losses = {name: sum(output.losses[name] for output in outputs) / len(outputs) for name in outputs[0].losses}
     total = sum(output.total_loss for output in outputs) / len(outputs)
     return replace(outputs[0], total_loss=total, losses=losses)
@@ -219,7 +219,7 @@ class OutputLayer(nn.Module):
                 built[name].read_task(task.entities)
         self.reads_pairs = "pair" in levels
         if self.reads_pairs and (len(levels) > 1 or not all(task.pairs for task in tasks.values())):
-            raise UserError('heads of level "pair" need pairs of texts (text_pair), and no heads of another level')
+            raise UserError('heads of level "pair" need pairs of texts (text_pair), and cannot be combined with others')
 
     def forward(
         self, hidden: Any, inputs: dict[str, torch.Tensor], labels: dict[str, torch.Tensor] | None = None

@@ -260,7 +260,7 @@ class Trainer:
 
         with ExitStack() as stack:
             self.trackers = []
-            distributed.from_first(open_all)
+            distributed.from_rank_0(open_all)
             yield
 
     @contextmanager
@@ -383,7 +383,7 @@ class Trainer:
     def resume(self) -> bool:
         """Resumes from the newest intact checkpoint. Returns whether there is one."""
         metrics_path = self.run_dir / "metrics.jsonl"
-        folder, damaged = distributed.from_first(lambda: checkpoint.newest_intact(self.checkpoints))
+        folder, damaged = distributed.from_rank_0(lambda: checkpoint.newest_intact(self.checkpoints))
         if folder is None:
             # Imports may have drawn random numbers, and each process needs its own dropout masks
             distributed.seed_each(self.config.random_seed)
@@ -470,7 +470,8 @@ class Trainer:
 
     @torch.inference_mode()
     def embed(self, loader: MyDataLoader) -> np.ndarray:
-        """Returns the vectors of the texts, (N, H), see MyModel.embed. For tagging, those of the first windows."""
+        """Returns the vectors of the texts, (N, H), see MyModel.embed. For tagging, from the first window of each
+        text."""
         self.model.eval()
         if not self.model.hidden_size:
             raise UserError("this model has no text input, so it cannot embed texts")

@@ -96,10 +96,10 @@ def mismatch(value: Any, shape: Any, where: str = "") -> str:
     """Returns a description of the first mismatch between a value and a shape; "" if they match."""
     if isinstance(shape, AnyOf):
         found = [mismatch(value, option, where) for option in shape]
-        return "" if "" in found else wrong(value, shape, where)
+        return "" if "" in found else mismatch_message(value, shape, where)
     if isinstance(shape, list):
         if not isinstance(value, list):
-            return wrong(value, shape, where)
+            return mismatch_message(value, shape, where)
         if shape[0] is str and set(map(type, value)) <= {str}:  # fast path for the most frequent shape
             return ""
         items = ((item, shape[0], f"{where}[{number}]") for number, item in enumerate(value))
@@ -108,15 +108,15 @@ def mismatch(value: Any, shape: Any, where: str = "") -> str:
         return mismatch_in_object(value, shape, where)
     if type(shape) is tuple:
         if not isinstance(value, list) or len(value) != len(shape):
-            return wrong(value, shape, where)
+            return mismatch_message(value, shape, where)
         items = ((item, kind, f"{where}[{number}]") for number, (item, kind) in enumerate(zip(value, shape)))
         return next((text for item in items if (text := mismatch(*item))), "")
-    return "" if fits(value, shape) else wrong(value, shape, where)
+    return "" if fits(value, shape) else mismatch_message(value, shape, where)
 
 
 def mismatch_in_object(value: Any, shape: dict, where: str) -> str:
     if not isinstance(value, dict):
-        return wrong(value, shape, where)
+        return mismatch_message(value, shape, where)
     before = f"{where}." if where else ""
     if str in shape:
         items = [(item, shape[str], before + key) for key, item in value.items()]
@@ -159,7 +159,7 @@ def like(value: Any) -> Any:
     return Number if isinstance(value, float) and not math.isfinite(value) else float
 
 
-def wrong(value: Any, shape: Any, where: str) -> str:
+def mismatch_message(value: Any, shape: Any, where: str) -> str:
     try:
         shown = json.dumps(value, ensure_ascii=False)
     except RecursionError:  # writing needs a slightly deeper stack than reading

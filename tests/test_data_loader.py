@@ -498,7 +498,7 @@ def test_full_disk_leaves_no_partial_cache(tokenizer, many, tmp_path, caplog):
 
 
 def test_least_recently_used_caches_are_removed_first(tokenizer, many, tmp_path, monkeypatch):
-    monkeypatch.setattr(token_cache, "KEPT", 2)
+    monkeypatch.setattr(token_cache, "MAX_CACHES", 2)
     path = tmp_path / "train.jsonl"
     path.write_bytes(many.read_bytes())
 

@@ -16,7 +16,7 @@ import numpy as np
 from engine.data.own_inputs import fields_of, value_of
 from engine.data.own_spans import spans_inside
 from engine.data.ragged import Ragged
-from engine.data.windows import Cutter, Feature, Unusable, encode_texts
+from engine.data.windows import Cutter, Feature, UnreadableExample, encode_texts
 from engine.errors import UserError
 from engine.model.head import Head, token_ids
 from engine.model.span_pointer import encode
@@ -224,7 +224,7 @@ class Featurizer:
         for number, (text, encoding) in enumerate(zip(first, encodings)):
             try:
                 features += cutter.features(number, encoding, seconds[number], has_words=bool(text))
-            except Unusable as error:
+            except UnreadableExample as error:
                 raise UserError(f"example {examples[number].get('id', number)}: {error}") from None
         return features
 

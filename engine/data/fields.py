@@ -230,8 +230,8 @@ class Field:
         return 0.0 if value is None else (value - of_train["mean"]) / of_train["std"]
 
     def batch(self, name: str, values: np.ndarray, lengths: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the arrays of a batch. values: (numbers,) of all rows, one after another; lengths: (B,) numbers of
-        each row."""
+        """Returns the arrays of a batch. values: the values of all rows, concatenated; lengths: the number of values
+        in each row, (B,)."""
         shape = tuple(self.shape or ())
         if self.level == "text":
             return {name: values.reshape(len(lengths), *shape).astype(DTYPES[self.dtype])}

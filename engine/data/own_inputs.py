@@ -36,7 +36,7 @@ def declared_fields(extra_columns: Iterable[str] = ()) -> dict[str, Field]:
             if not isinstance(name, str) or not name.isidentifier() or name in (*BUILT_IN, *masks):
                 raise FieldError("not allowed as the name of an input; choose another one")
             if field.has_mask and (mask := f"{name}_mask") in BUILT_IN:
-                raise FieldError(f"its {mask} would replace that of the text; choose another name")
+                raise FieldError(f"its {mask} would replace the text's; choose another name")
             field.check()
         except FieldError as error:
             raise UserError(f"data_loader.py: FIELDS[{name!r}]: {error}") from None

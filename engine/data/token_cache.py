@@ -15,7 +15,7 @@ from engine.run.command_line import os_error_line
 
 logger = logging.getLogger("template")
 CACHE_NAME = re.compile(r"[\w.-]+-[0-9a-f]{20}\.[0-9a-f]{16}\.arrow")
-KEPT = 24  # files per folder; the least recently used ones are removed
+MAX_CACHES = 24  # files per folder; the least recently used ones are removed
 
 
 def cached_table(
@@ -40,7 +40,7 @@ def cached_table(
                     writer.write_batch(batch)
             cache = folder / f"{name}.{sha256(temporary)[:16]}.arrow"
             os.replace(temporary, cache)
-            clear(folder, KEPT)
+            clear(folder, MAX_CACHES)
         return ArrowDataset.from_file(str(cache)).data.table
     except OSError as error:
         with suppress(OSError):

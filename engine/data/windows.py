@@ -12,7 +12,7 @@ from tokenizers import Encoding
 Span = tuple[int, ...]  # word indices, label id (see PLACES)
 
 
-class Unusable(ValueError):
+class UnreadableExample(ValueError):
     """Raised if a model cannot read an example; the message is a one-line reason."""
 
 
@@ -98,14 +98,14 @@ class Cutter(NamedTuple):
         self, example: int, encoding: Encoding, second: Encoding | None = None, has_words: bool = True
     ) -> list[Feature]:
         """Returns the Features of an example. second: a second text that is encoded separately; has_words: False if the
-        text is only the filler. Raises Unusable if the first Feature, from which text-level labels are predicted, lacks
-        a marker."""
+        text is only the filler. Raises UnreadableExample if the first Feature, from which text-level labels are
+        predicted, lacks a marker."""
         features = self.cut(example, encoding, has_words)
         for name, token in self.markers.items():
             if features[0].input_ids.count(token) != 1:
                 count = encoding.ids.count(token)
                 reason = f"--max_length {self.max_length} truncates {name}" if count == 1 else f"it has {count} {name}"
-                raise Unusable(f"{reason}; this model needs one in each text")
+                raise UnreadableExample(f"{reason}; this model needs one in each text")
         return features if second is None else [features[0].joined_with(*self.cut(example, second, False))]
 
     def cut(self, example: int, encoding: Encoding, has_words: bool) -> list[Feature]:
@@ -125,7 +125,7 @@ class Cutter(NamedTuple):
         texts = [[i for i, sequence in enumerate(sequences) if sequence == number] for number in (0, 1)]
         part = "head" if self.by_words or self.long_text == "windows" else self.long_text
         if part == "head_tail" and texts[1]:
-            raise Unusable("--long_text head_tail is for single texts; use head, tail or windows for pairs")
+            raise UnreadableExample("--long_text head_tail is for single texts; use head, tail or windows for pairs")
         sizes = longest_first(len(texts[0]), len(texts[1]), max(0, self.max_length - sequences.count(None)))
         kept = {i for i, sequence in enumerate(sequences) if sequence is None}
         for positions, size in zip(texts, sizes):
@@ -161,7 +161,7 @@ class Cutter(NamedTuple):
         before, after = range(inside[0]), range(inside[-1] + 1, len(encoding.ids))
         room = self.max_length - len(before) - len(after)
         if room < 4:
-            raise Unusable(f"--max_length {self.max_length}: too short for a word and the second text; raise it")
+            raise UnreadableExample(f"--max_length {self.max_length} leaves no space for the first text; raise it")
         # every access builds a new list
         all_ids, all_types, word_ids = encoding.ids, encoding.type_ids, encoding.word_ids
         begins = [i - inside[0] for n, i in enumerate(inside) if n == 0 or word_ids[i] != word_ids[inside[n - 1]]]

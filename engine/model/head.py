@@ -35,8 +35,8 @@ class Head(nn.Module):
     """The base class of all heads: a linear layer from vectors to logits.
 
     A custom head implements `loss` and `decode`, and often `forward`. The defaults of the other methods are for labels
-    that are class ids, or IGNORE if missing. Override them for other labels, and set `family` for logits that are not
-    those of a softmax.
+    that are class ids, or IGNORE if missing. Override them for other labels, and set `family` for logits of other
+    distributions than softmax.
     """
 
     # What `forward` gets as `vectors`: "text", one vector per text (B, H); "words", one vector per word (B, W, H);

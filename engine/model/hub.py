@@ -23,7 +23,7 @@ from engine.run.command_line import first_line
 logger = logging.getLogger("template")
 CACHED_WAIT = 3.0  # timeout of the request in seconds, if the model is already in the cache
 MIRROR = "set HF_ENDPOINT to a mirror such as https://hf-mirror.com"
-WAYS_OUT = {
+HUB_ADVICE = {
     "model": f"{MIRROR}, add --model_hub modelscope, or give a local folder (HF_HUB_OFFLINE=1 uses only models in the "
     "cache); see docs/download.md",
     "dataset": f"{MIRROR}, or give a local file or folder; see docs/download.md",
@@ -168,7 +168,7 @@ def refusal(name: str, seconds: float, revision: str | None = None, kind: str = 
     except ValueError as error:  # not a valid name
         return f"no such folder, and not a valid hub name ({first_line(error)})", "check it (OWNER/NAME)"
     if not status:
-        return f"{hub} does not respond {code}", WAYS_OUT[kind]
+        return f"{hub} does not respond {code}", HUB_ADVICE[kind]
     if code == "GatedRepo" or status == 403:
         return f"{hub} restricts access to this {kind}", "apply on its page, then set HF_TOKEN"
     if status in (401, 404) and code not in ("EntryNotFound", "RevisionNotFound"):

@@ -145,7 +145,7 @@ def load_base(
 
 
 def require_same_base(folder: str | Path, base: dict[str, Any], sums: dict[str, str], name: str) -> None:
-    """Raises UserError unless the weight files at `name`, with checksums `sums`, are those of the adapter's base."""
+    """Raises UserError unless the weight files at `name`, with checksums `sums`, match the adapter's base."""
     if sums != base["sha256"]:
         differs = next((file for file in base["sha256"] if sums.get(file) != base["sha256"][file]), "number of files")
         other = f"{name} is now a different model ({differs} differs; compared by SHA-256)"

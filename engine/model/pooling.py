@@ -50,7 +50,7 @@ def text_vectors(hidden: torch.Tensor, inputs: dict[str, torch.Tensor], pooling:
     if pooling == "mean":
         return mean_of_tokens(hidden, mask)
     last = mask.sum(1) - 1  # inputs are always right-padded
-    # With hidden[arange, last], an export would fix the number of windows to that of its example input
+    # With hidden[arange, last], an export would fix the number of windows to the example input's
     return hidden.gather(1, last[:, None, None].expand(-1, -1, hidden.shape[2])).squeeze(1)
 
 

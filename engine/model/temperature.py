@@ -16,7 +16,7 @@ from engine.task.task import IGNORE
 from engine.task.words import entities_in
 
 MAX_TEXTS = 2000  # more texts would hardly change the temperature
-FEWEST = 20  # minimum number of labelled texts; with fewer, the temperature is 1
+MIN_LABELS = 20  # minimum number of labelled texts; with fewer, the temperature is 1
 LOWEST, HIGHEST = 0.1, 10.0  # bounds of the fit; a minimum at a bound is rejected
 
 
@@ -59,7 +59,7 @@ def fit_temperature(head: Any, samples: list[Sample]) -> None:
         there = head.label_mask(labels, inputs)
         texts += int(there.flatten(1).any(1).sum() if there.ndim > 1 else there.sum())
         right, total = (a + b for a, b in zip((right, total), head.hits(predictions, probabilities, labels)))
-    if texts < FEWEST or right == total:
+    if texts < MIN_LABELS or right == total:
         return
     if head.task.is_tagging and probabilities.ndim == 3 and are_of_entities(tuple(head.task.labels)):
         fit_temperature_on_entities(head, samples)
@@ -113,7 +113,7 @@ def fit_temperature_on_spans(head: Any, found: list[tuple[list, list]], labels: 
         for (*places, kind), p in zip(spans, probabilities)
     ]
     if (
-        len(known) < FEWEST
+        len(known) < MIN_LABELS
         or len({right for _, right in pairs}) < 2
         or not hasattr(head.distribution, "at_temperature")
     ):

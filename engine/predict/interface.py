@@ -30,9 +30,9 @@ class Model:
     """A trained model. It is thread-safe: calls run one at a time.
 
     A text is a string, a tuple of two strings (a pair), a list of words, or a row of a file as a dict with `text` or
-    `tokens`, `text_pair`, `id` and numeric columns; other keys are ignored. One text returns one result, a list of
-    texts a list, and an iterator an iterator, which reads a few thousand texts ahead in constant memory. Invalid texts
-    raise UserError.
+    `tokens`, `text_pair`, `id` and numeric columns; other keys are ignored. One text returns one result, a list
+    returns a list, and an iterator returns an iterator, which reads a few thousand texts ahead in constant memory.
+    Invalid texts raise UserError.
     """
 
     def __init__(self, checkpoint: Path, options: dict[str, Any], trainer: Any, featurizer: Any) -> None:

@@ -35,7 +35,7 @@ def dtype_option(dtype: Any) -> dict[str, Any]:
 
 
 def warmup_option(share: float) -> dict[str, float]:
-    """Returns the TrainingArguments argument for warmup over a share of the steps: `warmup_ratio` before
+    """Returns the TrainingArguments argument for warmup over a fraction of the steps: `warmup_ratio` before
     transformers 5."""
     from transformers import TrainingArguments
 

@@ -45,9 +45,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = ContextVar("alone", default=False)
 # Keeps replicas alive until exit: their destructor joins threads of gloo, which can block forever
-KEPT: list[DistributedDataParallel] = []
+REPLICAS: list[DistributedDataParallel] = []
 BUCKET = 2**24  # number of values in one all-reduce
-FEW_ROWS_FROM = 2**20  # number of values from which only the non-zero rows of a matrix are all-reduced
+SPARSE_FROM = 2**20  # number of values from which only the non-zero rows of a matrix are all-reduced
 
 
 def rank() -> int:
@@ -154,7 +154,7 @@ def end_with_parent() -> None:
 def leave(device: torch.device) -> None:
     """Waits for the other processes, then leaves the process group. device: the return value of `join`.
 
-    Gloo stays active until the process ends (see KEPT).
+    Gloo stays active until the process ends (see REPLICAS).
     """
     if dist.is_initialized():
         barrier()
@@ -175,7 +175,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def gather_in_turn(items: list[Any]) -> list[Any]:
-    """Merges the lists of all processes, taking one item from each in turn: the inverse of `share`."""
+    """Interleaves the lists of all processes, one item from each at a time: the inverse of `share`."""
     lists = gather(items)
     if len(lists) == 1:
         return items
@@ -213,7 +213,7 @@ def all_reduce_sum(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return dict(zip(values, numbers.float()))
 
 
-def from_first(function: Callable[[], Any]) -> Any:
+def from_rank_0(function: Callable[[], Any]) -> Any:
     """Calls a function in process 0 and returns its result in all processes. A UserError is also raised in all."""
     if size() == 1:
         return function()
@@ -255,7 +255,7 @@ def require_same(facts: dict[str, Any]) -> None:
 def entered_by_first(context: AbstractContextManager[Any]) -> Iterator[Any]:
     """Enters a context in process 0 only, and yields its value in all processes."""
     with ExitStack() as stack:
-        yield from_first(lambda: stack.enter_context(context))
+        yield from_rank_0(lambda: stack.enter_context(context))
 
 
 def require_same_run(config: "Config", data: str) -> None:
@@ -307,7 +307,7 @@ def replicate(model: torch.nn.Module, overlap: bool) -> DistributedDataParallel 
         )
     replica.register_comm_hook(None, sum_bucket)
     replica.left_out = list(left_out.values())
-    KEPT.append(replica)
+    REPLICAS.append(replica)
     return replica
 
 
@@ -315,7 +315,7 @@ def has_few_rows(parameter: torch.Tensor) -> bool:
     """Returns whether to all-reduce only the non-zero rows of a parameter: it is a large matrix with many more rows
     than columns, such as embeddings. On a GPU this is always False, because selecting rows would force a sync."""
     long = parameter.ndim == 2 and parameter.shape[0] > 8 * parameter.shape[1]
-    return long and parameter.numel() > FEW_ROWS_FROM and parameter.device.type == "cpu"
+    return long and parameter.numel() > SPARSE_FROM and parameter.device.type == "cpu"
 
 
 def sync_gradients(replica: DistributedDataParallel | None, is_last: bool) -> AbstractContextManager[None]:

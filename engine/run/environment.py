@@ -27,7 +27,7 @@ from typing import NamedTuple
 from engine.errors import UserError
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
-DECISIVE = ("torch", "transformers", "datasets")  # their versions are checked at the start of each command
+CORE_PACKAGES = ("torch", "transformers", "datasets")  # their versions are checked at the start of each command
 MODULES = {"scikit-learn": "sklearn", "pytorch-crf": "torchcrf"}  # {package: its module, if the name differs}
 OPTIONAL = ("tensorboard", "sentencepiece", "rjieba", "accelerate")  # not needed by every run of main.py
 DRIVERS = {"12": 525, "13": 580}  # {major version of CUDA: oldest driver that supports it}
@@ -94,7 +94,7 @@ def problems_of(requirements: list[Requirement]) -> str:
 def require_versions() -> None:
     """Raises UserError if the installed version of torch, transformers or datasets is incompatible."""
     lines = read_requirements(REQUIREMENTS) if REQUIREMENTS.exists() else []
-    decisive = [needed for needed in lines if needed.name in DECISIVE]
+    decisive = [needed for needed in lines if needed.name in CORE_PACKAGES]
     problems = [problem for needed in decisive if (problem := needed.problem()) and "missing" not in problem]
     if problems:
         words = " ".join(f"'{needed.name}{needed.bounds}'" for needed in decisive)

@@ -85,7 +85,7 @@ def inherit_auto_options(config: Config, run_dir: Path, device: torch.device) ->
     path = run_dir / "args.json"
     if not config.do_train or config.debug:
         return config
-    before = distributed.from_first(lambda: OLD_DEFAULTS | read_options(path, type(config)) if path.exists() else {})
+    before = distributed.from_rank_0(lambda: OLD_DEFAULTS | read_options(path, type(config)) if path.exists() else {})
     kept = {}
     for name, auto in config.auto_values().items():
         unused = name == "ema_decay" and not config.use_ema
@@ -112,7 +112,7 @@ def resolve_pooling(config: Config, kinds: Iterable[str]) -> Config:
     if not config.is_auto("pooling") or not is_pretrained(config) or config.init_from or words_only:
         return config
     place = locate(config.pretrain_model_path, config.model_hub)
-    pooling, mode = distributed.from_first(lambda: (not started and stored_pooling(place)) or ("", ""))
+    pooling, mode = distributed.from_rank_0(lambda: (not started and stored_pooling(place)) or ("", ""))
     if mode:
         found = f"the model was trained with {mode} pooling"
         logger.info(f"--pooling auto: {pooling}; {found}" if pooling else f"--pooling: {found}, which is not supported")
@@ -132,7 +132,7 @@ def choose_long_text(config: Config, facts: DataFacts) -> Any:
         return config.long_text
     if not reason and any(head.level == "tokens" for head in facts.heads):
         reason = "a head pools tokens itself; if it supports concatenated windows, add --long_text windows"
-    return distributed.from_first(lambda: long_text_of(featurizer, [*facts.first_examples()], reason))
+    return distributed.from_rank_0(lambda: long_text_of(featurizer, [*facts.first_examples()], reason))
 
 
 def long_text_of(featurizer: Featurizer, examples: list[dict[str, Any]], reason: str) -> str:
@@ -145,7 +145,7 @@ def long_text_of(featurizer: Featurizer, examples: list[dict[str, Any]], reason:
     if reason:
         logger.warning(f"--long_text auto: {long}, but only their start is read: {reason}")
         return "head"
-    logger.info(f"--long_text auto: {long}: read in windows (--long_text head: only their start)")
+    logger.info(f"--long_text auto: {long}; they are read in windows (--long_text head reads only their start)")
     return "windows"
 
 
@@ -174,7 +174,7 @@ def choose_word_shapes(config: Config, facts: DataFacts) -> bool:
     # with --init_from, heads keep their inputs; from scratch, word shapes have not been measured
     ignored = bool(config.pretrain_model_path) and is_pretrained(config) and ignores_case(facts.tokenizer)
     words = chain.from_iterable(example["tokens"] for example in (facts.first_examples() if ignored else ()))
-    chosen = bool(distributed.from_first(lambda: has_capitals(words)))
+    chosen = bool(distributed.from_rank_0(lambda: has_capitals(words)))
     if chosen:
         logger.info("--word_shapes auto: on, because the tokenizer ignores case (--word_shapes False: off)")
     return chosen
@@ -235,7 +235,7 @@ def resolve_precision(config: Config, encoder: Any, device: torch.device, traine
             chosen, reason = "fp32", f": {encoder.config.model_type} overflows in {chosen}"
         elif not trained and not gains_from_bf16(encoder):
             chosen, reason = "fp32", ": bf16 hardly speeds up this encoder"
-        chosen, reason = distributed.from_first(lambda: (chosen, reason))
+        chosen, reason = distributed.from_rank_0(lambda: (chosen, reason))
         config = replace(config, precision=chosen)
         logger.info(f"--precision auto: {chosen}{reason}")
     check_overflow(encoder, config.precision)

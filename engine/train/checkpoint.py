@@ -90,7 +90,7 @@ class Writer:
             if base and not merge:
                 write_json(temporary / lora.BASE_FILE, base)
             write_json(temporary / "labels.json", tasks_to_json(self.tasks))
-            # without the flags for resuming, so that `best` of a resumed run is byte-identical
+            # without the flags for resuming, so `best` of a resumed run is byte-identical
             write_json(temporary / "args.json", self.config.kept() | {"resume": False, "force_resume": False})
             if training:
                 save_file(cast(dict, tensors), temporary / "training.safetensors")

@@ -53,7 +53,7 @@ def inherit_run_options(config: Config, typed: Collection[str] = ()) -> Config:
     """Returns the options, with those that describe the weights and unset learning rates inherited from --init_from.
     Raises UserError for options that contradict the weights. typed: options that the command line sets, including those
     set to their default."""
-    return replace(config, **distributed.from_first(lambda: options_to_inherit(config, typed)))
+    return replace(config, **distributed.from_rank_0(lambda: options_to_inherit(config, typed)))
 
 
 def options_to_inherit(config: Config, typed: Collection[str]) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def start_head(
             larger = type(head)(hidden_size, replace(task, labels=task.labels + more, counts=None))
         except Exception as error:  # a user's head
             wrong = f"{type(head).__name__} cannot be built for other labels ({first_line(error)})"
-            raise UserError(f"--init_from: {name}: {wrong}; remove that limit, or override `start_from`") from None
+            raise UserError(f"--init_from: {name}: {wrong}; lift this limit, or override `start_from`") from None
     own = {part: tensors[f"{HEADS}{name}.{part}"] for part in head.state_dict() if f"{HEADS}{name}.{part}" in tensors}
     fresh = head.start_from(own, theirs, larger)
     unit = {"tagging": "tags", "spans": "types", "relations": "predicates"}.get(task.kind, "labels")

@@ -216,7 +216,7 @@ def with_warmup(scheduler: Any, config: Config, loader: Any, monitor: str, lower
     """Wraps a scheduler, if needed, so that the trainer can call its `step` without arguments.
 
     Raises UserError if it ends before the run, or if a scheduler that needs a score minimises one that should be
-    maximised, or the reverse. loader: yields the micro-batches of an epoch; monitor: the name of the score.
+    maximised, or vice versa. loader: yields the micro-batches of an epoch; monitor: the name of the score.
     """
     if isinstance(scheduler, type) or not hasattr(scheduler, "step"):
         raise UserError(f"build_scheduler in trainer.py must return a scheduler of torch, not {scheduler!r}")

@@ -21,7 +21,7 @@ logger = logging.getLogger("template")
 
 @dataclass
 class Progress:
-    """The progress of a run. Every checkpoint stores it, so that the result of a resumed run is byte-identical."""
+    """The progress of a run. Every checkpoint stores it, so a resumed run has byte-identical results."""
 
     step: int = 0  # completed optimizer steps
     epoch: int = 0  # completed and evaluated epochs

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from scipy.stats import chi2_contingency
 
 from engine.model.head import Head, paths_of
-from engine.model.temperature import FEWEST, best_temperature
+from engine.model.temperature import MIN_LABELS, best_temperature
 from engine.task.task import IGNORE, Task, classifies_texts
 from engine.tricks.trick import Trick
 
 logger = logging.getLogger("template")
-CHANCE = 0.01  # significance level: label frequencies count as different if the p-value is below this
+SIGNIFICANCE = 0.01  # significance level: label frequencies count as different if the p-value is below this
 
 
 class Contrast(Trick):
@@ -171,12 +171,12 @@ class LabelShift(Trick):
 
 
 def temperature_at(logits: torch.Tensor, labels: torch.Tensor, shift: torch.Tensor) -> float:
-    """Returns the T for which softmax(logits / T + shift) fits the labels best; 1 with fewer labels than FEWEST.
+    """Returns the T for which softmax(logits / T + shift) fits the labels best; 1 with fewer labels than MIN_LABELS.
 
     logits: (N, C), labels: (N,), shift: (C,)
     """
     there = labels != IGNORE
-    if there.sum() < FEWEST:
+    if there.sum() < MIN_LABELS:
         return 1.0
     scores, labels, shift = logits[there].double(), labels[there].long(), shift.cpu().double()
     return best_temperature(lambda t: F.cross_entropy(scores / t + shift, labels))
@@ -207,4 +207,4 @@ def differ(dev: torch.Tensor, train: torch.Tensor) -> bool:
     rare = (table.sum(1).min() * table.sum(0) / max(table.sum(), 1)) < 5
     table = np.column_stack([table[:, ~rare], table[:, rare].sum(1)])
     table = table[:, table.sum(0) > 0]
-    return bool(table.shape[1] > 1 and table.sum(1).all() and chi2_contingency(table).pvalue < CHANCE)
+    return bool(table.shape[1] > 1 and table.sum(1).all() and chi2_contingency(table).pvalue < SIGNIFICANCE)

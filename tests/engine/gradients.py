@@ -25,7 +25,7 @@ from engine.run.command_line import parse_args
 from engine.run.launch import end_process
 from main import build_trainer, load_data
 
-distributed.FEW_ROWS_FROM = 0  # also for the tests' small word embeddings
+distributed.SPARSE_FROM = 0  # also for the tests' small word embeddings
 
 
 def shares(loader, processes):

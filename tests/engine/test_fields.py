@@ -171,8 +171,8 @@ def test_invalid_field_is_a_one_line_error(field, message, fields, tmp_path):
         ({"input_ids": Field("x")}, "not allowed as the name"),
         ({3: Field("x")}, "not allowed as the name"),
         ({"a": Field("x", level="list"), "a_mask": Field("x")}, r"'a_mask'\]: not allowed as the name"),
-        ({"attention": Field("x", level="list")}, "its attention_mask would replace that of the text"),
-        ({"word": Field("x", level="spans")}, "its word_mask would replace that of the text"),
+        ({"attention": Field("x", level="list")}, "its attention_mask would replace the text"),
+        ({"word": Field("x", level="spans")}, "its word_mask would replace the text"),
     ],
 )
 def test_field_cannot_replace_a_standard_input(declared, message, fields, tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from engine.data.fields import Field, FieldError, describe
-from engine.data.windows import Cutter, Feature, Unusable, encode_texts
+from engine.data.windows import Cutter, Feature, UnreadableExample, encode_texts
 from engine.task.words import shape_of, texts_to_encode
 from tools.export.loading import InputError, load_part
 
@@ -76,7 +76,7 @@ class Encoder:
         for number, (example, encoding) in enumerate(zip(examples, encodings)):
             try:
                 features = self.cutter.features(number, encoding, others[number])
-            except Unusable as error:
+            except UnreadableExample as error:
                 raise InputError(f"row {before + number + 1}: {error}") from None
             encoded.append(Encoded(example, features, len(encoding.ids)))
         return encoded
