@@ -137,11 +137,11 @@ SENTENCES = [
     ("陈静 和 赵磊 来 了", "B-PER O B-PER O O", "NNP CC NNP VB RP", ""),
 ]
 TOPICS = [("toxic",), (), ("threat", "toxic"), ("obscene",), ("obscene", "threat", "toxic"), ()]
-PARTS = ["train", "train", "dev", "test"]
+SPLITS = ["train", "train", "dev", "test"]
 EXAMPLES = [
     Example(
         [*tokens.split(), *more], [*tags.split(), *(["O"] * len(more))], [*pos.split(), *(["RB"] * len(more))],
-        ["go", "say"][number // 4 % 2], TOPICS[number % 6], number % 7 / 2 + 0.25, PARTS[number % 4], number, gap,
+        ["go", "say"][number // 4 % 2], TOPICS[number % 6], number % 7 / 2 + 0.25, SPLITS[number % 4], number, gap,
     )
     for number, (tokens, tags, pos, gap) in enumerate(2 * SENTENCES)
     for more in [() if number < 12 else (("again",) if gap else ("又",))]
@@ -151,7 +151,7 @@ EXAMPLES = [
 def in_language(*sentences):
     """Returns examples in one language, for encodings."""
     return [
-        Example(f"{sentence}".split(" "), [], [], ["go", "say"][n // 4 % 2], (), 0.5, PARTS[n % 4], n)
+        Example(f"{sentence}".split(" "), [], [], ["go", "say"][n // 4 % 2], (), 0.5, SPLITS[n % 4], n)
         for n, sentence in enumerate(f"{sentence} {number}" for number in range(6) for sentence in sentences)
     ]
 
@@ -1686,7 +1686,7 @@ def random_example(rng, number, shape, labels, kinds):
             tags[start:end] = [f"B-{kind}", *[f"I-{kind}"] * (end - start - 1)]
     pos = [rng.choice(["NNP", "VB", "IN", "DT"]) for _ in found]
     topics = tuple(name for name in ("obscene", "threat", "toxic") if rng.random() < 0.4 or number < 2)
-    part, gap = PARTS[number % 4], "" if names == ["zh"] else " "
+    part, gap = SPLITS[number % 4], "" if names == ["zh"] else " "
     score = rng.randint(0, 9) / 2 + 0.25
     label = labels[number % len(labels)] if number < 6 else rng.choice(labels)
     return Example(found, tags, pos, label, topics, score, part, number, gap)

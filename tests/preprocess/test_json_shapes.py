@@ -78,7 +78,7 @@ def write(folder, content, name="data.json"):
 def read(path, **options):
     """Returns ({text: row}, tasks) of the processed folder of a file."""
     with_part, tasks, _ = prepare(DataConfig(input=str(path), output_dir="unused", **options))
-    return {text_of(row): row | {"part": part} for part, rows in with_part.items() for row in rows}, tasks
+    return {text_of(row): row | {"part": split} for split, rows in with_part.items() for row in rows}, tasks
 
 
 def text_of(row):
@@ -114,9 +114,9 @@ def test_a_processed_file_is_read_back_with_the_same_spans_and_texts(tmp_path):
     process(DataConfig(input=str(write(tmp_path / "raw", nested)), output_dir=str(first)))
     (first / "labels.json").unlink()
     process(DataConfig(input=str(first), output_dir=str(again), label_type="spans=spans"))
-    for part in ("train", "dev", "test"):
+    for split in ("train", "dev", "test"):
         rows, back = (
-            [json.loads(line) for line in (folder / f"{part}.jsonl").read_text().splitlines()]
+            [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()]
             for folder in (first, again)
         )
         assert rows == back
@@ -131,7 +131,7 @@ def test_discontinuous_spans_are_skipped_and_counted(tmp_path, capsys):
     assert "discontinuous spans skipped: 2" in capsys.readouterr().out
 
 
-def test_a_value_that_occurs_twice_gives_no_label_and_is_counted(tmp_path, capsys):
+def test_a_text_with_a_repeated_value_gets_no_label_and_is_counted(tmp_path, capsys):
     rows = [{"text": t, "slots": {c: t[a:b] for a, b, c in s}, "intent": i} for (t, s), i in zip(MARKED, INTENTS)]
     rows[2] = {"text": "to Graz from Graz", "slots": {"where": "Graz"}, "intent": "travel"}
     found, _ = read(write(tmp_path, rows))
@@ -219,7 +219,7 @@ REJECTED = {  # name: (rows, words of the message, an option that helps, its val
 
 
 @pytest.mark.parametrize("name", REJECTED)
-def test_ambiguous_objects_raise_an_error_with_the_option_that_decides(name, tmp_path):
+def test_ambiguous_objects_raise_an_error_with_the_option_to_add(name, tmp_path):
     content, words, helps = REJECTED[name]
     path = write(tmp_path, content)
     with pytest.raises(UserError) as caught:
@@ -334,8 +334,8 @@ def test_token_objects_in_paragraphs_of_sentences(tmp_path):
     documents = [{"id": n, "paragraphs": [{"sentences": sentences[n::2]}]} for n in (0, 1)]
     found, _ = read(write(tmp_path, documents))
     assert {text: entities_of(row, "ner") for text, row in found.items()} == wanted_entities()
-    parts, _ = read(write(tmp_path, {"train": documents[:1], "test": documents[1:]}))
-    assert {parts[" ".join(words)]["part"] for words, _ in WORDS[1::2]} == {"test"}
+    splits, _ = read(write(tmp_path, {"train": documents[:1], "test": documents[1:]}))
+    assert {splits[" ".join(words)]["part"] for words, _ in WORDS[1::2]} == {"test"}
     questions = [{"paragraphs": [{"context": "a", "qas": []}]}]
     with pytest.raises(UserError, match="questions with answers"):
         read(write(tmp_path, questions))
