@@ -107,7 +107,7 @@ def test_each_shape_is_read_back_exactly(name, tmp_path, monkeypatch):
     data, tasks = processed(name, tmp_path, monkeypatch)
     kinds = {task: info["type"] for task, info in tasks.items()}
     found = [
-        as_given(row | {"part": path.stem}, shape.of.split(), kinds)
+        as_given(row | {"split": path.stem}, shape.of.split(), kinds)
         for path in data.glob("*.jsonl")
         for row in rows_in(path)
     ]
@@ -159,7 +159,7 @@ def noisy(seed, number, name, folder):
     files = writer(examples, noise)
     splits, tasks, _ = prepare(config_of(shape, write(folder / "raw", files)))
     kinds = {task: info.kind for task, info in tasks.items()}
-    rows = [row | {"part": split} for split, rows in splits.items() for row in rows]
+    rows = [row | {"split": split} for split, rows in splits.items() for row in rows]
     missing = not all({*shape.of.split()} <= row.keys() for row in rows)
     found = rows if missing else [as_given(row, shape.of.split(), kinds) for row in rows]
     return found, expected(shape, examples, noise.names), noise.seen
