@@ -583,7 +583,7 @@ def test_new_words_from_files_and_lists(corpus, tmp_path):
     model.resize_token_embeddings(len(words), mean_resizing=False)
     assert encoder.add_words(["cardiomegaly", "hepatitis"], model, words) == 2 and len(words) == before + 2
     rows = model.get_input_embeddings().weight[-2:]
-    assert not torch.equal(rows[0], rows[1])  # no results were known for either
+    assert not torch.equal(rows[0], rows[1])  # both words are unknown to the old tokenizer
 
 
 @pytest.mark.slow
