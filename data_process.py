@@ -22,7 +22,7 @@ from engine.run.command_line import check_values, option, run_command
 from engine.run.files import atomic_folder
 from engine.task.task import Task, has_no_text
 from engine.task.text import text_of
-from preprocess.checks.run import keep, look_through, run_checks, show, with_rows
+from preprocess.checks.run import inspect_splits, print_notes, run_checks, save_notes, with_rows
 from preprocess.checks.tokenizer import check_encoding
 from preprocess.gates import check_accepted
 from preprocess.labels.kinds import KINDS
@@ -138,7 +138,7 @@ def process(config: DataConfig) -> None:
         with atomic_folder(folder, keeps=[".cache"], owns=partial(require_own_folder, source=source)) as new:
             if config.n_splits:
                 write_folds(new, data)
-            keep(check_and_write(config, data, new), new / "checks.json")
+            save_notes(check_and_write(config, data, new), new / "checks.json")
         if config.n_splits:
             folds = f"{config.n_splits} folds in {folder}/fold_0 …"
             print(f"{folds}; to train them all: python -m tools.cross_validate --data_path {folder}")
@@ -157,7 +157,7 @@ def check_and_write(config: DataConfig, data: Prepared, folder: Path | None = No
     with ExitStack() as stack:
         paths = {split: folder / f"{split}.jsonl" for split in data.splits} if folder else {}
         files = {split: stack.enter_context(open(path, "wb")) for split, path in paths.items()}
-        results = look_through(data.splits, data.kinds, files)
+        results = inspect_splits(data.splits, data.kinds, files)
     tasks = data.tasks or label_info(results.labels, data.splits, data.kinds, data.types, data.hierarchy)
     if folder:
         write_labels(folder, tasks)
@@ -168,7 +168,7 @@ def check_and_write(config: DataConfig, data: Prepared, folder: Path | None = No
     # The last step, because the tokenizer's threads are not fork-safe
     if not has_no_text(tasks) and (featurizer := featurizer_for_checks(config, data.splits, tasks)):
         notes += with_rows(check_encoding(data.splits, tasks, featurizer))
-    show(notes)
+    print_notes(notes)
     return notes
 
 

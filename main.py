@@ -109,7 +109,7 @@ def evaluate_and_predict(config: Config, device: torch.device, run_dir: Path, te
     from engine.predict.labelling import embed_rows, label_rows
     from engine.predict.stored import write_about
     from engine.run import distributed
-    from preprocess.readers.sources import rows_of_part
+    from preprocess.readers.sources import rows_of_split
     from preprocess.schema import check_same_labels
 
     best = Path(config.checkpoint or run_dir / "checkpoints/best")
@@ -122,7 +122,7 @@ def evaluate_and_predict(config: Config, device: torch.device, run_dir: Path, te
         if distributed.is_main_process():
             write_about(run_dir, trainer, Config.load(best / "args.json"), [path.stem for path in paths], metrics)
     if config.do_predict:
-        rows = texts or rows_of_part(data_path, "test", trainer.tasks, limit)
+        rows = texts or rows_of_split(data_path, "test", trainer.tasks, limit)
         output, size = config.predict_output or run_dir / "predictions.csv", config.eval_batch_size
 
         def load(examples: list[dict[str, Any]]) -> MyDataLoader:

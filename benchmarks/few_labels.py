@@ -32,7 +32,7 @@ OURS = {
 }
 # {rows per class: options of setfit_peer.py}; its defaults use all pairs of texts, whose number grows quadratically
 SETFIT = {16: ["--num_iterations", "20"], 64: ["--num_iterations", "20"]}
-PARTS = ("train", "dev", "test")
+SPLITS = ("train", "dev", "test")
 
 
 def read_rows(path):
@@ -60,7 +60,7 @@ def write_full(options):
     """Writes the rows of the processed folder with only the text and the label of one task."""
     from engine.task.text import text_of
 
-    for split in PARTS:
+    for split in SPLITS:
         rows = read_rows(options.data / f"{split}.jsonl")
         kept = [{"id": row["id"], "text": text_of(row), "label": row[options.task]} for row in rows]
         write_rows(options.work / f"full/{split}.jsonl", [row for row in kept if row["label"] is not None])
@@ -71,7 +71,7 @@ def sample_of(options, shots, seed):
     folder = options.work / f"data/{shots}-{seed}"
     if not (folder / "labels.json").exists():
         raw = options.work / f"raw/{shots}-{seed}"
-        for split in PARTS:
+        for split in SPLITS:
             rows = read_rows(options.work / f"full/{split}.jsonl")
             if split == "dev" and 0 < options.dev_rows < len(rows):
                 rows = random.Random(seed).sample(rows, options.dev_rows)

@@ -24,7 +24,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from data_process import DataConfig, process
 from engine.task.tags import find_scheme
 from engine.task.text import join_tokens
-from preprocess.example import PARTS
+from preprocess.example import SPLITS
 from preprocess.labels.spans import without_overlaps
 from preprocess.schema import load_labels, read_processed
 
@@ -90,7 +90,7 @@ def read(source):
         process(DataConfig(input=source, output_dir=f"{folder}/data"))
         tasks, splits = load_labels(f"{folder}/data"), {}
         name = next(n for n, task in tasks.items() if task.is_tagging and find_scheme([task.labels]))
-        for split in PARTS:
+        for split in SPLITS:
             if (path := Path(folder) / "data" / f"{split}.jsonl").exists():
                 splits[split] = []
                 for _, e in read_processed(path, tasks):

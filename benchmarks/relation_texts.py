@@ -47,7 +47,7 @@ CHINESE = {
     },
 }
 LANGUAGES = {"english": ENGLISH, "chinese": CHINESE}
-PARTS = {"train": 0.8, "dev": 0.1, "test": 0.1}
+SPLITS = {"train": 0.8, "dev": 0.1, "test": 0.1}
 
 
 def clause(language, template, relations, persons, generator):
@@ -96,7 +96,7 @@ def write(folder, name, number, seed=0):
     generator.shuffle(persons)
     folder.mkdir(parents=True, exist_ok=True)
     begin = 0
-    for split, share in PARTS.items():
+    for split, share in SPLITS.items():
         own = persons[begin : begin + round(share * len(persons))]
         begin += len(own)
         rows = [text_of(language, own, generator) for _ in range(number if split == "train" else number // 5)]

@@ -32,7 +32,7 @@ from engine.run.files import write_json
 from main import build_trainer, load_data
 from metrics import default_monitor
 from preprocess.checks.duplicates import plain
-from preprocess.readers.sources import rows_of_part
+from preprocess.readers.sources import rows_of_split
 from preprocess.schema import load_labels
 from tools.select.choose import choose, survey
 
@@ -98,7 +98,7 @@ class Simulation:
 
     def next(self, model, strategy, ids, count):
         """Returns the labelled ids, extended by `count` ids that a strategy chooses."""
-        rows = rows_of_part(self.folder / "pool", "train", load_labels(self.folder / "pool"))
+        rows = rows_of_split(self.folder / "pool", "train", load_labels(self.folder / "pool"))
         labelled = {hash(plain(self.by_id[one])) for one in ids}
         pool = survey(rows, model, strategy in ("both", "uncertainty"), labelled)
         _, examples = choose(pool, model, strategy, count, self.seed)

@@ -16,11 +16,11 @@ from engine.errors import UserError
 from engine.run.atomic import sha256
 from engine.run.command_line import check_values, option
 from engine.run.reading import ReadingOptions
-from preprocess.example import PART_NAMES, check_text, encode
+from preprocess.example import SPLIT_ALIASES, check_text, encode
 from preprocess.readers.formats import FORMATS, find_format
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import read_rows
-from preprocess.readers.sources import find_sources, part_of_name
+from preprocess.readers.sources import find_sources, split_from_name
 
 Texts = Callable[[], Iterator[str | list[str]]]  # each call streams the texts again
 
@@ -53,7 +53,7 @@ def read_corpus(config: CorpusConfig) -> tuple[Texts, Texts, str]:
     if config.format == "hf":
         sources = [(None, Path(config.input))]
     elif not Path(config.input).exists() and any(sign in config.input for sign in "*?["):
-        sources = [(part_of_name(path), path) for path in map(Path, sorted(glob(config.input))) if path.is_file()]
+        sources = [(split_from_name(path), path) for path in map(Path, sorted(glob(config.input))) if path.is_file()]
     else:
         sources = find_sources(Path(config.input))
     if not sources:
@@ -66,7 +66,7 @@ def read_corpus(config: CorpusConfig) -> tuple[Texts, Texts, str]:
                 name = find_format(path, options)
                 for example in FORMATS[name].read(path, options):
                     check_text(example, may_be_empty=True)
-                    yield PART_NAMES.get(str(example.get("split")).lower(), split), example
+                    yield SPLIT_ALIASES.get(str(example.get("split")).lower(), split), example
 
     has_dev = any(split == "dev" for split, _ in sources)
     # Rows may have a column with their split, including dev

@@ -14,33 +14,33 @@ from engine.errors import UserError
 from engine.task.task import EXAMPLE_KEYS
 
 Example = dict[str, Any]
-PARTS = ("train", "dev", "test")
-PART_NAMES = {
+SPLITS = ("train", "dev", "test")
+SPLIT_ALIASES = {
     **dict.fromkeys(("train", "training", "训练", "训练集"), "train"),
     **dict.fromkeys(("dev", "devel", "development", "valid", "val", "validation", "validate", "eval"), "dev"),
     **dict.fromkeys(("testa", "验证集", "开发集"), "dev"),  # testa, testb: CoNLL-2003
     **dict.fromkeys(("test", "testing", "testb", "测试", "测试集"), "test"),
 }
-PART_WORD = re.compile(r"^.*\d(?=[a-z])|\d+$")  # numbers before or after the name of a split: wnut17train, train2
+SPLIT_NUMBER = re.compile(r"^.*\d(?=[a-z])|\d+$")  # numbers before or after the name of a split: wnut17train, train2
 CAPITAL = re.compile(r"(?<=[a-z])(?=(?:Train|Dev|Valid|Val|Test|Data|Set)(?![a-z]))")  # trainData
 TEXT_KEYS = ("text", "tokens", "text_pair")
-HIDDEN = ("_where", "split", "group")  # keys that are not written
+HIDDEN = ("_where", "split", "group")  # keys that are not stored
 RESERVED = (*EXAMPLE_KEYS, *HIDDEN)  # keys other than labels
 SENTENCE_ENDS = frozenset(".。!！?？…")
-MAX_TOKENS, MAX_CHARACTERS = 50, 2000  # longest plausible text of a file that holds one text
+MAX_TOKENS, MAX_CHARACTERS = 50, 2000  # a file with a single example of this length was probably misread
 
 
-def part_words(path: str | Path) -> list[str]:
-    """Returns the words in a file name or key that are names of splits."""
+def aliases_in(path: str | Path) -> list[str]:
+    """Returns the words of a file name or key that are in SPLIT_ALIASES."""
     words = [word.lower() for piece in re.split(r"[._\-\s]+", Path(path).name) for word in CAPITAL.split(piece)]
-    words = [word if word in PART_NAMES else PART_WORD.sub("", word) for word in words]
-    return [word for word in words if word in PART_NAMES]
+    words = [word if word in SPLIT_ALIASES else SPLIT_NUMBER.sub("", word) for word in words]
+    return [word for word in words if word in SPLIT_ALIASES]
 
 
-def part_of_name(path: str | Path) -> str | None:
+def split_from_name(path: str | Path) -> str | None:
     """Returns the split in a file name (train.csv, atis.dev.txt, wnut17train.conll, test-00000-of-00001.parquet) or key
     (oos_val), or None if there is none or more than one."""
-    splits = {PART_NAMES[word] for word in part_words(path)}
+    splits = {SPLIT_ALIASES[word] for word in aliases_in(path)}
     return splits.pop() if len(splits) == 1 else None
 
 

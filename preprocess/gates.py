@@ -77,7 +77,7 @@ class Evidence:
             return len({*hashes}) / max(1, len(hashes))
         return len({*labels}) / max(1, len(labels))
 
-    def free(self) -> Iterator[tuple[str, list[tuple[Example, Any]]]]:
+    def inferred(self) -> Iterator[tuple[str, list[tuple[Example, Any]]]]:
         """Yields (task, its labels) for each task without --label_type."""
         for name in self.form.names:
             if name not in self.form.chosen and (labels := self.labels(name)):
@@ -173,7 +173,7 @@ def one_word(evidence: Evidence) -> str | None:
         share_of_signs = share([not any(map(str.isalnum, word)) for word in words])
         many_repeat = len(rows) >= FEW and len({*words}) < NEARLY_ALL * len(words)
         as_in_sentences = many_repeat and share_of_signs > 1 - NEARLY_ALL
-        is_misread = as_in_sentences or any(are_tags([str(x) for _, x in labels]) for _, labels in evidence.free())
+        is_misread = as_in_sentences or any(are_tags([str(x) for _, x in labels]) for _, labels in evidence.inferred())
     problem = f"every row is a single word (such as {shown(words[0])}) instead of a sentence"
     return f"{where(rows[0])}: {problem}" if is_misread else None
 
@@ -294,7 +294,7 @@ def is_structured(cell: str, chosen: str | None) -> bool:
 
 def offsets(evidence: Evidence) -> str | None:
     """Finds labels that are lists of character positions."""
-    for name, labels in evidence.free() if "text" in evidence.rows[0] else ():
+    for name, labels in evidence.inferred() if "text" in evidence.rows[0] else ():
         lists = [(row, x) for row, x in labels if isinstance(x, list) and len(x) > 2 and {*map(type, x)} == {int}]
         runs = share([sum(b == a + 1 for a, b in pairwise(x)) > 0.6 * (len(x) - 1) for _, x in lists])
         inside = all(max(x) < len(text_of(row)) for row, x in lists)
@@ -308,7 +308,7 @@ def offsets(evidence: Evidence) -> str | None:
 
 def whole_texts(evidence: Evidence) -> str | None:
     """Finds spans called `intent` over the whole text, which are classes of the text (Wit)."""
-    for name, labels in evidence.free() if "tokens" not in evidence.rows[0] else ():
+    for name, labels in evidence.inferred() if "tokens" not in evidence.rows[0] else ():
         labels = [(e, x) for e, x in labels if is_spans(x) and not (is_relations(x) or is_events(x))]
         spans = [(e, span) for e, x in labels for span in read_spans(x, text_of(e), where(e))]
         spans = [(e, span) for e, span in spans if span[2].lower() in ("intent", "class", "category", "sentiment")]
@@ -321,7 +321,7 @@ def whole_texts(evidence: Evidence) -> str | None:
 
 def mentions(evidence: Evidence) -> str | None:
     """Finds relations and events whose mentions do not occur in the text."""
-    for _, labels in evidence.free() if "tokens" not in evidence.rows[0] else ():
+    for _, labels in evidence.inferred() if "tokens" not in evidence.rows[0] else ():
         raw = [(e, item) for e, x in labels if is_relations(x) for item in x if is_relation(item)]
         lost = [(e, item) for e, item in raw if read_relation(item, text_of(e), where(e)) is None]
         if len(lost) > max(1, (1 - MOST) * len(raw)):
@@ -351,7 +351,7 @@ def broken_labels(evidence: Evidence) -> str | None:
 
 def joined(evidence: Evidence) -> str | None:
     """Finds labels such as `red|blue`, if both parts also occur alone."""
-    for name, labels in evidence.free():
+    for name, labels in evidence.inferred():
         plain = [(row, label) for row, label in labels if isinstance(label, str)]
         alone = {label.strip() for _, label in plain}
         for sign in "|;,/#+&".translate(dict.fromkeys(map(ord, evidence.form.hierarchy))):
@@ -367,7 +367,7 @@ def joined(evidence: Evidence) -> str | None:
 
 def repeated(evidence: Evidence) -> str | None:
     """Finds label lists with repeated items: probably tags of words, because a set of labels has no duplicates."""
-    for name, labels in evidence.free() if "tokens" not in evidence.rows[0] else ():
+    for name, labels in evidence.inferred() if "tokens" not in evidence.rows[0] else ():
         lists = [(row, x if isinstance(x, list) else tags_in(str(x)) or []) for row, x in labels]
         repeating = [(row, x) for row, x in lists if len({*map(str, x)}) < len(x)]
         if width_of_marks(evidence, name):  # checked by the gate `multihot`
@@ -386,7 +386,7 @@ def names_in(label: Any) -> list[str]:
 
 def free_text(evidence: Evidence) -> str | None:
     """Finds labels that are nearly all different."""
-    for name, labels in evidence.free():
+    for name, labels in evidence.inferred():
         plain = [item for _, label in labels for item in names_in(label)]
         if len(plain) < max(FEW, 0.5 * len(labels)) or name in {*evidence.regression, *tagged(evidence)}:
             continue

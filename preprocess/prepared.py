@@ -17,7 +17,7 @@ from engine.data.own_inputs import declared_fields
 from engine.errors import UserError
 from engine.run.reading import unescaped
 from engine.task.text import text_of
-from preprocess.example import PARTS, Example
+from preprocess.example import SPLITS, Example
 from preprocess.gates import apply_gates, check_accepted, gather, name_positions
 from preprocess.labels.form import Form
 from preprocess.labels.kinds import KINDS
@@ -133,7 +133,7 @@ class Prepared:
         given, splits = load_labels(folder), {}
         self.tasks = named_tasks(given, self.config.label_column)
         keep = partial(without_tasks, names=given.keys() - self.tasks.keys(), tasks=self.tasks)
-        for split in PARTS:
+        for split in SPLITS:
             if (path := folder / f"{split}.jsonl").exists():
                 start, rows = len(self.store), read_processed(path, given)
                 deque(self.store.fill({"_where": where, **keep(example)} for where, example in rows), maxlen=0)

@@ -18,7 +18,7 @@ from engine.run.files import digest
 from engine.schema import parse_json
 from engine.task.task import Task, read_tasks, tasks_to_json
 from engine.task.text import text_of
-from preprocess.example import HIDDEN, PARTS, Example, check_characters, check_text
+from preprocess.example import HIDDEN, SPLITS, Example, check_characters, check_text
 from preprocess.labels.kinds import check_label, check_paths
 
 Tasks = dict[str, Task]
@@ -30,7 +30,7 @@ def load_labels(data_path: str | Path) -> Tasks:
     if not path.exists():
         command = f"python data_process.py --input RAW --output_dir {data_path}"
         raise UserError(f"{data_path}: contains no labels.json; create the folder with: {command}")
-    for split in PARTS:
+    for split in SPLITS:
         require_file(path.with_name(f"{split}.jsonl"))
     return read_tasks(path)
 
@@ -42,7 +42,7 @@ def data_and_model(data_path: str | Path, model_path: str) -> dict[str, str]:
     name = "/".join(model.parts[-2:]) or "from scratch"
     if model_path and model.is_dir():
         name += f" {digest(model, sorted(path.name for path in model.iterdir()))}"
-    return {"data": digest(data, ["labels.json", *(f"{split}.jsonl" for split in PARTS)]), "model": name}
+    return {"data": digest(data, ["labels.json", *(f"{split}.jsonl" for split in SPLITS)]), "model": name}
 
 
 def check_row(example: Any, tasks: Tasks, where: str, needs_labels: bool = True) -> None:
@@ -143,7 +143,7 @@ def write_labels(folder: Path, tasks: Tasks) -> None:
 def require_own_folder(folder: Path, source: Path) -> None:
     """Raises UserError unless the output folder is new, empty, or an earlier processed folder."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    splits = {f"{split}.jsonl" for split in PARTS}
+    splits = {f"{split}.jsonl" for split in SPLITS}
     own_names = r"(?s)labels\.json|checks\.json|\.cache|fold_\d+|\.template-new|\.(.*\.)?tmp"
     foreign = {name for name in names - splits if not re.fullmatch(own_names, name)}
     if not foreign and "labels.json" not in names:

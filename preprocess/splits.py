@@ -14,7 +14,7 @@ import numpy as np
 
 from engine.errors import UserError
 from engine.task.task import KINDS, PLACES
-from preprocess.example import PARTS, counted
+from preprocess.example import SPLITS, counted
 
 STEP = 1 << 18  # rows per counting step
 
@@ -105,9 +105,9 @@ def rows_of(given: np.ndarray, number: int) -> np.ndarray:
 def split_rows(given: np.ndarray, size: int, strata: Strata, config: Any) -> dict[str, np.ndarray]:
     """Returns {split: rows (N,)}: the given splits, and missing ones drawn from train (seeded, stratified). given: 1, 2
     or 3 (train, dev, test) for each row, or an empty array. If it is empty, the rows are also shuffled."""
-    splits = {split: rows_of(given, number) for number, split in enumerate(PARTS, 1)}
+    splits = {split: rows_of(given, number) for number, split in enumerate(SPLITS, 1)}
     if len(given) and not len(splits["train"]):
-        raise UserError(f"{config.input}: has {[split for split in PARTS if len(splits[split])]}, but no train split")
+        raise UserError(f"{config.input}: has {[split for split in SPLITS if len(splits[split])]}, but no train split")
     train = splits.pop("train") if len(given) else None
     ratios = {"dev": config.dev_ratio} if len(given) else {"test": config.test_ratio, "dev": config.dev_ratio}
     missing = {split: ratio for split, ratio in ratios.items() if ratio and not len(splits[split])}
@@ -121,7 +121,7 @@ def split_rows(given: np.ndarray, size: int, strata: Strata, config: Any) -> dic
         number = max(1, round(ratio * total))
         train, splits[split] = set_aside(train, train_codes, (size, number), split, strata, config)
     splits["train"] = np.arange(size, dtype=np.uint32) if train is None else train
-    splits = {split: splits[split] for split in PARTS if len(splits[split])}
+    splits = {split: splits[split] for split in SPLITS if len(splits[split])}
     if not len(given):
         random_order = random.Random(config.random_seed)
         for rows in splits.values():

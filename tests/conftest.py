@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests of several packages. Run all tests with `sh test.sh`, or those of one file with
+"""Fixtures shared by the tests of several packages. Run all tests with `sh test.sh`, or the tests of one file with
 `python -m pytest tests/test_trainer.py`."""
 
 import json
@@ -23,7 +23,7 @@ from data_process import DataConfig, process  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data"
 TINY = dict(hidden_size=32, num_layers=1, epochs=2, batch_size=8, vocab_size=500, log_steps=2, lr=3e-3, device="cpu")
-TINY["use_crf"] = False  # tests of the CRF turn it on
+TINY["use_crf"] = False  # tests of the CRF enable it
 
 
 # The slowest files, which start first so that no worker (--dist loadfile) runs one of them at the end
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def same_environment():
-    """Restores the environment after each test: commands only fork in the one that the server has."""
+    """Restores the environment after each test: commands fork only with the environment that the server has."""
     before = environment()
     yield
     for name in {*environment(), *before}:

@@ -167,7 +167,7 @@ def test_runs_are_identified_by_data_model_and_options(sample, tmp_path):
         ("--tricks ema+swa", "--use_ema and --use_swa"),
     ],
 )
-def test_ablation_errors_are_one_line(flags, expected, sample, command):
+def test_invalid_ablation_options_raise_a_one_line_error(flags, expected, sample, command):
     done = command("benchmarks/ablation.py", "--data_path", sample, "--seeds", 1, *flags.split())
     lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert done.returncode == 2 and len(lines) == 1 and expected in lines[0] and "Traceback" not in done.stderr

@@ -156,7 +156,7 @@ def test_bad_input_error_names_the_flag(flags, named, capsys):
         ({"random_seed": 2**32}, "--random_seed=4294967296 must be between 0 and 4294967295"),
     ],
 )
-def test_values_are_checked_from_python_too(options, expected):
+def test_values_are_validated_in_python(options, expected):
     with pytest.raises(UserError, match=re.escape(expected)):
         Config(**options)
 

@@ -31,22 +31,22 @@ def run(tmp_path, files, name=None, **options):
     """Writes the files, processes them (or only `name`), and returns {split: examples} and the labels."""
     raw = write(tmp_path / "raw", files)
     process(DataConfig(input=str(raw / name if name else raw), output_dir=str(tmp_path / "out"), **options))
-    parts = {
+    splits = {
         path.stem: [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
         for path in (tmp_path / "out").glob("*.jsonl")
     }
-    return parts, read_json(tmp_path / "out/labels.json")
+    return splits, read_json(tmp_path / "out/labels.json")
 
 
 def three(text):
     """Returns the same file as train, dev and test."""
-    return {f"{part}.{name}": body for part in ("train", "dev", "test") for name, body in text.items()}
+    return {f"{split}.{name}": body for split in ("train", "dev", "test") for name, body in text.items()}
 
 
 def test_csv_preserves_quotes_line_breaks_and_na_strings(tmp_path):
     body = 'text,label\n"a, ""b""\nc",x\nNA,null\nnull,x\n007,null\n"line\u2028sep",x\n'
-    parts, labels = run(tmp_path, three({"csv": body}))
-    assert [e["text"] for e in parts["train"]] == ['a, "b"\nc', "NA", "null", "007", "line\u2028sep"]
+    splits, labels = run(tmp_path, three({"csv": body}))
+    assert [e["text"] for e in splits["train"]] == ['a, "b"\nc', "NA", "null", "007", "line\u2028sep"]
     assert labels == {"label": {"type": "classification", "labels": ["null", "x"], "counts": [2, 3]}}
 
 
@@ -55,8 +55,8 @@ def test_lists_with_one_class(tmp_path):
     rows = [{"text": f"text {i}", "label": [("x", "y")[i % 2]]} for i in range(4)]
     body = "".join(json.dumps(row) + "\n" for row in rows)
     options = dict(label_type="label=classification")
-    parts, labels = run(tmp_path, three({"jsonl": body}), **options)
-    assert [row["label"] for row in parts["train"]] == ["x", "y", "x", "y"]
+    splits, labels = run(tmp_path, three({"jsonl": body}), **options)
+    assert [row["label"] for row in splits["train"]] == ["x", "y", "x", "y"]
     assert labels["label"]["type"] == "classification"
     with pytest.raises(UserError, match="row 5: has no label 'label'"):
         run(tmp_path / "b", three({"jsonl": body + '{"text": "text 5", "label": []}\n'}), **options)
@@ -66,38 +66,38 @@ def test_lists_with_one_class(tmp_path):
 
 def test_tsv_keeps_stray_quotes_and_long_fields(tmp_path):
     body = 'sentence\tlabel\n"stray\tx\n' + "y " * 99_999 + "yy\tz\nend\x0b\x85\tx\n"
-    parts, _ = run(tmp_path, three({"tsv": body}))
-    assert [len(e["text"]) for e in parts["dev"]] == [6, 200_000, 5]
+    splits, _ = run(tmp_path, three({"tsv": body}))
+    assert [len(e["text"]) for e in splits["dev"]] == [6, 200_000, 5]
 
 
 def test_columns_by_name_pairs_and_several_tasks(tmp_path):
     body = "who,q1,q2,topic,mood\nme,a,b,t1,good\nme,c,d,t2,bad\n"
-    parts, labels = run(
+    splits, labels = run(
         tmp_path, three({"csv": body}), text_column="q1", text_pair_column="q2", label_column="topic,mood"
     )
-    assert parts["train"][0] == {"id": "0", "text": "a", "text_pair": "b", "topic": "t1", "mood": "good"}
+    assert splits["train"][0] == {"id": "0", "text": "a", "text_pair": "b", "topic": "t1", "mood": "good"}
     assert list(labels) == ["topic", "mood"]
 
 
 def test_jsonl_with_tokens_split_and_numbers_as_labels(tmp_path):
     rows = [
-        {"tokens": ["a", " "], "label": n % 2, "tags": ["B-x", "O"], "split": part, "extra": {}}
-        for part in ("train", "valid", "test")
+        {"tokens": ["a", " "], "label": n % 2, "tags": ["B-x", "O"], "split": split, "extra": {}}
+        for split in ("train", "valid", "test")
         for n in range(2)
     ]
-    parts, labels = run(tmp_path, {"all.jsonl": "\n".join(map(json.dumps, rows))})
-    assert [len(parts[part]) for part in ("train", "dev", "test")] == [2, 2, 2]
-    assert parts["dev"][1] == {"id": "3", "tokens": ["a", " "], "label": "1", "tags": ["B-x", "O"]}
+    splits, labels = run(tmp_path, {"all.jsonl": "\n".join(map(json.dumps, rows))})
+    assert [len(splits[split]) for split in ("train", "dev", "test")] == [2, 2, 2]
+    assert splits["dev"][1] == {"id": "3", "tokens": ["a", " "], "label": "1", "tags": ["B-x", "O"]}
     assert labels["tags"] == {"type": "tagging", "labels": ["O", "B-x"], "counts": [2, 2], "unit": "character+blank"}
 
 
 def test_conll_with_blank_tokens_columns_and_intents(tmp_path):
     body = "a NNP B-x\nb NN O\n\n  NN O\nc NN O\n"
-    files = {f"{part}/ch.{part}": body for part in ("train", "valid", "test")} | {
-        f"{part}/ch.{part}.intent": "one\ntwo\n" for part in ("train", "valid", "test")
+    files = {f"{split}/ch.{split}": body for split in ("train", "valid", "test")} | {
+        f"{split}/ch.{split}.intent": "one\ntwo\n" for split in ("train", "valid", "test")
     }
-    parts, labels = run(tmp_path, files)
-    assert parts["dev"] == [
+    splits, labels = run(tmp_path, files)
+    assert splits["dev"] == [
         {"id": "2", "tokens": ["a", "b"], "intent": "one", "slots": ["B-x", "O"]},
         {"id": "3", "tokens": [" ", "c"], "intent": "two", "slots": ["O", "O"]},
     ]
@@ -106,16 +106,16 @@ def test_conll_with_blank_tokens_columns_and_intents(tmp_path):
 
 def test_seq_folders(tmp_path):
     files = {
-        f"{part}/{name}": body
-        for part in ("train", "dev", "test")
+        f"{split}/{name}": body
+        for split in ("train", "dev", "test")
         for name, body in {
             "seq.in": "go to  york\nplay it\n",
             "seq.out": "O O B-city\nO O\n",
             "label": "travel\nmusic\n",
         }.items()
     }
-    parts, labels = run(tmp_path, files)
-    assert parts["train"][0] == {
+    splits, labels = run(tmp_path, files)
+    assert splits["train"][0] == {
         "id": "0",
         "tokens": ["go", "to", "york"],
         "intent": "travel",
@@ -126,29 +126,31 @@ def test_seq_folders(tmp_path):
 
 def test_single_file_is_split_into_disjoint_stratified_splits_by_seed(tmp_path, capsys):
     body = "text,label\n" + "".join(f"t{i},{'abc'[i % 3]}\n" for i in range(90)) + "alone,rare\n"
-    parts, _ = run(tmp_path, {"all.csv": body}, "all.csv")
-    assert {part: len(rows) for part, rows in parts.items()} == {"train": 73, "dev": 9, "test": 9}
-    texts = [e["text"] for rows in parts.values() for e in rows]
-    assert len(set(texts)) == 91 and "alone" in {e["text"] for e in parts["train"]}
-    for part in ("dev", "test"):
-        assert sorted(e["label"] for e in parts[part]) == list("aaabbbccc")
+    splits, _ = run(tmp_path, {"all.csv": body}, "all.csv")
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 73, "dev": 9, "test": 9}
+    texts = [e["text"] for rows in splits.values() for e in rows]
+    assert len(set(texts)) == 91 and "alone" in {e["text"] for e in splits["train"]}
+    for split in ("dev", "test"):
+        assert sorted(e["label"] for e in splits[split]) == list("aaabbbccc")
     assert "stratified by 'label', seed 666" in capsys.readouterr().out
     again, _ = run(tmp_path, {"all.csv": body}, "all.csv")
     other, _ = run(tmp_path, {"all.csv": body}, "all.csv", random_seed=1)
-    assert again == parts and other != parts
+    assert again == splits and other != splits
 
 
 def test_labels_unseen_in_train_are_reported_and_count_as_wrong(tmp_path, capsys):
     _, labels = run(tmp_path, {"train.csv": "text,label\na,x\nb,y\n", "dev.csv": "text,label\nc,new\n"})
     assert labels["label"]["labels"] == ["x", "y"]
-    assert "labels of dev that never occur in train (1)" in capsys.readouterr().out
+    assert "labels in dev that never occur in train (1)" in capsys.readouterr().out
 
 
 def test_byte_order_marks_and_other_encodings(tmp_path):
     body = "text,label\n你好,x\n再见,y\n"
     for encoding, option in (("utf-8-sig", "auto"), ("utf-16", "auto"), ("gb18030", "gb18030")):
-        parts, _ = run(tmp_path, {f"{part}.csv": body.encode(encoding) for part in ("train", "dev")}, encoding=option)
-        assert parts["train"][0]["text"] == "你好"
+        splits, _ = run(
+            tmp_path, {f"{split}.csv": body.encode(encoding) for split in ("train", "dev")}, encoding=option
+        )
+        assert splits["train"][0]["text"] == "你好"
 
 
 GOOD = "text,label\na,x\nb,y\n"
@@ -339,9 +341,9 @@ def test_sample_matches_its_generator_and_is_processed_without_warnings(tmp_path
     make_sample(tmp_path / "out")
     assert "no problems found" in capsys.readouterr().out
     sizes = Counter()
-    for part in ("train", "dev", "test"):
-        lines = (tmp_path / f"out/{part}.jsonl").read_text(encoding="utf-8").splitlines()
-        sizes.update((part, json.loads(line)["kept"]["slice"]) for line in lines)
+    for split in ("train", "dev", "test"):
+        lines = (tmp_path / f"out/{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        sizes.update((split, json.loads(line)["kept"]["slice"]) for line in lines)
     known, new = "like training", "new wording"
     assert sizes == {
         ("train", None): 1480,
@@ -356,13 +358,13 @@ def test_sample_matches_its_generator_and_is_processed_without_warnings(tmp_path
 @pytest.mark.parametrize("name, sizes", [("atis", (4478, 500, 893)), ("cais", (7995, 994, 1012))])
 def test_real_data_sets_need_only_the_flag_input(name, sizes, tmp_path):
     process(DataConfig(input=str(SHARED / name), output_dir=str(tmp_path / name)))
-    counts = [(tmp_path / name / f"{part}.jsonl").read_bytes().count(b"\n") for part in ("train", "dev", "test")]
+    counts = [(tmp_path / name / f"{split}.jsonl").read_bytes().count(b"\n") for split in ("train", "dev", "test")]
     assert tuple(counts) == sizes and list(read_json(tmp_path / name / "labels.json")) == ["intent", "slots"]
 
 
 def test_repeated_ids_are_reported(tmp_path, capsys):
-    parts, _ = run(tmp_path, three({"csv": "id,text,label\n1,a,x\n2,b,y\n"}))
-    assert [e["id"] for e in parts["dev"]] == [
+    splits, _ = run(tmp_path, three({"csv": "id,text,label\n1,a,x\n2,b,y\n"}))
+    assert [e["id"] for e in splits["dev"]] == [
         "1",
         "2",
     ] and "ids are used more than once (4)" in capsys.readouterr().out
@@ -393,18 +395,18 @@ WEIBO = "科0 B-ORG.NAM\n技1 I-ORG.NAM\n20 O\n21 O\n\n全0 O\n方1 O\n位2 O\n1
 
 def test_numbers_appended_to_characters_are_reported_and_removed(tmp_path, capsys):
     for body in (WEIBO, WEIBO.replace(" ", "\t")):
-        parts, _ = run(tmp_path, {f"weiboNER.conll.{part}": body for part in ("train", "dev")})
-        assert [e["tokens"] for e in parts["train"]] == [["科", "技", "2", "2"], ["全", "方", "位", "1"]]
+        splits, _ = run(tmp_path, {f"weiboNER.conll.{split}": body for split in ("train", "dev")})
+        assert [e["tokens"] for e in splits["train"]] == [["科", "技", "2", "2"], ["全", "方", "位", "1"]]
         assert "removing the position" in capsys.readouterr().out
     plain = WEIBO.replace("位2", "位x2")  # one token does not have this form, so nothing is changed, but it is reported
-    parts, _ = run(tmp_path, {f"weiboNER.conll.{part}": plain for part in ("train", "dev")})
-    assert parts["train"][0]["tokens"] == ["科0", "技1", "20", "21"]
+    splits, _ = run(tmp_path, {f"weiboNER.conll.{split}": plain for split in ("train", "dev")})
+    assert splits["train"][0]["tokens"] == ["科0", "技1", "20", "21"]
     assert "tokens are characters with a number appended (4): " in capsys.readouterr().out
 
 
 def test_ordinary_tokens_that_end_in_numbers_are_unchanged(tmp_path, capsys):
-    parts, _ = run(tmp_path, {f"{part}.conll": "A1 B-x\nB2 I-x\n\nQ4 O\n" for part in ("train", "dev")})
-    assert parts["train"][0]["tokens"] == ["A1", "B2"] and "appended" not in capsys.readouterr().out
+    splits, _ = run(tmp_path, {f"{split}.conll": "A1 B-x\nB2 I-x\n\nQ4 O\n" for split in ("train", "dev")})
+    assert splits["train"][0]["tokens"] == ["A1", "B2"] and "appended" not in capsys.readouterr().out
 
 
 def nli(*labels):
@@ -415,16 +417,16 @@ def nli(*labels):
 
 def test_dash_among_word_labels_means_no_gold_label(tmp_path, capsys):
     body = nli("neutral", "-", "entailment", "contradiction")
-    parts, labels = run(tmp_path, {f"{part}.jsonl": body for part in ("train", "dev")})
+    splits, labels = run(tmp_path, {f"{split}.jsonl": body for split in ("train", "dev")})
     assert labels["label"]["labels"] == ["contradiction", "entailment", "neutral"]
-    assert [len(rows) for rows in parts.values()] == [3, 3] and [e["text"] for e in parts["train"]] == [
+    assert [len(rows) for rows in splits.values()] == [3, 3] and [e["text"] for e in splits["train"]] == [
         "a 0",
         "a 2",
         "a 3",
     ]
     out = capsys.readouterr().out
     assert "no gold label (2): " in out and "train.jsonl, row 2" in out and "dropped" in out
-    _, labels = run(tmp_path, {f"{part}.jsonl": body for part in ("train", "dev")}, label_type="label=classification")
+    _, labels = run(tmp_path, {f"{split}.jsonl": body for split in ("train", "dev")}, label_type="label=classification")
     assert "-" in labels["label"]["labels"]
 
 
@@ -433,16 +435,16 @@ def test_dash_means_unlabelled_with_other_tasks_and_is_a_label_among_other_signs
     body = (
         two.replace('"label": "y"', '"label": "yes"') + json.dumps({"text": "t9", "label": "no", "intent": "a"}) + "\n"
     )
-    parts, labels = run(tmp_path, {f"{part}.jsonl": body for part in ("train", "dev")})
-    assert labels["label"]["labels"] == ["no", "yes"] and [e["label"] for e in parts["train"]][:2] == [None, "yes"]
+    splits, labels = run(tmp_path, {f"{split}.jsonl": body for split in ("train", "dev")})
+    assert labels["label"]["labels"] == ["no", "yes"] and [e["label"] for e in splits["train"]][:2] == [None, "yes"]
     for labelled in (nli("+", "-", "+"), nli("+", "0", "-")):
-        _, labels = run(tmp_path, {f"{part}.jsonl": labelled for part in ("train", "dev")})
+        _, labels = run(tmp_path, {f"{split}.jsonl": labelled for split in ("train", "dev")})
         assert "-" in labels["label"]["labels"]
 
 
 def test_whole_numbers_with_a_decimal_point_are_reported(tmp_path, capsys):
     body = "text,score\n" + "".join(f"t{i},{i % 3 + 1}.0\n" for i in range(30))
-    run(tmp_path, {f"{part}.csv": body for part in ("train", "dev")}, label_column="score")
+    run(tmp_path, {f"{split}.csv": body for split in ("train", "dev")}, label_column="score")
     out = capsys.readouterr().out
     assert "score: few distinct values, all whole numbers (1): " in out and "1, 2, 3" in out
 

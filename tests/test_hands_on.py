@@ -1,4 +1,4 @@
-"""huggingface_hands_on: a tokenizer from scratch, continued pretraining, and the way from both to main.py."""
+"""huggingface_hands_on: training a tokenizer, continued pretraining, and use of the results in main.py."""
 
 import json
 import os
@@ -39,7 +39,7 @@ PRETRAIN = "huggingface_hands_on/continue_pretrain_task.py"
 
 
 def bare(text):
-    """Without blanks, and without the joiner of emoji, which BERT's normaliser drops as it does control characters."""
+    """Removes blanks, and the zero-width joiner of emoji, which BERT's normaliser drops like control characters."""
     return re.sub(r"[\s\u200d]", "", text)
 
 
@@ -61,14 +61,14 @@ def test_round_trip_and_offsets(model, chinese, tmp_path):
         covered = {place for start, end in spans for place in range(start, end)}
         assert covered >= {place for place, character in enumerate(text) if bare(character)}
         assert spans == sorted(spans)
-        if model in ("wordpiece", "wordlevel"):  # each piece is what its offsets say
+        if model in ("wordpiece", "wordlevel"):  # each piece matches its offsets
             pieces = tokenizer.convert_ids_to_tokens(encoded["input_ids"], skip_special_tokens=True)
             assert [bare(text[start:end]) for start, end in spans] == [piece.removeprefix("##") for piece in pieces]
-        if chinese:  # no piece joins two Chinese characters
+        if chinese:  # no piece contains two Chinese characters
             assert all(len(re.findall("[一-鿿]", text[start:end])) <= 1 for start, end in spans)
         words = text.split(" ")
         apart = tokenizer(words, is_split_into_words=True)["input_ids"]
-        assert apart == encoded["input_ids"]  # tagging gives words, classification the text
+        assert apart == encoded["input_ids"]  # words for tagging, the text for classification
     pair = tokenizer("the song", "the light")
     assert tokenizer.convert_ids_to_tokens(pair["input_ids"]).count("[SEP]") == 2 and 1 in pair["token_type_ids"]
     assert tokenizer.mask_token_id is not None
@@ -82,13 +82,13 @@ def test_chinese_words_are_learned_if_asked():
 
 
 @pytest.mark.parametrize("size", [40, 60, 100])
-def test_the_vocabulary_keeps_to_its_size(size):
+def test_the_vocabulary_does_not_exceed_its_size(size):
     for model in ("wordpiece", "unigram", "wordlevel"):
         assert len(train_tokenizer(lambda: TEXTS[:2] * 3, size, True, model)) <= size, model
 
 
 @pytest.mark.parametrize("model", [MODELS[0], *(pytest.param(model, marks=pytest.mark.slow) for model in MODELS[1:])])
-def test_equal_texts_give_equal_bytes(model, tmp_path, command):
+def test_the_same_texts_give_byte_identical_tokenizers(model, tmp_path, command):
     rows = [
         json.loads(line)["tokens"]
         for line in (ROOT / "dataset/sample_raw/en.jsonl").read_text(encoding="utf-8").splitlines()
@@ -96,7 +96,7 @@ def test_equal_texts_give_equal_bytes(model, tmp_path, command):
     (tmp_path / "a.txt").write_text("\n".join(map(" ".join, rows)), encoding="utf-8")
     written = []
     flags = ["--input", "a.txt", "--vocab_size", "600", "--model", model]
-    for number in range(3):  # in fresh processes: their hashes differ
+    for number in range(3):  # in new processes, which have different hash seeds
         done = command(TRAIN, *flags, "--output_dir", f"t{number}", fresh=True)
         assert done.returncode == 0, done.stderr
         written.append((tmp_path / f"t{number}/tokenizer.json").read_bytes())
@@ -129,10 +129,10 @@ def test_every_format_gives_the_same_texts(tmp_path):
     )
 
 
-def test_a_folder_with_parts_keeps_its_test_part_unread(sample):
+def test_the_test_split_of_a_processed_folder_is_not_read(sample):
     train, held_out, _ = read_corpus(TokenizerConfig(input=str(sample), output_dir="x"))
-    for side, part in ((train, "train"), (held_out, "dev")):
-        rows = [json.loads(line) for line in (sample / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()]
+    for side, split in ((train, "train"), (held_out, "dev")):
+        rows = [json.loads(line) for line in (sample / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
         assert list(side()) == [row["tokens"] for row in rows]
 
 
@@ -173,7 +173,7 @@ def test_the_report_can_be_recomputed(tmp_path, capsys):
         (b"\xff\xfe\xfd", [], "row 1"),
     ],
 )
-def test_an_error_is_one_line(content, flags, message, tmp_path, command):
+def test_invalid_input_raises_a_one_line_error_and_changes_nothing(content, flags, message, tmp_path, command):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/precious").write_text("mine")
     if content is not None:
@@ -191,7 +191,7 @@ def test_an_error_is_one_line(content, flags, message, tmp_path, command):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """A file of texts that are easy to learn, and a tiny BERT with its head for masked words and its tokenizer."""
+    """Returns a folder with texts that are easy to learn, and a tiny BERT with a masked-LM head and its tokenizer."""
     folder = tmp_path_factory.mktemp("corpus")
     texts = [
         f"{verb} the {thing} in the {place}"
@@ -239,7 +239,7 @@ def collator_of(tokenizer):
 
 @pytest.mark.parametrize("packing", [True, False])
 @pytest.mark.parametrize("kind", ["text", "tokens"])
-def test_blocks_lose_nothing(packing, kind, corpus):
+def test_blocks_contain_all_words(packing, kind, corpus):
     tokenizer = AutoTokenizer.from_pretrained(corpus / "bert")
     texts = [
         "open the door now",
@@ -273,7 +273,7 @@ def test_blocks_lose_nothing(packing, kind, corpus):
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
-def test_packing_changes_nothing_but_the_speed(kind, tmp_path):
+def test_packing_does_not_change_the_loss(kind, tmp_path):
     from transformers import AutoConfig
 
     tokenizer = train_tokenizer(lambda: TEXTS, 300)
@@ -292,7 +292,7 @@ def test_packing_changes_nothing_but_the_speed(kind, tmp_path):
     trainer = masked_training.build_trainer(model, collator_of(tokenizer), (packed, packed), config)
     model.eval()
     sums = []
-    for rows in (packed, apart):  # every word has a label here
+    for rows in (packed, apart):  # every word is labelled here
         rows = [
             row | {"labels": [token if word >= 0 else -100 for token, word in zip(row["input_ids"], row["words"])]}
             for row in rows
@@ -301,7 +301,7 @@ def test_packing_changes_nothing_but_the_speed(kind, tmp_path):
     torch.testing.assert_close(*sums)
 
 
-def test_a_model_that_mixes_packed_texts_is_refused():
+def test_a_model_that_mixes_packed_texts_is_rejected():
     from transformers import AutoConfig
 
     tokenizer = train_tokenizer(lambda: TEXTS, 300)
@@ -346,7 +346,7 @@ def test_whole_words_are_masked(kind):
 
 
 def held_out_oracle(config, model):
-    """(mean loss over the masked tokens of the held-out texts, how many), by full logits and plain torch."""
+    """Returns (mean loss over the masked tokens of the held-out texts, their number), computed by plain torch."""
     tokenizer = AutoTokenizer.from_pretrained(config.pretrain_model_path)
     torch.manual_seed(config.random_seed)
     collator = collator_of(tokenizer)
@@ -359,7 +359,7 @@ def held_out_oracle(config, model):
     with torch.no_grad():
         for batch in batches:
             begins = [place for place, token in enumerate(batch["input_ids"][0]) if token == tokenizer.cls_token_id]
-            for start, stop in zip(begins, [*begins[1:], None]):  # each text of a block alone
+            for start, stop in zip(begins, [*begins[1:], None]):  # each text of a block is encoded separately
                 logits = model(input_ids=batch["input_ids"][:, start:stop]).logits.double()
                 total += F.cross_entropy(
                     logits[0], batch["labels"][0, start:stop], ignore_index=-100, reduction="sum"
@@ -368,7 +368,7 @@ def held_out_oracle(config, model):
     return total / count, count
 
 
-def test_perplexity_falls_and_starts_where_the_untouched_model_is(options, corpus, tmp_path, command):
+def test_perplexity_starts_at_the_initial_models_and_falls(options, corpus, tmp_path, command):
     config = options(epochs=8, held_out_ratio=0.3)
     pretrain(config)
     figures = read_json(tmp_path / "out/pretraining.json")
@@ -377,7 +377,7 @@ def test_perplexity_falls_and_starts_where_the_untouched_model_is(options, corpu
         assert figures[side]["masked_loss"] == pytest.approx(loss, rel=1e-5) and figures[side]["masked_tokens"] == count
         assert figures[side]["perplexity"] == pytest.approx(torch.tensor(loss).exp().item(), rel=1e-4)
     assert figures["after"]["perplexity"] < figures["before"]["perplexity"] / 3
-    older = {"generation_config.json", "special_tokens_map.json"}  # which transformers 4 saves too
+    older = {"generation_config.json", "special_tokens_map.json"}  # which transformers 4 also saves
     assert {path.name for path in (tmp_path / "out").iterdir()} - older == {
         *(
             "config.json",
@@ -393,7 +393,7 @@ def test_perplexity_falls_and_starts_where_the_untouched_model_is(options, corpu
         pretrain(config)
 
 
-def test_the_training_loss_is_that_of_the_whole_logits(options, corpus):
+def test_the_training_loss_equals_the_loss_of_full_logits(options, corpus):
     model, tokenizer = encoder.load_model(options())
     rows = list(blocks.blocks((corpus / "texts.txt").read_text().split("\n"), tokenizer, 16))[:8]
     trainer = masked_training.build_trainer(model, collator_of(tokenizer), (rows, rows), options())
@@ -414,7 +414,7 @@ def test_the_training_loss_is_that_of_the_whole_logits(options, corpus):
 
 
 @pytest.mark.slow
-def test_killed_and_started_again_it_goes_on(corpus, tmp_path, background):
+def test_killed_pretraining_resumes(corpus, tmp_path, background):
     flags = [
         "--input",
         corpus / "texts.txt",
@@ -436,7 +436,7 @@ def test_killed_and_started_again_it_goes_on(corpus, tmp_path, background):
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     assert not (tmp_path / "out/pretraining.json").exists()
-    (checkpoints / "checkpoint-99999").mkdir()  # as a kill in the middle of saving leaves it
+    (checkpoints / "checkpoint-99999").mkdir()  # as left by a process that is killed while saving
     (checkpoints / "checkpoint-99999/weights.safetensors").write_bytes(b"half")
     other = background(PRETRAIN, *flags, "--output_dir", "out", "--mlm_probability", "0.3")
     assert "mlm_probability was 0.15, is 0.3" in other.printed() and other.returncode == 2
@@ -448,7 +448,7 @@ def test_killed_and_started_again_it_goes_on(corpus, tmp_path, background):
     assert figures[0]["after"]["masked_loss"] == pytest.approx(figures[1]["after"]["masked_loss"], rel=0.2)
 
 
-def test_domain_words_begin_as_the_mean_of_their_pieces(corpus):
+def test_new_words_are_initialised_with_the_mean_of_their_pieces(corpus):
     model, tokenizer = encoder.load_model(
         PretrainConfig(input="x", output_dir="x", pretrain_model_path=str(corpus / "bert"), max_length=64)
     )
@@ -471,8 +471,8 @@ def test_domain_words_begin_as_the_mean_of_their_pieces(corpus):
 
 
 @pytest.mark.slow
-def test_from_texts_to_a_fine_tuned_model(sample, tmp_path, command):
-    """The README commands: tokenizer, encoder from scratch, a domain word, fine-tuning with nothing else to set."""
+def test_the_steps_from_texts_to_a_fine_tuned_model(sample, tmp_path, command):
+    """The steps of the README: tokenizer, encoder from scratch, a domain word, fine-tuning with default options."""
     steps = [
         [TRAIN, "--input", sample, "--output_dir", "tokenizer", "--vocab_size", 400],
         [
@@ -521,7 +521,7 @@ def test_from_texts_to_a_fine_tuned_model(sample, tmp_path, command):
     )
 
 
-def test_models_that_cannot_fill_in_words_are_refused(corpus, tmp_path, options):
+def test_models_without_a_masked_lm_head_are_rejected(corpus, tmp_path, options):
     tokenizer = AutoTokenizer.from_pretrained(corpus / "bert")
     GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=1)).save_pretrained(
         tmp_path / "gpt"
@@ -544,21 +544,23 @@ def test_models_that_cannot_fill_in_words_are_refused(corpus, tmp_path, options)
     assert not (tmp_path / "out").exists()
 
 
-# ---- what a careful reader found -------------------------------------------------------------------------------------
+# ---- regression tests -------------------------------------------------------------------------------------
 
 
-def test_the_test_part_is_read_in_no_form(tmp_path):
+def test_the_test_split_is_never_read(tmp_path):
     import datasets
 
-    texts = {part: [f"{part} text {number}" for number in range(4)] for part in ("train", "dev", "test")}
+    texts = {split: [f"{split} text {number}" for number in range(4)] for split in ("train", "dev", "test")}
     (tmp_path / "files").mkdir()
-    for part, rows in texts.items():
-        (tmp_path / f"files/{part}.txt").write_text("\n".join(rows))
+    for split, rows in texts.items():
+        (tmp_path / f"files/{split}.txt").write_text("\n".join(rows))
     table = [
-        {"text": text, "split": {"dev": "validation"}.get(part, part)} for part, rows in texts.items() for text in rows
+        {"text": text, "split": {"dev": "validation"}.get(split, split)}
+        for split, rows in texts.items()
+        for text in rows
     ]
     (tmp_path / "a.csv").write_text("text,split\n" + "".join(f"{row['text']},{row['split']}\n" for row in table))
-    sets = {part: datasets.Dataset.from_dict({"text": rows}) for part, rows in texts.items()}
+    sets = {split: datasets.Dataset.from_dict({"text": rows}) for split, rows in texts.items()}
     datasets.DatasetDict(train=sets["train"], validation=sets["dev"], test=sets["test"]).save_to_disk(
         str(tmp_path / "saved")
     )
@@ -581,11 +583,11 @@ def test_new_words_from_files_and_lists(corpus, tmp_path):
     model.resize_token_embeddings(len(words), mean_resizing=False)
     assert encoder.add_words(["cardiomegaly", "hepatitis"], model, words) == 2 and len(words) == before + 2
     rows = model.get_input_embeddings().weight[-2:]
-    assert not torch.equal(rows[0], rows[1])  # of neither was anything known
+    assert not torch.equal(rows[0], rows[1])  # both words are unknown to the old tokenizer
 
 
 @pytest.mark.slow
-def test_other_texts_are_not_gone_on_with(corpus, tmp_path, background):
+def test_pretraining_does_not_resume_with_other_texts(corpus, tmp_path, background):
     (tmp_path / "t.txt").write_text((corpus / "texts.txt").read_text())
     flags = [
         "--input",
@@ -605,7 +607,7 @@ def test_other_texts_are_not_gone_on_with(corpus, tmp_path, background):
     while not list((tmp_path / "out/checkpoints").glob("checkpoint-*/manifest.json")):
         assert time.time() < deadline and first.poll() is None
         time.sleep(0.01)
-    first.send_signal(signal.SIGTERM)  # saves at the next step and says how to go on
+    first.send_signal(signal.SIGTERM)  # saves at the next step, and reports how to resume
     printed = first.printed()
     assert first.returncode == 143 and "the same command resumes" in printed and "Traceback" not in printed
     (tmp_path / "t.txt").write_text((corpus / "texts.txt").read_text() + "\nquite another text\n")
@@ -617,7 +619,7 @@ def test_other_texts_are_not_gone_on_with(corpus, tmp_path, background):
 
 
 @pytest.mark.slow
-def test_a_bad_row_far_down_and_texts_of_nothing_are_one_line(corpus, tmp_path, command):
+def test_invalid_rows_and_blank_texts_raise_a_one_line_error(corpus, tmp_path, command):
     (tmp_path / "late.txt").write_bytes(b"open the door now\n" * 10 + b"close the box %d\n" * 3000 + b"bad \xff row\n")
     (tmp_path / "zero.txt").write_text("\u200b\n\u200b \u200b\n" * 40, encoding="utf-8")
     base = [
@@ -635,8 +637,8 @@ def test_a_bad_row_far_down_and_texts_of_nothing_are_one_line(corpus, tmp_path, 
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and words in done.stderr, done.stderr
 
 
-def test_a_folder_claimed_in_vain_is_free_again(options, tmp_path):
+def test_an_output_folder_can_be_reused_after_an_error(options, tmp_path):
     with pytest.raises(UserError, match="raise --held_out_ratio"):
         pretrain(options(held_out_ratio=0.05, mlm_probability=1e-9))
-    pretrain(options(held_out_ratio=0.3, epochs=1))  # what the message said
+    pretrain(options(held_out_ratio=0.3, epochs=1))  # as advised by the message
     assert (tmp_path / "out/pretraining.json").exists()

@@ -66,7 +66,7 @@ def test_entities_by_type():
     )
 
 
-def test_missing_labels_are_left_out_and_tasks_are_combined():
+def test_missing_labels_are_ignored_and_tasks_are_combined():
     tasks = {"a": Task("classification"), "b": Task("tagging"), "c": Task("regression")}
     gold = {"a": ["x", None, "y"], "b": [["O"], ["B-e"], None], "c": [1.0, 2.0, None]}
     predicted = {"a": ["x", "x", "x"], "b": [["O"], ["B-e"], ["B-e"]], "c": [1.0, 3.0, 0.0]}
@@ -87,7 +87,7 @@ def test_default_monitors():
     assert metrics.default_monitor(mixed) == "mean_score" in metrics.score_names(mixed)
 
 
-def test_one_label_is_still_multilabel_and_unlabelled_rows_count_nowhere():
+def test_a_single_label_stays_multilabel_and_unlabelled_rows_are_ignored():
     tasks = {"x": Task("multilabel")}
     sides = {"x": [["a"], [], [], []]}, {"x": [["a"], ["a"], [], []]}
     scores = metrics.score(tasks, *sides)

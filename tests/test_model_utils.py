@@ -66,7 +66,7 @@ def test_crf_likelihood_and_decoding_equal_brute_force(seed):
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 def test_crf_equals_pytorch_crf_in_value_and_gradient(scale):
-    labels = [f"B-{i}" for i in range(9)]  # no transition is ruled out, so decoding must agree too
+    labels = [f"B-{i}" for i in range(9)]  # no transition is forbidden, so decoding must agree, too
     crf, emissions, mask, lengths = crf_case(labels, batch=16, width=12, scale=scale)
     reference = torchcrf.CRF(9, batch_first=True)
     reference.load_state_dict(crf.state_dict())
@@ -130,7 +130,7 @@ def inputs_of(model_tokenizer, texts):
         dict(pooling="mean"),
     ],
 )
-def test_a_text_scores_the_same_alone_and_padded(options):
+def test_padding_does_not_change_logits(options):
     torch.manual_seed(0)
     words = tokenizer()
     model = build_model(Config(hidden_size=32, num_layers=2, **options), words, TASKS).eval()
@@ -177,10 +177,10 @@ def test_losses_are_means_over_labels_and_weighted_by_task():
     torch.testing.assert_close(output.losses["intent"], -output.logits["intent"].log_softmax(-1)[0, 2])
     torch.testing.assert_close(output.total_loss, output.losses["intent"] + 3 * wanted)
     nothing = model(inputs, {"intent": torch.tensor([-100, -100]), "slots": torch.full_like(slots, -100)})
-    assert nothing.total_loss.item() == 0  # a batch without labels has no loss, rather than NaN
+    assert nothing.total_loss.item() == 0  # a batch without labels has a loss of 0 instead of NaN
 
 
-def test_crf_loss_leaves_out_texts_with_unknown_tags():
+def test_crf_loss_ignores_texts_with_unknown_tags():
     words = tokenizer()
     model = build_model(Config(hidden_size=32, num_layers=1, use_crf=True), words, TASKS).eval()
     inputs = inputs_of(words, ["turn on the light", "play a song"])
@@ -203,7 +203,7 @@ def test_freezing(layers, frozen):
 
 
 def test_depths_of_other_encoders():
-    """What belongs to no layer counts with the embeddings, so that freezing and decaying reach it."""
+    """Parameters outside all layers are treated like the embeddings, so they are frozen and decayed."""
     from transformers import AlbertConfig, AutoModel, DebertaV2Config, MPNetConfig, XLMConfig
 
     shape = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=50)
@@ -277,7 +277,7 @@ def test_a_pretrained_folder_loads_its_weights_and_grows_for_special_tokens(tmp_
 
 
 def test_a_bilstm_is_torchs_lstm_of_several_layers():
-    """Also its dropout, whose masks come from torch's generator, which a checkpoint holds."""
+    """Includes dropout, whose masks come from torch's generator, which is stored in checkpoints."""
     torch.manual_seed(0)
     model = BiLSTM(50, 16, 3, 0.5, pad_id=0)
     whole = torch.nn.LSTM(16, 8, 3, batch_first=True, bidirectional=True, dropout=0.5)
@@ -314,7 +314,7 @@ def test_an_encoder_stored_in_half_precision_trains_and_returns_in_full(tmp_path
     assert {p.dtype for p in (*model.parameters(), *again.parameters())} == {torch.float32}
 
 
-def test_robertas_positions_begin_behind_the_padding(tmp_path):
+def test_robertas_positions_start_after_the_padding_index(tmp_path):
     from transformers import RobertaConfig, RobertaModel
 
     words = tokenizer()
@@ -333,7 +333,7 @@ def test_robertas_positions_begin_behind_the_padding(tmp_path):
         build_model(Config(pretrain_model_path=str(tmp_path), max_length=65), words, TASKS)
 
 
-def test_only_what_comes_before_the_frozen_layers_is_frozen_with_them(tmp_path):
+def test_freezing_layers_freezes_only_earlier_modules(tmp_path):
     from transformers import ModernBertConfig, ModernBertModel
 
     words = tokenizer()
@@ -353,7 +353,7 @@ def test_only_what_comes_before_the_frozen_layers_is_frozen_with_them(tmp_path):
     assert any(name.startswith("layers.1.") for name in trained)
 
 
-# ---- heads and losses, against what torch and scikit-learn compute directly ------------------------------------------
+# ---- heads and losses, compared with torch and scikit-learn ------------------------------------------
 
 
 def heads_case(kind="classification", size=4, batch=12, **options):
@@ -397,7 +397,7 @@ def test_balanced_weights_are_scikit_learns(tiny):
         head.focal_gamma,
     ) == (0.1, 1.0)
     assert "output_layer.heads.x.class_weights" not in model.state_dict()
-    labels = torch.tensor([0, 1, -100, 2])  # what training divides by: the weights of the labels
+    labels = torch.tensor([0, 1, -100, 2])  # the divisor in training: the sum of the labels' weights
     assert head.label_weights(labels, None).sum().item() == pytest.approx(wanted.sum())
     with pytest.raises(UserError, match="no counts"):
         build_model(tiny(class_weights="balanced"), tokenizer(), {"x": Task("classification", labels=["a", "b"])})
@@ -424,7 +424,7 @@ def test_multilabel_loss_threshold_and_names():
         probabilities_of
     ) == len(labels_of)
     before = head.threshold.clone()
-    head.calibrate(logits.detach(), torch.zeros_like(labels))  # a part without a single label leaves the threshold
+    head.calibrate(logits.detach(), torch.zeros_like(labels))  # a split without any label does not change the threshold
     assert head.threshold == before
 
 
@@ -466,7 +466,7 @@ def test_the_average_of_equal_models_is_that_model(kind):
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra", "albert"])
-def test_the_mask_of_a_gpu_gives_what_the_plain_one_gives(kind):
+def test_the_gpu_mask_equals_the_plain_mask(kind):
     from transformers import AutoConfig, AutoModel
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -487,15 +487,15 @@ def test_the_mask_of_a_gpu_gives_what_the_plain_one_gives(kind):
     inputs |= {"word_starts": torch.arange(1, 4).repeat(3, 1), "word_mask": torch.ones(3, 3, dtype=torch.bool)}
     plain = model(inputs).logits
     model.wide_mask_on = "cpu"
-    assert model.takes_wide_mask == compat.takes_4d_mask()  # else a GPU gets the plain one
+    assert model.takes_wide_mask == compat.takes_4d_mask()  # otherwise a GPU gets the plain mask
     for name, logits in model(inputs).logits.items():
         torch.testing.assert_close(logits, plain[name])
 
 
 @pytest.mark.slow
 def test_compile_makes_few_graphs_for_all_length_buckets(tiny, monkeypatch):
-    """Batches of every width from 6 to 40: as the trainer compiles it, the encoder is traced once for training and once
-    for evaluation."""
+    """For batches of every width from 6 to 40, the compiled encoder is traced once for training and once for
+    evaluation."""
     from test_trainer import make_trainer
     from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -520,7 +520,7 @@ def test_compile_makes_few_graphs_for_all_length_buckets(tiny, monkeypatch):
 
 
 def save_encoder(folder, config):
-    """A small encoder of random weights with a tokenizer of its vocabulary, as save_pretrained leaves them."""
+    """Saves a small encoder with random weights and its tokenizer, like save_pretrained. Returns the folder."""
     words = train_tokenizer(lambda: ["play a song now"] * 3, 100)
     config.vocab_size = len(words)
     torch.manual_seed(0)
@@ -542,7 +542,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_mistaken_encoder_is_one_line(name, tiny, tmp_path):
+def test_an_unsupported_encoder_raises_a_one_line_error(name, tiny, tmp_path):
     config, said = REFUSED[name]
     folder = save_encoder(tmp_path / "encoder", config())
     with pytest.raises(UserError) as error:
@@ -564,7 +564,7 @@ WORKING = {
 
 @pytest.mark.parametrize("name", WORKING)
 @pytest.mark.parametrize("trick", ["use_fgm", "use_smart", "use_freelb"])
-def test_unusual_encoders_train_with_adversaries_or_refuse_in_one_line(name, trick, tiny, tmp_path):
+def test_unusual_encoders_train_with_adversarial_methods_or_raise_an_error(name, trick, tiny, tmp_path):
     config = tiny(
         pretrain_model_path=save_encoder(tmp_path / "encoder", WORKING[name]()),
         epochs=1,

@@ -327,7 +327,7 @@ def test_offsets_point_into_the_text(value, unit):
         ),
     ),
 )
-def test_any_bytes_are_rows_or_a_named_error(tmp_path_factory, name, content):
+def test_arbitrary_bytes_give_rows_or_an_error_with_the_place(tmp_path_factory, name, content):
     folder = tmp_path_factory.mktemp("fuzz")
     (folder / name).write_bytes(content)
     (folder / name.replace("train", "dev")).write_bytes(content)

@@ -714,7 +714,7 @@ def test_signal_while_saving_best_saves_a_checkpoint(tiny, monkeypatch):
 
 
 @pytest.mark.parametrize("own", ["deep_classification", "deep_tagging"])
-def test_user_head_is_one_class_and_one_line(own, tiny, sample, tmp_path, monkeypatch):
+def test_user_head_needs_one_class_and_one_line(own, tiny, sample, tmp_path, monkeypatch):
     """A new task type, added to HEADS and labels.json, can be trained, evaluated and used for prediction without other
     changes."""
     from model_utils import HEADS, ClassificationHead, TaggingHead

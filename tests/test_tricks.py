@@ -1,8 +1,8 @@
-"""Each trick against gradients, or weights, written with plain autograd: perturbations are inputs to the forward, no
-weight is changed.
+"""Compares each trick with gradients or weights computed by plain autograd, in which perturbations are inputs of the
+forward pass, and no weight is changed.
 
-Each has a broken version, one line of tricks.py or engine/tricks/averages.py changed, that the same comparison must
-reject.
+Each trick also has a broken version, with one changed line in tricks.py or engine/tricks/averages.py, which must fail
+the same comparison.
 """
 
 import inspect
@@ -42,7 +42,7 @@ TASKS = {
     "slots": Task("tagging", labels=["O", "B-x", "I-x"], unit="word"),
 }
 NAMES = ("fp32", "bf16")
-SAME = {"fp32": 1e-5, "bf16": 2e-3, "fp16": 2e-3}  # relative errors of whole gradients that are only rounding
+SAME = {"fp32": 1e-5, "bf16": 2e-3, "fp16": 2e-3}  # maximum relative error of a whole gradient by rounding alone
 
 
 def tiny_model():
@@ -59,7 +59,7 @@ def tiny_model():
 
 
 def micro_batches(count):
-    """Ragged ones, with words of two sub-tokens, and texts without an intent."""
+    """Returns micro-batches with texts of different lengths, words of two sub-tokens, and texts without an intent."""
     generator = torch.Generator().manual_seed(1)
     batches = []
     for number in range(count):
@@ -84,7 +84,7 @@ def totals_of(batches):
 
 
 def trainer_of(model, make_trick, precision, tmp_path, **options):
-    """A real trainer, without data."""
+    """Returns a real trainer without data."""
     config = Config(
         precision=precision, output_dir=str(tmp_path), model_version="x", pretrain_model_path="x", lr=1e-2, **options
     )
@@ -99,7 +99,7 @@ def trainer_of(model, make_trick, precision, tmp_path, **options):
 
 
 def relative_error(found, wanted):
-    """||found - wanted|| / ||wanted|| over all parameters."""
+    """Returns ||found - expected|| / ||expected|| over all parameters."""
     difference = sum((f - w).double().square().sum() for f, w in zip(found, wanted))
     return (difference / sum(w.double().square().sum() for w in wanted)).sqrt().item()
 
@@ -108,7 +108,7 @@ def relative_error(found, wanted):
 
 
 class Oracle:
-    """The tiny model in plain torch: every perturbation is an argument, every loss is written out."""
+    """The tiny model in plain torch. Every perturbation is an argument, and every loss is computed explicitly."""
 
     def __init__(self, model, totals, precision):
         self.model, self.totals, self.half = (
@@ -119,7 +119,7 @@ class Oracle:
         self.parameters = dict(model.named_parameters())
 
     def outputs(self, batch, weights=None, noise=0.0, samples=1, half=None):
-        """[(loss, intent logits, emissions)] for each dropout sample of the heads."""
+        """Returns [(loss, intent logits, emissions)], one per dropout sample of the heads."""
         half = self.half if half is None else half
         weights = {**self.parameters, **(weights or {})}
         with torch.autocast("cpu", half or None, enabled=bool(half)):
@@ -151,7 +151,7 @@ class Oracle:
 
     @staticmethod
     def paths(emissions, heads):
-        """The score of every path, one by one."""
+        """Computes the score of every path separately."""
         start, end, between = (heads[f"slots.crf.{name}transitions"] for name in ("start_", "end_", ""))
         scores = []
         for path in itertools.product(range(3), repeat=len(emissions)):
@@ -160,7 +160,7 @@ class Oracle:
         return torch.stack(scores)
 
     def divergence(self, one, other, batch):
-        """KL both ways, over the intents, and over all paths."""
+        """Computes the symmetric KL divergence over the intents and over all paths."""
 
         def both(p, q):  # log-probabilities
             return (p.exp() * (p - q)).sum() + (q.exp() * (q - p)).sum()
@@ -270,14 +270,14 @@ def dropout_samples(oracle, batch):
     return oracle.gradient(sum(output[0] for output in oracle.outputs(batch, samples=4)) / 4)
 
 
-# {trick: (as the trainer gets it, oracle, [line of tricks.py, broken])}
+# {trick: (options of the trainer, oracle, [line of tricks.py, broken line])}
 GRADIENTS = {
     "plain": (lambda room, model: None, lambda oracle, batch: oracle.gradient(oracle.outputs(batch)[0][0]), []),
     "FGM": (
         lambda room, model: room.FGM(model, 0.7),
         fgm,
         [
-            ("earlier, self.weight.grad = self.weight.grad, None", "earlier = None"),  # r from what had accumulated
+            ("earlier, self.weight.grad = self.weight.grad, None", "earlier = None"),  # r from the accumulated gradient
             ("self.alpha * safe_normalize(direction, torch.linalg.vector_norm(direction))", "self.alpha * direction"),
             ("            self.weight.grad += earlier", "            pass"),
             ("self.weight[rows] = values\n            self.saved = None", "self.saved = None"),  # never restored
@@ -291,7 +291,7 @@ GRADIENTS = {
             (
                 "self.ascend()\n                take_gradients(self.model)",
                 "self.ascend()",
-            ),  # gradients of all steps add up
+            ),  # gradients of all steps are summed
             ("r = self.r + self.alpha", "r = self.alpha"),
             ("        add_gradients(clean)\n", ""),
             ("(self.eps / torch.linalg.vector_norm(r).clamp(min=max(self.eps, 1e-12)))", "1"),  # no projection
@@ -309,7 +309,7 @@ GRADIENTS = {
             (
                 "safe_normalize(delta.grad, norm_by_text(delta.grad))",
                 "safe_normalize(delta.grad, delta.grad.norm())",
-            ),  # over the batch, not each text
+            ),  # over the batch instead of each text
             ("(mask.sum(1, keepdim=True) * self.noise.width)", "(mask.shape[1] * self.noise.width)"),
         ],
     ),
@@ -369,15 +369,15 @@ GRADIENTS = {
 
 
 def gradient_error(name, precision, accumulation, room, tmp_path):
-    """How far the trainer's gradient of a group of micro-batches is from the oracle's; and whether the weights are
-    still the same bits."""
+    """Returns the relative error of the trainer's gradient of a group of micro-batches, plus 1 if the weights are not
+    bit-exact."""
     make, oracle, _ = GRADIENTS[name]
     model, batches = tiny_model(), micro_batches(accumulation)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     trainer = trainer_of(model, lambda model: make(room, model), precision, tmp_path)
     trainer.scaler = torch.amp.GradScaler(
         "cpu", init_scale=16.0, enabled=precision == "fp16"
-    )  # the usual 65536 would begin with an overflow
+    )  # the default, 65536, would overflow at first
     torch.manual_seed(7)
     for batch in batches:
         forward_backward(trainer, batch, totals_of(batches))
@@ -392,7 +392,7 @@ def gradient_error(name, precision, accumulation, room, tmp_path):
 
 
 def broken(old, new):
-    """tricks.py, or engine/tricks/averages.py, with one line changed."""
+    """Returns tricks.py or engine/tricks/averages.py with one line changed."""
     sources = [inspect.getsource(module) for module in (tricks, averages)]
     counts = [source.count(old) for source in sources]
     assert sorted(counts) == [0, 1], f"{counts} times in tricks.py and engine/tricks/averages.py: {old}"
@@ -420,9 +420,9 @@ def test_a_broken_trick_is_rejected(name, old, new, precision, tmp_path):
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 0.0])
 @pytest.mark.parametrize("name", ["FGM", "PGD", "FreeLB", "AWP"])
-def test_a_direction_without_a_finite_norm_moves_nothing(name, value):
-    """The gradient that an adversary climbs is spoilt: its second forward then sees the weights and vectors as they
-    are."""
+def test_a_non_finite_perturbation_changes_nothing(name, value):
+    """If the gradient of an adversarial method is not finite, its second forward pass uses unperturbed weights and
+    vectors."""
     model, (batch,) = tiny_model().eval(), micro_batches(1)
     trick = {
         "FGM": tricks.FGM,
@@ -460,7 +460,7 @@ def test_no_divergence_without_dropout_or_noise(tmp_path):
 
 @pytest.mark.parametrize("kind", ["multilabel", "regression", "tagging"])
 def test_divergence_of_other_heads(kind):
-    """Bernoulli, normal and per-word categorical divergences as torch.distributions has them."""
+    """Compares Bernoulli, normal and per-word categorical divergences with torch.distributions."""
     from model_utils import HEADS
 
     torch.manual_seed(0)
@@ -484,9 +484,9 @@ def test_divergence_of_other_heads(kind):
     assert head.distribution.divergence(one, other, labels, {}).item() == pytest.approx(both.sum().item(), rel=1e-5)
 
 
-def test_divergence_weighs_labels_as_the_loss_does():
-    """With class weights each text's divergence counts as much as its loss, and both are divided by the sum of the
-    weights."""
+def test_divergence_uses_the_class_weights_of_the_loss():
+    """With class weights, the divergence of each text has the same weight as its loss, and both are divided by the sum
+    of the weights."""
     model, (batch,) = tiny_model().eval(), micro_batches(1)
     head = model.output_layer.heads["intent"]
     head.task = replace(head.task, counts=(28, 7, 2))
@@ -505,8 +505,8 @@ def test_divergence_weighs_labels_as_the_loss_does():
 # ---- weights: averages, rates, unfreezing ----------------------------------------------------------------------------
 
 
-# AdamW's: with 1e-8 a gradient that is mere rounding, as those of the keys' biases, would move its weight as far
-# as any other
+# AdamW's epsilon: with 1e-8, gradients that are only rounding errors, such as those of the keys' biases, would change
+# their weights as much as other gradients
 EPS = 1e-3
 
 
@@ -515,8 +515,8 @@ def weights(model):
 
 
 def plain_training(precision, accumulation, steps, rate=None, trains=None):
-    """The weights after each step of a plain loop: gradients by autograd.grad, AdamW for-loop, no clipping. rate,
-    trains: by name."""
+    """Returns the weights after each step of a plain loop: autograd.grad, AdamW's for-loop, no clipping. rate, trains:
+    functions of the parameter's name."""
     model, found = tiny_model(), []
     named = dict(model.named_parameters())
     groups = [
@@ -541,8 +541,8 @@ def plain_training(precision, accumulation, steps, rate=None, trains=None):
 
 
 def our_training(make_trick, precision, accumulation, steps, tmp_path, epoch_of_a_step=False, spoil=(), score=None):
-    """(trainer, weights after each step) of a real trainer; spoil: steps whose gradient is made infinite; score: of a
-    model's weights, by dev."""
+    """Returns (trainer, weights after each step) of a real run. spoil: steps with an infinite gradient. score: function
+    that scores a model's weights on dev."""
     model = tiny_model()
     options = dict(max_grad_norm=0.0, scheduler="constant", warmup_epochs=0, head_lr=1e-2)
     trainer, found = trainer_of(model, make_trick, precision, tmp_path, **options), []
@@ -566,7 +566,7 @@ def our_training(make_trick, precision, accumulation, steps, tmp_path, epoch_of_
 
 
 def distance(found, wanted):
-    """How far a move of the weights is from the move that was wanted."""
+    """Returns the relative error of a change of the weights."""
     start = weights(tiny_model())
     return relative_error([f - s for f, s in zip(found, start)], [w - s for w, s in zip(wanted, start)])
 
@@ -608,7 +608,7 @@ def mean_of(several):
 
 
 def greedy_soup(epochs, score):
-    """The numbers of the epochs in the soup after each of them, by lists of all weights. epochs: [weights]."""
+    """Returns the epochs in the soup after each epoch, computed from the weights of all epochs. epochs: [weights]."""
     soups, soup, best = [], [], -math.inf
     for number, one in enumerate(epochs):
         larger = [*soup, number]
@@ -628,7 +628,7 @@ def soup_error(room, precision, accumulation, tmp_path):
     def score(found):
         return -relative_error(found, target)
 
-    assert greedy_soup(plain, score) == [[0], [1], [1, 2], [1, 2], [1, 2]]  # begun anew, added to, left as it is
+    assert greedy_soup(plain, score) == [[0], [1], [1, 2], [1, 2], [1, 2]]  # replaced, extended, unchanged
     trainer, _ = our_training(
         lambda model: room.Soup(model), precision, accumulation, 5, tmp_path, epoch_of_a_step=True, score=score
     )
@@ -638,7 +638,7 @@ def soup_error(room, precision, accumulation, tmp_path):
 
 
 def rate_of(name):
-    """0.5 for each layer below the second and last one; heads at 1e-2."""
+    """A factor of 0.5 for each layer below the second and last one; 1e-2 for the heads."""
     if not name.startswith("encoder."):
         return 1e-2
     return 1e-2 * 0.5 ** (0 if "layer.1." in name else 1 if "layer.0." in name else 2)
@@ -669,7 +669,7 @@ WEIGHTS = {
             (
                 "(1 - self.decay) / (1 - self.decay ** self.count.clamp(min=1))",
                 "torch.tensor(1 - self.decay)",
-            ),  # the first weights stay in it
+            ),  # it keeps the first weights
             ("            p.data = weight\n", "            pass\n"),
             ("                p.data = data\n", "                pass\n"),
         ],
@@ -685,7 +685,7 @@ WEIGHTS = {
         soup_error,
         [
             ("share = score(), 1 / (self.count + 1)", "share = score(), 1 / (self.count + 2)"),
-            ("elif is_better(alone, self.score):", "elif False:"),  # a first epoch would stay in it for ever
+            ("elif is_better(alone, self.score):", "elif False:"),  # it would always keep the first epoch
             ("if not is_better(alone, together) and not", "if not"),
             (" and not is_better(self.score, together):", ":"),  # all epochs
             ("self.count + 1, together", "self.count, together"),
@@ -729,8 +729,8 @@ def test_a_step_that_is_not_finite_is_not_averaged(tmp_path):
     assert distance(averaged_weights(trainer), wanted) < 1e-5 and trainer.tricks[0].count == 2
 
 
-def test_all_weights_and_random_states_return_after_a_score(tiny):
-    """Scoring with averaged weights, stopped in the midst of it, leaves the weights that are trained; the best holds
+def test_an_interrupted_evaluation_restores_weights_and_random_states(tiny):
+    """If scoring with averaged weights is interrupted, the trained weights are restored; the best checkpoint contains
     the average."""
     trainer = make_trainer(tiny(epochs=2, use_ema=True))
     before, check = {}, trainer.stop.check
@@ -765,7 +765,7 @@ def test_the_best_checkpoint_has_the_averaged_weights_and_their_scores(tiny, tmp
         average = trainer.tricks[0].average
         assert all(torch.equal(best[name], average[name]) for name in average)
         assert not all(torch.equal(best[name], raw[name]) for name in average)
-        assert trainer.progress.best_epoch == trainer.progress.epoch  # of what the average was at its end
+        assert trainer.progress.best_epoch == trainer.progress.epoch  # the score of the average at its end
         model, tokenizer, tasks, _ = load_checkpoint(config.run_dir / "checkpoints/best")
         evaluation = Trainer(model, tokenizer, tasks, config, torch.device("cpu")).eval(
             MyDataLoader(trainer.dev_loader.dataset, 64)
@@ -773,8 +773,8 @@ def test_the_best_checkpoint_has_the_averaged_weights_and_their_scores(tiny, tmp
         assert evaluation.scores[trainer.monitor] == trainer.progress.best_score
 
 
-def test_the_soup_of_a_real_run_is_the_greedy_one_and_the_best_checkpoint_has_it(tiny):
-    """Each epoch's weights are written down; means of lists of them, scored by the trainer, are the reference."""
+def test_the_best_checkpoint_contains_the_greedy_soup(tiny):
+    """The reference is the mean of the recorded weights of each subset of epochs, scored by the trainer."""
     config = tiny(use_soup=True, epochs=8, scheduler="constant", lr=5e-3, monitor="slots_f1", early_stop_patience=0)
     trainer, epochs = make_trainer(config), []
     after_epoch = trainer.tricks.after_epoch
@@ -800,8 +800,8 @@ def test_the_soup_of_a_real_run_is_the_greedy_one_and_the_best_checkpoint_has_it
         torch.testing.assert_close(best[name], wanted, rtol=1e-5, atol=1e-7)
 
 
-def test_a_soup_that_is_stopped_while_dev_is_scored_ends_with_the_same_bytes(tiny, monkeypatch):
-    """At every scoring: of an epoch alone, with the soup, and of what was chosen."""
+def test_a_soup_stopped_during_an_evaluation_resumes_bit_exactly(tiny, monkeypatch):
+    """Stops at every evaluation: of an epoch alone, with the soup, and of the selected weights."""
     options = dict(use_soup=True, epochs=2, lr=2e-2, batch_size=30)
     whole = tiny(model_version="whole", **options)
     train(whole)
@@ -827,8 +827,8 @@ def test_a_soup_that_is_stopped_while_dev_is_scored_ends_with_the_same_bytes(tin
     assert len(done) == scorings
 
 
-def test_a_soup_remembers_its_score():
-    """After a stop, a worse epoch and a worse mixture leave it as it was."""
+def test_a_resumed_soup_keeps_its_score():
+    """After a stop, a worse epoch and a worse average do not change it."""
     model = tiny_model()
     before, after = tricks.Soup(model), tricks.Soup(model)
     before.choose_weights(0, lambda: 0.9, operator.gt)
@@ -843,8 +843,8 @@ def test_a_soup_remembers_its_score():
     assert (after.score, after.count, after.last) == (0.9, 1, 1)
 
 
-def test_ema_averages_over_a_share_of_all_steps(tiny, caplog):
-    """By default; a number stays what it is."""
+def test_ema_averages_over_a_fraction_of_all_steps(tiny, caplog):
+    """Applies to the default; a number is unchanged."""
     short = dict(epochs=3, gradient_accumulation_steps=2)  # 4 steps per epoch
     for steps, wanted in ((0, 0.9), (12, 0.9), (400, 0.95), (2800, 1 - 1 / 140), (10**7, 0.9999)):
         assert ema_decay_of(steps) == pytest.approx(wanted)
@@ -871,8 +871,8 @@ def test_the_rate_stays_where_swa_begins(tiny):
     assert set(rates(use_swa=True, swa_start=0.0)[epoch:]) == {1.0}  # not before the warmup has ended
 
 
-def test_no_run_ends_early_before_its_trick_has_begun(tiny):
-    """With a rate of nearly nothing no epoch is better than the first: patience is over as soon as it may count."""
+def test_early_stopping_waits_for_the_start_of_a_trick(tiny):
+    """With a rate near zero, no epoch is better than the first, so runs stop when early stopping becomes active."""
     stopped = {}
     for options in ({}, dict(use_awp=True, awp_start=0.5), dict(use_swa=True, swa_start=0.5)):
         config = tiny(epochs=8, early_stop_patience=2, lr=1e-12, model_version=f"patience{options}", **options)
@@ -880,7 +880,7 @@ def test_no_run_ends_early_before_its_trick_has_begun(tiny):
     assert stopped == {"": 3, "use_awp awp_start": 6, "use_swa swa_start": 6}
 
 
-def test_awp_begins_after_its_share_of_epochs(tiny):
+def test_awp_starts_after_a_fraction_of_the_epochs(tiny):
     for epochs, start in ((3, 1), (10, 2), (30, 6)):
         awp = tricks.AWP.build(nn.Linear(2, 2), Config(use_awp=True, epochs=epochs))
         assert awp.start_epoch() == start
@@ -889,8 +889,8 @@ def test_awp_begins_after_its_share_of_epochs(tiny):
             assert awp.on == (epoch >= start)
 
 
-def test_a_trick_of_your_own_is_one_class_and_its_place_in_the_list(tiny, monkeypatch):
-    """Gradients with noise (Neelakantan et al., 2015): nothing but the class, TRICKS and its option knows of it."""
+def test_a_custom_trick_needs_one_class_and_an_entry_in_tricks(tiny, monkeypatch):
+    """Gradient noise (Neelakantan et al., 2015) needs only the class, an entry in TRICKS and an option."""
     seen = []
 
     class GradientNoise(Trick):
@@ -923,7 +923,7 @@ def test_a_trick_of_your_own_is_one_class_and_its_place_in_the_list(tiny, monkey
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["FreeLB", "SMART"])
 def test_noise_reaches_a_compiled_encoder(name, tmp_path):
-    """The hook stands before the first trace, so that dynamo sees it: the compiled gradient is the plain one."""
+    """The hook is registered before the first trace, so dynamo sees it: the compiled gradient equals the eager one."""
     gradients = []
     for compiled in (False, True):
         model, (batch,) = tiny_model(), micro_batches(1)
@@ -948,7 +948,7 @@ def test_noise_reaches_a_compiled_encoder(name, tmp_path):
 
 
 def test_bilstm_and_frozen_words_take_noise(tiny):
-    """FreeLB moves word vectors, not weights, so that a frozen matrix and any encoder will do."""
+    """FreeLB perturbs word vectors instead of weights, so it works with a frozen matrix and with any encoder."""
     for options in (
         dict(encoder="bilstm", use_freelb=True),
         dict(freeze_layers=1, use_freelb=True),
@@ -964,11 +964,11 @@ def test_bilstm_and_frozen_words_take_noise(tiny):
         assert torch.equal(trainer.model(inputs).logits["intent"], plain)
 
 
-# ---- FGM's parts, which people take elsewhere ------------------------------------------------------------------------
+# ---- FGM in other programs ------------------------------------------------------------------------
 
 
 class Toy(nn.Module):
-    """An embedding, a nonlinear layer, a loss."""
+    """An embedding, a nonlinear layer and a loss."""
 
     def __init__(self):
         super().__init__()
@@ -989,7 +989,7 @@ def toy_batch():
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_perturbation_has_norm_eps_and_weights_return_to_the_bit(given):
+def test_perturbation_has_norm_eps_and_weights_are_restored_bit_exactly(given):
     model = Toy()
     fgm, before = FGM(model, eps=0.3), model.embedding.weight.clone()
     ids, labels = toy_batch()
@@ -1004,7 +1004,7 @@ def test_perturbation_has_norm_eps_and_weights_return_to_the_bit(given):
     assert torch.equal(model.embedding.weight, before)
 
 
-def test_restored_on_an_error():
+def test_an_error_restores_the_weights():
     model = Toy()
     fgm, before = FGM(model), model.embedding.weight.clone()
     ids, labels = toy_batch()
@@ -1015,7 +1015,7 @@ def test_restored_on_an_error():
     assert torch.equal(model.embedding.weight, before)
 
 
-def test_names_that_match_nothing_or_a_norm_or_a_frozen_matrix_are_refused():
+def test_fgm_rejects_names_of_unsuitable_parameters():
     model = nn.ModuleDict({"embeddings": nn.Embedding(4, 2), "emb_norm": nn.LayerNorm(2)})
     assert FGM(model, emb_name="embeddings").weight is model["embeddings"].weight
     for name in ("word_embedding", "emb_norm"):

@@ -40,7 +40,7 @@ from engine.task.text import text_and_offsets
 
 FEW = 8  # custom inputs with more numbers are not stored
 SMALLEST = 1e-4  # labels below this probability are omitted
-SPLITS = ("out_of_fold", "test", "dev")  # a report shows details of the first one that exists
+REPORT_SPLITS = ("out_of_fold", "test", "dev")  # a report shows details of the first one that exists
 # Options that do not affect the model
 UNLISTED = frozenset("do_train do_eval do_predict report_language resume clear_cache output_dir model_version".split())
 
@@ -184,7 +184,7 @@ ABOUT = dict.fromkeys(STRINGS, str) | {
     "kinds": {str: AnyOf(*LABEL_SCHEMAS)},
     "main_scores": {str: str},
     "shown_scores": [str],
-    "parts": [AnyOf(*SPLITS)],
+    "parts": [AnyOf(*REPORT_SPLITS)],
     "options": {str: object},
     "seed": AnyOf(int, str),  # for an ensemble, the seeds of its runs
     "by_tokens": bool,

@@ -153,7 +153,7 @@ def again(splits: Splits, look: Callable[[Block], Any]) -> Iterator[Any]:
 
 
 class WordTypes(Facts):
-    """Counts of entity types by surface."""
+    """Counts of entity types by surface form."""
 
     def __init__(self) -> None:
         self.counts: dict[Words, Counter[str]] = defaultdict(Counter)

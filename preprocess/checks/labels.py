@@ -61,12 +61,12 @@ def label_names(name: str, tags: bool, counts: Counts, first: First) -> Iterator
     for split, present in counts.items():
         unseen = [first[split][label] for label in sorted(present.keys() - train.keys())]
         advice = "move some rows to train, or merge labels; otherwise they always count as wrong"
-        yield Note(f"{name}: labels of {split} that never occur in train", unseen, advice)
+        yield Note(f"{name}: labels in {split} that never occur in train", unseen, advice)
     once = [first["train"][label] for label in sorted(train) if train[label] == 1]
     advice = "merge labels, collect more examples, or remove them; one example is too few to learn from"
     yield Note(f"{name}: labels that occur only once in train", once, advice)
     untested = [first["train"][x] for x in sorted(train) if dev is not None and train[x] >= 20 and not dev[x]]
-    yield Note(f"{name}: labels of train that are missing from dev", untested, "split the data again, stratified")
+    yield Note(f"{name}: labels in train that are missing from dev", untested, "split the data again, stratified")
     if not tags:
         alike = labels_alike(counts, first)
         yield Note(f"{name}: labels that differ only in case, spaces or width", alike, "merge duplicates")
@@ -140,9 +140,9 @@ def compare_numbers(name: str, task: Any, split: str, values: np.ndarray, where:
     """Yields notes on a split whose values are constant or are distributed differently than in train."""
     if len(values) > 1 and values.min() == values.max():
         rows = [f"{where}: {values[0]:g}"]
-        yield Note(f"{name}: all values of {split} are the same", rows, "correlations cannot be computed")
+        yield Note(f"{name}: all values in {split} are the same", rows, "correlations cannot be computed")
     elif split != "train" and len(values) >= 30:
         mean = math.fsum(values) / len(values)
         if abs(mean - task.mean) > 0.5 * task.std:
             rows = [f"mean {mean:.4g} and {task.mean:.4g}"]
-            yield Note(f"{name}: values of {split} differ from train", rows, "split again, unless this is intended")
+            yield Note(f"{name}: values in {split} differ from train", rows, "split again, unless this is intended")

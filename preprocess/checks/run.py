@@ -49,7 +49,9 @@ class CheckResults(Facts):
         self.labels = LabelStatistics(context.folder)
 
 
-def look_through(splits: Splits, kinds: Mapping[str, str], files: Mapping[str, BinaryIO] | None = None) -> CheckResults:
+def inspect_splits(
+    splits: Splits, kinds: Mapping[str, str], files: Mapping[str, BinaryIO] | None = None
+) -> CheckResults:
     """Runs all checks in one pass over the rows. Also writes each split to files[split]. kinds: {task: kind}."""
     context, blocks = Context(splits, kinds), list(blocks_of(splits))
     results, look = CheckResults(context), partial(look_at_block, splits, context, bool(files))
@@ -76,9 +78,9 @@ def look_at_block(splits: Splits, context: Context, write: bool, block: Block) -
 def run_checks(
     splits: Splits, tasks: Tasks, notes: Iterable[Note] = (), results: CheckResults | None = None
 ) -> list[Note]:
-    """Returns all notes that have rows, starting with `notes`. results: from `look_through`, if it has run."""
+    """Returns all notes that have rows, starting with `notes`. results: from `inspect_splits`, if it has run."""
     if results is None:
-        results = look_through(splits, {name: task.kind for name, task in tasks.items()})
+        results = inspect_splits(splits, {name: task.kind for name, task in tasks.items()})
     notes = list(notes)
     for check in tqdm(results.checks.values(), desc="data checks", leave=False, delay=2):
         notes += check.notes(splits, tasks, results.labels)
@@ -89,14 +91,14 @@ def with_rows(notes: Iterable[Note]) -> list[Note]:
     return [note for note in notes if note.rows]
 
 
-def keep(notes: Sequence[Note], path: Path) -> None:
+def save_notes(notes: Sequence[Note], path: Path) -> None:
     """Writes the notes and the first rows of each to a JSON file, for the report of a run."""
     rows = [[cut(row, 300) for row in n.rows[:3]] for n in notes]
     items = [{"what": n.what, "count": n.number, "rows": r, "advice": n.advice} for n, r in zip(notes, rows)]
     write_json(path, items)
 
 
-def show(notes: list[Note], max_rows: int = 3) -> None:
+def print_notes(notes: list[Note], max_rows: int = 3) -> None:
     """Prints each note: the finding, the number of rows, the first rows and the advice."""
     if not notes:
         print("checks: no problems found")

@@ -13,7 +13,7 @@ from engine.data.own_inputs import require_fields
 from engine.errors import UserError
 from engine.task.task import PLACES
 from engine.task.words import entities_in
-from preprocess.example import PART_NAMES, Example
+from preprocess.example import SPLIT_ALIASES, Example
 from preprocess.labels.events import read_all_events
 from preprocess.labels.kinds import HIERARCHICAL, as_list, check_label, check_paths
 from preprocess.labels.positions import marked_names
@@ -90,7 +90,7 @@ class Form:
     def normalize(self, example: Example) -> None:
         """Normalises split names, multi-hot lists, lists of a single class and (with several tasks) empty cells."""
         if "split" in example:
-            example["split"] = PART_NAMES[str(example["split"]).lower()]
+            example["split"] = SPLIT_ALIASES[str(example["split"]).lower()]
         for name, positions in self.positions.items():
             if example.get(name) not in (None, ""):
                 example[name] = marked_names(example[name], positions, example["_where"])

@@ -18,7 +18,7 @@ from preprocess.storage.facts import Note
 
 Span = tuple[int, int, str]  # (start, exclusive end, label), in characters
 Piece = tuple[str, int, int]  # (token, start, end), in characters
-SPAN_KEYS = [  # common names of a span's start, end, label and surface
+SPAN_KEYS = [  # common names of a span's start, end, label and text
     ("start", "start_offset", "start_idx", "begin"),
     ("end", "end_offset", "end_idx"),
     ("label", "labels", "type", "entity_type", "entity_group", "tag"),
@@ -58,7 +58,7 @@ def read_all_spans(examples: list[Example], names: list[str]) -> None:
 
 
 def read_spans(value: Any, text: str, where: str) -> list[Span]:
-    """Returns the spans in text order. Surfaces in the data must match the text.
+    """Returns the spans in text order. Surface forms in the data must match the text.
 
     value: [{"start", "end", "label"}] (or other common key names), [[start, end, label]] (doccano), or CLUENER's
     {label: {surface: [[first, last]]}} with inclusive ends.
@@ -77,7 +77,7 @@ def read_spans(value: Any, text: str, where: str) -> list[Span]:
 
 def place_of(span: StoredSpan, text: str, where: str) -> tuple[int, int]:
     """Returns the start and the exclusive end of a span. Raises UserError if the span is outside the text or does not
-    match its surface."""
+    match its surface form."""
     start, end, label, surface, _ = span
     if surface and text[start:end] != surface and text[start : end + 1] == surface:
         end += 1  # ends are inclusive in the data
@@ -125,7 +125,7 @@ def fields_of_dict(value: dict, where: str) -> Iterator[StoredSpan]:
 
 
 def fields_of(item: Any, text: str = "") -> StoredSpan:
-    """Converts an item to a StoredSpan. text: shows whether the ambiguous key `entity` is the surface or the label."""
+    """Converts an item to a StoredSpan. text: decides whether the key `entity` is the span's text or its label."""
     if not isinstance(item, dict):
         return StoredSpan(*item) if isinstance(item, list) and len(item) == 3 else StoredSpan(item, None, None)
     start, end, label, surface = (next((item[key] for key in keys if key in item), None) for keys in SPAN_KEYS)

@@ -38,7 +38,7 @@ class LabelStatistics(Facts):
         series = partial(Series, folder, np.float64)
         self.numbers: dict[tuple[str, str], Series] = defaultdict(series)  # {(task, split): NaN where missing}
         self.cells: dict[str, Series] = defaultdict(series)  # {column: numbers in train, without missing ones}
-        self.names: dict[str, Counter[str]] = defaultdict(Counter)  # {own input: its names in train}
+        self.names: dict[str, Counter[str]] = defaultdict(Counter)  # {custom input: its names in train}
         self.tokens: Counter[str] = Counter()  # {"long", "blank": train blocks with such tokens}
 
     def look(

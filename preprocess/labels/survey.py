@@ -10,9 +10,9 @@ import numpy as np
 
 from engine.errors import UserError
 from preprocess.example import (
-    PART_NAMES,
-    PARTS,
     RESERVED,
+    SPLIT_ALIASES,
+    SPLITS,
     TEXT_KEYS,
     Example,
     check_characters,
@@ -111,7 +111,7 @@ def surveyed(batch: Batch, form: Form, first: Example, shapes: Iterable[tuple[st
         survey.values[name].add(examples, name)
         if survey.values[name].dashes:
             survey.dashes[name] = [number for number, e in enumerate(examples, batch.start) if e.get(name) == "-"]
-    splits = [PARTS.index(e["split"]) + 1 for e in examples] if "split" in first else []
+    splits = [SPLITS.index(e["split"]) + 1 for e in examples] if "split" in first else []
     survey.splits.append(np.array(splits, np.uint8))
     survey.names_seen.add(tuple(form.names))
     return survey
@@ -126,7 +126,7 @@ def check_shape(example: Example, first: Example) -> None:
         raise UserError(f"{where}: has {' and '.join(has)}, but {other} has {' and '.join(expected)}")
     check_text(example, advice="; add --drop_empty to drop such rows")
     check_characters(example)
-    if "split" in example and str(example["split"]).lower() not in PART_NAMES:
+    if "split" in example and str(example["split"]).lower() not in SPLIT_ALIASES:
         raise UserError(f"{where}: split {shown(example['split'])} must be one of train, dev, test")
     if ("split" in example) != ("split" in first):
         source = where if "split" in first else first["_where"]

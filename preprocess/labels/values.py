@@ -14,8 +14,8 @@ from preprocess.labels.spans import is_spans
 
 @dataclass
 class Values:
-    """Statistics of a task's labels, without None. Can be merged over blocks. "-" is counted separately, because it can
-    mean that the label is missing."""
+    """Statistics of a task's labels, without None. Can be merged across blocks. "-" is counted separately, because it
+    can mean that the label is missing."""
 
     count: int = 0  # number of labels
     decimals: int = 0  # number of labels with a decimal point
@@ -25,7 +25,7 @@ class Values:
     any_events: bool = False
     any_list: bool = False
     any_float: bool = False
-    any_sign: bool = False  # any string without letters and digits
+    any_sign: bool = False  # any string without letters or digits
     all_numbers: bool = True  # all int or float
     all_numeric: bool = True  # all strings that are numbers
     broken: str | None = None  # a string that contains a line break or tab

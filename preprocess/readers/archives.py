@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine.errors import UserError
 from engine.run.command_line import first_line
-from preprocess.example import PART_NAMES
+from preprocess.example import SPLIT_ALIASES
 
 UNPACKED: dict[str, str] = {}  # {extraction folder: its archive}
 
@@ -50,7 +50,7 @@ def innermost(path: Path) -> Path:
     """Descends while a folder contains only one folder that is not named after a split."""
     while path.is_dir():
         entries = [entry for entry in path.iterdir() if not is_hidden(entry.name)]
-        if len(entries) != 1 or not entries[0].is_dir() or entries[0].name.lower() in PART_NAMES:
+        if len(entries) != 1 or not entries[0].is_dir() or entries[0].name.lower() in SPLIT_ALIASES:
             break
         (path,) = entries
     return path

@@ -248,7 +248,7 @@ def inclusive_or_not(
 ) -> SpanTask | None:
     """Returns the task at a path, with inclusive or exclusive ends, or None if neither is possible.
 
-    The first of these decides: --span_end, the surfaces, the spans, the shape. Ends are inclusive if any span has
+    The first of these decides: --span_end, the surface forms, the spans, the shape. Ends are inclusive if any span has
     start = end, and exclusive if any span ends after the last token.
     """
     spans = shape.spans
@@ -256,7 +256,7 @@ def inclusive_or_not(
     ends = [(span, at(row, shape.tokens or shape.text)) for span, row in found]
     past_end = any(span.end >= len(whole) for span, whole in ends)
     task = SpanTask(task_of(path), path, inclusive=bool(spans.inclusive))
-    if not shape.tokens:  # offsets.py applies --span_end; spans.py compares surfaces
+    if not shape.tokens:  # offsets.py applies --span_end; spans.py compares surface forms
         return task._replace(inclusive=options.span_end == "auto" and task.inclusive and not past_end)
     if any(span.end > len(whole) for span, whole in ends):
         return None

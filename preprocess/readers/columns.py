@@ -13,7 +13,7 @@ from engine.data.fields import FIELDS, describe
 from engine.errors import UserError
 from engine.task.signs import LABEL_NAMES, PAIR_NAMES, PAIRS, TEXT_NAMES, alike, by_usual, inline_syntax
 from engine.task.words import text_or_tokens
-from preprocess.example import PART_NAMES, RESERVED, Example, abbreviate
+from preprocess.example import RESERVED, SPLIT_ALIASES, Example, abbreviate
 from preprocess.readers.archives import note
 from preprocess.readers.inline import without_marks
 from preprocess.readers.options import ReadOptions, split_names
@@ -259,7 +259,7 @@ def find_split(head: Head, options: ReadOptions) -> str | None:
     for name in dict.fromkeys([*usual, *head.names]):
         position = head.names.index(name)
         values = {str(row[position]).strip().lower() for row in head.rows if position < len(row)}
-        splits = {PART_NAMES.get(value) for value in values} if name not in other_roles else {None}
+        splits = {SPLIT_ALIASES.get(value) for value in values} if name not in other_roles else {None}
         if splits and None not in splits and (name in usual or ("train" in splits and not alike([name], USUAL_ROLES))):
             return name
     return None

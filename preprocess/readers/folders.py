@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from preprocess.example import PART_NAMES, Example, abbreviate, part_of_name, shown
+from preprocess.example import SPLIT_ALIASES, Example, abbreviate, shown, split_from_name
 from preprocess.readers.archives import note
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import MAX_CHARACTERS, encoding_of_all, is_utf8, named_rows, read_whole
@@ -29,7 +29,7 @@ def text_files(folder: Path) -> list[Path]:
 def class_folders(folder: Path) -> list[Path]:
     """Returns the subfolders that contain texts; two or more are classes. A file such as train.txt is not a text."""
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "_")))
-    return [path for path in folders if any(file.stem.lower() not in PART_NAMES for file in text_files(path))]
+    return [path for path in folders if any(file.stem.lower() not in SPLIT_ALIASES for file in text_files(path))]
 
 
 def is_brat(folder: Path) -> bool:
@@ -68,7 +68,7 @@ def read_brat(path: Path, options: ReadOptions) -> Iterator[Example]:
     if without_text := sorted({file.stem for file in annotations} - {file.stem for file in texts}):
         raise UserError(f"{path}/{without_text[0]}.ann: {without_text[0]}.txt is missing")
     files = annotations if options.labelled else set()
-    splits = [folder for folder in path.parent.iterdir() if folder.is_dir() and part_of_name(folder)]
+    splits = [folder for folder in path.parent.iterdir() if folder.is_dir() and split_from_name(folder)]
     of_all = [file for folder in (splits if path in splits else [path]) for file in sorted(folder.glob("*.ann"))]
     signs = {row[0] for file in of_all if files for _, row in named_rows(file, options.encoding)}
     for file in texts:
@@ -151,7 +151,7 @@ def events_of_lines(
 
 def text_bound(row: str, text: str, where: str) -> list[Any] | None:
     """Returns [start, end, type] of a BRAT entity line, or None if the entity is discontinuous. Raises UserError if the
-    text at these offsets does not match the surface."""
+    text at these offsets does not match the surface form."""
     cells = row.split("\t")
     match = TEXT_BOUND.fullmatch(cells[1]) if len(cells) > 1 else None
     if match is None:

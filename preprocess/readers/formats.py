@@ -16,11 +16,11 @@ from engine.errors import UserError
 from engine.task.signs import LABEL_NAMES, TEXT_NAMES, alike, inline_syntax
 from engine.task.tags import USUAL, notation_of
 from preprocess.example import Example, shown
-from preprocess.readers.beside import class_files, classes_of, label_file_of, read_beside, read_class_files
 from preprocess.readers.columns import NUMBER_NAMES, OTHER_LABEL_NAMES
 from preprocess.readers.conll import CONLL_2012, GLOBAL_COLUMNS, NO_COMMENTS, read_conll, read_conllu, split_row
 from preprocess.readers.folders import class_folders, is_brat, read_brat, read_classes
 from preprocess.readers.inline import is_rasa, read_inline, read_rasa
+from preprocess.readers.label_files import class_files, classes_of, label_file_of, read_class_files, read_labelled_texts
 from preprocess.readers.objects import read_dataset, read_json, read_jsonl, read_parquet
 from preprocess.readers.options import Reader, ReadOptions
 from preprocess.readers.raw_files import encoding_of, named_rows, open_bytes, read_rows, split_words
@@ -251,7 +251,7 @@ FORMATS: dict[str, Format] = {  # in the order in which the evidence is tested
     "hf": Format(read_dataset, folder=lambda path: True),
     "parquet": Format(read_parquet, (".parquet",)),
     "xlsx": Format(read_xlsx, (".xlsx",)),
-    "beside": Format(read_beside, rows=lambda head: label_file_of(head.path)),
+    "beside": Format(read_labelled_texts, rows=lambda head: label_file_of(head.path)),
     "rasa": Format(read_rasa, rows=lambda head: is_rasa(head.filled)),
     "json": Format(read_json, (".json",), rows=lambda head: re.match(r"\[\s*([\[{]|$)|\{\s*$", head.first)),
     "jsonl": Format(

@@ -157,7 +157,7 @@ def relations_between(regions: dict[str, dict[str, Any]], results: list[Result],
 
 
 def span_in_text(text: str, span: StoredSpan) -> dict[str, Any]:
-    """Converts a span to a dict. Converts its offsets if the surface shows that they are UTF-16 units (an emoji is
+    """Converts a span to a dict. Converts its offsets if the surface form shows that they are UTF-16 units (an emoji is
     two)."""
     start, end, label, surface, _ = span
     if span.has_place() and surface and max(text[:end], default="") > "\uffff":

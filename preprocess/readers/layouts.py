@@ -6,7 +6,7 @@ from typing import Any
 
 from engine.errors import UserError
 from engine.task.signs import LABEL_NAMES, TEXT_NAMES, alike
-from preprocess.example import abbreviate, part_of_name
+from preprocess.example import abbreviate, split_from_name
 from preprocess.readers.paths import MISSING, Values, at
 
 # {path of the rows in a known format: label name}. `*` matches any key, which becomes the label of its rows
@@ -85,7 +85,7 @@ def rows_at(content: Any, steps: Sequence[str], name: str, key: str = "") -> Row
 def splits_of(path: Path, content: dict[str, Any]) -> dict[str, tuple[str, Rows]] | None:
     """Returns {key: (split, rows)} if the keys of an object are names of splits, otherwise None."""
     lists = {key: value for key, value in content.items() if has_rows(value)}
-    named = {key: split for key in lists if (split := part_of_name(key))}
+    named = {key: split for key in lists if (split := split_from_name(key))}
     if not named:
         return None
     if unknown := [key for key in lists if key not in named]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from preprocess.example import PART_NAMES, RESERVED, Example, counted
+from preprocess.example import RESERVED, SPLIT_ALIASES, Example, counted
 from preprocess.labels.kinds import KINDS, NO_LABEL
 from preprocess.readers.archives import note
 from preprocess.readers.columns import NoLabels
@@ -128,4 +128,4 @@ def is_minus(label: Any) -> bool:
 
 
 def part_of(example: Example, split: str | None) -> str | None:
-    return split or PART_NAMES.get(str(example.get("split", "")).lower())
+    return split or SPLIT_ALIASES.get(str(example.get("split", "")).lower())

@@ -1,7 +1,7 @@
 """Checks and converts the offsets of spans over a text.
 
 Offsets count characters or, as in JavaScript and Java, UTF-16 units (an emoji is two). A wrong unit is detected if the
-data contains the surfaces of the spans, or if spans start or end inside words.
+data contains the surface forms of the spans, or if spans start or end inside words.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from preprocess.labels.relations import ENDS, is_relation, is_relations
 from preprocess.labels.spans import StoredSpan, fields_of, fields_of_dict, from_utf16, is_cut
 from preprocess.readers.options import ReadOptions
 
-MAX_KNOWN = 100_000  # maximum number of surfaces in memory
+MAX_KNOWN = 100_000  # maximum number of surface forms in memory
 MIN_CUT = 3  # minimum number of spans that start or end inside a word; fewer can be intended
 
 
@@ -62,7 +62,7 @@ class Seen:
     checked: int = 0  # spans that differ between the interpretations
     cut: int = 0
     cut_otherwise: int = 0
-    surfaces: Counter[str] = field(default_factory=Counter)  # surfaces of the raw spans
+    surfaces: Counter[str] = field(default_factory=Counter)  # surface forms of the raw spans
     otherwise: Counter[str] = field(default_factory=Counter)
     first: str = ""
 
@@ -74,8 +74,8 @@ class Seen:
             self.first = where
 
     def is_open(self, known: set[str]) -> bool:
-        """Returns True if the interpretation is unclear: no words are cut (as in Chinese), and known surfaces do not
-        occur more often under the current one."""
+        """Returns True if the interpretation is unclear: no span cuts a word (as in Chinese), and known surface forms
+        do not occur more often under the current one."""
         num_known = (sum(counts[surface] for surface in known) for counts in (self.surfaces, self.otherwise))
         return self.checked >= MIN_CUT and not (self.cut or self.cut_otherwise) and next(num_known) <= next(num_known)
 
@@ -93,7 +93,7 @@ class Offsets:
     utf16: Seen = field(default_factory=Seen)
     inclusive: Seen = field(default_factory=Seen)
     plain: Seen = field(default_factory=Seen)  # counts all raw spans
-    known: set[str] = field(default_factory=set)  # surfaces of spans before the first emoji
+    known: set[str] = field(default_factory=set)  # surface forms of spans before the first emoji
 
     def examples(self, examples: Iterator[Example]) -> Iterator[Example]:
         """Yields the examples with offsets in characters. Raises UserError at the end if the unit seems wrong."""

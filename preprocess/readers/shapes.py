@@ -1,6 +1,6 @@
-"""The shapes of JSON objects. Each row of SHAPES defines the paths of the text, the spans and the labels.
+"""The JSON layouts. Each entry of SHAPES defines the paths of the text, the spans and the labels.
 
-To add a shape, add one row (docs/cookbook/json_shape.md). A shape fits if the first objects have all its paths, with
+To add a shape, add one entry (docs/cookbook/json_shape.md). A shape fits if the first objects have all its paths, with
 values of the right type. If several shapes fit, the one with the most paths is used.
 """
 
@@ -14,7 +14,7 @@ from preprocess.readers.options import ReadOptions
 from preprocess.readers.paths import Convert, Values
 
 KEY = "@key"  # the label of a span is its key in a dict of spans
-VALUE = "@value"  # the item is the surface of the span
+VALUE = "@value"  # the item is the span's text
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,16 @@ class Spans:
     `start` are relative to a span. A span needs an end or a length.
     """
 
-    path: str  # list or dict of spans; its last key is the name of the task. In `a|b`, both can be tasks
-    start: str = "start"  # "" if not stored; the surface must then occur exactly once in the text
+    path: str  # list or dict of spans; its last key is the name of the task. With `a|b`, an object may have both tasks
+    start: str = "start"  # "" if not stored; the span's text must then occur exactly once
     end: str = "end"
     label: str = "label"
     surface: str = ""
     length: str = ""
     pieces: str = ""  # replaces start and end: all positions or ranges of a span, which may be discontinuous
     inclusive: bool | None = False  # whether the end is inclusive; None infers it from the data
-    default_start: int | None = None  # start of spans that have no start; protocol buffers omit zeros
-    may_lack: bool = False  # whether an object without the key has no spans (rather than no label)
+    default_start: int | None = None  # start of spans without a start; protocol buffers omit zeros
+    may_lack: bool = False  # whether an object without the key has zero spans (instead of no label)
     without: str = ""  # if a span has one of these keys, the shape does not fit
     columns: bool = False  # whether spans are stored as an object with one list per key
 
@@ -53,7 +53,7 @@ class Relations:
     object: Spans | str
     refer: str = ""
     none: str = ""  # predicate of pairs without a relation
-    may_lack: bool = False  # whether objects without relations fit too
+    may_lack: bool = False  # whether the shape also fits objects without relations
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Shape:
 
     name: str
     text: str = ""
-    tokens: str = ""  # if set, spans count tokens instead of characters
+    tokens: str = ""  # if set, span offsets are token indices, not character offsets
     spans: Spans | None = None  # if there are relations, spans are optional, unless relations refer to them
     relations: Relations | None = None
     labels: tuple[str, ...] = ()  # other labels, optional; the last key is the name of the task

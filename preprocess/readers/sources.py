@@ -15,21 +15,21 @@ from engine.run.atomic import sha256
 from engine.task.text import split_text, text_of
 from engine.task.words import id_of
 from preprocess.example import (
-    PART_NAMES,
-    PARTS,
     RESERVED,
+    SPLIT_ALIASES,
+    SPLITS,
     TEXT_KEYS,
     Example,
     abbreviate,
+    aliases_in,
     check_characters,
-    part_of_name,
-    part_words,
+    split_from_name,
 )
 from preprocess.labels.positions import NAMES_FILE
 from preprocess.readers.archives import UNPACKED, as_named, is_archive, note, unpacked
-from preprocess.readers.beside import class_files, classes_of, label_file_of
 from preprocess.readers.folders import class_folders, is_brat
 from preprocess.readers.formats import FOLDERS, FORMATS, find_format, is_labelled, is_table, suffix_of
+from preprocess.readers.label_files import class_files, classes_of, label_file_of
 from preprocess.readers.left_out import SecretLabels, without_gaps
 from preprocess.readers.objects import is_saved_dataset
 from preprocess.readers.offsets import Offsets
@@ -72,8 +72,8 @@ def are_class_files(folder: Path, files: list[Path]) -> bool:
 def has_classes(folder: Path) -> bool:
     """Returns True if the texts are in one subfolder per class, rather than in files of the folder itself."""
     files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
-    tables = any(is_table(path) or part_of_name(path) for path in files)
-    splits = any(path.name.lower() in PART_NAMES for path in folder.iterdir() if path.is_dir())
+    tables = any(is_table(path) or split_from_name(path) for path in files)
+    splits = any(path.name.lower() in SPLIT_ALIASES for path in folder.iterdir() if path.is_dir())
     return not tables and not splits and len(class_folders(folder)) > 1
 
 
@@ -85,24 +85,26 @@ def find_sources(source: Path, whole: bool = False) -> list[tuple[str | None, Pa
         raise UserError(f"{source}: no such file or folder (for a Hugging Face dataset, add --format hf)")
     if source.is_file() or is_saved_dataset(source):
         return [(None, source)]
-    folders = [path for path in sorted(source.iterdir()) if path.is_dir() and path.name.lower() in PART_NAMES]
+    folders = [path for path in sorted(source.iterdir()) if path.is_dir() and path.name.lower() in SPLIT_ALIASES]
     sources: list[tuple[str | None, Path]]
     paths_by_folder = {folder: files_in(folder) for folder in folders}
-    sources = [(PART_NAMES[folder.name.lower()], path) for folder, paths in paths_by_folder.items() for path in paths]
+    sources = [
+        (SPLIT_ALIASES[folder.name.lower()], path) for folder, paths in paths_by_folder.items() for path in paths
+    ]
     if empty := [folder for folder, paths in paths_by_folder.items() if sources and not paths]:
         reason = "contains no data files or class folders, but other splits do"
         raise UserError(f"{empty[0]}: {reason}; rename or remove it")
     if not folders:
         # The name of the input folder itself does not determine a split
-        sources = [(None if path == source else part_of_name(path), path) for path in files_in(source)]
+        sources = [(None if path == source else split_from_name(path), path) for path in files_in(source)]
     if not sources:  # one folder per intent, with one file per split (Snips)
         below = [path for path in sorted(source.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-        sources = [(part_of_name(path), path) for folder in below for path in data_files(folder) if path.is_file()]
+        sources = [(split_from_name(path), path) for folder in below for path in data_files(folder) if path.is_file()]
         sources = sources if all(split for split, _ in sources) else []
     if not sources:
         raise UserError(f"{source}: contains no data files")
     require_clear_splits(sources)
-    return sorted(sources, key=lambda part_and_path: PARTS.index(part_and_path[0] or "train"))
+    return sorted(sources, key=lambda split_and_path: SPLITS.index(split_and_path[0] or "train"))
 
 
 def require_clear_splits(sources: list[tuple[str | None, Path]]) -> None:
@@ -110,11 +112,11 @@ def require_clear_splits(sources: list[tuple[str | None, Path]]) -> None:
     splits = {split for split, _ in sources}
     if None in splits and len(splits) > 1:
         unclear = next(path for split, path in sources if split is None)
-        several = len(part_words(unclear)) > 1
+        several = len(aliases_in(unclear)) > 1
         reason = "the name contains several splits" if several else "the name must contain train, dev (valid) or test"
         raise UserError(f"{unclear}: {reason}{'' if several else ', like the other names'}; rename or remove it")
     dev = [path for split, path in sources if split == "dev" and path.is_file()]
-    testa = [path for path in dev if "testa" in part_words(path)]
+    testa = [path for path in dev if "testa" in aliases_in(path)]
     if testa and len(testa) < len(dev):
         other = next(path.name for path in dev if path not in testa)
         reason = f"testa is a name of the dev split, but {other} is also the dev split"
@@ -188,7 +190,7 @@ def texts_of(config: Any) -> TextRows:
     return rows
 
 
-def rows_of_part(data_path: str | Path, split: str, tasks: dict[str, Any], limit: int | None = None) -> TextRows:
+def rows_of_split(data_path: str | Path, split: str, tasks: dict[str, Any], limit: int | None = None) -> TextRows:
     """Returns the TextRows of a split of a processed folder. limit: the maximum number of rows."""
     path = part_of(data_path, split)
     return TextRows(path, lambda: (row for _, row in islice(read_processed(path, tasks), limit)), labelled=True)

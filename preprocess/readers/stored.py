@@ -41,7 +41,7 @@ def stored_spans(spans: Spans, value: Any) -> Iterator[StoredSpan]:
 
 
 def is_complete(span: StoredSpan, by_offsets: bool) -> bool:
-    """Returns True if a span has a label, and its offsets or surface. by_offsets: whether offsets are stored."""
+    """Returns True if a span has a label, and its offsets or surface form. by_offsets: whether offsets are stored."""
     is_located = span.has_place() if by_offsets else bool(span.surface)
     return is_located and isinstance(span.label, str) and bool(span.label)
 
@@ -78,12 +78,12 @@ def is_continuous(pieces: Any) -> bool:
 
 
 def is_surface(tokens: Sequence[str], surface: str) -> bool:
-    """Returns True if tokens equal a surface, ignoring whitespace."""
+    """Returns True if tokens equal a surface form, ignoring whitespace."""
     return "".join("".join(tokens).split()) == "".join(surface.split())
 
 
 def check_tokens(span: StoredSpan, tokens: list[str], inclusive: bool, where: str) -> None:
-    """Raises UserError if a span is outside the tokens or does not match its surface. span: has an exclusive end."""
+    """Raises UserError if a span is outside the tokens or differs from its surface form. span: has an exclusive end."""
     start, end, label, surface, _ = span
     end_type = f"with its end {'inclusive' if inclusive else 'exclusive'} (--span_end overrides)"
     source = f"{where}: the span {start} to {end - inclusive} of {shown(label)}"

@@ -17,7 +17,7 @@ from engine.errors import UserError
 from engine.run.command_line import first_line
 from engine.run.reading import NO_QUOTES
 from engine.task.signs import TEXT_NAMES, alike
-from preprocess.example import PART_NAMES, Example, abbreviate
+from preprocess.example import SPLIT_ALIASES, Example, abbreviate
 from preprocess.readers.archives import note
 from preprocess.readers.cells import Cells
 from preprocess.readers.columns import Columns, Head, find_columns, reject_other_tasks
@@ -292,7 +292,7 @@ def find_sheets(path: Path, book: Any, selected: str) -> list[tuple[str | None, 
         if selected not in non_empty:
             raise UserError(f"{path}: no sheet {selected!r} with rows (--sheet); it has: {abbreviate(non_empty)}")
         return [(None, selected)]
-    splits = [(PART_NAMES.get(name.strip().lower()), name) for name in non_empty]
+    splits = [(SPLIT_ALIASES.get(name.strip().lower()), name) for name in non_empty]
     if len(splits) > 1 and not all(split for split, _ in splits):
         raise UserError(f"{path}: several sheets have rows ({abbreviate(non_empty)}); select one with --sheet NAME")
     if not non_empty:

@@ -13,7 +13,7 @@ from pathlib import Path
 from engine.errors import UserError
 from engine.task.signs import TEXT_NAMES
 from engine.task.tags import Notation, notation_of, parse_tag
-from preprocess.example import PART_NAMES, RESERVED, Example, abbreviate, counts_up, is_whole_file
+from preprocess.example import RESERVED, SPLIT_ALIASES, Example, abbreviate, counts_up, is_whole_file
 from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.raw_files import split_words
 
@@ -380,7 +380,9 @@ def token_layout(path: str | Path, names: list[str], rows: list[Row], options: R
         return None
     token = options.token_column or options.text_column or (head.names[words[0]] if words else "")
     options = replace(options, token_column=token, tag_column=options.tag_column or options.label_column)
-    split = next((n for n in head.named(SPLIT_NAMES) if {*map(str.lower, head.column(n))} <= PART_NAMES.keys()), None)
+    split = next(
+        (n for n in head.named(SPLIT_NAMES) if {*map(str.lower, head.column(n))} <= SPLIT_ALIASES.keys()), None
+    )
     layout = find_layout(head, options, split=split)
     if layout.sentence is None and len(blocks) == 1 and not options.sentence_end and len(blocks[0]) > 1:
         advice = "add --sentence_column NAME or --sentence_end '.' (or --label_type label=classification for classes)"

@@ -1,4 +1,4 @@
-"""docs/cookbook/augmentation.md: what training sees, against texts recomputed from the seed alone."""
+"""docs/cookbook/augmentation.md: compares the training texts with texts recomputed from the seed."""
 
 import json
 from collections import Counter
@@ -22,7 +22,7 @@ SYNONYMS = {"please": ["kindly"], "find": ["show", "get"], "need": ["want"], "wh
 
 
 def page_function():
-    """`augment` of the page."""
+    """Returns `augment` of the page."""
     ((_, _, _, code),) = edits_of(PAGE)
     names = {}
     exec(code, names)
@@ -30,7 +30,7 @@ def page_function():
 
 
 def expected(example, seed, epoch, row):
-    """(tokens, tags) that the page promises, written down again."""
+    """Returns the (tokens, tags) that the page describes, computed independently."""
     rng, tokens, tags = np.random.default_rng([seed, epoch, row]), [], []
     for position, word in enumerate(example["tokens"]):
         outside = example["slots"][position] == "O"
@@ -47,7 +47,7 @@ def rows_of(sample):
 
 @pytest.fixture
 def loader(tiny, monkeypatch):
-    """loader(function, **options) -> (the training loader, its featurizer) with that function as `augment`"""
+    """Returns loader(function, **options) -> (training loader, its featurizer), with the function as `augment`."""
 
     def make(function, data_path=None, **options):
         config = tiny(**options)
@@ -61,7 +61,7 @@ def loader(tiny, monkeypatch):
 
 
 def seen(loader, epoch, start=0):
-    """{row: (ids, tags)} of an epoch, without padding."""
+    """Returns {row: (ids, tags)} of an epoch, without padding."""
     loader.set_position(epoch, start)
     found = {}
     for inputs, labels, rows in loader:
@@ -100,8 +100,8 @@ def test_the_order_of_batches_is_that_without_augmentation(loader):
     assert orders[0] == orders[1]
 
 
-def test_windows_of_a_long_text_are_those_of_the_changed_text(loader, sample, tmp_path):
-    """Without a random choice: each window equals that of a file that has the changed texts; a text that has fewer
+def test_windows_come_from_the_augmented_text(loader, sample, tmp_path):
+    """With a deterministic function, each window equals the window of a file with the changed texts. A text with fewer
     windows repeats its last one."""
     rows = rows_of(sample)
     for row in rows[:20]:
@@ -148,7 +148,7 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 @pytest.mark.parametrize("options", [{}, dict(streaming=True)])
-def test_what_is_not_a_training_row_is_one_line(name, options, loader):
+def test_an_invalid_augmented_row_raises_a_one_line_error(name, options, loader):
     function, wanted = WRONG[name]
     train_loader, _ = loader(lambda row, rng: function(row, rng) if row["id"] == "7" else row, **options)
     with pytest.raises(UserError, match=rf"^augment in data_loader.py, row 8: .*{wanted}[^\n]*$"):
@@ -157,7 +157,7 @@ def test_what_is_not_a_training_row_is_one_line(name, options, loader):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_mistake_ends_the_run_in_one_line(workers, sample, tmp_path, fork_server):
+def test_an_invalid_augmented_row_ends_the_run_with_a_one_line_error(workers, sample, tmp_path, fork_server):
     recipe = RecipeRun(PAGE, sample, tmp_path, fork_server)
     with open(recipe.copy / "data_loader.py", "a", encoding="utf-8") as file:
         file.write('\n\ndef augment(example, rng):\n    example["tokens"].pop()\n    return example\n')
@@ -171,7 +171,7 @@ def test_a_mistake_ends_the_run_in_one_line(workers, sample, tmp_path, fork_serv
 @pytest.mark.slow
 @pytest.mark.parametrize("streaming", [[], ["--streaming"]])
 def test_two_processes_share_the_texts_of_one(streaming, sample, tmp_path, fork_server):
-    """Each row once per epoch, in whichever process, as the seed has it; the run has what was seen in files."""
+    """Each row is augmented once per epoch, in either process, as the seed determines. Processes record their rows."""
     recipe = RecipeRun(PAGE, sample, tmp_path, fork_server)
     with open(recipe.copy / "data_loader.py", "a", encoding="utf-8") as file:
         file.write(
@@ -190,7 +190,7 @@ def test_two_processes_share_the_texts_of_one(streaming, sample, tmp_path, fork_
     assert len(list(recipe.folder.glob("seen-*.jsonl"))) == 2 and Counter(lines) == Counter(wanted)
 
 
-def test_teachers_of_words_are_refused_and_those_of_texts_are_not(tiny, sample, monkeypatch, tmp_path):
+def test_teachers_with_word_labels_are_rejected(tiny, sample, monkeypatch, tmp_path):
     tasks = json.loads((sample / "labels.json").read_text(encoding="utf-8"))
     (tmp_path / "labels.json").write_text(json.dumps({"intent": tasks["intent"]}), encoding="utf-8")
     for name in ("train.jsonl", "dev.jsonl"):

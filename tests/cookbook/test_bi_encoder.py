@@ -1,5 +1,5 @@
-"""docs/cookbook/bi_encoder.md: a text's vector is that of the text alone, whatever its partner, its place in the pair,
-the padding or the tokenizer; computed again with transformers alone."""
+"""docs/cookbook/bi_encoder.md: a text's vector does not depend on the other text, its position in the pair, the padding
+or the tokenizer. Compared with vectors computed by transformers."""
 
 import copy
 import json
@@ -31,14 +31,14 @@ TEXTS = ["a good film", "the book", LONG, "", "song of song", "great " * 21, "gr
 
 
 def plain_vector(tokenizer, encoder, text, max_length):
-    """The mean over the tokens of a text, alone, truncated as transformers does."""
+    """Returns the mean over the tokens of a single text, truncated by transformers."""
     encoded = tokenizer(text, truncation=True, max_length=max_length, return_tensors="pt")
     return encoder(**encoded).last_hidden_state[0].mean(0)
 
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_the_answers_are_cosines_of_the_texts_encoded_alone(sample, tmp_path, fork_server):
+def test_predictions_are_cosines_of_separately_encoded_texts(sample, tmp_path, fork_server):
     recipe = RecipeRun(PAGE, sample, tmp_path, fork_server)
     pairs = [(first, second) for first in TEXTS for second in TEXTS if first and second]
     with recipe.forks:
@@ -85,7 +85,7 @@ def folder_of(tmp_path, pairs=True):
 
 
 def roberta_tokenizer(folder):
-    """Replaces a folder's tokenizer by one like RoBERTa's: <s> A </s></s> B </s>, and no token types."""
+    """Replaces a folder's tokenizer with one like RoBERTa's: <s> A </s></s> B </s>, and no token types."""
     tokenizer = train_tokenizer(lambda: iter(TEXTS), 400, model="bpe").backend_tokenizer
     ends = [("[SEP]", tokenizer.token_to_id("[SEP]")), ("[CLS]", tokenizer.token_to_id("[CLS]"))]
     tokenizer.post_processor = processors.RobertaProcessing(*ends)
@@ -95,7 +95,7 @@ def roberta_tokenizer(folder):
 
 @pytest.fixture
 def built(page_head, tmp_path, sample):
-    """built(family, options) -> (model in evaluation mode, its data of train)"""
+    """Returns built(family, **options) -> (model in evaluation mode, its training data)."""
 
     def build(name, **options):
         if name in FAMILIES or name == "RoBERTa's tokenizer":
@@ -114,8 +114,8 @@ def built(page_head, tmp_path, sample):
     "name", [*sorted(set(FAMILIES) - {"FNet", "ConvBERT"}), "RoBERTa's tokenizer", "bilstm", "scratch"]
 )
 @torch.no_grad()
-def test_every_family_reads_both_texts_alone(built, name):
-    """FNet and ConvBERT mix padding into their answers."""
+def test_every_family_encodes_both_texts_separately(built, name):
+    """The outputs of FNet and ConvBERT depend on padding."""
     first = name == "bilstm"  # its first state has read the whole text
     model, data = built(name, **({"encoder": "bilstm", "pooling": "first"} if first else {}))
     pairs = [(one, two) for one in TEXTS[:5] for two in TEXTS[2:6]]
@@ -133,13 +133,13 @@ def test_every_family_reads_both_texts_alone(built, name):
         alone[text] = hidden[0] if first else hidden.mean(0)
     expected = torch.stack([torch.stack([alone[one], alone[two]]) for one, two in pairs])
     torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-4)
-    embedded = MyDataset([{"id": "0", "text": LONG}], data.featurizer).batch([0]).inputs  # without a partner
+    embedded = MyDataset([{"id": "0", "text": LONG}], data.featurizer).batch([0]).inputs  # without a second text
     hidden = model.encode(embedded)[0]
     torch.testing.assert_close(hidden[0] if first else hidden.mean(0), alone[LONG], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
-def test_an_export_answers_alike(page_head, tmp_path):
+def test_an_export_has_the_same_predictions(page_head, tmp_path):
     pytest.importorskip("onnxruntime", reason="pip install -r tools/export/requirements.txt")
     pytest.importorskip("onnxscript", reason="pip install -r tools/export/requirements.txt")
     from tools.export.__main__ import ExportConfig, export
@@ -159,7 +159,7 @@ def test_an_export_answers_alike(page_head, tmp_path):
     np.testing.assert_allclose(answers, expected, atol=1e-4)
 
 
-def test_embed_gives_the_vectors_that_the_head_compares(page_head, tmp_path):
+def test_embed_returns_the_vectors_that_the_head_compares(page_head, tmp_path):
     paths = dict(data_path=str(folder_of(tmp_path)), output_dir=str(tmp_path / "output"), model_version="run")
     config = Config(**TINY | paths | dict(do_train=True, pooling="mean", max_length=32))
     config.run_dir.mkdir(parents=True)
@@ -187,7 +187,7 @@ def test_embed_gives_the_vectors_that_the_head_compares(page_head, tmp_path):
 
 
 @pytest.mark.parametrize("trick", ["use_freelb", "use_smart", "use_fgm", "use_rdrop"])
-def test_tricks_train_it(page_head, tmp_path, trick):
+def test_tricks_train_the_bi_encoder(page_head, tmp_path, trick):
     paths = dict(data_path=str(folder_of(tmp_path)), output_dir=str(tmp_path / "output"), model_version="trick")
     config = Config(**TINY | paths | {"do_train": True, "epochs": 1, trick: True})
     config.run_dir.mkdir(parents=True)
@@ -197,18 +197,18 @@ def test_tricks_train_it(page_head, tmp_path, trick):
     assert any(not torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
 
 
-def test_the_two_texts_are_apart_without_the_partners_tokens():
+def test_separate_pairs_removes_the_other_text():
     first, second, none = [5, 6], [5, 7, 8], -1
     ids = torch.tensor([[*first, *second, 0], [*second, *first, 0]])
     types = torch.tensor([[0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 1, 0]])
     one, two = separate_pairs({"input_ids": ids, "attention_mask": (ids > 0).long(), "token_type_ids": types})
     found = [torch.where(text["attention_mask"] == 1, text["input_ids"], none).tolist() for text in (one, two)]
-    assert found[0] == [[*first, none], second] and found[1] == [second, [*first, none]]  # without needless padding
+    assert found[0] == [[*first, none], second] and found[1] == [second, [*first, none]]  # without unnecessary padding
     assert not one["token_type_ids"].any() and not two["token_type_ids"].any()
-    assert (one["input_ids"][0, 2:] == 0).all()  # for encoders that mix in what is masked
+    assert (one["input_ids"][0, 2:] == 0).all()  # for encoders whose outputs depend on masked tokens
 
 
-def test_data_of_single_texts_is_refused(page_head, tmp_path):
+def test_data_without_pairs_is_rejected(page_head, tmp_path):
     paths = dict(data_path=str(folder_of(tmp_path, pairs=False)), output_dir=str(tmp_path / "output"))
     config = Config(**TINY | paths | dict(do_train=True))
     with pytest.raises(UserError, match="need pairs of texts"):

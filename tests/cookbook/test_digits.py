@@ -20,7 +20,7 @@ def test_digits_without_a_text(sample, tmp_path, fork_server, monkeypatch):
     monkeypatch.setattr("test_cookbook.NUM_DIGITS", None)
     recipe = RecipeRun(PAGE, sample, tmp_path, fork_server)
     with recipe.forks:
-        flags = recipe.flags[recipe.flags.index("--do_train") :]  # the page's own, without those of a small run
+        flags = recipe.flags[recipe.flags.index("--do_train") :]  # the page's options, unchanged
         recipe.forks.run(["main.py", *flags, "--data_path", "dataset/digits", "--device", "cpu"])
     run = recipe.folder / "output/digits"
     assert read_json(run / "eval.json")["test"]["target_accuracy"] >= 0.95
@@ -39,7 +39,7 @@ def test_digits_without_a_text(sample, tmp_path, fork_server, monkeypatch):
 
 
 def plain_network(weights, pixels):
-    """The logits of the page's network, at its temperature, built without this repository."""
+    """Computes the logits of the page's network, divided by its temperature, without this repository."""
     layers = [nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
     layers += [nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 10)]
     network = nn.Sequential(*layers)

@@ -1,4 +1,4 @@
-"""docs/cookbook/hierarchy.md: its answers, computed again from the weights by enumerating all pairs of labels."""
+"""docs/cookbook/hierarchy.md: predictions compared with enumeration of all pairs of labels."""
 
 import json
 import os
@@ -37,7 +37,7 @@ print(json.dumps({"own": own, "losses": losses, "names": {n: h.task.labels for n
 
 
 def pairs_of(own, names, row):
-    """{(section, topic): p(section) p(topic | section)}, with p(topic | section) among the topics of the section."""
+    """Returns {(section, topic): p(section) p(topic | section)}, normalised over the topics of each section."""
     p = {name: dict(zip(names[name], own[name][row])) for name in names}
     return {
         (section, topic): p["section"][section] * p["topic"][topic] / sum(p["topic"][one] for one in TOPICS[section])
@@ -47,7 +47,7 @@ def pairs_of(own, names, row):
 
 
 @pytest.mark.slow
-def test_the_answers_are_those_of_the_enumerated_pairs(sample, tmp_path, fork_server):
+def test_predictions_equal_enumeration_of_all_pairs(sample, tmp_path, fork_server):
     recipe = RecipeRun(PAGE, sample, tmp_path, fork_server)
     with recipe.forks:
         recipe.forks.run([*recipe.train("made"), "--lr", "3e-3", "--epochs", "6"])

@@ -1,4 +1,4 @@
-"""docs/cookbook/rates.md: the rate and the decay of each named parameter, against the rules written down again."""
+"""docs/cookbook/rates.md: the rate and weight decay of each parameter, compared with an independent implementation."""
 
 import json
 
@@ -21,7 +21,7 @@ def test_each_parameter_has_the_rate_and_the_decay_of_its_name(sample, tmp_path,
         printed = recipe.forks.run(flags)
     assert "peak rates 0.0e+00 (1 tensor: encoder.embeddings.word_embeddings.weight), 1.0e-03" in printed
     logged = [json.loads(line) for line in (recipe.folder / "output/run/metrics.jsonl").read_text().splitlines()]
-    assert all(row["lr"] > 0 for row in logged if "lr" in row)  # of weights that learn
+    assert all(row["lr"] > 0 for row in logged if "lr" in row)  # of trainable weights
     first, *_, last = sorted((recipe.folder / "output/run/checkpoints").glob("step_*"), key=lambda path: path.name)
     groups = read_json(last / "training.json")["optimizer"]
     found = {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]}
@@ -39,7 +39,7 @@ def test_each_parameter_has_the_rate_and_the_decay_of_its_name(sample, tmp_path,
 
 @pytest.mark.parametrize("options", [{}, {"betas": (0.5, 0.9)}])
 def test_merged_groups_train_like_one_group_per_parameter(options):
-    """The same bytes after some steps, from as few groups as there are different options."""
+    """Weights are bit-exact after some steps, with one group per distinct set of options."""
     weights = []
     for merged in (False, True):
         generator = torch.Generator().manual_seed(0)

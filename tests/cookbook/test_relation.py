@@ -1,5 +1,5 @@
-"""docs/cookbook/relation.md: its answers, computed again from the checkpoint's files with transformers alone; and texts
-whose markers the head cannot read."""
+"""docs/cookbook/relation.md: predictions compared with transformers, from the checkpoint's files; and texts whose
+markers the head cannot read."""
 
 import json
 import random
@@ -33,7 +33,7 @@ MARKERS = "<e1>,</e1>,<e2>,</e2>"
 
 
 def plain_encoder(best):
-    """(tokenizer, encoder, all tensors) of a checkpoint, without this project's code."""
+    """Returns (tokenizer, encoder, all tensors) of a checkpoint, without this project's code."""
     tensors = load_file(best / "weights.safetensors")
     encoder = BertModel(BertConfig.from_json_file(best / "encoder.json"), add_pooling_layer=False).eval()
     encoder.load_state_dict({k.removeprefix("encoder."): v for k, v in tensors.items() if k.startswith("encoder.")})
@@ -42,7 +42,7 @@ def plain_encoder(best):
 
 @pytest.mark.slow
 @torch.no_grad()
-def test_the_answers_come_from_the_vectors_at_the_start_markers(sample, tmp_path, fork_server):
+def test_predictions_use_the_vectors_at_the_start_markers(sample, tmp_path, fork_server):
     recipe = RecipeRun(PAGE, sample, tmp_path, fork_server)
     with recipe.forks:
         recipe.forks.run([*recipe.train("run"), "--predict_output", "answers.jsonl", "--precision", "fp32"])
@@ -61,12 +61,12 @@ def test_the_answers_come_from_the_vectors_at_the_start_markers(sample, tmp_path
         assert row["relation_probability"] == pytest.approx(float(probabilities.max()), abs=1e-4)
 
 
-# ---- in this process: texts and tokenizers that do not fit ----------------------------------------------------------
+# ---- in this process: unsuitable texts and tokenizers ----------------------------------------------------------
 
 
 @pytest.fixture
 def relations(tmp_path, monkeypatch):
-    """(config, trainer, data) with the page's head, on a few texts."""
+    """Returns (config, trainer, data) with the page's head, on a few texts."""
     monkeypatch.setattr(model_utils, "HEADS", dict(model_utils.HEADS))
     exec(edits_of(PAGE)[0][3], vars(model_utils))
     monkeypatch.delattr(model_utils, "RelationHead")
@@ -82,13 +82,13 @@ def relations(tmp_path, monkeypatch):
     return Config(**TINY | options, special_tokens=MARKERS)
 
 
-def test_without_the_special_tokens_the_error_names_the_option(relations, tmp_path):
+def test_missing_special_tokens_raise_an_error_with_the_option(relations, tmp_path):
     config = Config(**TINY | dict(data_path=relations.data_path, do_train=True))
     with pytest.raises(UserError, match=f"<e1>, </e1>, <e2>, </e2>: .* add --special_tokens '{MARKERS}'"):
         load_data(config, CPU)
 
 
-def test_a_name_that_is_unknown_or_several_tokens_is_refused(relations):
+def test_a_marker_that_is_not_a_single_token_is_rejected(relations):
     tokenizer = load_data(relations, CPU).tokenizer
     assert token_ids(tokenizer, ["<e1>", "</e2>"]) == [tokenizer.get_vocab()[name] for name in ("<e1>", "</e2>")]
     for name in ("<e3>", "\u9f98", "", "w1 w2"):
@@ -123,7 +123,7 @@ def test_decoders_and_other_tokenizers_find_the_markers(relations, tmp_path, sam
         ("<e1>a</e1>" + "x " * 40 + "<e2>b</e2>", "--max_length 32 truncates <e2>"),
     ],
 )
-def test_a_text_without_a_marker_within_reach_is_refused_by_name(relations, text, reason):
+def test_a_text_with_missing_or_truncated_markers_is_rejected(relations, text, reason):
     data = load_data(relations, CPU)
     config = relations
     trainer = build_trainer(data, CPU)
@@ -137,7 +137,7 @@ def test_a_text_without_a_marker_within_reach_is_refused_by_name(relations, text
 
 
 @pytest.mark.slow
-def test_an_export_reads_the_markers_too(relations, tmp_path):
+def test_an_export_reads_the_markers(relations, tmp_path):
     pytest.importorskip("onnxruntime", reason="pip install -r tools/export/requirements.txt")
     pytest.importorskip("onnxscript", reason="pip install -r tools/export/requirements.txt")
     from tools.export.__main__ import ExportConfig, export
@@ -145,7 +145,7 @@ def test_an_export_reads_the_markers_too(relations, tmp_path):
 
     build_trainer(load_data(relations, CPU), CPU).train()
     best = relations.run_dir / "checkpoints/best"
-    export(ExportConfig(checkpoint=str(best), output_dir=str(tmp_path / "shipped")))  # compares the answers on dev
+    export(ExportConfig(checkpoint=str(best), output_dir=str(tmp_path / "shipped")))  # compares the predictions on dev
     predictor = Predictor(tmp_path / "shipped")
     assert predictor(["<e1>w1</e1> of <e2>w2</e2>"])[0]["relation"] in ("a", "b")
     with pytest.raises(InputError, match="row 2: it has 0 <e2>"):
@@ -175,8 +175,8 @@ def test_the_page_in_chinese_has_the_same_code():
 
 
 def scorer(gold, predicted):
-    """The official score from its confusion matrix of undirected relations, in which answers in the wrong direction
-    have a column of their own: P = right / (column + wrong direction), R = right / row."""
+    """Computes the official score from the confusion matrix of undirected relations, in which predictions with the
+    wrong direction have a separate column: P = right / (column + wrong direction), R = right / row."""
     matrix, wrong = Counter(), Counter()
     for answer, label in zip(predicted, gold):
         names = [name.partition("(")[0] for name in (answer, label)]

@@ -1,5 +1,5 @@
-"""docs/cookbook/schedule.md: the rates of the page, and schedules that need the dev score, against torch's own
-ReduceLROnPlateau stepped by hand on the logged scores."""
+"""docs/cookbook/schedule.md: the rates of the page, and schedules that depend on the dev score, compared with torch's
+ReduceLROnPlateau on the logged scores."""
 
 import json
 import math
@@ -27,7 +27,7 @@ def lines_of(config):
 
 
 def rates_by_hand(lines, monitor, mode, peak, warmup, **options):
-    """[the rate of each step] if torch's scheduler sees the logged dev scores, after a linear warmup."""
+    """Returns the rate of each step, from torch's scheduler on the logged dev scores, after a linear warmup."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=peak)
     scheduler, rates = PLATEAU(optimizer, mode, **options), []
     for line in lines:
@@ -44,7 +44,7 @@ def run(trainer):
 
 
 @pytest.mark.slow
-def test_cosines_begin_again_at_the_peak(sample, tmp_path, fork_server):
+def test_cosine_restarts_begin_at_the_peak(sample, tmp_path, fork_server):
     recipe = RecipeRun(PAGE, sample, tmp_path, fork_server)
     with recipe.forks:
         recipe.forks.run([*recipe.train("run"), "--lr=1e-3", "--log_steps=1", "--warmup_epochs=0.5", "--lrf=0.2"])
@@ -65,7 +65,7 @@ def test_cosines_begin_again_at_the_peak(sample, tmp_path, fork_server):
         (dict(lr=3e-3, monitor="intent_macro_f1", gradient_accumulation_steps=3, precision="bf16"), "max"),
     ],
 )
-def test_the_rates_are_those_of_torch_on_the_logged_scores(options, mode, tiny):
+def test_rates_equal_torch_on_the_logged_scores(options, mode, tiny):
     options = dict(scheduler="plateau", epochs=8, log_steps=1, warmup_epochs=0.5, early_stop_patience=0) | options
     trainer = make_trainer(tiny(**options))
     run(trainer)
@@ -78,18 +78,18 @@ def test_the_rates_are_those_of_torch_on_the_logged_scores(options, mode, tiny):
     assert len({group["lr"] / group["initial_lr"] for group in groups}) == 1 and len(groups) > 3
 
 
-# {where a run of 8 steps per epoch stops: the step from which it goes on}
+# {where a run of 8 steps per epoch stops: the step from which it resumes}
 STOPS = {"mid-epoch": 19, "in the evaluation": 24, "between evaluation and save": 16, "after the save": 24}
 
 
 def stop(trainer, where, monkeypatch):
-    """Makes the trainer end at this place, in the third epoch or after it."""
+    """Makes the trainer stop at this point, in the third epoch or after it."""
     save, score = trainer.save_model, trainer.score_dev
 
     def saved(name, resumable=False):
         ends = resumable and trainer.progress.epoch == 3
         if ends and where == "between evaluation and save":
-            raise Interrupted(9)  # as if killed: nothing of this step is saved
+            raise Interrupted(9)  # as if killed: this step is not saved
         save(name, resumable)
         if ends and where == "after the save":
             trainer.stop.number = 15
@@ -132,14 +132,14 @@ def test_an_edited_build_scheduler_may_return_any_scheduler_that_needs_a_score(t
     assert [line["lr"] for line in lines if "lr" in line] == wanted and wanted[-1] < 1e-6
 
 
-def test_a_scheduler_that_takes_the_score_the_wrong_way_round_is_refused(tiny, monkeypatch):
+def test_a_scheduler_with_the_wrong_mode_is_rejected(tiny, monkeypatch):
     monkeypatch.setattr(test_trainer, "build_scheduler", lambda optimizer, *_: PLATEAU(optimizer))
     with pytest.raises(UserError, match=r"sentence_accuracy.* is better if it is higher; .* mode='max'"):
         make_trainer(tiny())
     make_trainer(tiny(monitor="loss"))
 
 
-def test_layers_that_unfreeze_and_have_rates_of_their_own_are_reduced_together(tiny, tmp_path, monkeypatch):
+def test_rates_of_unfrozen_layers_are_reduced_together(tiny, tmp_path, monkeypatch):
     made = make_trainer(tiny(model_version="made", num_layers=3))
     for part in (made.model.encoder, made.tokenizer):
         part.save_pretrained(tmp_path / "bert")
@@ -169,7 +169,7 @@ def test_the_constant_rate_of_swa_stays_constant(tiny):
 
 
 @pytest.mark.slow
-def test_several_processes_reduce_together_and_go_on_in_another_number(sample, tmp_path, forks):
+def test_several_processes_reduce_together_and_resume_in_one(sample, tmp_path, forks):
     words = "main.py --do_train --scheduler plateau --lr 1e-6 --batch_size 4 --log_steps 1 --early_stop_patience 0"
     words += (
         " --device cpu --hidden_size 32 --num_layers 1 --vocab_size 500 --warmup_epochs 0.5 --force_resume --resume"
@@ -186,7 +186,7 @@ def test_several_processes_reduce_together_and_go_on_in_another_number(sample, t
     assert read_json(last / "training.json")["environment"]["processes"] == 1
 
 
-def test_what_is_no_schedule_of_the_whole_run_is_refused(tiny, monkeypatch):
+def test_a_schedule_that_does_not_cover_the_run_is_rejected(tiny, monkeypatch):
     one_cycle = torch.optim.lr_scheduler.OneCycleLR
     for build, message in (
         (lambda *_: None, "must return a scheduler of torch, not None"),

@@ -1,4 +1,4 @@
-"""docs/cookbook/task_kind.md: the probabilities of grades, computed again from the score and the borders."""
+"""docs/cookbook/task_kind.md: the probabilities of grades, recomputed from the score and the thresholds."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from test_cookbook import RecipeRun
 
 PAGE = ROOT / "docs/cookbook/task_kind.md"
 
-# Runs in the edited copy: prints scores, borders, log p and the loss; and log p of extreme vectors under ten grades
+# Runs in the edited copy: prints scores, gaps, log p and the loss; and log p of extreme vectors with ten grades
 SCRIPT = """
 import json, sys
 import torch
@@ -50,7 +50,7 @@ def sigmoid(x):
 
 
 def grades(score, gaps, labels):
-    """{label: p}, as differences of sigmoids, written as in McCullagh's definition."""
+    """Returns {label: p} as differences of sigmoids, as defined by McCullagh."""
     steps = [4 * log(1 + exp(gap)) for gap in gaps]
     borders = [sum(steps[:k]) for k in range(len(steps) + 1)]
     assert borders == sorted(set(borders))

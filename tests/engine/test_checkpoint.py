@@ -482,7 +482,7 @@ def damage(path, kind, rng):
 
 
 @pytest.mark.slow
-def test_sixty_random_damages_never_give_wrong_values(sample, tiny, tmp_path):
+def test_random_damage_never_gives_wrong_values(sample, tiny, tmp_path):
     """Damages token caches and the best checkpoint. They are rebuilt, or a one-line error is raised; never other
     numbers or a traceback."""
     data, rng = tmp_path / "data", random.Random(0)

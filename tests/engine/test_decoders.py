@@ -125,7 +125,7 @@ def test_auto_pooling_of_decoders_is_last_token_and_choices_are_kept():
 
 
 @pytest.mark.parametrize("name", ["GPT-2", "Llama", "Gemma 3, text", "Qwen3", "GPT-NeoX"])
-def test_padding_has_no_influence(name, tiny, tmp_path, sample):
+def test_padding_does_not_change_predictions(name, tiny, tmp_path, sample):
     """Predictions are equal for a right-padded batch, for single texts, with another padding vector, and with another
     padding side of the tokenizer. Training does not change the padding vector."""
     folder = save_family(name, tmp_path / "model", sample)

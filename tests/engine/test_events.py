@@ -155,7 +155,7 @@ def arguments_of(row):
     return {(e["type"], one["role"], one["start"], one["end"]) for e in row["events"] for one in e["arguments"]}
 
 
-def test_generated_events_end_to_end(tmp_path, monkeypatch):
+def test_generated_events_are_processed_trained_and_predicted(tmp_path, monkeypatch):
     """Processes raw data, trains and predicts. Processing the predictions as labels gives the same events."""
     few = [generated.SENTENCES["en"][number] for number in (1, 4, 9, 11)]
     monkeypatch.setitem(generated.SENTENCES, "en", few)

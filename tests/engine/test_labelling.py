@@ -410,7 +410,7 @@ def test_torchrun_output_is_byte_identical_and_resumable(trained, label, texts, 
     assert (tmp_path / "out.csv").read_bytes() == expected and left(tmp_path) == []
 
 
-# ---- mistakes, a full disk, two at once ------------------------------------------------------------------------------
+# ---- errors, a full disk, two processes at once ----------------------------------------------------------------------
 
 
 def test_invalid_row_is_reported_before_the_model_is_loaded(label, texts, tmp_path):

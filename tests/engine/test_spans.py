@@ -462,7 +462,7 @@ def test_span_checks(tmp_path, capsys):
     process(DataConfig(input=str(tmp_path / "a.jsonl"), output_dir=str(tmp_path / "out")))
     printed = capsys.readouterr().out
     assert "the spans of 'entities' overlap" in printed
-    assert "labels of dev that never occur in train (1)" in printed and "row 4: 'z'" in printed
+    assert "labels in dev that never occur in train (1)" in printed and "row 4: 'z'" in printed
     assert "without being nested (1)" in printed and "'other words' and 'words are'" in printed
     assert "splits without any span (1)" in printed
     process(DataConfig(input=str(tmp_path / "out"), check=True))

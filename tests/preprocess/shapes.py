@@ -34,7 +34,7 @@ class Example(NamedTuple):
     label: str = "say"
     topics: tuple = ()
     score: float = 0.5
-    part: str = "train"
+    split: str = "train"
     number: int = 0
     gap: str = " "  # between the tokens of the text
 
@@ -137,11 +137,11 @@ SENTENCES = [
     ("陈静 和 赵磊 来 了", "B-PER O B-PER O O", "NNP CC NNP VB RP", ""),
 ]
 TOPICS = [("toxic",), (), ("threat", "toxic"), ("obscene",), ("obscene", "threat", "toxic"), ()]
-PARTS = ["train", "train", "dev", "test"]
+SPLITS = ["train", "train", "dev", "test"]
 EXAMPLES = [
     Example(
         [*tokens.split(), *more], [*tags.split(), *(["O"] * len(more))], [*pos.split(), *(["RB"] * len(more))],
-        ["go", "say"][number // 4 % 2], TOPICS[number % 6], number % 7 / 2 + 0.25, PARTS[number % 4], number, gap,
+        ["go", "say"][number // 4 % 2], TOPICS[number % 6], number % 7 / 2 + 0.25, SPLITS[number % 4], number, gap,
     )
     for number, (tokens, tags, pos, gap) in enumerate(2 * SENTENCES)
     for more in [() if number < 12 else (("again",) if gap else ("又",))]
@@ -151,7 +151,7 @@ EXAMPLES = [
 def in_language(*sentences):
     """Returns examples in one language, for encodings."""
     return [
-        Example(f"{sentence}".split(" "), [], [], ["go", "say"][n // 4 % 2], (), 0.5, PARTS[n % 4], n)
+        Example(f"{sentence}".split(" "), [], [], ["go", "say"][n // 4 % 2], (), 0.5, SPLITS[n % 4], n)
         for n, sentence in enumerate(f"{sentence} {number}" for number in range(6) for sentence in sentences)
     ]
 
@@ -395,14 +395,14 @@ def iob1(tags):
     return [f"I{tag[1:]}" if tag[0] == "B" and before[n][1:] != tag[1:] else tag for n, tag in enumerate(tags)]
 
 
-def in_parts(write, names="{}.csv"):
+def in_splits(write, names="{}.csv"):
     """Returns a writer of one file per split. names: the files of train, dev and test, or one name with {}"""
 
     def all_parts(examples, noise):
         files = {}
-        for part, name in zip(("train", "dev", "test"), 3 * [names] if "{}" in names else names.split()):
-            (body,) = write([example for example in examples if example.part == part], noise).values()
-            files[name.format(part)] = body
+        for split, name in zip(("train", "dev", "test"), 3 * [names] if "{}" in names else names.split()):
+            (body,) = write([example for example in examples if example.split == split], noise).values()
+            files[name.format(split)] = body
         return files
 
     return all_parts
@@ -456,11 +456,11 @@ def book(**sheets):
     return out.getvalue()
 
 
-def excel(form, part=lambda example: "Sheet1", more=(), **sheets):
+def excel(form, split=lambda example: "Sheet1", more=(), **sheets):
     def write(examples, noise):
         found = {}
         for example, row in zip(examples, noise.columns([form(example) for example in examples], MORE_COLUMNS)):
-            found.setdefault(part(example), [[*row]]).append([*row.values()])
+            found.setdefault(split(example), [[*row]]).append([*row.values()])
         for body in found.values():
             body += more
         return {"a.xlsx": book(**sheets, **found)}
@@ -515,20 +515,23 @@ def beside(texts, labels, of="label"):
 
 
 def by_class(name, **more):
-    """Returns a writer of one file per text. name: can contain {label}, {number} and {part}"""
+    """Returns a writer of one file per text. name: can contain {label}, {number} and {split}"""
     return lambda examples, noise: (
-        {name.format(label=e.label, number=e.number, part=e.part): noise.join([e.text], blank=False) for e in examples}
+        {
+            name.format(label=e.label, number=e.number, split=e.split): noise.join([e.text], blank=False)
+            for e in examples
+        }
         | more
     )
 
 
 def class_files(name):
-    """Returns a writer of one file per class (and split). name: contains {label} and optionally {part}"""
+    """Returns a writer of one file per class (and split). name: contains {label} and optionally {split}"""
 
     def write(examples, noise):
         found = {}
         for example in examples:
-            found.setdefault(name.format(label=example.label, part=example.part), []).append(example.text)
+            found.setdefault(name.format(label=example.label, split=example.split), []).append(example.text)
         return {file: noise.join(texts) for file, texts in found.items()}
 
     return write
@@ -541,8 +544,8 @@ def brat(examples, noise):
         if not example.number:
             found += ["T9\tX 0 1;2 3\ta b", "R8\tknows Arg1:T9 Arg2:T1", "#1\tAnnotatorNotes T1\tsure?"]
         found += [f"R{n}\t{name} Arg1:T{a + 1} Arg2:T{b + 1}\t" for n, (a, b, name) in enumerate(example.triples, 20)]
-        files[f"{example.part}/{example.number:03}.txt"] = example.text
-        files[f"{example.part}/{example.number:03}.ann"] = noise.join(found) if found else ""
+        files[f"{example.split}/{example.number:03}.txt"] = example.text
+        files[f"{example.split}/{example.number:03}.ann"] = noise.join(found) if found else ""
     return files
 
 
@@ -900,7 +903,7 @@ def tables():
         "csv.gz": text(packed(table(REVIEW)), label="label"),
         "zip": text(packed(table(REVIEW), "zip"), label="label"),
         "zip with a folder": text(packed(table(REVIEW), "zip", "a folder/in it/"), label="label"),
-        "zip of parts": text(packed(in_parts(table(REVIEW)), "zip"), of="text part", label="label"),
+        "zip of splits": text(packed(in_splits(table(REVIEW)), "zip"), of="text split", label="label"),
         "zip of folders of classes": text(packed(by_class("{label}/{number}.txt"), "zip"), label="label"),
         "line feeds in cells": text(
             table(record(id="number", text="text", target="label"), "train.csv"), change=two_lines, target="label"
@@ -914,7 +917,7 @@ def tables():
         ),
         "tsv with quotes": text(table(REVIEW, "a.tsv", "\t"), {"quotechar": '"'}, label="label"),
         "ChnSentiCorp": text(
-            in_parts(tsv(record(label="label", text_a="text")), "{}.tsv"), of="text part", label="label"
+            in_splits(tsv(record(label="label", text_a="text")), "{}.tsv"), of="text split", label="label"
         ),
         "SST-2": text(tsv(record(sentence="text", label="digit"), "train.tsv"), label="digit"),
         "no header, two columns": text(
@@ -978,11 +981,11 @@ def tables():
             label="label",
             change=lambda e: e._replace(gap=" "),
         ),
-        "a column of parts": text(
-            table(record(text="text", label="label", Split="part")), of="text part", label="label"
+        "a column of splits": text(
+            table(record(text="text", label="label", Split="split")), of="text split", label="label"
         ),
-        "a named column of parts": text(
-            table(record(text="text", label="label", fold="part")), {"split_column": "fold"}, of="text part",
+        "a named column of splits": text(
+            table(record(text="text", label="label", fold="split")), {"split_column": "fold"}, of="text split",
             label="label",
         ),
         "pandas's index": text(table(record({"": "number", "text": "text", "label": "label"})), label="label"),
@@ -1040,8 +1043,8 @@ def tables():
         "Excel, numbers": text(
             excel(record({"评论": "text", "评分": "score"}), more=[[None, None]]), avoid="\v", **{"评分": "score"}
         ),
-        "Excel, a sheet per part": text(
-            excel(REVIEW, lambda e: e.part.title()), of="text part", label="label", avoid="\v"
+        "Excel, a sheet per split": text(
+            excel(REVIEW, lambda e: e.split.title()), of="text split", label="label", avoid="\v"
         ),
         "Excel, one of several sheets": text(
             excel(REVIEW, notes=[["made by hand"]]), {"sheet": "Sheet1"}, label="label", avoid="\v"
@@ -1074,20 +1077,20 @@ def texts():
         ),
         "a folder per class": text(by_class("{label}/{number:02}.txt"), label="label"),
         "20 Newsgroups": text(by_class("{label}/499{number:02}"), label="label"),
-        "a folder per class, in parts, GB18030": text(
+        "a folder per class, in splits, GB18030": text(
             encoded(
-                by_class("{part}/{label}/{number:02}.txt", **{"train/unsup/1.txt": "", "train/urls_go.dat": "x"}),
+                by_class("{split}/{label}/{number:02}.txt", **{"train/unsup/1.txt": "", "train/urls_go.dat": "x"}),
                 "gb18030",
             ),
-            of="text part", examples=in_language(*LANGUAGES["gb18030"]), label="label",
+            of="text split", examples=in_language(*LANGUAGES["gb18030"]), label="label",
         ),
         "a file per class": text(class_files("{label}.txt"), {"format": "class_files"}, label="label"),
-        "a file per class and part": text(class_files("{part}_{label}.txt"), of="text part", label="label"),
-        "a file per class and part, suffixes": text(
-            class_files("reviews.{label}.{part}"), of="text part", label="label"
+        "a file per class and split": text(class_files("{split}_{label}.txt"), of="text split", label="label"),
+        "a file per class and split, suffixes": text(
+            class_files("reviews.{label}.{split}"), of="text split", label="label"
         ),
         "a folder of a file per class": text(
-            class_files("{part}/{label}.txt"), {"format": "class_files"}, of="text part", label="label"
+            class_files("{split}/{label}.txt"), {"format": "class_files"}, of="text split", label="label"
         ),
         "labels next to texts": text(beside("a.txt", "a.labels"), label="label"),
         "labels next to texts, x and y": text(beside("x_data.txt", "y_data.txt"), label="label"),
@@ -1114,7 +1117,7 @@ def words_and_tags():
         "X_B": (each(lambda tag: f"{tag[2:]}_{tag[0]}"), {}),
     }
     return {
-        **{f"parts called as in {name}": in_words(in_parts(words(tagged), names), slots="tags", of="tokens part")
+        **{f"splits called as in {name}": in_words(in_splits(words(tagged), names), slots="tags", of="tokens split")
            for name, names in parts_of.items()},
         **{f"tags in {name}": in_words(conll(change), options, slots="tags")
            for name, (change, options) in letters.items()},
@@ -1315,9 +1318,9 @@ def intents_and_slots():
             slots="spans", intent="label", change=without(occurs_again),
         ),
         "MASSIVE": text(
-            objects(record(id="number", partition="part", utt="text", annot_utt=marked("[{label} : {text}]"),
+            objects(record(id="number", partition="split", utt="text", annot_utt=marked("[{label} : {text}]"),
                            scenario=lambda e: "x", intent="label")),
-            of="text part", slots="spans", intent="label", avoid="[]",
+            of="text split", slots="spans", intent="label", avoid="[]",
         ),
         "NLU++": text(
             objects(lambda e: {"text": e.text, "intents": [*e.topics_or_none]} | ({"slots": {
@@ -1478,7 +1481,7 @@ def spans_of_json():
                 [a, b - 1, c] for a, b, c in e.entities])), spans="spans",
         ),
         "DyGIE": in_words(document(dygie), ner="tags"),
-        "BRAT": text(brat, of="text part", **related),
+        "BRAT": text(brat, of="text split", **related),
         "Label Studio, choices": text(studio(lambda e: [choices(e.label)]), mood="label"),
         "Label Studio, several annotations": text(
             studio(lambda e: [choices("x", cancelled=True), choices(e.label), choices("y")]), mood="label"
@@ -1497,7 +1500,7 @@ def spans_of_json():
 
 
 def classes_in_json():
-    of_part = per("part", REVIEW)
+    of_split = per("split", REVIEW)
     chat = [("system", lambda e: "x"), ("user", "text"), ("assistant", "label")]
     columns = lambda examples, key="text", label="label": {  # noqa: E731
         key: {str(n): e.text for n, e in enumerate(examples)},
@@ -1523,16 +1526,16 @@ def classes_in_json():
         "pairs, label first": (lambda es: [[e.label, e.text] for e in es], {}),
         "pairs by number": (lambda es: [[e.text, e.label] for e in es], {"text_column": "0", "label_column": "1"}),
     }  # fmt: skip
-    parts = {
-        "parts": of_part,
-        "parts of pairs": per("part", lambda e: [e.text, e.label]),
-        "parts called val and oos_train": lambda es: {
-            {"train": "train", "dev": "val", "test": "test"}[part]: found for part, found in of_part(es[1:]).items()
+    splits = {
+        "splits": of_split,
+        "splits of pairs": per("split", lambda e: [e.text, e.label]),
+        "splits called val and oos_train": lambda es: {
+            {"train": "train", "dev": "val", "test": "test"}[split]: found for split, found in of_split(es[1:]).items()
         } | {"oos_train": [REVIEW(es[0])]},
-        "parts in objects by number": lambda es: {
-            part: {str(n): row for n, row in enumerate(found)} for part, found in of_part(es).items()},
-        "parts below": lambda es: {"version": 1, "data": of_part(es)},
-        "a part below a key": lambda es: {part: {"data": found} for part, found in of_part(es).items()},
+        "splits in objects by number": lambda es: {
+            split: {str(n): row for n, row in enumerate(found)} for split, found in of_split(es).items()},
+        "splits below": lambda es: {"version": 1, "data": of_split(es)},
+        "a split below a key": lambda es: {split: {"data": found} for split, found in of_split(es).items()},
     }  # fmt: skip
     forms = {
         "pandas, records": (REVIEW, {}),
@@ -1552,13 +1555,13 @@ def classes_in_json():
         name: text(document(content), options, **{names.get(name, "label"): "label"})
         for name, (content, options) in contents.items()
     }
-    found |= {name: text(document(content), of="text part", label="label") for name, content in parts.items()}
+    found |= {name: text(document(content), of="text split", label="label") for name, content in splits.items()}
     found |= {
         name: text(objects(form), options, **{names.get(name, "label"): "label"})
         for name, (form, options) in forms.items()
     }
-    found["parts called val and oos_train"] = found["parts called val and oos_train"]._replace(
-        change=lambda e: e if e.number else e._replace(part="train")
+    found["splits called val and oos_train"] = found["splits called val and oos_train"]._replace(
+        change=lambda e: e if e.number else e._replace(split="train")
     )
     return found | {
         "AFQMC": text(objects(PAIR, "train.json"), of="text text_pair", label="digit"),
@@ -1579,7 +1582,7 @@ def classes_in_json():
             objects(record(text="text", label=lambda e: dict(zip(("obscene", "threat", "toxic"), hot(e))))),
             label="topics",
         ),
-        **{f"parts by {name}": text(objects(record({name: "part"}, text="text", label="label")), of="text part",
+        **{f"splits by {name}": text(objects(record({name: "split"}, text="text", label="label")), of="text split",
                                     label="label") for name in ("partition", "Split", "set", "subset")},
     }  # fmt: skip
 
@@ -1686,10 +1689,10 @@ def random_example(rng, number, shape, labels, kinds):
             tags[start:end] = [f"B-{kind}", *[f"I-{kind}"] * (end - start - 1)]
     pos = [rng.choice(["NNP", "VB", "IN", "DT"]) for _ in found]
     topics = tuple(name for name in ("obscene", "threat", "toxic") if rng.random() < 0.4 or number < 2)
-    part, gap = PARTS[number % 4], "" if names == ["zh"] else " "
+    split, gap = SPLITS[number % 4], "" if names == ["zh"] else " "
     score = rng.randint(0, 9) / 2 + 0.25
     label = labels[number % len(labels)] if number < 6 else rng.choice(labels)
-    return Example(found, tags, pos, label, topics, score, part, number, gap)
+    return Example(found, tags, pos, label, topics, score, split, number, gap)
 
 
 def random_examples(rng, shape):

@@ -62,7 +62,7 @@ def example(number):
 
 
 ROWS = [example(number) for number in range(36)]
-PARTS = {"train": ROWS[:20], "dev": ROWS[20:28], "test": ROWS[28:]}
+SPLITS = {"train": ROWS[:20], "dev": ROWS[20:28], "test": ROWS[28:]}
 
 
 def words_and_tags(row, scheme="bio"):
@@ -87,7 +87,7 @@ def words_and_tags(row, scheme="bio"):
 
 def table(delimiter, name, encoding="utf-8", pack=lambda raw: raw):
     def write(folder, columns):
-        for part, rows in PARTS.items():
+        for split, rows in SPLITS.items():
             out = io.StringIO()
             writer = csv.writer(out, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
             writer.writerow(columns)
@@ -98,7 +98,7 @@ def table(delimiter, name, encoding="utf-8", pack=lambda raw: raw):
             body = out.getvalue()
             if encoding == "gb18030":
                 body = body.encode(encoding)
-            (folder / f"{part}{name}").write_bytes(pack(body if isinstance(body, bytes) else body.encode(encoding)))
+            (folder / f"{split}{name}").write_bytes(pack(body if isinstance(body, bytes) else body.encode(encoding)))
 
     return write
 
@@ -122,7 +122,7 @@ def value_of(row, column):
 
 def objects(name, whole=False):
     def write(folder, columns):
-        for part, rows in PARTS.items():
+        for split, rows in SPLITS.items():
             found = [
                 {
                     column.replace("doccano", "label").replace("cluener", "label"): value_of(row, column)
@@ -135,57 +135,57 @@ def objects(name, whole=False):
                 if whole
                 else "\n".join(json.dumps(one, ensure_ascii=False) for one in found)
             )
-            (folder / f"{part}{name}").write_bytes((gzip.compress if name.endswith(".gz") else bytes)(text.encode()))
+            (folder / f"{split}{name}").write_bytes((gzip.compress if name.endswith(".gz") else bytes)(text.encode()))
 
     return write
 
 
 def parquet(folder, columns):
-    for part, rows in PARTS.items():
+    for split, rows in SPLITS.items():
         pq.write_table(
             pa.table({column: [value_of(row, column) for row in rows] for column in columns}),
-            folder / f"{part}-00000-of-00001.parquet",
+            folder / f"{split}-00000-of-00001.parquet",
         )
 
 
 def hugging_face(folder, columns):
     """Writes a DatasetDict with ClassLabel features by save_to_disk."""
     found = {}
-    for part, rows in PARTS.items():
+    for split, rows in SPLITS.items():
         one = datasets.Dataset.from_list([{column: value_of(row, column) for column in columns} for row in rows])
         for column in columns:
             if column == "label":
                 one = (
                     one.class_encode_column(column)
-                    if part == "nowhere"
+                    if split == "nowhere"
                     else one.cast_column(column, datasets.ClassLabel(names=["bad", "good"]))
                 )
             if column == "ner":
                 tags = sorted({tag for row in ROWS for tag in words_and_tags(row)[1]})
                 one = one.cast_column(column, datasets.List(datasets.ClassLabel(names=tags)))
-        found["validation" if part == "dev" else part] = one
+        found["validation" if split == "dev" else split] = one
     datasets.DatasetDict(found).save_to_disk(str(folder / "saved"))
 
 
 def conll(scheme):
     def write(folder, columns):
-        for part, rows in PARTS.items():
+        for split, rows in SPLITS.items():
             blocks = ("".join(f"{token} X {tag}\n" for token, tag in zip(*words_and_tags(row, scheme))) for row in rows)
-            (folder / f"{part}.{scheme}.txt").write_text("-DOCSTART- X O\n\n" + "\n".join(blocks), encoding="utf-8")
+            (folder / f"{split}.{scheme}.txt").write_text("-DOCSTART- X O\n\n" + "\n".join(blocks), encoding="utf-8")
 
     return write
 
 
 def seq(folder, columns):
-    for part, rows in PARTS.items():
-        (folder / part).mkdir()
+    for split, rows in SPLITS.items():
+        (folder / split).mkdir()
         found = [words_and_tags(row) for row in rows]
         for name, lines in (
             ("seq.in", [" ".join(tokens) for tokens, _ in found]),
             ("seq.out", [" ".join(row_tags) for _, row_tags in found]),
             ("label", [row["mood"] for row in rows]),
         ):
-            (folder / part / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+            (folder / split / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 TABLE = {  # format, scheme or task: (writer, columns, options of data_process, type of each task)
@@ -291,7 +291,7 @@ def test_raw_to_predictions(name, tmp_path):
             kind
         ]
         assert f"{task}_{main_score}" in scores["dev"] and f"{task}_{main_score}" in scores["test"]
-        for row, truth, raw in zip(predicted, gold, PARTS["test"]):
+        for row, truth, raw in zip(predicted, gold, SPLITS["test"]):
             if kind == "tagging":
                 assert len(row[f"{task}_tags"]) == len(truth["tokens"])
                 assert all(row["text"][one["start"] : one["end"]] == one["text"] for one in row[task])
@@ -370,9 +370,9 @@ def test_spans_survive_the_conversion_to_tags(given_text, unit):
 def test_overlapping_spans_are_reported(tmp_path, capsys):
     spans = [{"start": 0, "end": 8, "label": "song"}, {"start": 4, "end": 8, "label": "person"}]
     rows = [
-        {"text": f"Hey Jude {number}", "entities": spans, "split": part}
+        {"text": f"Hey Jude {number}", "entities": spans, "split": split}
         for number in range(3)
-        for part in ("train", "dev")
+        for split in ("train", "dev")
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     flat = dict(label_type="entities=tagging")
@@ -476,16 +476,16 @@ def test_folds_are_a_partition_and_stratified(group, tmp_path):
     whole, tables, counts = sorted(line.split(",")[0] for line in lines[1:]), [], []
     for fold in range(4):
         train, dev = (
-            [json.loads(x)["text"] for x in (tmp_path / f"data/fold_{fold}/{part}.jsonl").read_text().splitlines()]
-            for part in ("train", "dev")
+            [json.loads(x)["text"] for x in (tmp_path / f"data/fold_{fold}/{split}.jsonl").read_text().splitlines()]
+            for split in ("train", "dev")
         )
         assert sorted(train + dev) == whole and read_json(tmp_path / f"data/fold_{fold}/labels.json") == read_json(
             tmp_path / "data/labels.json"
         )
         tables.append(dev)
         groups = [
-            {lines[1:][n].split(",")[2] for n in range(61) if lines[1:][n].split(",")[0] in part}
-            for part in (train, dev)
+            {lines[1:][n].split(",")[2] for n in range(61) if lines[1:][n].split(",")[0] in split}
+            for split in (train, dev)
         ]
         assert not group or not groups[0] & groups[1]
         label_of = dict(line.split(",")[:2] for line in lines[1:])
@@ -517,20 +517,20 @@ def test_cross_validation(tmp_path, command, sample):
     done = command("tools.cross_validate", *flags)
     assert done.returncode == 0, done.stderr
     result = read_json(tmp_path / "output/data-folds/folds.json")
-    for part in ("dev", "test"):
-        for name, value in result["mean"][part].items():
-            values = [fold[part][name] for fold in result["folds"]]
+    for split in ("dev", "test"):
+        for name, value in result["mean"][split].items():
+            values = [fold[split][name] for fold in result["folds"]]
             mean = sum(values) / 3
             assert value == pytest.approx(mean)
-            assert result["std"][part][name] == pytest.approx(
+            assert result["std"][split][name] == pytest.approx(
                 (sum((v - mean) ** 2 for v in values) / 2) ** 0.5, abs=1e-12
             )
     with open(tmp_path / "output/data-folds/out_of_fold.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     pool = [
         json.loads(x)
-        for part in ("train", "dev")
-        for x in (tmp_path / f"data/{part}.jsonl").read_text(encoding="utf-8").splitlines()
+        for split in ("train", "dev")
+        for x in (tmp_path / f"data/{split}.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     assert sorted(row["id"] for row in rows) == sorted(row["id"] for row in pool)
     for fold in range(3):  # each row is predicted by the model that was not trained on it
@@ -592,11 +592,11 @@ def test_a_model_of_pairs_requires_pairs(tmp_path):
 def processed(tmp_path, name, body, **options):
     (tmp_path / name).write_bytes(body if isinstance(body, bytes) else body.encode())
     process(DataConfig(input=str(tmp_path / name), output_dir=str(tmp_path / "data"), **options))
-    parts = {
+    splits = {
         path.stem: [json.loads(x) for x in path.read_text(encoding="utf-8").split("\n")[:-1]]
         for path in (tmp_path / "data").glob("*.jsonl")
     }
-    return parts, read_json(tmp_path / "data/labels.json")
+    return splits, read_json(tmp_path / "data/labels.json")
 
 
 def lines(rows):
@@ -611,10 +611,10 @@ def test_a_row_without_a_split_is_rejected_if_others_have_one(tmp_path):
 
 def test_tasks_can_first_appear_in_later_rows(tmp_path):
     rows = [{"text": f"t{n}", "intent": "ab"[n % 2], **({"score": n / 4 + 0.1} if n else {})} for n in range(40)]
-    parts, tasks = processed(tmp_path, "a.jsonl", lines(rows), label_column="intent,score")
+    splits, tasks = processed(tmp_path, "a.jsonl", lines(rows), label_column="intent,score")
     assert (
         tasks["score"]["type"] == "regression"
-        and sum(row["score"] is None for part in parts.values() for row in part) == 1
+        and sum(row["score"] is None for split in splits.values() for row in split) == 1
     )
     rows = [{"text": f"t{n}", "intent": "ab"[n % 2], **({"label": "x"} if n > 1100 else {})} for n in range(1200)]
     with pytest.raises(UserError, match="row 1102: has the key 'label'"):
@@ -623,9 +623,9 @@ def test_tasks_can_first_appear_in_later_rows(tmp_path):
 
 def test_tags_without_prefixes(tmp_path, capsys):
     rows = [{"tokens": ["ann", "lee", f"w{n}", "rome"], "ner_tags": ["PER", "PER", "O", "LOC"]} for n in range(30)]
-    parts, _ = processed(tmp_path, "a.jsonl", lines(rows))
+    splits, _ = processed(tmp_path, "a.jsonl", lines(rows))
     assert (
-        parts["dev"][0]["ner_tags"] == ["B-PER", "I-PER", "O", "B-LOC"]
+        splits["dev"][0]["ner_tags"] == ["B-PER", "I-PER", "O", "B-LOC"]
         and "have no B- and I-" in capsys.readouterr().out
     )
     rows = [{"tokens": ["the", f"w{n}", "runs"], "tags": ["DET", "NOUN", "VERB"]} for n in range(30)]
@@ -655,8 +655,8 @@ def test_tags_without_prefixes(tmp_path, capsys):
 
 def test_conll_comments_and_unusual_tags(tmp_path, capsys):
     body = "\n".join(f"# id {n} domain=train\nann B-PER\nw{n} O\n" for n in range(30))
-    parts, tasks = processed(tmp_path, "a.conll", body)
-    assert parts["train"][0]["tokens"][0] == "ann" and tasks["slots"]["labels"] == ["O", "B-PER"]
+    splits, tasks = processed(tmp_path, "a.conll", body)
+    assert splits["train"][0]["tokens"][0] == "ann" and tasks["slots"]["labels"] == ["O", "B-PER"]
     shutil.rmtree(tmp_path / "data")
     body = body.replace("w7 O", "w7 persn").replace("# id", "# x")
     with pytest.raises(UserError, match=r"only some tags.*'persn'.*--accept mixed_tags"):
@@ -667,13 +667,13 @@ def test_conll_comments_and_unusual_tags(tmp_path, capsys):
 
 def test_groups_stay_in_one_split(tmp_path, capsys):
     body = "text,label,who\n" + "".join(f"text {n},{'ab'[n % 2]},u{n // 6}\n" for n in range(120))
-    parts, _ = processed(tmp_path, "a.csv", body, label_column="label", group_column="who")
-    groups = [{int(row["text"].split()[1]) // 6 for row in rows} for rows in parts.values()]
+    splits, _ = processed(tmp_path, "a.csv", body, label_column="label", group_column="who")
+    groups = [{int(row["text"].split()[1]) // 6 for row in rows} for rows in splits.values()]
     assert len(groups) == 3 and sum(map(len, groups)) == 20
     (tmp_path / "given").mkdir()
-    for part in ("train", "dev"):
-        (tmp_path / f"given/{part}.csv").write_text(
-            "text,label,who\n" + "".join(f"{part} {n},{'ab'[n % 2]},u{n}\n" for n in range(4))
+    for split in ("train", "dev"):
+        (tmp_path / f"given/{split}.csv").write_text(
+            "text,label,who\n" + "".join(f"{split} {n},{'ab'[n % 2]},u{n}\n" for n in range(4))
         )
     process(DataConfig(input=str(tmp_path / "given"), label_column="label", group_column="who", check=True))
     assert "groups in more than one split (4)" in capsys.readouterr().out
@@ -682,10 +682,10 @@ def test_groups_stay_in_one_split(tmp_path, capsys):
 def test_multilabel_cells(tmp_path, capsys):
     cells = ['"a,b"', "\"['a', 'b']\"", '"[""a"", ""b""]"', '""', "[]", "b"] * 6
     body = "text,topics\n" + "".join(f"t{n},{cell}\n" for n, cell in enumerate(cells))
-    parts, tasks = processed(
+    splits, tasks = processed(
         tmp_path, "a.csv", body, label_column="topics", label_type="topics=multilabel", dev_ratio=0.2
     )
-    rows = sorted((row for part in parts.values() for row in part), key=lambda row: int(row["text"][1:]))
+    rows = sorted((row for split in splits.values() for row in split), key=lambda row: int(row["text"][1:]))
     assert [row["topics"] for row in rows[:6]] == [["a", "b"]] * 3 + [[], [], ["b"]] and tasks["topics"]["labels"] == [
         "a",
         "b",
@@ -709,13 +709,13 @@ def test_table_values(tmp_path, capsys):
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     options = {"label_column": "score,ok,grade", "label_type": "grade=classification"}
-    parts, tasks = processed(tmp_path, "a.parquet", (tmp_path / "a.parquet").read_bytes(), **options)
+    splits, tasks = processed(tmp_path, "a.parquet", (tmp_path / "a.parquet").read_bytes(), **options)
     assert (
         tasks["score"]["type"] == "regression"
         and tasks["ok"]["labels"] == ["false", "true"]
         and tasks["grade"]["labels"] == ["0", "1"]
     )
-    assert parts["train"][0]["id"].startswith("2026-01-")
+    assert splits["train"][0]["id"].startswith("2026-01-")
     shutil.rmtree(tmp_path / "data")
     body = "text,score\n" + "".join(f"t{n},{n // 4 + 0.5}\n" for n in range(40)) + "x,n/a\ny,n/a\n"
     processed(tmp_path, "b.csv", body)
@@ -751,8 +751,8 @@ def test_invalid_input_raises_a_one_line_error(name, body, options, words, tmp_p
 def test_json_files_with_other_shapes(tmp_path):
     rows = [{"text": f"t{n}", "label": "ab"[n % 2]} for n in range(30)]
     for name, content in (("a.json", {"version": 1, "labels": ["a", "b"], "data": rows}), ("b.json", rows)):
-        parts, _ = processed(tmp_path, name, json.dumps(content))
-        assert sum(map(len, parts.values())) == 30
+        splits, _ = processed(tmp_path, name, json.dumps(content))
+        assert sum(map(len, splits.values())) == 30
 
 
 def test_spans_can_be_declared_as_tagging(tmp_path):
@@ -864,8 +864,8 @@ def test_a_column_called_id_can_be_the_text_and_the_label_can_be_the_group(tmp_p
     (tmp_path / "a.csv").write_text("id,label\n" + rows)
     options = dict(text_column="id", group_column="label", output_dir=str(tmp_path / "data"))
     process(DataConfig(input=str(tmp_path / "a.csv"), **options))
-    parts = [
-        {json.loads(line)["label"] for line in (tmp_path / f"data/{part}.jsonl").read_text().splitlines()}
-        for part in ("train", "dev", "test")
+    splits = [
+        {json.loads(line)["label"] for line in (tmp_path / f"data/{split}.jsonl").read_text().splitlines()}
+        for split in ("train", "dev", "test")
     ]
-    assert all(parts) and not parts[0] & parts[1] and not parts[0] & parts[2]
+    assert all(splits) and not splits[0] & splits[1] and not splits[0] & splits[2]

@@ -22,46 +22,46 @@ WORDS = SENTENCE.split()
 
 def made(label, size=60, **more):
     """Returns {split: examples} with distinct clean texts. label: function from rng to the label of `x`"""
-    rng, parts, seen = random.Random(1), {}, set()
-    for part in ("train", "dev", "test"):
-        parts[part] = []
-        while len(parts[part]) < size:
+    rng, splits, seen = random.Random(1), {}, set()
+    for split in ("train", "dev", "test"):
+        splits[split] = []
+        while len(splits[split]) < size:
             text = " ".join(rng.sample(WORDS, rng.randint(5, 8)))
             if text not in seen:
                 seen.add(text)
                 row = {
-                    "_where": f"{part}.csv, row {len(parts[part]) + 2}",
-                    "id": f"{part}{len(parts[part])}",
+                    "_where": f"{split}.csv, row {len(splits[split]) + 2}",
+                    "id": f"{split}{len(splits[split])}",
                     "text": text,
                 }
-                parts[part].append(row | {name: make(rng) for name, make in more.items()} | {"x": label(rng)})
-    return parts
+                splits[split].append(row | {name: make(rng) for name, make in more.items()} | {"x": label(rng)})
+    return splits
 
 
 def base(kind):
     if kind == "tagging":
-        parts, tasks, _ = prepare(DataConfig(input=str(ROOT / "dataset/sample_raw"), check=True))
-        return parts, tasks
+        splits, tasks, _ = prepare(DataConfig(input=str(ROOT / "dataset/sample_raw"), check=True))
+        return splits, tasks
     label = {
         "classification": lambda rng: rng.choice(["good", "bad"]),
         "multilabel": lambda rng: sorted(rng.sample(["sport", "news", "art"], rng.randint(1, 2))),
         "regression": lambda rng: round(rng.gauss(3, 1), 2),
     }
     pair = {"text_pair": lambda rng: " ".join(rng.sample(WORDS, 6))} if kind == "pair" else {}
-    parts = made(label["classification" if kind == "pair" else kind], **pair)
-    return parts, None
+    splits = made(label["classification" if kind == "pair" else kind], **pair)
+    return splits, None
 
 
 def kinds_of(kind):
     return {"x": "classification" if kind == "pair" else kind}
 
 
-def change(part="train", row=7, **values):
+def change(split="train", row=7, **values):
     """Returns a fault that changes values of a row. A function receives the row."""
 
-    def fault(parts):
-        example = parts[part][row]
-        example.update({name: value(example, parts) if callable(value) else value for name, value in values.items()})
+    def fault(splits):
+        example = splits[split][row]
+        example.update({name: value(example, splits) if callable(value) else value for name, value in values.items()})
         return example["_where"]
 
     return fault
@@ -72,18 +72,22 @@ def tags(*new):
     return change(tokens=[token for token, _ in new], slots=[tag for _, tag in new])
 
 
-def many(fault_of_row, part, rows):
-    def fault(parts):
+def many(fault_of_row, split, rows):
+    def fault(splits):
         for row in rows:
-            fault_of_row(parts[part][row], row)
+            fault_of_row(splits[split][row], row)
         return None
 
     return fault
 
 
-def copy_of(part, row=3, **more):
+def copy_of(split, row=3, **more):
     return change(
-        "test", 5, text=lambda e, parts: parts[part][row]["text"], x=lambda e, parts: parts[part][row]["x"], **more
+        "test",
+        5,
+        text=lambda e, splits: splits[split][row]["text"],
+        x=lambda e, splits: splits[split][row]["x"],
+        **more,
     )
 
 
@@ -134,7 +138,7 @@ FAULTS = {
     "missing text": ("classification", change(text="NaN"), "look like a missing value"),
     "no letter": ("classification", change(text="?!..."), "without a letter"),
     "far too long": ("classification", change(text="open the door and stop " * 200), "far longer"),
-    "label unseen in train": ("classification", change("test", x="ugly"), "labels of test that never occur in train"),
+    "label unseen in train": ("classification", change("test", x="ugly"), "labels in test that never occur in train"),
     "class of one": ("classification", change(x="rare"), "only once in train"),
     "label in two spellings": ("classification", change(x="Good"), "differ only in case"),
     "label that means missing": ("classification", change(x="n/a"), "look like a missing value"),
@@ -146,7 +150,7 @@ FAULTS = {
     "label that dev never tests": (
         "classification",
         many(lambda e, n: e.update(x="good"), "dev", range(60)),
-        "labels of train that are missing from dev",
+        "labels in train that are missing from dev",
     ),
     "other labels in test": (
         "classification",
@@ -169,12 +173,12 @@ FAULTS = {
     "numbers all the same": (
         "regression",
         many(lambda e, n: e.update(x=2.5), "dev", range(60)),
-        "all values of dev are the same",
+        "all values in dev are the same",
     ),
     "other numbers in test": (
         "regression",
         many(lambda e, n: e.update(x=e["x"] + 5), "test", range(60)),
-        "values of test differ",
+        "values in test differ",
     ),
     "no label": ("multilabel", change(x=[]), "no label at all"),
     "label that every row has": (
@@ -186,7 +190,7 @@ FAULTS = {
     "tag unseen in train": (
         "tagging",
         change("test", slots=lambda e, p: ["B-planet", *e["slots"][1:]]),
-        "slots: labels of test that never occur in train",
+        "slots: labels in test that never occur in train",
     ),
     "empty token": ("tagging", tags(("play", "O"), ("", "O"), ("now", "O")), "tokens that are empty"),
     "blank in a token": ("tagging", tags(("play it", "O"), ("right", "O"), ("now", "O")), "contain whitespace"),
@@ -209,12 +213,12 @@ FAULTS = {
 
 
 def notes_of(kind, fault=None):
-    parts, tasks = base(kind)
-    where = fault(parts) if fault else None
+    splits, tasks = base(kind)
+    where = fault(splits) if fault else None
     if tasks is None or fault:
         kinds = kinds_of(kind) if tasks is None else {name: task.type for name, task in tasks.items()}
-        tasks = collect_labels(parts, kinds)
-    return run_checks(parts, tasks), where
+        tasks = collect_labels(splits, kinds)
+    return run_checks(splits, tasks), where
 
 
 @pytest.mark.parametrize("kind", ["classification", "pair", "multilabel", "regression", "tagging"])
@@ -241,62 +245,62 @@ def test_the_check_in_the_docs_runs(monkeypatch):
 
 
 def test_annotation_errors():
-    parts, tasks = base("tagging")
+    splits, tasks = base("tagging")
     for number in range(12):  # "hey jude" is a song twelve times, then a person, then nothing
-        parts["train"][number].update(
+        splits["train"][number].update(
             tokens=["play", f"w{number}", "hey", "jude"], slots=["O", "O", "B-song", "I-song"]
         )
-    parts["train"][20].update(tokens=["call", "x", "hey", "jude"], slots=["O", "O", "B-person", "I-person"])
-    notes = {note.what: note.rows for note in run_checks(parts, tasks)}
+    splits["train"][20].update(tokens=["call", "x", "hey", "jude"], slots=["O", "O", "B-person", "I-person"])
+    notes = {note.what: note.rows for note in run_checks(splits, tasks)}
     assert notes["slots: words that nearly always have the same type have another type once"][0].startswith(
-        parts["train"][20]["_where"]
+        splits["train"][20]["_where"]
     )
     for number in range(30, 42):
-        parts["train"][number].update(
+        splits["train"][number].update(
             tokens=["play", f"v{number}", "hey", "jude"], slots=["O", "O", "B-song", "I-song"]
         )
-    parts["train"][20].update(tokens=["call", "x", "hey", "jude"], slots=["O"] * 4)
-    notes = {note.what: note.rows for note in run_checks(parts, tasks)}
+    splits["train"][20].update(tokens=["call", "x", "hey", "jude"], slots=["O"] * 4)
+    notes = {note.what: note.rows for note in run_checks(splits, tasks)}
     assert notes["slots: words that are nearly always entities are O here"] == [
-        f"{parts['train'][20]['_where']}: 'hey jude'"
+        f"{splits['train'][20]['_where']}: 'hey jude'"
     ]
 
 
 def test_chinese_tokens_are_printed_without_spaces():
-    parts, _ = base("tagging")
-    for examples in parts.values():
+    splits, _ = base("tagging")
+    for examples in splits.values():
         for e in examples:
             e["tokens"] = [f"科{i}" for i, _ in enumerate(e["tokens"])]
-    tasks = collect_labels(parts, {"slots": "tagging"})
-    (note,) = [note for note in run_checks(parts, tasks) if "appended" in note.what]
+    tasks = collect_labels(splits, {"slots": "tagging"})
+    (note,) = [note for note in run_checks(splits, tasks) if "appended" in note.what]
     assert note.rows[0].endswith(": '科0'")
 
 
 def test_a_bioes_entity_without_an_end():
-    parts, _ = base("tagging")
-    for part in parts.values():
-        for e in part:
+    splits, _ = base("tagging")
+    for split in splits.values():
+        for e in split:
             e["slots"] = ["S-a" if i == 0 else "O" for i, _ in enumerate(e["slots"])]
-    parts["train"][4]["slots"][1] = "B-a"
-    tasks = collect_labels(parts, {"intent": "classification", "slots": "tagging"})
-    notes = [note for note in run_checks(parts, tasks) if "without an end tag" in note.what]
-    assert notes and notes[0].rows[0].startswith(parts["train"][4]["_where"])
+    splits["train"][4]["slots"][1] = "B-a"
+    tasks = collect_labels(splits, {"intent": "classification", "slots": "tagging"})
+    notes = [note for note in run_checks(splits, tasks) if "without an end tag" in note.what]
+    assert notes and notes[0].rows[0].startswith(splits["train"][4]["_where"])
 
 
 def test_tokenizer_checks():
-    parts, tasks = base("tagging")
-    tokenizer = train_tokenizer(lambda: (" ".join(e["tokens"]) for e in parts["train"]), 2000)
-    notes = run_checks(parts, tasks, check_encoding(parts, tasks, Featurizer(tokenizer, tasks, 256)))
+    splits, tasks = base("tagging")
+    tokenizer = train_tokenizer(lambda: (" ".join(e["tokens"]) for e in splits["train"]), 2000)
+    notes = run_checks(splits, tasks, check_encoding(splits, tasks, Featurizer(tokenizer, tasks, 256)))
     assert notes == []
-    clean = copy.deepcopy(parts)
-    parts["train"][7].update(tokens=["play", "\ufe0f", "[SEP]"], slots=["O"] * 3)
-    parts["dev"][3].update(tokens=["play"] * 20 + ["it"], slots=["O"] * 20 + ["B-song"])
-    notes = {note.what: note.rows for note in check_encoding(parts, tasks, Featurizer(tokenizer, tasks, 16))}
-    assert any(row.startswith(parts["train"][7]["_where"]) for row in notes["tokens that the tokenizer drops"])
+    clean = copy.deepcopy(splits)
+    splits["train"][7].update(tokens=["play", "\ufe0f", "[SEP]"], slots=["O"] * 3)
+    splits["dev"][3].update(tokens=["play"] * 20 + ["it"], slots=["O"] * 20 + ["B-song"])
+    notes = {note.what: note.rows for note in check_encoding(splits, tasks, Featurizer(tokenizer, tasks, 16))}
+    assert any(row.startswith(splits["train"][7]["_where"]) for row in notes["tokens that the tokenizer drops"])
     assert any(
-        row.startswith(parts["train"][7]["_where"]) for row in notes["texts contain special tokens of the tokenizer"]
+        row.startswith(splits["train"][7]["_where"]) for row in notes["texts contain special tokens of the tokenizer"]
     )
-    assert any(row.startswith(parts["dev"][3]["_where"]) for row in notes["texts are longer than --max_length 16"])
+    assert any(row.startswith(splits["dev"][3]["_where"]) for row in notes["texts are longer than --max_length 16"])
     assert any("song 'it'" in row for row in notes["entities are beyond --max_length 16"])
     english = train_tokenizer(lambda: ["abc " * 3], 100)
     notes = [note for note in check_encoding(clean, tasks, Featurizer(english, tasks, 256)) if "[UNK]" in note.what]
@@ -317,7 +321,7 @@ def test_known_faults_of_a_real_dataset(capsys):
     process(DataConfig(input=str(SHARED / "atis"), check=True))
     printed = capsys.readouterr().out
     assert (
-        "intent: labels of test that never occur in train (4)" in printed
+        "intent: labels in test that never occur in train (4)" in printed
         and "dev: texts that also occur in train (52)" in printed
     )
 
@@ -326,7 +330,7 @@ def test_known_faults_of_a_real_dataset(capsys):
     "text", ["می‌خواهم به خانه بروم و کتاب بخوانم", "«\u00a0c'est l'été\u00a0» dit-il, élève…", "TNFα, IFNγ, 5 μm"]
 )
 def test_correct_text_in_other_languages_causes_no_notes(text):
-    parts, _ = base("classification")
-    parts["train"][4]["text"] = text
-    tasks = collect_labels(parts, {"x": "classification"})
-    assert run_checks(parts, tasks) == []
+    splits, _ = base("classification")
+    splits["train"][4]["text"] = text
+    tasks = collect_labels(splits, {"x": "classification"})
+    assert run_checks(splits, tasks) == []

@@ -24,8 +24,8 @@ def read(tmp_path, rows, name="rows.jsonl", **options):
     if isinstance(rows, list):
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     given = DataConfig(input=str(path), output_dir="unused", dev_ratio=0.2, test_ratio=0, **options)
-    parts, tasks, notes = prepare(given)
-    examples = [row for rows in parts.values() for row in rows]
+    splits, tasks, notes = prepare(given)
+    examples = [row for rows in splits.values() for row in rows]
     examples.sort(key=lambda row: (len(row["_where"]), row["_where"]))
     return examples, tasks, {note.what: note.rows for note in notes if note.rows}
 
@@ -284,8 +284,8 @@ def test_rows_with_events_survive_splitting_sampling_and_reading_back(tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [own()] * 40 + [rare] * 4))
     options = dict(input=str(tmp_path / "rows.jsonl"), accept="repeated", test_ratio=0.25, dev_ratio=0.25)
     process(DataConfig(output_dir=str(tmp_path / "data"), **options))
-    for part in ("dev", "test"):
-        labels = [json.loads(line)["events"] for line in (tmp_path / f"data/{part}.jsonl").read_text().splitlines()]
+    for split in ("dev", "test"):
+        labels = [json.loads(line)["events"] for line in (tmp_path / f"data/{split}.jsonl").read_text().splitlines()]
         assert sum(any(item[4] == "buy|seller" for item in label) for label in labels) == 1 and len(labels) == 11
     process(
         DataConfig(input=str(tmp_path / "data"), output_dir=str(tmp_path / "few"), shots="events=2", accept="repeated")
@@ -302,8 +302,8 @@ def test_rows_with_events_survive_splitting_sampling_and_reading_back(tmp_path):
 
 
 def test_a_split_without_events(tmp_path):
-    for part, rows in (("train", [DUEE] * 5), ("dev", [{"text": "没有事件", "id": "y", "event_list": []}] * 3)):
-        (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for split, rows in (("train", [DUEE] * 5), ("dev", [{"text": "没有事件", "id": "y", "event_list": []}] * 3)):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     process(DataConfig(input=str(tmp_path), output_dir=str(tmp_path / "data")))
     rows = (tmp_path / "data/dev.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(row)["events"] for row in rows] == [[]] * 3
@@ -384,8 +384,8 @@ def test_merged_events_are_reported(tmp_path):
         "type": "sale",
         "arguments": [{"role": role, "text": word} for role, word in (("a", "Orba"), ("b", "Lima"))],
     }
-    part, other = ({"type": "sale", "arguments": [same["arguments"][0] | {"role": role}]} for role in "ab")
-    texts = ([same], [part, other], [same, same], [same, part], [same])
+    split, other = ({"type": "sale", "arguments": [same["arguments"][0] | {"role": role}]} for role in "ab")
+    texts = ([same], [split, other], [same, same], [same, split], [same])
     rows = [{"text": EN, "events": events} for events in texts]
     examples, _, notes = read(tmp_path, rows)
     assert [len(events_in(e["events"])) for e in examples] == [1, 1, 1, 2, 1]

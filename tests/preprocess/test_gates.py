@@ -46,8 +46,8 @@ REJECTED = [  # gate, files, options, words of the message
     ("one_word", texts((word, ("NOUN", "VERB", "ADP")[n % 3]) for n, (word, _) in enumerate(WORDS)), {}, ["row 1"]),
     ("one_word", texts((word, "xyz"[n % 3]) for n, (word, _) in enumerate(WORDS)), {}, ["row 1"]),
     ("one_word", {"a.jsonl": lines({"tokens": [w], "tags": [t]} for w, t in WORDS)}, {}, ["row 1"]),
-    ("one_example", {f"{part}.jsonl": lines([{"tokens": [w for w, _ in WORDS], "tags": [t for _, t in WORDS]}])
-                     for part in ("train", "dev", "test")}, {}, ["60 tokens", "--sentence_end"]),
+    ("one_example", {f"{split}.jsonl": lines([{"tokens": [w for w, _ in WORDS], "tags": [t for _, t in WORDS]}])
+                     for split in ("train", "dev", "test")}, {}, ["60 tokens", "--sentence_end"]),
     ("counted_tokens", tagged(tokens=lambda n: list("12345")), {}, ["1 2 3 4", "--token_column"]),
     ("counted_tokens", tagged(tokens=lambda n: [f"t{n}.{k}" for k in range(5)]), {}, ["t0.0 t0.1"]),
     ("id_text", {"a.jsonl": lines({"text": str(4711 + n), "label": "ab"[n % 2]} for n in range(24))}, {},
@@ -108,7 +108,7 @@ def run(tmp_path, files, **options):
 
 def rows(tmp_path):
     """Returns ({task: its labels}, {text or tokens: labels of the row})."""
-    written = [line for part in tmp_path.glob("out/*.jsonl") for line in part.open()]
+    written = [line for split in tmp_path.glob("out/*.jsonl") for line in split.open()]
     return read_json(tmp_path / "out/labels.json"), list(map(json.loads, written))
 
 

@@ -77,8 +77,8 @@ def write(folder, content, name="data.json"):
 
 def read(path, **options):
     """Returns ({text: row}, tasks) of the processed folder of a file."""
-    with_part, tasks, _ = prepare(DataConfig(input=str(path), output_dir="unused", **options))
-    return {text_of(row): row | {"part": part} for part, rows in with_part.items() for row in rows}, tasks
+    by_split, tasks, _ = prepare(DataConfig(input=str(path), output_dir="unused", **options))
+    return {text_of(row): row | {"split": split} for split, rows in by_split.items() for row in rows}, tasks
 
 
 def text_of(row):
@@ -114,9 +114,9 @@ def test_a_processed_file_is_read_back_with_the_same_spans_and_texts(tmp_path):
     process(DataConfig(input=str(write(tmp_path / "raw", nested)), output_dir=str(first)))
     (first / "labels.json").unlink()
     process(DataConfig(input=str(first), output_dir=str(again), label_type="spans=spans"))
-    for part in ("train", "dev", "test"):
+    for split in ("train", "dev", "test"):
         rows, back = (
-            [json.loads(line) for line in (folder / f"{part}.jsonl").read_text().splitlines()]
+            [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()]
             for folder in (first, again)
         )
         assert rows == back
@@ -131,7 +131,7 @@ def test_discontinuous_spans_are_skipped_and_counted(tmp_path, capsys):
     assert "discontinuous spans skipped: 2" in capsys.readouterr().out
 
 
-def test_a_value_that_occurs_twice_gives_no_label_and_is_counted(tmp_path, capsys):
+def test_a_text_with_a_repeated_value_gets_no_label_and_is_counted(tmp_path, capsys):
     rows = [{"text": t, "slots": {c: t[a:b] for a, b, c in s}, "intent": i} for (t, s), i in zip(MARKED, INTENTS)]
     rows[2] = {"text": "to Graz from Graz", "slots": {"where": "Graz"}, "intent": "travel"}
     found, _ = read(write(tmp_path, rows))
@@ -195,7 +195,7 @@ REJECTED = {  # name: (rows, words of the message, an option that helps, its val
         "--label_column labels.score",
         {"label_column": "labels.score"},
     ),
-    "parts and more": (
+    "splits and more": (
         {"train": [{"text": t, "label": m} for t, m in REVIEWS], "more": [{"text": "a", "label": "b"}]},
         "--rows_key",
         {"rows_key": "train"},
@@ -219,7 +219,7 @@ REJECTED = {  # name: (rows, words of the message, an option that helps, its val
 
 
 @pytest.mark.parametrize("name", REJECTED)
-def test_ambiguous_objects_raise_an_error_with_the_option_that_decides(name, tmp_path):
+def test_ambiguous_objects_raise_an_error_with_the_option_to_add(name, tmp_path):
     content, words, helps = REJECTED[name]
     path = write(tmp_path, content)
     with pytest.raises(UserError) as caught:
@@ -259,19 +259,19 @@ def test_intents_with_patterns(form, tmp_path):
 def test_a_split_column_is_found_by_its_name_and_values(column, tmp_path):
     rows = [{"text": t, "label": m, column: ["train", "validation", "test"][n % 3]} for n, (t, m) in enumerate(REVIEWS)]
     found, _ = read(write(tmp_path, rows))
-    assert [found[t]["part"] for t, _ in REVIEWS] == ["train", "dev", "test"] * 8
+    assert [found[t]["split"] for t, _ in REVIEWS] == ["train", "dev", "test"] * 8
     for row in rows:
         row["fold of it"] = row.pop(column)
     path = write(tmp_path, rows)
     found, _ = read(path, split_column="fold of it")
-    assert [found[t]["part"] for t, _ in REVIEWS] == ["train", "dev", "test"] * 8
+    assert [found[t]["split"] for t, _ in REVIEWS] == ["train", "dev", "test"] * 8
     with pytest.raises(UserError, match="--split_column"):
         read(path, split_column="no such")
 
 
 def test_a_column_called_set_without_split_names_is_not_a_split_column(tmp_path):
     rows = [{"text": t, "label": m, "set": "tableware"} for t, m in REVIEWS]
-    assert {row["part"] for row in read(write(tmp_path, rows))[0].values()} == {"train", "dev", "test"}
+    assert {row["split"] for row in read(write(tmp_path, rows))[0].values()} == {"train", "dev", "test"}
 
 
 RASA_MD = (
@@ -334,8 +334,8 @@ def test_token_objects_in_paragraphs_of_sentences(tmp_path):
     documents = [{"id": n, "paragraphs": [{"sentences": sentences[n::2]}]} for n in (0, 1)]
     found, _ = read(write(tmp_path, documents))
     assert {text: entities_of(row, "ner") for text, row in found.items()} == wanted_entities()
-    parts, _ = read(write(tmp_path, {"train": documents[:1], "test": documents[1:]}))
-    assert {parts[" ".join(words)]["part"] for words, _ in WORDS[1::2]} == {"test"}
+    splits, _ = read(write(tmp_path, {"train": documents[:1], "test": documents[1:]}))
+    assert {splits[" ".join(words)]["split"] for words, _ in WORDS[1::2]} == {"test"}
     questions = [{"paragraphs": [{"context": "a", "qas": []}]}]
     with pytest.raises(UserError, match="questions with answers"):
         read(write(tmp_path, questions))

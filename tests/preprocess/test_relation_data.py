@@ -30,8 +30,8 @@ for _n in range(20):
 def read(folder, rows, name="a.jsonl", **options):
     """Returns ({text: row}, tasks, {note: its rows}) of the processed folder of a file."""
     path = write(folder / "raw", rows, name)
-    parts, tasks, notes = prepare(DataConfig(input=str(path), output_dir="unused", **options))
-    found = {row["text"] if "text" in row else " ".join(row["tokens"]): row for each in parts.values() for row in each}
+    splits, tasks, notes = prepare(DataConfig(input=str(path), output_dir="unused", **options))
+    found = {row["text"] if "text" in row else " ".join(row["tokens"]): row for each in splits.values() for row in each}
     return found, tasks, {note.what: list(note.rows) for note in notes if note.rows}
 
 
@@ -269,11 +269,11 @@ def test_a_split_without_any_relation_has_empty_lists(tmp_path):
         write(tmp_path / name, [row | {name: []} for row in rows[:3]], "dev.jsonl")
         unlabelled = [{key: value for key, value in row.items() if key in ("text", "tokens")} for row in rows]
         write(tmp_path / name, unlabelled, "test.jsonl")  # skipped
-        parts, tasks, _ = prepare(DataConfig(input=str(tmp_path / name), output_dir="unused"))
-        assert list(parts) == ["train", "dev"] and sorted(tasks) == ["entities", "label", "relations"]
-        assert [row["label"] for row in parts["dev"]] == ["x", "y", "x"]
-        assert [row["relations"] for row in parts["dev"]] == [[], [], []] and all(parts["train"])
-        assert [len(row["entities"]) for row in parts["dev"]] == [0 if form is words else 2] * 3
+        splits, tasks, _ = prepare(DataConfig(input=str(tmp_path / name), output_dir="unused"))
+        assert list(splits) == ["train", "dev"] and sorted(tasks) == ["entities", "label", "relations"]
+        assert [row["label"] for row in splits["dev"]] == ["x", "y", "x"]
+        assert [row["relations"] for row in splits["dev"]] == [[], [], []] and all(splits["train"])
+        assert [len(row["entities"]) for row in splits["dev"]] == [0 if form is words else 2] * 3
 
 
 def test_the_processed_folder_and_predictions_are_read_back(tmp_path):
@@ -282,8 +282,8 @@ def test_the_processed_folder_and_predictions_are_read_back(tmp_path):
     (tmp_path / "first/labels.json").rename(tmp_path / "labels.json")
     process(DataConfig(input=str(tmp_path / "first"), output_dir=str(tmp_path / "again")))
     assert read_json(tmp_path / "again/labels.json") == read_json(tmp_path / "labels.json")
-    for part in ("train", "dev", "test"):
-        first, again = ([*map(json.loads, (tmp_path / f"{name}/{part}.jsonl").open())] for name in ("first", "again"))
+    for split in ("train", "dev", "test"):
+        first, again = ([*map(json.loads, (tmp_path / f"{name}/{split}.jsonl").open())] for name in ("first", "again"))
         assert first == again and first
 
 
@@ -352,10 +352,10 @@ def test_brat_relations_in_a_folder_with_splits(tmp_path):
     for n in range(8):
         brat(tmp_path / "raw/train", f"{n}", text, [*LINES, "R1\tLives Arg1:T1 Arg2:T2\t", "E1\tLife:T3 Who:T1"])
     brat(tmp_path / "raw/dev", "a", f"{text} .", LINES)  # dev has no relation
-    parts, tasks, _ = prepare(DataConfig(input=str(tmp_path / "raw"), output_dir="unused"))
-    assert parts["train"][0]["relations"] == [[1, 2, 5, 5, "Lives"]] and parts["dev"][0]["relations"] == []
-    assert parts["train"][0]["entities"] == [[1, 2, "PER"], [5, 5, "LOC"]]  # a trigger is not an entity
-    assert parts["train"][0]["events"] == [[3, 3, 1, 2, "Life|Who"], [3, 3, 3, 3, "Life"]]
+    splits, tasks, _ = prepare(DataConfig(input=str(tmp_path / "raw"), output_dir="unused"))
+    assert splits["train"][0]["relations"] == [[1, 2, 5, 5, "Lives"]] and splits["dev"][0]["relations"] == []
+    assert splits["train"][0]["entities"] == [[1, 2, "PER"], [5, 5, "LOC"]]  # a trigger is not an entity
+    assert splits["train"][0]["events"] == [[3, 3, 1, 2, "Life|Who"], [3, 3, 3, 3, "Life"]]
     assert tasks["relations"].labels == ("Lives",)
     for line, message in (
         ("R1\tLives Arg1:T1", "expected PREDICATE Arg1:T1 Arg2:T2"),
@@ -402,7 +402,7 @@ def test_the_direction_of_label_studio(tmp_path, capsys):
             read(tmp_path, [studio(text, [*regions, bad])] * 3, "a.json")
 
 
-# ---- checks, preview, parts ------------------------------------------------------------------------------------------
+# ---- checks, preview, splits -----------------------------------------------------------------------------------------
 
 
 def typed(text, name, town, kinds=("who", "where"), predicate="lives"):
@@ -416,8 +416,8 @@ def typed(text, name, town, kinds=("who", "where"), predicate="lives"):
 def processed(tmp_path, rows, **options):
     source = write(tmp_path / "raw", rows, "a.jsonl")
     process(DataConfig(input=str(source), output_dir=str(tmp_path / "data"), **options))
-    parts = {path.stem: [json.loads(line) for line in path.open()] for path in (tmp_path / "data").rglob("*.jsonl")}
-    return parts, {note["what"]: note for note in read_json(tmp_path / "data/checks.json")}
+    splits = {path.stem: [json.loads(line) for line in path.open()] for path in (tmp_path / "data").rglob("*.jsonl")}
+    return splits, {note["what"]: note for note in read_json(tmp_path / "data/checks.json")}
 
 
 def test_the_summary_lists_the_types_of_each_predicate_and_notes_name_unusual_ones(tmp_path, capsys):
@@ -465,8 +465,8 @@ def with_ids(number):
 def test_a_row_without_the_key_of_the_relations_is_unlabelled(tmp_path, row, capsys):
     rows = [with_ids(number) for number in range(40)]
     del rows[row]["relations"]
-    parts, _ = processed(tmp_path, rows)
-    found = [e for part in ("train", "dev", "test") for e in parts.get(part, ())]
+    splits, _ = processed(tmp_path, rows)
+    found = [e for split in ("train", "dev", "test") for e in splits.get(split, ())]
     assert sum(e.get("relations") is not None for e in found) == 39 and len(found) == 40
     out = capsys.readouterr().out
     assert "rows without a label, which this task ignores: train" in out and f"a.jsonl, row {row + 1}\n" in out
@@ -536,16 +536,16 @@ RARE = typed("Ida Berg left Lima today", "Ida Berg", "Lima", predicate="rare")
 
 
 def test_shots_are_counted_per_predicate(tmp_path):
-    parts, _ = processed(tmp_path, MANY, shots="relations=4", test_ratio=0)
-    predicates = [item[-1] for row in parts["train"] for item in row["relations"]]
-    assert Counter(predicates) == {"p0": 4, "p1": 4, "p2": 4} and len(parts["train"]) == 12
+    splits, _ = processed(tmp_path, MANY, shots="relations=4", test_ratio=0)
+    predicates = [item[-1] for row in splits["train"] for item in row["relations"]]
+    assert Counter(predicates) == {"p0": 4, "p1": 4, "p2": 4} and len(splits["train"]) == 12
     assert read_json(tmp_path / "data/labels.json")["relations"]["counts"] == [4, 4, 4]
 
 
 def test_dev_and_test_have_each_predicate_in_proportion(tmp_path):
     rows = MANY + [RARE | {"tokens": [*RARE["tokens"], str(n)]} for n in range(10)]
-    parts, _ = processed(tmp_path, rows)
-    counts = {part: json.dumps(rows).count('"rare"') for part, rows in parts.items()}
+    splits, _ = processed(tmp_path, rows)
+    counts = {split: json.dumps(rows).count('"rare"') for split, rows in splits.items()}
     assert counts == {"train": 8, "dev": 1, "test": 1}
 
 
@@ -556,7 +556,7 @@ def test_groups_folds_and_kept_columns_are_retained(tmp_path):
     seen = []
     for fold in range(3):
         folder = tmp_path / f"data/fold_{fold}"
-        train, dev = ([*map(json.loads, (folder / f"{part}.jsonl").open())] for part in ("train", "dev"))
+        train, dev = ([*map(json.loads, (folder / f"{split}.jsonl").open())] for split in ("train", "dev"))
         assert not {row["kept"]["source"] for row in train} & {row["kept"]["source"] for row in dev}
         assert read_json(folder / "labels.json")["relations"]["entities"] == "entities"
         seen += [(*row["tokens"], *shown(row)) for row in dev]

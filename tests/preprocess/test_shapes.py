@@ -107,7 +107,7 @@ def test_each_shape_is_read_back_exactly(name, tmp_path, monkeypatch):
     data, tasks = processed(name, tmp_path, monkeypatch)
     kinds = {task: info["type"] for task, info in tasks.items()}
     found = [
-        as_given(row | {"part": path.stem}, shape.of.split(), kinds)
+        as_given(row | {"split": path.stem}, shape.of.split(), kinds)
         for path in data.glob("*.jsonl")
         for row in rows_in(path)
     ]
@@ -157,9 +157,9 @@ def noisy(seed, number, name, folder):
     elif not shape.source and noise("UTF-16", 0.03):
         writer = encoded(writer, "utf-16")
     files = writer(examples, noise)
-    parts, tasks, _ = prepare(config_of(shape, write(folder / "raw", files)))
+    splits, tasks, _ = prepare(config_of(shape, write(folder / "raw", files)))
     kinds = {task: info.kind for task, info in tasks.items()}
-    rows = [row | {"part": part} for part, rows in parts.items() for row in rows]
+    rows = [row | {"split": split} for split, rows in splits.items() for row in rows]
     missing = not all({*shape.of.split()} <= row.keys() for row in rows)
     found = rows if missing else [as_given(row, shape.of.split(), kinds) for row in rows]
     return found, expected(shape, examples, noise.names), noise.seen
@@ -222,7 +222,7 @@ def test_prediction_inputs_can_have_these_shapes(tmp_path):
         ("csv in gb18030", ["a.csv: not UTF-8; read as GB18030, which gives '今天的", "--encoding"]),
         ("semicolons", ["detected delimiter ';' (--delimiter overrides)"]),
         (
-            "a folder per class, in parts, GB18030",
+            "a folder per class, in splits, GB18030",
             ["skipped, because their texts have no class: unsup", "read as GB18030"],
         ),
         (
@@ -523,7 +523,7 @@ class Slowly(io.StringIO):
 
 @FUZZ
 @given(st.lists(json_values, max_size=4), st.sampled_from([None, 1]), st.booleans())
-def test_a_list_that_is_read_in_pieces_is_complete(values, indent, ascii):
+def test_a_list_that_is_read_incrementally_is_complete(values, indent, ascii):
     text = " \n" + json.dumps(values, indent=indent, ensure_ascii=ascii) + "\n"
     for file in (io.StringIO(text), Slowly(text)):
         assert list(objects.JsonList("a.json", file).items()) == values

@@ -22,14 +22,14 @@ def rows_of(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def sampled(tmp_path, parts, name="out", **options):
+def sampled(tmp_path, splits, name="out", **options):
     """Processes {split: rows} with --shots. Returns ({split: rows}, labels.json)."""
     raw = tmp_path / "raw"
     raw.mkdir(exist_ok=True)
-    for part, rows in parts.items():
-        (raw / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for split, rows in splits.items():
+        (raw / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     process(DataConfig(input=str(raw), output_dir=str(tmp_path / name), **options))
-    return {part: rows_of(tmp_path / name / f"{part}.jsonl") for part in parts}, read_json(
+    return {split: rows_of(tmp_path / name / f"{split}.jsonl") for split in splits}, read_json(
         tmp_path / name / "labels.json"
     )
 
@@ -55,10 +55,10 @@ def tagged(number, seed=0):
 
 
 def test_k_rows_of_each_class_are_sampled_and_dev_and_test_are_unchanged(tmp_path, capsys):
-    parts = {"train": coloured((30, 3, 12)), "dev": coloured((4, 2, 2), 100), "test": coloured((5, 1, 1), 200)}
-    kept, labels = sampled(tmp_path, parts, shots="5", random_seed=3)
+    splits = {"train": coloured((30, 3, 12)), "dev": coloured((4, 2, 2), 100), "test": coloured((5, 1, 1), 200)}
+    kept, labels = sampled(tmp_path, splits, shots="5", random_seed=3)
     assert Counter(row["label"] for row in kept["train"]) == {"red": 5, "green": 3, "blue": 5}
-    assert kept["dev"] == parts["dev"] and kept["test"] == parts["test"]
+    assert kept["dev"] == splits["dev"] and kept["test"] == splits["test"]
     assert dict(zip(labels["label"]["labels"], labels["label"]["counts"])) == {"red": 5, "green": 3, "blue": 5}
     printed = capsys.readouterr().out
     assert (
@@ -92,9 +92,9 @@ def test_copies_of_a_row_are_not_sampled_together(tmp_path):
 
 @pytest.mark.parametrize("label_type", ["", "slots=spans"])
 def test_each_entity_type_is_in_k_sentences_and_no_sentence_is_redundant(tmp_path, label_type):
-    parts = {"train": tagged(90), "dev": tagged(8, 1)}
-    kept, labels = sampled(tmp_path, parts, shots="slots=6", label_type=label_type)
-    of_id = {row["id"]: {tag[2:] for tag in row["slots"]} - {""} for row in parts["train"]}
+    splits = {"train": tagged(90), "dev": tagged(8, 1)}
+    kept, labels = sampled(tmp_path, splits, shots="slots=6", label_type=label_type)
+    of_id = {row["id"]: {tag[2:] for tag in row["slots"]} - {""} for row in splits["train"]}
     types = [of_id[row["id"]] for row in kept["train"]]
     counts = Counter(itertools.chain(*types))
     assert min(counts.values()) == 6 and set(counts) == {"day", "city", "time"}
@@ -104,11 +104,11 @@ def test_each_entity_type_is_in_k_sentences_and_no_sentence_is_redundant(tmp_pat
 
 
 def test_all_tasks_or_the_named_ones_are_sampled(tmp_path):
-    parts = {"train": tagged(90), "dev": tagged(8, 1)}
-    kept, _ = sampled(tmp_path, parts, shots="4")
+    splits = {"train": tagged(90), "dev": tagged(8, 1)}
+    kept, _ = sampled(tmp_path, splits, shots="4")
     assert min(Counter(row["intent"] for row in kept["train"]).values()) >= 4
     assert min(Counter(t[2:] for row in kept["train"] for t in set(row["slots"]) if t[0] == "B").values()) >= 4
-    kept, _ = sampled(tmp_path, parts, shots="intent=3, slots=1")
+    kept, _ = sampled(tmp_path, splits, shots="intent=3, slots=1")
     assert min(Counter(row["intent"] for row in kept["train"]).values()) == 3
 
 
@@ -137,10 +137,10 @@ def test_no_row_of_a_sample_is_redundant():
 
 def test_a_processed_folder_is_sampled_and_trains(tmp_path):
     """The sample has the labels of the full data in their order, including a tag that does not occur in it."""
-    parts = {"train": tagged(90), "dev": tagged(8, 1)}
-    for row in parts["train"][4:6]:
+    splits = {"train": tagged(90), "dev": tagged(8, 1)}
+    for row in splits["train"][4:6]:
         row["slots"][:3] = ["B-city", "I-city", "O"]
-    _, full = sampled(tmp_path, parts)
+    _, full = sampled(tmp_path, splits)
     for seed in range(9):  # until a sample lacks the tag
         process(DataConfig(input=str(tmp_path / "out"), output_dir=str(tmp_path / "few"), shots="3", random_seed=seed))
         labels = read_json(tmp_path / "few/labels.json")
@@ -158,7 +158,7 @@ def test_an_invalid_number_of_rows_raises_an_error(text):
         parse_shots(text)
 
 
-def test_a_task_cannot_have_two_numbers_of_rows():
+def test_shots_of_a_task_cannot_be_given_twice():
     with pytest.raises(UserError, match="--shots='a=8, a=3' names a task twice"):
         parse_shots("a=8, a=3")
     assert parse_shots("a=8, b=3,") == {"a": 8, "b": 3}
@@ -166,22 +166,22 @@ def test_a_task_cannot_have_two_numbers_of_rows():
 
 def test_tasks_without_classes_and_meaningless_options_raise_an_error(tmp_path):
     rows = [{"text": f"t{n}", "score": n / 7, "label": "ab"[n % 2]} for n in range(20)]
-    parts = {"train": rows, "dev": rows[:4]}
+    splits = {"train": rows, "dev": rows[:4]}
     with pytest.raises(UserError, match=r"'score' is a regression, which has no classes; .* --shots label=8"):
-        sampled(tmp_path, parts, shots="8", label_column="score,label")
+        sampled(tmp_path, splits, shots="8", label_column="score,label")
     with pytest.raises(UserError, match="has no task 'mood'; its tasks are "):
-        sampled(tmp_path, parts, shots="mood=8")
+        sampled(tmp_path, splits, shots="mood=8")
     with pytest.raises(UserError, match="--n_splits makes folds of both"):
-        sampled(tmp_path, parts, shots="8", n_splits=2)
+        sampled(tmp_path, splits, shots="8", n_splits=2)
     assert not (tmp_path / "out").exists()
-    kept, labels = sampled(tmp_path, parts, shots="label=3", label_column="score,label")
+    kept, labels = sampled(tmp_path, splits, shots="label=3", label_column="score,label")
     assert labels["score"]["mean"] == pytest.approx(sum(row["score"] for row in kept["train"]) / 6)
 
 
 def test_a_task_of_a_processed_folder_is_selected_by_its_name(tmp_path):
     rows = [
-        {"tokens": ["play", f"song{i}"], "slots": ["O", "B-song"], "intent": "ab"[i % 2], "split": part}
-        for part, size in (("train", 12), ("dev", 4))
+        {"tokens": ["play", f"song{i}"], "slots": ["O", "B-song"], "intent": "ab"[i % 2], "split": split}
+        for split, size in (("train", 12), ("dev", 4))
         for i in range(size)
     ]
     (tmp_path / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -68,18 +68,20 @@ def as_lines(rows):
 
 def simple_split(rows, strata, seed=666):
     """Splits with lists and scikit-learn: a tenth each for test and dev. Returns {split: rows} in a seeded order."""
-    parts = {"train": list(range(len(rows)))}
-    for part in ("test", "dev"):
-        counts = Counter(strata[i] for i in parts["train"])
-        rare = [i for i in parts["train"] if counts[strata[i]] < 2]
-        shared = [i for i in parts["train"] if counts[strata[i]] >= 2]
+    splits = {"train": list(range(len(rows)))}
+    for split in ("test", "dev"):
+        counts = Counter(strata[i] for i in splits["train"])
+        rare = [i for i in splits["train"] if counts[strata[i]] < 2]
+        shared = [i for i in splits["train"] if counts[strata[i]] >= 2]
         keys = [strata[i] for i in shared]
-        kept, parts[part] = train_test_split(shared, test_size=round(len(rows) / 10), random_state=seed, stratify=keys)
-        parts["train"] = kept + rare
+        kept, splits[split] = train_test_split(
+            shared, test_size=round(len(rows) / 10), random_state=seed, stratify=keys
+        )
+        splits["train"] = kept + rare
     order = random.Random(seed)
-    for part in ("train", "dev", "test"):
-        order.shuffle(parts[part])
-    return {part: [rows[i] for i in numbers] for part, numbers in parts.items()}
+    for split in ("train", "dev", "test"):
+        order.shuffle(splits[split])
+    return {split: [rows[i] for i in numbers] for split, numbers in splits.items()}
 
 
 def classification(rng):
@@ -128,10 +130,10 @@ def test_a_table_is_processed_like_in_a_simple_reference(kind, tmp_path, small_b
             label_type=f"x={kind.__name__}",
         )
     )
-    parts = simple_split(rows, strata_of(kind.__name__, rows))
-    for part, expected in parts.items():
-        assert (tmp_path / f"out/{part}.jsonl").read_bytes() == as_lines(expected), part
-    values = [row["x"] for row in parts["train"]]
+    splits = simple_split(rows, strata_of(kind.__name__, rows))
+    for split, expected in splits.items():
+        assert (tmp_path / f"out/{split}.jsonl").read_bytes() == as_lines(expected), split
+    values = [row["x"] for row in splits["train"]]
     if kind is regression:
         task = {"labels": [], "mean": statistics.fmean(values), "std": statistics.pstdev(values)}
     else:
@@ -145,20 +147,20 @@ def test_a_table_is_processed_like_in_a_simple_reference(kind, tmp_path, small_b
 def test_tags_in_splits_are_processed_like_in_a_simple_reference(tmp_path, small_blocks):
     """Files of splits stay in order, BIOES becomes BIO if another file has BIO, and ids count over all files."""
     rng, number, expected = random.Random(1), 0, {}
-    for part, size in (("train", 500), ("dev", 90), ("test", 90)):
-        body, expected[part] = "", []
+    for split, size in (("train", 500), ("dev", 90), ("test", 90)):
+        body, expected[split] = "", []
         for _ in range(size):
             tokens = [*rng.choices(WORDS, k=4), str(rng.randrange(10**6))]
             tags = rng.choice([["B-a", "E-a"], ["S-a", "O"], ["O", "S-b"]]) + ["O"] * 3
             bio = [{"E": "I", "S": "B"}.get(tag[0], tag[0]) + tag[1:] for tag in tags]
-            expected[part].append({"id": str(number), "tokens": tokens, "slots": bio})
-            body += "".join(f"{token} {tag}\n" for token, tag in zip(tokens, bio if part == "dev" else tags)) + "\n"
+            expected[split].append({"id": str(number), "tokens": tokens, "slots": bio})
+            body += "".join(f"{token} {tag}\n" for token, tag in zip(tokens, bio if split == "dev" else tags)) + "\n"
             number += 1
         (tmp_path / "raw").mkdir(exist_ok=True)
-        (tmp_path / f"raw/{part}.conll").write_text(body)
+        (tmp_path / f"raw/{split}.conll").write_text(body)
     process(DataConfig(input=str(tmp_path / "raw"), output_dir=str(tmp_path / "out")))
-    for part, rows in expected.items():
-        assert (tmp_path / f"out/{part}.jsonl").read_bytes() == as_lines(rows), part
+    for split, rows in expected.items():
+        assert (tmp_path / f"out/{split}.jsonl").read_bytes() == as_lines(rows), split
 
 
 def test_the_sample_is_byte_identical_to_the_version_that_read_all_rows_at_once(tmp_path, small_blocks):
@@ -213,9 +215,9 @@ def faulty(path, rows=600):
         tokens[0] = rng.choice(
             ["please", "Please", "caf\u00c3\u00a9", "<br>", "\u200bopen", "ｄｏｏｒ", "d\u043eor", ""]
         )
-        part = rng.choice(["train", "train", "dev", "test"])
-        intent = rng.choice(["a", "b", "A ", "n/a"] if part != "test" else ["a", "c"])
-        lines.append({"id": number % 590, "split": part, "tokens": tokens, "intent": intent, "slots": tags})
+        split = rng.choice(["train", "train", "dev", "test"])
+        intent = rng.choice(["a", "b", "A ", "n/a"] if split != "test" else ["a", "c"])
+        lines.append({"id": number % 590, "split": split, "tokens": tokens, "intent": intent, "slots": tags})
         if rng.random() < 0.2:
             other = {**rng.choice(lines), "split": rng.choice(["train", "dev"]), "intent": "b"}
             lines.append(other)
@@ -227,32 +229,32 @@ def test_the_checks_find_the_same_in_blocks_as_in_a_list(tmp_path, small_blocks,
     process(DataConfig(input=str(tmp_path / "a.jsonl"), output_dir=str(tmp_path / "out")))
     in_blocks = json.loads((tmp_path / "out/checks.json").read_text())
     monkeypatch.setattr(arrow, "BLOCK", 100_000)
-    parts, tasks, notes = prepare(DataConfig(input=str(tmp_path / "a.jsonl"), check=True))
-    whole = run.run_checks(parts, tasks, notes=notes)
+    splits, tasks, notes = prepare(DataConfig(input=str(tmp_path / "a.jsonl"), check=True))
+    whole = run.run_checks(splits, tasks, notes=notes)
     assert [(n.what, n.number, n.rows[:3]) for n in whole] == [(n["what"], n["count"], n["rows"]) for n in in_blocks]
     assert len(whole) >= 15, [note.what for note in whole]
 
 
 def test_duplicates_equal_a_brute_force_search(tmp_path, small_blocks):
     faulty(tmp_path / "a.jsonl")
-    parts, tasks, _ = prepare(DataConfig(input=str(tmp_path / "a.jsonl"), check=True))
-    found = {note.what: note.number for note in run.run_checks(parts, tasks)}
-    for part, other in (("train", "train"), ("train", "dev"), ("train", "test"), ("dev", "test")):
-        texts = [(p, tuple(e["tokens"])) for p in parts for e in parts[p]]
-        again = sum((other, text) in texts[:n] if p == part == other else False for n, (p, text) in enumerate(texts))
-        shared = sum(p == other and (part, text) in texts[:n] for n, (p, text) in enumerate(texts))
-        same_part = f"{part}: texts that repeat an earlier example"
-        what = same_part if part == other else f"{other}: texts that also occur in {part}"
-        assert found.get(what, 0) == (again if part == other else shared) > 0
+    splits, tasks, _ = prepare(DataConfig(input=str(tmp_path / "a.jsonl"), check=True))
+    found = {note.what: note.number for note in run.run_checks(splits, tasks)}
+    for split, other in (("train", "train"), ("train", "dev"), ("train", "test"), ("dev", "test")):
+        texts = [(p, tuple(e["tokens"])) for p in splits for e in splits[p]]
+        again = sum((other, text) in texts[:n] if p == split == other else False for n, (p, text) in enumerate(texts))
+        shared = sum(p == other and (split, text) in texts[:n] for n, (p, text) in enumerate(texts))
+        same_part = f"{split}: texts that repeat an earlier example"
+        what = same_part if split == other else f"{other}: texts that also occur in {split}"
+        assert found.get(what, 0) == (again if split == other else shared) > 0
 
 
 class Lamps(Check):
     """A check as a user would write it: one class, over all examples."""
 
-    def notes(self, parts, tasks, labels):
-        rows = [e["_where"] for examples in parts.values() for e in examples if "lamp" in e["text"]]
-        last = parts["train"][len(parts["train"]) - 1]
-        assert parts["train"][-1] == last and parts["train"][-3:][2] == last and len(parts["train"][:7]) == 7
+    def notes(self, splits, tasks, labels):
+        rows = [e["_where"] for examples in splits.values() for e in examples if "lamp" in e["text"]]
+        last = splits["train"][len(splits["train"]) - 1]
+        assert splits["train"][-1] == last and splits["train"][-3:][2] == last and len(splits["train"][:7]) == 7
         yield facts.Note("texts about lamps", rows, "all is well")
 
 
@@ -263,15 +265,15 @@ class Doors(Check):
         self.rows = Sample()
         self.parts = Counter()
 
-    def look(self, part, start, examples, context):
+    def look(self, split, start, examples, context):
         for e in examples:
             if "door" in e["text"]:
                 self.rows.add(e["_where"])
-                self.parts[part] += 1
+                self.parts[split] += 1
 
-    def notes(self, parts, tasks, labels):
-        assert self.rows == [e["_where"] for rows in parts.values() for e in rows if "door" in e["text"]]
-        assert self.parts.total() == self.rows.number and self.parts.keys() == parts.keys()
+    def notes(self, splits, tasks, labels):
+        assert self.rows == [e["_where"] for rows in splits.values() for e in rows if "door" in e["text"]]
+        assert self.parts.total() == self.rows.number and self.parts.keys() == splits.keys()
         yield facts.Note("texts about doors", self.rows, "all is well")
 
 
@@ -407,10 +409,10 @@ def test_a_failing_check_leaves_the_folder_unchanged(tmp_path, small_blocks, mon
 
 
 def test_labels_are_counted_in_blocks_as_in_a_list(small_blocks):
-    parts, tasks, _ = prepare(DataConfig(input=str(ROOT / "dataset/sample_raw"), check=True))
-    counts = Counter(tag for e in parts["train"] for tag in e["slots"])
+    splits, tasks, _ = prepare(DataConfig(input=str(ROOT / "dataset/sample_raw"), check=True))
+    counts = Counter(tag for e in splits["train"] for tag in e["slots"])
     assert dict(zip(tasks["slots"].labels, tasks["slots"].counts)) == counts
-    assert collect_labels(parts, {name: task.type for name, task in tasks.items()}) == tasks
+    assert collect_labels(splits, {name: task.type for name, task in tasks.items()}) == tasks
 
 
 def test_a_lone_surrogate_is_found_anywhere(tmp_path):
@@ -453,7 +455,7 @@ def processes_of(folder):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
-def test_a_kill_at_any_moment_leaves_the_old_folder_or_none(tmp_path, background):
+def test_a_process_killed_at_any_time_leaves_the_old_folder_or_none(tmp_path, background):
     """It leaves no process behind. The next run deletes temporary files next to the folder."""
     rng = random.Random(8)
     for name, rows in (("old", 1000), ("new", 10_000)):

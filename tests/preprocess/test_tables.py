@@ -120,7 +120,7 @@ def test_escapes_in_options_are_replaced(tmp_path):
         processed(tmp_path / "a", {"a.csv": table(rows)})
     options = {"label_type": "label=multilabel", "label_separator": r"\n"}
     found = processed(tmp_path / "b", {"a.csv": table(rows)}, **options)
-    assert sorted((row["text"], row["label"]) for part in found.values() for row in part) == sorted(
+    assert sorted((row["text"], row["label"]) for split in found.values() for row in split) == sorted(
         (text, sets[n % 3]) for n, (text, _) in enumerate(ROWS)
     )
 
@@ -202,7 +202,7 @@ def test_sets_and_single_values_in_cells(tmp_path):
 def test_names_in_brackets_without_quotes_are_sets(tmp_path):
     rows = [(text, ["[calm, sad]", "[calm]"][n % 2]) for n, (text, _) in enumerate(ROWS)]
     found = processed(tmp_path, {"a.csv": table(rows)}, label_type="label=multilabel")
-    assert {tuple(row["label"]) for part in found.values() for row in part} == {("calm", "sad"), ("calm",)}
+    assert {tuple(row["label"]) for split in found.values() for row in split} == {("calm", "sad"), ("calm",)}
 
 
 def test_character_positions_are_not_labels(tmp_path):
@@ -219,20 +219,22 @@ def test_character_positions_are_not_labels(tmp_path):
 )
 def test_labels_next_to_texts(names, tmp_path):
     files = {}
-    for part in ("train", "test"):
-        texts, labels = (name.format(part) for name in names.split())
-        files |= {texts: "".join(f"{part} {text}\n" for text, _ in ROWS), labels: "".join(f"{b}\n" for _, b in ROWS)}
+    for split in ("train", "test"):
+        texts, labels = (name.format(split) for name in names.split())
+        files |= {texts: "".join(f"{split} {text}\n" for text, _ in ROWS), labels: "".join(f"{b}\n" for _, b in ROWS)}
     found = read(tmp_path, files | {"mapping.txt": "0 good\n1 bad\n"})
-    assert pairs(found) == [(f"{part} {text}", label) for part in ("train", "test") for text, label in ROWS]
+    assert pairs(found) == [(f"{split} {text}", label) for split in ("train", "test") for text, label in ROWS]
     assert [e["split"] for e in found] == ["train"] * 9 + ["test"] * 9
 
 
 @pytest.mark.parametrize("names", ["{1}/{0}.txt", "{1}_{0}.txt", "reviews.{1}.{0}"])
 def test_one_file_per_class(names, tmp_path, capsys):
-    files = {names.format(kind, part): f"{part} text of {kind}\n" * 6 for kind in KINDS for part in ("train", "test")}
+    files = {
+        names.format(kind, split): f"{split} text of {kind}\n" * 6 for kind in KINDS for split in ("train", "test")
+    }
     found = read(tmp_path, files)
     assert sorted({(e["split"], *pair) for e, pair in zip(found, pairs(found))}) == sorted(
-        (part, f"{part} text of {kind}", kind) for kind in KINDS for part in ("train", "test")
+        (split, f"{split} text of {kind}", kind) for kind in KINDS for split in ("train", "test")
     )
     assert len(found) == 24 and "one class for each of the 2 files" in capsys.readouterr().out
 
@@ -281,7 +283,7 @@ def test_a_damaged_archive_raises_a_one_line_error(tmp_path):
         read(tmp_path, {"a.zip": b"PK\x03\x04 and no more"}, "a.zip")
 
 
-# ---- a test part without labels --------------------------------------------------------------------------------------
+# ---- a test split without labels -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -295,10 +297,10 @@ def test_a_damaged_archive_raises_a_one_line_error(tmp_path):
 )
 def test_a_test_split_without_labels_is_skipped(name, row, tmp_path, capsys):
     header = {"csv": "sentence,label\n", "tsv": "sentence\tlabel\n"}.get(name[3:], "")
-    files = {name.format(part): header + "".join(f"{row(text, part != 'test' and label)}\n" for text, label in ROWS)
-             for part in ("train", "dev", "test")}  # fmt: skip
+    files = {name.format(split): header + "".join(f"{row(text, split != 'test' and label)}\n" for text, label in ROWS)
+             for split in ("train", "dev", "test")}  # fmt: skip
     found = processed(tmp_path, files)
-    assert {part: len(rows) for part, rows in found.items()} == {"train": 9, "dev": 9}
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 9, "dev": 9}
     assert "skipped the test split, which has no labels" in (printed := capsys.readouterr().out)
     assert "--predict_file" in printed
 

@@ -12,7 +12,7 @@ from data_process import DataConfig, process
 from engine.errors import UserError
 from main import main
 from preprocess.readers.options import ReadOptions
-from preprocess.readers.sources import find_sources, part_of_name, read_examples, read_texts
+from preprocess.readers.sources import find_sources, read_examples, read_texts, split_from_name
 
 SENTENCES = [  # (tokens, tags of entities, parts of speech)
     ("Mia Berg flew to Turin .".split(), "B-PER I-PER O O B-LOC O".split(), "NNP NNP VBD TO NNP .".split()),
@@ -220,7 +220,7 @@ def test_position_indices_are_removed_despite_an_unusual_token(tmp_path):
     assert rows[0]["tokens"] == ["天", "气", "好"] and rows[-1]["tokens"] == ["http://t.cn", "好"]
 
 
-PARTS = {
+SPLITS = {
     "train": "train.txt eng.train wnut17train.conll weiboNER_2nd_conll.train trainData.txt ner-train_v2.tsv train2.csv",
     "dev": "eng.testa devel.txt BC5CDR-devel.tsv dev.conll emerging.dev.conll valid.txt validation-0.json wnut17dev",
     "test": "eng.testb test.txt emerging.test.annotated test-00000-of-00001.parquet atis.test.w-intent.iob test1.csv",
@@ -228,10 +228,10 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_names_of_splits(part, tmp_path):
-    found = {name: part_of_name(tmp_path / name) for name in PARTS[part].split()}
-    assert found == dict.fromkeys(found, part)
+@pytest.mark.parametrize("split", SPLITS)
+def test_names_of_splits(split, tmp_path):
+    found = {name: split_from_name(tmp_path / name) for name in SPLITS[split].split()}
+    assert found == dict.fromkeys(found, split)
 
 
 def test_ambiguous_names_of_splits_are_rejected(tmp_path):

@@ -41,7 +41,7 @@ CASES = {  # name: (writes a folder -> what to read, options of data_process.py)
 FEWER = {"max_rows", "drop_unlabelled", "drop_empty"}  # options with which data_process.py drops rows
 LEFT_OUT = (
     "shapes: OCNLI",
-    "shapes: a folder per class, in parts, GB18030",
+    "shapes: a folder per class, in splits, GB18030",
 )  # rows that data_process.py drops because of their labels
 
 
@@ -52,16 +52,16 @@ def texts(row, like):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_texts_equal_those_read_by_data_process(name, tmp_path, monkeypatch):
+def test_texts_are_read_the_same_as_by_data_process(name, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     put, options = CASES[name]
     source = put(tmp_path / "raw")
-    parts, *_ = prepare(DataConfig(input=str(source), output_dir="unused", **options))
+    splits, *_ = prepare(DataConfig(input=str(source), output_dir="unused", **options))
     given = {key: unescaped(options[key]) if key == "delimiter" else options[key] for key in READING if key in options}
     read = list(read_texts(source, ReadOptions(**given)))
     found = sorted(texts(row, row) for row in read)
-    expected = sorted(texts(row, read[0]) for rows in parts.values() for row in rows)
+    expected = sorted(texts(row, read[0]) for rows in splits.values() for row in rows)
     assert found == expected or ((options.keys() & FEWER or name in LEFT_OUT) and {*found} > {*expected})
 
 
@@ -180,7 +180,7 @@ def test_archives_and_folders_are_read_in_the_order_of_data_process(tmp_path):
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_a_custom_format_is_one_line_and_can_be_detected_from_its_rows(labelled, tmp_path, monkeypatch):
+def test_a_custom_format_needs_one_line_and_can_be_detected(labelled, tmp_path, monkeypatch):
     monkeypatch.setitem(FORMATS, "mine", Format(read_txt, (".mine",), rows=lambda head: head.first == "MINE 1"))
     for name in ("a.mine", "a.log", "a.txt"):
         path = tmp_path / name

@@ -124,9 +124,9 @@ def folder_of(kind: str, root: str) -> str:
 def facts_in(folder: Path) -> str:
     """Writes a processed folder of relations in both directions, with spans of two words, pairs with two predicates,
     and texts without relations."""
-    rng, parts = random.Random(0), {"train": 90, "dev": 40}
+    rng, splits = random.Random(0), {"train": 90, "dev": 40}
     folder.mkdir()
-    for part, size in parts.items():
+    for split, size in splits.items():
         rows = []
         for n in range(size):
             a, b, c = rng.sample(WORDS, 3)
@@ -137,8 +137,8 @@ def facts_in(folder: Path) -> str:
                 ([a, "near", "and", "of", b, "here"], [[0, 0, 4, 4, "made of"], [0, 0, 4, 4, "near"]]),
                 (["only", a], []),
             ][n % 5]
-            rows.append({"id": f"{part}{n}", "tokens": tokens, "facts": facts})
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            rows.append({"id": f"{split}{n}", "tokens": tokens, "facts": facts})
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "labels.json").write_text(json.dumps({"facts": FACTS}))
     return str(folder)
 

@@ -685,7 +685,9 @@ def altered(best, folder, change):
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_errors_take_one_line_and_write_no_files(name, joint, texts, sample, tmp_path, monkeypatch, capsys):
+def test_invalid_options_raise_a_one_line_error_and_write_nothing(
+    name, joint, texts, sample, tmp_path, monkeypatch, capsys
+):
     best = joint[True][0] / "checkpoints/best"
     places = {"A": joint[True][0], "B": joint[True][1], "PLAIN": joint[False][0], "TEXTS": texts[0][0], "DATA": sample}
     places |= {"OTHER": texts[1], "HOME": joint[True][0].parent, "A/checkpoints/best": best}

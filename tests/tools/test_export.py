@@ -44,7 +44,7 @@ from engine.task.text import split_text
 from engine.task.words import SPANS_PER_WORD, entities_in
 from main import build_trainer, load_data, load_trained
 from model_utils import HEADS, ClassificationHead, MyModel
-from preprocess.readers.beside import label_file_of
+from preprocess.readers.label_files import label_file_of
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.sources import read_texts
 
@@ -472,7 +472,7 @@ def test_unsupported_files_are_reported(name, content, message, tmp_path):
         list(read_rows(tmp_path / name, Config()))
 
 
-PARTS = ("id", "text", "tokens", "text_pair")
+INPUT_KEYS = ("id", "text", "tokens", "text_pair")
 ODD = ["a/n b/v", "1\ta", "text;label", "[", '{"a": 1}', "", "text\tlabel", "好\t1", "fly O", "Oslo B-city", "#x"]
 ODD += ["x O", "text,label", "good,1", "text", "Anna PERSON", '{"text": "a b", "tokens": ["a", "b"]}', '{"text": "c"}']
 ODD += ['{"tokens": ["a"], "id": 7}', "[laughs] hi", "n/a", "tokens,tags", "a b,O O", "id,text", "7,hello", "null"]
@@ -483,9 +483,9 @@ ODD += ["{name} hello"]
 def same_or_rejected(path):
     """Returns whether the exported predictor reads a file the same as main.py, or None if it rejects the file."""
     with contextlib.suppress(InputError, UnicodeError, csv.Error):
-        ours = [{key: row[key] for key in PARTS if key in row} for row in read_rows(path, Config())]
+        ours = [{key: row[key] for key in INPUT_KEYS if key in row} for row in read_rows(path, Config())]
         with contextlib.suppress(UserError):
-            return ours == [{k: row[k] for k in PARTS if k in row} for row in read_texts(path, ReadOptions())]
+            return ours == [{k: row[k] for k in INPUT_KEYS if k in row} for row in read_texts(path, ReadOptions())]
     return None
 
 

@@ -59,15 +59,15 @@ def class_rows(size, seed=0, labels=LABELS, accuracy=0.8, texts=None):
     return rows
 
 
-def make_run(folder, parts, tasks, **about):
-    """Creates a run folder like an evaluation does. parts: {split: rows}."""
+def make_run(folder, splits, tasks, **about):
+    """Creates a run folder like an evaluation does. splits: {split: rows}."""
     (folder / "answers").mkdir(parents=True)
     scores = {}
-    for part, rows in parts.items():
+    for split, rows in splits.items():
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (folder / f"answers/{part}.jsonl").write_text("".join(lines), encoding="utf-8")
+        (folder / f"answers/{split}.jsonl").write_text("".join(lines), encoding="utf-8")
         sides = ({n: [row["answers"][n][side] for row in rows] for n in tasks} for side in ("gold", "predicted"))
-        scores[part] = {"loss": 0.5} | metrics.score(tasks, *sides)
+        scores[split] = {"loss": 0.5} | metrics.score(tasks, *sides)
     (folder / "eval.json").write_text(json.dumps(scores), encoding="utf-8")
     facts = {
         "tasks": {name: task.to_json() for name, task in tasks.items()},
@@ -75,7 +75,7 @@ def make_run(folder, parts, tasks, **about):
         "main_scores": {name: metrics.MAIN[metrics.scoring_kind(task)] for name, task in tasks.items()},
         "shown_scores": metrics.main_scores(tasks),
         "monitor": metrics.default_monitor(tasks),
-        "parts": list(parts),
+        "parts": list(splits),
         "data_path": str(folder / "no-data"),
         "options": {"lr": 0.001},
         "log": str(folder / "train.log"),
@@ -506,9 +506,9 @@ def check_page(run):
     from predictions.csv."""
     html = (run / "report.html").read_text(encoding="utf-8")
     shown, logged = shown_scores(html), read_json(run / "eval.json")
-    for part, scores in logged.items():
+    for split, scores in logged.items():
         for name, value in scores.items():
-            assert shown[f"{part}.{name}"] == (f"{value:.4f}", pytest.approx(value)), name
+            assert shown[f"{split}.{name}"] == (f"{value:.4f}", pytest.approx(value)), name
     found, per_label = figures_in(run / "report.html"), read_json(run / "report.json")
     for name, task in found["tasks"].items():
         if name in per_label[found["main"]]:

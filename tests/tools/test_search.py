@@ -69,7 +69,7 @@ def make_plan(sample, **options):
         ("layer_decay=0.8..0.95", "need --pretrain_model_path"),
     ],
 )
-def test_errors_in_the_space_take_one_line(space, message, sample):
+def test_errors_in_the_space_raise_a_one_line_error(space, message, sample):
     with pytest.raises(UserError) as error:
         make_plan(sample, space=space)
     assert message in str(error.value) and "\n" not in str(error.value) and str(error.value).startswith("--space: ")
@@ -86,7 +86,7 @@ def test_all_trials_use_the_automatic_number_of_epochs(sample):
     assert plan.flags.count("--epochs") == 1 and plan.resolver.base.epochs == 4
 
 
-def test_one_line_per_error(sample):
+def test_each_error_in_the_space_is_on_its_own_line(sample):
     with pytest.raises(UserError) as error:
         make_plan(sample, space="lrr=1..2 lr=a..b dropout=0..3")
     lines = str(error.value).splitlines()
@@ -108,7 +108,7 @@ def test_one_line_per_error(sample):
         ({"hours": -1.0}, "--hours=-1.0"),
     ],
 )
-def test_other_errors_take_one_line(options, message, sample):
+def test_other_invalid_options_raise_a_one_line_error(options, message, sample):
     with pytest.raises(UserError) as error:
         make_plan(sample, **options)
     assert message in str(error.value) and "\n" not in str(error.value)

@@ -339,7 +339,7 @@ def test_columns_that_the_model_needs_are_written(tmp_path):
         (["--pool", "pool.jsonl", "--strategy", "random", "--output_format", "label_studio"], "to_label.xml exists"),
     ],
 )
-def test_errors_take_one_line(flags, says, pool, tmp_path, command):
+def test_invalid_options_raise_a_one_line_error(flags, says, pool, tmp_path, command):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "to_label.xml").write_text("mine")
     done = command("tools.select", *flags)

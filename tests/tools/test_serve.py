@@ -445,7 +445,7 @@ def wait_for(condition):
 
 
 @slow
-def test_errors_take_one_line(shipped):
+def test_invalid_options_raise_a_one_line_error(shipped):
     with Served(shipped) as server:
         cases = {
             ("nowhere",): "no exported model",

@@ -15,9 +15,9 @@ from tools.check.case import Case, Failed, Undecided, has_label
 from trainer import Trainer
 
 # The budget is a number of steps, not seconds, so the result is the same on every machine. It is about
-# WORK / (trained parameters x tokens) steps. A step of BERT-base on 8 texts of 10 tokens takes 1.3 s on one core.
+# WORK / (trainable parameters x tokens) steps. A step of BERT-base on 8 texts of 10 tokens takes 1.3 s on one core.
 WORK, FEWEST, MOST = 5e11, 60, 1000
-MANY, FEW, LARGE = 16, 8, 5e6  # number of texts; the same for large models; trained parameters of a large model
+MANY, FEW, LARGE = 16, 8, 5e6  # texts; texts for models with more than LARGE trainable parameters
 # (factor for the encoder's learning rates, factor for the others, share of the steps) per attempt. The last attempt
 # trains only the heads
 ATTEMPTS = ((1.0, 1.0, 0.3), (5.0, 20.0, 0.4), (0.2, 0.2, 0.1), (0.0, 5.0, 0.2))
@@ -95,7 +95,7 @@ def train(case: Case, model: MyModel, batch: Batch, config: Any, progress: dict[
             model.load_state_dict(before)
             progress.update({name: task for name, task in earlier.items() if task.losses})
         for name, task in progress.items():
-            task.falls |= factor < 1 and earlier[name].falls  # at low learning rates, the loss hardly falls
+            task.falls |= factor < 1 and earlier[name].falls  # at low learning rates, the loss decreases slowly
     return done
 
 
@@ -185,10 +185,12 @@ def judge(case: Case, model: MyModel, batch: Batch, name: str, task: Progress, w
     change = f"{task.losses[-1]:.3g} (initially {task.first:.3g}) {when}"
     message = f"{name!r}: the loss is {change}, and {task.right:.0%} of the predictions are correct"
     improves = max(task.hits[-len(task.hits) // 3 :]) > max(task.hits[: -len(task.hits) // 3], default=0.0)
-    # If decode matches the loss, a wrong prediction has a high loss: 0.69, or half of the largest loss
+    # If decode matches the loss, a wrong prediction has a cross-entropy of at least ln 2, or half of the largest loss
     limit = (0.05 if improves else 0.1) * task.first
     if task.right <= RIGHT and not task.of_numbers and losses_of_wrong(model, batch, name) < limit:
-        advice = "loss and decode disagree: shifted or reversed labels, argmin, a threshold on the wrong side"
+        advice = (
+            "loss and decode disagree: shifted or reversed labels, argmin, a threshold applied in the wrong direction"
+        )
         raise Failed(f"{message}; {advice}")
     if task.right > MOST_RIGHT and task.ratio < SMALL:  # the wrong ones may be texts that differ only in word order
         return
@@ -199,13 +201,15 @@ def judge(case: Case, model: MyModel, batch: Batch, name: str, task: Progress, w
     elif task.right > RIGHT and probabilities_cost(model, batch, name) > LOW * task.first:
         raise Failed(f"{message}; the logits are probabilities: softmax or sigmoid before the loss, or softmax twice")
     elif task.falls or task.is_lowest:
-        raise Undecided(f"{message}; it is still falling, or is too low to decide")
+        raise Undecided(f"{message}; the loss is still falling, or is too low to decide")
     elif task.right > RIGHT:
-        advice = "the logits are bounded: softmax or sigmoid before the loss, softmax twice, cosines without a scale"
+        advice = (
+            "the logits are bounded: softmax or sigmoid before the loss, softmax twice, unscaled cosine similarities"
+        )
         raise Failed(f"{message}, but with a probability of only {task.sure:.2f}; {advice}")
     else:
         advice = "the logits are bounded (softmax or sigmoid before the loss), or do not depend on the text"
-        raise Failed(f"{message}; it no longer falls: {advice}")
+        raise Failed(f"{message}; the loss has stopped falling: {advice}")
 
 
 @torch.no_grad()
@@ -218,7 +222,7 @@ def require_same_in_evaluation(model: MyModel, batch: Batch, name: str, task: Pr
 
 
 def require_lowest_at_labels(model: MyModel, batch: Batch, name: str) -> None:
-    """Raises Failed if logits that minimize a regression loss are not decoded to the labels."""
+    """Raises Failed if logits that minimise a regression loss are not decoded to the labels."""
     head, labels = model.output_layer.heads[name], batch.labels[name]
     with torch.no_grad():
         logits = model.eval()(batch.inputs).logits[name].clone()

@@ -44,7 +44,7 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
     ),
     ("texts without labels have no loss", losses.check_no_labels, "the head's loss where labels are IGNORE or NaN"),
     (
-        "trained parameters get gradients, frozen ones none",
+        "trainable parameters get gradients, frozen ones do not",
         training.check_gradients,
         ".detach(), .data, no_grad, unused layers",
     ),

@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from config import Config
 from engine.errors import UserError
-from engine.predict.stored import SPLITS
+from engine.predict.stored import REPORT_SPLITS
 from engine.run.command_line import first_line
 from engine.task.task import PLACES, Task
 from tools.report.collect import collect
@@ -118,7 +118,7 @@ def described(name: str, task: Task) -> str:
 def data_of(data: str, report: dict[str, Any]) -> str:
     """Returns the section on the data. data: the name of the processed folder"""
     sizes = report.get("sizes", {})
-    sizes = ", ".join(f"{sizes[split]:,} in {split}" for split in ("train", *SPLITS) if sizes.get(split))
+    sizes = ", ".join(f"{sizes[split]:,} in {split}" for split in ("train", *REPORT_SPLITS) if sizes.get(split))
     return f"`{data}`" + (f": {sizes} texts." if sizes else ".") + f" {FILL_IN}: source and licence of the data."
 
 
@@ -149,9 +149,7 @@ def errors_of(report: dict[str, Any]) -> str:
 def limits_of(options: Config, report: dict[str, Any]) -> str:
     """Returns a list of known limitations."""
     read = READ.get(options.long_text, READ["head"])
-    lines = [
-        f"The maximum input length is {options.max_length} tokens. From longer texts to classify, it reads {read}."
-    ]
+    lines = [f"The maximum input length is {options.max_length} tokens. To classify a longer text, it reads {read}."]
     lines += [
         f"The expected calibration error of {name} on {report['main']} is {task['calibration']['ece']:.3f}."
         for name, task in report.get("tasks", {}).items()

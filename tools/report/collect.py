@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from engine.predict.stored import SPLITS, read_about, read_rows
+from engine.predict.stored import REPORT_SPLITS, read_about, read_rows
 from engine.predict.uncertainty import calibration, decisions_of
 from engine.run.run_folder import EVALUATE, SCORES, read_result
 from engine.schema import Optional
@@ -28,8 +28,8 @@ def collect(folder: str | Path) -> tuple[dict[str, Any], dict[str, list[Row]]]:
     folder = Path(folder)
     about = read_about(folder)
     kinds, described = about["kinds"], tasks_of(about["tasks"])
-    rows = {split: read_rows(folder, split, kinds) for split in SPLITS if split in about["parts"]}
-    main = next((split for split in SPLITS if rows.get(split)), None)
+    rows = {split: read_rows(folder, split, kinds) for split in REPORT_SPLITS if split in about["parts"]}
+    main = next((split for split in REPORT_SPLITS if rows.get(split)), None)
     if main is None:
         raise UserError(f"{folder}: no rows are stored in answers/; {EVALUATE}")
     training, whole = suspects.training_rows(about["data_path"], kinds)
@@ -81,7 +81,7 @@ def scores_of(folder: Path, about: About, rows: dict[str, list[Row]]) -> dict[st
     mains = [f"{name}_{about['main_scores'][name]}" for name in about["kinds"]]
     result: dict[str, list[dict[str, Any]]] = {}
     for split, scores in written_scores(folder).items():
-        if split not in SPLITS:
+        if split not in REPORT_SPLITS:
             continue
         own: dict[str, float] = {}
         draws: dict[str, Any] = {}

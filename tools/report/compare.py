@@ -13,7 +13,7 @@ from typing import Any
 
 import metrics
 from engine.errors import UserError
-from engine.predict.stored import SPLITS, read_about, read_rows
+from engine.predict.stored import REPORT_SPLITS, read_about, read_rows
 from engine.run.run_folder import distinct
 from tools.report import bootstrap, svg
 from tools.report.collect import learning_of
@@ -56,7 +56,7 @@ def figures_of(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Row]]
     """Returns (JSON-serialisable results, rows of each run), restricted to the rows that all runs share."""
     abouts = [read_about(folder) for folder in folders]
     kinds = {n: kind for n, kind in abouts[0]["kinds"].items() if all(a["kinds"].get(n) == kind for a in abouts)}
-    split = next((split for split in SPLITS if all(split in about["parts"] for about in abouts)), None)
+    split = next((split for split in REPORT_SPLITS if all(split in about["parts"] for about in abouts)), None)
     if not kinds or split is None:
         raise UserError(f"{folders[0]} and the other runs share no task and split; compare runs on the same data")
     rows = [read_rows(folder, split, kinds) for folder in folders]

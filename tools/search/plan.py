@@ -103,14 +103,14 @@ def make_plan(config: SearchConfig) -> Plan:
         locate(base.pretrain_model_path, base.model_hub, download=False)  # fails before the slow imports below
     import metrics
     from data_process import make_sample
-    from preprocess.example import PARTS
+    from preprocess.example import SPLITS
     from preprocess.schema import data_and_model, load_labels
 
     if config.data_path == Config.data_path:
         make_sample(base.data_dir)
     tasks = load_labels(base.data_dir)
     if missing := [split for split in ("train", "dev") if not (base.data_dir / f"{split}.jsonl").exists()]:
-        raise UserError(f"{base.data_dir}: no {missing[0]}.jsonl; a search needs {' and '.join(PARTS[:2])}")
+        raise UserError(f"{base.data_dir}: no {missing[0]}.jsonl; a search needs {' and '.join(SPLITS[:2])}")
     monitor = config.monitor or metrics.default_monitor(tasks)
     if monitor not in (names := metrics.score_names(tasks)):
         raise UserError(f"--monitor={monitor} is not one of the scores: {', '.join(names)}")

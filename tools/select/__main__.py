@@ -148,7 +148,7 @@ def strategy_of(config: SelectConfig, model: "Model | None") -> "Strategy":
 def labelled_texts(config: SelectConfig, model: "Model | None") -> set[int]:
     """Returns the hashes of all texts in the data, including test texts, which must not be used for training."""
     from preprocess.checks.duplicates import plain
-    from preprocess.example import PARTS
+    from preprocess.example import SPLITS
     from preprocess.schema import read_processed
 
     folder = Path(config.data_path)
@@ -158,7 +158,7 @@ def labelled_texts(config: SelectConfig, model: "Model | None") -> set[int]:
             folder = folder.parent
     elif not config.data_path:
         return set()
-    paths = [path for split in PARTS if (path := folder / f"{split}.jsonl").exists()]
+    paths = [path for split in SPLITS if (path := folder / f"{split}.jsonl").exists()]
     if not paths and config.data_path:
         raise UserError(f"--data_path {folder}: not a processed folder")
     if not paths:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engine.errors import UserError
 from engine.task.tags import notation_of
-from preprocess.example import PART_NAMES, Example, abbreviate, part_of_name
+from preprocess.example import SPLIT_ALIASES, Example, abbreviate, split_from_name
 from preprocess.readers.archives import note
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import named_rows, open_bytes, rows_side_by_side, split_words
@@ -58,7 +58,7 @@ def number_of_rows(path: Path) -> int:
         return rows + (end != b"\n")
 
 
-def read_beside(path: Path, options: ReadOptions) -> Iterator[Example]:
+def read_labelled_texts(path: Path, options: ReadOptions) -> Iterator[Example]:
     """Reads one text per row, and its label (or one tag per word) from a parallel file. If labels are not needed, keeps
     empty rows, so that each prediction has the row number of its text."""
     label_file = label_file_of(path)
@@ -83,12 +83,12 @@ def read_beside(path: Path, options: ReadOptions) -> Iterator[Example]:
 def classes_of(files: list[Path]) -> dict[Path, str] | None:
     """Returns {file: class}, or None if the file names are not classes. The class is the file name without words that
     all names share and without names of splits such as train."""
-    words = {path: [word for word in words_of(path) if word not in PART_NAMES and word != "txt"] for path in files}
+    words = {path: [word for word in words_of(path) if word not in SPLIT_ALIASES and word != "txt"] for path in files}
     common = set.intersection(*map(set, words.values())) if words else set()
     words_of_class = {path: {*file_words} - common for path, file_words in words.items()}
     classes = {path: class_of(path, distinct) for path, distinct in words_of_class.items()}
     unusual = any(not name or name.isdigit() or words_of_class[path] & OTHER_WORDS for path, name in classes.items())
-    is_repeated = len({(part_of_name(path), name) for path, name in classes.items()}) < len(classes)
+    is_repeated = len({(split_from_name(path), name) for path, name in classes.items()}) < len(classes)
     return None if unusual or is_repeated or len({*classes.values()}) < 2 else classes
 
 
@@ -114,11 +114,11 @@ def read_class_files(path: Path, options: ReadOptions) -> Iterator[Example]:
     if classes is None:
         raise UserError(f"{path}: needs one text file per class, named after the class; found {file_names}")
     names = list(dict.fromkeys(classes.values()))
-    is_sure = all(map(part_of_name, files)) or {name.lower() for name in names} <= CLASS_WORDS
+    is_sure = all(map(split_from_name, files)) or {name.lower() for name in names} <= CLASS_WORDS
     if options.format != "class_files" and not is_sure:
         raise UserError(f"{path}: {file_names} may contain one class each; if so, add --format class_files")
     note(f"{path}: one class for each of the {len(names)} files ({abbreviate(names)})")
     for file, name in classes.items():
-        split = part_of_name(file)
+        split = split_from_name(file)
         for where, row in named_rows(file, options.encoding):
             yield {"_where": where, "text": row, "label": name} | ({"split": split} if split else {})
