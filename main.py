@@ -157,7 +157,6 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
     from engine.run import distributed
     from engine.train.automatic import DataFacts, resolve_data_options
     from engine.train.initial import own_checkpoint
-    from metrics import monitor_of
     from model_utils import heads_of
     from preprocess.schema import load_labels, read_processed, training_texts
 
@@ -165,7 +164,6 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
     tasks = load_labels(data_path)
     require_same_fields(tasks, data_path / "labels.json")
     require_text(tasks, config.encoder, data_path)
-    monitor_of(config.monitor, tasks)  # raises UserError early
     for line in config.unused_options([task.kind for task in tasks.values()]):
         logger.warning(line)
     if config.pretrain_model_path:  # not in `from_rank_0`: a download may exceed its timeout
@@ -192,6 +190,7 @@ def build_trainer(data: Data, device: torch.device) -> Trainer:
     from tricks import build_tricks
 
     config, tokenizer, tasks, train_loader, dev_loader, own = data
+    monitor = monitor_of(config.monitor, tasks)
     model = build_model(config, tokenizer, tasks, own).to(device)
     num_rows = train_loader.dataset.num_labelled_rows
     facts = TrainingFacts(model.encoder, device, tasks, num_rows, num_batches=len(train_loader))
@@ -199,8 +198,7 @@ def build_trainer(data: Data, device: torch.device) -> Trainer:
     tricks = build_tricks(model, config)
     groups = tricks.param_groups(parameter_groups(model, config))
     optimizer = merge_groups(build_optimizer(groups, config, device))
-    options = replace(config, monitor=monitor_of(config.monitor, tasks))
-    scheduler = build_scheduler(optimizer, options, steps_per_epoch(len(train_loader), config))
+    scheduler = build_scheduler(optimizer, replace(config, monitor=monitor), steps_per_epoch(len(train_loader), config))
     tricks.begin(train_loader, dev_loader, config)
     setup = TrainingSetup(train_loader, dev_loader, optimizer, scheduler, tricks)
     return Trainer(model, tokenizer, tasks, config, device, setup)

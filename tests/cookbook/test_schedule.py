@@ -11,7 +11,10 @@ from conftest import ROOT, read_json
 from test_cookbook import RecipeRun
 from test_trainer import fingerprints, make_trainer, stop_after
 
-from config import seed_torch
+import data_process
+import main
+import metrics
+from config import Config, seed_torch
 from engine.errors import UserError
 from engine.run.signals import Interrupted
 from engine.train import checkpoint
@@ -76,6 +79,15 @@ def test_rates_equal_torch_on_the_logged_scores(options, mode, tiny):
     assert found == wanted and len(found) == 8 * steps and found[-1] < max(found)
     groups = trainer.optimizer.param_groups
     assert len({group["lr"] / group["initial_lr"] for group in groups}) == 1 and len(groups) > 3
+
+
+def test_plateau_minimises_a_default_score_for_which_lower_is_better(tmp_path, monkeypatch):
+    (tmp_path / "raw.csv").write_text("text,score\n" + "".join(f"{i} apples,{i / 3}\n" for i in range(40)))
+    data_process.process(data_process.DataConfig(input=str(tmp_path / "raw.csv"), output_dir=str(tmp_path / "data")))
+    config = Config(do_train=True, data_path=str(tmp_path / "data"), output_dir=str(tmp_path), scheduler="plateau")
+    monkeypatch.setitem(metrics.MAIN, "regression", "mae")
+    device = torch.device("cpu")
+    assert main.build_trainer(main.load_data(config, device), device).scheduler.on_score.mode == "min"
 
 
 # {where a run of 8 steps per epoch stops: the step from which it resumes}

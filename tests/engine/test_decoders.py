@@ -163,7 +163,7 @@ def test_decoder_length_limits_and_caches(tiny, tmp_path, sample):
     shape = hf.AutoConfig.from_pretrained(folder)
     model = build(tiny(pretrain_model_path=folder, max_length=64)).model
     assert model.encoder.config.use_cache is False and not model.takes_token_types
-    with pytest.raises(UserError, match=f"more than the {shape.n_positions} positions"):
+    with pytest.raises(UserError, match=f"exceeds the {shape.n_positions} positions"):
         build(tiny(pretrain_model_path=folder, max_length=shape.n_positions + 1))
 
 
