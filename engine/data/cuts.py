@@ -65,9 +65,7 @@ class Cuts:
             for name in tasks:
                 if lost := counts[f"outside {name}"]:
                     items = {"events": "mentions of events"}.get(tasks[name].kind, tasks[name].kind)
-                    logger.warning(
-                        f"{where}: {lost} {items} of {name!r} do not fit into any window; raise --window_stride"
-                    )
+                    logger.warning(f"{where}: {lost} {items} of {name!r} do not fit in a window; raise --window_stride")
 
 
 def num_windows(data: Any) -> np.ndarray:
