@@ -53,7 +53,7 @@ class Cuts:
         elif counts["cut"]:
             advice = "--long_text windows reads all of them, if the heads support it"
             if counts["joined"]:
-                advice = "no room for windows: raise --max_length"
+                advice = "no space for windows: raise --max_length"
             logger.warning(f"{longer}; {counts['tokens']} sub-tokens are not read ({advice})")
         elif counts["windows"]:
             text_labels = any(not task.needs_words for task in tasks.values())
@@ -65,7 +65,7 @@ class Cuts:
             for name in tasks:
                 if lost := counts[f"outside {name}"]:
                     items = {"events": "mentions of events"}.get(tasks[name].kind, tasks[name].kind)
-                    logger.warning(f"{where}: {lost} {items} of {name!r} fit in no window; raise --window_stride")
+                    logger.warning(f"{where}: {lost} {items} of {name!r} do not fit in a window; raise --window_stride")
 
 
 def num_windows(data: Any) -> np.ndarray:

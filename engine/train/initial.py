@@ -108,10 +108,10 @@ def start_from(model: Any, folder: Path, hidden_size: int, tokenizer: Any, confi
     model.load_state_dict(taken | kept, strict=False)
     if config.special_tokens and config.encoder == "transformer":
         fit_vocabulary(model.encoder, tokenizer, config)
-    lines = ["encoder and tokenizer", *named("fresh", sorted(rest.keys() - kept.keys()))]
+    lines = ["encoder and tokenizer", *named("newly initialised", sorted(rest.keys() - kept.keys()))]
     heads = model.output_layer.heads
     lines += [f"{name}: {start_head(name, head, before, tensors, hidden_size)}" for name, head in heads.items()]
-    lines += named("gone", [name for name in before if name not in heads])
+    lines += named("removed", [name for name in before if name not in heads])
     logger.info(f"--init_from {config.init_from}: {'; '.join(lines)}")
 
 
@@ -155,7 +155,8 @@ def start_head(
     both = [label for label in task.labels if label in theirs.labels]
     text = f"{len(both)} of {len(task.labels)} {unit}" if task.labels else "its head"
     changes = named("new", [label for label in task.labels if label not in both])
-    changes += named("gone", [label for label in theirs.labels if label not in both]) + named("fresh", fresh)
+    changes += named("removed", [label for label in theirs.labels if label not in both])
+    changes += named("newly initialised", fresh)
     return text + (f" ({'; '.join(changes)})" if changes else "")
 
 

@@ -103,8 +103,8 @@ def test_weights_of_common_labels_are_copied(start, run, sample, tmp_path, caplo
     (line,) = [record.getMessage() for record in caplog.records if "encoder and tokenizer" in record.getMessage()]
     sizes = [len(new[task]["labels"]) for task in ("intent", "slots")]
     assert line == (
-        f"--init_from {run}: encoder and tokenizer; intent: {sizes[0] - 1} of {sizes[0]} labels (new: phone; gone: "
-        f"call); slots: {sizes[1] - 2} of {sizes[1]} tags (new: B-shop, I-shop; gone: B-artist, I-artist)"
+        f"--init_from {run}: encoder and tokenizer; intent: {sizes[0] - 1} of {sizes[0]} labels (new: phone; removed: "
+        f"call); slots: {sizes[1] - 2} of {sizes[1]} tags (new: B-shop, I-shop; removed: B-artist, I-artist)"
     )
 
 
@@ -130,7 +130,8 @@ def test_added_removed_and_changed_tasks(start, run, sample, tmp_path, caplog):
     data = other_data(sample, tmp_path / "tasks", change)
     with caplog.at_level(logging.INFO, "template"):
         trainer = start(data_path=str(data))
-    assert "slots: newly initialised (was tagging); polite: newly initialised (a new task); gone: intent" in caplog.text
+    assert "slots: newly initialised (was tagging); polite: newly initialised (a new task)" in caplog.text
+    assert "; removed: intent" in caplog.text
     trainer.train()
 
 
@@ -195,7 +196,7 @@ def test_user_head_needs_no_extra_code():
         Own(8, Task("own", LABELS, kind="classification")),
         Own(8, Task("own", LABELS[::-1], kind="classification")),
     )
-    assert start_of(old, new) == "8 of 8 labels (fresh: flat)"
+    assert start_of(old, new) == "8 of 8 labels (newly initialised: flat)"
     assert torch.equal(new.hidden.weight, old.hidden.weight) and torch.equal(new.names.weight, old.names.weight.flip(0))
     assert torch.equal(new.pairs, old.pairs.flip(0, 1)) and not torch.equal(new.flat, old.flat)
     again = Own(8, old.task)

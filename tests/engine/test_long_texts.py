@@ -156,7 +156,7 @@ def test_advice_for_pairs_too_long_for_windows(joined, caplog):
     cuts = Cuts()
     cuts.add(data)
     cuts.log("here", {})
-    assert ("no room for windows: raise --max_length" in caplog.text) is joined
+    assert ("no space for windows: raise --max_length" in caplog.text) is joined
     assert ("--long_text windows reads all" in caplog.text) is not joined
     rows = [{"cut": 63, "tokens": 83}, {"cut": 0, "tokens": 9}]
     assert unread(rows, False, joined)["option"] == ("--max_length 83" if joined else "--long_text windows")

@@ -269,7 +269,7 @@ def test_window_labels_are_the_spans_inside(tokenizer, caplog):
         for f, end, k in items[there].tolist():
             found.add((f + firsts[row], end + firsts[row], "xy"[k]))
     assert found == {(0, 0, "x"), (3, 9, "y"), (4, 5, "x"), (18, 19, "y")}
-    assert "1 spans of 'entities' fit in no window" in caplog.text  # [1, 18]
+    assert "1 spans of 'entities' do not fit in a window" in caplog.text  # [1, 18]
     assert (labels[-2] == IGNORE).all() and labels[-1, 0] == 0 and (labels[-1, 1:] == IGNORE).all()
 
 
@@ -286,7 +286,7 @@ def test_window_labels_are_the_relations_inside(tokenizer, caplog):
         expected = [item for item in items if first <= min(item[:4]) and max(item[:4]) < first + size]
         assert sorted([*(w + first for w in ws), "pq"[k]] for *ws, k in own[is_item].tolist()) == sorted(expected)
     assert len(firsts) > 2 and there.sum() >= 3
-    assert "2 relations of 'facts' fit in no window" in caplog.text
+    assert "2 relations of 'facts' do not fit in a window" in caplog.text
 
 
 def test_average_over_folds():
