@@ -67,41 +67,41 @@ def cases():
         assert name not in found, name
         found[name] = (change, command, may, expected)
 
-    for part, text in ROWS.items():
-        add(f"train row: {part}", put("data/train.jsonl", text, append=True), TRAIN)
-        add(f"dev row: {part}", put("data/dev.jsonl", text, append=True), EVAL, RUN)
-    for part, text in ROWS.items():
-        add(f"stream row: {part}", put("data/train.jsonl", text, append=True), TRAIN + " --streaming")
-    for part, items in RELATIONS.items():
+    for case, text in ROWS.items():
+        add(f"train row: {case}", put("data/train.jsonl", text, append=True), TRAIN)
+        add(f"dev row: {case}", put("data/dev.jsonl", text, append=True), EVAL, RUN)
+    for case, text in ROWS.items():
+        add(f"stream row: {case}", put("data/train.jsonl", text, append=True), TRAIN + " --streaming")
+    for case, items in RELATIONS.items():
         row = json.dumps({"id": "x", "tokens": ["a", "b"], "intent": None, "slots": None, "facts": items})
         for file in ("train", "dev"):
             change = put(f"related/{file}.jsonl", row, append=True)
-            add(f"relations of {file}: {part}", change, TRAIN.replace("data ", "related "))
-    for part, content in FILES.items():
-        add(f"labels.json: {part}", put("data/labels.json", content), TRAIN)
-        add(f"dev.jsonl: {part}", put("data/dev.jsonl", content), TRAIN)
-        add(f"eval.json: {part}", put("output/run/eval.json", content), REPORT, RUN)
-        add(f"eval.json compared: {part}", put("output/twin/eval.json", content), COMPARE, RUN)
-        add(f"metrics.jsonl: {part}", put("output/run/metrics.jsonl", content), REPORT, RUN)
-        add(f"metrics.jsonl resumed: {part}", put("output/run/metrics.jsonl", content), RESUME, RUN)
-        add(f"args.json of a run: {part}", put("output/run/args.json", content), REPORT, RUN)
-        add(f"predictions: {part}", put_predictions(content), COMPARE, RUN)
-        add(f"report.json: {part}", put("output/run/report.json", content), COMPARE, RUN)
-        add(f"raw csv: {part}", put("raw.in/a.csv", content), PROCESS)
-        add(f"raw jsonl: {part}", put("raw.in/a.jsonl", content), PROCESS)
-        add(f"raw json: {part}", put("raw.in/a.json", content), PROCESS)
-        add(f"predict jsonl: {part}", put("in.jsonl", content), PREDICT + " --predict_file in.jsonl")
-        add(f"predict csv: {part}", put("in.csv", content), PREDICT + " --predict_file in.csv")
-        add(f"shipped jsonl: {part}", put("in.jsonl", content), "ship/predictor.py in.jsonl out.jsonl")
-        add(f"shipped csv: {part}", put("in.csv", content), "ship/predictor.py in.csv out.csv")
-        add(f"folds.json: {part}", put("output/folds-folds/folds.json", content), FOLDS, [*ALWAYS, "output/*"])
-        add(f"study: {part}", put("found/study.journal", content), SEARCH)
-    for part, content in FILES.items():
+            add(f"relations of {file}: {case}", change, TRAIN.replace("data ", "related "))
+    for case, content in FILES.items():
+        add(f"labels.json: {case}", put("data/labels.json", content), TRAIN)
+        add(f"dev.jsonl: {case}", put("data/dev.jsonl", content), TRAIN)
+        add(f"eval.json: {case}", put("output/run/eval.json", content), REPORT, RUN)
+        add(f"eval.json compared: {case}", put("output/twin/eval.json", content), COMPARE, RUN)
+        add(f"metrics.jsonl: {case}", put("output/run/metrics.jsonl", content), REPORT, RUN)
+        add(f"metrics.jsonl resumed: {case}", put("output/run/metrics.jsonl", content), RESUME, RUN)
+        add(f"args.json of a run: {case}", put("output/run/args.json", content), REPORT, RUN)
+        add(f"predictions: {case}", put_predictions(content), COMPARE, RUN)
+        add(f"report.json: {case}", put("output/run/report.json", content), COMPARE, RUN)
+        add(f"raw csv: {case}", put("raw.in/a.csv", content), PROCESS)
+        add(f"raw jsonl: {case}", put("raw.in/a.jsonl", content), PROCESS)
+        add(f"raw json: {case}", put("raw.in/a.json", content), PROCESS)
+        add(f"predict jsonl: {case}", put("in.jsonl", content), PREDICT + " --predict_file in.jsonl")
+        add(f"predict csv: {case}", put("in.csv", content), PREDICT + " --predict_file in.csv")
+        add(f"shipped jsonl: {case}", put("in.jsonl", content), "ship/predictor.py in.jsonl out.jsonl")
+        add(f"shipped csv: {case}", put("in.csv", content), "ship/predictor.py in.csv out.csv")
+        add(f"folds.json: {case}", put("output/folds-folds/folds.json", content), FOLDS, [*ALWAYS, "output/*"])
+        add(f"study: {case}", put("found/study.journal", content), SEARCH)
+    for case, content in FILES.items():
         for name in ("raw.in/a.txt", "raw.in/a.xlsx", "raw.in/a.parquet", "raw.in/a.arrow", "raw.in/a.conll"):
-            add(f"{name}: {part}", put(name, content), PROCESS)
+            add(f"{name}: {case}", put(name, content), PROCESS)
         for name in ("a.jsonl.gz", "a.csv.gz"):
-            add(f"{name}: {part}", put(f"raw.in/{name}", content), PROCESS)
-            add(f"zipped {name}: {part}", put(f"raw.in/{name}", content, zipped=True), PROCESS)
+            add(f"{name}: {case}", put(f"raw.in/{name}", content), PROCESS)
+            add(f"zipped {name}: {case}", put(f"raw.in/{name}", content, zipped=True), PROCESS)
     for name, change in PLACES.items():
         gives_way = name in ("an empty file", "an empty folder") or "link" in name
 
@@ -721,7 +721,7 @@ ODD = {
     bool: ["maybe", "''", "2", "TRUE"],
 }
 # values that only take a long time or write to another path, which may be intended
-WANTED = ("epochs 1000000", "output_dir", "log_output_path", "resume", "random_seed")
+INTENDED = ("epochs 1000000", "output_dir", "log_output_path", "resume", "random_seed")
 
 
 def odd_options(place):
@@ -735,7 +735,7 @@ def odd_options(place):
         kinds = [kind for kind in get_args(field.type) if kind is not types.NoneType] or [field.type]
         for value in ODD.get(kinds[0], ODD[str]):
             words = f"--{field.name} {value}" if kinds[0] is not bool else f"--{field.name}={value}"
-            if not any(words[2:].startswith(wanted) for wanted in WANTED):
+            if not any(words[2:].startswith(option) for option in INTENDED):
                 yield words
 
 
@@ -913,9 +913,9 @@ def build_world(folder, forks):
     and files to label."""
     rows = (ROOT / "dataset/sample_raw/en.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(row) for row in rows]
-    parts = {part: [row for row in rows if row["split"] == part][:size] for part, size in SIZES.items()}
-    texts = [row.get("text") or " ".join(row["tokens"]) for row in parts["train"]]
-    (folder / "sample.jsonl").write_text("".join(json.dumps(row) + "\n" for part in parts.values() for row in part))
+    splits = {split: [row for row in rows if row["split"] == split][:size] for split, size in SIZES.items()}
+    texts = [row.get("text") or " ".join(row["tokens"]) for row in splits["train"]]
+    (folder / "sample.jsonl").write_text("".join(json.dumps(row) + "\n" for split in splits.values() for row in split))
     (folder / "raw.in").mkdir()
     table = [f'"{text}",{"abc"[n % 3]},{n}' for n, text in enumerate(texts[:30])]
     (folder / "raw.in/table.csv").write_text("\n".join(["text,label,number", *table, ""]))

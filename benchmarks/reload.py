@@ -67,8 +67,8 @@ class Load:
                 content = json.loads(response.read())
                 self.found[response.status] += 1
                 if response.status == 200:
-                    said = without_probabilities(content["answers"][0])
-                    self.neither += said not in [models[text] for models in self.expected]
+                    prediction = without_probabilities(content["answers"][0])
+                    self.neither += prediction not in [models[text] for models in self.expected]
             except (OSError, http.client.HTTPException) as error:
                 self.lost[type(error).__name__] += 1
                 connection.close()
@@ -108,8 +108,8 @@ def main():
                         reloads += 1
         finally:
             server.send_signal(signal.SIGTERM)
-            said = server.communicate(timeout=60)[0]
-    loaded = said.count("is loaded again")
+            printed = server.communicate(timeout=60)[0]
+    loaded = printed.count(": reloaded ")
     answered = sum(load.found.values())
     print(f"{answered} of {options.requests} requests answered: {dict(load.found)}; lost: {dict(load.lost)}")
     print(f"{loaded} of {reloads} reloads done; {load.neither} responses from neither model")

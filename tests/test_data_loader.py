@@ -124,11 +124,11 @@ def test_pairs_have_token_types_and_unknown_labels_are_ignored(tokenizer):
         Featurizer(tokenizer, tasks, 32),
     )
     inputs, labels, rows = data.batch([1, 0])
-    wanted = tokenizer(
+    expected = tokenizer(
         ["abc", "abc def"], ["abc", "ghi"], padding=True, return_tensors="pt", return_token_type_ids=True
     )
     for name in ("input_ids", "token_type_ids", "attention_mask"):
-        assert torch.equal(inputs[name], wanted[name]), name
+        assert torch.equal(inputs[name], expected[name]), name
     assert labels["intent"].tolist() == [IGNORE, 0] and rows.tolist() == [1, 0]
     assert "word_starts" not in inputs
 
@@ -319,10 +319,12 @@ def test_windows_contain_whole_words_with_their_tags(tokenizer, length, stride, 
     for row in rows[1:-1].tolist():
         assert data.example_index[row] == 1
         first, size = int(data.columns["first_word"][row]), int(inputs["word_mask"][row].sum())
-        wanted = tokenizer([known[first : first + size]], [["ghi"]] if paired else None, is_split_into_words=True)
+        expected = tokenizer([known[first : first + size]], [["ghi"]] if paired else None, is_split_into_words=True)
         real = data.lengths[row]
-        assert inputs["input_ids"][row][:real].tolist() == wanted["input_ids"][0]  # the encoding of these words alone
-        assert inputs["token_type_ids"][row][:real].tolist() == (wanted["token_type_ids"][0] if paired else [0] * real)
+        assert inputs["input_ids"][row][:real].tolist() == expected["input_ids"][0]  # the encoding of these words alone
+        assert inputs["token_type_ids"][row][:real].tolist() == (
+            expected["token_type_ids"][0] if paired else [0] * real
+        )
         assert labels["slots"][row][:size].tolist() == [ids[tag] for tag in LONG["slots"][first : first + size]]
         assert labels["intent"][row].item() == (0 if first == 0 else IGNORE)
         if ends:  # the overlap has as many words as fit into `stride` sub-tokens, but not the whole previous window

@@ -19,9 +19,11 @@ def test_classification():
     for kind in ("macro", "weighted"):
         assert scores[f"x_{kind}_f1"] == pytest.approx(f1_score(gold, predicted, average=kind, zero_division=0))
     report = metrics.report({"x": Task("classification")}, {"x": gold}, {"x": predicted})["x"]
-    for label, wanted in classification_report(gold, predicted, output_dict=True, zero_division=0).items():
+    for label, expected in classification_report(gold, predicted, output_dict=True, zero_division=0).items():
         if label in report:
-            assert report[label] == pytest.approx(dict(zip(("precision", "recall", "f1", "support"), wanted.values())))
+            assert report[label] == pytest.approx(
+                dict(zip(("precision", "recall", "f1", "support"), expected.values()))
+            )
     assert "support" in metrics.table(report) and len(metrics.table(report, most=2).splitlines()) == 4
 
 
@@ -56,13 +58,13 @@ def test_entities_by_type():
     gold = [["B-a", "I-a", "O", "B-b"], ["O", "B-b"], ["B-a", "O"]]
     predicted = [["B-a", "I-a", "O", "B-a"], ["O", "B-b"], ["O", "O"]]
     report = metrics.report({"x": Task("tagging")}, {"x": gold}, {"x": predicted})["x"]
-    wanted = entity_report(gold, predicted, output_dict=True)
+    expected = entity_report(gold, predicted, output_dict=True)
     for label in "ab":
         assert report[label] == pytest.approx(
-            dict(zip(("precision", "recall", "f1", "support"), wanted[label].values()))
+            dict(zip(("precision", "recall", "f1", "support"), expected[label].values()))
         )
     assert metrics.score({"x": Task("tagging")}, {"x": gold}, {"x": predicted})["x_f1"] == pytest.approx(
-        wanted["micro avg"]["f1-score"]
+        expected["micro avg"]["f1-score"]
     )
 
 

@@ -57,8 +57,8 @@ def test_crf_likelihood_and_decoding_equal_brute_force(seed):
     for row, length in enumerate(lengths):
         paths = list(itertools.product(range(4), repeat=length))
         scores = torch.stack([path_score(crf, emissions[row], path) for path in paths])
-        wanted = path_score(crf, emissions[row], tags[row, :length].tolist()) - scores.logsumexp(0)
-        torch.testing.assert_close(likelihood[row], wanted)
+        expected = path_score(crf, emissions[row], tags[row, :length].tolist()) - scores.logsumexp(0)
+        torch.testing.assert_close(likelihood[row], expected)
         legal = [all(may_follow(labels[a], labels[b], False) for a, b in zip((0, *path), path)) for path in paths]
         best = paths[scores.masked_fill(~torch.tensor(legal), -torch.inf).argmax()]
         assert decoded[row, :length].tolist() == list(best)
@@ -154,11 +154,11 @@ def test_the_mean_of_a_text_is_that_of_its_real_tokens():
         mask[i, :length] = 1
     inputs = {"attention_mask": mask, "word_starts": torch.zeros(3, 1, dtype=torch.long)}
     means = [sum(hidden[i, j].double() for j in range(400) if mask[i, j]) / mask[i].sum() for i in range(3)]
-    wanted = torch.stack(means).float()
-    torch.testing.assert_close(mean_of_tokens(hidden, mask), wanted, rtol=1e-5, atol=1e-5)
+    expected = torch.stack(means).float()
+    torch.testing.assert_close(mean_of_tokens(hidden, mask), expected, rtol=1e-5, atol=1e-5)
     head = model.output_layer.heads["intent"]
     torch.testing.assert_close(
-        model.output_layer(hidden.float(), inputs)["intent"], head(wanted, inputs), rtol=1e-5, atol=1e-5
+        model.output_layer(hidden.float(), inputs)["intent"], head(expected, inputs), rtol=1e-5, atol=1e-5
     )
 
 
@@ -172,10 +172,10 @@ def test_losses_are_means_over_labels_and_weighted_by_task():
     slots = torch.where(inputs["word_mask"], 1, -100)
     slots[0, 0] = -100
     output = model(inputs, {"intent": torch.tensor([2, -100]), "slots": slots})
-    wanted = -output.logits["slots"].log_softmax(-1)[slots >= 0][:, 1].mean()
-    torch.testing.assert_close(output.losses["slots"], wanted)
+    expected = -output.logits["slots"].log_softmax(-1)[slots >= 0][:, 1].mean()
+    torch.testing.assert_close(output.losses["slots"], expected)
     torch.testing.assert_close(output.losses["intent"], -output.logits["intent"].log_softmax(-1)[0, 2])
-    torch.testing.assert_close(output.total_loss, output.losses["intent"] + 3 * wanted)
+    torch.testing.assert_close(output.total_loss, output.losses["intent"] + 3 * expected)
     nothing = model(inputs, {"intent": torch.tensor([-100, -100]), "slots": torch.full_like(slots, -100)})
     assert nothing.total_loss.item() == 0  # a batch without labels has a loss of 0 instead of NaN
 
@@ -294,8 +294,8 @@ def test_a_bilstm_is_torchs_lstm_of_several_layers():
     torch.manual_seed(1)
     vectors = torch.nn.functional.dropout(model.embeddings(ids), 0.5)
     packed = torch.nn.utils.rnn.pack_padded_sequence(vectors, mask.sum(1), batch_first=True, enforce_sorted=False)
-    wanted, _ = torch.nn.utils.rnn.pad_packed_sequence(whole(packed)[0], batch_first=True)
-    assert torch.equal(found[:, 1:], wanted[:, 1:])
+    expected, _ = torch.nn.utils.rnn.pad_packed_sequence(whole(packed)[0], batch_first=True)
+    assert torch.equal(found[:, 1:], expected[:, 1:])
 
 
 def test_an_encoder_stored_in_half_precision_trains_and_returns_in_full(tmp_path):
@@ -370,8 +370,8 @@ def test_weighted_and_smoothed_losses_are_torchs_means(weights, smoothing):
     head, logits, labels = heads_case(label_smoothing=smoothing, class_weights="balanced" if weights else "none")
     labels[3] = -100
     ours = head.loss(logits, labels, None) / head.label_weights(labels, None).sum()
-    wanted = torch.nn.CrossEntropyLoss(weight=head.class_weights, label_smoothing=smoothing)(logits, labels)
-    torch.testing.assert_close(ours, wanted)
+    expected = torch.nn.CrossEntropyLoss(weight=head.class_weights, label_smoothing=smoothing)(logits, labels)
+    torch.testing.assert_close(ours, expected)
 
 
 def test_focal_loss_by_its_formula():
@@ -391,14 +391,14 @@ def test_balanced_weights_are_scikit_learns(tiny):
     tasks = {"x": Task("classification", labels=["a", "b", "c"], counts=[50, 5, 10])}
     model = build_model(tiny(class_weights="balanced", label_smoothing=0.1, focal_gamma=1.0), tokenizer(), tasks)
     head = model.output_layer.heads["x"]
-    wanted = compute_class_weight("balanced", classes=np.array(["a", "b", "c"]), y=labels)
-    assert head.class_weights.tolist() == pytest.approx(wanted.tolist()) and (
+    expected = compute_class_weight("balanced", classes=np.array(["a", "b", "c"]), y=labels)
+    assert head.class_weights.tolist() == pytest.approx(expected.tolist()) and (
         head.label_smoothing,
         head.focal_gamma,
     ) == (0.1, 1.0)
     assert "output_layer.heads.x.class_weights" not in model.state_dict()
     labels = torch.tensor([0, 1, -100, 2])  # the divisor in training: the sum of the labels' weights
-    assert head.label_weights(labels, None).sum().item() == pytest.approx(wanted.sum())
+    assert head.label_weights(labels, None).sum().item() == pytest.approx(expected.sum())
     with pytest.raises(UserError, match="no counts"):
         build_model(tiny(class_weights="balanced"), tokenizer(), {"x": Task("classification", labels=["a", "b"])})
 
@@ -408,8 +408,8 @@ def test_multilabel_loss_threshold_and_names():
     labels = torch.randint(0, 2, (40, 3))
     labels[5] = -100
     known = labels[:, 0] != -100
-    wanted = torch.nn.functional.binary_cross_entropy_with_logits(logits[known], labels[known].float())
-    torch.testing.assert_close(head.loss(logits, labels, None) / head.label_weights(labels, None).sum(), wanted)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits[known], labels[known].float())
+    torch.testing.assert_close(head.loss(logits, labels, None) / head.label_weights(labels, None).sum(), expected)
     head.calibrate(logits.detach(), labels)
 
     def f1(threshold):
@@ -434,8 +434,8 @@ def test_regression_is_scaled_and_comes_back_in_its_own_units():
     logits, labels = head(vectors, {}), torch.tensor([40.0, 60.0, float("nan"), 55.0, 50.0])
     assert logits.shape == (5,)
     known = ~labels.isnan()
-    wanted = torch.nn.functional.mse_loss(logits[known], (labels[known] - 50) / 10)
-    torch.testing.assert_close(head.loss(logits, labels, None) / head.label_weights(labels, None).sum(), wanted)
+    expected = torch.nn.functional.mse_loss(logits[known], (labels[known] - 50) / 10)
+    torch.testing.assert_close(head.loss(logits, labels, None) / head.label_weights(labels, None).sum(), expected)
     head.loss(logits, labels, None).backward()
     assert torch.isfinite(head.linear.weight.grad).all()
     torch.testing.assert_close(head.decode(logits, None)[0], logits.double() * 10 + 50)
@@ -460,9 +460,9 @@ def test_the_average_of_equal_models_is_that_model(kind):
     logits = torch.randn(2, 5, 3) if head.level == "words" else torch.randn(2, 3)
     inputs = {"word_mask": torch.ones(2, 5, dtype=torch.bool)}
     mean = torch.stack([head.distribution.to_average(logits)] * 3).mean(0)
-    again, wanted = head.decode(head.distribution.from_average(mean), inputs), head.decode(logits, inputs)
-    assert torch.equal(again[0], wanted[0])
-    torch.testing.assert_close(again[1], wanted[1])
+    again, expected = head.decode(head.distribution.from_average(mean), inputs), head.decode(logits, inputs)
+    assert torch.equal(again[0], expected[0])
+    torch.testing.assert_close(again[1], expected[1])
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra", "albert"])
@@ -530,7 +530,7 @@ def save_encoder(folder, config):
 
 
 SMALL = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
-REFUSED = {
+UNSUPPORTED = {
     "T5": (
         lambda: transformers.T5Config(d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2),
         "t5 cannot read text alone",
@@ -541,14 +541,16 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", UNSUPPORTED)
 def test_an_unsupported_encoder_raises_a_one_line_error(name, tiny, tmp_path):
-    config, said = REFUSED[name]
+    config, message = UNSUPPORTED[name]
     folder = save_encoder(tmp_path / "encoder", config())
     with pytest.raises(UserError) as error:
         make_trainer(tiny(pretrain_model_path=folder))
     assert (
-        said in str(error.value) and "use an encoder such as BERT" in str(error.value) and "\n" not in str(error.value)
+        message in str(error.value)
+        and "use an encoder such as BERT" in str(error.value)
+        and "\n" not in str(error.value)
     )
 
 

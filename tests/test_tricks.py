@@ -98,10 +98,10 @@ def trainer_of(model, make_trick, precision, tmp_path, **options):
     return Trainer(model, None, TASKS, config, torch.device("cpu"), setup)
 
 
-def relative_error(found, wanted):
+def relative_error(found, expected):
     """Returns ||found - expected|| / ||expected|| over all parameters."""
-    difference = sum((f - w).double().square().sum() for f, w in zip(found, wanted))
-    return (difference / sum(w.double().square().sum() for w in wanted)).sqrt().item()
+    difference = sum((f - w).double().square().sum() for f, w in zip(found, expected))
+    return (difference / sum(w.double().square().sum() for w in expected)).sqrt().item()
 
 
 # ---- gradients -------------------------------------------------------------------------------------------------------
@@ -173,9 +173,9 @@ class Oracle:
         return total
 
     def gradient(self, loss, of=None):
-        wanted = list((of or self.parameters).values()) if not isinstance(of, torch.Tensor) else [of]
-        found = torch.autograd.grad(loss, wanted, allow_unused=True)
-        return [torch.zeros_like(w) if f is None else f for f, w in zip(found, wanted)]
+        expected = list((of or self.parameters).values()) if not isinstance(of, torch.Tensor) else [of]
+        found = torch.autograd.grad(loss, expected, allow_unused=True)
+        return [torch.zeros_like(w) if f is None else f for f, w in zip(found, expected)]
 
 
 WORDS = "encoder.embeddings.word_embeddings.weight"
@@ -387,8 +387,8 @@ def gradient_error(name, precision, accumulation, room, tmp_path):
     fresh = tiny_model()
     plain = Oracle(fresh, totals_of(batches), precision)
     torch.manual_seed(7)
-    wanted = plus(*[oracle(plain, batch) for batch in batches])
-    return relative_error(found, wanted) + (0 if same else 1)
+    expected = plus(*[oracle(plain, batch) for batch in batches])
+    return relative_error(found, expected) + (0 if same else 1)
 
 
 def broken(old, new):
@@ -498,8 +498,8 @@ def test_divergence_uses_the_class_weights_of_the_loss():
     p, q = one.logits["intent"].log_softmax(1), other.logits["intent"].log_softmax(1)
     each = (p.exp() * (p - q) + q.exp() * (q - p)).sum(1)
     weight = torch.where(labels == -100, 0.0, (37 / (3 * torch.tensor([28.0, 7.0, 2.0])))[labels.clamp(min=0)])
-    wanted = (each * weight).sum() / weight.sum()
-    assert model.divergence(one, other, batch).item() == pytest.approx(wanted.item(), rel=1e-5)
+    expected = (each * weight).sum() / weight.sum()
+    assert model.divergence(one, other, batch).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 # ---- weights: averages, rates, unfreezing ----------------------------------------------------------------------------
@@ -565,10 +565,10 @@ def our_training(make_trick, precision, accumulation, steps, tmp_path, epoch_of_
     return trainer, found
 
 
-def distance(found, wanted):
+def distance(found, expected):
     """Returns the relative error of a change of the weights."""
     start = weights(tiny_model())
-    return relative_error([f - s for f, s in zip(found, start)], [w - s for w, s in zip(wanted, start)])
+    return relative_error([f - s for f, s in zip(found, start)], [w - s for w, s in zip(expected, start)])
 
 
 def averaged_weights(trainer):
@@ -580,10 +580,10 @@ def ema_error(room, precision, accumulation, tmp_path):
     trainer, seen = our_training(lambda model: room.EMA(model, 0.7), precision, accumulation, 5, tmp_path)
     plain = plain_training(precision, accumulation, 5)
     shares = [0.7 ** (4 - i) for i in range(5)]
-    wanted = [sum(share * w for share, w in zip(shares, each)) / sum(shares) for each in zip(*plain)]
+    expected = [sum(share * w for share, w in zip(shares, each)) / sum(shares) for each in zip(*plain)]
     return (
         distance(seen[-1], plain[-1])
-        + distance(averaged_weights(trainer), wanted)
+        + distance(averaged_weights(trainer), expected)
         + distance(weights(trainer.model), plain[-1])
     )
 
@@ -725,8 +725,8 @@ def test_broken_weights_are_rejected(name, old, new, precision, tmp_path):
 def test_a_step_that_is_not_finite_is_not_averaged(tmp_path):
     trainer, seen = our_training(lambda model: tricks.EMA(model, 0.7), "fp32", 1, 4, tmp_path, spoil=(1, 2))
     assert all(torch.equal(a, b) for a, b in zip(seen[0], seen[2])) and not torch.equal(seen[0][0], seen[3][0])
-    wanted = [(0.7 * first + last) / 1.7 for first, last in zip(seen[0], seen[3])]
-    assert distance(averaged_weights(trainer), wanted) < 1e-5 and trainer.tricks[0].count == 2
+    expected = [(0.7 * first + last) / 1.7 for first, last in zip(seen[0], seen[3])]
+    assert distance(averaged_weights(trainer), expected) < 1e-5 and trainer.tricks[0].count == 2
 
 
 def test_an_interrupted_evaluation_restores_weights_and_random_states(tiny):
@@ -796,8 +796,8 @@ def test_the_best_checkpoint_contains_the_greedy_soup(tiny):
     assert max(map(len, soups)) > 1 and trainer.progress.best_score == pytest.approx(max(scores))
     kept = soups[scores.index(max(scores))]
     best = load_file(config.run_dir / "checkpoints/best/weights.safetensors")
-    for (name, _), wanted in zip(trainer.model.named_parameters(), mean_of([epochs[i] for i in kept])):
-        torch.testing.assert_close(best[name], wanted, rtol=1e-5, atol=1e-7)
+    for (name, _), expected in zip(trainer.model.named_parameters(), mean_of([epochs[i] for i in kept])):
+        torch.testing.assert_close(best[name], expected, rtol=1e-5, atol=1e-7)
 
 
 def test_a_soup_stopped_during_an_evaluation_resumes_bit_exactly(tiny, monkeypatch):
@@ -846,8 +846,8 @@ def test_a_resumed_soup_keeps_its_score():
 def test_ema_averages_over_a_fraction_of_all_steps(tiny, caplog):
     """Applies to the default; a number is unchanged."""
     short = dict(epochs=3, gradient_accumulation_steps=2)  # 4 steps per epoch
-    for steps, wanted in ((0, 0.9), (12, 0.9), (400, 0.95), (2800, 1 - 1 / 140), (10**7, 0.9999)):
-        assert ema_decay_of(steps) == pytest.approx(wanted)
+    for steps, expected in ((0, 0.9), (12, 0.9), (400, 0.95), (2800, 1 - 1 / 140), (10**7, 0.9999)):
+        assert ema_decay_of(steps) == pytest.approx(expected)
     logging.getLogger("template").propagate = True
     caplog.set_level(logging.INFO)
     assert make_trainer(tiny(use_ema=True, **short)).tricks[0].decay == ema_decay_of(12)

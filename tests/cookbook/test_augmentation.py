@@ -128,9 +128,9 @@ def test_windows_come_from_the_augmented_text(loader, sample, tmp_path):
         example = int(data.example_index[row])
         window = row - int(data.first_rows[example])
         fewer += window >= windows[example]
-        wanted = firsts[example] + min(window, windows[example] - 1)
+        source = firsts[example] + min(window, windows[example] - 1)
         column = columns["input_ids"]
-        assert ids == column.values[column.offsets[wanted] : column.offsets[wanted + 1]].tolist()
+        assert ids == column.values[column.offsets[source] : column.offsets[source + 1]].tolist()
     assert fewer
 
 
@@ -149,9 +149,9 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 @pytest.mark.parametrize("options", [{}, dict(streaming=True)])
 def test_an_invalid_augmented_row_raises_a_one_line_error(name, options, loader):
-    function, wanted = WRONG[name]
+    function, message = WRONG[name]
     train_loader, _ = loader(lambda row, rng: function(row, rng) if row["id"] == "7" else row, **options)
-    with pytest.raises(UserError, match=rf"^augment in data_loader.py, row 8: .*{wanted}[^\n]*$"):
+    with pytest.raises(UserError, match=rf"^augment in data_loader.py, row 8: .*{message}[^\n]*$"):
         list(train_loader)
 
 
@@ -182,12 +182,12 @@ def test_two_processes_share_the_texts_of_one(streaming, sample, tmp_path, fork_
     with recipe.forks:
         recipe.forks.several(2, [*recipe.train("run"), "--batch_size", "4", *streaming], recipe.folder)
     lines = [line for path in recipe.folder.glob("seen-*.jsonl") for line in path.read_text().splitlines()]
-    wanted = [
+    expected_lines = [
         json.dumps([row["id"], expected(row, 666, epoch, number)[0]])
         for epoch in (0, 1)
         for number, row in enumerate(rows_of(sample))
     ]
-    assert len(list(recipe.folder.glob("seen-*.jsonl"))) == 2 and Counter(lines) == Counter(wanted)
+    assert len(list(recipe.folder.glob("seen-*.jsonl"))) == 2 and Counter(lines) == Counter(expected_lines)
 
 
 def test_teachers_with_word_labels_are_rejected(tiny, sample, monkeypatch, tmp_path):

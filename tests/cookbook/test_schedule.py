@@ -54,9 +54,9 @@ def test_cosine_restarts_begin_at_the_peak(sample, tmp_path, fork_server):
     lines = [json.loads(line) for line in (recipe.folder / "output/run/metrics.jsonl").read_text().splitlines()]
     found = {line["step"] - 1: line["lr"] for line in lines if "lr" in line}
     period = (2 * STEPS - 4) / 2
-    wanted = [(step + 1) / 5 for step in range(4)]
-    wanted += [0.2 + 0.4 * (1 + math.cos(math.pi * (step % period) / period)) for step in range(12)]
-    assert [found[step] for step in range(16)] == pytest.approx([1e-3 * factor for factor in wanted])
+    expected = [(step + 1) / 5 for step in range(4)]
+    expected += [0.2 + 0.4 * (1 + math.cos(math.pi * (step % period) / period)) for step in range(12)]
+    assert [found[step] for step in range(16)] == pytest.approx([1e-3 * factor for factor in expected])
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_rates_equal_torch_on_the_logged_scores(options, mode, tiny):
     config, steps = trainer.config, -(-STEPS // options.get("gradient_accumulation_steps", 1))
     lines, warmup = lines_of(config), round(config.warmup_epochs * steps)
     found = [line["lr"] for line in lines if "lr" in line]
-    wanted = rates_by_hand(lines, trainer.monitor, mode, config.lr, warmup, min_lr=config.lrf * config.lr, **BUILT_IN)
-    assert found == wanted and len(found) == 8 * steps and found[-1] < max(found)
+    expected = rates_by_hand(lines, trainer.monitor, mode, config.lr, warmup, min_lr=config.lrf * config.lr, **BUILT_IN)
+    assert found == expected and len(found) == 8 * steps and found[-1] < max(found)
     groups = trainer.optimizer.param_groups
     assert len({group["lr"] / group["initial_lr"] for group in groups}) == 1 and len(groups) > 3
 
@@ -140,8 +140,8 @@ def test_an_edited_build_scheduler_may_return_any_scheduler_that_needs_a_score(t
     trainer = make_trainer(tiny(epochs=6, lr=1e-6, log_steps=1, early_stop_patience=0))
     run(trainer)
     lines = lines_of(trainer.config)
-    wanted = rates_by_hand(lines, trainer.monitor, "max", 1e-6, round(0.6 * STEPS), **own)
-    assert [line["lr"] for line in lines if "lr" in line] == wanted and wanted[-1] < 1e-6
+    expected = rates_by_hand(lines, trainer.monitor, "max", 1e-6, round(0.6 * STEPS), **own)
+    assert [line["lr"] for line in lines if "lr" in line] == expected and expected[-1] < 1e-6
 
 
 def test_a_scheduler_with_the_wrong_mode_is_rejected(tiny, monkeypatch):
@@ -161,8 +161,8 @@ def test_rates_of_unfrozen_layers_are_reduced_together(tiny, tmp_path, monkeypat
     trainer = make_trainer(whole)
     run(trainer)
     lines, groups = lines_of(whole), trainer.optimizer.param_groups
-    wanted = rates_by_hand(lines, trainer.monitor, "max", 1e-6, round(0.6 * STEPS), min_lr=1e-8, **BUILT_IN)
-    assert [line["lr"] for line in lines if "lr" in line] == wanted and wanted[-1] < 1e-6
+    expected = rates_by_hand(lines, trainer.monitor, "max", 1e-6, round(0.6 * STEPS), min_lr=1e-8, **BUILT_IN)
+    assert [line["lr"] for line in lines if "lr" in line] == expected and expected[-1] < 1e-6
     assert sorted({group["lr"] for group in groups}) == pytest.approx([2.5e-7 / 8, 2.5e-7 / 4, 2.5e-7 / 2, 2.5e-7])
     trainer = make_trainer(stopped)
     stop(trainer, "mid-epoch", monkeypatch)
