@@ -15,7 +15,7 @@ from preprocess.storage.facts import Facts, Note, Sample
 
 Splits = Mapping[str, Sequence[Example]]  # {split: examples with "_where", read on access}
 Tasks = Mapping[str, Any]  # {task: its entry in labels.json}
-# Texts and labels that look like a missing value
+# Texts and labels that look like missing values
 PLACEHOLDERS = set("nan null none n/a na nil undefined - -- ? unknown todo tbd xxx 无 暂无 空".split())
 
 

@@ -50,7 +50,7 @@ class Labels(Check):
                 none = labels.empty[name]["train"] + labels.missing[name]["train"]
                 advice = "use null if the label is missing; an empty set means none of the labels"
                 without = [] if none > 0.05 * size else self.without[name]
-                yield Note(f"{name}: rows with no label at all", without, advice)
+                yield Note(f"{name}: rows without any label", without, advice)
                 always = [first["train"][label] for label, n in counts["train"].items() if n == size > 1]
                 yield Note(f"{name}: labels that every row has", always, "remove them; there is nothing to learn")
 

@@ -232,7 +232,7 @@ def string_key(objects: Sequence[Values], names: Sequence[str]) -> str | None:
 
 def sentences_of(values: Values, where: str, labelled: bool) -> Iterator[tuple[str, Values]]:
     """Yields (source, object) for each sentence of a DyGIE document. Its spans and relations are lists of two or four
-    token numbers, counted from the start of the document, and a label."""
+    token indices, counted from the start of the document, and a label."""
     start, sentences = 0, values["sentences"]
     keys = {"ner": 2, "relations": 4} if isinstance(values.get("relations"), list) else {"ner": 2}
     for number, tokens in enumerate(sentences, 1):

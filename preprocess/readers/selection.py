@@ -46,7 +46,7 @@ def join_texts(parts: Iterable[str | None]) -> str:
 def select_columns(
     path: str | Path, names: list[str], rows: list[tuple[int, list[str]]], options: ReadOptions
 ) -> Selection | None:
-    """Returns the Selection of a table, or None if it changes nothing. rows: the first rows."""
+    """Returns the Selection of a table, or None if all columns stay as they are. rows: the first rows."""
     filled = [cells for _, cells in rows if any(cells)]
     has_extra_cell = options.header and all(len(cells) == len(names) + 1 for cells in filled)
     if has_extra_cell and is_index([cells[0] for cells in filled]):  # R does not name the column of row numbers

@@ -58,7 +58,7 @@ class Relations:
 
 @dataclass(frozen=True)
 class Shape:
-    """One kind of JSON object. Paths have the same format as in Spans."""
+    """One JSON layout. Paths have the same format as in Spans."""
 
     name: str
     text: str = ""

@@ -180,7 +180,7 @@ FAULTS = {
         many(lambda e, n: e.update(x=e["x"] + 5), "test", range(60)),
         "values in test differ",
     ),
-    "no label": ("multilabel", change(x=[]), "no label at all"),
+    "no label": ("multilabel", change(x=[]), "rows without any label"),
     "label that every row has": (
         "multilabel",
         many(lambda e, n: e.update(x=sorted({*e["x"], "art"})), "train", range(60)),

@@ -196,7 +196,7 @@ def test_a_restarted_search_makes_the_same_proposals(sample, tmp_path):
     for number in range(9):
         other = make_study(path, sample)
         if number % 3 == 1:
-            other.propose(number)  # proposing changes nothing
+            other.propose(number)  # proposals are not stored
         if number % 3 == 2:
             with open(path, "ab") as file:
                 file.write(b'{"op_code":8,"worker')

@@ -402,7 +402,7 @@ def test_token_authentication_and_request_ids(shipped, tmp_path):
 @slow
 @pytest.mark.parametrize("way", ["SIGHUP", "watching"])
 def test_reloading_under_load_loses_no_requests(way, shipped, other, tmp_path):
-    """Each prediction is from one of the models. A damaged folder changes nothing."""
+    """Each prediction is from one of the models. A damaged folder does not replace the model."""
     folder, found, lost, done = tmp_path / "served", Counter(), [], threading.Event()
     shutil.copytree(shipped, folder)
 

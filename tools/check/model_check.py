@@ -61,13 +61,13 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
     ("the prediction for a word depends on its tokens", texts.check_words, "word_starts, word_ends, shifted positions"),
     ("texts of a pair are encoded the same way", texts.check_pairs, "special tokens and pooling of the second text"),
     (
-        "padding changes nothing",
+        "padding does not change the outputs",
         inputs.check_padding,
         "attention_mask in encode, pooling, the head and its loss; the masks of custom inputs",
     ),
-    ("the order in a batch changes nothing", inputs.check_order, "sums and norms over dimension 0"),
+    ("the order of a batch does not change the outputs", inputs.check_order, "sums and norms over dimension 0"),
     (
-        "other rows of a batch change nothing",
+        "other rows of a batch do not change the outputs",
         inputs.check_other_rows,
         "BatchNorm; means over dimension 0 (if intended, set compares_rows)",
     ),

@@ -211,7 +211,7 @@ def known(probability: float | list | None) -> list[float]:
 
 
 def items_of(kind: str, label: list) -> list[tuple]:
-    """Returns entities, spans or relations in order as [(token numbers, …, label)]."""
+    """Returns entities, spans or relations in order as [(token indices, …, label)]."""
     if kind in PLACES:
         return [tuple(item) for item in label]
     return [(first, last, of) for of, first, last in entities_in(label)]
