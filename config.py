@@ -232,22 +232,28 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     )
 
     # Tricks
-    use_fgm: bool = option(False, "adversarial training on the word embeddings (FGM)", group="tricks")
+    use_fgm: bool = option(
+        False, "adversarial training on the word embeddings (FGM)", group="tricks", traits="adversarial embeddings"
+    )
     fgm_eps: float = option(1.0, "norm of the perturbation of FGM and PGD", needs="use_fgm use_pgd", low=0)
-    use_pgd: bool = option(False, "like --use_fgm, but in several steps (PGD)")
+    use_pgd: bool = option(False, "like --use_fgm, but in several steps (PGD)", traits="adversarial embeddings")
     pgd_alpha: float = option(0.4, "step size of PGD", needs="use_pgd", low=0)
     pgd_steps: int = option(3, "steps of PGD", needs="use_pgd", low=1, high=1000)
     use_freelb: bool = option(
-        False, "adversarial training on word vectors, with gradients averaged over the steps (FreeLB)"
+        False,
+        "adversarial training on word vectors, with gradients averaged over the steps (FreeLB)",
+        traits="adversarial noise",
     )
     freelb_alpha: float = option(0.1, "step size of FreeLB", needs="use_freelb", low=0)
     freelb_steps: int = option(3, "steps of FreeLB", needs="use_freelb", low=1, high=1000)
-    use_awp: bool = option(False, "adversarial training on the weights (AWP)")
+    use_awp: bool = option(False, "adversarial training on the weights (AWP)", traits="adversarial")
     awp_gamma: float = option(
         0.0002, "size of AWP's perturbation, as a fraction of each matrix's norm", needs="use_awp", low=0
     )
     awp_start: float = option(0.2, "fraction of the epochs before AWP begins", needs="use_awp", low=0, high=1)
-    use_smart: bool = option(False, "penalise predictions that change under small adversarial noise (SMART, VAT)")
+    use_smart: bool = option(
+        False, "penalise predictions that change under small adversarial noise (SMART, VAT)", traits="adversarial noise"
+    )
     smart_weight: float = option(1.0, "weight of SMART's divergence in the loss", needs="use_smart", low=0)
     use_rdrop: bool = option(False, "penalise predictions that change under dropout (R-Drop)")
     rdrop_alpha: float = option(1.0, "weight of R-Drop's divergence in the loss", needs="use_rdrop", low=0)

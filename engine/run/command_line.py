@@ -71,6 +71,7 @@ def option(
     parse: Callable[[str], Any] | None = None,
     choices: Sequence[str] = (),
     positional: str = "",
+    traits: str = "",
 ) -> Any:
     """Declares a dataclass field that becomes a flag. Its annotation gives the type; a `Literal` lists the choices.
 
@@ -79,7 +80,7 @@ def option(
     group: title of the `--help` section that starts here. aliases: other names of the flag. needs: names of options;
     this one has no effect unless at least one of them is on. parse: converts text to the value, if the type alone is
     not enough. choices: choices known only at run time. positional: makes this a positional argument of one or more
-    words, shown under this name in `--help`.
+    words, shown under this name in `--help`. traits: of a trick, see TRAITS in engine/run/option_checks.py.
     """
     metadata: dict[str, Any] = dict(
         help=help, low=low, high=high, exclusive=exclusive, resume_safe=resume_safe, group=group
@@ -87,6 +88,7 @@ def option(
     metadata |= dict(
         auto=auto, aliases=aliases, needs=needs.split(), parse=parse, choices=tuple(choices), positional=positional
     )
+    metadata["traits"] = traits.split()
     return field(default=default, metadata=metadata)
 
 

@@ -92,16 +92,27 @@ def check_teachers(config: Config) -> None:
 
 
 # Options that cannot be combined with --encoder none, which reads no text
-FOR_TEXTS = "pretrain_model_path init_from special_tokens shared_layers freeze_layers unlabelled teacher compile "
-FOR_TEXTS += "use_fgm use_pgd use_freelb use_smart"
+FOR_TEXTS = "pretrain_model_path init_from special_tokens shared_layers freeze_layers unlabelled teacher compile"
+# {trait of a trick's option: what the trick does}. The combinations of tricks are checked by these, not by name
+TRAITS = {
+    "adversarial": "perturbs inputs or weights; excludes the other adversarial methods",
+    "embeddings": "perturbs the word embeddings along their gradient",
+    "noise": "adds noise to the word vectors of one input",
+}
 # Options that have no effect with --encoder none
 OF_TEXTS = "max_length long_text window_stride vocab_size hidden_size num_layers pooling word_pooling word_shapes"
+
+
+def with_trait(config: Config, trait: str) -> list[str]:
+    """Returns the names of the options with one of TRAITS."""
+    return [f.name for f in dataclasses.fields(config) if trait in f.metadata["traits"]]
 
 
 def check_text_options(config: Config) -> None:
     """Raises UserError for options that need texts, if --encoder none is set."""
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
-    for name in FOR_TEXTS.split() if config.encoder == "none" else ():
+    names = [*FOR_TEXTS.split(), *with_trait(config, "embeddings"), *with_trait(config, "noise")]
+    for name in names if config.encoder == "none" else ():
         if getattr(config, name) != defaults[name]:
             raise UserError(f"--{name}: --encoder none reads no text and has no layers; leave out one of them")
 
@@ -138,8 +149,7 @@ def check_encoder(config: Config) -> None:
 
 def check_tricks(config: Config) -> None:
     """Raises UserError for options of training tricks that exclude each other or would have no effect."""
-    adversaries: Sequence[str] = ("use_fgm", "use_pgd", "use_freelb", "use_awp", "use_smart")
-    adversaries = [f"--{name}" for name in adversaries if getattr(config, name)]
+    adversaries = [f"--{name}" for name in with_trait(config, "adversarial") if getattr(config, name)]
     pretrained = is_given(config) and config.encoder == "transformer"
     if len(adversaries) > 1:
         raise UserError(f"{' and '.join(adversaries)} are all adversarial methods; choose one")
@@ -164,7 +174,8 @@ def check_tricks(config: Config) -> None:
     if (config.layer_decay < 1 or config.unfreeze_layers) and (not pretrained or config.freeze_layers == -1):
         needed = "they need --pretrain_model_path, and layers that are not frozen"
         raise UserError(f"--layer_decay and --unfreeze_layers protect pretrained layers: {needed}")
-    if (config.freeze_layers or config.unfreeze_layers or config.lora_rank) and (config.use_fgm or config.use_pgd):
+    on_embeddings = any(getattr(config, name) for name in with_trait(config, "embeddings"))
+    if (config.freeze_layers or config.unfreeze_layers or config.lora_rank) and on_embeddings:
         frozen = "which --freeze_layers, --unfreeze_layers and --lora_rank freeze; try --use_freelb"
         raise UserError(f"--use_fgm and --use_pgd need the gradient of the word embeddings, {frozen}")
 

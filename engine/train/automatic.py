@@ -19,6 +19,7 @@ from engine.model.hub import locate
 from engine.model.pooling import stored_pooling
 from engine.run import distributed
 from engine.run.device import has_bf16, require_precision
+from engine.run.option_checks import with_trait
 from engine.run.run_folder import read_options
 from engine.task.task import classifies_texts, needs_words
 from engine.task.words import has_capitals
@@ -159,8 +160,8 @@ def why_no_windows(config: Config, featurizer: Featurizer, heads: Iterable[type[
         return "the scores of all spans of a long text would need too much memory"
     if any(field.level == "spans" for field in featurizer.fields.values()):
         return "a Field has positions in one input"
-    if config.use_smart or config.use_freelb:
-        return "--use_smart and --use_freelb add noise to one input"
+    if noise := [f"--{name}" for name in with_trait(config, "noise") if getattr(config, name)]:
+        return f"{' and '.join(noise)} adds noise to one input"
     return ""
 
 

@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from engine.data.ragged import Ragged
 from engine.model.pooling import text_vectors, word_vectors
+from engine.run.option_checks import with_trait
 
 logger = logging.getLogger("template")
 MAX_BYTES = 2 << 30  # for all cached vectors of a process
-NEED_ENCODER = ("streaming", "teacher", "use_freelb", "use_smart")  # options that run the encoder in each step
+NEED_ENCODER = ("streaming", "teacher")  # options that run the encoder in each step, besides tricks that add noise
 POOLED = {"text": text_vectors, "words": word_vectors}
 
 
@@ -70,7 +71,7 @@ def cached_outputs(trainer: Any) -> Iterator[None]:
         yield
         return
     levels = sorted({head.level for head in model.output_layer.heads.values()})
-    reasons = [f"--{name}" for name in NEED_ENCODER if getattr(config, name)]
+    reasons = [f"--{name}" for name in (*NEED_ENCODER, *with_trait(config, "noise")) if getattr(config, name)]
     reasons += ["augment in data_loader.py"] * bool(data_sets[0].augment)
     reasons += [f"a head of level {level!r}" for level in levels if level not in POOLED]
     if model.window and any(data.lengths.max() > model.window for data in data_sets if not config.streaming):
