@@ -760,7 +760,7 @@ def load_checkpoint(
 
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no checkpoint there; train first (--do_train), or give one with --checkpoint")
+        raise UserError(f"{folder}: no checkpoint there; train first (--do_train), or pass one with --checkpoint")
     if (folder / "checkpoints/best").is_dir():
         raise UserError(f"{folder} is a run folder; use its checkpoint {folder / 'checkpoints/best'}")
     checkpoint.require_whole(folder)

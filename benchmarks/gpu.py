@@ -274,7 +274,7 @@ def steps_done(trainer, steps):
 
 
 def crf_rows(device, sizes, clock, reserve, batch=32):
-    """Measures the CRF's loss with backward, and decoding: by scan, word by word and with pytorch-crf. Returns table
+    """Measures the CRF's loss with backward, and decoding: by scan, sequentially and with pytorch-crf. Returns table
     rows."""
     rows = []
     for num_tags, length in sizes.crf:
@@ -321,11 +321,11 @@ def decode_by_loop(crf, peer, emissions, tags, mask):
 
 CRF_CALLS = {
     "loss, by scan": loss_by(scan=True),
-    "loss, word by word": loss_by(scan=False),
+    "loss, sequential": loss_by(scan=False),
     "loss, pytorch-crf": lambda crf, peer, emissions, tags, mask: (-peer(emissions, tags, mask)).backward(),
     "decoding, by scan": decode_by(viterbi.by_scan),
     "decoding, three launches per word": decode_by(viterbi.by_words),
-    "decoding, word by word": decode_by_loop,
+    "decoding, sequential": decode_by_loop,
     "decoding, pytorch-crf": lambda crf, peer, emissions, tags, mask: peer.decode(emissions, mask),
 }
 

@@ -71,7 +71,7 @@ def case(batch, length, num_tags, hidden_size=64):
 
 def count(use_crf, length, num_tags, batch=4, on_gpu=True, largest=0.1):
     """Returns (launches of the heads in a training step, launches of decoding). on_gpu: use the GPU code paths, not the
-    CPU's word-by-word ones. largest: value of the transitions."""
+    CPU's sequential ones. largest: value of the transitions."""
     torch.manual_seed(0)
     model, (inputs, labels) = model_of(use_crf, num_tags), case(batch, length, num_tags)
     if use_crf:
@@ -87,11 +87,11 @@ def count(use_crf, length, num_tags, batch=4, on_gpu=True, largest=0.1):
 
 
 def rows(many=120, few=9):
-    """Returns the lines of a table: launches of the heads in a training step, and of decoding tags, by scan and word by
-    word."""
+    """Returns the lines of a table: launches of the heads in a training step, and of decoding tags, by scan and
+    sequentially."""
     table = [
-        "| words | heads without a CRF | with a CRF | the CRF adds | a word-by-word CRF adds "
-        f"| decoding, {few} tags | {many} tags | word by word |",
+        "| words | heads without a CRF | with a CRF | added by the CRF | added by a sequential CRF "
+        f"| decoding, {few} tags | decoding, {many} tags | decoding, sequential |",
         "| --- " * 8 + "|",
     ]
     for length in LENGTHS:

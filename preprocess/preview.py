@@ -72,7 +72,7 @@ def shown_label(example: Example, name: str, kind: str) -> Iterator[str]:
 
 
 def marked_text(tokens: list[str], spans: list[tuple[int, int, str]]) -> str:
-    """Returns the tokens as a text with marked [spans|type]. Truncates long texts, but keeps the first span."""
+    """Returns the tokens as text, with spans marked as [words|type]. Truncates long texts, but keeps the first span."""
     num_opened = {first: sum(first == other for other, _, _ in spans) for first, _, _ in spans}
     closing: dict[int, str] = {}
     for _, last, kind in sorted(spans, key=lambda span: -span[0]):

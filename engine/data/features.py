@@ -72,7 +72,7 @@ class Featurizer:
     def __post_init__(self) -> None:
         for name, field in self.fields.items():
             if field.level == "words" and not self.tagging:
-                raise UserError(f"FIELDS[{name!r}]: level='words' is for tasks with labels per word; use level='list'")
+                raise UserError(f"FIELDS[{name!r}]: level='words' requires a word-level task; use level='list'")
             if field.level == "spans" and self.tokenizer is None:
                 raise UserError(f"FIELDS[{name!r}]: level='spans' needs tokens, which --encoder none lacks")
 

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 
 MAX_NUMBER = 1e30  # single precision overflows at 3e38
-MAX_INT = 2**53  # larger whole numbers lose digits as floats
+MAX_INT = 2**53  # larger integers are not exact as floats
 DTYPES = {"float": np.float32, "int": np.int64, "bool": np.bool_, "name": np.int64}
-SHOWN = 160  # characters of the description of a row without a text
+SHOWN = 160  # maximum length of the description of a row without text, in characters
 
 
 class FieldError(ValueError):
@@ -29,14 +29,14 @@ class Field:
     """The declaration of a custom input.
 
     columns: the column or JSON key of the value, or several columns with one number each. shape: the shape of a value,
-    () for one number (default: one number per column). dtype: "name" converts strings to ids from 1, in the order of
-    labels.json; 0 is for names that do not occur in train. level: "text": one value per row, (B, *shape); "list": any
-    number of values, (B, N, *shape), and `NAME_mask` (B, N); "words": one value per word, (B, W, *shape), split into
-    windows like the text; "spans": any number of spans [begin, end) in characters or words of the text (unit), as the
-    first and last token of each, (B, N, 2), or the first and last word in tasks with labels per word; `NAME_mask` is
-    False for truncated spans. standardize: subtract the mean of each column in train and divide by its standard
-    deviation; an empty cell becomes 0. missing: the value of an empty cell (default: raise an error). read: a function
-    that returns the value, given the cells of a row; for example, it reads an image, given its path.
+    () for one number (default: one number per column). dtype: "name" (a categorical value) maps strings to ids starting
+    at 1, in the order of labels.json; 0 is for strings that do not occur in train. level: "text": one value per row,
+    (B, *shape); "list": any number of values, (B, N, *shape), and `NAME_mask` (B, N); "words": one value per word,
+    (B, W, *shape), split into windows like the text; "spans": any number of spans [begin, end) in characters or words
+    of the text (unit), converted to first and last token indices, (B, N, 2), or word indices in word-level tasks;
+    `NAME_mask` is False for truncated spans. standardize: subtract each column's mean in train and divide by its
+    standard deviation; an empty cell becomes 0. missing: the value of an empty cell (default: raise an error). read: a
+    function that returns the value, given the cells of a row; for example, it reads an image, given its path.
     """
 
     columns: str | Sequence[str]
@@ -79,25 +79,27 @@ class Field:
 
     @property
     def by_cell(self) -> bool:
-        """Whether each cell is one number or name, rather than an array."""
+        """Whether each cell contains one number or string, not an array."""
         return self.level == "text" and not self.read and (len(self.columns) > 1 or self.size == 1)
 
     def check(self) -> None:
         """Raises FieldError if the declaration is invalid."""
         strings = all(isinstance(column, str) and column for column in self.columns)
         if not self.columns or not strings or len({*self.columns}) < len(self.columns):
-            raise FieldError("columns must be the name of a column, or several different names")
+            raise FieldError("columns must be a column name, or several different column names")
         if not all(type(n) is int and n > 0 for n in self.shape or ()):
-            raise FieldError(f"shape={self.shape} must have positive whole numbers")
+            raise FieldError(f"shape={self.shape} must contain only positive integers")
         if self.dtype not in DTYPES or self.level not in ("text", "list", "words", "spans"):
-            raise FieldError(f"dtype={self.dtype!r}, level={self.level!r}: see Field in engine/data/fields.py")
+            problem = f"invalid dtype={self.dtype!r} or level={self.level!r}"
+            raise FieldError(f"{problem}; Field in engine/data/fields.py lists the allowed values")
         if self.standardize and (self.dtype != "float" or self.read):
-            raise FieldError("standardize is for columns of floats, without `read`")
+            raise FieldError("standardize requires float columns and cannot be combined with `read`")
         if len(self.columns) > 1 and not self.read and (self.level != "text" or self.size != len(self.columns)):
             problem = f"{len(self.columns)} columns have one number each, which does not fit shape={self.shape}"
             raise FieldError(f"{problem} and level={self.level!r}")
         if self.missing is not None and not (self.by_cell and not self.standardize):
-            raise FieldError("missing is for columns with one number or name per cell, without standardize")
+            needed = "columns with one number or string per cell"
+            raise FieldError(f"missing requires {needed}, and cannot be combined with standardize")
         if self.missing is not None and not (self.dtype == "name" and isinstance(self.missing, str)):
             replace(self, missing=None).cell(self.missing, "missing")
 
@@ -114,11 +116,11 @@ class Field:
     # ---- cells of a row ----------------------------------------------------------------------------------------------
 
     def clean(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the cells of a row in stored form: numbers, names or lists of them. Raises FieldError."""
+        """Returns the cells of a row as they are stored: numbers, strings or lists of these. Raises FieldError."""
         if missing := [column for column in self.columns if column not in given]:
             names = ", ".join([*given][:12]) + (", …" if len(given) > 12 else "")
-            has = f"its columns are: {names}" if given else "it has no columns besides the text"
-            raise FieldError(f"no column {missing[0]!r}, which this model needs; {has}")
+            has = f"the columns: {names}" if given else "no columns besides the text"
+            raise FieldError(f"no column {missing[0]!r}, which this model needs; the row has {has}")
         if self.read:
             return {column: given[column] for column in self.columns}
         return {column: self.cell(given[column], column) for column in self.columns}
@@ -149,12 +151,13 @@ class Field:
         return bool(number) if self.dtype == "bool" else int(number)
 
     def array(self, value: Any, column: str) -> np.ndarray:
-        """Converts lists of numbers or names -> (N, *shape), N = 1 for one value per text."""
+        """Converts lists of numbers or strings to an array (N, *shape); N = 1 for one value per text."""
         dtype = object if self.dtype == "name" else np.float64
         try:
             array = np.array(value, dtype)
         except (TypeError, ValueError, OverflowError):
-            raise FieldError(f"{column} is {shown(value)}, but must be numbers in lists of equal lengths") from None
+            needed = "a list of numbers, or nested lists of equal length"
+            raise FieldError(f"{column} is {shown(value)}, but must be {needed}") from None
         shape = tuple(self.shape or ())
         if self.level != "text" and array.size == 0 and array.ndim > 0 and len(array) == 0:
             array = array.reshape(0, *shape)
@@ -169,7 +172,7 @@ class Field:
             if not all(isinstance(name, str) for name in array.flat):
                 raise FieldError(f"{column} is {shown(value)}, but must be strings (dtype='name')")
         elif not np.isfinite(array).all():
-            raise FieldError(f"{column} is {shown(value)}, which has an empty or infinite value")
+            raise FieldError(f"{column} is {shown(value)}, which contains a missing or infinite value")
         elif (abs(array) > MAX_NUMBER).any():
             raise FieldError(f"{column} is {shown(value)}, but must be at most {MAX_NUMBER:g} in absolute value")
         elif self.dtype != "float":
@@ -184,18 +187,19 @@ class Field:
         if self.dtype == "bool":
             wrong = array[(array != 0) & (array != 1)]
         if wrong.size:
-            needed = "0 or 1" if self.dtype == "bool" else "a whole number of at most 2**53"
+            needed = "0 or 1" if self.dtype == "bool" else "an integer of at most 2**53"
             advice = "" if self.dtype == "bool" else "; declare the Field with dtype='float'"
-            raise FieldError(f"{column} has {wrong.flat[0]:g}, but must be {needed} (dtype={self.dtype!r}){advice}")
+            problem = f"{column} contains {wrong.flat[0]:g}, but every value must be {needed}"
+            raise FieldError(f"{problem} (dtype={self.dtype!r}){advice}")
 
     def present(self, column: str, cell: Any) -> list[Any]:
-        """Returns the numbers or names in a stored cell, without missing ones, for statistics over train."""
+        """Returns the numbers or strings in a stored cell, without missing values, for statistics of train."""
         if self.by_cell:
             return [] if cell is None else [cell]
         return self.array(cell, column).ravel().tolist()
 
     def example(self, number: int) -> dict[str, Any]:
-        """Returns cells of an example with `number` values, to trace a model."""
+        """Returns the cells of an example with `number` values, for tracing a model."""
         one = "a" if self.dtype == "name" else 0
         if self.by_cell:
             return dict.fromkeys(self.columns, one)
@@ -205,7 +209,7 @@ class Field:
     # ---- values of a row ---------------------------------------------------------------------------------------------
 
     def value(self, cells: Mapping[str, Any]) -> np.ndarray:
-        """Returns the value of a row from its stored cells -> (N, *shape). Raises FieldError."""
+        """Computes the value of a row, (N, *shape), from its stored cells. Raises FieldError."""
         if self.function:
             if self.read is None:
                 raise FieldError("is read by a function that this folder does not have")
@@ -270,7 +274,7 @@ def parsed(cell: Any) -> Any:
     try:
         return json.loads(cell)
     except (ValueError, RecursionError):
-        raise FieldError(f"the list {shown(cell)} is not JSON") from None
+        raise FieldError(f"the list {shown(cell)} is not valid JSON") from None
 
 
 def to_number(value: Any, name: str) -> float | None:
@@ -282,7 +286,7 @@ def to_number(value: Any, name: str) -> float | None:
     except OverflowError:  # an integer with hundreds of digits
         number = math.inf
     except (TypeError, ValueError):
-        advice = "convert words to columns of 0 and 1 first (pandas.get_dummies), or declare dtype='name'"
+        advice = "one-hot encode categorical values first (pandas.get_dummies), or declare dtype='name'"
         raise FieldError(f"{name} is {shown(value)}, but must be a number; {advice}") from None
     if math.isinf(number) and not isinstance(value, int):
         raise FieldError(f"{name} is {value!r}, which is not finite")
@@ -292,7 +296,7 @@ def to_number(value: Any, name: str) -> float | None:
 
 
 def describe(cells: Mapping[str, Any], columns: Iterable[str]) -> str:
-    """Describes a row without a text in readable form. Different rows have different descriptions."""
+    """Returns a readable description of a row that has no text. Different rows have different descriptions."""
     text = ", ".join(f"{column} {cells.get(column)}" for column in columns)
     if len(text) <= SHOWN:
         return text

@@ -1,4 +1,4 @@
-"""Custom inputs that are spans of a text, converted to positions in an input of the model."""
+"""Converts custom inputs that are text spans to token positions in the model input."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from engine.task.words import text_and_offsets, texts_to_encode
 
 
 def units_of(featurizer: Any, example: dict[str, Any], unit: str) -> tuple[list[tuple[int, int]], list[int]]:
-    """Returns (extents, positions): the extent of each token of a text, or of each word if the tasks have labels per
-    word, in characters or words; and the positions of the tokens that remain after truncation."""
+    """Returns (offsets, positions): the (start, end) of each token, or of each word for word-level tasks, in characters
+    or words; and the positions of the tokens that remain after truncation."""
     words = [(i, i + 1) for i in range(len(example.get("tokens", ())))]
     if unit == "characters":
         words = text_and_offsets(example, featurizer.unit, HAN_CHARACTER)[1] or []

@@ -98,8 +98,8 @@ class Cutter(NamedTuple):
         self, example: int, encoding: Encoding, second: Encoding | None = None, has_words: bool = True
     ) -> list[Feature]:
         """Returns the Features of an example. second: a second text that is encoded separately; has_words: False if the
-        text is only the filler. Raises UnreadableExample if the first Feature, from which text-level labels are
-        predicted, lacks a marker."""
+        text is only the filler. Raises UnreadableExample if the first Feature lacks a marker, because it is used to
+        predict text-level labels."""
         features = self.cut(example, encoding, has_words)
         for name, token in self.markers.items():
             if features[0].input_ids.count(token) != 1:
@@ -125,7 +125,7 @@ class Cutter(NamedTuple):
         texts = [[i for i, sequence in enumerate(sequences) if sequence == number] for number in (0, 1)]
         part = "head" if self.by_words or self.long_text == "windows" else self.long_text
         if part == "head_tail" and texts[1]:
-            raise UnreadableExample("--long_text head_tail is for single texts; use head, tail or windows for pairs")
+            raise UnreadableExample("--long_text head_tail requires single texts; use head, tail or windows for pairs")
         sizes = longest_first(len(texts[0]), len(texts[1]), max(0, self.max_length - sequences.count(None)))
         kept = {i for i, sequence in enumerate(sequences) if sequence is None}
         for positions, size in zip(texts, sizes):

@@ -146,7 +146,7 @@ class CRF(torchcrf.CRF):
         return score + table[path[:, :-1], path[:, 1:]].sum(1)
 
     def log_partition(self, emissions: torch.Tensor, mask: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-        """Returns the log partition function, (B,), computed by a scan or by the forward algorithm, word by word.
+        """Returns the log partition function, (B,), computed by a scan or sequentially by the forward algorithm.
 
         temperature: divides emissions and transitions.
 

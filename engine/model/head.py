@@ -69,7 +69,7 @@ class Head(nn.Module):
 
     @property
     def by_words(self) -> bool:
-        """Whether the head has labels per word. This includes heads of level "tokens" that pool words themselves."""
+        """Whether the head predicts word-level labels, also if it has level "tokens" and pools the words itself."""
         return self.level == "words" or self.task.needs_words
 
     def forward(self, vectors: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

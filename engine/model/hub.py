@@ -1,4 +1,4 @@
-"""Locates pretrained models: in a local folder, on the Hugging Face hub or a mirror of it, or on ModelScope.
+"""Locates pretrained models: in a local folder, on the Hugging Face hub or one of its mirrors, or on ModelScope.
 
 All names are looked up by `locate`. The libraries retry for more than a minute before they report that a hub does not
 respond. So a short request with a timeout of a few seconds is sent first. If the hub responds, the download itself has
@@ -24,9 +24,9 @@ logger = logging.getLogger("template")
 CACHED_WAIT = 3.0  # timeout of the request in seconds, if the model is already in the cache
 MIRROR = "set HF_ENDPOINT to a mirror such as https://hf-mirror.com"
 HUB_ADVICE = {
-    "model": f"{MIRROR}, add --model_hub modelscope, or give a local folder (HF_HUB_OFFLINE=1 uses only models in the "
+    "model": f"{MIRROR}, add --model_hub modelscope, or pass a local folder (HF_HUB_OFFLINE=1 uses only models in the "
     "cache); see docs/download.md",
-    "dataset": f"{MIRROR}, or give a local file or folder; see docs/download.md",
+    "dataset": f"{MIRROR}, or pass a local file or folder; see docs/download.md",
 }
 COMPLETE = ".complete"  # empty file in a folder of ModelScope's cache: the download was complete
 UNUSED = ["*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot", "*.tflite", "*.mlmodel", "*.gguf"]  # not for PyTorch
@@ -39,7 +39,7 @@ def locate(
     responds. Raises UserError if the model cannot be found.
 
     weights: whether weights are needed, or only config and tokenizer. download: if False, checks only that files
-    missing in the cache can be downloaded, so a command can fail early.
+    missing from the cache can be downloaded, so that a command fails early.
     """
     if Path(name).is_dir():
         return name
@@ -55,14 +55,14 @@ def locate(
         return name
     if constants.HF_HUB_OFFLINE:
         reason = f"is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set"
-        return cached_or_raise(name, None, (reason, "unset it, or give a local folder"))
+        return cached_or_raise(name, None, (reason, "unset HF_HUB_OFFLINE, or pass a local folder"))
     problem = refusal(name, CACHED_WAIT if folder else constants.HF_HUB_ETAG_TIMEOUT, revision)
     return cached_or_raise(name, folder, problem) if problem else name
 
 
 def optional_file(place: str, name: str) -> Path | None:
-    """Returns a small file of a model; None if it does not exist or cannot be downloaded. In offline mode, only the
-    cache is searched. place: the output of `locate`"""
+    """Returns the path of a small file of a model, or None if it does not exist or cannot be downloaded. In offline
+    mode, only the cache is searched. place: the output of `locate`"""
     if Path(place).is_dir():
         path = Path(place) / name
         return path if os.path.isfile(path) else None  # Path.is_file raises for a name that is too long
@@ -79,7 +79,7 @@ def optional_file(place: str, name: str) -> Path | None:
 
 
 def require_settings() -> None:
-    """Raises UserError for environment variables that break the import of huggingface_hub or all its requests."""
+    """Raises UserError if an environment variable would break the import of huggingface_hub or all its requests."""
     address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         parts = urlsplit(address)
@@ -104,7 +104,7 @@ def cached_or_raise(name: str, folder: Path | None, problem: tuple[str, str]) ->
 
 @lru_cache
 def warn(text: str) -> None:
-    """Logs a warning, but each text only once."""
+    """Logs a warning, unless it has been logged before."""
     logger.warning(text)
 
 
@@ -166,13 +166,13 @@ def refusal(name: str, seconds: float, revision: str | None = None, kind: str = 
     try:
         status, code = ask(hf_hub_url(name, file, repo_type=kind, revision=revision), seconds)
     except ValueError as error:  # not a valid name
-        return f"no such folder, and not a valid hub name ({first_line(error)})", "check it (OWNER/NAME)"
+        return f"no such folder, and not a valid hub name ({first_line(error)})", "check the name (OWNER/NAME)"
     if not status:
         return f"{hub} does not respond {code}", HUB_ADVICE[kind]
     if code == "GatedRepo" or status == 403:
-        return f"{hub} restricts access to this {kind}", "apply on its page, then set HF_TOKEN"
+        return f"{hub} restricts access to this {kind}", "request access on its page, then set HF_TOKEN"
     if status in (401, 404) and code not in ("EntryNotFound", "RevisionNotFound"):
-        return f"{hub} has no {kind} of this name", "check it (OWNER/NAME); if it is private, set HF_TOKEN"
+        return f"{hub} has no {kind} with this name", "check the name (OWNER/NAME); if it is private, set HF_TOKEN"
     return None
 
 
@@ -191,7 +191,7 @@ def from_modelscope(name: str, download: bool) -> str:
     with FileLock(Path(tempfile.gettempdir()) / f"modelscope-{lock}.lock"):
         try:
             folder = Path(snapshot_download(name, local_files_only=True))
-        except Exception:  # different versions raise different errors if there is none
+        except Exception:  # not in the cache; the type of the error depends on the version
             folder = None
         if folder and ((folder / COMPLETE).exists() or not download):
             return str(folder)
@@ -199,7 +199,7 @@ def from_modelscope(name: str, download: bool) -> str:
         server = server or f"https://{os.environ.get('MODELSCOPE_DOMAIN') or 'www.modelscope.cn'}"
         status, problem = ask(server, CACHED_WAIT if folder else 10)
         if not status:
-            advice = "check the network, or give a local folder; see docs/download.md"
+            advice = "check the network, or pass a local folder; see docs/download.md"
             return cached_or_raise(name, folder, (f"{server} does not respond {problem}", advice))
         if not download:
             return name
@@ -208,6 +208,6 @@ def from_modelscope(name: str, download: bool) -> str:
         except Exception as error:  # from modelscope or requests
             reason = f"ModelScope cannot download it ({first_line(error)})"
             return cached_or_raise(name, None, (reason, "check the name (OWNER/NAME) on modelscope.cn/models"))
-        with suppress(OSError):  # if the cache is not writable, it is checked again
+        with suppress(OSError):  # if the cache is not writable, the model is checked again next time
             (folder / COMPLETE).touch()
         return str(folder)

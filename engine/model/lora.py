@@ -131,7 +131,7 @@ def load_base(
     revision = None if Path(name).is_dir() else base["revision"]
     needs = f"{folder}: contains only a LoRA adapter, which was trained on {base['name']}"
     needs += f" (revision {base['revision']})" if base["revision"] else ""
-    advice = "give its location with --pretrain_model_path, or train with --merge_lora"
+    advice = "pass its location with --pretrain_model_path, or train with --merge_lora"
     if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
         raise UserError(f"{needs}, and {name} does not exist; {advice}")
     try:

@@ -43,7 +43,7 @@ def stored_pooling(place: str) -> tuple[str, str] | None:
 
 
 def text_vectors(hidden: torch.Tensor, inputs: dict[str, torch.Tensor], pooling: str) -> torch.Tensor:
-    """Returns, for each text, its first token, its last real token, or the mean over its tokens, (B, H)."""
+    """Returns the vector of each text, (B, H): its first or last real token, or the mean of all its tokens."""
     if pooling == "first":
         return hidden[:, 0]
     mask = inputs["attention_mask"]
@@ -95,7 +95,7 @@ def separate_pairs(inputs: dict[str, torch.Tensor]) -> list[dict[str, torch.Tens
 
 
 def word_vectors(hidden: torch.Tensor, inputs: dict[str, torch.Tensor], pooling: str) -> torch.Tensor:
-    """Returns, for each word, its first sub-token, its last sub-token, or the mean over them, (B, W, H)."""
+    """Returns the vector of each word, (B, W, H): its first or last sub-token, or the mean of all its sub-tokens."""
     if pooling == "mean":
         places = torch.arange(hidden.shape[1], device=hidden.device)
         starts, ends = inputs["word_starts"].unsqueeze(2), inputs["word_ends"].unsqueeze(2)

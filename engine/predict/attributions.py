@@ -86,7 +86,7 @@ def explain(trainer: Any, loader: Any, task: str | None, label: str | None, word
     if heads[task].by_words and word is None:
         raise UserError("this task labels words: select one by its index, as in explain(text, task=…, word=0)")
     if not heads[task].by_words and word is not None:
-        raise UserError("`word` is only for tasks that label words")
+        raise UserError("`word` requires a word-level task")
     row = row_of_word(data, word)
     inputs = data.batch([row]).to(trainer.device).inputs
     place = None if word is None else word - int(data.columns["first_word"][row])

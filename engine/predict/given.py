@@ -12,23 +12,23 @@ from engine.task.text import token_unit
 from engine.task.words import id_of
 
 ACCEPTED = (
-    "give a string, two strings as a tuple (a pair), words as a list inside a list, a row as a dict, or a list or "
-    "iterator of these"
+    "pass a string, a tuple of two strings (a pair), a list of word lists, a row as a dict, or a list or iterator of "
+    "these"
 )
 FILES = (".csv", ".tsv", ".json", ".jsonl", ".txt", ".md", ".parquet", ".xlsx", ".conll", ".zip", ".gz")
 
 
 def form_of(given: Any) -> Literal["one", "list", "stream"]:
-    """Returns whether `given` is a single text, several texts, or an iterator. Raises UserError for anything else."""
+    """Returns whether `given` is a single text, a list of texts, or an iterator. Raises UserError for anything else."""
     if isinstance(given, str):
         if given.lower().endswith(FILES) and Path(given).is_file():
-            advice = f"label it with main.py --predict_file, or give its text as {{'text': {given!r}}}"
+            advice = f"label it with main.py --predict_file, or pass its text as {{'text': {given!r}}}"
             raise UserError(f"{given!r} is a file; {advice}")
         return "one"
     if isinstance(given, tuple | Mapping):
         return "one"
     if hasattr(given, "to_dict") and hasattr(given, "columns"):  # a pandas.DataFrame iterates over its column names
-        raise UserError('a DataFrame is not a list of rows; give frame.to_dict("records"), or one column')
+        raise UserError('a DataFrame is not a list of rows; pass frame.to_dict("records"), or a single column')
     if isinstance(given, bytes | set | frozenset) or not isinstance(given, Iterable):
         raise UserError(f"{shown(given)} is not a text; {ACCEPTED}")
     return "list" if hasattr(given, "__len__") else "stream"
@@ -39,7 +39,7 @@ def shown(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Converts arrays and numbers of numpy, pandas and torch, including those in lists, to Python lists and numbers."""
+    """Converts NumPy, pandas and torch arrays and numbers, also inside lists, to Python lists and numbers."""
     if hasattr(value, "tolist"):
         return value.tolist()
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
@@ -49,7 +49,7 @@ def row_of(item: Any, where: str) -> dict[str, Any]:
     """Converts one input item to a row."""
     if isinstance(item, str):
         if not item.strip():
-            raise UserError(f"{where} is empty; leave it out, or give the row {{'text': ''}}")
+            raise UserError(f"{where} is empty; omit it, or pass the row {{'text': ''}}")
         return {"text": item}
     if isinstance(item, tuple) and len(item) == 2:
         return {"text": item[0], "text_pair": item[1]}
@@ -71,22 +71,22 @@ def examples_of(
     for number, item in enumerate(items):
         where = f"text {number + 1}"
         if isinstance(item, tuple) and len(item) == 2 and not paired:
-            raise UserError(f"{where} is a pair, but this model reads single texts; give several texts as a list")
+            raise UserError(f"{where} is a pair, but this model reads single texts; pass several texts as a list")
         row = row_of(item, where)
         if paired and "text_pair" not in row:
-            raise UserError(f"{where}: this model reads pairs of texts; give tuples of two, or rows with text_pair")
+            raise UserError(f"{where}: this model reads text pairs; pass tuples of two strings, or rows with text_pair")
         if single and "text_pair" in row:
-            raise UserError(f"{where} is a pair, but this model embeds each text alone; give them separately")
+            raise UserError(f"{where} is a pair, but this model embeds single texts; pass its texts as separate items")
         example = example_of(row, where, tasks, labelled)
         kinds = example.keys() & {"tokens", "text_pair"}
         if kinds != (form := kinds if form is None else form):
             has, first = (" and ".join(sorted(keys)) or "a text" for keys in (kinds, form))
-            raise UserError(f"{where} has {has}, but the first one has {first}; give them separately")
+            raise UserError(f"{where} has {has}, but the first one has {first}; pass them in separate calls")
         yield example
 
 
 def example_of(row: dict[str, Any], where: str, tasks: dict[str, Task], labelled: bool) -> dict[str, Any]:
-    """Converts a row to an example: its text or words, the columns that the model reads and, if `labelled`, labels."""
+    """Converts a row to an example: text or words, the columns that the model reads and, if `labelled`, labels."""
     schema, kinds = own_module("preprocess.schema"), own_module("preprocess.labels.kinds")
     if row.keys() & {"text", "tokens"} or not has_no_text(tasks):
         schema.check_row(row, {}, where, needs_labels=False)
@@ -107,22 +107,22 @@ def example_of(row: dict[str, Any], where: str, tasks: dict[str, Task], labelled
 
 
 def labels_of(row: dict[str, Any], where: str, tasks: dict[str, Task]) -> dict[str, Any]:
-    """Returns the labels of a row, and its tokens if word-level labels are given over the text: as spans [{"start",
-    "end", "label"}], or as relations or events in a form that data_process.py reads."""
+    """Returns the labels of a row. If word-level labels are given as character spans, [{"start", "end", "label"}], or
+    as relations or events in a form that data_process.py reads, also returns the tokens."""
     if any(task.kind == "relations" for task in tasks.values()):
         row = with_relations(row, where, tasks)
     events = [name for name, task in tasks.items() if task.kind == "events"]
     row = with_events(row, where, events) if events else row
     labels = {name: row[name] for name in tasks if name in row}
     words = [name for name in labels if tasks[name].needs_words and isinstance(labels[name], list)]
-    over_text = [name for name in words if name in events or all(isinstance(span, dict) for span in labels[name])]
-    if "tokens" in row or not over_text:
+    raw = [name for name in words if name in events or all(isinstance(span, dict) for span in labels[name])]
+    if "tokens" in row or not raw:
         return ({"tokens": row["tokens"]} if events and "tokens" in row else {}) | labels
     spans, example = own_module("preprocess.labels.spans"), {"_where": where, "text": row["text"], **labels}
-    related = [name for name in over_text if tasks[name].kind == "relations"]
-    spans.read_all_spans([example], [name for name in over_text if name not in (*related, *events)])
+    related = [name for name in raw if tasks[name].kind == "relations"]
+    spans.read_all_spans([example], [name for name in raw if name not in (*related, *events)])
     read_relations(example, related)
-    spans.tokenize_spans([example], over_text, token_unit(tasks), [n for n in over_text if tasks[n].num_places])
+    spans.tokenize_spans([example], raw, token_unit(tasks), [n for n in raw if tasks[n].num_places])
     return {name: example[name] for name in ("tokens", *labels)}
 
 
@@ -144,7 +144,7 @@ def with_events(row: dict[str, Any], where: str, names: list[str]) -> dict[str, 
 
 
 def with_relations(row: dict[str, Any], where: str, tasks: dict[str, Task]) -> dict[str, Any]:
-    """Returns a row with its relations and their entities under the names of the tasks."""
+    """Returns a row with its relations and entities keyed by task name."""
     options = own_module("preprocess.readers.options").ReadOptions(labelled=True)
     reading = own_module("preprocess.readers.by_shape").find_reading(where, [row], options)
     if reading and reading.relations:

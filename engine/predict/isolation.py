@@ -1,4 +1,4 @@
-"""Imports the template's modules (config, trainer, …) into a program that may have other modules with these names.
+"""Imports the template's modules (config, trainer, …) into a program that may have its own modules with the same names.
 
 A module imported with `own_module` is registered as `finetuning_template.NAME`. `import` statements inside it find the
 template's modules first, even in functions that run later or in another thread. `sys.path` and the modules of the

@@ -47,7 +47,7 @@ ALONE = ContextVar("alone", default=False)
 # Keeps replicas alive until exit: their destructor joins threads of gloo, which can block forever
 REPLICAS: list[DistributedDataParallel] = []
 BUCKET = 2**24  # number of values in one all-reduce
-SPARSE_FROM = 2**20  # number of values from which only the non-zero rows of a matrix are all-reduced
+SPARSE_FROM = 2**20  # in larger matrices (number of values), only the non-zero rows are all-reduced
 
 
 def rank() -> int:
@@ -125,7 +125,8 @@ def local_device(name: str, local: int) -> torch.device:
         raise UserError(f"--device {name}: each process needs its own GPU; use --device {device.type} or auto")
     processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)), count_of(device.type)
     if processes > gpus:  # all processes raise this; only the first one on each machine prints it
-        raise UserError(f"{processes} processes here, but {gpus} GPUs; start one per GPU, or add --device cpu")
+        started = f"{processes} processes were started on this machine, which has {gpus} GPUs"
+        raise UserError(f"{started}; start one per GPU, or add --device cpu")
     return torch.device(device.type, local)
 
 
@@ -139,7 +140,8 @@ def backend_of(device: torch.device) -> str:
     except (ValueError, KeyError):
         own = "gloo"
     if own == "gloo" or not dist.is_backend_available(own):  # gloo supports only CPU and CUDA tensors
-        raise UserError(f"this torch cannot connect processes on {device.type}; start only one, or add --device cpu")
+        problem = f"this build of torch cannot connect processes on {device.type}"
+        raise UserError(f"{problem}; start only one, or add --device cpu")
     return f"cpu:gloo,{device.type}:{own}"
 
 

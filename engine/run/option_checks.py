@@ -136,9 +136,9 @@ def check_encoder(config: Config) -> None:
     if config.lora_rank and (config.freeze_layers or config.unfreeze_layers):
         raise UserError("--lora_rank already freezes the encoder; leave out --freeze_layers and --unfreeze_layers")
     if config.load_dtype == "bf16" and not config.lora_rank and config.freeze_layers != -1:
-        raise UserError("--load_dtype=bf16 is for frozen weights: add --lora_rank or --freeze_layers all")
+        raise UserError("--load_dtype=bf16 requires frozen weights: add --lora_rank or --freeze_layers all")
     if config.load_dtype == "bf16" and not pretrained:
-        raise UserError("--load_dtype=bf16 is for pretrained weights: it needs --pretrain_model_path")
+        raise UserError("--load_dtype=bf16 requires pretrained weights: add --pretrain_model_path")
     if config.load_dtype == "bf16" and config.use_smart:
         coarse = "--load_dtype=bf16 is too coarse for the small noise of --use_smart"
         raise UserError(f"{coarse}; use fp32, or --use_freelb")
@@ -185,7 +185,7 @@ def check_warmup(config: Config) -> None:
     has both of them."""
     warmup, ratio, epochs = config.warmup_epochs, config.warmup_ratio, config.epochs
     if warmup is not None and ratio is not None and not (epochs >= 0 and math.isclose(warmup, ratio * epochs)):
-        raise UserError(f"--warmup_ratio={ratio:g} and --warmup_epochs={warmup:g} contradict each other; give one")
+        raise UserError(f"--warmup_ratio={ratio:g} and --warmup_epochs={warmup:g} contradict each other; pass only one")
     if warmup is not None and warmup > epochs > 0:
         longer = f"--warmup_epochs={warmup:g} is longer than --epochs={epochs}"
         raise UserError(f"{longer}: the learning rate would never reach its peak")
@@ -244,7 +244,7 @@ def check_shards(config: Config) -> None:
         needed = "it needs --do_predict, without --do_train and --do_eval"
         raise UserError(f"--shard={config.shard} labels a shard of the rows: {needed}")
     if config.spreadsheet_safe and config.predict_output.endswith(".jsonl"):
-        raise UserError("--spreadsheet_safe is for .csv files; leave it out for a .jsonl file")
+        raise UserError("--spreadsheet_safe requires a .csv file and cannot be combined with .jsonl")
 
 
 def check_embed(config: Config) -> None:

@@ -58,10 +58,10 @@ class Task:
     pairs: bool = False  # the inputs are pairs of texts
     extras: dict[str, dict[str, float]] | None = None  # {column: {"mean", "std"}} of --extra_columns
     fields: dict[str, dict[str, Any]] | None = None  # {name: Field as JSON} of other custom inputs
-    no_text: bool = False  # rows have only custom inputs; their "text" is a description of these
+    no_text: bool = False  # rows have only custom inputs; their "text" is a description of those inputs
     kind: str = ""  # default: same as type
     hierarchy: str = ""  # separator, if labels are paths of nodes (engine/task/hierarchy.py)
-    entities: str = ""  # relations: name of the span task with the types of the entities, if any
+    entities: str = ""  # relations: name of the span task that provides the entity types, if any
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", self.kind or self.type)

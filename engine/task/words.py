@@ -179,7 +179,7 @@ def shares_by_task(text: str | float) -> dict[str, float]:
     except ValueError:
         shares = {"": -1.0}
     if not all(0 <= share <= 1 for share in shares.values()) or len(shares) < len(pairs):
-        raise ValueError("give a number from 0 to 1, or one per task, such as intent=0.9,slots=0.8")
+        raise ValueError("pass a number from 0 to 1, or one per task, such as intent=0.9,slots=0.8")
     return shares
 
 

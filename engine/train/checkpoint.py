@@ -372,7 +372,7 @@ def other_options(folder: Path) -> Iterator[None]:
         yield
     except (ValueError, KeyError) as error:
         raise UserError(
-            f"{folder}: was made with other options, from which this run cannot resume ({first_line(error)})"
+            f"{folder} was made with other options, so this run cannot resume from it ({first_line(error)})"
         ) from None
 
 

@@ -80,7 +80,7 @@ def options_to_inherit(config: Config, typed: Collection[str]) -> dict[str, Any]
 def options_of_run(config: Config) -> dict[str, Any]:
     """Returns the options of the run of --init_from, as they apply to its checkpoint. Raises UserError if there is no
     such run, or if it is this run."""
-    pretrained = "name another folder, or give a pretrained model to --pretrain_model_path"
+    pretrained = "pass another folder, or a pretrained model with --pretrain_model_path"
     folder = checkpoint_of(config.init_from, pretrained)
     if config.run_dir.resolve() in folder.resolve().parents:
         raise UserError(

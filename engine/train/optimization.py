@@ -219,11 +219,11 @@ def with_warmup(scheduler: Any, config: Config, loader: Any, monitor: str, lower
     maximised, or vice versa. loader: yields the micro-batches of an epoch; monitor: the name of the score.
     """
     if isinstance(scheduler, type) or not hasattr(scheduler, "step"):
-        raise UserError(f"build_scheduler in trainer.py must return a scheduler of torch, not {scheduler!r}")
+        raise UserError(f"build_scheduler in trainer.py must return a torch scheduler, not {scheduler!r}")
     if hasattr(scheduler, "total_steps"):  # OneCycleLR
         total, most = config.epochs * steps_per_epoch(len(loader), config), scheduler.total_steps
         if most < total:
-            advice = "give it total_steps=config.epochs * steps_per_epoch"
+            advice = "create it with total_steps=config.epochs * steps_per_epoch"
             raise UserError(f"build_scheduler: {type(scheduler).__name__} ends after {most} of {total} steps; {advice}")
     if type(scheduler) is torch.optim.lr_scheduler.ChainedScheduler:
         return Chain(scheduler._schedulers)
@@ -232,7 +232,7 @@ def with_warmup(scheduler: Any, config: Config, loader: Any, monitor: str, lower
     mode = "min" if lower_is_better else "max"
     if getattr(scheduler, "mode", mode) != mode:
         better = f"{monitor}, the score of --monitor, is better if it is {'lower' if lower_is_better else 'higher'}"
-        raise UserError(f"build_scheduler: {better}; give {type(scheduler).__name__} mode={mode!r}")
+        raise UserError(f"build_scheduler: {better}; create {type(scheduler).__name__} with mode={mode!r}")
     return ScoreScheduler(scheduler, warmup_steps(config, steps_per_epoch(len(loader), config)))
 
 

@@ -1,4 +1,4 @@
-"""Reads events over a text or tokens, and chooses the mention that anchors each event (see `events_in` in
+"""Reads events with character or token offsets, and chooses the mention that anchors each event (see `events_in` in
 engine/task/words.py).
 
 A raw event is {"type": …, "trigger": a mention or null, "arguments": [{"role": …} and the keys of a mention]}, as in
@@ -122,7 +122,7 @@ def closest(mentions: Sequence[tuple[str, Sequence[Place]]]) -> list[tuple[str, 
 
 
 def shown_events(label: Sequence[Any], tokens: list[str]) -> str:
-    """Formats events over tokens as `type "trigger" (role: argument, …)`."""
+    """Formats events with token offsets as `type "trigger" (role: argument, …)`."""
     shown = []
     words = [cut(join_tokens(tokens[first : last + 1], "word")[0]) for _, _, first, last, _ in label]
     for event in events_in(label):

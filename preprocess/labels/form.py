@@ -29,7 +29,7 @@ class Form:
     """Converts examples of the raw files to the format of the processed folder."""
 
     separator: str  # delimiter of the labels in a cell
-    unit: str  # token unit for spans over a text, see split_text
+    unit: str  # token unit for character spans, see split_text
     tag_scheme: str
     chosen: dict[str, str]  # {task: kind} from --label_type
     hierarchy: str = ""  # separator of the nodes in a label
@@ -39,8 +39,8 @@ class Form:
     kinds: dict[str, str] = field(default_factory=dict)  # {task: kind}
     dashed: list[str] = field(default_factory=list)  # tasks where "-" means no label
     dropped: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # dropped rows: their only label is "-"
-    over_text: list[str] = field(default_factory=list)  # tasks whose labels are spans or relations over characters
-    over_tokens: list[str] = field(default_factory=list)  # tasks whose labels are spans over tokens
+    over_text: list[str] = field(default_factory=list)  # tasks whose spans or relations use character offsets
+    over_tokens: list[str] = field(default_factory=list)  # tasks whose spans use token indices
     from_tags: list[str] = field(default_factory=list)  # tasks whose tags become spans
     schemes: dict[str, Scheme] = field(default_factory=dict)  # {task: Scheme}
     entities: dict[str, str] = field(default_factory=dict)  # {relations task: task with the types of its entities}

@@ -1,4 +1,4 @@
-"""Reads relations over a text: a predicate between a subject and an object, which are mentions in the text.
+"""Reads relations in a text: a predicate between a subject and an object, which are mentions in the text.
 
 A raw relation is {"subject": …, "predicate": …, "object": …}, as in predictions. A mention is an object with offsets
 (see SPAN_KEYS in spans.py), or only its words (an object or a string), which are then searched for in the text.
@@ -21,8 +21,8 @@ MOST_PLACES = 10_000  # maximum number of places of a mention in a text; further
 
 
 def is_relation(item: Any) -> bool:
-    """Returns True if an item is a raw relation, or a relation over tokens: [first and last token of the subject, first
-    and last token of the object, predicate]."""
+    """Returns True if an item is a raw relation, or a relation with token offsets: [first and last token of the
+    subject, first and last token of the object, predicate]."""
     if isinstance(item, list):
         return [*map(type, item)] == [int, int, int, int, str]
     return isinstance(item, dict) and item.keys() >= {"predicate", *ENDS}
@@ -137,7 +137,7 @@ def shown_triples(items: Iterable[list[Any]], tokens: list[str]) -> str:
 
 
 def shown_triple(item: list[Any], tokens: list[str]) -> str:
-    """Formats a relation over tokens as `subject —predicate→ object`. item: see PLACES."""
+    """Formats a relation with token offsets as `subject —predicate→ object`. item: see PLACES."""
     *places, predicate = item
     pairs = zip(places[::2], places[1::2])
     subject, obj = (cut(join_tokens(tokens[first : last + 1], "word")[0]) for first, last in pairs)

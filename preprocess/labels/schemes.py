@@ -1,6 +1,6 @@
 """Detects the tag scheme of a task, and converts tags to another scheme.
 
-To read another tag scheme, edit this file.
+To support another tag scheme, edit this file.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,7 +17,7 @@ class Scheme:
     """Converts the tags of a task to another scheme.
 
     sources: {file: scheme}. runs: whether tags are types without prefixes, so that adjacent equal tags form one entity.
-    written: {file: {tag: normalised to B-X or O}}, see `read_tags`.
+    written: {file: {tag: its B-X or O form}}, see `read_tags`.
     """
 
     sources: Mapping[str, str | None]
@@ -35,15 +35,15 @@ class Scheme:
         return convert_tags(tags, source, self.target) if source and source != self.target else tags
 
 
-SIGNS = "-_:/.|–—−"  # delimiters between letter and type
-ORDERS = ((False, False), (False, True), (True, False), (True, True))  # (the letter is a suffix, it is lower case)
+SIGNS = "-_:/.|–—−"  # delimiters between prefix letter and type
+ORDERS = ((False, False), (False, True), (True, False), (True, True))  # (is_suffix, is_lower_case)
 WRITTEN = [Notation(behind, lower, sign) for behind, lower in ORDERS for sign in SIGNS]
-ONLY_TYPE = "entity"  # type of entities in tags B, I and O
+ONLY_TYPE = "entity"  # entity type for the bare tags B, I and O
 
 
 def read_tags(tags: Collection[str]) -> tuple[dict[str, str], str] | None:
-    """Returns ({tag: normalised to B-X or O}, notation), or None if only some tags look like B-X or X-B. The dict is
-    empty if nothing changes. Tags that do not mark entities, such as parts of speech, are only stripped."""
+    """Returns ({tag: its B-X or O form}, notation), or None if only some tags look like B-X or X-B. The dict is empty
+    if no tag changes. Tags that do not mark entities, such as parts of speech, are only stripped."""
     bare = {tag: tag.strip() for tag in tags}
     outside = {tag for tag in bare.values() if tag in ("O", "o", "-")}
     marked = {*bare.values()} - outside
@@ -68,12 +68,13 @@ def is_prefixed(tag: str) -> bool:
 
 
 def as_prefixes(tags: Collection[str], notation: Notation, outside: bool) -> dict[str, str]:
-    """Returns {tag: B-X form} if all tags fit the notation and mark entities, or else {}. outside: whether O occurs."""
+    """Returns {tag: its B-X form} if all tags fit the notation and mark entities, or {}. outside: whether O occurs."""
     parts = {tag: parsed for tag in tags if (parsed := notation.parse(tag))}
     if len(parts) < len(tags):
         return {}
     letters = {part.letter.upper() for part in parts.values()}
-    has_pair = len({*parts.values()}) > len({part.kind for part in parts.values()})  # a type with two letters
+    # whether a type occurs with two prefix letters
+    has_pair = len({*parts.values()}) > len({part.kind for part in parts.values()})
     are_entities = has_pair or (outside and not notation.behind and len(parts) > 1 and letters <= {*"BISU"})
     is_usual = notation == STANDARD
     if not is_usual and not are_entities:
@@ -89,7 +90,7 @@ def has_both_letters(tags: Collection[str]) -> bool:
 
 
 def runs_to_bio(tags: Sequence[str]) -> list[str]:
-    """Converts tags without prefixes (PER, O) to BIO: a run of equal tags is an entity."""
+    """Converts tags without prefixes (PER, O) to BIO: each run of equal tags is an entity."""
     return [tag if tag == "O" else f"{'I' if tag == before else 'B'}-{tag}" for before, tag in zip(["O", *tags], tags)]
 
 
@@ -111,7 +112,7 @@ def convert_tags(tags: Sequence[str], source: str, target: str) -> list[str]:
 
 
 def written_tags(name: str, files: Mapping[str, TagFacts], tag_scheme: str) -> dict[str, dict[str, str]]:
-    """Returns {file: {tag: normalised to B-X or O}} for files in another notation, and prints the notation."""
+    """Returns {file: {tag: its B-X or O form}} for files that use another notation, and prints the notation."""
     result = {}
     for file, facts in files.items():
         if tag_scheme == "keep":
@@ -122,9 +123,9 @@ def written_tags(name: str, files: Mapping[str, TagFacts], tag_scheme: str) -> d
         if normalised:
             result[file] = normalised
             example = next(f"{tag!r} is read as {bare!r}" for tag, bare in sorted(normalised.items()) if tag != bare)
-            kinds = f"; they have no type, so the type is {ONLY_TYPE!r}" if notation_name == "B" else ""
-            advice = "" if tag_scheme == "keep" else " (--tag_scheme keep keeps them)"
-            print(f"{file}: the tags of {name!r} are not written as B-X: {cut(example, 200)}{advice}{kinds}")
+            kinds = f"; they have no types, so the type {ONLY_TYPE!r} is used" if notation_name == "B" else ""
+            advice = "" if tag_scheme == "keep" else " (--tag_scheme keep leaves them unchanged)"
+            print(f"{file}: the tags of {name!r} do not use the B-X notation: {cut(example, 200)}{advice}{kinds}")
     return result
 
 
@@ -135,7 +136,7 @@ def choose_scheme(
     to_spans: bool,
     find_rows: Callable[[Collection[str]], Sample],
 ) -> tuple[Scheme | None, list[Note]]:
-    """Returns (the Scheme that converts a task's tags, or None; notes).
+    """Returns (the Scheme that converts a task's tags, or None, and notes).
 
     tag_scheme: "keep", a scheme, or "auto" (BIO, or BIOES if all files use BIOES, BMES or BILOU). to_spans: whether the
     tags become spans. find_rows: returns the rows with any of the given tags.
@@ -146,13 +147,13 @@ def choose_scheme(
     runs, notes = False, []
     if tag_scheme != "keep" and "O" in tags and len(tags) > 1 and not any(sources.values()):
         if len(strange) < len(tags) / 2 or any(map(is_prefixed, tags)):
-            advice = "correct them; otherwise entities are not recognised"
+            advice = "correct these tags; otherwise entities are not recognised"
             notes = [Note(f"{name}: some tags do not follow the tag scheme", find_rows(strange), advice)]
         else:
-            print(f"the tags of {name!r} have no B- and I-; converting each run of equal tags to a BIO entity")
+            print(f"the tags of {name!r} have no B- or I- prefixes; converting each run of equal tags to a BIO entity")
             runs, sources = True, dict.fromkeys(files, "bio")
     if to_spans and not runs and (strange or not any(sources.values())):
-        raise UserError(f"--label_type {name}=spans: the tags are not entities (B-, I-, …), so there are no spans")
+        raise UserError(f"--label_type {name}=spans: the tags do not mark entities (B-, I-, …), so there are no spans")
     if tag_scheme == "keep" or not any(sources.values()):
         return None, notes
     present = set(sources.values()) - {None}

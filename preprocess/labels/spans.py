@@ -1,4 +1,4 @@
-"""Reads spans over a text (such as entities) in the common formats, and converts them to tags or spans of tokens.
+"""Reads character spans (such as entities) in the common formats, and converts them to tags or token spans.
 
 To read spans in another format, edit this file.
 """
@@ -48,7 +48,7 @@ def is_spans(value: Any) -> bool:
 
 
 def read_all_spans(examples: list[Example], names: list[str]) -> None:
-    """Converts spans over `text` in any supported form to lists of Span. names: the tasks with such labels."""
+    """Converts character spans of `text` in any supported form to lists of Span. names: the tasks with such labels."""
     if names and examples and "text" not in examples[0]:
         raise UserError(f"{examples[0]['_where']}: {names[0]!r} has spans of characters, but there is no `text`")
     for example in examples:

@@ -29,7 +29,7 @@ from preprocess.storage.arrow import Batch, Store
 from preprocess.storage.facts import Facts, Note, Sample
 from preprocess.storage.parallel import in_order
 
-SPAN_KINDS = (None, "tagging", "spans")  # values of --label_type that are allowed for spans over a text
+SPAN_KINDS = (None, "tagging", "spans")  # values of --label_type that are allowed for character spans
 
 
 class Survey(Facts):

@@ -1,4 +1,4 @@
-"""Reads JSON objects by one of SHAPES: selects the shape that fits the first objects, then converts all objects.
+"""Reads JSON objects according to one of the SHAPES: selects the one that fits the first objects, then converts all.
 
 Spans become {"start", "end", "label", "text"} in characters, or [first token, last token, label].
 """
@@ -26,7 +26,7 @@ FROM_TEXTS = 0.8  # minimum share of values that occur in their texts; a lower s
 
 @dataclass
 class Reading:
-    """Converts the objects of a file by a shape, with details inferred from the first objects."""
+    """Converts the objects of a file according to a shape, with details inferred from the first objects."""
 
     path: str | Path
     shape: Shape
@@ -163,6 +163,7 @@ def fitting(
     if not all(is_at(row, needed) for needed in shape.also for row in rows):
         return None
     tasks = [task_of(label) for label in shape.labels if any(is_at(row, label) for row in rows)]
+    # a required path is in every object, a label path only in some: required paths count double
     weight = 2 * (bool(shape.text) + bool(shape.tokens) + len(shape.also)) + len(tasks)
     reading = Reading(path, shape, tasks=tasks, weight=weight)
     if shape.find:
@@ -170,7 +171,7 @@ def fitting(
             reading.convert = shape.find(rows, options)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-        reading.weight = weight or 2
+        reading.weight = weight or 2  # a shape without paths counts as one required path
         if reading.convert:
             reading.tasks += [key for key in reading.convert(rows[0], "") if key != "text"]
         return reading if reading.convert else None
@@ -248,8 +249,8 @@ def inclusive_or_not(
 ) -> SpanTask | None:
     """Returns the task at a path, with inclusive or exclusive ends, or None if neither is possible.
 
-    The first of these decides: --span_end, the surface forms, the spans, the shape. Ends are inclusive if any span has
-    start = end, and exclusive if any span ends after the last token.
+    The first of these that applies decides: --span_end, the surface forms, the spans, the shape. Ends are inclusive if
+    any span has start = end, and exclusive if any span ends after the last token.
     """
     spans = shape.spans
     assert spans

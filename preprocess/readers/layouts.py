@@ -118,11 +118,13 @@ def as_table(content: dict[str, Any]) -> Rows | None:
         return [dict(zip(names, row)) if isinstance(row, list) else row for row in data]
     values = list(content.values())
     if all(isinstance(value, list) for value in values) and (keys := singular(content)):
+        # pandas's orient="list": columns have equal lengths; other lists are not a table
         lengths = {len(value) for value in values}
         return [dict(zip(keys, row)) for row in zip(*values)] if len(lengths) == 1 else None
     if not values or not all(isinstance(value, dict) and value for value in values):
         return None
     same_keys = len({tuple(value) for value in values}) == 1
+    # pandas's orient="columns": the row numbers are the inner keys; in orient="index", they are the outer keys
     by_index = same_keys and all(key.isdecimal() for key in values[0]) and not any(key.isdecimal() for key in content)
     if by_index or (same_keys and alike(["tokens", *TEXT_NAMES], content)):  # columns
         return [dict(zip(content, row)) for row in zip(*(value.values() for value in values))]

@@ -1,4 +1,4 @@
-"""Checks and converts the offsets of spans over a text.
+"""Checks and converts the offsets of character spans.
 
 Offsets count characters or, as in JavaScript and Java, UTF-16 units (an emoji is two). A wrong unit is detected if the
 data contains the surface forms of the spans, or if spans start or end inside words.
@@ -33,7 +33,7 @@ def spans_in(label: Any, where: str) -> list[StoredSpan]:
 
 
 def mentions_of(item: Any) -> list[Any]:
-    """Returns the mentions of a relation or event over characters, [] for a relation over tokens, else [item]."""
+    """Returns the mentions of a relation or event with character offsets, [] if it has token offsets, else [item]."""
     if is_event(item):
         return [item.get("trigger"), *item["arguments"]]
     if is_relation(item):

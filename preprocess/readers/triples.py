@@ -1,7 +1,7 @@
 """Reads the relations of one JSON object at the paths of a shape.
 
-They are converted to the raw form of preprocess/labels/relations.py or, over tokens, to [first and last token of the
-subject, first and last token of the object, predicate].
+They are converted to the raw form of preprocess/labels/relations.py or, with token offsets, to [first and last token of
+the subject, first and last token of the object, predicate].
 """
 
 from collections import Counter

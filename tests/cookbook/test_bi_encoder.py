@@ -172,7 +172,7 @@ def test_embed_returns_the_vectors_that_the_head_compares(page_head, tmp_path):
         (np.array(scores) - head.task.mean) / head.task.std - head.linear.bias.item()
     ) / head.linear.weight.item()
     np.testing.assert_allclose(cosines.reshape(len(texts), -1), vectors @ vectors.T, atol=1e-5)
-    with pytest.raises(UserError, match="this model embeds each text alone"):
+    with pytest.raises(UserError, match="this model embeds single texts"):
         model.embed({"text": "a", "text_pair": "b"})
     with pytest.raises(UserError, match="single texts"):
         model.embed([("a", "b")])

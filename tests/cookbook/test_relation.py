@@ -1,5 +1,5 @@
-"""docs/cookbook/relation.md: predictions compared with transformers, from the checkpoint's files; and texts whose
-markers the head cannot read."""
+"""docs/cookbook/relation.md: compares predictions with those computed by transformers from the checkpoint files;
+rejects texts whose markers the head cannot read."""
 
 import json
 import random
@@ -164,7 +164,7 @@ def test_vector_at_never_reads_another_position():
     assert torch.equal(vectors, torch.stack([hidden[0, 0], hidden[1, 1], torch.zeros(5)]))
 
 
-# ---- the page in Chinese, and the benchmark -------------------------------------------------------------------------
+# ---- the Chinese page, and the benchmark ----------------------------------------------------------------------------
 
 
 def test_the_page_in_chinese_has_the_same_code():
@@ -201,7 +201,7 @@ def test_the_score_is_the_official_one():
     assert semeval.official_f1([one, one], [one, other]) == 0.5  # P = R = 1 / 2: the wrong direction counts in both
     assert semeval.official_f1([one, "Other"], [one, one]) == pytest.approx(2 / 3)  # P = 1 / 2, R = 1
     assert semeval.official_f1([one, part], [one, "Other"]) == 0.5  # the mean of 1 and 0
-    assert semeval.official_f1([one, one], [one, part]) == pytest.approx(2 / 3)  # only relations of the key count
+    assert semeval.official_f1([one, one], [one, part]) == pytest.approx(2 / 3)  # only gold relations count
     rng = random.Random(0)
     labels = [one, other, part, "Component-Whole(e2,e1)", "Member-Collection(e2,e1)", "Other"]
     for _ in range(50):

@@ -181,7 +181,7 @@ from engine.run.device import can_pin, count_of, has_double, to_device
 assert str(to_device("auto")) == "npu" and count_of("npu") == 1 and not has_double("npu") and not can_pin("npu")
 torch.manual_seed(0)
 mask = torch.arange(12) < torch.tensor([12, 1, 7])[:, None]
-for spread in (0.5, 20, 100):  # scan in floats; scan in doubles; word by word
+for spread in (0.5, 20, 100):  # scan in floats; scan in doubles; sequential
     crf = CRF([f"B-{i}" for i in range(5)])
     for parameter in crf.parameters():
         torch.nn.init.uniform_(parameter, -spread, spread)

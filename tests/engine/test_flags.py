@@ -121,7 +121,7 @@ def test_export_has_its_own_fp16_flag():
         ("--fp16 --bf16", "--fp16=True and --bf16=True contradict each other; choose one"),
         ("--fp16 --precision bf16", "--fp16=True and --precision=bf16 contradict each other; choose one"),
         ("--fp16 False --precision fp16", "--fp16=False and --precision=fp16 contradict each other; choose one"),
-        ("--warmup_ratio 0.1 --warmup_epochs 2", "contradict each other; give one"),
+        ("--warmup_ratio 0.1 --warmup_epochs 2", "contradict each other; pass only one"),
         ("--warmup_ratio 2", "--warmup_ratio=2.0 must be between 0 and 1"),
         ("--warmup_steps 100", "use --warmup_ratio"),
         ("--resume_from_checkpoint x", "use --resume"),

@@ -325,7 +325,7 @@ def test_distributed_run_starts_from_it_and_one_process_logs(run, sample, tmp_pa
     "flags, words",
     [
         (["--init_from", "nowhere"], "nowhere: neither a run with checkpoints/best nor a checkpoint"),
-        (["--init_from", "bert-base-uncased"], "give a pretrained model to --pretrain_model_path"),
+        (["--init_from", "bert-base-uncased"], "a pretrained model with --pretrain_model_path"),
         (["--init_from", "UNFINISHED"], "neither a run with checkpoints/best nor a checkpoint"),
         (["--init_from", "DAMAGED"], "weights.safetensors has changed since it was written"),
         (["--init_from", "RUN", "--pretrain_model_path", "bert"], "each name the encoder"),

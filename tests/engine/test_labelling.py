@@ -1,4 +1,4 @@
-"""Labelling files as a stream: the output, resuming after a kill, shards, error messages, constant memory."""
+"""Labelling files as a stream: the output, resuming a killed run, shards, error messages, constant memory."""
 
 import contextlib
 import csv
@@ -171,7 +171,7 @@ def test_truncation_is_logged_once_per_file(label, pools, texts, caplog):
     assert len(logged) == 1 and " windows" in logged[0]
 
 
-# ---- after a kill ----------------------------------------------------------------------------------------------------
+# ---- a killed process ------------------------------------------------------------------------------------------------
 
 
 def die_at(call):
@@ -488,7 +488,7 @@ def test_spreadsheet_formulas_are_escaped_on_request(label, texts, tmp_path):
     safe = [row["text"] for row in read_csv(label(predict_file=str(path), spreadsheet_safe=True))]
     assert plain == dangerous
     assert safe == ["'=1+1", "'+1", "'-1", "'@SUM(1)", "'\t=1", "a=1", "'=1", ""]
-    with pytest.raises(UserError, match=r"--spreadsheet_safe is for .csv files"):
+    with pytest.raises(UserError, match=r"--spreadsheet_safe requires a .csv file"):
         Config(do_predict=True, predict_output="a.jsonl", spreadsheet_safe=True)
 
 

@@ -217,12 +217,7 @@ TABLE = {  # format, scheme or task: (writer, columns, options of data_process, 
     "jsonl.gz regression": (objects(".jsonl.gz"), ["text", "score"], {}, {"score": "regression"}),
     "jsonl spans": (objects(".jsonl"), ["text", "entities"], {}, {"entities": "tagging"}),
     "jsonl spans in BIOES": (objects(".jsonl"), ["text", "entities"], {"tag_scheme": "bioes"}, {"entities": "tagging"}),
-    "jsonl spans over characters": (
-        objects(".jsonl"),
-        ["text", "entities"],
-        {"unit": "character"},
-        {"entities": "tagging"},
-    ),
+    "jsonl character spans": (objects(".jsonl"), ["text", "entities"], {"unit": "character"}, {"entities": "tagging"}),
     "doccano": (objects(".jsonl"), ["text", "doccano"], {}, {"label": "tagging"}),
     "CLUENER": (objects(".json"), ["text", "cluener"], {}, {"label": "tagging"}),
     "json": (
@@ -626,7 +621,7 @@ def test_tags_without_prefixes(tmp_path, capsys):
     splits, _ = processed(tmp_path, "a.jsonl", lines(rows))
     assert (
         splits["dev"][0]["ner_tags"] == ["B-PER", "I-PER", "O", "B-LOC"]
-        and "have no B- and I-" in capsys.readouterr().out
+        and "have no B- or I- prefixes" in capsys.readouterr().out
     )
     rows = [{"tokens": ["the", f"w{n}", "runs"], "tags": ["DET", "NOUN", "VERB"]} for n in range(30)]
     shutil.rmtree(tmp_path / "data")
@@ -789,7 +784,7 @@ def test_numeric_columns_reach_training_and_prediction(tmp_path, capsys):
     run = dict(data_path=str(tmp_path / "data"), output_dir=str(tmp_path / "output"), model_version="run")
     main(Config(do_train=True, do_eval=True, do_predict=True, **TINY, **run))
     with pytest.raises(
-        UserError, match=r"texts.csv, text 1: no column 'price', which this model needs; its columns are: age"
+        UserError, match=r"texts.csv, text 1: no column 'price', which this model needs; the row has the columns: age"
     ):
         main(Config(do_predict=True, predict_file=str(tmp_path / "texts.csv"), device="cpu", **run))
     (tmp_path / "texts.csv").write_text("text,age,price\nof many,3,\n")

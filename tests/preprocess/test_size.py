@@ -1,5 +1,5 @@
-"""Data of any size: blocks and processes do not change the output, memory use does not grow with the data, and a kill
-leaves no partial output."""
+"""Data of any size: blocks and processes do not change the output, memory use does not grow with the data, and a
+killed process leaves no partial output."""
 
 import csv
 import hashlib

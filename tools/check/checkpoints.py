@@ -69,7 +69,8 @@ def check_resume(case: Case) -> None:
     if case.trainer.device.type != "cpu" and not config.deterministic:
         raise Skipped("on a GPU, bit-exact results need --deterministic")
     batches = min(len(loader), 2 * max(2, config.gradient_accumulation_steps))
-    accumulated = max(config.gradient_accumulation_steps, min(2, batches // 2))  # micro-batches, if there are enough
+    # micro-batches per step, at least 2 if there are enough batches
+    accumulated = max(config.gradient_accumulation_steps, min(2, batches // 2))
     of_epoch = -(-batches // accumulated)  # steps
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=config.run_dir) as folder:
@@ -89,8 +90,8 @@ def check_resume(case: Case) -> None:
         run_until(resumed, of_epoch + 1)
         expected, actual = sums(whole, of_epoch + 1), sums(resumed, of_epoch + 1)
     if differ := [file for file in expected if expected[file] != actual[file]]:
-        when = f"after a stop at step 1, a kill after step {of_epoch} (the end of an epoch) and two resumes"
-        raise Failed(f"{when}, {', '.join(differ)} differ from an uninterrupted run")
+        when = f"stopped at step 1, resumed, killed after step {of_epoch} (the end of an epoch) and resumed again"
+        raise Failed(f"in a run that was {when}, {', '.join(differ)} differ from an uninterrupted run")
 
 
 def sums(trainer: Trainer, step: int) -> dict[str, str]:
@@ -187,7 +188,7 @@ def require_fitted_threshold(case: Case) -> None:
             if (reached := f1_of(head.decode(logits, batch.inputs)[0], labels)) < 0.95:
                 given = f"logits of {right:g} for right labels and {wrong:g} for others"
                 advice = "do both compare the threshold with the same values (logits or probabilities)?"
-                raise Failed(f"{name!r}: after calibrate on {given}, decode has an F1 of {reached:.2f}; {advice}")
+                raise Failed(f"{name!r}: after calibrate with {given}, decode reaches an F1 of {reached:.2f}; {advice}")
 
 
 def f1_of(predicted: torch.Tensor, labels: torch.Tensor) -> float:

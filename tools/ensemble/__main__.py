@@ -47,7 +47,7 @@ class EnsembleConfig(ReadingOptions):
 
     runs: tuple[str, ...] = option((), "two or more run folders or checkpoint folders", positional="RUN")
     data_path: str = option("", "processed folder with the dev and test splits (default: the data of the first run)")
-    select: bool = option(False, "label and report with the runs selected on dev instead of all runs")
+    select: bool = option(False, "use the runs selected on dev, instead of all runs, for labels and report")
     monitor: str = option("", "dev score to optimise, such as slots_f1 (default: the monitor of the first run)")
     output_dir: str = option("output", "parent folder of the ensemble's folder")
     model_version: str = option("ensemble", "name of the ensemble's folder")
@@ -56,7 +56,7 @@ class EnsembleConfig(ReadingOptions):
     abstain_below: str = option("", "omit predictions below this probability; can be set per task")
     resume: bool = option(False, "resume interrupted labelling, if any")
     force_resume: bool = option(False, "resume even if checkpoints or options have changed")
-    spreadsheet_safe: bool = option(False, "prefix cells that a spreadsheet would run as formulas with an apostrophe")
+    spreadsheet_safe: bool = option(False, "add an apostrophe before cells that a spreadsheet would run as formulas")
     device: str = option("auto", "auto, cpu, cuda:0, mps, xpu, npu", group="machine")
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "autocast to half precision")
     eval_batch_size: int = option(64, "texts per batch; scores do not depend on it")

@@ -17,6 +17,6 @@ class Metrics:
         self.texts = Counter("texts", "labelled texts", **own)
         self.waiting = Gauge("texts_waiting", "texts in the queue", **own)
         self.batch_size = Histogram("batch_size", "texts per batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128), **own)
-        self.batch_seconds = Histogram("batch_seconds", "model seconds per batch", buckets=SECONDS, **own)
+        self.batch_seconds = Histogram("batch_seconds", "seconds spent in the model per batch", buckets=SECONDS, **own)
         self.stopping: float | None = None  # time of the first signal
         self.cut_off = 0  # requests without a response when the server stopped
