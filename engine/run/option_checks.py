@@ -84,7 +84,7 @@ def check_thresholds(config: Config) -> None:
 def check_teachers(config: Config) -> None:
     """Raises UserError for invalid teacher options."""
     if config.unlabelled and not config.teacher.strip(", "):
-        raise UserError("--unlabelled needs a --teacher to label the texts")
+        raise UserError("--unlabelled requires --teacher, which labels the texts")
     if config.unlabelled and config.streaming:
         raise UserError("--unlabelled is read into memory; leave out --streaming")
     if config.unlabelled and not config.teacher_weight:
@@ -126,7 +126,7 @@ def check_encoder(config: Config) -> None:
     """Raises UserError for mutually exclusive options of the encoder and its LoRA adapter."""
     pretrained = config.encoder == "transformer" and (is_given(config) or not config.do_train)
     if config.lora_rank and not pretrained:
-        raise UserError("--lora_rank adapts a pretrained encoder: it needs --pretrain_model_path")
+        raise UserError("--lora_rank requires a pretrained encoder: add --pretrain_model_path")
     if config.keep_layers and (config.lora_rank or config.init_from or not pretrained):
         needed = "--pretrain_model_path, and cannot be combined with --lora_rank or --init_from"
         raise UserError(f"--keep_layers needs {needed}")
@@ -241,8 +241,8 @@ def check_shards(config: Config) -> None:
     """Raises UserError for labelling options that are invalid or have no effect."""
     parse_shard(config.shard)
     if config.shard and (config.do_train or config.do_eval or not config.do_predict):
-        needed = "it needs --do_predict, without --do_train and --do_eval"
-        raise UserError(f"--shard={config.shard} labels a shard of the rows: {needed}")
+        needed = "requires --do_predict and cannot be combined with --do_train or --do_eval"
+        raise UserError(f"--shard={config.shard} {needed}")
     if config.spreadsheet_safe and config.predict_output.endswith(".jsonl"):
         raise UserError("--spreadsheet_safe requires a .csv file and cannot be combined with .jsonl")
 

@@ -201,8 +201,8 @@ def test_several_processes_reduce_together_and_resume_in_one(sample, tmp_path, f
 def test_a_schedule_that_does_not_cover_the_run_is_rejected(tiny, monkeypatch):
     one_cycle = torch.optim.lr_scheduler.OneCycleLR
     for build, message in (
-        (lambda *_: None, "must return a scheduler of torch, not None"),
-        (lambda *_: one_cycle, "must return a scheduler of torch, not <class"),
+        (lambda *_: None, "must return a torch scheduler, not None"),
+        (lambda *_: one_cycle, "must return a torch scheduler, not <class"),
         (lambda optimizer, *_: one_cycle(optimizer, 1e-3, total_steps=5), "ends after 5 of 16 steps"),
     ):
         monkeypatch.setattr(test_trainer, "build_scheduler", build)

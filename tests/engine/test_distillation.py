@@ -450,7 +450,7 @@ def test_invalid_teachers_are_one_line_errors(with_more, two_teachers, every_kin
     assert "has none of the tasks" in refused(tiny(model_version="s", teacher=str(only_score(two_teachers, tmp_path))))
     with pytest.raises(UserError, match=r"must be between 0\.01 and 1000"):
         with_more(temperature=0.0)
-    with pytest.raises(UserError, match="needs a --teacher"):
+    with pytest.raises(UserError, match="requires --teacher"):
         with_more(teacher="")
     with pytest.raises(UserError, match="leave out --streaming"):
         with_more(streaming=True)

@@ -388,7 +388,7 @@ def test_each_row_is_in_one_shard_and_pools_are_not_split():
 def test_invalid_shard_is_rejected(shard):
     with pytest.raises(UserError, match="--shard="):
         Config(do_predict=True, shard=shard)
-    with pytest.raises(UserError, match="needs --do_predict"):
+    with pytest.raises(UserError, match="requires --do_predict"):
         Config(do_train=True, do_predict=True, shard="1/2")
 
 

@@ -385,7 +385,7 @@ def test_other_invalid_arguments_are_one_line_errors(runs, tmp_path):
     model, pairs = model_of(runs("sample")[0]), model_of(runs("pairs")[0])
     with pytest.raises(UserError, match="to_dict"):
         model(pandas.DataFrame({"text": ["play"]}))
-    with pytest.raises(UserError, match="reads pairs"):
+    with pytest.raises(UserError, match="reads text pairs"):
         pairs("one text")
     with pytest.raises(UserError, match="no column 'age'"):
         pairs(PAIRS)

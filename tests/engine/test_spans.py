@@ -419,7 +419,7 @@ def test_task_type_can_be_chosen(raw, sample, tmp_path, capsys):
         assert metrics.items_in("spans", row["slots"]) == metrics.items_in("tagging", tagged["slots"])
     pos = [{"tokens": ["a", "b"], "tags": ["NN", "VB"], "split": split} for split in ("train", "dev")]
     (tmp_path / "pos.jsonl").write_text("\n".join(map(json.dumps, pos)))
-    with pytest.raises(UserError, match="not entities"):
+    with pytest.raises(UserError, match="do not mark entities"):
         process(DataConfig(input=str(tmp_path / "pos.jsonl"), output_dir=str(tmp_path / "x"), label_type="tags=spans"))
 
 

@@ -202,7 +202,7 @@ def test_other_tag_notations_give_the_same_files(tmp_path, as_written, capsys):
     (tmp_path / "usual").mkdir()
     run(tmp_path / "usual", tagged())
     run(tmp_path, tagged([written(tag) for tag in TAGS]))
-    assert "not written as B-X" in capsys.readouterr().out
+    assert "do not use the B-X notation" in capsys.readouterr().out
     for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "labels.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "usual/out" / name).read_bytes()
 

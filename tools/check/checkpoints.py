@@ -188,7 +188,7 @@ def require_fitted_threshold(case: Case) -> None:
             if (reached := f1_of(head.decode(logits, batch.inputs)[0], labels)) < 0.95:
                 given = f"logits of {right:g} for right labels and {wrong:g} for others"
                 advice = "do both compare the threshold with the same values (logits or probabilities)?"
-                raise Failed(f"{name!r}: after calibrate with {given}, decode reaches an F1 of {reached:.2f}; {advice}")
+                raise Failed(f"{name!r}: after calibrating with {given}, decode has F1 {reached:.2f}; {advice}")
 
 
 def f1_of(predicted: torch.Tensor, labels: torch.Tensor) -> float:
