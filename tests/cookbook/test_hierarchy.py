@@ -55,7 +55,7 @@ def test_predictions_equal_enumeration_of_all_pairs(sample, tmp_path, fork_serve
         flags = ["--checkpoint", best, "--data_path", "dataset/sections", "--predict_output", "labelled.jsonl"]
         recipe.forks.run(["main.py", "--do_predict", "--device", "cpu", *flags])
         exported = ["tools.export", *flags[:4], "--output_dir", "shipped"]
-        assert "12 of 12 dev examples have the same answers" in recipe.forks.run(exported)
+        assert "12 of 12 dev examples have the same predictions" in recipe.forks.run(exported)
         tricks = "--use_rdrop --use_smart --dropout_samples 2 --teacher output/made --epochs 1".split()
         recipe.forks.run([*recipe.train("student"), *tricks])
     environment = os.environ | {"PYTHONPATH": str(recipe.copy)}

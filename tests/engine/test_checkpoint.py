@@ -287,7 +287,7 @@ def test_resume_with_changes_that_affect_the_result_is_rejected(tiny, sample, tm
     (data / "labels.json").write_text(labels.replace('"call"', '"dial"'))
     renamed = (data / "train.jsonl").read_text(encoding="utf-8").replace('"call"', '"dial"')
     (data / "train.jsonl").write_text(renamed, encoding="utf-8")
-    with pytest.raises(UserError, match=r"labels of 'intent' have changed since \(call, dial\)"):
+    with pytest.raises(UserError, match=r"labels of 'intent' have changed since then \(call, dial\)"):
         run(epochs=4, force_resume=True)
     with pytest.raises(UserError, match=r"only in the data: dial; only in the model: call"):
         run(do_train=False, do_eval=True)

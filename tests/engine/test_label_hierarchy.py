@@ -231,7 +231,7 @@ def test_hierarchy_end_to_end(name, data, tmp_path, fork_server):
         best = ["--checkpoint", str(made / "checkpoints/best")]
         printed = forks.run(["tools.export", *best, "--data_path", str(data / name), "--output_dir", "shipped"])
         size = len(rows_of(data / name / "dev.jsonl"))
-        assert f"{size} of {size} dev examples have the same answers" in printed
+        assert f"{size} of {size} dev examples have the same predictions" in printed
         printed = forks.run([*train, "--model_version=next", f"--init_from={made}"])
         assert f"{name}: {len(read_tasks(data / name / 'labels.json')[name].labels)} of" in printed
         averaged = ["tools.ensemble", made, tmp_path / "output/next", "--predict_file", data / name / "test.jsonl"]
