@@ -157,14 +157,16 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
     from engine.run import distributed
     from engine.train.automatic import DataFacts, resolve_data_options
     from engine.train.initial import own_checkpoint
-    from model_utils import heads_of
+    from model_utils import CRFTaggingHead, heads_of
     from preprocess.schema import load_labels, read_processed, training_texts
 
     data_path = config.data_dir
     tasks = load_labels(data_path)
     require_same_fields(tasks, data_path / "labels.json")
     require_text(tasks, config.encoder, data_path)
-    for line in config.unused_options([task.kind for task in tasks.values()]):
+    heads = [*heads_of(tasks, config.use_crf).values()]
+    actual = replace(config, use_crf=any(issubclass(head, CRFTaggingHead) for head in heads))
+    for line in actual.unused_options([task.kind for task in tasks.values()]):
         logger.warning(line)
     if config.pretrain_model_path:  # not in `from_rank_0`: a download may exceed its timeout
         locate(config.pretrain_model_path, config.model_hub)
@@ -173,7 +175,6 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
         lambda: load_tokenizer(config, lambda: training_texts(data_path / "train.jsonl"), own)
     )
     word_ends = pooling_of(config, pretrained_shape(config, own))[1] != "first"
-    heads = [*heads_of(tasks, config.use_crf).values()]
     rows = partial(read_processed, data_path / "train.jsonl", tasks)
     config = resolve_data_options(config, DataFacts(tokenizer, tasks, heads, rows))
     featurizer = Featurizer.from_config(config, tokenizer, tasks, heads, word_ends)

@@ -10,6 +10,7 @@ from config import Config
 from data_process import DataConfig
 from engine.errors import UserError
 from engine.run.command_line import os_error_line, parse_args, parse_bool
+from engine.run.option_checks import TRAITS
 
 ORIGINAL = (
     "--pretrain_model_path=bert --device=cuda:0 --do_train=True --batch_size=64 --lr=5e-5 --epochs=100 "
@@ -159,6 +160,11 @@ def test_bad_input_error_names_the_flag(flags, named, capsys):
 def test_values_are_validated_in_python(options, expected):
     with pytest.raises(UserError, match=re.escape(expected)):
         Config(**options)
+
+
+def test_traits_of_options_are_known():
+    traits = {trait for f in dataclasses.fields(Config) for trait in f.metadata["traits"]}
+    assert traits == {*TRAITS}
 
 
 def test_options_without_effect_are_reported():

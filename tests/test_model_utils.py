@@ -8,6 +8,7 @@ import transformers
 from test_trainer import make_trainer
 from transformers import AutoModel, BertConfig
 
+import main
 from config import Config
 from engine.data.tokenizer import train_tokenizer
 from engine.errors import UserError
@@ -442,7 +443,7 @@ def test_regression_is_scaled_and_comes_back_in_its_own_units():
     assert head.to_labels(3.5, 1.0) == (3.5, None)
 
 
-def test_a_replaced_tagging_head_is_used_despite_the_default_crf(monkeypatch):
+def test_a_replaced_tagging_head_is_used_despite_the_default_crf(monkeypatch, tiny, logged):
     class MyTagger(TaggingHead):
         pass
 
@@ -450,6 +451,12 @@ def test_a_replaced_tagging_head_is_used_despite_the_default_crf(monkeypatch):
     assert heads_of(tasks, use_crf=True)["slots"] is HEADS["crf_tagging"]
     monkeypatch.setitem(HEADS, "tagging", MyTagger)
     assert heads_of(tasks, use_crf=True)["slots"] is MyTagger
+    config = tiny(focal_gamma=2.0, use_crf=True)
+    main.load_data(config, torch.device("cpu"))
+    assert "no effect on tagging" not in logged.text
+    monkeypatch.undo()
+    main.load_data(config, torch.device("cpu"))
+    assert "no effect on tagging with a CRF" in logged.text
 
 
 @pytest.mark.parametrize("kind", ["classification", "multilabel", "tagging", "crf"])

@@ -174,10 +174,10 @@ def check_tricks(config: Config) -> None:
     if (config.layer_decay < 1 or config.unfreeze_layers) and (not pretrained or config.freeze_layers == -1):
         needed = "they need --pretrain_model_path, and layers that are not frozen"
         raise UserError(f"--layer_decay and --unfreeze_layers protect pretrained layers: {needed}")
-    on_embeddings = any(getattr(config, name) for name in with_trait(config, "embeddings"))
+    on_embeddings = [f"--{name}" for name in with_trait(config, "embeddings") if getattr(config, name)]
     if (config.freeze_layers or config.unfreeze_layers or config.lora_rank) and on_embeddings:
         frozen = "which --freeze_layers, --unfreeze_layers and --lora_rank freeze; try --use_freelb"
-        raise UserError(f"--use_fgm and --use_pgd need the gradient of the word embeddings, {frozen}")
+        raise UserError(f"{' and '.join(on_embeddings)} needs the gradient of the word embeddings, {frozen}")
 
 
 def check_warmup(config: Config) -> None:
